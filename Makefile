@@ -1,0 +1,35 @@
+# Two commands are enough: `make demo` to look at it, `make test` to change it. See the README for the rest.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+# Each of the private clusters and servers is started by the recipe that needs it: nothing is gained by -j
+.NOTPARALLEL:
+
+PYTHON := .venv/bin/python
+STACK := $(PYTHON) -m development.stack
+
+.PHONY: help
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+.PHONY: venv
+venv: ## Make .venv with NetBox, the plugin and the tools (all other targets do this by themselves)
+	@development/bootstrap.sh
+
+.PHONY: test
+test: ## Run the tests: make test, or make test ARGS="tests/engine -k claim -x"
+	@development/bootstrap.sh test
+	@$(STACK) template
+	@$(PYTHON) -m pytest $(ARGS)
+
+.PHONY: migrations
+migrations: venv ## Write the migrations for changed models
+	@DEVELOPER=1 $(STACK) run netbox makemigrations netbox_celery $(ARGS)
+
+.PHONY: shell
+shell: venv ## Open NetBox's shell on a fresh database; another command: make shell ARGS="netbox check"
+	@$(STACK) run $(or $(ARGS),netbox shell)
+
+.PHONY: clean
+clean: ## Remove all that running the plugin has left in the checkout
+	@rm -rf development/.state .venv .venv.lock build dist site .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,58 @@
+"""The commands behind the Makefile."""
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+from .instance import executable
+from .processes import StackError
+from .services import Services
+from .template import ensure_template
+
+
+def template(options):
+    """
+    Prepare the database that test runs and demo start from.
+    """
+    ensure_template()
+
+
+def run(options):
+    """
+    Run a command in a fresh instance of its own, e.g. `run netbox shell`.
+    """
+    command, *arguments = options.command or [os.environ.get('SHELL', 'sh')]
+    # What is installed in the venv need not be on the PATH
+    command = executable(command) if os.path.exists(executable(command)) else shutil.which(command) or command
+    with Services('run') as services:
+        env = {**os.environ, **services.instance.environ, 'PATH': f'{executable("")}:{os.environ["PATH"]}'}
+        return subprocess.run([command, *arguments], env=env).returncode
+
+
+def main():
+    parser = argparse.ArgumentParser(prog='python -m development.stack')
+    commands = parser.add_subparsers(dest='function', required=True, metavar='COMMAND')
+    for function in (template, run):
+        command = commands.add_parser(function.__name__, help=function.__doc__.strip())
+        command.set_defaults(function=function)
+        if function is run:
+            command.add_argument('command', nargs=argparse.REMAINDER)
+    options = parser.parse_args()
+
+    # Being told to stop means to clean up first
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, lambda number, frame: sys.exit(128 + number))
+    try:
+        return options.function(options) or 0
+    except KeyboardInterrupt:
+        return 130
+    except StackError as error:
+        print(f'\n{error}', file=sys.stderr)
+        return 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""
+Starting, recognising and stopping processes.
+
+A process is known by its id together with the moment at which it was born, for ids are used again. That is enough to
+find, after `kill -9` of whoever started it, what is still there, and never to stop a stranger.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
+from pathlib import Path
+
+from .paths import ROOT
+
+__all__ = (
+    'Process',
+    'StackError',
+    'free_port',
+    'locked',
+    'tail',
+    'wait_until',
+    'write_json',
+)
+
+
+class StackError(Exception):
+    """Something that the person at the keyboard can do something about: shown without a traceback."""
+
+
+@dataclass
+class Process:
+    """
+    A process that was started here, now or by an earlier command.
+
+    Args:
+        name: What it is called in messages, and its log file
+        pid: Its id; it is the leader of a process group of its own
+        birth: Its identity beside the id: see `birth_of()`
+        stop_signal: The name of the signal that makes it end in an orderly way
+    """
+    name: str
+    pid: int
+    birth: str
+    stop_signal: str = 'SIGTERM'
+
+    @classmethod
+    def start(cls, name, command, log, *, env=None, cwd=ROOT, stop_signal='SIGTERM', die_with_parent=False):
+        """
+        Start a command in the background, in its own process group, so that Ctrl-C in the terminal does not reach it.
+
+        Args:
+            log: The file that takes its output
+            env: Variables to set, beside the present ones
+            die_with_parent: End it when this process ends, however that happens
+        """
+        command = [str(argument) for argument in command]
+        if die_with_parent and (setpriv := shutil.which('setpriv')):
+            # A command that is run as another user goes through setpriv already
+            if Path(command[0]).name == 'setpriv':
+                command[1:1] = ['--pdeathsig', stop_signal[3:]]
+            else:
+                command = [setpriv, '--pdeathsig', stop_signal[3:], *command]
+        log = Path(log)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open('ab') as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=cwd,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
+            )
+        return cls(name=name, pid=process.pid, birth=birth_of(process.pid), stop_signal=stop_signal)
+
+    @property
+    def running(self):
+        with suppress(ChildProcessError):
+            os.waitpid(self.pid, os.WNOHANG)
+        return bool(self.birth) and birth_of(self.pid) == self.birth
+
+    def stop(self, timeout=20):
+        """
+        Make it end, gently if it can be done within `timeout` seconds, and its children with it.
+        """
+        if self.running:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.Signals[self.stop_signal])
+            wait_until(lambda: not self.running, timeout)
+        elif birth_of(self.pid) or not self.birth.startswith(boot_id()):
+            # It is gone, and its id is, or may be, somebody else's
+            return
+        # Children that outlived it, or all of them
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        wait_until(lambda: not self.running, 5)
+
+    def to_dict(self):
+        return asdict(self)
+
+
+def birth_of(pid):
+    """
+    Return what tells a process from others that have had, or will have, the same id; nothing if it is not running.
+    """
+    try:
+        stat = Path(f'/proc/{pid}/stat').read_text()
+    except OSError:
+        return ''
+    # The name in brackets may contain anything
+    state, *fields = stat.rpartition(')')[2].split()
+    return '' if state in 'ZX' else f'{boot_id()}:{fields[18]}'
+
+
+def boot_id():
+    return Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+
+
+def free_port(preferred=None):
+    """
+    Return a TCP port of 127.0.0.1 that nobody listens on: the preferred one, if it is free.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(('127.0.0.1', preferred or 0))
+        except OSError:
+            probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(condition, timeout, interval=0.05):
+    """
+    Return the first true value of `condition()`, or its last one after `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while not (value := condition()) and time.monotonic() < deadline:
+        time.sleep(interval)
+    return value
+
+
+def tail(path, lines=15):
+    """
+    Return the last lines of a log file, to be shown with an error.
+    """
+    try:
+        return '\n'.join(Path(path).read_text(errors='replace').splitlines()[-lines:])
+    except OSError:
+        return ''
+
+
+@contextmanager
+def locked(path, *, shared=False, wait=True):
+    """
+    Hold a lock for the duration of a block. The system lets go of it when the process ends, however that happens.
+
+    Yields whether the lock was taken, which without `wait` it may not be.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('a') as handle:
+        try:
+            flock(handle, (LOCK_SH if shared else LOCK_EX) | (0 if wait else LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def write_json(path, data, mode=0o600):
+    """
+    Write a file in one step, never to be seen half written or by others.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f'{path.name}.{os.getpid()}')
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), 'w') as handle:
+        json.dump(data, handle, indent=2)
+        handle.write('\n')
+    draft.replace(path)

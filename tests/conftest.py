@@ -1,0 +1,94 @@
+"""
+Every test runs on a real NetBox with a real PostgreSQL and a real Redis, which belong to this run of pytest alone.
+
+They are started here, before Django reads its settings, from a cluster that has all migrations applied (see
+`development/stack/`), and end with the run. So any number of runs can go on at the same time, `pytest` needs no
+arguments and no environment, and what a test commits is seen by real workers: the database is the one that the
+configuration in `NETBOX_ROOT` names, not a second one of Django's making.
+
+`make test` prepares the template and runs pytest; with that done once, `.venv/bin/pytest tests/...` is the same.
+"""
+
+import atexit
+import os
+import signal
+
+import django
+import pytest
+from django.test import TransactionTestCase
+
+from development.stack.services import Services
+
+
+def interrupt(number, frame):
+    raise KeyboardInterrupt
+
+
+def stop_services(owner=os.getpid()):
+    # Not in a process that a test has forked
+    if os.getpid() == owner:
+        running_services.__exit__(None, None, None)
+
+
+# Being told to stop means to clean up first
+signal.signal(signal.SIGTERM, interrupt)
+
+running_services = Services('test', for_tests=True).__enter__()
+atexit.register(stop_services)
+os.environ.update(running_services.instance.environ)
+django.setup()
+
+
+@pytest.fixture(scope='session')
+def services():
+    """
+    The private services: `services.instance.environ` is what a subprocess needs to be part of this NetBox, and
+    `services.another_instance(...)` makes one that is configured differently.
+    """
+    return running_services
+
+
+#
+# The database
+#
+
+@pytest.fixture(scope='session')
+def django_db_setup():
+    """
+    Use the database as it is: it has been made for this run, with all migrations applied.
+    """
+
+
+class Cleaner:
+    """
+    Puts the database back after a test that commits (`django_db(transaction=True)`, `TransactionTestCase`).
+
+    Django truncates every table, those filled by migrations included, and fills some of them again: seconds, with
+    NetBox's 200 tables. Here only the tables that were empty and are not so any more are emptied. Without triggers and
+    foreign keys, `DELETE` takes no lock that a worker's open connection would be in the way of.
+    """
+
+    def __init__(self, cluster):
+        self.cluster = cluster
+        with cluster.connect('netbox') as connection:
+            tables = [name for name, in connection.execute(
+                "SELECT quote_ident(relname) FROM pg_class"
+                " WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+            )]
+            filled = set(self.filled(connection, tables))
+        self.tables = [name for name in tables if name not in filled]
+
+    @staticmethod
+    def filled(connection, tables):
+        query = ' UNION ALL '.join(f"(SELECT '{name}' FROM {name} LIMIT 1)" for name in tables)
+        return [name for name, in connection.execute(query)]
+
+    def __call__(self):
+        with self.cluster.connect('netbox') as connection:
+            connection.execute("SET session_replication_role = replica; SET lock_timeout = '20s'")
+            for name in self.filled(connection, self.tables):
+                connection.execute(f'DELETE FROM {name}')
+
+
+clean = Cleaner(running_services.cluster)
+TransactionTestCase._fixture_teardown = lambda self: clean()
