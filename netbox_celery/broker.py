@@ -1,0 +1,105 @@
+"""Celery's settings, made from NetBox's: where the broker is, how it is spoken to, what is accepted from it.
+
+`REDIS["tasks"]` is read as NetBox reads it for RQ (`netbox.settings`, "TASKS_REDIS"): host or URL, any user name and
+password, database, TLS, Sentinel. `broker_url` and `result_backend` override it, `celery={...}` passes through.
+"""
+import ssl
+from urllib.parse import quote, urlsplit, urlunsplit
+
+__all__ = (
+    'celery_settings',
+)
+
+
+def celery_settings(redis, config, timezone='UTC'):
+    """Return the settings of the Celery app.
+
+    Args:
+        redis: NetBox's `REDIS["tasks"]`, a dict.
+        config: The plugin's settings, a `netbox_celery.config.Config`.
+        timezone: NetBox's `TIME_ZONE`.
+    """
+    settings = {
+        'accept_content': ['json'],
+        'task_serializer': 'json',
+        'result_serializer': 'json',
+        'timezone': timezone,
+        'enable_utc': True,
+        'broker_connection_retry_on_startup': True,
+    }
+    settings |= {key: value for key, value in config.celery.items() if not key.endswith('transport_options')}
+
+    settings['broker_url'] = config.broker_url or _redis_url(redis)
+    settings['result_backend'] = config.result_backend or _redis_url(redis)
+    for key, url, own in (
+        ('broker_transport_options', settings['broker_url'], not config.broker_url),
+        ('result_backend_transport_options', settings['result_backend'], not config.result_backend),
+    ):
+        options = {}
+        if _speaks_redis(url):
+            options['global_keyprefix'] = config.key_prefix
+        if own:
+            options |= _sentinel_options(redis)
+        settings[key] = options | config.celery.get(key, {})
+    if tls := _tls(redis):
+        if not config.broker_url:
+            settings.setdefault('broker_use_ssl', tls)
+        if not config.result_backend:
+            settings.setdefault('redis_backend_use_ssl', tls)
+    return settings
+
+
+def _speaks_redis(url):
+    return url.split(':', 1)[0].split('+')[0] in ('redis', 'rediss', 'sentinel')
+
+
+def _redis_url(redis):
+    if sentinels := redis.get('SENTINELS'):
+        return ';'.join(
+            f'sentinel://{_credentials(redis)}{host}:{port}/{redis.get("DATABASE", 0)}' for host, port in sentinels
+        )
+    if url := redis.get('URL'):
+        return _completed(url, redis)
+    scheme = 'rediss' if redis.get('SSL') else 'redis'
+    host = redis.get('HOST', 'localhost')
+    if ':' in host and not host.startswith('['):
+        host = f'[{host}]'  # an IPv6 address
+    return f'{scheme}://{_credentials(redis)}{host}:{redis.get("PORT", 6379)}/{redis.get("DATABASE", 0)}'
+
+
+def _completed(url, redis):
+    """Add to a URL what NetBox lets one say beside it. redis-py's `unix://` is `redis+socket://` to Celery."""
+    parts = urlsplit(url)
+    if parts.scheme == 'unix':
+        query = parts.query or f'virtual_host={redis.get("DATABASE", 0)}'
+        return urlunsplit(('redis+socket', parts.netloc, parts.path, query, ''))
+    netloc = parts.netloc if '@' in parts.netloc else _credentials(redis) + parts.netloc
+    path = parts.path if parts.path.strip('/') else f'/{redis.get("DATABASE", 0)}'
+    return urlunsplit((parts.scheme, netloc, path, parts.query, ''))
+
+
+def _credentials(redis):
+    username, password = redis.get('USERNAME') or '', redis.get('PASSWORD') or ''
+    if not username and not password:
+        return ''
+    return f'{quote(username, safe="")}:{quote(password, safe="")}@'
+
+
+def _tls(redis):
+    """Return TLS options, or `None` where the connection is in the clear."""
+    if not redis.get('SSL') and not str(redis.get('URL') or '').startswith('rediss:'):
+        return None
+    tls = {'ssl_cert_reqs': ssl.CERT_NONE if redis.get('INSECURE_SKIP_TLS_VERIFY') else ssl.CERT_REQUIRED}
+    if path := redis.get('CA_CERT_PATH'):
+        tls['ssl_ca_certs'] = path
+    return tls
+
+
+def _sentinel_options(redis):
+    if not redis.get('SENTINELS'):
+        return {}
+    timeout = redis.get('SENTINEL_TIMEOUT', 10)
+    return {
+        'master_name': redis.get('SENTINEL_SERVICE', 'default'),
+        'sentinel_kwargs': {'socket_connect_timeout': timeout},
+    }

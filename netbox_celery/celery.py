@@ -1,0 +1,66 @@
+"""The Celery app: `celery -A netbox_celery worker`, `beat`, `inspect`, ...
+
+In NetBox's own processes (web, rqworker, shell) the plugin's configuration imports this module, which makes the app
+the current one: `shared_task` binds to it. From the `celery` command it is the other way round, and NetBox is set up
+from here.
+"""
+import os
+import sys
+
+from celery import Celery
+from django.apps import apps
+
+from .engine.backend import tracking
+from .engine.enqueue import send
+
+__all__ = (
+    'NetBoxCelery',
+    'app',
+)
+
+os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'netbox.settings')
+# NetBox's web process runs Django's system checks; a worker would spend 7 of its first 12 seconds on them.
+os.environ.setdefault('CELERY_SKIP_CHECKS', '1')
+
+
+class NetBoxCelery(Celery):
+    """A Celery app whose calls make rows and whose result backend writes their ends."""
+
+    def send_task(self, name, args=None, kwargs=None, **options):
+        """Send a task by name. `apply_async`, canvas, retries and beat all come through here.
+
+        Takes the `netbox_*` options beside Celery's own (see `netbox_celery.tasks`).
+        """
+        return send(self, super().send_task, name, args, kwargs, options)
+
+    def _get_backend(self):
+        return tracking(super()._get_backend())
+
+
+def _load_settings():
+    from django.conf import settings
+
+    from .broker import celery_settings
+    from .config import get_config
+
+    return celery_settings(settings.REDIS['tasks'], get_config(), settings.TIME_ZONE)
+
+
+def _plugin_packages():
+    from netbox.registry import registry
+
+    return registry['plugins']['installed']
+
+
+app = NetBoxCelery('netbox_celery')
+app.set_default()
+app.add_defaults(_load_settings)
+app.autodiscover_tasks(_plugin_packages)
+
+from .engine import signals  # noqa: E402, F401 - connects itself to Celery's signals
+
+if not apps.ready and not apps.loading:
+    # Python finds `netbox_celery` half imported otherwise: NetBox's settings import the plugins.
+    import django
+
+    django.setup()

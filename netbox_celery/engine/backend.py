@@ -1,0 +1,2 @@
+def tracking(backend):
+    return backend

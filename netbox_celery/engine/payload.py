@@ -1,0 +1,114 @@
+"""JSON between Celery and PostgreSQL: arguments, results and data of runs.
+
+Kombu writes dates, UUIDs, decimals and bytes into JSON with a type marker and reads them back, so that a task gets
+what the caller passed. Rows hold that same JSON, which is what makes it possible to send a message again. PostgreSQL
+refuses some JSON that Python writes (NUL, lone surrogates, NaN); such text is cleaned on its way.
+"""
+import json
+import re
+
+from django.core.serializers.json import DjangoJSONEncoder
+from kombu.utils.json import JSONEncoder, object_hook
+
+__all__ = (
+    'PayloadDecoder',
+    'PayloadEncoder',
+    'clean',
+    'clean_text',
+    'cut_text',
+    'dumps',
+    'plain',
+    'to_jsonb',
+)
+
+# What jsonb refuses, as `json.dumps` writes it. A match may be a false alarm (an escaped backslash); cleaning is exact.
+_SUSPECT = re.compile(r'\\u0000|\\ud[89a-f]|NaN|Infinity')
+_UNSTORABLE = re.compile('[\x00\ud800-\udfff]')
+# Terminal control sequences: CSI (colours, cursor), OSC (titles, links), and the two-character ones.
+_ANSI = re.compile(r'\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])')
+_CONTROL = re.compile(r'[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]')
+
+
+class PayloadEncoder(JSONEncoder):
+    """Kombu's JSON encoder: as messages are written, so are rows."""
+
+
+class PayloadDecoder(json.JSONDecoder):
+    """Reads what `PayloadEncoder` wrote."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, object_hook=_object_hook, **kwargs)
+
+
+def _object_hook(value):
+    try:
+        return object_hook(value)
+    except (ValueError, TypeError, AttributeError):
+        # Not a marker of Kombu's but data of the task's own that looks like one.
+        return value
+
+
+def dumps(value):
+    """Return `value` as JSON text, written as Kombu writes messages.
+
+    Raises:
+        TypeError: Something in it is of a type that JSON cannot hold.
+        ValueError: It contains itself.
+    """
+    return json.dumps(value, cls=PayloadEncoder)
+
+
+def to_jsonb(value):
+    """Return `value` as JSON text that PostgreSQL's `jsonb` accepts, and whether it had to be changed for that."""
+    text = dumps(value)
+    if not _SUSPECT.search(text):
+        return text, False
+    cleaned = json.dumps(clean(json.loads(text)))
+    return cleaned, cleaned != text
+
+
+def clean(value):
+    """Replace what `jsonb` refuses, in any depth of plain JSON data: NUL, lone surrogates, NaN and infinities."""
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, float) and (value != value or value in (float('inf'), float('-inf'))):
+        return str(value)
+    if isinstance(value, dict):
+        return {clean_text(key): clean(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [clean(item) for item in value]
+    return value
+
+
+def clean_text(text):
+    """Replace characters that PostgreSQL's `text` cannot hold (NUL, lone surrogates) by U+FFFD."""
+    return _UNSTORABLE.sub('\ufffd', text)
+
+
+def clean_line(text):
+    """Like `clean_text`, without terminal colours and control characters; tabs and line breaks stay."""
+    text = _UNSTORABLE.sub('\ufffd', text)
+    if '\x1b' in text:
+        text = _ANSI.sub('', text)
+    return _CONTROL.sub('', text)
+
+
+def cut_text(text, limit):
+    """Return `text`, or its first `limit` characters with a note of how many are missing."""
+    if len(text) <= limit:
+        return text
+    return f'{text[:limit]}… [cut: {len(text) - limit:,} of {len(text):,} characters left out]'
+
+
+def plain(value):
+    """Return `value` as JSON data without type markers: what a person, REST and GraphQL read."""
+    return json.loads(json.dumps(value, cls=_PlainEncoder))
+
+
+class _PlainEncoder(DjangoJSONEncoder):
+
+    def default(self, o):
+        try:
+            return super().default(o)
+        except TypeError:
+            return o.decode('utf-8', 'replace') if isinstance(o, bytes) else str(o)

@@ -1,0 +1,76 @@
+"""Everything of NetBox that its plugin documentation does not promise, in one place.
+
+A NetBox upgrade breaks here or nowhere.
+"""
+from contextlib import contextmanager
+
+from core.choices import ObjectChangeActionChoices
+from netbox.context import current_request
+from netbox.registry import registry
+from utilities.request import NetBoxFakeRequest, apply_request_processors
+
+__all__ = (
+    'change_tracking',
+    'current_user',
+    'plugin_packages',
+    'record_change',
+)
+
+
+def plugin_packages():
+    """Return the names of the installed plugins' packages."""
+    return registry['plugins']['installed']
+
+
+def current_user():
+    """Return the user of the request that is being served, or `None` outside of one."""
+    request = current_request.get()
+    user = getattr(request, 'user', None)
+    return user if user is not None and user.is_authenticated else None
+
+
+@contextmanager
+def change_tracking(user, request_id):
+    """Record changes of NetBox objects as if `user` had made them in the request `request_id`.
+
+    Change log entries, event rules and webhooks work as from the user interface; events are dispatched only if the
+    block ends without an exception (`netbox.context_managers.event_tracking`).
+
+    Args:
+        user: A user, or a lazy object that becomes one.
+        request_id: The UUID that joins the changes.
+    """
+    request = NetBoxFakeRequest({
+        'META': {},
+        'COOKIES': {},
+        'POST': {},
+        'GET': {},
+        'FILES': {},
+        'user': user,
+        'method': None,
+        'path': '',
+        'path_info': '',
+        'id': request_id,
+    })
+    with apply_request_processors(request):
+        yield
+
+
+def record_change(instance, request, action, message=''):
+    """Write a change log entry for something a person did that no `save()` recorded.
+
+    Args:
+        instance: The object; `instance.snapshot()` before the change gives the entry its "before".
+        request: The request in which the person did it.
+        action: `create`, `update` or `delete` (`ObjectChangeActionChoices`).
+        message: Why, as the person says it, or what the system adds.
+    """
+    instance._changelog_message = message
+    change = instance.to_objectchange(action)
+    change.user = request.user
+    change.request_id = request.id
+    change.save()
+
+
+ACTION_CREATE = ObjectChangeActionChoices.ACTION_CREATE
+ACTION_UPDATE = ObjectChangeActionChoices.ACTION_UPDATE

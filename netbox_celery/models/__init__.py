@@ -1,0 +1,10 @@
+from .result import CeleryLogEntry, CeleryResult
+from .task import CeleryTask
+from .worker import CeleryWorker
+
+__all__ = (
+    'CeleryLogEntry',
+    'CeleryResult',
+    'CeleryTask',
+    'CeleryWorker',
+)

@@ -1,0 +1,488 @@
+"""A run (`CeleryResult`) and the lines of its log (`CeleryLogEntry`).
+
+The rows are the truth about runs: who may write which column when is told in `netbox_celery.engine.lifecycle`.
+Nothing here changes a status.
+"""
+from datetime import timedelta
+
+from django.conf import settings
+from django.contrib.contenttypes.fields import GenericForeignKey
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from netbox.models import NetBoxModel
+from utilities.querysets import RestrictedQuerySet
+
+from ..choices import LogLevelChoices, ResultReasonChoices, ResultStatusChoices
+from ..engine.payload import PayloadDecoder, PayloadEncoder, plain
+
+__all__ = (
+    'CeleryLogEntry',
+    'CeleryResult',
+)
+
+
+class CeleryResult(NetBoxModel):
+    """One run of a task, whatever its number of attempts."""
+
+    # What was called
+    task_id = models.UUIDField(
+        verbose_name=_('task ID'),
+        unique=True,
+        help_text=_("Celery's ID of this run")
+    )
+    celery_name = models.CharField(
+        verbose_name=_('task'),
+        max_length=255,
+        help_text=_('Name under which the task is registered')
+    )
+    name = models.CharField(
+        verbose_name=_('name'),
+        max_length=255,
+        help_text=_("What is shown; by default the task's name")
+    )
+    args = models.JSONField(
+        verbose_name=_('arguments'),
+        encoder=PayloadEncoder,
+        decoder=PayloadDecoder,
+        default=list,
+        blank=True,
+        null=True
+    )
+    kwargs = models.JSONField(
+        verbose_name=_('keyword arguments'),
+        encoder=PayloadEncoder,
+        decoder=PayloadDecoder,
+        default=dict,
+        blank=True,
+        null=True
+    )
+    options = models.JSONField(
+        verbose_name=_('options'),
+        encoder=PayloadEncoder,
+        decoder=PayloadDecoder,
+        default=dict,
+        blank=True,
+        help_text=_('Execution options as sent: queue, priority, ETA, time limits, ...')
+    )
+    queue = models.CharField(
+        verbose_name=_('queue'),
+        max_length=255,
+        blank=True
+    )
+    user = models.ForeignKey(
+        to=settings.AUTH_USER_MODEL,
+        on_delete=models.SET_NULL,
+        related_name='+',
+        verbose_name=_('user'),
+        blank=True,
+        null=True,
+        help_text=_('Under whose name the task changes NetBox objects')
+    )
+    object_type = models.ForeignKey(
+        to='contenttypes.ContentType',
+        on_delete=models.SET_NULL,
+        related_name='+',
+        verbose_name=_('object type'),
+        blank=True,
+        null=True,
+        db_index=False
+    )
+    object_id = models.PositiveBigIntegerField(
+        verbose_name=_('object ID'),
+        blank=True,
+        null=True
+    )
+    object = GenericForeignKey(
+        ct_field='object_type',
+        fk_field='object_id',
+        for_concrete_model=False
+    )
+
+    # Where it stands
+    status = models.CharField(
+        verbose_name=_('status'),
+        max_length=20,
+        choices=ResultStatusChoices,
+        default=ResultStatusChoices.STATUS_PENDING
+    )
+    reason = models.CharField(
+        verbose_name=_('reason'),
+        max_length=30,
+        choices=ResultReasonChoices,
+        blank=True
+    )
+    value = models.BigIntegerField(
+        verbose_name=_('progress'),
+        blank=True,
+        null=True
+    )
+    value_max = models.BigIntegerField(
+        verbose_name=_('progress maximum'),
+        blank=True,
+        null=True
+    )
+    step = models.CharField(
+        verbose_name=_('step'),
+        max_length=255,
+        blank=True,
+        help_text=_('What the task is doing at the moment')
+    )
+    data = models.JSONField(
+        verbose_name=_('data'),
+        encoder=PayloadEncoder,
+        decoder=PayloadDecoder,
+        blank=True,
+        null=True,
+        help_text=_("The task's own data about this run")
+    )
+    worker = models.CharField(
+        verbose_name=_('worker'),
+        max_length=255,
+        blank=True,
+        help_text=_('Node name of the worker that runs, or last ran, the task')
+    )
+    attempt = models.PositiveIntegerField(
+        verbose_name=_('attempt'),
+        default=0,
+        help_text=_('Number of the current or last attempt; 0 before the first')
+    )
+    attempts = models.JSONField(
+        verbose_name=_('attempts'),
+        default=list,
+        blank=True,
+        help_text=_('History: number, started, ended, worker and error of each attempt')
+    )
+
+    # When
+    scheduled = models.DateTimeField(
+        verbose_name=_('scheduled'),
+        blank=True,
+        null=True,
+        help_text=_('Earliest time of the start, or of the next attempt')
+    )
+    expires = models.DateTimeField(
+        verbose_name=_('expires'),
+        blank=True,
+        null=True
+    )
+    sent = models.DateTimeField(
+        verbose_name=_('sent'),
+        blank=True,
+        null=True,
+        help_text=_('When the broker accepted the message')
+    )
+    started = models.DateTimeField(
+        verbose_name=_('started'),
+        blank=True,
+        null=True
+    )
+    completed = models.DateTimeField(
+        verbose_name=_('completed'),
+        blank=True,
+        null=True
+    )
+    cancelled = models.DateTimeField(
+        verbose_name=_('cancelled'),
+        blank=True,
+        null=True,
+        help_text=_('When somebody asked for it to be cancelled')
+    )
+
+    # How it ended
+    result = models.JSONField(
+        verbose_name=_('result'),
+        encoder=PayloadEncoder,
+        decoder=PayloadDecoder,
+        blank=True,
+        null=True
+    )
+    error = models.TextField(
+        verbose_name=_('error'),
+        blank=True
+    )
+    traceback = models.TextField(
+        verbose_name=_('traceback'),
+        blank=True
+    )
+
+    # What it belongs to. Plain UUIDs, never foreign keys: a parent may never have been published.
+    request_id = models.UUIDField(
+        verbose_name=_('request ID'),
+        blank=True,
+        null=True,
+        help_text=_("Joins the changes that the run made in NetBox's change log")
+    )
+    parent_id = models.UUIDField(
+        verbose_name=_('parent ID'),
+        blank=True,
+        null=True
+    )
+    root_id = models.UUIDField(
+        verbose_name=_('root ID'),
+        blank=True,
+        null=True
+    )
+    group_id = models.UUIDField(
+        verbose_name=_('group ID'),
+        blank=True,
+        null=True
+    )
+
+    # The engine's own, shown nowhere
+    message = models.TextField(
+        editable=False,
+        null=True,
+        help_text='Arguments to send (again) where `args` and `kwargs` do not hold them: they are redacted or cut.'
+    )
+    holder = models.UUIDField(
+        editable=False,
+        null=True,
+        help_text='Key of the worker process group that claimed the run (`CeleryWorker.key`).'
+    )
+    claims = models.PositiveIntegerField(
+        editable=False,
+        default=0,
+        help_text='Fencing token: counts the claims; only the last claim may end the run.'
+    )
+    nesting = models.PositiveIntegerField(
+        editable=False,
+        default=0,
+        help_text='How often the task replaced itself; a higher number is a later message.'
+    )
+
+    class Meta:
+        # Newest first. The primary key orders as `created` does and needs no index of its own.
+        ordering = ('-pk',)
+        indexes = (
+            models.Index(fields=('celery_name', '-id')),
+            models.Index(
+                fields=('object_type', 'object_id'),
+                condition=Q(object_id__isnull=False),
+                name='netbox_celery_result_object'
+            ),
+            models.Index(
+                fields=('root_id',),
+                condition=Q(parent_id__isnull=False),
+                name='netbox_celery_result_root'
+            ),
+            # What the sweeps look at: few rows, whatever the length of the history.
+            models.Index(
+                fields=('status', 'holder'),
+                condition=Q(completed__isnull=True),
+                name='netbox_celery_result_open'
+            ),
+        )
+        permissions = (
+            ('cancel', 'Cancel a run'),
+            ('rerun', 'Run again with the same arguments'),
+        )
+        verbose_name = _('result')
+        verbose_name_plural = _('results')
+
+    def __str__(self):
+        return self.name or self.celery_name or str(self.task_id)
+
+    def get_status_color(self):
+        return ResultStatusChoices.colors.get(self.status)
+
+    def serialize_object(self, exclude=None):
+        """Leave what only the engine uses out of the change log."""
+        return super().serialize_object(exclude=[*(exclude or ()), 'message', 'holder', 'claims', 'nesting'])
+
+    @property
+    def is_finished(self):
+        """Whether the run has ended; nothing changes its status any more."""
+        return self.status in ResultStatusChoices.FINISHED
+
+    @property
+    def is_cancelling(self):
+        """Whether somebody asked to cancel the run and it has not ended yet."""
+        return self.cancelled is not None and not self.is_finished
+
+    @property
+    def display_args(self):
+        """Arguments as a person reads them: the caller's `argsrepr` if one was given, else `args` as plain JSON."""
+        return self._display('args')
+
+    @property
+    def display_kwargs(self):
+        """Keyword arguments as a person reads them (see `display_args`)."""
+        return self._display('kwargs')
+
+    def _display(self, field):
+        redacted = (self.options or {}).get(f'{field}repr')
+        return plain(getattr(self, field)) if redacted is None else redacted
+
+    @property
+    def is_rerunnable(self):
+        """Whether the row still holds the arguments, so that the run can be repeated."""
+        return self.args is not None and self.kwargs is not None
+
+    @property
+    def percentage(self):
+        """Progress in percent, between 0 and 100, or `None` while it is not known."""
+        if self.value is None or not self.value_max:
+            return None
+        return max(0.0, min(100.0, 100 * self.value / self.value_max))
+
+    @property
+    def duration(self):
+        """Time from the first start to the end (or to now), a `timedelta`, or `None` before the start."""
+        if self.started is None:
+            return None
+        return max((self.completed or timezone.now()) - self.started, timedelta())
+
+    @classmethod
+    def enqueue(cls, task_or_name, *, args=(), kwargs=None, user=None, instance=None, schedule_at=None, queue=None,
+                **options):
+        """Run a task in the background and return its row.
+
+        Inside a transaction the row is part of it and the message goes out on commit.
+
+        Args:
+            task_or_name: A Celery task, or the name of one.
+            args: Positional arguments of the task, without `task_id`.
+            kwargs: Keyword arguments of the task.
+            user: Under whose name the task changes NetBox objects (a user, or a primary key).
+            instance: The NetBox object that the run concerns.
+            schedule_at: Earliest time of the start, an aware `datetime`.
+            queue: Name of the queue; by default what Celery's `task_routes` says.
+            **options: Any option of Celery's `apply_async` and any `netbox_*` option.
+
+        Returns:
+            The new `CeleryResult`.
+
+        Raises:
+            TypeError: The arguments do not fit the task's signature.
+            kombu.exceptions.EncodeError: An argument cannot be written as JSON (a model instance, for example).
+            kombu.exceptions.OperationalError: The broker refused the message (outside a transaction).
+        """
+        from ..engine.enqueue import enqueue
+        return enqueue(
+            task_or_name, args=args, kwargs=kwargs, user=user, instance=instance, schedule_at=schedule_at,
+            queue=queue, **options
+        )
+
+    @classmethod
+    def enqueue_many(cls, task_or_name, calls, *, user=None, instance=None, schedule_at=None, queue=None, **options):
+        """Run a task many times: one bulk insert, one producer.
+
+        Args:
+            task_or_name: A Celery task, or the name of one.
+            calls: An iterable with one item a run: a tuple or list of positional arguments, a dict of keyword
+                arguments, or a pair `(args, kwargs)` of a tuple or list and a dict.
+            user, instance, schedule_at, queue, **options: As for `enqueue`; they hold for all runs.
+
+        Returns:
+            A list of the new `CeleryResult` rows, in the order of `calls`.
+        """
+        from ..engine.enqueue import enqueue_many
+        return enqueue_many(
+            task_or_name, calls, user=user, instance=instance, schedule_at=schedule_at, queue=queue, **options
+        )
+
+    @classmethod
+    def enqueue_job(cls, celery_name, user, celery_kwargs=None, task_id=None, args=(), kwargs=None):
+        """Run a task by name; the older signature of `enqueue`.
+
+        Args:
+            celery_name: Name of the task.
+            user: Under whose name the task changes NetBox objects.
+            celery_kwargs: Options of Celery's `apply_async`.
+            task_id: ID of the run; by default a new one.
+            args: Positional arguments of the task.
+            kwargs: Keyword arguments of the task.
+        """
+        options = dict(celery_kwargs or {})
+        if task_id is not None:
+            options['task_id'] = str(task_id)
+        return cls.enqueue(celery_name, args=args, kwargs=kwargs, user=user, **options)
+
+    def cancel(self, user=None):
+        """Cancel the run (see `netbox_celery.engine.control.cancel`). Returns whether it was still to be cancelled."""
+        from ..engine.control import cancel
+        return cancel(self, user=user)
+    cancel.alters_data = True
+
+    def rerun(self, user=None):
+        """Run the task again with the same arguments and options. Returns the new row."""
+        from ..engine.control import rerun
+        return rerun(self, user=user)
+    rerun.alters_data = True
+
+
+class CeleryLogEntry(models.Model):
+    """A line of a run's log. Its primary key is the cursor of a reader who follows the log."""
+    result = models.ForeignKey(
+        to='netbox_celery.CeleryResult',
+        # PostgreSQL deletes them (ON DELETE CASCADE, migration 0001): a million lines go without one being loaded.
+        # Django does not let DB_CASCADE stand beside the Python-level SET_NULL of its other relations.
+        on_delete=models.DO_NOTHING,
+        db_constraint=False,
+        related_name='log_entries',
+        verbose_name=_('result'),
+        db_index=False
+    )
+    attempt = models.PositiveIntegerField(
+        verbose_name=_('attempt'),
+        default=1
+    )
+    level = models.PositiveSmallIntegerField(
+        verbose_name=_('level'),
+        choices=LogLevelChoices,
+        default=LogLevelChoices.LEVEL_INFO
+    )
+    grouping = models.CharField(
+        verbose_name=_('grouping'),
+        max_length=100,
+        default='main'
+    )
+    message = models.TextField(
+        verbose_name=_('message')
+    )
+    object_type = models.ForeignKey(
+        to='contenttypes.ContentType',
+        on_delete=models.SET_NULL,
+        related_name='+',
+        verbose_name=_('object type'),
+        blank=True,
+        null=True,
+        db_index=False,
+        db_constraint=False
+    )
+    object_id = models.PositiveBigIntegerField(
+        verbose_name=_('object ID'),
+        blank=True,
+        null=True
+    )
+    object = GenericForeignKey(
+        ct_field='object_type',
+        fk_field='object_id',
+        for_concrete_model=False
+    )
+    created = models.DateTimeField(
+        verbose_name=_('created'),
+        default=timezone.now
+    )
+
+    objects = RestrictedQuerySet.as_manager()
+
+    class Meta:
+        ordering = ('pk',)
+        indexes = (
+            models.Index(fields=('result', 'id')),
+        )
+        verbose_name = _('log entry')
+        verbose_name_plural = _('log entries')
+
+    def __str__(self):
+        return self.message[:100]
+
+    def get_absolute_url(self):
+        return self.result.get_absolute_url()
+
+    def get_level_color(self):
+        return LogLevelChoices.colors.get(self.level)

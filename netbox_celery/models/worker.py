@@ -1,0 +1,75 @@
+"""The workers: who is alive, so that what dead ones left can be found."""
+from django.db import models
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from utilities.querysets import RestrictedQuerySet
+
+from ..config import get_config
+
+__all__ = (
+    'CeleryWorker',
+)
+
+
+class CeleryWorker(models.Model):
+    """One start of a worker: its main process with the pool. `netbox_celery.engine.presence` writes the rows."""
+    key = models.UUIDField(
+        verbose_name=_('key'),
+        unique=True,
+        help_text=_('Made anew at each start; claims on runs carry it')
+    )
+    name = models.CharField(
+        verbose_name=_('name'),
+        max_length=255,
+        help_text=_('Node name, such as celery@host')
+    )
+    host = models.CharField(
+        verbose_name=_('host'),
+        max_length=255
+    )
+    pid = models.PositiveIntegerField(
+        verbose_name=_('process ID')
+    )
+    pool = models.CharField(
+        verbose_name=_('pool'),
+        max_length=50
+    )
+    concurrency = models.PositiveIntegerField(
+        verbose_name=_('concurrency')
+    )
+    queues = models.JSONField(
+        verbose_name=_('queues'),
+        default=list
+    )
+    versions = models.JSONField(
+        verbose_name=_('versions'),
+        default=dict
+    )
+    started = models.DateTimeField(
+        verbose_name=_('started')
+    )
+    heartbeat = models.DateTimeField(
+        verbose_name=_('heartbeat')
+    )
+    stopped = models.DateTimeField(
+        verbose_name=_('stopped'),
+        blank=True,
+        null=True
+    )
+
+    objects = RestrictedQuerySet.as_manager()
+
+    class Meta:
+        ordering = ('name', '-started')
+        verbose_name = _('worker')
+        verbose_name_plural = _('workers')
+
+    def __str__(self):
+        return self.name
+
+    @property
+    def is_alive(self):
+        """Whether the worker's last heartbeat is recent enough and it has not stopped."""
+        age = (timezone.now() - self.heartbeat).total_seconds()
+        return self.stopped is None and age < get_config().worker_lost_after
