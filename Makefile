@@ -16,6 +16,18 @@ help: ## Show this list
 venv: ## Make .venv with NetBox, the plugin and the tools (all other targets do this by themselves)
 	@development/bootstrap.sh
 
+.PHONY: demo
+demo: venv ## Run NetBox with workers and example data until Ctrl-C
+	@$(STACK) demo
+
+.PHONY: up
+up: venv ## Do the same in the background; development/.state/demo.json says how to get in
+	@$(STACK) up
+
+.PHONY: down
+down: venv ## Stop it
+	@$(STACK) down
+
 .PHONY: test
 test: ## Run the tests: make test, or make test ARGS="tests/engine -k claim -x"
 	@development/bootstrap.sh test
@@ -31,5 +43,6 @@ shell: venv ## Open NetBox's shell on a fresh database; another command: make sh
 	@$(STACK) run $(or $(ARGS),netbox shell)
 
 .PHONY: clean
-clean: ## Remove all that running the plugin has left in the checkout
+clean: ## Stop the demo, and remove all that running the plugin has left in the checkout
+	@[ ! -e development/.state/demo ] || $(STACK) down
 	@rm -rf development/.state .venv .venv.lock build dist site .mypy_cache .pytest_cache .ruff_cache

@@ -91,11 +91,26 @@ class Process:
         """
         Make it end, gently if it can be done within `timeout` seconds, and its children with it.
         """
-        if self.running:
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.Signals[self.stop_signal])
-            wait_until(lambda: not self.running, timeout)
-        elif birth_of(self.pid) or not self.birth.startswith(boot_id()):
+        self.stop_together([self], timeout)
+
+    @classmethod
+    def stop_together(cls, processes, timeout=20):
+        """
+        Do so with several processes at the same time.
+        """
+        for process in processes:
+            if process.running:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.Signals[process.stop_signal])
+        wait_until(lambda: not any(process.running for process in processes), timeout)
+        for process in processes:
+            process.kill()
+
+    def kill(self):
+        """
+        End it, and all of its children, at once.
+        """
+        if not self.running and (birth_of(self.pid) or not self.birth.startswith(boot_id())):
             # It is gone, and its id is, or may be, somebody else's
             return
         # Children that outlived it, or all of them

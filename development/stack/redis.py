@@ -71,4 +71,4 @@ class RedisServer:
         return False
 
     def url(self, database=0):
-        return f'redis://:{self.password}@127.0.0.1:{self.port}/{database}'
+        return f'redis://default:{self.password}@127.0.0.1:{self.port}/{database}'

@@ -1,0 +1,183 @@
+"""
+Tasks that people who run networks would recognise. NetBox shows each of them under Celery > Tasks, to be run there.
+
+The docstrings are what the catalogue of tasks says about them, and the annotated parameters are what it asks for.
+"""
+
+import random
+import time
+
+from celery import shared_task
+from celery.utils.log import get_task_logger
+from django.utils import timezone
+
+from dcim.choices import DeviceStatusChoices
+from dcim.models import Device
+from netbox_celery.tasks import CeleryBaseTask, TaskFailed, netbox_celery_task
+
+__all__ = (
+    'DeviceUnreachable',
+    'audit_devices',
+    'backup_configs',
+    'flaky',
+    'hello_world',
+    'slow',
+)
+
+logger = get_task_logger(__name__)
+
+AUDIT_MARK = 'Last audit:'
+
+
+class DeviceUnreachable(Exception):
+    """A device did not answer. It may do so when asked again."""
+
+
+@shared_task(name='netbox_example_plugin:hello_world', base=CeleryBaseTask, bind=True)
+def hello_world(self, task_id, name: str = 'World'):
+    """
+    Greet somebody. The smallest task there is.
+
+    Args:
+        name: Who is greeted
+    """
+    self.log(f'Hello {name}!')
+    return f'Hello {name}!'
+
+
+@netbox_celery_task(name='netbox_example_plugin:audit_devices')
+def audit_devices(self, task_id, site: str = '', delay: float = 0.5):
+    """
+    Look for gaps in the records of devices, and note in each one's comments when it was looked at and what was found.
+
+    The changes stand in NetBox's change log under the name of whoever has started the task.
+
+    Args:
+        site: The slug of a site, for its devices alone
+        delay: Seconds to spend on each device, so that one can watch
+    """
+    devices = Device.objects.order_by('name')
+    if site:
+        devices = devices.filter(site__slug=site)
+    devices = list(devices.select_related('site', 'platform', 'device_type'))
+    if not devices:
+        raise TaskFailed('There are no devices to look at')
+
+    findings = 0
+    self.log(f'Looking at {len(devices)} devices')
+    for number, device in enumerate(devices, start=1):
+        if self.is_cancelled():
+            self.log_warning(f'Cancelled: {len(devices) - number + 1} devices were not looked at')
+            break
+        gaps = find_gaps(device)
+        note_audit(device, gaps)
+        if gaps:
+            findings += len(gaps)
+            self.log_warning(f'{device.name} lacks {" and ".join(gaps)}', obj=device)
+        else:
+            self.log_success(f'{device.name} is complete', obj=device)
+        self.progress(number, len(devices), step=f'{device.site}: {device.name}')
+        time.sleep(delay)
+    self.log(f'Found {findings} gaps')
+    return {'devices': len(devices), 'gaps': findings}
+
+
+def find_gaps(device):
+    return [
+        description for description, value in (
+            ('a serial number', device.serial),
+            ('an asset tag', device.asset_tag),
+            ('a platform', device.platform),
+        ) if not value
+    ]
+
+
+def note_audit(device, gaps):
+    """
+    Keep one line about the latest audit in a device's comments.
+    """
+    device.snapshot()
+    kept = [line for line in device.comments.splitlines() if not line.startswith(AUDIT_MARK)]
+    when = timezone.localtime().isoformat(sep=' ', timespec='seconds')
+    device.comments = '\n'.join([*kept, f'{AUDIT_MARK} {when}, {", ".join(gaps) or "nothing"} missing'])
+    device.full_clean()
+    device.save()
+
+
+@netbox_celery_task(name='netbox_example_plugin:backup_configs')
+def backup_configs(self, task_id, delay: float = 0.3):
+    """
+    Pretend to back up the configuration of every device, a group of log lines for each.
+
+    Devices that are not active are skipped with a warning. One that should answer and does not makes the run fail, when
+    all others are done.
+
+    Args:
+        delay: Seconds to spend on each device, so that one can watch
+    """
+    devices = list(Device.objects.order_by('site__name', 'name').select_related('site', 'platform'))
+    unreachable = []
+    for number, device in enumerate(devices, start=1):
+        if self.is_cancelled():
+            break
+        self.progress(number - 1, len(devices), step=str(device.site))
+        group = device.name
+        if device.status == DeviceStatusChoices.STATUS_FAILED:
+            self.log_failure('No answer on port 22', grouping=group, obj=device)
+            unreachable.append(device.name)
+        elif device.status != DeviceStatusChoices.STATUS_ACTIVE:
+            self.log_warning(f'Skipped: it is {device.get_status_display().lower()}', grouping=group, obj=device)
+        else:
+            self.log_debug(f'Connecting as {device.platform or "an unknown platform"}', grouping=group)
+            time.sleep(delay)
+            lines = random.Random(device.name).randint(180, 900)
+            self.log_success(f'Saved {lines} lines', grouping=group, obj=device)
+            # Python's own logging ends up in the run's log as well
+            logger.info('%s: %d lines', device.name, lines)
+    self.progress(len(devices), len(devices), step='Done')
+    if unreachable:
+        raise TaskFailed(f'No backup of {", ".join(unreachable)}')
+    return {'devices': len(devices)}
+
+
+@shared_task(
+    name='netbox_example_plugin:flaky',
+    base=CeleryBaseTask,
+    bind=True,
+    autoretry_for=(DeviceUnreachable,),
+    max_retries=5,
+    retry_backoff=True,
+    retry_jitter=False,
+)
+def flaky(self, task_id, succeed_on: int = 3):
+    """
+    Fail until it has been tried often enough: after 1 second, 2, 4 and so on it is tried again by itself.
+
+    Args:
+        succeed_on: The number of the attempt that succeeds; above 6, none does
+    """
+    attempt = self.request.retries + 1
+    self.log(f'Attempt {attempt}')
+    if attempt < succeed_on:
+        raise DeviceUnreachable('Connection timed out')
+    self.log_success('It answers')
+    return attempt
+
+
+@netbox_celery_task(name='netbox_example_plugin:slow')
+def slow(self, task_id, seconds: int = 60):
+    """
+    Take its time. It looks every second whether it has been cancelled, and then tidies up and ends.
+
+    Args:
+        seconds: How long it takes
+    """
+    for second in range(1, seconds + 1):
+        if self.is_cancelled():
+            self.log_warning(f'Cancelled after {second - 1} seconds')
+            return second - 1
+        time.sleep(1)
+        self.progress(second, seconds, step=f'Second {second}')
+        if second % 5 == 0:
+            self.log(f'{second} of {seconds} seconds')
+    return seconds
