@@ -1,0 +1,203 @@
+"""How runs, log lines, tasks and workers are filtered, in lists and in REST."""
+from uuid import UUID
+
+import django_filters
+from django.contrib.contenttypes.models import ContentType
+from django.db.models import Q
+from django.utils.translation import gettext_lazy as _
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema_field
+
+from netbox.filtersets import BaseFilterSet, NetBoxModelFilterSet
+from users.models import User
+from utilities.filters import (
+    InvalidValueFilterMixin,
+    MultiValueCharFilter,
+    MultiValueContentTypeFilter,
+    MultiValueNumberFilter,
+)
+from utilities.filtersets import register_filterset
+
+from .choices import ResultReasonChoices, ResultStatusChoices
+from .models import CeleryLogEntry, CeleryResult, CeleryTask, CeleryWorker
+
+__all__ = (
+    'CeleryLogEntryFilterSet',
+    'CeleryResultFilterSet',
+    'CeleryTaskFilterSet',
+    'CeleryWorkerFilterSet',
+)
+
+
+@extend_schema_field(OpenApiTypes.UUID)
+class MultiValueUUIDFilter(InvalidValueFilterMixin, MultiValueCharFilter):
+    """Any of several UUIDs: what follows a batch of runs asks for all of them at once."""
+
+
+def before(field_name):
+    return django_filters.DateTimeFilter(field_name=field_name, lookup_expr='lte')
+
+
+def after(field_name):
+    return django_filters.DateTimeFilter(field_name=field_name, lookup_expr='gte')
+
+
+class SingleTableMixin:
+    """Filters of one table's own columns match a row once at most.
+
+    django-filter adds `DISTINCT` to filters that take several values, for the sake of joins. Over a long history that
+    means to read and sort all rows that match, for a page of fifty.
+    """
+
+    @classmethod
+    def get_filters(cls):
+        filters = super().get_filters()
+        for name, filter in filters.items():
+            if name.partition('__')[0] not in ('tag', 'tag_id'):
+                filter.distinct = False
+        return filters
+
+
+def parse_uuid(value):
+    """Return the UUID that `value` spells, or `None`."""
+    try:
+        return UUID(value.strip())
+    except ValueError:
+        return None
+
+
+@register_filterset
+class CeleryResultFilterSet(SingleTableMixin, NetBoxModelFilterSet):
+    task_id = MultiValueUUIDFilter()
+    root_id = MultiValueUUIDFilter()
+    parent_id = MultiValueUUIDFilter()
+    group_id = MultiValueUUIDFilter()
+    request_id = MultiValueUUIDFilter()
+    status = django_filters.MultipleChoiceFilter(
+        choices=ResultStatusChoices,
+        null_value=None
+    )
+    reason = django_filters.MultipleChoiceFilter(
+        choices=ResultReasonChoices,
+        null_value=None
+    )
+    error = MultiValueCharFilter()
+    user_id = django_filters.ModelMultipleChoiceFilter(
+        queryset=User.objects.all(),
+        label=_('User (ID)')
+    )
+    user = django_filters.ModelMultipleChoiceFilter(
+        field_name='user__username',
+        queryset=User.objects.all(),
+        to_field_name='username',
+        label=_('User name')
+    )
+    object_type = MultiValueContentTypeFilter()
+    object_type_id = django_filters.ModelMultipleChoiceFilter(
+        queryset=ContentType.objects.all(),
+        label=_('Object type (ID)')
+    )
+    created__before = before('created')
+    created__after = after('created')
+    scheduled__before = before('scheduled')
+    scheduled__after = after('scheduled')
+    started__before = before('started')
+    started__after = after('started')
+    completed__before = before('completed')
+    completed__after = after('completed')
+
+    class Meta:
+        model = CeleryResult
+        fields = (
+            'id', 'celery_name', 'name', 'queue', 'worker', 'object_id', 'value', 'value_max', 'step', 'attempt',
+            'scheduled', 'expires', 'sent', 'started', 'completed', 'cancelled',
+        )
+
+    def search(self, queryset, name, value):
+        if not value.strip():
+            return queryset
+        # Whoever looks for an ID means one run: that needs no look at the whole history
+        if task_id := parse_uuid(value):
+            return queryset.filter(task_id=task_id)
+        return queryset.filter(
+            Q(name__icontains=value) |
+            Q(celery_name__icontains=value) |
+            Q(error__icontains=value)
+        )
+
+
+@register_filterset
+class CeleryLogEntryFilterSet(SingleTableMixin, BaseFilterSet):
+    q = django_filters.CharFilter(
+        method='search',
+        label=_('Search')
+    )
+    result_id = django_filters.ModelMultipleChoiceFilter(
+        queryset=CeleryResult.objects.only('pk'),
+        label=_('Result (ID)')
+    )
+    task_id = MultiValueUUIDFilter(
+        field_name='result__task_id',
+        label=_('Task ID of the result')
+    )
+    level = MultiValueNumberFilter()
+    message = MultiValueCharFilter()
+    object_type = MultiValueContentTypeFilter()
+    object_type_id = django_filters.ModelMultipleChoiceFilter(
+        queryset=ContentType.objects.all(),
+        label=_('Object type (ID)')
+    )
+    created__before = before('created')
+    created__after = after('created')
+
+    class Meta:
+        model = CeleryLogEntry
+        fields = ('id', 'attempt', 'grouping', 'object_id', 'created')
+
+    def search(self, queryset, name, value):
+        if not value.strip():
+            return queryset
+        return queryset.filter(message__icontains=value)
+
+
+@register_filterset
+class CeleryTaskFilterSet(NetBoxModelFilterSet):
+
+    class Meta:
+        model = CeleryTask
+        fields = ('id', 'name', 'plugin', 'description', 'enabled', 'present', 'last_seen')
+
+    def search(self, queryset, name, value):
+        if not value.strip():
+            return queryset
+        return queryset.filter(
+            Q(name__icontains=value) |
+            Q(plugin__icontains=value) |
+            Q(description__icontains=value)
+        )
+
+
+@register_filterset
+class CeleryWorkerFilterSet(BaseFilterSet):
+    q = django_filters.CharFilter(
+        method='search',
+        label=_('Search')
+    )
+    key = MultiValueUUIDFilter()
+    running = django_filters.BooleanFilter(
+        field_name='stopped',
+        lookup_expr='isnull',
+        label=_('Has not stopped')
+    )
+
+    class Meta:
+        model = CeleryWorker
+        fields = ('id', 'name', 'host', 'pid', 'pool', 'concurrency', 'started', 'heartbeat', 'stopped')
+
+    def search(self, queryset, name, value):
+        if not value.strip():
+            return queryset
+        return queryset.filter(
+            Q(name__icontains=value) |
+            Q(host__icontains=value)
+        )
