@@ -34,6 +34,34 @@ test: ## Run the tests: make test, or make test ARGS="tests/engine -k claim -x"
 	@$(STACK) template
 	@$(PYTHON) -m pytest $(ARGS)
 
+.PHONY: check
+check: lint types migrations-check compose-check docs wheel-check ## All that can be checked without running a test
+
+.PHONY: lint
+lint: venv ## NetBox's rules of style
+	$(PYTHON) -m ruff check
+
+.PHONY: types
+types: venv ## The types of what plugin authors import
+	$(PYTHON) -m mypy
+
+.PHONY: migrations-check
+migrations-check: venv ## No model has changed without a migration
+	$(STACK) run netbox makemigrations --check --dry-run netbox_celery
+
+.PHONY: compose-check
+compose-check: venv ## docker-compose.yml, against the schema of compose files
+	$(PYTHON) -m check_jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	$(PYTHON) -m development.checks compose
+
+.PHONY: docs
+docs: venv ## Build the documentation into site/
+	$(PYTHON) -m mkdocs build --strict --quiet
+
+.PHONY: wheel-check
+wheel-check: venv ## Build the wheel, and use it in a fresh venv
+	$(PYTHON) -m development.checks wheel
+
 .PHONY: migrations
 migrations: venv ## Write the migrations for changed models
 	@DEVELOPER=1 $(STACK) run netbox makemigrations netbox_celery $(ARGS)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 from .demo import Demo
-from .instance import executable
 from .processes import StackError
 from .services import Services
 from .template import ensure_template, say
@@ -57,12 +56,12 @@ def run(options):
     """
     Run a command in a fresh instance of its own, e.g. `run netbox shell`.
     """
-    command, *arguments = options.command or [os.environ.get('SHELL', 'sh')]
-    # What is installed in the venv need not be on the PATH
-    command = executable(command) if os.path.exists(executable(command)) else shutil.which(command) or command
     with Services('run') as services:
-        env = {**os.environ, **services.instance.environ, 'PATH': f'{executable("")}:{os.environ["PATH"]}'}
-        return subprocess.run([command, *arguments], env=env).returncode
+        path = f'{os.path.dirname(sys.executable)}:{os.environ["PATH"]}'
+        env = {**os.environ, **services.instance.environ, 'PATH': path}
+        # What is installed in the venv need not be on the PATH of the person who calls
+        command, *arguments = options.command or [os.environ.get('SHELL', 'sh')]
+        return subprocess.run([shutil.which(command, path=path) or command, *arguments], env=env).returncode
 
 
 def main():

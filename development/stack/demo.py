@@ -118,6 +118,7 @@ class Demo:
                         and self.web_answers():
                     say('The demo is running already')
                 else:
+                    self.card.unlink(missing_ok=True)
                     self.start_services()
                     self.prepare()
                     self.start_programs()
