@@ -13,10 +13,10 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from netbox.models import NetBoxModel
-from utilities.querysets import RestrictedQuerySet
 
 from ..choices import LogLevelChoices, ResultReasonChoices, ResultStatusChoices
 from ..engine.payload import PayloadDecoder, PayloadEncoder, plain
+from ..querysets import CeleryLogEntryQuerySet, HistoryQuerySet
 
 __all__ = (
     'CeleryLogEntry',
@@ -253,6 +253,8 @@ class CeleryResult(NetBoxModel):
         help_text='How often the task replaced itself; a higher number is a later message.'
     )
 
+    objects = HistoryQuerySet.as_manager()
+
     class Meta:
         # Newest first. The primary key orders as `created` does and needs no index of its own.
         ordering = ('-pk',)
@@ -468,7 +470,7 @@ class CeleryLogEntry(models.Model):
         default=timezone.now
     )
 
-    objects = RestrictedQuerySet.as_manager()
+    objects = CeleryLogEntryQuerySet.as_manager()
 
     class Meta:
         ordering = ('pk',)
