@@ -1,0 +1,111 @@
+"""Reading a run's log while it grows.
+
+Readers come again and again, with the primary key of the last line they have seen. What makes one poll enough:
+
+- The run is read before its lines. Its end is written after its last line (see `recorder`), so where the run has
+  ended, all its lines are there.
+- A poll costs the new lines only: the index on `(result, id)` starts at the cursor. With a filter the cursor moves past
+  the lines that do not match, so they are looked at once.
+"""
+from dataclasses import dataclass
+
+from django.db.models import Max
+
+from ..models import CeleryLogEntry, CeleryResult
+
+__all__ = (
+    'DEFAULT_LIMIT',
+    'MAX_LIMIT',
+    'LogFilter',
+    'LogPage',
+    'log_lines',
+    'read_log',
+)
+
+DEFAULT_LIMIT = 100
+MAX_LIMIT = 1000
+
+#: What a follower shows of a run beside its log: a poll does not load arguments, results and tracebacks.
+FOLLOWED = (
+    'id', 'task_id', 'name', 'celery_name', 'status', 'reason', 'attempt', 'value', 'value_max', 'step', 'worker',
+    'scheduled', 'started', 'completed', 'cancelled',
+)
+
+
+@dataclass(frozen=True)
+class LogFilter:
+    """Which lines of a log are wanted; by default all."""
+    #: Lines of these levels.
+    levels: tuple = ()
+    #: Lines of this level and above.
+    min_level: int | None = None
+    #: Lines of these groupings.
+    groupings: tuple = ()
+    #: Lines whose message contains this text, in upper or lower case.
+    search: str = ''
+
+    def __bool__(self):
+        return bool(self.levels or self.min_level is not None or self.groupings or self.search)
+
+    def apply(self, entries):
+        if self.levels:
+            entries = entries.filter(level__in=self.levels)
+        if self.min_level is not None:
+            entries = entries.filter(level__gte=self.min_level)
+        if self.groupings:
+            entries = entries.filter(grouping__in=self.groupings)
+        if self.search:
+            entries = entries.filter(message__icontains=self.search)
+        return entries
+
+
+@dataclass(frozen=True)
+class LogPage:
+    """Some lines of a run's log, oldest first, and where the run stood before they were read."""
+    #: The run, with the columns in `FOLLOWED`.
+    result: CeleryResult
+    #: The `CeleryLogEntry` rows.
+    entries: list
+    #: The cursor from which to read on.
+    next_after: int
+    #: Whether there are more lines now.
+    has_more: bool
+
+    @property
+    def finished(self):
+        """Whether the run has ended and this page is the end of its log: nothing is to come any more."""
+        return self.result.is_finished and not self.has_more
+
+
+def read_log(results, pk, *, after=0, limit=DEFAULT_LIMIT, wanted=LogFilter()):
+    """Read the lines of a run's log that follow a cursor.
+
+    Args:
+        results: The runs that the reader may see, a queryset.
+        pk: Primary key of the run.
+        after: Primary key of the last line read (`LogPage.next_after`); 0 for the beginning.
+        limit: Most lines to read.
+        wanted: A `LogFilter`.
+
+    Returns:
+        A `LogPage`.
+
+    Raises:
+        CeleryResult.DoesNotExist: There is no such run among `results`.
+    """
+    result = results.only(*FOLLOWED).get(pk=pk)
+    log = log_lines(pk, after)
+    # Read before the lines: what comes later than this is for the next poll.
+    end = log.aggregate(end=Max('pk'))['end'] if wanted else None
+    entries = list(wanted.apply(log)[:limit + 1])
+    has_more, entries = len(entries) > limit, entries[:limit]
+    seen = entries[-1].pk if entries else after
+    return LogPage(
+        result=result, entries=entries, next_after=seen if has_more else max(seen, end or 0), has_more=has_more
+    )
+
+
+def log_lines(pk, after=0, wanted=LogFilter()):
+    """Return a queryset of the lines of a run's log that follow a cursor, oldest first, with their objects."""
+    entries = CeleryLogEntry.objects.filter(result_id=pk, pk__gt=after).prefetch_related('object').order_by('pk')
+    return wanted.apply(entries)
