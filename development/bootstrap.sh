@@ -40,6 +40,9 @@ candidates() {
 }
 
 find_python() {
+    # The one that made the venv stays
+    python=$venv/bin/python
+    ! is_supported "$python" || return 0
     python=$(candidates | while read -r path; do
         case $path in "$venv"/*) continue ;; esac
         if is_supported "$path"; then printf '%s\n' "$path"; break; fi
@@ -65,15 +68,15 @@ has_postgresql() {
 
 has_chromium() { have chromium || have chromium-browser || have google-chrome; }
 
-# Fills $missing with the names of packages
+# Fills $missing with the names of packages, and $homeless if no package has a Python that is new enough
 find_missing() {
-    missing=
+    missing= homeless=
     if ! find_python; then
         # apt-cache knows nothing on a machine whose lists were never fetched
         if have apt-get && [ -z "$(packaged_python)" ] && can_install; then as_root apt-get update -qq; fi
         case $(packaged_python) in
-            3.12|3.13|3.14) missing="$missing python3 python3-venv" ;;
-            *) return 0 ;;
+            3.12|3.13|3.14) missing="$missing python3 python3-venv python3-dev" ;;
+            *) homeless=1 ;;
         esac
     elif ! asks_python 'import ensurepip, venv'; then
         missing="$missing python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
@@ -82,9 +85,7 @@ find_missing() {
     if [ ! -e "$venv/.complete" ]; then
         have cc || have gcc || missing="$missing gcc libc6-dev"
         have pg_config && [ -e "$(pg_config --includedir)/libpq-fe.h" ] || missing="$missing libpq-dev"
-        if [ -z "${python:-}" ]; then
-            missing="$missing python3-dev"
-        elif ! asks_python 'import os, sysconfig
+        if [ -n "$python" ] && ! asks_python 'import os, sysconfig
 assert os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"))'; then
             missing="$missing python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-dev"
         fi
@@ -101,6 +102,18 @@ can_install() { have apt-get && { [ "$(id -u)" = 0 ] || { have sudo && sudo -n t
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
 
 install_missing() {
+    if [ -n "$homeless" ]; then
+        fail "NetBox needs Python 3.12, 3.13 or 3.14. None was found on the PATH, with pyenv or with uv, and the packages of
+this system have none. Get one, without root, with:
+
+    curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv python install 3.13
+${missing:+
+and the rest with:
+
+    sudo apt-get update && sudo apt-get install --yes$missing
+}
+Then start again. (A Python in another place: PYTHON=/path/to/python3.13 make ...)"
+    fi
     [ -n "$missing" ] || return 0
     if ! can_install; then
         if have apt-get; then
@@ -127,14 +140,7 @@ Install it the way this system does, and start again."
 
 find_missing
 install_missing
-if [ -z "${python:-}" ] && ! find_python; then
-    fail "NetBox needs Python 3.12, 3.13 or 3.14, and none was found on the PATH, with pyenv or with uv.
-This system's own packages do not have it. Get one, without root, with:
-
-    curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv python install 3.13
-
-and start again (or say where it is: PYTHON=/path/to/python3.13 make ...)."
-fi
+[ -n "$python" ] || find_python || fail "Python was installed, but is not found: $(candidates | tr '\n' ' ')"
 
 # Two runs in one checkout: the second waits for the first
 if have flock; then
