@@ -5,22 +5,29 @@ the current one: `shared_task` binds to it. From the `celery` command it is the 
 from here.
 """
 import os
-import sys
 
+import django
 from celery import Celery
 from django.apps import apps
 
-from .engine.backend import tracking
-from .engine.enqueue import send
+os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'netbox.settings')
+# NetBox's web process runs Django's system checks; a worker would spend 7 of its first 12 seconds on them.
+os.environ.setdefault('CELERY_SKIP_CHECKS', '1')
+
+if not apps.ready and not apps.loading:
+    # The `celery` command imports this first. Setting NetBox up comes back here by the plugin's `ready()`, which finds
+    # the module half done and leaves it at that.
+    django.setup()
+
+from . import broker, host  # noqa: E402
+from .config import get_config  # noqa: E402
+from .engine.backend import tracking  # noqa: E402
+from .engine.enqueue import send  # noqa: E402
 
 __all__ = (
     'NetBoxCelery',
     'app',
 )
-
-os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'netbox.settings')
-# NetBox's web process runs Django's system checks; a worker would spend 7 of its first 12 seconds on them.
-os.environ.setdefault('CELERY_SKIP_CHECKS', '1')
 
 
 class NetBoxCelery(Celery):
@@ -40,27 +47,12 @@ class NetBoxCelery(Celery):
 def _load_settings():
     from django.conf import settings
 
-    from .broker import celery_settings
-    from .config import get_config
-
-    return celery_settings(settings.REDIS['tasks'], get_config(), settings.TIME_ZONE)
-
-
-def _plugin_packages():
-    from netbox.registry import registry
-
-    return registry['plugins']['installed']
+    return broker.celery_settings(settings.REDIS['tasks'], get_config(), settings.TIME_ZONE)
 
 
 app = NetBoxCelery('netbox_celery')
 app.set_default()
 app.add_defaults(_load_settings)
-app.autodiscover_tasks(_plugin_packages)
+app.autodiscover_tasks(host.plugin_packages)
 
 from .engine import signals  # noqa: E402, F401 - connects itself to Celery's signals
-
-if not apps.ready and not apps.loading:
-    # Python finds `netbox_celery` half imported otherwise: NetBox's settings import the plugins.
-    import django
-
-    django.setup()

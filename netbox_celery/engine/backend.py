@@ -1,2 +1,218 @@
+"""The result backend hears every end of a task before anyone can see it: so this is where the row gets its end.
+
+`tracking()` puts a mixin over whatever backend is configured. Celery calls `mark_as_done`, `mark_as_failure`,
+`mark_as_retry` and `mark_as_revoked` in a worker's child (with the request that it traced, which carries the claimed
+run) and in its parent (with a context of its own, for a lost child, a time limit, a revoke), also when the result is
+ignored. The row is written first and the result second: what can be seen has been recorded.
+"""
+import traceback as traceback_module
+
+from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
+from celery import states
+from celery.exceptions import ChordError, NotRegistered, Reject, Retry, TaskRevokedError
+from kombu.exceptions import OperationalError
+
+from ..choices import ResultReasonChoices as Reason
+from ..choices import ResultStatusChoices as Status
+from ..config import get_config
+from . import lifecycle, presence
+from .database import get_connection
+from .exceptions import TaskFailed
+from .payload import cut_text, dumps, to_jsonb
+from .recorder import recorder
+from .run import get_run
+
+__all__ = (
+    'tracking',
+)
+
+#: What Celery says of a task that a cold shutdown took from its process (`celery.worker.request.Request.cancel`).
+CANCELLED_BY_CELERY = 'cancelled by Celery'
+
+REVOKE_REASONS = {
+    'revoked': Reason.REASON_CANCELLED,
+    'terminated': Reason.REASON_TERMINATED,
+    'expired': Reason.REASON_EXPIRED,
+}
+
+# In this order: the first that fits.
+FAILURES = (
+    (TaskFailed, Status.STATUS_FAILED, ''),
+    (SoftTimeLimitExceeded, Status.STATUS_ERRORED, Reason.REASON_SOFT_TIME_LIMIT),
+    (TimeLimitExceeded, Status.STATUS_ERRORED, Reason.REASON_TIME_LIMIT),
+    (WorkerLostError, Status.STATUS_ERRORED, Reason.REASON_WORKER_LOST),
+    (NotRegistered, Status.STATUS_ERRORED, Reason.REASON_UNREGISTERED),
+    (ChordError, Status.STATUS_ERRORED, Reason.REASON_UPSTREAM_FAILED),
+    (Reject, Status.STATUS_FAILED, Reason.REASON_REJECTED),
+)
+
+
 def tracking(backend):
+    """Return the backend with tracking, as an instance of a subclass of its class."""
+    backend.__class__ = type(f'Tracking{type(backend).__name__}', (TrackingMixin, type(backend)), {})
     return backend
+
+
+class TrackingMixin:
+    """Writes the ends of runs into their rows."""
+
+    def __reduce__(self, args=(), kwargs=None):
+        # A pickled backend becomes the app's again: its class was made at run time.
+        return _app_backend, ()
+
+    def mark_as_done(self, task_id, result, request=None, store_result=True, state=states.SUCCESS):
+        run = get_run(request)
+        if run is None:
+            return super().mark_as_done(task_id, result, request, store_result, state)
+        try:
+            text = result_json(self.prepare_value(result))
+        except (TypeError, ValueError):
+            text = None
+        if text is None and store_result:
+            # Celery decides whether this result can be stored; if not, it raises, and the task fails.
+            super().mark_as_done(task_id, result, request, store_result, state)
+            return self._finish(run, Status.STATUS_COMPLETED, result=result_json(repr(result)))
+        if self._finish(run, Status.STATUS_COMPLETED, result=text or result_json(repr(result))):
+            return super().mark_as_done(task_id, result, request, store_result, state)
+        return super().mark_as_revoked(task_id, 'revoked', request, store_result)
+
+    def mark_as_failure(
+        self, task_id, exc, traceback=None, request=None, store_result=True, call_errbacks=True, state=states.FAILURE
+    ):
+        status, reason, error = describe_failure(exc, request)
+        run = get_run(request)
+        if run is not None:
+            if not self._finish(run, status, reason=reason, error=error, traceback=str(traceback or '')):
+                return super().mark_as_revoked(task_id, 'revoked', request, store_result)
+        else:
+            _finish_as_parent(task_id, request, status, reason, error, _text(traceback, exc))
+        return super().mark_as_failure(
+            task_id, exc, traceback=traceback, request=request, store_result=store_result,
+            call_errbacks=call_errbacks, state=state
+        )
+
+    def mark_as_retry(self, task_id, exc, traceback=None, request=None, store_result=True, state=states.RETRY):
+        run = get_run(request)
+        if run is not None:
+            recorder.flush(run)
+            lifecycle.retry(
+                get_connection(), task_id, claims=run.claims, eta=run.next_eta, error=describe(exc),
+                traceback=str(traceback or '')
+            )
+            run.retried = True
+        elif isinstance(exc, Retry) and CANCELLED_BY_CELERY in str(exc):
+            presence.shutdown_took(task_id, request)
+        return super().mark_as_retry(
+            task_id, exc, traceback=traceback, request=request, store_result=store_result, state=state
+        )
+
+    def mark_as_revoked(self, task_id, reason='', request=None, store_result=True, state=states.REVOKED):
+        _finish_as_parent(
+            task_id, request, Status.STATUS_REVOKED, REVOKE_REASONS.get(reason, Reason.REASON_CANCELLED),
+            '' if reason in REVOKE_REASONS else str(reason), ''
+        )
+        return super().mark_as_revoked(task_id, reason, request=request, store_result=store_result, state=state)
+
+    def store_result(self, task_id, result, state, traceback=None, request=None, **kwargs):
+        if state not in states.ALL_STATES:
+            run = get_run(request)
+            if run is not None and run.task_id == task_id:
+                _record_custom_state(run, state, result)
+        return super().store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
+
+    def _finish(self, run, status, *, reason='', result='null', error='', traceback=''):
+        """End a run of this process. Returns `False` if it turned out to be revoked (Celery is then told so too)."""
+        if run.ended:
+            return True
+        recorder.flush(run)
+        connection = get_connection()
+        row = lifecycle.finish(
+            connection, run.task_id, status, claims=run.claims, reason=reason, result=result,
+            error=error, traceback=traceback
+        )
+        run.ended = True
+        if row is None:
+            row = (run.id, *(lifecycle.explain(connection, run.task_id) or (status, '', ''))[:2])
+        return row[1] != Status.STATUS_REVOKED
+
+
+def _app_backend():
+    from ..celery import app
+
+    return app.backend
+
+
+def _finish_as_parent(task_id, request, status, reason, error, traceback):
+    """End a run from outside the process that runs it: as its parent, or for one that was never claimed."""
+    attempt = (getattr(request, 'retries', 0) or 0) + 1
+    presence.close_run(task_id, status, attempt=attempt, reason=reason, error=error, traceback=traceback)
+
+
+def _record_custom_state(run, state, meta):
+    """Let a custom state (`update_state("PROGRESS", meta={...})`) move the row's progress."""
+    if not isinstance(meta, dict):
+        return
+    value, value_max = meta.get('current'), meta.get('total')
+    if value is None and isinstance(meta.get('percent'), int | float):
+        value, value_max = meta['percent'], 100
+    step = meta.get('step') or meta.get('status')
+    try:
+        data = to_jsonb(meta)[0]
+    except (TypeError, ValueError):
+        data = None
+    recorder.progress(
+        run,
+        value=int(value) if isinstance(value, int | float) else None,
+        value_max=int(value_max) if isinstance(value_max, int | float) else None,
+        step=str(step) if step is not None else (state if state != 'PROGRESS' else None),
+        data=data,
+    )
+
+
+def result_json(result):
+    """Return a task's result as JSON text for its row; a very long one as a text that says how much was cut.
+
+    Raises:
+        TypeError, ValueError: It cannot be written as JSON.
+    """
+    text, __ = to_jsonb(result)
+    limit = get_config().payload_length
+    return text if len(text) <= limit else dumps(cut_text(text, limit))
+
+
+def describe_failure(exc, request=None):
+    """Return `(status, reason, error)` for an exception that ended a task."""
+    status, reason = Status.STATUS_ERRORED, ''
+    for cls, its_status, its_reason in FAILURES:
+        if isinstance(exc, cls):
+            status, reason = its_status, its_reason
+            break
+    if isinstance(exc, Reject) and isinstance(exc.reason, OperationalError):
+        # `Task.retry()` could not send the next attempt.
+        status, reason = Status.STATUS_ERRORED, Reason.REASON_PUBLISH_FAILED
+    elif isinstance(exc, TaskRevokedError):
+        status, reason = Status.STATUS_REVOKED, Reason.REASON_CANCELLED
+    return status, reason, describe(exc)
+
+
+def describe(exc):
+    """Return an exception as a line for people: its type, unless the text alone says it, and its message."""
+    if exc is None:
+        return ''
+    try:
+        text = str(exc)
+    except Exception:  # noqa: BLE001 - an author's __str__ may raise anything
+        text = '<its text could not be made>'
+    if isinstance(exc, TaskFailed):
+        line = text
+    else:
+        name = type(exc).__name__
+        line = f'{name}: {text}' if text else name
+    return cut_text(line, get_config().log_message_length)
+
+
+def _text(traceback, exc):
+    if traceback:
+        return str(traceback)
+    tb = getattr(exc, '__traceback__', None)
+    return ''.join(traceback_module.format_exception(exc)) if tb is not None else ''

@@ -1,1 +1,257 @@
+"""Celery's signals, in a worker's parent and children, translated into the lifecycle of runs.
 
+The result backend (`netbox_celery.engine.backend`) hears most ends; here is what it does not hear: the claim before
+the body, `Ignore` and `Reject`, a retry whose result is ignored, messages that go back to the queue, and the start and
+stop of workers. Signal handlers can stop nothing (Celery swallows their exceptions), so the claim is not one: it is
+taken in `before_start`, which runs inside the tracer's `try`, and refuses by raising `Ignore`.
+"""
+import ctypes
+import logging
+import signal
+import sys
+from functools import wraps
+from uuid import UUID
+
+from celery import signals, states
+from celery.exceptions import Ignore
+from django.db import close_old_connections
+
+from ..choices import ResultReasonChoices as Reason
+from ..choices import ResultStatusChoices as Status
+from ..config import get_config
+from . import lifecycle
+from .backend import describe, describe_failure
+from .database import get_connection
+from .enqueue import HEADER, foreign_row, is_tracked
+from .loghandler import install_log_handler
+from .presence import Presence, close_run, identity, requeue_run
+from .recorder import recorder
+from .run import Run, get_run
+
+__all__ = (
+    'begin',
+)
+
+logger = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG = 1
+
+
+# The claim
+
+def begin(task):
+    """Claim the run that `task` is about to execute; `self.request.netbox_run` then holds it.
+
+    Raises:
+        celery.exceptions.Ignore: The row says that this message must not run.
+    """
+    request = task.request_stack.top
+    if request is None or request.called_directly or request.is_eager or 'netbox_run' in request.__dict__:
+        return
+    request.netbox_run = None
+    tracked_by_caller = bool(request.get(HEADER))
+    if not tracked_by_caller and (request.get(HEADER) is False or not is_tracked(task)):
+        return
+    try:
+        UUID(request.id)
+    except ValueError:
+        return
+    claimed = _claim(request)
+    if claimed is None and not tracked_by_caller:
+        lifecycle.insert_foreign(get_connection(), foreign_row(task, request))
+        claimed = _claim(request)
+    if claimed is None:
+        _refuse(request)
+    id, claims, attempt, user_id, request_id = claimed
+    request.netbox_run = Run(
+        request.id, id=id, claims=claims, attempt=attempt, user_id=user_id, request_id=request_id
+    )
+
+
+def _claim(request):
+    return lifecycle.claim(
+        get_connection(), task_id=request.id, attempt=request.retries + 1, nesting=request.replaced_task_nesting or 0,
+        worker=identity.name or request.hostname or '', holder=identity.key, lost_after=get_config().worker_lost_after
+    )
+
+
+def _refuse(request):
+    run = Run(request.id)
+    run.refused = True
+    request.netbox_run = run
+    found = lifecycle.explain(get_connection(), request.id)
+    if found is None:
+        why = 'its row was deleted'
+    elif found[0] == Status.STATUS_RUNNING:
+        why = f'{found[2]} is running it'
+    else:
+        why = f'it is {found[0]}' + (f' ({found[1]})' if found[1] else '')
+    logger.warning('Task %s is not run: %s', request.id, why)
+    raise Ignore(f'not run: {why}')
+
+
+def _claiming(before_start):
+    """Wrap a task's `before_start`: the claim comes first."""
+    @wraps(before_start)
+    def before_start_after_claim(self, task_id, args, kwargs):
+        begin(self)
+        return before_start(self, task_id, args, kwargs)
+    return before_start_after_claim
+
+
+# Ends that the result backend does not hear
+
+@signals.task_postrun.connect
+def on_postrun(sender=None, state=None, retval=None, **kwargs):
+    """`Ignore` and `Reject` leave no trace in the result backend."""
+    request = sender.request_stack.top
+    run = get_run(request)
+    close_old_connections()
+    if run is None or run.ended:
+        return
+    if state == states.IGNORED and not run.replaced:
+        _finish(run, Status.STATUS_IGNORED, error=_message(retval))
+    elif state == states.REJECTED and retval is not None:
+        if retval.requeue and sender.acks_late:
+            recorder.flush(run)
+            lifecycle.requeue(get_connection(), run.task_id, claims=run.claims, error=describe(retval))
+        else:
+            status, reason, error = describe_failure(retval)
+            _finish(run, status, reason=reason, error=error)
+
+
+def _message(exc):
+    return str(exc) if exc is not None else ''
+
+
+def _finish(run, status, **values):
+    recorder.flush(run)
+    lifecycle.finish(get_connection(), run.task_id, status, claims=run.claims, **values)
+    run.ended = True
+
+
+@signals.task_retry.connect
+def on_retry(sender=None, request=None, reason=None, einfo=None, **kwargs):
+    """With `ignore_result`, Celery does not tell the backend of a retry."""
+    run = get_run(request)
+    if run is None or run.retried:
+        return
+    recorder.flush(run)
+    lifecycle.retry(
+        get_connection(), run.task_id, claims=run.claims, eta=run.next_eta, error=describe(reason.exc),
+        traceback=str(einfo.traceback) if einfo else ''
+    )
+    run.retried = True
+
+
+@signals.task_rejected.connect
+def on_rejected(message=None, exc=None, **kwargs):
+    """A message that Celery could not make a task of."""
+    task_id = (getattr(message, 'headers', None) or {}).get('id')
+    if _is_uuid(task_id):
+        close_run(
+            task_id, Status.STATUS_ERRORED, reason=Reason.REASON_REJECTED,
+            error=f'The message could not be read: {describe(exc)}' if exc else 'The message could not be read'
+        )
+
+
+def _is_uuid(task_id):
+    try:
+        UUID(task_id)
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return True
+
+
+@signals.task_received.connect
+def on_received(request=None, **kwargs):
+    """Write that a run goes back to the queue before the broker delivers its message again.
+
+    A worker's parent rejects a late-acknowledged message whose child died (`reject_on_worker_lost`) or ran out of time
+    (`acks_on_timeout=False`) without any signal.
+    """
+    if not request.task.acks_late or not _is_uuid(request.id):
+        return
+    reject = request.on_reject
+
+    def on_reject(log, errors, requeue=False):
+        if requeue:
+            requeue_run(
+                request.id, attempt=(request.request_dict.get('retries') or 0) + 1, reason=Reason.REASON_WORKER_LOST,
+                error='The process that ran it was lost; it will be run again'
+            )
+        return reject(log, errors, requeue)
+    request.on_reject = on_reject
+
+
+# Workers
+
+@signals.task_prerun.connect
+def on_prerun(**kwargs):
+    """Keep Django's connections as long as NetBox's `CONN_MAX_AGE` says, instead of for one task."""
+    close_old_connections()
+
+
+_presence = None
+
+
+@signals.celeryd_after_setup.connect
+def on_worker_setup(instance=None, **kwargs):
+    """Prepare a worker before its pool forks: its row must exist before it claims anything."""
+    from .sweep import duties
+
+    global _presence
+    identity.take(instance.hostname)
+    _claim_all_tasks(instance.app)
+    _keep_connections(instance.app)
+    install_log_handler()
+    _presence = Presence(instance, on_beat=duties(instance.app))
+    _presence.register()
+
+
+@signals.worker_ready.connect
+def on_worker_ready(**kwargs):
+    """Begin the heartbeat."""
+    if _presence is not None:
+        _presence.start()
+
+
+@signals.worker_shutdown.connect
+def on_worker_shutdown(sender=None, **kwargs):
+    """Sign off, and let go of what was not finished."""
+    from .sweep import release
+
+    if _presence is not None:
+        _presence.stop()
+        release(_presence.connection, sender.app)
+
+
+@signals.worker_process_init.connect
+def on_worker_process_init(**kwargs):
+    """Let a child die with its parent: a run whose worker is lost may be run again by another one."""
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@signals.worker_process_shutdown.connect
+def on_worker_process_shutdown(**kwargs):
+    recorder.flush(timeout=2)
+
+
+def _claim_all_tasks(app):
+    """Let every task claim its run first, whatever its class and whatever its own `before_start` does.
+
+    Whether it is tracked is decided at the claim: by the message's header, else by the setting `track`.
+    """
+    for task in app.tasks.values():
+        cls = type(task)
+        if not getattr(cls.before_start, 'claims', False):
+            cls.add_around('before_start', _claiming)
+            cls.before_start.claims = True
+
+
+def _keep_connections(app):
+    """Stop Celery's Django fixup from closing connections around every task: `on_prerun` and `on_postrun` do better."""
+    for fixup in app._fixups:
+        if worker_fixup := getattr(fixup, 'worker_fixup', None):
+            worker_fixup.db_reuse_max = sys.maxsize

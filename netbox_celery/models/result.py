@@ -379,7 +379,7 @@ class CeleryResult(NetBoxModel):
             user, instance, schedule_at, queue, **options: As for `enqueue`; they hold for all runs.
 
         Returns:
-            A list of the new `CeleryResult` rows, in the order of `calls`.
+            A queryset of the new rows, in the order of `calls`; they are loaded when it is used.
         """
         from ..engine.enqueue import enqueue_many
         return enqueue_many(

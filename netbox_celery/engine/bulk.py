@@ -1,0 +1,155 @@
+"""Many runs of one task at once: one bulk insert, one producer.
+
+A call of `apply_async` costs a row, a round trip to the broker and Celery's work of making a message. Here the rows go
+in by one statement, whose constant columns are said once, and Kombu sends the messages in batches where the transport
+can do that.
+"""
+import logging
+from functools import partial
+from uuid import uuid4
+
+from celery.utils.saferepr import saferepr
+from django.db import connection, transaction
+
+from . import lifecycle
+from .enqueue import COLUMNS, HEADER, build_row, complete, find_task, note_refusal, payload_columns
+from .options import NOT_SENT, Own, split, tag
+from .recorder import recorder
+from .run import get_run
+
+__all__ = (
+    'send_many',
+)
+
+logger = logging.getLogger(__name__)
+
+#: Columns that differ from call to call, with their types; `request_id` and `root_id` follow the task's ID.
+VARIABLE = {'task_id': 'uuid', 'args': 'jsonb', 'kwargs': 'jsonb', 'message': 'text'}
+CONSTANT = [column for column in COLUMNS if column not in {*VARIABLE, 'request_id', 'root_id'}]
+INSERT = f"""
+    INSERT INTO {lifecycle.TABLE} ({", ".join(CONSTANT)}, request_id, root_id, {", ".join(VARIABLE)})
+    SELECT {", ".join(f"%({column})s" for column in CONSTANT)}, call.task_id, COALESCE(%(root_id)s, call.task_id),
+        {", ".join(f"call.{column}" for column in VARIABLE)}
+    FROM unnest({", ".join(f"%({column})s::{type}[]" for column, type in VARIABLE.items())})
+        WITH ORDINALITY AS call ({", ".join(VARIABLE)}, number)
+    ORDER BY call.number
+    RETURNING id
+"""
+#: Rows in one statement, and messages in one round trip.
+BATCH = 1000
+
+
+def send_many(app, task_or_name, calls, options):
+    """Send a task many times.
+
+    Args:
+        app: The Celery app.
+        task_or_name: A Celery task, or the name of one.
+        calls: See `CeleryResult.enqueue_many`.
+        options: Execution options, Celery's and `netbox_*`, for all calls.
+
+    Returns:
+        The primary keys of the rows, in the order of the calls.
+    """
+    name = task_or_name if isinstance(task_or_name, str) else task_or_name.name
+    task = find_task(app, name)
+    calls = [_normalized(call) for call in calls]
+    if task is not None and task.typing and (check := getattr(task, '__header__', None)):
+        for args, kwargs in calls:
+            check(*args, **kwargs)
+    options, own = split(options)
+    own = Own.merge(task, own)
+    options = _with_defaults(task, options)
+    ids = []
+    for start in range(0, len(calls), BATCH):
+        ids += _send_batch(app, name, task, calls[start:start + BATCH], options, own)
+    return ids
+
+
+def _normalized(call):
+    """Return a call as `(args, kwargs)`."""
+    if isinstance(call, dict):
+        return (), call
+    call = tuple(call)
+    if len(call) == 2 and isinstance(call[0], list | tuple) and isinstance(call[1], dict):
+        return tuple(call[0]), call[1]
+    return call, {}
+
+
+def _with_defaults(task, options):
+    """Merge the options of the task under those of the call, as `apply_async` does."""
+    if task is None:
+        return options
+    defaults = {key: value for key, value in task._get_exec_options().items() if value is not None}
+    return defaults | {'ignore_result': task.ignore_result} | options
+
+
+def _send_batch(app, name, task, calls, options, own):
+    parent = app.current_worker_task
+    options = complete(app, {**options, 'task_id': str(uuid4())}, parent)
+    options['headers'] = {**(options.get('headers') or {}), HEADER: True}
+    task_ids = [str(uuid4()) for __ in calls]
+    payloads = [payload_columns(name, list(args), kwargs, options) for args, kwargs in calls]
+    run = get_run(parent.request_stack.top) if parent is not None else None
+    row = build_row(app, name, (), {}, options, own, task, run)
+    row['root_id'] = options.get('root_id')
+    ids = _insert(row, task_ids, payloads)
+    if own.tags:
+        tag(ids, own.tags)
+    messages = list(zip(task_ids, calls, ids))
+    if connection.in_atomic_block:
+        transaction.on_commit(partial(_publish_on_commit, app, name, task, messages, options))
+    else:
+        try:
+            _publish(app, name, task, messages, options)
+        except Exception as exc:
+            for id in ids:
+                note_refusal(id, exc)
+            raise
+    return ids
+
+
+def _insert(row, task_ids, payloads):
+    with connection.cursor() as cursor:
+        cursor.execute(INSERT, row | {'task_id': task_ids} | {
+            column: [payload[column] for payload in payloads] for column in ('args', 'kwargs', 'message')
+        })
+        return [id for (id,) in cursor.fetchall()]
+
+
+def _publish_on_commit(app, name, task, messages, options):
+    try:
+        _publish(app, name, task, messages, options)
+    except Exception as exc:  # noqa: BLE001 - the caller's transaction is committed, there is nobody to tell
+        logger.error('%s runs of %s could not all be sent, they will be sent again: %s', len(messages), name, exc)
+
+
+def _publish(app, name, task, messages, options):
+    """Publish the messages of a batch. What Celery's `send_task` works out for each call is worked out once."""
+    options = {key: value for key, value in options.items() if key not in NOT_SENT}
+    own_root = options.pop('root_id', None)
+    in_message = {
+        key: options.pop(key) for key in IN_MESSAGE if key in options
+    }
+    ignore_result = in_message.get('ignore_result')
+    options = app.amqp.router.route(options, name, (), {}, task)
+    if (expires := in_message.get('expires')) is not None:
+        options['expiration'] = max(0, (expires - app.now()).total_seconds())
+    with app.producer_or_acquire() as producer, producer.batch(max_size=BATCH):
+        for task_id, (args, kwargs), __ in messages:
+            message = app.amqp.create_task_message(
+                task_id, name, args, kwargs, root_id=own_root or task_id, reply_to=app.thread_oid,
+                argsrepr=saferepr(args), kwargsrepr=saferepr(kwargs) if kwargs else '{}',
+                **in_message
+            )
+            if not ignore_result:
+                app.backend.on_task_call(producer, task_id)
+            app.amqp.send_task_message(producer, name, message, **options)
+    for __, __, id in messages:
+        recorder.sent(id)
+
+
+#: Options that go into the message; the others say how it is published.
+IN_MESSAGE = (
+    'eta', 'expires', 'group_id', 'time_limit', 'soft_time_limit', 'parent_id', 'shadow', 'ignore_result',
+)

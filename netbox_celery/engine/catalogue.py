@@ -1,0 +1,211 @@
+"""The catalogue of tasks: rows for what Celery has registered, and what their signatures allow."""
+import inspect
+import logging
+import time
+from datetime import UTC, datetime, timedelta
+
+from django.utils.translation import gettext as _
+
+from .exceptions import InvalidArguments
+from .options import is_internal
+
+__all__ = (
+    'InvalidArguments',
+    'check_arguments',
+    'get_task',
+    'registered_tasks',
+    'sync',
+)
+
+logger = logging.getLogger(__name__)
+
+#: A task that nobody had registered for so long is marked absent. Workers say every minute what they have.
+ABSENT_AFTER = timedelta(minutes=10)
+#: How often a process looks, seconds.
+SYNC_INTERVAL = 60
+
+#: Execution options of a task that the catalogue shows, if the code sets them.
+DEFAULTS = (
+    'queue', 'priority', 'max_retries', 'default_retry_delay', 'retry_backoff', 'rate_limit', 'time_limit',
+    'soft_time_limit', 'expires', 'acks_late', 'ignore_result', 'serializer', 'compression', 'typing',
+)
+
+_last_sync = float('-inf')
+
+
+def get_task(name):
+    """Return the task that this process has registered under a name, or `None`."""
+    return registered_tasks().get(name)
+
+
+def registered_tasks():
+    """Return the tasks of this process by name, with those of all plugins, without Celery's own."""
+    from ..celery import app
+
+    app.loader.import_default_modules()
+    return {name: task for name, task in app.tasks.items() if not is_internal(name)}
+
+
+def sync(force=False):
+    """Bring the catalogue up to date with the tasks that this process has registered.
+
+    Does nothing if the process did it less than a minute ago, unless `force` is set.
+    """
+    global _last_sync
+    from ..models import CeleryTask
+
+    if not force and time.monotonic() - _last_sync < SYNC_INTERVAL:
+        return
+    _last_sync = time.monotonic()
+    now = datetime.now(UTC)
+    tasks = registered_tasks()
+    rows = {row.name: row for row in CeleryTask.objects.all()}
+    missing = [
+        CeleryTask(name=name, last_seen=now, **describe_task(task))
+        for name, task in tasks.items() if name not in rows
+    ]
+    CeleryTask.objects.bulk_create(missing, ignore_conflicts=True)
+    for name, task in tasks.items():
+        if name in rows:
+            changed = {
+                field: value for field, value in describe_task(task).items() if getattr(rows[name], field) != value
+            }
+            if changed:
+                CeleryTask.objects.filter(pk=rows[name].pk).update(**changed)
+    CeleryTask.objects.filter(name__in=tasks).update(last_seen=now, present=True)
+    CeleryTask.objects.filter(present=True, last_seen__lt=now - ABSENT_AFTER).exclude(name__in=tasks).update(
+        present=False
+    )
+
+
+def describe_task(task):
+    """Return the fields of a task's row that its code decides."""
+    documentation = inspect.cleandoc(task.__doc__ or '') if _has_own_docstring(task) else ''
+    return {
+        'plugin': (getattr(task, '__module__', '') or '').split('.')[0][:100],
+        'description': documentation.strip().split('\n', 1)[0][:200],
+        'documentation': documentation,
+        'defaults': {
+            name: value for name in DEFAULTS
+            if isinstance(value := _set_by_code(task, name), bool | int | float | str)
+        },
+        'parameters': parameters(task),
+    }
+
+
+def _has_own_docstring(task):
+    from celery import Task
+
+    return bool(task.__doc__) and not any(task.__doc__ == base.__doc__ for base in type(task).__mro__[1:-1]) \
+        and task.__doc__ != Task.__doc__
+
+
+def _set_by_code(task, name):
+    """Return an option that the decorator or class of a task sets, leaving out what Celery's settings fill in."""
+    for cls in type(task).__mro__:
+        if cls.__module__.startswith(('celery.', 'netbox_celery.')):
+            continue
+        if name in vars(cls) and (name not in _CONFIGURED or vars(cls)[name] != _configured(task, name)):
+            return vars(cls)[name]
+    return None
+
+
+def _configured(task, name):
+    return task.app.conf[_CONFIGURED[name]]
+
+
+_CONFIGURED = {
+    'serializer': 'task_serializer', 'rate_limit': 'task_default_rate_limit', 'priority': 'task_default_priority',
+    'time_limit': 'task_time_limit', 'soft_time_limit': 'task_soft_time_limit', 'acks_late': 'task_acks_late',
+    'ignore_result': 'task_ignore_result',
+}
+
+
+def parameters(task):
+    """Return the parameters of a task as its callers see them: without `self` and `task_id`.
+
+    Each is a dict of `name`, `kind` (as `inspect.Parameter.kind`, lower-case), `annotation` (text), `required` and,
+    where the default is JSON, `default`.
+    """
+    try:
+        found = list(inspect.signature(task.run).parameters.values())
+    except (TypeError, ValueError):
+        return []
+    if getattr(task, 'takes_task_id', False):
+        found = found[1:] if found and found[0].kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD else found
+    return [_describe_parameter(parameter) for parameter in found]
+
+
+def _describe_parameter(parameter):
+    variadic = parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    described = {
+        'name': parameter.name,
+        'kind': parameter.kind.name.lower(),
+        'annotation': _annotation(parameter.annotation),
+        'required': parameter.default is parameter.empty and not variadic,
+    }
+    if isinstance(parameter.default, bool | int | float | str | list | dict | None):
+        described['default'] = parameter.default
+    return described
+
+
+def _annotation(annotation):
+    if annotation is inspect.Parameter.empty:
+        return ''
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
+def check_arguments(task, args, kwargs):
+    """Check arguments against the signature of a task of the catalogue.
+
+    Args:
+        task: The `CeleryTask`.
+        args: Positional arguments, a list.
+        kwargs: Keyword arguments, a dict.
+
+    Raises:
+        InvalidArguments: They do not fit; `errors` says what is wrong with which parameter.
+    """
+    errors = {}
+    by_position = [p for p in task.parameters if p['kind'] in ('positional_only', 'positional_or_keyword')]
+    by_name = {p['name']: p for p in task.parameters if p['kind'] in ('positional_or_keyword', 'keyword_only')}
+    kinds = {p['kind'] for p in task.parameters}
+    if len(args) > len(by_position) and 'var_positional' not in kinds:
+        errors['__all__'] = _('takes {most} positional arguments, {given} were given').format(
+            most=len(by_position), given=len(args)
+        )
+    given = dict(zip((p['name'] for p in by_position), args))
+    for name, value in kwargs.items():
+        if name in by_name and name in given:
+            errors[name] = _('is given twice, by position and by name')
+        elif name not in by_name and 'var_keyword' not in kinds:
+            errors[name] = _('is not a parameter of this task')
+        given.setdefault(name, value)
+    for parameter in task.parameters:
+        if parameter['required'] and parameter['name'] not in given:
+            errors[parameter['name']] = _('is required')
+        elif parameter['name'] in given and parameter['name'] not in errors:
+            if wrong := _wrong_type(parameter, given[parameter['name']]):
+                errors[parameter['name']] = wrong
+    if errors:
+        raise InvalidArguments(errors)
+
+
+#: Annotations whose values JSON can tell apart.
+TYPES = {'int': int, 'float': (int, float), 'str': str, 'bool': bool, 'list': list, 'dict': dict}
+
+
+def _wrong_type(parameter, value):
+    annotation = parameter['annotation'].replace(' ', '')
+    alternatives = annotation.split('|') if '[' not in annotation or annotation.count('[') == annotation.count(
+        '|['
+    ) else [annotation]
+    names = [alternative.split('[')[0] for alternative in alternatives]
+    if not names or any(name not in TYPES and name != 'None' for name in names):
+        return None
+    for name in names:
+        if name == 'None' and value is None:
+            return None
+        if name in TYPES and isinstance(value, TYPES[name]) and (name == 'bool' or not isinstance(value, bool)):
+            return None
+    return _('must be {annotation}, not {value}').format(annotation=parameter['annotation'], value=repr(value)[:100])

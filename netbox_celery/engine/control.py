@@ -1,0 +1,131 @@
+"""Cancel a run, run one again: what people and programs do to runs that exist."""
+import logging
+from functools import partial
+
+from django.db import connection, transaction
+from django.utils.translation import gettext as _
+
+from ..choices import LogLevelChoices
+from . import lifecycle
+from .exceptions import NotRerunnable
+
+__all__ = (
+    'NotRerunnable',
+    'cancel',
+    'cancel_many',
+    'cancellation',
+    'rerun',
+)
+
+logger = logging.getLogger(__name__)
+
+#: Pools whose processes can be ended one by one.
+TERMINABLE_POOLS = ('prefork', 'processes')
+
+#: Options of a run that a repetition keeps; times, links and places in a workflow belong to that one run.
+REPEATED = (
+    'queue', 'exchange', 'routing_key', 'priority', 'serializer', 'compression', 'time_limit', 'soft_time_limit',
+    'ignore_result', 'shadow', 'argsrepr', 'kwargsrepr',
+)
+
+
+def cancellation(result):
+    """Return what a cancel would do to a run.
+
+    Returns:
+        `none`: it has ended. `revoke`: it has not begun, and will not. `terminate`: its process will be ended.
+        `cooperative`: its worker cannot end it; the task itself must look at `self.is_cancelled()`.
+    """
+    from ..choices import ResultStatusChoices
+
+    if result.is_finished:
+        return 'none'
+    if result.status in ResultStatusChoices.WAITING:
+        return 'revoke'
+    return 'terminate' if _is_terminable(result.holder) else 'cooperative'
+
+
+def _is_terminable(holder):
+    from ..models import CeleryWorker
+
+    return CeleryWorker.objects.filter(key=holder, pool__in=TERMINABLE_POOLS).exists()
+
+
+def cancel(result, user=None):
+    """Cancel a run.
+
+    One that waits is revoked at once, whether or not a worker is up: no worker can claim it any more. One that runs
+    has its process terminated where the pool can do that; elsewhere the task sees it in `self.is_cancelled()`.
+    Its row then ends as revoked, however the task ends.
+
+    Args:
+        result: The `CeleryResult`; it is not refreshed.
+        user: Who cancels, for the run's log.
+
+    Returns:
+        Whether there was anything to cancel: `False` if it had ended or was being cancelled already.
+    """
+    return bool(cancel_many([result.pk], user))
+
+
+def cancel_many(ids, user=None):
+    """Cancel runs by primary key (see `cancel`). Returns the primary keys of those that could be cancelled."""
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cancelled = lifecycle.cancel(cursor, ids)
+        if not cancelled:
+            return []
+        _log(cancelled, user)
+        transaction.on_commit(partial(_tell_workers, cancelled), robust=True)
+    return [id for id, *__ in cancelled]
+
+
+def _log(cancelled, user):
+    from ..models import CeleryLogEntry
+
+    message = _('Cancelled by {user}').format(user=user) if user else _('Cancelled')
+    CeleryLogEntry.objects.bulk_create(
+        CeleryLogEntry(result_id=id, level=LogLevelChoices.LEVEL_WARNING, message=message) for id, *__ in cancelled
+    )
+
+
+def _tell_workers(cancelled):
+    """Let Celery know. What fails here delays nothing that waits: the row alone keeps it from running."""
+    from ..celery import app
+
+    waiting = [str(task_id) for __, task_id, status, __ in cancelled if status != 'running']
+    running = [(str(task_id), holder) for __, task_id, status, holder in cancelled if status == 'running']
+    terminable = [task_id for task_id, holder in running if _is_terminable(holder)]
+    try:
+        for task_id in waiting:
+            app.backend.mark_as_revoked(task_id, 'revoked')
+        if waiting:
+            app.control.revoke(waiting)
+        if terminable:
+            app.control.revoke(terminable, terminate=True)
+    except Exception as exc:  # noqa: BLE001 - brokers and backends fail each in their own way
+        logger.warning('Workers could not be told of the cancel of %s runs: %s', len(cancelled), exc)
+
+
+def rerun(result, user=None):
+    """Run a task again with the arguments of an earlier run.
+
+    Args:
+        result: The earlier `CeleryResult`, fully loaded.
+        user: Under whose name; by default that of the earlier run.
+
+    Returns:
+        The new `CeleryResult`.
+
+    Raises:
+        NotRerunnable: The row does not hold the arguments.
+    """
+    if not result.is_rerunnable:
+        raise NotRerunnable(_(
+            'The arguments of this run were not kept: they are hidden by its caller, or too large.'
+        ))
+    options = {key: value for key, value in result.options.items() if key in REPEATED}
+    return type(result).enqueue(
+        result.celery_name, args=result.args, kwargs=result.kwargs, user=user or result.user_id,
+        instance=result.object, netbox_name=result.name, **options
+    )

@@ -1,0 +1,124 @@
+"""Connections of the engine's own, beside the ones that tasks and requests use.
+
+What the engine writes for a run must be visible while the task's transaction is still open and must survive its
+rollback, so it cannot share the task's connection. And it must be cheap: Celery's Django fixup closes Django's
+connections around every task (`celery.fixups.django`), these it does not know and they stay open.
+"""
+import logging
+import os
+import threading
+import time
+from contextlib import contextmanager
+
+from django.db import DEFAULT_DB_ALIAS, InterfaceError, OperationalError, connections
+
+__all__ = (
+    'EngineConnection',
+    'get_connection',
+)
+
+logger = logging.getLogger(__name__)
+
+# What is raised when PostgreSQL is gone, going or starting up; trying again makes sense.
+UNAVAILABLE = (OperationalError, InterfaceError)
+
+
+class EngineConnection:
+    """A connection in autocommit mode that is opened on first use and again after it broke.
+
+    One thread uses it at a time; whoever shares it between threads locks.
+    """
+
+    def __init__(self):
+        self._wrapper = None
+        self._pid = None
+
+    def _connection(self):
+        if self._wrapper is None or self._pid != os.getpid():
+            # After a fork the parent's socket is not ours to close: forget it.
+            self._wrapper = connections[DEFAULT_DB_ALIAS].copy()
+            self._wrapper.inc_thread_sharing()
+            self._pid = os.getpid()
+        self._wrapper.ensure_connection()
+        return self._wrapper
+
+    def cursor(self):
+        """Return a Django cursor."""
+        return self._connection().cursor()
+
+    def execute(self, sql, params=None, patience=0):
+        """Execute one statement, which is a transaction of its own, and return its rows (`[]` if it has none).
+
+        A statement that fails because the connection is broken is executed again on a new one: every statement of
+        the engine is guarded so that a second execution changes nothing.
+
+        Args:
+            sql: The statement.
+            params: Its parameters.
+            patience: For how long to try to reach a database that is unavailable, seconds.
+
+        Raises:
+            django.db.OperationalError: The database stayed unavailable.
+        """
+        deadline = time.monotonic() + patience
+        wait, broken = 0.1, False
+        while True:
+            try:
+                with self.cursor() as cursor:
+                    cursor.execute(sql, params)
+                    return cursor.fetchall() if cursor.description else []
+            except UNAVAILABLE as exc:
+                self.close()
+                first, broken = not broken, True
+                if first:
+                    continue  # the kept connection was stale: no reason to wait yet
+                if time.monotonic() >= deadline:
+                    raise
+                logger.warning('The database is unavailable, trying again in %.1f s: %s', wait, exc)
+                time.sleep(wait)
+                wait = min(wait * 2, 5)
+
+    @contextmanager
+    def advisory_lock(self, key):
+        """Hold a transaction that holds an advisory lock, on a connection of its own; yields whether it got it.
+
+        The lock is gone with the transaction, whatever becomes of this process.
+        """
+        holder = EngineConnection()
+        wrapper = holder._connection()
+        try:
+            wrapper.set_autocommit(False)
+            with wrapper.cursor() as cursor:
+                cursor.execute('SELECT pg_try_advisory_xact_lock(%s)', (key,))
+                locked = cursor.fetchone()[0]
+            yield locked
+        finally:
+            holder.close()
+
+    def copy(self, sql, rows):
+        """Execute `COPY ... FROM STDIN` with the given rows, in one transaction."""
+        wrapper = self._connection()
+        with wrapper.wrap_database_errors, wrapper.cursor() as cursor, cursor.copy(sql) as copy:
+            for row in rows:
+                copy.write_row(row)
+
+    def close(self):
+        """Close the connection; the next statement opens a new one."""
+        wrapper, self._wrapper = self._wrapper, None
+        if wrapper is not None and self._pid == os.getpid():
+            try:
+                wrapper.close()
+            except Exception:  # noqa: BLE001 - it is broken, that is why it is closed
+                logger.debug('Closing a broken connection failed', exc_info=True)
+
+
+_local = threading.local()
+
+
+def get_connection():
+    """Return the engine's connection of this thread."""
+    try:
+        return _local.connection
+    except AttributeError:
+        _local.connection = EngineConnection()
+        return _local.connection

@@ -1,0 +1,28 @@
+"""Exceptions of the engine."""
+
+__all__ = (
+    'InvalidArguments',
+    'NotRerunnable',
+    'TaskFailed',
+)
+
+
+class TaskFailed(Exception):
+    """Raised by a task to say that it failed, as `core.exceptions.JobFailed` is by NetBox's jobs.
+
+    The run ends as `failed`, with the exception's text as its error; any other exception ends it as `errored`.
+    """
+
+
+class NotRerunnable(Exception):
+    """The row of a run does not hold the arguments any more: they were redacted by the caller, or too large."""
+
+
+class InvalidArguments(ValueError):
+    """Arguments do not fit a task. `errors` says what is wrong, by parameter (`__all__` for the call as a whole)."""
+
+    def __init__(self, errors):
+        super().__init__('; '.join(
+            message if name == '__all__' else f'{name}: {message}' for name, message in errors.items()
+        ))
+        self.errors = errors

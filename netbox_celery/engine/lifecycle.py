@@ -1,0 +1,292 @@
+"""The state machine of runs: the only writer of `status`.
+
+PostgreSQL is the truth and the broker is only transport. Every transition is one guarded `UPDATE`: it names the
+states that it may leave and, where a worker ends a run, the claim that it holds. Messages may arrive twice, late or
+never, and reports of the same event may come from a worker's child, its parent and a sweep: the guard lets one of
+them through and the others change nothing.
+
+      enqueue ──> pending/scheduled ──claim──> running ──finish──> completed, failed, errored, revoked, ignored
+                        ^   │                   │  │ ^
+                        │   └── cancel, expire, │  │ │ claim of the next attempt
+                        └───────requeue─────────┘  └─┴─> retrying
+
+A *claim* is what makes a run run once. It is taken before the body, counts up `claims` and returns the number: the
+fencing token with which alone the run can be ended. A message is refused if the row was cancelled or has ended, if
+a living worker holds the run, or if the message belongs to an earlier attempt than the row has seen.
+"""
+from ..choices import ResultReasonChoices as Reason
+from ..choices import ResultStatusChoices as Status
+from .payload import clean_text
+
+__all__ = (
+    'cancel',
+    'claim',
+    'explain',
+    'finish',
+    'insert_foreign',
+    'is_cancelled',
+    'publish_failed',
+    'replace',
+    'requeue',
+    'retry',
+)
+
+TABLE = 'netbox_celery_celeryresult'
+WORKERS = 'netbox_celery_celeryworker'
+
+WAITING = "status IN ('pending', 'scheduled', 'retrying')"
+UNFINISHED = "status IN ('pending', 'scheduled', 'retrying', 'running')"
+
+# GUARANTEE: of all messages and copies of messages of an attempt, one gets to run, and none after a cancel or an end.
+# `nesting` orders what replaced itself, `attempt` the retries: a row never goes back. An attempt that is running may
+# be taken over by a later one (its message is sent before the end of the earlier one is written) or, if its worker is
+# dead, by a copy of its own message.
+CLAIM = f"""
+    UPDATE {TABLE} AS run SET
+        status = 'running', reason = '', worker = %(worker)s, holder = %(holder)s,
+        attempt = %(attempt)s, nesting = %(nesting)s, claims = claims + 1,
+        started = COALESCE(started, now()), sent = COALESCE(sent, now()), last_updated = now(),
+        attempts = attempts || jsonb_build_array(jsonb_build_object(
+            'number', %(attempt)s::int, 'started', now(), 'ended', NULL, 'worker', %(worker)s::text, 'error', ''
+        ))
+    WHERE task_id = %(task_id)s AND cancelled IS NULL AND (
+        status IN ('pending', 'scheduled') AND (nesting, attempt) <= (%(nesting)s, %(attempt)s)
+        OR status IN ('retrying', 'running') AND (nesting, attempt) < (%(nesting)s, %(attempt)s)
+        OR status = 'running' AND (nesting, attempt) = (%(nesting)s, %(attempt)s) AND NOT EXISTS (
+            SELECT FROM {WORKERS} AS worker WHERE worker.key = run.holder AND worker.stopped IS NULL
+                AND worker.heartbeat > now() - make_interval(secs => %(lost_after)s)
+        )
+    )
+    RETURNING id, claims, attempt, user_id, request_id
+"""
+
+
+def claim(connection, *, task_id, attempt, nesting, worker, holder, lost_after):
+    """Claim a run for this delivery of its message.
+
+    Args:
+        connection: An `EngineConnection`; a database that is away is waited for.
+        task_id: ID of the run.
+        attempt: Number of the attempt that the message asks for, from 1.
+        nesting: How often the task had replaced itself when the message was sent.
+        worker: Node name of the worker.
+        holder: Key of the worker process group (`CeleryWorker.key`).
+        lost_after: Silence after which a worker is dead, seconds.
+
+    Returns:
+        `(id, claims, attempt, user_id, request_id)`, or `None` if the claim is refused.
+    """
+    rows = connection.execute(CLAIM, {
+        'task_id': task_id, 'attempt': attempt, 'nesting': nesting, 'worker': worker, 'holder': holder,
+        'lost_after': lost_after,
+    }, patience=float('inf'))
+    return rows[0] if rows else None
+
+
+def explain(connection, task_id):
+    """Return `(status, reason, worker)` of a run, to say why a claim was refused; `None` if there is no such row."""
+    rows = connection.execute(f'SELECT status, reason, worker FROM {TABLE} WHERE task_id = %s', (task_id,))
+    return rows[0] if rows else None
+
+
+# GUARANTEE: a run ends once. A child ends it with the token of its claim; its parent, which has none, as the holder
+# of that attempt; anybody else only while no worker has claimed it. Somebody's cancel wins over success.
+FINISH = f"""
+    UPDATE {TABLE} SET
+        status = CASE WHEN cancelled IS NOT NULL AND %(status)s <> 'revoked' THEN 'revoked' ELSE %(status)s END,
+        reason = CASE WHEN cancelled IS NOT NULL AND %(status)s <> 'revoked' THEN 'cancelled' ELSE %(reason)s END,
+        result = %(result)s::jsonb, error = %(error)s, traceback = %(traceback)s,
+        completed = now(), last_updated = now(), message = NULL,
+        attempts = {{attempts}}
+    WHERE task_id = %(task_id)s AND {{guard}}
+    RETURNING id, status, reason
+"""
+# One entry of the history a claim, in order: a claim's own entry is the one before its number.
+END_ATTEMPT = """jsonb_set(jsonb_set(attempts, ARRAY[{index}, 'ended'], to_jsonb(now())),
+        ARRAY[{index}, 'error'], to_jsonb(%(error)s::text))"""
+LAST_ATTEMPT = END_ATTEMPT.format(index="'-1'")
+OWN_ATTEMPT = END_ATTEMPT.format(index='(%(claims)s::int - 1)::text')
+
+FINISH_BY = {
+    'claim': FINISH.format(attempts=OWN_ATTEMPT, guard="status = 'running' AND claims = %(claims)s"),
+    'holder': FINISH.format(
+        attempts=LAST_ATTEMPT,
+        guard="status = 'running' AND holder = %(holder)s AND attempt = %(attempt)s"
+    ),
+    'waiting': FINISH.format(attempts='attempts', guard=WAITING),
+}
+
+
+def finish(
+    connection, task_id, status, *, claims=None, holder=None, attempt=None, reason='', result='null', error='',
+    traceback='', patience=60
+):
+    """End a run.
+
+    Args:
+        connection: An `EngineConnection`.
+        task_id: ID of the run.
+        status: The end status.
+        claims: Token of the claim, if a claimed run is ended by who claimed it.
+        holder: Key of the worker process group, if it ends what one of its processes held.
+        attempt: With `holder`: the attempt that it held.
+        reason: Why, a `ResultReasonChoices`.
+        result: What the task returned, as JSON text that `jsonb` accepts.
+        error: What went wrong, in a line.
+        traceback: Where it went wrong.
+        patience: For how long to try to reach the database, seconds.
+
+    Returns:
+        `(id, status, reason)` as written, or `None` if the run was not in a state from which this end may be reached.
+    """
+    by = 'claim' if claims is not None else 'holder' if holder is not None else 'waiting'
+    rows = connection.execute(FINISH_BY[by], {
+        'task_id': task_id, 'status': status, 'claims': claims, 'holder': holder, 'attempt': attempt,
+        'reason': reason, 'result': result, 'error': clean_text(error), 'traceback': clean_text(traceback),
+    }, patience=patience)
+    return rows[0] if rows else None
+
+
+# GUARANTEE: only the attempt that holds the run can send it to its next attempt, and not if that one has begun
+# (Celery sends its message before this is written). Then only the history is completed. A cancel ends the run here.
+RETRY = f"""
+    UPDATE {TABLE} SET
+        status = CASE WHEN claims <> %(claims)s THEN status
+            WHEN cancelled IS NOT NULL THEN 'revoked' ELSE 'retrying' END,
+        reason = CASE WHEN claims = %(claims)s AND cancelled IS NOT NULL THEN 'cancelled' ELSE reason END,
+        completed = CASE WHEN claims = %(claims)s AND cancelled IS NOT NULL THEN now() ELSE completed END,
+        scheduled = CASE WHEN claims = %(claims)s THEN %(eta)s ELSE scheduled END,
+        error = CASE WHEN claims = %(claims)s THEN %(error)s ELSE error END,
+        traceback = CASE WHEN claims = %(claims)s THEN %(traceback)s ELSE traceback END,
+        last_updated = now(), attempts = {OWN_ATTEMPT}
+    WHERE task_id = %(task_id)s AND (status = 'running' AND claims = %(claims)s OR claims > %(claims)s)
+    RETURNING id, status
+"""
+
+
+def retry(connection, task_id, *, claims, eta=None, error='', traceback='', patience=60):
+    """Record that an attempt failed and the next one has been sent.
+
+    Args:
+        eta: When the next attempt may start, an aware `datetime`.
+
+    Returns:
+        `(id, status)`, or `None` if the run has ended.
+    """
+    rows = connection.execute(RETRY, {
+        'task_id': task_id, 'claims': claims, 'eta': eta, 'error': clean_text(error),
+        'traceback': clean_text(traceback),
+    }, patience=patience)
+    return rows[0] if rows else None
+
+
+# GUARANTEE: a run goes back to the queue only from the claim that held it; the redelivery may then claim it anew.
+REQUEUE = f"""
+    UPDATE {TABLE} SET
+        status = CASE WHEN cancelled IS NOT NULL THEN 'revoked' ELSE 'pending' END,
+        reason = CASE WHEN cancelled IS NOT NULL THEN 'cancelled' ELSE %(reason)s END,
+        completed = CASE WHEN cancelled IS NOT NULL THEN now() END,
+        holder = NULL, last_updated = now(), attempts = {LAST_ATTEMPT},
+        sent = CASE WHEN %(resend)s THEN NULL ELSE sent END
+    WHERE task_id = %(task_id)s AND status = 'running' AND {{guard}}
+    RETURNING id, status
+"""
+REQUEUE_BY = {
+    'claim': REQUEUE.format(guard='claims = %(claims)s'),
+    'holder': REQUEUE.format(guard='holder = %(holder)s AND attempt = %(attempt)s'),
+}
+
+
+def requeue(
+    connection, task_id, *, claims=None, holder=None, attempt=None, reason='', error='', resend=False, patience=5
+):
+    """Put a run that has not been finished back into the queue.
+
+    Args:
+        resend: Its message is gone: the sweep is to send it again. Otherwise the broker delivers it again.
+
+    Returns:
+        `(id, status)`, or `None` if the run is not held as given.
+    """
+    rows = connection.execute(REQUEUE_BY['claim' if claims is not None else 'holder'], {
+        'task_id': task_id, 'claims': claims, 'holder': holder, 'attempt': attempt, 'reason': reason,
+        'error': clean_text(error), 'resend': resend,
+    }, patience=patience)
+    return rows[0] if rows else None
+
+
+# GUARANTEE: after a cancel no claim succeeds. What waits is revoked at once; what runs keeps the mark, and ends as
+# revoked however it ends.
+CANCEL = f"""
+    UPDATE {TABLE} SET
+        cancelled = now(), last_updated = now(),
+        status = CASE WHEN {WAITING} THEN 'revoked' ELSE status END,
+        reason = CASE WHEN {WAITING} THEN 'cancelled' ELSE reason END,
+        completed = CASE WHEN {WAITING} THEN now() END,
+        message = CASE WHEN {WAITING} THEN NULL ELSE message END
+    WHERE id = ANY(%s) AND {UNFINISHED} AND cancelled IS NULL
+    RETURNING id, task_id, status, holder
+"""
+
+
+def cancel(cursor, ids):
+    """Cancel runs, in the caller's transaction.
+
+    Args:
+        cursor: A database cursor.
+        ids: Primary keys.
+
+    Returns:
+        A list of `(id, task_id, status, holder)` of those that could still be cancelled.
+    """
+    cursor.execute(CANCEL, (list(ids),))
+    return cursor.fetchall()
+
+
+def is_cancelled(connection, id):
+    """Whether somebody asked to cancel a run (by its primary key), or its row is gone."""
+    rows = connection.execute(f'SELECT cancelled IS NOT NULL FROM {TABLE} WHERE id = %s', (id,), patience=5)
+    return rows[0][0] if rows else True
+
+
+def publish_failed(cursor, id, error):
+    """End a run whose message the broker refused."""
+    cursor.execute(
+        f"UPDATE {TABLE} SET status = %s, reason = %s, error = %s, completed = now(), last_updated = now(), "
+        f"message = NULL WHERE id = %s AND {WAITING} AND claims = 0",
+        (Status.STATUS_ERRORED, Reason.REASON_PUBLISH_FAILED, clean_text(error), id)
+    )
+
+
+def insert_foreign(connection, row):
+    """Insert the row of a run whose caller made none (a producer without this plugin).
+
+    Args:
+        row: Column values; JSON columns as text.
+    """
+    columns = ', '.join(row)
+    values = ', '.join(f'%({column})s' for column in row)
+    connection.execute(
+        f'INSERT INTO {TABLE} ({columns}) VALUES ({values}) ON CONFLICT (task_id) DO NOTHING', row,
+        patience=float('inf')
+    )
+
+
+# GUARANTEE: a task that replaces itself keeps its row, which then waits for the other task; never after an end.
+REPLACE = f"""
+    UPDATE {TABLE} SET
+        status = CASE WHEN cancelled IS NOT NULL THEN 'revoked' ELSE 'pending' END,
+        completed = CASE WHEN cancelled IS NOT NULL THEN now() END,
+        reason = CASE WHEN cancelled IS NOT NULL THEN 'cancelled' ELSE 'replaced' END,
+        nesting = %(nesting)s, attempt = 0, holder = NULL,
+        last_updated = now(), attempts = {OWN_ATTEMPT}
+    WHERE task_id = %(task_id)s AND status = 'running' AND claims = %(claims)s AND nesting < %(nesting)s
+    RETURNING id, status
+"""
+
+
+def replace(connection, task_id, *, claims, nesting):
+    """Make the row of a task that is about to replace itself wait for its replacement."""
+    connection.execute(REPLACE, {
+        'task_id': task_id, 'claims': claims, 'nesting': nesting, 'error': '',
+    }, patience=60)

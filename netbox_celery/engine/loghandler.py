@@ -1,0 +1,48 @@
+"""Python logging inside a task lands in the run's log."""
+import logging
+
+from .. import host
+from ..choices import LogLevelChoices
+from ..config import get_config
+from .recorder import recorder
+from .run import current_run
+
+__all__ = (
+    'RunLogHandler',
+    'install_log_handler',
+)
+
+#: Python's levels, as the levels of log entries they are shown under: the highest that is not above.
+LEVELS = (
+    (logging.CRITICAL, LogLevelChoices.LEVEL_CRITICAL),
+    (logging.ERROR, LogLevelChoices.LEVEL_FAILURE),
+    (logging.WARNING, LogLevelChoices.LEVEL_WARNING),
+    (LogLevelChoices.LEVEL_SUCCESS, LogLevelChoices.LEVEL_SUCCESS),
+    (logging.INFO, LogLevelChoices.LEVEL_INFO),
+    (0, LogLevelChoices.LEVEL_DEBUG),
+)
+
+
+class RunLogHandler(logging.Handler):
+    """Hands records to the log of the run that the thread executes; outside of a run it does nothing."""
+
+    def emit(self, record):
+        run = current_run()
+        if run is None or getattr(record, 'netbox_celery_handled', None) is run:
+            return
+        record.netbox_celery_handled = run  # a logger below another of ours: once is enough
+        try:
+            level = next(level for lower, level in LEVELS if record.levelno >= lower)
+            recorder.log(run, self.format(record), level=level)
+        except Exception:  # noqa: BLE001 - as logging's own handlers do
+            self.handleError(record)
+
+
+def install_log_handler():
+    """Listen to Celery's task loggers (`get_task_logger`) and to the loggers of all plugins."""
+    for name in ('celery.task', *host.plugin_packages()):
+        if name == 'netbox_celery':
+            continue  # what the engine has to say is for the worker's log
+        target = logging.getLogger(name)
+        if not any(isinstance(handler, RunLogHandler) for handler in target.handlers):
+            target.addHandler(RunLogHandler(level=get_config().log_level))

@@ -1,0 +1,182 @@
+"""Who is alive: a worker's heartbeat, and what its parent process writes about runs of its children.
+
+A worker's parent says every `heartbeat_interval` seconds that it is there, from a thread of its own: a busy pool or a
+slow broker does not silence it. The same thread sweeps for what was lost (`netbox_celery.engine.sweep`), and writes
+what the parent could not write at once because the database was away.
+"""
+import logging
+import os
+import platform
+import socket
+import threading
+import time
+from collections import deque
+from importlib.metadata import version
+from uuid import uuid4
+
+from ..choices import ResultReasonChoices as Reason
+from ..choices import ResultStatusChoices as Status
+from ..config import get_config
+from . import lifecycle
+from .database import UNAVAILABLE, EngineConnection, get_connection
+
+__all__ = (
+    'Presence',
+    'close_run',
+    'identity',
+    'requeue_run',
+    'shutdown_took',
+)
+
+logger = logging.getLogger(__name__)
+
+REGISTER = f"""
+    INSERT INTO {lifecycle.WORKERS}
+        (key, name, host, pid, pool, concurrency, queues, versions, started, heartbeat)
+    VALUES (%(key)s, %(name)s, %(host)s, %(pid)s, %(pool)s, %(concurrency)s, %(queues)s::jsonb, %(versions)s::jsonb,
+        now(), now())
+    ON CONFLICT (key) DO UPDATE SET heartbeat = now(), queues = EXCLUDED.queues, stopped = NULL
+"""
+BEAT = f'UPDATE {lifecycle.WORKERS} SET heartbeat = now() WHERE key = %s RETURNING id'
+STOP = f'UPDATE {lifecycle.WORKERS} SET heartbeat = now(), stopped = now() WHERE key = %s'
+
+
+class Identity:
+    """Who this process is: the worker process group that it belongs to. Children inherit it at the fork."""
+
+    def __init__(self):
+        self.key = None
+        self.name = ''
+
+    def take(self, name):
+        """Become a worker with a new key: what an earlier one of this name left is not this one's."""
+        self.key, self.name = uuid4(), name
+
+
+identity = Identity()
+#: Writes of the parent that wait for the database: functions to call with a connection.
+_deferred = deque()
+
+
+class Presence:
+    """The heartbeat thread of a worker's parent process."""
+
+    def __init__(self, worker, on_beat=()):
+        """
+        Args:
+            worker: Celery's `WorkController`.
+            on_beat: Pairs of an interval in seconds and a function, called with a connection that often.
+        """
+        self.worker = worker
+        self.connection = EngineConnection()
+        self.on_beat = [[interval, function, 0.0] for interval, function in on_beat]
+        self._stopping = threading.Event()
+        self._thread = None
+
+    def start(self):
+        self._thread = threading.Thread(target=self._loop, name='netbox-celery-presence', daemon=True)
+        self._thread.start()
+
+    def stop(self):
+        """Say goodbye. What this worker still holds is not held any more."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5)
+        try:
+            self.write_deferred()
+            self.connection.execute(STOP, (identity.key,), patience=2)
+        except UNAVAILABLE as exc:
+            logger.warning('This worker could not sign off, it will be found lost: %s', exc)
+
+    def _loop(self):
+        while not self._stopping.is_set():
+            try:
+                if not self.connection.execute(BEAT, (identity.key,)):
+                    self.register()  # somebody deleted the row
+                self.write_deferred()
+                self._work()
+            except UNAVAILABLE as exc:
+                logger.warning('No heartbeat, the database is unavailable: %s', exc)
+            except Exception:
+                logger.exception('The heartbeat failed')
+            self._stopping.wait(get_config().heartbeat_interval)
+
+    def register(self):
+        """Write the worker's row, waiting for a database that is away: without it no claim would hold."""
+        self.connection.execute(REGISTER, describe_worker(self.worker), patience=float('inf'))
+
+    def _work(self):
+        for entry in self.on_beat:
+            interval, function, due = entry
+            if time.monotonic() >= due:
+                entry[2] = time.monotonic() + interval
+                function(self.connection)
+
+    def write_deferred(self):
+        while _deferred:
+            _deferred[0](self.connection)
+            _deferred.popleft()
+
+
+def describe_worker(worker):
+    """Return the column values of a worker's row."""
+    from .payload import dumps
+
+    pool = worker.pool_cls if isinstance(worker.pool_cls, str) else worker.pool_cls.__module__
+    return {
+        'key': identity.key,
+        'name': identity.name,
+        'host': socket.gethostname(),
+        'pid': os.getpid(),
+        'pool': pool.split(':')[0].rsplit('.', 1)[-1],
+        'concurrency': worker.concurrency or 1,
+        'queues': dumps(sorted(worker.app.amqp.queues.consume_from)),
+        'versions': dumps({
+            'netbox-celery': version('netbox-celery'), 'netbox': version('netbox'), 'celery': version('celery'),
+            'kombu': version('kombu'), 'python': platform.python_version(),
+        }),
+    }
+
+
+def _write(function):
+    """Write for a run from a worker's parent, at once or, while the database is away, from the heartbeat thread.
+
+    Order is kept: what waits goes first. The parent also moves messages, so it must not wait long.
+    """
+    if not _deferred:
+        try:
+            return function(get_connection())
+        except UNAVAILABLE as exc:
+            logger.warning('The database is unavailable, the end of a run will be written later: %s', exc)
+    _deferred.append(function)
+    return None
+
+
+def close_run(task_id, status, *, attempt=1, reason='', error='', traceback=''):
+    """End a run from outside the process that runs it: one that this worker holds, or one that nobody claimed."""
+    def write(connection):
+        row = None
+        if identity.key is not None:
+            row = lifecycle.finish(
+                connection, task_id, status, holder=identity.key, attempt=attempt, reason=reason, error=error,
+                traceback=traceback, patience=0
+            )
+        return row or lifecycle.finish(
+            connection, task_id, status, reason=reason, error=error, traceback=traceback, patience=0
+        )
+    return _write(write)
+
+
+def requeue_run(task_id, *, attempt, reason='', error=''):
+    """Put a run that this worker holds back into the queue, before the broker delivers its message again."""
+    return _write(lambda connection: lifecycle.requeue(
+        connection, task_id, holder=identity.key, attempt=attempt, reason=reason, error=error, patience=0
+    ))
+
+
+def shutdown_took(task_id, request):
+    """End a run that a cold shutdown interrupted after its message was acknowledged: nobody will deliver it again."""
+    close_run(
+        task_id, Status.STATUS_ERRORED, attempt=(getattr(request, 'retries', 0) or 0) + 1,
+        reason=Reason.REASON_WORKER_LOST, error='The worker was shut down while the task was running'
+    )

@@ -1,0 +1,312 @@
+"""The writer of logs and progress: a queue, a thread with its own connection, batches by size and by time.
+
+A task that logs must not wait for PostgreSQL, and what it logs must be visible to others within the blink of an eye,
+while the task's own transaction is still open, and whatever becomes of it. So a call only appends to a queue; a
+thread writes what has gathered every `flush_interval`, or as soon as a batch is full: lines by `COPY`, the progress
+of each run as its newest value, and which messages the broker has taken. A failing write fails no task: it is tried
+again until the database is back, within bounds of memory, and what is lost is counted and reported.
+"""
+import atexit
+import logging
+import os
+import threading
+import time
+from collections import deque
+from datetime import UTC, datetime
+
+from django.db import DatabaseError
+
+from ..choices import LogLevelChoices
+from ..config import get_config
+from .database import UNAVAILABLE, EngineConnection
+from .lifecycle import TABLE
+from .payload import clean_line, cut_text
+
+__all__ = (
+    'Recorder',
+    'recorder',
+)
+
+logger = logging.getLogger(__name__)
+
+LOG_TABLE = 'netbox_celery_celerylogentry'
+COPY_LINES = f"""
+    COPY {LOG_TABLE} (result_id, attempt, level, grouping, message, object_type_id, object_id, created) FROM STDIN
+"""
+
+#: Lines that make a full batch.
+BATCH = 500
+#: Lines that wait before a caller writes itself instead of queueing more (bounds memory, and lets the writer catch up).
+BACKLOG = 10 * BATCH
+#: Lines kept while the database is away; the oldest go first.
+BACKLOG_UNAVAILABLE = 100 * BATCH
+
+# Progress never touches a run that has ended, or one that another claim holds by now.
+WRITE_PROGRESS = f"""
+    UPDATE {TABLE} SET
+        value = CASE WHEN %(absolute)s THEN %(value)s
+            WHEN %(value)s::bigint IS NOT NULL THEN COALESCE(value, 0) + %(value)s ELSE value END,
+        value_max = COALESCE(%(value_max)s, value_max),
+        step = COALESCE(%(step)s, step),
+        data = COALESCE(%(data)s::jsonb, data),
+        last_updated = now()
+    WHERE id = %(id)s AND claims = %(claims)s AND status = 'running'
+"""
+WRITE_SENT = f'UPDATE {TABLE} SET sent = now() WHERE id = ANY(%s) AND sent IS NULL'
+
+
+class Recorder:
+    """Takes lines, progress and publish marks of this process and writes them in batches."""
+
+    def __init__(self):
+        self._reset()
+
+    def _reset(self):
+        """Start anew: at first use, and in a child after a fork (the parent's lines are the parent's to write)."""
+        self._pid = os.getpid()
+        self._lines = deque()
+        self._progress = {}
+        self._sent = []
+        self._lost = 0
+        self._state_lock = threading.Lock()
+        self._write_lock = threading.RLock()
+        self._wake = threading.Event()
+        self._idle = True
+        self._thread = None
+        self._connection = EngineConnection()
+        self._config = None
+
+    @property
+    def config(self):
+        if self._config is None:
+            self._config = get_config()
+        return self._config
+
+    # What tasks call
+
+    def log(self, run, message, level=LogLevelChoices.LEVEL_INFO, grouping='main', obj=None):
+        """Add a line to a run's log.
+
+        Args:
+            run: The `Run`.
+            message: The text; longer than `log_message_length` characters, it is cut and says so.
+            level: A level of `LogLevelChoices`, or any number.
+            grouping: Under which heading the line stands.
+            obj: The NetBox object that the line is about.
+        """
+        config = self._config or self.config
+        run.recorded = True
+        run.lines += 1
+        if run.lines > config.log_lines:
+            run.dropped += 1
+            return
+        if type(message) is not str:
+            message = str(message)
+        if len(message) > config.log_message_length:
+            message = cut_text(message, config.log_message_length)
+        object_type_id = object_id = None
+        if obj is not None:
+            object_type_id, object_id = _reference(obj)
+        lines = self._lines
+        lines.append((run.id, run.attempt, level, grouping, message, object_type_id, object_id, time.time()))
+        if self._idle or len(lines) == BATCH:
+            self._notify()
+        elif len(lines) >= BACKLOG:
+            self._write_pending()
+
+    def progress(self, run, *, value=None, value_max=None, step=None, data=None, increment=False):
+        """Set the progress of a run; of what gathers between two writes, the newest values are written.
+
+        Args:
+            run: The `Run`.
+            value: How far it is, or with `increment` how much further.
+            value_max: Where it ends.
+            step: What it does at the moment.
+            data: The task's own data, as JSON text that `jsonb` accepts.
+        """
+        run.recorded = True
+        with self._state_lock:
+            entry = self._progress.setdefault(
+                run.id, {'id': run.id, 'absolute': False, 'value': None, 'value_max': None, 'step': None, 'data': None}
+            )
+            entry['claims'] = run.claims
+            if value is not None:
+                if increment:
+                    entry['value'] = (entry['value'] or 0) + value
+                else:
+                    entry['absolute'], entry['value'] = True, value
+            if value_max is not None:
+                entry['value_max'] = value_max
+            if step is not None:
+                entry['step'] = clean_line(str(step))[:255]
+            if data is not None:
+                entry['data'] = data
+        if self._idle:
+            self._notify()
+
+    def sent(self, id):
+        """Note that the broker took the message of a run (its primary key)."""
+        self._sent.append(id)
+        if self._idle:
+            self._notify()
+
+    def flush(self, run=None, timeout=10):
+        """Write everything that waits, in the calling thread.
+
+        Args:
+            run: If given: nothing is done unless it logged or showed progress; and if lines of it were left out, its
+                log says so.
+            timeout: For how long to try while the database is unavailable, seconds.
+
+        Returns:
+            Whether all is written.
+        """
+        if run is not None:
+            if not run.recorded:
+                return True
+            if run.dropped:
+                self._note_dropped(run)
+        deadline = time.monotonic() + timeout
+        while not self._write_pending():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.2)
+        return True
+
+    def _note_dropped(self, run):
+        self._lines.append((
+            run.id, run.attempt, LogLevelChoices.LEVEL_WARNING, 'main',
+            f'The log is limited to {self.config.log_lines:,} lines: {run.dropped:,} more were left out.',
+            None, None, time.time(),
+        ))
+        run.dropped = 0
+
+    # The thread
+
+    def _notify(self):
+        if self._thread is None or self._pid != os.getpid():
+            self._start()
+        self._wake.set()
+
+    def _start(self):
+        with self._state_lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._loop, name='netbox-celery-recorder', daemon=True)
+                self._thread.start()
+
+    def _loop(self):
+        interval = self.config.flush_interval
+        while True:
+            self._wake.wait()
+            # From here callers need not wake the thread: it will look again after the interval in any case.
+            self._idle = False
+            self._wake.clear()
+            if len(self._lines) < BATCH:
+                self._wake.wait(interval)
+                self._wake.clear()
+            self._write_pending()
+            self._idle = True
+            if self._lines or self._progress or self._sent:
+                self._wake.set()
+
+    # Writing
+
+    def _write_pending(self):
+        """Write what waits. Returns whether all of it could be written."""
+        with self._write_lock:
+            try:
+                self._write_lines()
+                self._write_progress()
+                self._write_sent()
+            except UNAVAILABLE as exc:
+                self._connection.close()
+                self._shed(exc)
+                time.sleep(0.2)
+                return False
+            except Exception:
+                # Whatever it is, no task fails for it.
+                logger.exception('Log lines or progress could not be written')
+                return False
+        return True
+
+    def _write_lines(self):
+        while self._lines:
+            batch = [self._lines.popleft() for __ in range(min(len(self._lines), BATCH))]
+            try:
+                self._copy(batch)
+            except UNAVAILABLE:
+                self._lines.extendleft(reversed(batch))
+                raise
+            except DatabaseError:
+                self._write_one_by_one(batch)
+
+    def _copy(self, batch):
+        self._connection.copy(COPY_LINES, (
+            (
+                result_id, attempt, level, clean_line(str(grouping))[:100], clean_line(message),
+                object_type_id, object_id, datetime.fromtimestamp(created, UTC),
+            )
+            for result_id, attempt, level, grouping, message, object_type_id, object_id, created in batch
+        ))
+
+    def _write_one_by_one(self, batch):
+        """Save what can be saved of a batch that PostgreSQL refused: a run of it was deleted, or a line is odd."""
+        lost = 0
+        for line in batch:
+            try:
+                self._copy([line])
+            except UNAVAILABLE:
+                raise
+            except DatabaseError as exc:
+                lost += 1
+                reason = exc
+        if lost:
+            self._report(lost, reason)
+
+    def _write_progress(self):
+        while self._progress:
+            with self._state_lock:
+                id, entry = self._progress.popitem()
+            try:
+                self._connection.execute(WRITE_PROGRESS, entry)
+            except UNAVAILABLE:
+                with self._state_lock:
+                    self._progress.setdefault(id, entry)
+                raise
+            except DatabaseError:
+                logger.exception('The progress of run %s could not be written', id)
+
+    def _write_sent(self):
+        if self._sent:
+            ids, self._sent = self._sent, []
+            try:
+                self._connection.execute(WRITE_SENT, (ids,))
+            except UNAVAILABLE:
+                self._sent += ids
+                raise
+
+    def _shed(self, exc):
+        """While the database is away: keep memory within bounds."""
+        lost = 0
+        while len(self._lines) > BACKLOG_UNAVAILABLE:
+            self._lines.popleft()
+            lost += 1
+        if lost:
+            self._report(lost, exc)
+
+    def _report(self, lost, exc):
+        first, self._lost = self._lost == 0, self._lost + lost
+        level = logging.ERROR if first else logging.DEBUG
+        logger.log(level, '%s log line(s) could not be written (%s in all): %s', lost, self._lost, exc)
+
+
+def _reference(obj):
+    from django.contrib.contenttypes.models import ContentType
+
+    return ContentType.objects.get_for_model(obj, for_concrete_model=False).pk, obj.pk
+
+
+#: The recorder of this process.
+recorder = Recorder()
+os.register_at_fork(after_in_child=recorder._reset)
+atexit.register(recorder.flush, timeout=2)

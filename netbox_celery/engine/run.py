@@ -1,0 +1,74 @@
+"""What a worker keeps in mind of the run that it executes: `self.request.netbox_run`."""
+from celery._state import _task_stack
+
+__all__ = (
+    'Run',
+    'current_run',
+    'get_run',
+)
+
+
+class Run:
+    """A claimed run. It lives on the request of the task, never on the task: one task object serves every thread."""
+
+    __slots__ = (
+        'attempt',
+        'cancel_checked',
+        'claims',
+        'dropped',
+        'ended',
+        'id',
+        'is_cancelled',
+        'lines',
+        'next_eta',
+        'recorded',
+        'refused',
+        'replaced',
+        'retried',
+        'request_id',
+        'row',
+        'task_id',
+        'user_id',
+    )
+
+    def __init__(self, task_id, id=None, claims=0, attempt=1, user_id=None, request_id=None):
+        self.task_id = task_id
+        #: Primary key of the row.
+        self.id = id
+        #: Fencing token: only the holder of the latest claim may end the run.
+        self.claims = claims
+        self.attempt = attempt
+        self.user_id = user_id
+        self.request_id = request_id
+        #: The claim was refused: the body does not run, and nothing is written.
+        self.refused = False
+        #: The task set the end itself (`self.celery_result.success()` and the like); that end is kept.
+        self.ended = False
+        #: The task replaced itself by another one, which goes on under the same ID.
+        self.replaced = False
+        #: The retry is recorded.
+        self.retried = False
+        #: The time for which `retry()` sent the next attempt.
+        self.next_eta = None
+        #: Whether anything of it went to the recorder.
+        self.recorded = False
+        #: Log lines taken, and those left out over the limit.
+        self.lines = 0
+        self.dropped = 0
+        #: The answer of the last look for a cancel, and when that was (monotonic seconds).
+        self.is_cancelled = False
+        self.cancel_checked = 0.0
+        #: The handle that the author gets as `self.celery_result`.
+        self.row = None
+
+
+def get_run(request):
+    """Return the run that belongs to a request of Celery's, or `None` if it is not tracked (or was refused)."""
+    run = getattr(request, 'netbox_run', None)
+    return run if run is not None and not run.refused else None
+
+
+def current_run():
+    """Return the run that this thread executes, or `None`."""
+    task = _task_stack.top
+    return get_run(task.request_stack.top) if task is not None else None

@@ -1,0 +1,122 @@
+"""`self.celery_result`: the row of the current run, as its task sees and changes it."""
+import time
+
+from ..choices import ResultStatusChoices as Status
+from . import lifecycle
+from .backend import result_json
+from .database import get_connection
+from .payload import to_jsonb
+from .recorder import recorder
+
+__all__ = (
+    'TrackedResult',
+)
+
+
+class TrackedResult:
+    """The row of the run that is being executed.
+
+    Reads are those of the `CeleryResult`, loaded at the first of them and by `refresh_from_db()`. Writes go through
+    the recorder, which others see within half a second, also while the task's transaction is open.
+    """
+
+    def __init__(self, run):
+        self._run = run
+        self._row = None
+        self._written = (float('-inf'), None)
+
+    def __getattr__(self, name):
+        return getattr(self.row, name)
+
+    def __repr__(self):
+        return f'<TrackedResult: {self._run.task_id}>'
+
+    @property
+    def pk(self):
+        return self._run.id
+
+    @property
+    def row(self):
+        """The `CeleryResult`."""
+        if self._row is None:
+            from ..models import CeleryResult
+
+            recorder.flush(self._run)
+            self._row = CeleryResult.objects.get(pk=self._run.id)
+        return self._row
+
+    def refresh_from_db(self):
+        """Forget what was read."""
+        self._row = None
+
+    def update(self, *, value=None, value_max=None, step=None, data=None):
+        """Set the progress, the step or the task's own data.
+
+        Args:
+            value: How far the task is, a whole number.
+            value_max: Where it ends.
+            step: What it is doing, in a few words.
+            data: Data of its own that JSON can hold; it replaces the earlier data.
+        """
+        text = None if data is None else to_jsonb(data)[0]
+        recorder.progress(self._run, value=value, value_max=value_max, step=step, data=text)
+        if self._row is not None:
+            for name, new in (('value', value), ('value_max', value_max), ('step', step), ('data', data)):
+                if new is not None:
+                    setattr(self._row, name, new)
+
+    def increment_value(self, n=1):
+        """Add `n` to the progress."""
+        recorder.progress(self._run, value=n, increment=True)
+        if self._row is not None:
+            self._row.value = (self._row.value or 0) + n
+
+    def update_value(self, value, value_step=None, rate_limit=None):
+        """Set the progress, but not at every call of a tight loop.
+
+        Args:
+            value: How far the task is.
+            value_step: Write only if it is this much further than at the last write.
+            rate_limit: Write at most so often, in seconds between two writes.
+        """
+        when, last = self._written
+        now = time.monotonic()
+        if value_step is not None and last is not None and abs(value - last) < value_step:
+            return
+        if rate_limit is not None and now - when < rate_limit:
+            return
+        self._written = (now, value)
+        self.update(value=value)
+
+    # Ends that the task sets itself; they are kept, whatever comes after
+
+    def success(self, value=None):
+        """End the run as completed.
+
+        Args:
+            value: Its result, something that JSON can hold.
+        """
+        self._end(Status.STATUS_COMPLETED, result=result_json(value))
+
+    def error(self, error='', traceback=''):
+        """End the run as failed.
+
+        Args:
+            error: What went wrong, a text or an exception.
+            traceback: Where, a text.
+        """
+        self._end(Status.STATUS_FAILED, error=str(error), traceback=str(traceback))
+
+    def canceled(self, error=''):
+        """End the run as revoked: the task was asked to stop and did.
+
+        Args:
+            error: What is to be said about it.
+        """
+        self._end(Status.STATUS_REVOKED, reason='cancelled', error=str(error))
+
+    def _end(self, status, **values):
+        recorder.flush(self._run)
+        lifecycle.finish(get_connection(), self._run.task_id, status, claims=self._run.claims, **values)
+        self._run.ended = True
+        self._row = None

@@ -1,0 +1,252 @@
+"""What plugin authors import: the base class of tasks, and what a task can say about itself while it runs.
+
+    from celery import shared_task
+    from netbox_celery.tasks import CeleryBaseTask
+
+    @shared_task(name="netbox_example_plugin:hello_world", base=CeleryBaseTask, bind=True)
+    def hello_world(self, task_id, name="World"):
+        self.log(f"Hello {name}!")
+
+Every call of such a task (`delay`, `apply_async`, canvas, schedules) has a `CeleryResult` with its status, live log,
+progress, arguments and result. Calls take these options beside Celery's own, in the decorator, in the call, or all in
+one dict `netbox_kwargs`: `netbox_name`, `netbox_user`, `netbox_object`, `netbox_value_max`, `netbox_data`,
+`netbox_tags`, and `netbox_track` (`False`: no row).
+"""
+import inspect
+import time
+from uuid import uuid4
+
+from celery import shared_task
+from celery.contrib.django.task import DjangoTask
+from celery.utils.functional import head_from_fun
+from celery.utils.log import get_task_logger
+
+from .choices import LogLevelChoices
+from .engine import lifecycle
+from .engine.context import change_context
+from .engine.database import get_connection
+from .engine.exceptions import TaskFailed
+from .engine.options import is_own, lift
+from .engine.recorder import recorder
+from .engine.run import get_run
+from .engine.tracked import TrackedResult
+
+__all__ = (
+    'CeleryBaseTask',
+    'TaskFailed',
+    'netbox_celery_task',
+)
+
+logger = get_task_logger(__name__)
+
+#: How long an answer of `is_cancelled()` holds, seconds: a tight loop may ask at every turn.
+CANCEL_CHECK_INTERVAL = 0.5
+
+
+class CeleryBaseTask(DjangoTask):
+    """Base class of tasks whose runs NetBox shows.
+
+    The function takes Celery's ID of the run as its first argument: `f(self, task_id, ...)` with `bind=True`, else
+    `f(task_id, ...)`. Callers do not pass it; it is put in when the task runs, and is never part of a message.
+    """
+
+    abstract = True
+    #: Whether runs of this task get a row.
+    netbox_track = True
+    #: The function's first argument is the ID of the run.
+    takes_task_id = True
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if '__header__' in vars(cls) and '__wrapped__' in vars(cls):
+            # Made by a decorator: `__header__` is what Celery checks the arguments of a call against.
+            cls.__header__ = staticmethod(_header(vars(cls)['__wrapped__']))
+
+    def __call__(self, *args, **kwargs):
+        """Run the body: for the worker's tracer with the ID of the run, or called directly with an ID of its own."""
+        request = self.request_stack.top
+        if request is None or request.called_directly or request._protected:
+            return super().__call__(str(uuid4()), *args, **kwargs)
+        request._protected = 1
+        with change_context(get_run(request)):
+            return self.run(request.id, *args, **kwargs)
+
+    def before_start(self, task_id, args, kwargs):
+        """Called before the body. The claim of the run comes before this, also before an override of it."""
+
+    # Calls
+
+    def delay(self, *args, **kwargs):
+        """Send the task with the given arguments. `netbox_*` options may stand among them."""
+        kwargs, own = lift(self, kwargs, {})
+        return self.apply_async(args, kwargs, **{f'netbox_{name}': value for name, value in own.items()})
+
+    def apply_async(self, args=None, kwargs=None, **options):
+        """Send the task (see `celery.app.task.Task.apply_async`); takes `netbox_*` options too."""
+        kwargs, own = lift(self, kwargs, {})
+        options = {f'netbox_{name}': value for name, value in own.items()} | options
+        return super().apply_async(args, kwargs, **options)
+
+    def apply(self, args=None, kwargs=None, **options):
+        """Run the task here and now, untracked (see `celery.app.task.Task.apply`)."""
+        kwargs, __ = lift(self, kwargs, {})
+        return super().apply(args, kwargs, **{key: value for key, value in options.items() if not is_own(key)})
+
+    def retry(self, args=None, kwargs=None, exc=None, throw=True, eta=None, countdown=None, max_retries=None,
+              **options):
+        """Send the task again (see `celery.app.task.Task.retry`).
+
+        Unlike Celery's own, a `max_retries` given here holds for this run alone: Celery keeps it on the task object,
+        where it leaks into later runs of the process.
+        """
+        if (args is None) != (kwargs is None):
+            args, kwargs = self._merged_arguments(args, kwargs)
+        try:
+            return super().retry(
+                args=args, kwargs=kwargs, exc=exc, throw=throw, eta=eta, countdown=countdown,
+                max_retries=max_retries, **options
+            )
+        finally:
+            vars(self).pop('override_max_retries', None)
+
+    def _merged_arguments(self, args, kwargs):
+        """Return the arguments of a retry that names only some: the request's others stay.
+
+        Celery binds the request's arguments to the signature of `run`, where ours has the ID in the first place.
+        """
+        request = self.request
+        names = [parameter.name for parameter in _parameters(self.run)[1:]
+                 if parameter.kind == inspect.Parameter.POSITIONAL_OR_KEYWORD]
+        if args is not None:
+            return args, {key: value for key, value in request.kwargs.items() if key not in names[:len(args)]}
+        positional = list(request.args)
+        for index, name in enumerate(names[:len(positional)]):
+            if name in kwargs:
+                positional[index] = kwargs[name]
+        return positional, request.kwargs | {
+            key: value for key, value in kwargs.items() if key not in names[:len(positional)]
+        }
+
+    def on_replace(self, sig):
+        """Called by `replace()`: the row waits for the task that takes over."""
+        run = get_run(self.request)
+        if run is not None:
+            recorder.flush(run)
+            lifecycle.replace(
+                get_connection(), run.task_id, claims=run.claims,
+                nesting=(self.request.replaced_task_nesting or 0) + 1
+            )
+            run.replaced = True
+        return super().on_replace(sig)
+
+    # What the body says
+
+    @property
+    def celery_result(self):
+        """The row of the current run, a `TrackedResult`, or `None` if the run is not tracked."""
+        run = get_run(self.request_stack.top)
+        if run is None:
+            return None
+        if run.row is None:
+            run.row = TrackedResult(run)
+        return run.row
+
+    def log(self, message, level=LogLevelChoices.LEVEL_INFO, grouping='main', obj=None):
+        """Add a line to the log of the current run. It is visible to others within half a second.
+
+        Not tracked, it goes to the task's Python logger.
+
+        Args:
+            message: The text; line breaks stay, terminal colours go.
+            level: 10 debug, 20 info, 25 success, 30 warning, 40 failure, 50 critical.
+            grouping: Under which heading the line stands.
+            obj: The NetBox object that the line is about; it is linked.
+        """
+        run = get_run(self.request_stack.top)
+        if run is None:
+            logger.log(level, '%s', message)
+        else:
+            recorder.log(run, message, level, grouping, obj)
+
+    def log_debug(self, message, grouping='main', obj=None):
+        """Add a line of level debug (see `log`)."""
+        self.log(message, LogLevelChoices.LEVEL_DEBUG, grouping, obj)
+
+    def log_info(self, message, grouping='main', obj=None):
+        """Add a line of level info (see `log`)."""
+        self.log(message, LogLevelChoices.LEVEL_INFO, grouping, obj)
+
+    def log_success(self, message, grouping='main', obj=None):
+        """Add a line of level success (see `log`)."""
+        self.log(message, LogLevelChoices.LEVEL_SUCCESS, grouping, obj)
+
+    def log_warning(self, message, grouping='main', obj=None):
+        """Add a line of level warning (see `log`)."""
+        self.log(message, LogLevelChoices.LEVEL_WARNING, grouping, obj)
+
+    def log_failure(self, message, grouping='main', obj=None):
+        """Add a line of level failure (see `log`). The run goes on; `raise TaskFailed(...)` ends it."""
+        self.log(message, LogLevelChoices.LEVEL_FAILURE, grouping, obj)
+
+    def progress(self, value, value_max=None, step=None):
+        """Show how far the current run is.
+
+        Args:
+            value: How far it is, a whole number.
+            value_max: Where it ends; stays as it was if not given.
+            step: What it is doing, in a few words.
+        """
+        run = get_run(self.request_stack.top)
+        if run is not None:
+            recorder.progress(run, value=value, value_max=value_max, step=step)
+
+    def is_cancelled(self):
+        """Return whether somebody asked to cancel the current run. A long-running task asks now and then, and returns.
+
+        The database is asked at most twice a second.
+        """
+        run = get_run(self.request_stack.top)
+        if run is None or run.is_cancelled:
+            return run is not None
+        now = time.monotonic()
+        if now - run.cancel_checked >= CANCEL_CHECK_INTERVAL:
+            run.cancel_checked = now
+            run.is_cancelled = lifecycle.is_cancelled(get_connection(), run.id)
+        return run.is_cancelled
+
+
+def netbox_celery_task(*args, **options):
+    """Make a task on `CeleryBaseTask`, with `self`: `shared_task` with `base` and `bind` set.
+
+        @netbox_celery_task(name="netbox_example_plugin:hello_world")
+        def hello_world(self, task_id):
+            self.log("Hello World!")
+
+    Args:
+        *args: The function, where the decorator is used without parentheses.
+        **options: As for `celery.shared_task`, and `netbox_*`.
+    """
+    options = {'base': CeleryBaseTask, 'bind': True} | options
+    return shared_task(*args, **options) if not args else shared_task(**options)(*args)
+
+
+def _header(run):
+    """Return what checks the arguments of a call: a stub with the function's signature, less `task_id`.
+
+    Celery's own headers, which this one replaces, come from the same `head_from_fun`; for a bound task they are a
+    `partial`, by which Celery tells how to call an errback.
+    """
+    bound = not isinstance(run, staticmethod)
+    parameters = _parameters(run if bound else run.__func__)
+    first = 1 if bound else 0
+    if len(parameters) > first and parameters[first].kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD:
+        del parameters[first]
+
+    def stub():
+        pass
+    stub.__signature__ = inspect.Signature(parameters)
+    return head_from_fun(stub, bound=bound)
+
+
+def _parameters(function):
+    return list(inspect.signature(function).parameters.values())
