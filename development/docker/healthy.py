@@ -14,7 +14,10 @@ def web():
 
 
 def rqworker():
-    redis = Redis(os.environ.get('REDIS_HOST', 'redis'), password=os.environ['REDIS_PASSWORD'])
+    redis = Redis(
+        os.environ.get('REDIS_HOST', 'redis'), int(os.environ.get('REDIS_PORT', '6379')),
+        password=os.environ['REDIS_PASSWORD'],
+    )
     # Workers that have died are forgotten there
     return any(redis.hget(key, 'hostname') == socket.gethostname().encode() for key in redis.smembers('rq:workers'))
 
