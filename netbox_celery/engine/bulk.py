@@ -12,7 +12,8 @@ from celery.utils.saferepr import saferepr
 from django.db import connection, transaction
 
 from . import lifecycle
-from .enqueue import COLUMNS, HEADER, build_row, complete, find_task, note_refusal, payload_columns
+from .database import execute
+from .enqueue import COLUMNS, CONSTANTS, HEADER, build_row, complete, find_task, note_refusal, payload_columns
 from .options import NOT_SENT, Own, split, tag
 from .recorder import recorder
 from .run import get_run
@@ -25,11 +26,18 @@ logger = logging.getLogger(__name__)
 
 #: Columns that differ from call to call, with their types; `request_id` and `root_id` follow the task's ID.
 VARIABLE = {'task_id': 'uuid', 'args': 'jsonb', 'kwargs': 'jsonb', 'message': 'text'}
-CONSTANT = [column for column in COLUMNS if column not in {*VARIABLE, 'request_id', 'root_id'}]
+SAME = [column for column in COLUMNS if column not in {*VARIABLE, 'request_id', 'root_id'}]
+#: What a parameter of `SELECT` is taken for, if it is not text.
+TYPES = {
+    'created': 'timestamptz', 'last_updated': 'timestamptz', 'options': 'jsonb', 'user_id': 'bigint',
+    'object_type_id': 'int', 'object_id': 'bigint', 'scheduled': 'timestamptz', 'expires': 'timestamptz',
+    'value_max': 'bigint', 'data': 'jsonb', 'parent_id': 'uuid', 'group_id': 'uuid', 'nesting': 'int',
+}
 INSERT = f"""
-    INSERT INTO {lifecycle.TABLE} ({", ".join(CONSTANT)}, request_id, root_id, {", ".join(VARIABLE)})
-    SELECT {", ".join(f"%({column})s" for column in CONSTANT)}, call.task_id, COALESCE(%(root_id)s, call.task_id),
-        {", ".join(f"call.{column}" for column in VARIABLE)}
+    INSERT INTO {lifecycle.TABLE} ({", ".join((*CONSTANTS, *SAME, 'request_id', 'root_id', *VARIABLE))})
+    SELECT {", ".join(f"{value}::jsonb" if value in ("'{}'", "'[]'") else value for value in CONSTANTS.values())},
+        {", ".join(f"%({column})s::{TYPES.get(column, 'text')}" for column in SAME)},
+        call.task_id, COALESCE(%(root_id)s::uuid, call.task_id), {", ".join(f"call.{column}" for column in VARIABLE)}
     FROM unnest({", ".join(f"%({column})s::{type}[]" for column, type in VARIABLE.items())})
         WITH ORDINALITY AS call ({", ".join(VARIABLE)}, number)
     ORDER BY call.number
@@ -103,18 +111,16 @@ def _send_batch(app, name, task, calls, options, own):
         try:
             _publish(app, name, task, messages, options)
         except Exception as exc:
-            for id in ids:
-                note_refusal(id, exc)
+            note_refusal(ids, exc)
             raise
     return ids
 
 
 def _insert(row, task_ids, payloads):
-    with connection.cursor() as cursor:
-        cursor.execute(INSERT, row | {'task_id': task_ids} | {
-            column: [payload[column] for payload in payloads] for column in ('args', 'kwargs', 'message')
-        })
-        return [id for (id,) in cursor.fetchall()]
+    rows = execute(connection, INSERT, row | {'task_id': task_ids} | {
+        column: [payload[column] for payload in payloads] for column in ('args', 'kwargs', 'message')
+    })
+    return [id for (id,) in rows]
 
 
 def _publish_on_commit(app, name, task, messages, options):
@@ -131,10 +137,10 @@ def _publish(app, name, task, messages, options):
     in_message = {
         key: options.pop(key) for key in IN_MESSAGE if key in options
     }
-    ignore_result = in_message.get('ignore_result')
     options = app.amqp.router.route(options, name, (), {}, task)
     if (expires := in_message.get('expires')) is not None:
         options['expiration'] = max(0, (expires - app.now()).total_seconds())
+    options['retry'] = False  # a batch is sent as a whole, when it is full
     with app.producer_or_acquire() as producer, producer.batch(max_size=BATCH):
         for task_id, (args, kwargs), __ in messages:
             message = app.amqp.create_task_message(
@@ -142,9 +148,8 @@ def _publish(app, name, task, messages, options):
                 argsrepr=saferepr(args), kwargsrepr=saferepr(kwargs) if kwargs else '{}',
                 **in_message
             )
-            if not ignore_result:
-                app.backend.on_task_call(producer, task_id)
             app.amqp.send_task_message(producer, name, message, **options)
+            options['declare'] = ()  # the first message has declared the queue
     for __, __, id in messages:
         recorder.sent(id)
 

@@ -71,8 +71,7 @@ def cancel(result, user=None):
 def cancel_many(ids, user=None):
     """Cancel runs by primary key (see `cancel`). Returns the primary keys of those that could be cancelled."""
     with transaction.atomic():
-        with connection.cursor() as cursor:
-            cancelled = lifecycle.cancel(cursor, ids)
+        cancelled = lifecycle.cancel(connection, ids)
         if not cancelled:
             return []
         _log(cancelled, user)

@@ -11,9 +11,11 @@ import time
 from contextlib import contextmanager
 
 from django.db import DEFAULT_DB_ALIAS, InterfaceError, OperationalError, connections
+from psycopg import Cursor
 
 __all__ = (
     'EngineConnection',
+    'execute',
     'get_connection',
 )
 
@@ -21,6 +23,35 @@ logger = logging.getLogger(__name__)
 
 # What is raised when PostgreSQL is gone, going or starting up; trying again makes sense.
 UNAVAILABLE = (OperationalError, InterfaceError)
+
+
+def execute(wrapper, sql, params=None):
+    """Execute a statement of the engine's on a connection of Django's, and return its rows (`[]` if it has none).
+
+    The same few statements run for every task, so PostgreSQL keeps them prepared: that takes two thirds off their
+    cost. A connection pooler that switches sessions between transactions may not know of them; Django's setting for
+    such poolers, `DISABLE_SERVER_SIDE_CURSORS`, turns it off.
+
+    Args:
+        wrapper: A connection of Django's, such as `django.db.connection`.
+        sql: The statement, with psycopg's named or positional parameters.
+        params: Their values.
+
+    Raises:
+        django.db.DatabaseError: As Django's own cursors do.
+    """
+    wrapper.ensure_connection()
+    connection = wrapper.connection
+    prepare = not wrapper.settings_dict.get('DISABLE_SERVER_SIDE_CURSORS')
+    threshold = connection.prepare_threshold
+    with wrapper.wrap_database_errors, Cursor(connection) as cursor:
+        try:
+            if prepare:
+                connection.prepare_threshold = 0  # Django's own cursors never prepare anything
+            cursor.execute(sql, params, prepare=prepare)
+        finally:
+            connection.prepare_threshold = threshold
+        return cursor.fetchall() if cursor.description else []
 
 
 class EngineConnection:
@@ -42,10 +73,6 @@ class EngineConnection:
         self._wrapper.ensure_connection()
         return self._wrapper
 
-    def cursor(self):
-        """Return a Django cursor."""
-        return self._connection().cursor()
-
     def execute(self, sql, params=None, patience=0):
         """Execute one statement, which is a transaction of its own, and return its rows (`[]` if it has none).
 
@@ -64,9 +91,7 @@ class EngineConnection:
         wait, broken = 0.1, False
         while True:
             try:
-                with self.cursor() as cursor:
-                    cursor.execute(sql, params)
-                    return cursor.fetchall() if cursor.description else []
+                return execute(self._connection(), sql, params)
             except UNAVAILABLE as exc:
                 self.close()
                 first, broken = not broken, True

@@ -18,6 +18,7 @@ from kombu.exceptions import EncodeError
 from .. import host
 from ..config import get_config
 from . import lifecycle
+from .database import execute
 from .options import NOT_SENT, Own, is_internal, lift, sent_options, split, tag
 from .payload import clean_line, dumps, to_jsonb
 from .recorder import recorder
@@ -42,21 +43,21 @@ logger = logging.getLogger(__name__)
 #: The message header that says that a run has a row (or, if `False`, shall have none).
 HEADER = 'netbox_celery'
 
+#: Columns without a default in the database.
+CONSTANTS = {
+    'custom_field_data': "'{}'", 'reason': "''", 'step': "''", 'worker': "''", 'attempt': '0', 'attempts': "'[]'",
+    'error': "''", 'traceback': "''", 'claims': '0',
+}
 COLUMNS = (
     'created', 'last_updated', 'task_id', 'celery_name', 'name', 'args', 'kwargs', 'options', 'queue', 'user_id',
     'object_type_id', 'object_id', 'status', 'scheduled', 'expires', 'value_max', 'data', 'request_id', 'parent_id',
     'root_id', 'group_id', 'message', 'nesting',
-    # What has no default in the database
-    'custom_field_data', 'reason', 'step', 'worker', 'attempt', 'attempts', 'error', 'traceback', 'claims',
 )
-CONSTANTS = {
-    'custom_field_data': '{}', 'reason': '', 'step': '', 'worker': '', 'attempt': 0, 'attempts': '[]', 'error': '',
-    'traceback': '', 'claims': 0,
-}
-INSERT = (
-    f'INSERT INTO {lifecycle.TABLE} ({", ".join(COLUMNS)}) VALUES ({", ".join(f"%({c})s" for c in COLUMNS)}) '
-    f'ON CONFLICT (task_id) DO NOTHING RETURNING id'
-)
+INSERT = f"""
+    INSERT INTO {lifecycle.TABLE} ({", ".join((*CONSTANTS, *COLUMNS))})
+    VALUES ({", ".join((*CONSTANTS.values(), *(f"%({column})s" for column in COLUMNS)))})
+    ON CONFLICT (task_id) DO NOTHING RETURNING id
+"""
 
 
 def is_tracked(task):
@@ -189,7 +190,7 @@ def _send_now(publish, name, args, kwargs, options, row, own):
         result = publish(name, args, kwargs, **options)
     except Exception as exc:
         if id is not None:
-            note_refusal(id, exc)
+            note_refusal([id], exc)
         raise
     if id is not None:
         recorder.sent(id)
@@ -198,22 +199,20 @@ def _send_now(publish, name, args, kwargs, options, row, own):
 
 def _insert(row, own):
     """Insert a row with the caller's connection; returns its primary key, or `None` if the ID was taken."""
-    with connection.cursor() as cursor:
-        cursor.execute(INSERT, row)
-        found = cursor.fetchone()
-    if found is None:
+    rows = execute(connection, INSERT, row)
+    if not rows:
         return None
     if own.tags:
-        tag(found, own.tags)
-    return found[0]
+        tag(rows[0], own.tags)
+    return rows[0][0]
 
 
-def note_refusal(id, exc):
+def note_refusal(ids, exc):
+    """Write that the broker refused messages; whoever called gets to know it in any case."""
     try:
-        with connection.cursor() as cursor:
-            lifecycle.publish_failed(cursor, id, f'The broker did not accept the message: {exc}')
+        lifecycle.publish_failed(connection, ids, f'The broker did not accept the message: {exc}')
     except DatabaseError:
-        logger.exception('Run %s was not sent, which could not be written', id)
+        logger.exception('Runs %s were not sent, which could not be written', ids)
 
 
 def _send_on_commit(publish, name, args, kwargs, options, id):
@@ -251,7 +250,7 @@ def build_row(app, name, args, kwargs, options, own, task, run=None):
     scheduled = eta if eta and eta > now else None
     task_id = options['task_id']
     parent_id = options.get('parent_id')
-    return CONSTANTS | payload | {
+    return payload | {
         'created': now,
         'last_updated': now,
         'task_id': task_id,

@@ -14,8 +14,7 @@ A *claim* is what makes a run run once. It is taken before the body, counts up `
 fencing token with which alone the run can be ended. A message is refused if the row was cancelled or has ended, if
 a living worker holds the run, or if the message belongs to an earlier attempt than the row has seen.
 """
-from ..choices import ResultReasonChoices as Reason
-from ..choices import ResultStatusChoices as Status
+from .database import execute
 from .payload import clean_text
 
 __all__ = (
@@ -23,7 +22,6 @@ __all__ = (
     'claim',
     'explain',
     'finish',
-    'insert_foreign',
     'is_cancelled',
     'publish_failed',
     'replace',
@@ -229,18 +227,17 @@ CANCEL = f"""
 """
 
 
-def cancel(cursor, ids):
+def cancel(connection, ids):
     """Cancel runs, in the caller's transaction.
 
     Args:
-        cursor: A database cursor.
+        connection: A connection of Django's.
         ids: Primary keys.
 
     Returns:
         A list of `(id, task_id, status, holder)` of those that could still be cancelled.
     """
-    cursor.execute(CANCEL, (list(ids),))
-    return cursor.fetchall()
+    return execute(connection, CANCEL, (list(ids),))
 
 
 def is_cancelled(connection, id):
@@ -249,27 +246,18 @@ def is_cancelled(connection, id):
     return rows[0][0] if rows else True
 
 
-def publish_failed(cursor, id, error):
-    """End a run whose message the broker refused."""
-    cursor.execute(
-        f"UPDATE {TABLE} SET status = %s, reason = %s, error = %s, completed = now(), last_updated = now(), "
-        f"message = NULL WHERE id = %s AND {WAITING} AND claims = 0",
-        (Status.STATUS_ERRORED, Reason.REASON_PUBLISH_FAILED, clean_text(error), id)
-    )
+# GUARANTEE: a run that a worker got hold of, by whatever way, did not fail for want of a message.
+PUBLISH_FAILED = f"""
+    UPDATE {TABLE} SET
+        status = 'errored', reason = 'publish_failed', error = %s, completed = now(), last_updated = now(),
+        message = NULL
+    WHERE id = ANY(%s) AND {WAITING} AND claims = 0
+"""
 
 
-def insert_foreign(connection, row):
-    """Insert the row of a run whose caller made none (a producer without this plugin).
-
-    Args:
-        row: Column values; JSON columns as text.
-    """
-    columns = ', '.join(row)
-    values = ', '.join(f'%({column})s' for column in row)
-    connection.execute(
-        f'INSERT INTO {TABLE} ({columns}) VALUES ({values}) ON CONFLICT (task_id) DO NOTHING', row,
-        patience=float('inf')
-    )
+def publish_failed(connection, ids, error):
+    """End runs whose message the broker refused, by their primary keys, on a connection of Django's."""
+    execute(connection, PUBLISH_FAILED, (clean_text(error), list(ids)))
 
 
 # GUARANTEE: a task that replaces itself keeps its row, which then waits for the other task; never after an end.

@@ -22,7 +22,7 @@ from ..config import get_config
 from . import lifecycle
 from .backend import describe, describe_failure
 from .database import get_connection
-from .enqueue import HEADER, foreign_row, is_tracked
+from .enqueue import HEADER, INSERT, foreign_row, is_tracked
 from .loghandler import install_log_handler
 from .presence import Presence, close_run, identity, requeue_run
 from .recorder import recorder
@@ -58,7 +58,7 @@ def begin(task):
         return
     claimed = _claim(request)
     if claimed is None and not tracked_by_caller:
-        lifecycle.insert_foreign(get_connection(), foreign_row(task, request))
+        get_connection().execute(INSERT, foreign_row(task, request), patience=float('inf'))
         claimed = _claim(request)
     if claimed is None:
         _refuse(request)
