@@ -12,6 +12,7 @@ configuration in `NETBOX_ROOT` names, not a second one of Django's making.
 import atexit
 import os
 import signal
+from pathlib import Path
 
 import django
 import pytest
@@ -37,6 +38,12 @@ running_services = Services('test', for_tests=True).__enter__()
 atexit.register(stop_services)
 os.environ.update(running_services.instance.environ)
 django.setup()
+
+from utilities.testing import query_counts  # noqa: E402
+
+# NetBox's test bases count the queries of lists, and keep the numbers inside the app. After a change that is meant:
+# UPDATE_QUERY_COUNTS=1 .venv/bin/pytest tests/api tests/test_views.py
+query_counts._baseline_path = lambda app_label: Path(__file__).parent / 'query_counts.json'
 
 
 @pytest.fixture(scope='session')
