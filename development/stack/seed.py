@@ -165,7 +165,9 @@ def runs(username, timeout=60):
     print(f'netbox_example_plugin:hello_world is {result.status}. Its log:\n')
     for entry in CeleryLogEntry.objects.filter(result=result).order_by('pk'):
         print(f'  {entry.created.astimezone():%H:%M:%S}  {entry.message}')
-    return 0 if result.status == 'completed' else 1
+    if result.status != 'completed':
+        return f'\n{result.traceback or result.error or "No worker has taken it."}'
+    return 0
 
 
 if __name__ == '__main__':
