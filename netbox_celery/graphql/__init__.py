@@ -1,0 +1,5 @@
+from .schema import schema
+
+__all__ = (
+    'schema',
+)

@@ -1,0 +1,131 @@
+"""What GraphQL shows: the same as REST, with the same permissions.
+
+Queries load the columns that they ask for; resolvers of more than one column name them in `only`, or each row would
+cost a query of its own.
+"""
+from typing import TYPE_CHECKING, Annotated
+
+import strawberry
+import strawberry_django
+from strawberry.scalars import JSON
+
+from netbox.graphql.scalars import BigInt
+from netbox.graphql.types import BaseObjectType, NetBoxObjectType
+
+from .. import models
+from ..engine.payload import plain
+from .filters import CeleryLogEntryFilter, CeleryResultFilter, CeleryTaskFilter, CeleryWorkerFilter
+
+if TYPE_CHECKING:
+    from netbox.graphql.types import ContentTypeType
+    from users.graphql.types import UserType
+
+__all__ = (
+    'CeleryLogEntryType',
+    'CeleryResultType',
+    'CeleryTaskType',
+    'CeleryWorkerType',
+)
+
+
+@strawberry_django.type(
+    models.CeleryResult,
+    fields=[
+        'id', 'task_id', 'celery_name', 'name', 'status', 'reason', 'queue', 'worker', 'step', 'attempt', 'scheduled',
+        'expires', 'sent', 'started', 'completed', 'cancelled', 'error', 'traceback', 'request_id', 'parent_id',
+        'root_id', 'group_id', 'created', 'last_updated',
+    ],
+    filters=CeleryResultFilter,
+    pagination=True
+)
+class CeleryResultType(NetBoxObjectType):
+    user: Annotated['UserType', strawberry.lazy('users.graphql.types')] | None
+    object_type: Annotated['ContentTypeType', strawberry.lazy('netbox.graphql.types')] | None
+    object_id: BigInt | None
+    value: BigInt | None
+    value_max: BigInt | None
+
+    @strawberry_django.field(only=['name', 'celery_name', 'task_id'])
+    def display(self) -> str:
+        return str(self)
+
+    @strawberry_django.field(only=['value', 'value_max'])
+    def percentage(self) -> float | None:
+        return self.percentage
+
+    # Arguments as their caller wants them shown: `argsrepr` and `kwargsrepr` stand in for what is secret
+    @strawberry_django.field(only=['args', 'options'])
+    def args(self) -> JSON | None:
+        return self.display_args
+
+    @strawberry_django.field(only=['kwargs', 'options'])
+    def kwargs(self) -> JSON | None:
+        return self.display_kwargs
+
+    @strawberry_django.field(only=['options'])
+    def options(self) -> JSON:
+        return plain(self.options)
+
+    @strawberry_django.field(only=['data'])
+    def data(self) -> JSON | None:
+        return plain(self.data)
+
+    @strawberry_django.field(only=['result'])
+    def result(self) -> JSON | None:
+        return plain(self.result)
+
+    @strawberry_django.field(only=['attempts'])
+    def attempts(self) -> JSON:
+        return self.attempts
+
+
+@strawberry_django.type(
+    models.CeleryLogEntry,
+    fields=['id', 'attempt', 'level', 'grouping', 'message', 'created'],
+    filters=CeleryLogEntryFilter,
+    pagination=True
+)
+class CeleryLogEntryType(BaseObjectType):
+    result: Annotated['CeleryResultType', strawberry.lazy('netbox_celery.graphql.types')]
+    object_type: Annotated['ContentTypeType', strawberry.lazy('netbox.graphql.types')] | None
+    object_id: BigInt | None
+
+    @strawberry_django.field(only=['message'])
+    def display(self) -> str:
+        return str(self)
+
+
+@strawberry_django.type(
+    models.CeleryTask,
+    fields=[
+        'id', 'name', 'plugin', 'description', 'documentation', 'enabled', 'present', 'last_seen', 'defaults',
+        'parameters', 'created', 'last_updated',
+    ],
+    filters=CeleryTaskFilter,
+    pagination=True
+)
+class CeleryTaskType(NetBoxObjectType):
+
+    @strawberry_django.field(only=['name'])
+    def display(self) -> str:
+        return str(self)
+
+
+@strawberry_django.type(
+    models.CeleryWorker,
+    fields=[
+        'id', 'key', 'name', 'host', 'pid', 'pool', 'concurrency', 'queues', 'versions', 'started', 'heartbeat',
+        'stopped',
+    ],
+    filters=CeleryWorkerFilter,
+    pagination=True
+)
+class CeleryWorkerType(BaseObjectType):
+
+    @strawberry_django.field(only=['name'])
+    def display(self) -> str:
+        return str(self)
+
+    @strawberry_django.field(only=['heartbeat', 'stopped'])
+    def is_alive(self) -> bool:
+        return self.is_alive
