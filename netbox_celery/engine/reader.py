@@ -77,7 +77,7 @@ class LogPage:
         return self.result.is_finished and not self.has_more
 
 
-def read_log(results, pk, *, after=0, limit=DEFAULT_LIMIT, wanted=LogFilter()):
+def read_log(results, pk, *, after=0, limit=DEFAULT_LIMIT, offset=0, wanted=LogFilter()):
     """Read the lines of a run's log that follow a cursor.
 
     Args:
@@ -85,6 +85,7 @@ def read_log(results, pk, *, after=0, limit=DEFAULT_LIMIT, wanted=LogFilter()):
         pk: Primary key of the run.
         after: Primary key of the last line read (`LogPage.next_after`); 0 for the beginning.
         limit: Most lines to read.
+        offset: Lines to skip after the cursor.
         wanted: A `LogFilter`.
 
     Returns:
@@ -97,7 +98,7 @@ def read_log(results, pk, *, after=0, limit=DEFAULT_LIMIT, wanted=LogFilter()):
     log = log_lines(pk, after)
     # Read before the lines: what comes later than this is for the next poll.
     end = log.aggregate(end=Max('pk'))['end'] if wanted else None
-    entries = list(wanted.apply(log)[:limit + 1])
+    entries = list(wanted.apply(log)[offset:offset + limit + 1])
     has_more, entries = len(entries) > limit, entries[:limit]
     seen = entries[-1].pk if entries else after
     return LogPage(

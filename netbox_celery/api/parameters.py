@@ -1,0 +1,204 @@
+"""What clients send: how a task is to be run, and which lines of a log they want."""
+from django.contrib.contenttypes.models import ContentType
+from django.utils.translation import gettext_lazy as _
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+
+from netbox.api.fields import ContentTypeField
+from netbox.api.serializers import NestedTagSerializer
+
+from ..engine.reader import DEFAULT_LIMIT, MAX_LIMIT, LogFilter
+
+__all__ = (
+    'LogQuerySerializer',
+    'TaskRunSerializer',
+)
+
+MAX_ID = 2 ** 63 - 1
+
+
+@extend_schema_field({'oneOf': [{'type': 'number', 'minimum': 0}, {'type': 'string', 'format': 'date-time'}]})
+class ExpiresField(serializers.DateTimeField):
+    """When a run that has not started is given up: a time, or a number of seconds from now, as Celery has it."""
+
+    def to_internal_value(self, value):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if value <= 0:
+                raise serializers.ValidationError(_('Must be greater than 0.'))
+            return value
+        return super().to_internal_value(value)
+
+
+class TaskRunSerializer(serializers.Serializer):
+    """How a task is to be run: its arguments, and options of this run. All are optional."""
+    #: Options that stand under another name here than in `CeleryResult.enqueue`.
+    RENAMED = {'name': 'netbox_name', 'tags': 'netbox_tags', 'eta': 'schedule_at'}
+    #: There is one time before which a run does not start.
+    START_TIMES = ('schedule_at', 'eta', 'countdown')
+
+    args = serializers.ListField(
+        child=serializers.JSONField(allow_null=True),
+        default=list,
+        help_text=_('Positional arguments')
+    )
+    kwargs = serializers.DictField(
+        child=serializers.JSONField(allow_null=True),
+        default=dict,
+        help_text=_('Keyword arguments')
+    )
+    name = serializers.CharField(
+        max_length=255,
+        required=False,
+        help_text=_("What is shown for the run, instead of the task's name")
+    )
+    queue = serializers.CharField(
+        max_length=255,
+        required=False
+    )
+    priority = serializers.IntegerField(
+        min_value=0,
+        max_value=255,
+        required=False,
+        help_text=_('With Redis 0 is the highest, with RabbitMQ the lowest')
+    )
+    schedule_at = serializers.DateTimeField(
+        required=False,
+        help_text=_('Earliest time of the start')
+    )
+    eta = serializers.DateTimeField(
+        required=False,
+        help_text=_("Celery's name for `schedule_at`")
+    )
+    countdown = serializers.FloatField(
+        min_value=0,
+        required=False,
+        help_text=_('Earliest time of the start, in seconds from now')
+    )
+    expires = ExpiresField(
+        required=False,
+        help_text=_('Give the run up if it has not started by then: a time, or seconds from now')
+    )
+    time_limit = serializers.FloatField(
+        min_value=1,
+        required=False,
+        help_text=_('End the run after so many seconds')
+    )
+    soft_time_limit = serializers.FloatField(
+        min_value=1,
+        required=False,
+        help_text=_('Interrupt the task after so many seconds, so that it can tidy up')
+    )
+    object_type = ContentTypeField(
+        queryset=ContentType.objects.all(),
+        required=False,
+        help_text=_('Type of the NetBox object that the run concerns, such as `dcim.device`')
+    )
+    object_id = serializers.IntegerField(
+        min_value=1,
+        max_value=MAX_ID,
+        required=False
+    )
+    tags = NestedTagSerializer(
+        many=True,
+        required=False
+    )
+
+    def to_internal_value(self, data):
+        values = super().to_internal_value(data)
+        # A misspelt option that is passed over would run the task otherwise than was meant
+        if unknown := set(data) - set(self.fields):
+            raise serializers.ValidationError({
+                name: _('There is no such option. Options are: {options}.').format(options=', '.join(self.fields))
+                for name in sorted(unknown)
+            })
+        return values
+
+    def validate(self, attrs):
+        times = [name for name in self.START_TIMES if name in attrs]
+        if len(times) > 1:
+            raise serializers.ValidationError({
+                times[1]: _('Only one of {options} can be given.').format(options=', '.join(self.START_TIMES))
+            })
+        if ('object_type' in attrs) != ('object_id' in attrs):
+            raise serializers.ValidationError({
+                'object_id': _('object_type and object_id must be given together.')
+            })
+        return attrs
+
+    def validated_options(self):
+        """Return the options for `netbox_celery.actions.run`."""
+        options = {
+            self.RENAMED.get(name, name): value for name, value in self.validated_data.items()
+            if name not in ('args', 'kwargs', 'object_type', 'object_id')
+        }
+        if 'object_type' in self.validated_data:
+            options['instance'] = self._get_object()
+        return options
+
+    def _get_object(self):
+        """Return the object that the run is to concern, which the user must be allowed to view."""
+        model = self.validated_data['object_type'].model_class()
+        pk = self.validated_data['object_id']
+        found = None
+        if hasattr(getattr(model, 'objects', None), 'restrict'):
+            found = model.objects.restrict(self.context['request'].user, 'view').filter(pk=pk).first()
+        if found is None:
+            raise serializers.ValidationError({'object_id': _('There is no such object.')})
+        return found
+
+
+class LogQuerySerializer(serializers.Serializer):
+    """Which lines of a log are wanted. Filters are those of `log-entries/`."""
+    after = serializers.IntegerField(
+        min_value=0,
+        max_value=MAX_ID,
+        default=0,
+        help_text=_('Lines after this one: `next_after` of the last answer, 0 for the beginning')
+    )
+    limit = serializers.IntegerField(
+        min_value=0,
+        default=DEFAULT_LIMIT,
+        help_text=_('Most lines to answer, {maximum} at most (0: as many)').format(maximum=MAX_LIMIT)
+    )
+    offset = serializers.IntegerField(
+        min_value=0,
+        max_value=MAX_ID,
+        default=0,
+        help_text=_('Lines to skip after `after`. The cursor does not need it; clients that page by offset do')
+    )
+    level = serializers.ListField(
+        child=serializers.IntegerField(),
+        default=list,
+        help_text=_('Lines of these levels')
+    )
+    level__gte = serializers.IntegerField(
+        required=False,
+        help_text=_('Lines of this level and above')
+    )
+    grouping = serializers.ListField(
+        child=serializers.CharField(),
+        default=list,
+        help_text=_('Lines of these groupings')
+    )
+    q = serializers.CharField(
+        required=False,
+        help_text=_('Lines whose message contains this text')
+    )
+
+    def validate_limit(self, value):
+        return min(value or MAX_LIMIT, MAX_LIMIT)
+
+    def page(self):
+        """Return the arguments for `netbox_celery.engine.reader.read_log`."""
+        data = self.validated_data
+        return {
+            'after': data['after'],
+            'limit': data['limit'],
+            'offset': data['offset'],
+            'wanted': LogFilter(
+                levels=tuple(data['level']),
+                min_level=data.get('level__gte'),
+                groupings=tuple(data['grouping']),
+                search=data.get('q', ''),
+            ),
+        }

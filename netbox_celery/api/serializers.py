@@ -1,0 +1,171 @@
+"""What REST shows of runs, log lines, tasks and workers, and what it lets people write: little.
+
+A run's columns belong to the engine, which writes them while people look. So a change of tags or custom fields saves
+these columns alone.
+"""
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+from rest_framework.utils.urls import remove_query_param, replace_query_param
+
+from netbox.api.fields import ChoiceField, ContentTypeField
+from netbox.api.gfk_fields import GFKSerializerField
+from netbox.api.serializers import BaseModelSerializer, NetBoxModelSerializer, ValidatedModelSerializer
+from users.api.serializers_.users import UserSerializer
+
+from ..choices import LogLevelChoices, ResultReasonChoices, ResultStatusChoices
+from ..engine.payload import plain
+from ..models import CeleryLogEntry, CeleryResult, CeleryTask, CeleryWorker
+
+__all__ = (
+    'CeleryLogEntrySerializer',
+    'CeleryResultSerializer',
+    'CeleryTaskSerializer',
+    'CeleryWorkerSerializer',
+    'LogLineSerializer',
+    'LogPageSerializer',
+)
+
+
+class PlainJSONField(serializers.JSONField):
+    """JSON as people and programs read it, without Kombu's type markers."""
+
+    def __init__(self, **kwargs):
+        super().__init__(read_only=True, **kwargs)
+
+    def to_representation(self, value):
+        return plain(value)
+
+
+class NarrowSaveSerializer(ValidatedModelSerializer):
+    """Saves the columns that a request changes and no other: meanwhile the engine may have written the rest."""
+
+    def update(self, instance, validated_data):
+        for name, value in validated_data.items():
+            setattr(instance, name, value)
+        instance.save(update_fields=[*validated_data, 'last_updated'])
+        return instance
+
+
+class CeleryResultSerializer(NetBoxModelSerializer, NarrowSaveSerializer):
+    status = ChoiceField(choices=ResultStatusChoices, read_only=True)
+    reason = ChoiceField(choices=ResultReasonChoices, read_only=True)
+    user = UserSerializer(nested=True, read_only=True)
+    object_type = ContentTypeField(read_only=True)
+    # Not every model that a run can concern has a serializer
+    object = GFKSerializerField(read_only=True, allow_missing_serializer=True)
+    percentage = serializers.FloatField(read_only=True, allow_null=True)
+    duration = serializers.DurationField(read_only=True, allow_null=True)
+    # Arguments as their caller wants them shown: `argsrepr` and `kwargsrepr` stand in for what is secret
+    args = PlainJSONField(source='display_args')
+    kwargs = PlainJSONField(source='display_kwargs')
+    options = PlainJSONField()
+    data = PlainJSONField()
+    result = PlainJSONField()
+
+    class Meta:
+        model = CeleryResult
+        fields = [
+            'id', 'url', 'display_url', 'display', 'task_id', 'celery_name', 'name', 'status', 'reason', 'user',
+            'object_type', 'object_id', 'object', 'queue', 'worker', 'value', 'value_max', 'percentage', 'step',
+            'attempt', 'scheduled', 'expires', 'sent', 'started', 'completed', 'cancelled', 'duration', 'error',
+            'args', 'kwargs', 'options', 'data', 'result', 'traceback', 'attempts', 'request_id', 'parent_id',
+            'root_id', 'group_id', 'tags', 'custom_fields', 'created', 'last_updated',
+        ]
+        read_only_fields = [
+            'task_id', 'celery_name', 'name', 'object_id', 'queue', 'worker', 'value', 'value_max', 'step', 'attempt',
+            'scheduled', 'expires', 'sent', 'started', 'completed', 'cancelled', 'error', 'traceback', 'attempts',
+            'request_id', 'parent_id', 'root_id', 'group_id',
+        ]
+        brief_fields = ('id', 'url', 'display', 'task_id', 'celery_name', 'name', 'status')
+
+
+class CeleryLogEntrySerializer(BaseModelSerializer):
+    # There is no page for a single line
+    display_url = None
+    result = CeleryResultSerializer(nested=True, read_only=True)
+    level = ChoiceField(choices=LogLevelChoices, read_only=True)
+    object_type = ContentTypeField(read_only=True)
+    object = GFKSerializerField(read_only=True, allow_missing_serializer=True)
+
+    class Meta:
+        model = CeleryLogEntry
+        fields = [
+            'id', 'url', 'display', 'result', 'attempt', 'level', 'grouping', 'message', 'object_type', 'object_id',
+            'object', 'created',
+        ]
+        brief_fields = ('id', 'url', 'display', 'level', 'message', 'created')
+
+
+class LogLineSerializer(serializers.ModelSerializer):
+    """A line as those read it who follow a run: they know which one."""
+    level = ChoiceField(choices=LogLevelChoices, read_only=True)
+    object_type = ContentTypeField(read_only=True)
+    object = GFKSerializerField(read_only=True, allow_missing_serializer=True)
+
+    class Meta:
+        model = CeleryLogEntry
+        fields = [
+            'id', 'created', 'attempt', 'level', 'grouping', 'message', 'object_type', 'object_id', 'object',
+        ]
+
+
+class LogPageSerializer(serializers.Serializer):
+    """An answer to who follows a run: the lines since the last poll, and where the run stood before they were read."""
+    count = serializers.SerializerMethodField(
+        help_text='Number of lines in this answer.'
+    )
+    next = serializers.SerializerMethodField(
+        help_text='Address of the lines that are there now and did not fit into this answer.'
+    )
+    next_after = serializers.IntegerField(
+        help_text='Value of `after` for the next poll.'
+    )
+    finished = serializers.BooleanField(
+        help_text='The run has ended and this is the end of its log: there is no use in asking again.'
+    )
+    status = ChoiceField(choices=ResultStatusChoices, source='result.status')
+    reason = ChoiceField(choices=ResultReasonChoices, source='result.reason')
+    attempt = serializers.IntegerField(source='result.attempt')
+    value = serializers.IntegerField(source='result.value', allow_null=True)
+    value_max = serializers.IntegerField(source='result.value_max', allow_null=True)
+    percentage = serializers.FloatField(source='result.percentage', allow_null=True)
+    step = serializers.CharField(source='result.step')
+    results = LogLineSerializer(source='entries', many=True)
+
+    def get_count(self, page) -> int:
+        return len(page.entries)
+
+    @extend_schema_field(serializers.URLField(allow_null=True))
+    def get_next(self, page):
+        if not page.has_more:
+            return None
+        url = replace_query_param(self.context['request'].build_absolute_uri(), 'after', page.next_after)
+        return remove_query_param(url, 'offset')
+
+
+class CeleryTaskSerializer(NetBoxModelSerializer, NarrowSaveSerializer):
+
+    class Meta:
+        model = CeleryTask
+        fields = [
+            'id', 'url', 'display_url', 'display', 'name', 'plugin', 'description', 'documentation', 'enabled',
+            'present', 'last_seen', 'defaults', 'parameters', 'tags', 'custom_fields', 'created', 'last_updated',
+        ]
+        read_only_fields = [
+            'name', 'plugin', 'description', 'documentation', 'present', 'last_seen', 'defaults', 'parameters',
+        ]
+        brief_fields = ('id', 'url', 'display', 'name', 'description', 'enabled', 'present')
+
+
+class CeleryWorkerSerializer(BaseModelSerializer):
+    # There is no page for a single worker
+    display_url = None
+    is_alive = serializers.BooleanField(read_only=True)
+
+    class Meta:
+        model = CeleryWorker
+        fields = [
+            'id', 'url', 'display', 'key', 'name', 'host', 'pid', 'pool', 'concurrency', 'queues', 'versions',
+            'started', 'heartbeat', 'stopped', 'is_alive',
+        ]
+        brief_fields = ('id', 'url', 'display', 'name', 'is_alive')
