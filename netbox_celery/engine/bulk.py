@@ -145,7 +145,7 @@ def _publish(app, name, task, messages, options):
         for task_id, (args, kwargs), __ in messages:
             message = app.amqp.create_task_message(
                 task_id, name, args, kwargs, root_id=own_root or task_id, reply_to=app.thread_oid,
-                argsrepr=saferepr(args), kwargsrepr=saferepr(kwargs) if kwargs else '{}',
+                argsrepr=saferepr(args) if args else '()', kwargsrepr=saferepr(kwargs) if kwargs else '{}',
                 **in_message
             )
             app.amqp.send_task_message(producer, name, message, **options)

@@ -41,7 +41,7 @@ UNFINISHED = "status IN ('pending', 'scheduled', 'retrying', 'running')"
 # dead, by a copy of its own message.
 CLAIM = f"""
     UPDATE {TABLE} AS run SET
-        status = 'running', reason = '', worker = %(worker)s, holder = %(holder)s,
+        status = 'running', reason = '', worker = %(worker)s::text, holder = %(holder)s::uuid,
         attempt = %(attempt)s, nesting = %(nesting)s, claims = claims + 1,
         started = COALESCE(started, now()), sent = COALESCE(sent, now()), last_updated = now(),
         attempts = attempts || jsonb_build_array(jsonb_build_object(

@@ -6,6 +6,7 @@ stop of workers. Signal handlers can stop nothing (Celery swallows their excepti
 taken in `before_start`, which runs inside the tracer's `try`, and refuses by raising `Ignore`.
 """
 import ctypes
+import gc
 import logging
 import signal
 import sys
@@ -207,6 +208,9 @@ def on_worker_setup(instance=None, **kwargs):
     install_log_handler()
     _presence = Presence(instance, on_beat=duties(instance.app))
     _presence.register()
+    # NetBox's hundreds of thousands of objects stay for good: the children's garbage collector need not look at them.
+    gc.collect()
+    gc.freeze()
 
 
 @signals.worker_ready.connect

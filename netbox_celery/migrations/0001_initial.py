@@ -155,11 +155,16 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='celeryresult',
-            index=models.Index(condition=models.Q(('completed__isnull', True)), fields=['status', 'holder'], name='netbox_celery_result_open'),
+            index=models.Index(condition=models.Q(('completed__isnull', True)), fields=['id'], name='netbox_celery_result_open'),
         ),
         migrations.AddIndex(
             model_name='celerylogentry',
             index=models.Index(fields=['result', 'id'], name='netbox_cele_result__70e258_idx'),
+        ),
+        # Room in each page for the updates of a run: see the model's indexes.
+        migrations.RunSQL(
+            sql='ALTER TABLE netbox_celery_celeryresult SET (fillfactor = 60)',
+            reverse_sql='ALTER TABLE netbox_celery_celeryresult RESET (fillfactor)'
         ),
         # Django cannot say this beside Python-level relations (see the model); the names are those of Django's tables.
         migrations.RunSQL(
