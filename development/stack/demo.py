@@ -26,7 +26,7 @@ from .postgres import Cluster, major_version
 from .processes import Process, StackError, free_port, locked, tail, wait_until, write_json
 from .redis import RedisServer
 from .scratch import secret
-from .template import copy_template, say, template_key
+from .template import copy_template, migrations, say, template_key
 
 __all__ = (
     'Demo',
@@ -90,7 +90,7 @@ class Demo:
     #
 
     def load(self):
-        state = {'ports': {}, 'processes': {}, 'migrated': '', 'static': ''}
+        state = {'ports': {}, 'processes': {}, 'migrations': {}, 'migrated': '', 'static': ''}
         with suppress(FileNotFoundError, ValueError):
             state |= json.loads(self.ledger.read_text())
         self.state = state
@@ -140,14 +140,16 @@ class Demo:
         ports = self.state['ports']
         durable = {'durable': True}
         self.cluster = Cluster(self.directory / 'postgres', secret('password'), **durable)
-        if self.cluster.exists and self.cluster.major_version != major_version():
-            say(f'PostgreSQL {self.cluster.major_version} has made this database, and is gone: starting with a new one')
+        if self.cluster.exists and (why := self.why_useless()):
+            say(f'{why}: starting with a new database')
             shutil.rmtree(self.cluster.directory)
         if not self.cluster.exists:
             shutil.rmtree(self.cluster.directory, ignore_errors=True)
+            # What waits in the queues is about rows that are gone
+            shutil.rmtree(self.directory / 'redis', ignore_errors=True)
             draft = copy_template(self.directory / 'postgres.draft', **durable)
             draft.directory.rename(self.cluster.directory)
-            self.state['migrated'] = template_key()
+            self.state |= {'migrated': template_key(), 'migrations': migrations()}
         self.redis = RedisServer(self.directory / 'redis', secret('password'), **durable)
         for name, server in (('postgres', self.cluster), ('redis', self.redis)):
             log = self.logs / f'{name}.log'
@@ -157,6 +159,17 @@ class Demo:
             self.processes[name] = server.process
             self.save()
         self.write_instance()
+
+    def why_useless(self):
+        """
+        Return why the database of an earlier start can't be used any more, if that is so.
+        """
+        if self.cluster.major_version != major_version():
+            return f'The database was made by PostgreSQL {self.cluster.major_version}, which is gone'
+        for name, digest in self.state['migrations'].items():
+            if migrations().get(name) != digest:
+                return f'{name} has changed since it was applied'
+        return ''
 
     def connect(self):
         """
@@ -188,7 +201,7 @@ class Demo:
             migrate=migrated != self.state['migrated'],
             collectstatic=static != self.state['static'],
         )
-        self.state |= {'migrated': migrated, 'static': static}
+        self.state |= {'migrated': migrated, 'migrations': migrations(), 'static': static}
         self.save()
 
     def seed(self, function, **arguments):

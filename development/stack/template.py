@@ -27,6 +27,7 @@ __all__ = (
     'PRISTINE',
     'copy_template',
     'ensure_template',
+    'migrations',
     'template_key',
 )
 
@@ -47,11 +48,19 @@ def template_key():
     """
     Return what a template depends on: the versions of NetBox and PostgreSQL, the password, the plugins' migrations.
     """
-    digest = hashlib.sha256(secret('password').encode())
-    for folder in MIGRATIONS:
-        for path in sorted(folder.glob('*.py')):
-            digest.update(f'{path.name}\n'.encode() + path.read_bytes())
+    digest = hashlib.sha256(f'{secret("password")} {migrations()}'.encode())
     return f'netbox-{version("netbox")}-postgresql-{major_version()}-{digest.hexdigest()[:12]}'
+
+
+def migrations():
+    """
+    Return the plugins' migrations, each with what tells whether it has changed.
+    """
+    return {
+        str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder in MIGRATIONS
+        for path in sorted(folder.glob('[0-9]*.py'))
+    }
 
 
 def copy_template(directory, **options):
