@@ -61,7 +61,7 @@ class Program:
 PROGRAMS = (
     Program('web', (
         'gunicorn', 'development.wsgi', '--pythonpath', '{root}', '--bind', '127.0.0.1:{port}', '--workers', '2',
-        '--threads', '4', '--timeout', '120', '--access-logfile', '-', '--no-control-socket',
+        '--threads', '4', '--timeout', '120', '--graceful-timeout', '5', '--access-logfile', '-', '--no-control-socket',
     )),
     Program('worker', (
         'celery', '-A', 'netbox_celery', 'worker', '-E', '-l', 'INFO', '--concurrency', '2', '--hostname', 'demo@%h',

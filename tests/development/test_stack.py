@@ -1,0 +1,88 @@
+"""What the development stack promises: it leaves nothing behind, and never touches what is not its own."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from development.stack import scratch
+from development.stack.paths import ROOT
+from development.stack.processes import Process, free_port, wait_until
+
+
+@pytest.fixture
+def sleeper(tmp_path):
+    process = Process.start('sleeper', ['sleep', '60'], tmp_path / 'log')
+    yield process
+    process.stop()
+
+
+def test_a_process_ends_with_its_children(tmp_path):
+    """What a process has started ends with it, also if it ignores the signal that asks for it."""
+    process = Process.start(
+        'family', ['sh', '-c', 'trap "" TERM; sleep 60 & echo $!; while :; do wait; done'], tmp_path / 'log'
+    )
+    child = int(wait_until(lambda: (tmp_path / 'log').read_text().strip(), 5))
+
+    process.stop(timeout=0.2)
+
+    assert not process.running
+    assert wait_until(lambda: not os.path.exists(f'/proc/{child}') or is_zombie(child), 5)
+
+
+def test_a_stranger_with_the_same_id_is_left_alone(sleeper):
+    """Ids are used again: one that is written down may be that of somebody else by the time it is read."""
+    namesake = Process(name='old', pid=sleeper.pid, birth=f'{sleeper.birth}0')
+
+    assert not namesake.running
+    namesake.stop()
+
+    assert sleeper.running
+
+
+def test_a_process_dies_with_its_parent(tmp_path):
+    """Nothing outlives a run of the tests, also if that is killed."""
+    code = (
+        'import time; from development.stack.processes import Process;'
+        f'print(Process.start("x", ["sleep", "60"], "{tmp_path}/log", die_with_parent=True).pid, flush=True);'
+        'time.sleep(60)'
+    )
+    parent = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    assert os.path.exists(f'/proc/{child}')
+
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+
+    assert wait_until(lambda: not os.path.exists(f'/proc/{child}') or is_zombie(child), 5)
+
+
+def test_abandoned_folders_are_swept(tmp_path, monkeypatch):
+    """A folder whose owner is gone is removed at the next start; one that is in use stays."""
+    monkeypatch.setattr(scratch, 'STATE', tmp_path)
+    monkeypatch.setattr(scratch, 'GATE', tmp_path / 'gate')
+    (tmp_path / 'test-1-1').mkdir()
+    (tmp_path / 'test-1-1' / 'lock').touch()
+
+    with scratch.scratch('test') as first, scratch.scratch('test') as second:
+        assert not (tmp_path / 'test-1-1').exists()
+        assert first.exists()
+        assert second.exists()
+    assert not first.exists()
+    assert not second.exists()
+
+
+def test_a_port_that_is_taken_is_not_chosen(services):
+    assert free_port(services.redis.port) != services.redis.port
+
+
+def test_secrets_are_for_their_owner_alone(services):
+    configuration = services.instance.root / 'conf' / 'configuration.py'
+    assert configuration.stat().st_mode & 0o077 == 0
+
+
+def is_zombie(pid):
+    with open(f'/proc/{pid}/stat') as handle:
+        return handle.read().rpartition(')')[2].split()[0] == 'Z'
