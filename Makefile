@@ -34,6 +34,10 @@ test: ## Run the tests: make test, or make test ARGS="tests/engine -k claim -x"
 	@$(STACK) template
 	@$(PYTHON) -m pytest $(ARGS)
 
+.PHONY: bench
+bench: venv ## Measure against bare Celery: make bench, or make bench ARGS="drain delay --quick"
+	@$(PYTHON) -m development.bench $(ARGS)
+
 .PHONY: check
 check: lint types migrations-check compose-check docs wheel-check ## All that can be checked without running a test
 

@@ -1,0 +1,12 @@
+"""Bare Celery: no Django, no NetBox, nothing set but where the broker is."""
+
+import os
+
+from celery import Celery
+
+app = Celery('bare', broker=os.environ['BENCH_REDIS'], backend=os.environ['BENCH_REDIS'])
+
+
+@app.task(name='bench:noop')
+def noop():
+    pass

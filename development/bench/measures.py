@@ -1,0 +1,357 @@
+"""The measurements. Each takes a `Stage` and returns `Figure`s, the first of which is the one that has an aim."""
+
+import random
+import time
+from datetime import UTC, datetime
+
+from .report import Figure, ratio
+
+__all__ = (
+    'MEASURES',
+)
+
+
+def in_turns(rounds, *functions):
+    """
+    Call functions in turns, the order reversed each time, and return the list of results of each.
+    """
+    results = [[] for __ in functions]
+    for number in range(rounds):
+        order = range(len(functions))
+        for index in (order if number % 2 == 0 else reversed(order)):
+            results[index].append(functions[index]())
+    return results
+
+
+#
+# Tasks that do nothing
+#
+
+def drain(stage):
+    """
+    Fill a queue, then start a worker, and count from the first to the last completion.
+    """
+    number = 2000 if stage.quick else 4000
+    first_runs = []
+    with stage.probe('bare') as bare_probe, stage.probe('tracked') as tracked_probe:
+
+        def bare():
+            ids = bare_probe.do('fill', number=number)
+            keys = [f'celery-task-meta-{id}' for id in ids]
+            redis = stage.redis['bare']
+            with stage.worker('bare') as (__, check):
+                stage.wait(lambda: redis.exists(*keys) == number, check)
+            # Celery writes down when each was done
+            times = sorted(done_at(result) for result in redis.mget(keys))
+            redis.flushdb()
+            return (number - 1) / (times[-1] - times[0])
+
+        def tracked():
+            start, = stage.query('SELECT COALESCE(max(id), 0) FROM netbox_celery_celeryresult')
+            tracked_probe.do('fill', number=number)
+            with stage.worker('tracked') as (started, check):
+                stage.wait(lambda: not stage.query(
+                    'SELECT EXISTS (SELECT FROM netbox_celery_celeryresult WHERE completed IS NULL)'
+                )[0], check)
+            done, seconds, first = stage.query(
+                "SELECT count(*) FILTER (WHERE status = 'completed'), "
+                'extract(epoch FROM max(completed) - min(completed))::float, '
+                'extract(epoch FROM min(started))::float FROM netbox_celery_celeryresult WHERE id > %s', start
+            )
+            if done != number:
+                raise RuntimeError(f'{done} of {number} runs are completed')
+            first_runs.append(first - started)
+            stage.redis['tracked'].flushdb()
+            return (number - 1) / seconds
+
+        slow, fast = in_turns(2 if stage.quick else 5, tracked, bare)
+    return [
+        ratio('drain_ratio', 'no-op tasks drained', slow, fast),
+        Figure('drain_tracked_per_s', 'tracked', 'tasks/s', slow),
+        Figure('drain_bare_per_s', 'bare', 'tasks/s', fast),
+        Figure('first_run_s', "from a worker's start to its first run", 's', first_runs),
+    ]
+
+
+def done_at(result):
+    import json
+
+    return datetime.fromisoformat(json.loads(result)['date_done']).timestamp()
+
+
+#
+# Calls
+#
+
+def delay(stage):
+    """
+    Call `delay()` outside of a transaction, in warm processes.
+    """
+    number = 300 if stage.quick else 500
+    with stage.probe('bare') as bare_probe, stage.probe('tracked') as tracked_probe:
+        for probe in (bare_probe, tracked_probe):
+            probe.do('delay', number=100)
+        slow, fast = in_turns(
+            7 if stage.quick else 15,
+            lambda: number / tracked_probe.do('delay', number=number),
+            lambda: number / bare_probe.do('delay', number=number),
+        )
+    return [
+        ratio('delay_ratio', 'delay()', slow, fast),
+        Figure('delay_tracked_per_s', 'tracked', 'calls/s', slow),
+        Figure('delay_bare_per_s', 'bare', 'calls/s', fast),
+    ]
+
+
+def enqueue_many(stage):
+    """
+    Enqueue many runs at once, against as many calls of `apply_async` as take about as long.
+    """
+    many, single = (5000, 500) if stage.quick else (10_000, 1000)
+    with stage.probe('bare') as bare_probe, stage.probe('tracked') as tracked_probe:
+        bare_probe.do('apply_async', number=100)
+        tracked_probe.do('enqueue_many', number=100)
+
+        def tracked():
+            before = stage.queued('tracked')
+            took = tracked_probe.do('enqueue_many', number=many)
+            if stage.queued('tracked') - before != many:
+                raise RuntimeError('Not all messages are in Redis')
+            return many / took
+
+        fast, slow = in_turns(
+            5 if stage.quick else 9,
+            tracked,
+            lambda: single / bare_probe.do('apply_async', number=single),
+        )
+    return [
+        ratio('enqueue_many_ratio', 'enqueue_many() against apply_async()', fast, slow),
+        Figure('enqueue_many_rows_per_s', 'tracked, enqueue_many()', 'rows/s', fast),
+        Figure('apply_async_bare_per_s', 'bare, apply_async()', 'calls/s', slow),
+    ]
+
+
+#
+# Logs
+#
+
+def log(stage):
+    """
+    Write a long log from one task, and the same lines by `COPY` in batches of 500.
+    """
+    lines = 20_000 if stage.quick else 40_000
+    waited = []
+    prepare_raw_table(stage)
+    rows = raw_rows(lines)
+
+    with stage.probe('tracked') as probe, stage.worker('tracked') as (__, check):
+
+        def tracked():
+            pk = probe.do('enqueue', name='bench:log_burst', lines=lines)
+            last = f'ams-leaf-01: interface xe-0/0/{lines - 1} has no description'
+            seen = stage.wait(lambda: last_line(stage, pk) == last and time.time(), check, interval=0.005)
+            result = end_of(stage, pk, check)
+            waited.append(result['took'] / lines * 1e6)
+            count, = stage.query('SELECT count(*) FROM netbox_celery_celerylogentry WHERE result_id = %s', pk)
+            if count != lines:
+                raise RuntimeError(f'{count} of {lines} lines are there')
+            return lines / (seen - result['began'])
+
+        def raw():
+            started = time.perf_counter()
+            copy_raw(stage, rows)
+            return lines / (time.perf_counter() - started)
+
+        tracked()  # opens the worker's connections
+        waited.clear()
+        slow, fast = in_turns(5 if stage.quick else 9, tracked, raw)
+
+        def steadily(bursts, burst, pause):
+            pk = probe.do('enqueue', name='bench:log_steadily', bursts=bursts, lines=burst, pause=pause)
+            return end_of(stage, pk, check)['took'] / (bursts * burst) * 1e6
+
+        steady = [steadily(20, 100, 0.05) for __ in range(3 if stage.quick else 5)]
+        single = [steadily(100, 1, 0.01) for __ in range(3 if stage.quick else 5)]
+    return [
+        ratio('log_ratio', 'lines of a log until others see them, against COPY', slow, fast),
+        Figure('log_caller_us', 'a caller waits, a log as fast as it goes', 'us/line', waited),
+        Figure('log_caller_steady_us', 'a caller waits, 2,000 lines a second', 'us/line', steady),
+        Figure('log_caller_single_us', 'a caller waits, 100 single lines a second', 'us/line', single),
+        Figure('log_tracked_per_s', 'tracked', 'lines/s', slow),
+        Figure('log_copy_per_s', 'COPY', 'lines/s', fast),
+    ]
+
+
+def end_of(stage, pk, check):
+    """
+    Wait for the end of a run and return its result.
+    """
+    status, result, error = stage.wait(lambda: stage.query(
+        'SELECT status, result, error FROM netbox_celery_celeryresult WHERE id = %s AND completed IS NOT NULL', pk
+    ), check, interval=0.05)
+    if status != 'completed':
+        raise RuntimeError(f'The run is {status}: {error}')
+    return result
+
+
+def last_line(stage, pk):
+    row = stage.query(
+        'SELECT message FROM netbox_celery_celerylogentry WHERE result_id = %s ORDER BY id DESC LIMIT 1', pk
+    )
+    return row and row[0]
+
+
+def prepare_raw_table(stage):
+    """
+    Make a table of the same shape, with the same indexes and the same foreign key.
+    """
+    stage.database.execute('DROP TABLE IF EXISTS bench_log')
+    stage.database.execute('CREATE TABLE bench_log (LIKE netbox_celery_celerylogentry INCLUDING ALL)')
+    stage.database.execute('CREATE TABLE IF NOT EXISTS bench_result (id bigint PRIMARY KEY)')
+    stage.database.execute('INSERT INTO bench_result VALUES (1) ON CONFLICT DO NOTHING')
+    stage.database.execute(
+        'ALTER TABLE bench_log ADD FOREIGN KEY (result_id) REFERENCES bench_result ON DELETE CASCADE'
+    )
+
+
+def raw_rows(lines):
+    now = datetime.now(UTC)
+    return [
+        (1, 1, 20, 'main', f'ams-leaf-01: interface xe-0/0/{number} has no description', None, None, now)
+        for number in range(lines)
+    ]
+
+
+def copy_raw(stage, rows, batch=500):
+    with stage.database.cursor() as cursor:
+        for start in range(0, len(rows), batch):
+            with cursor.copy(
+                'COPY bench_log (result_id, attempt, level, grouping, message, object_type_id, object_id, created) '
+                'FROM STDIN'
+            ) as copy:
+                for row in rows[start:start + batch]:
+                    copy.write_row(row)
+
+
+def visible(stage):
+    """
+    Look from another connection, 500 times a second, for lines that say when they were written.
+    """
+    pauses = [random.uniform(0.02, 0.6) for __ in range(12 if stage.quick else 40)]
+    with stage.probe('tracked') as probe, stage.worker('tracked') as (__, check):
+        pk = probe.do('enqueue', name='bench:log_times', pauses=[0.1])
+        end_of(stage, pk, check)
+        pk, after, delays = probe.do('enqueue', name='bench:log_times', pauses=pauses), 0, []
+
+        def look():
+            nonlocal after
+            rows = stage.database.execute(
+                'SELECT id, message FROM netbox_celery_celerylogentry WHERE result_id = %s AND id > %s ORDER BY id',
+                (pk, after),
+            ).fetchall()
+            now = time.time()
+            for after, message in rows:
+                delays.append(now - float(message))
+            return len(delays) == len(pauses)
+        stage.wait(look, check, interval=0.002)
+    worst = Figure('log_visible_s', 'until others see a line, the worst', 's', [max(delays)])
+    return [worst, Figure('log_visible_delays_s', f'all of {len(delays)}', 's', delays)]
+
+
+#
+# Long histories
+#
+
+INSERT_RESULTS = """
+    INSERT INTO netbox_celery_celeryresult (
+        created, last_updated, custom_field_data, task_id, celery_name, name, args, kwargs, options, queue, user_id,
+        status, reason, value, value_max, step, worker, attempt, attempts, sent, started, completed, result, error,
+        traceback, request_id, root_id, claims, nesting
+    )
+    SELECT moment, moment, '{}', task_id, 'my_plugin:task_' || n %% 50, 'my_plugin:task_' || n %% 50, '[]',
+        jsonb_build_object('device', n, 'commands', jsonb_build_array('show version', 'show interfaces')), '{}',
+        'celery', %(user)s, status, '', 100, 100, 'Done', 'celery@worker-' || n %% 4, 1,
+        jsonb_build_array(jsonb_build_object(
+            'number', 1, 'started', moment, 'ended', moment, 'worker', 'celery@worker-' || n %% 4, 'error', ''
+        )),
+        moment, moment, moment + interval '3 seconds', jsonb_build_object('output', repeat('x', 300)),
+        CASE status WHEN 'completed' THEN '' ELSE 'ConnectionError: the device does not answer' END,
+        CASE status WHEN 'errored' THEN repeat('  File "tasks.py", line 12, in task' || chr(10), 20) ELSE '' END,
+        task_id, task_id, 1, 0
+    FROM (
+        SELECT n, gen_random_uuid() AS task_id, now() - (%(number)s - n) * interval '10 seconds' AS moment,
+            CASE n %% 20 WHEN 1 THEN 'errored' WHEN 2 THEN 'failed' WHEN 3 THEN 'revoked' ELSE 'completed' END AS status
+        FROM generate_series(1, %(number)s) AS n
+    ) AS run
+"""
+# Half of the lines are the latest run's, the others are spread over all
+INSERT_LINES = """
+    INSERT INTO netbox_celery_celerylogentry (result_id, attempt, level, grouping, message, created)
+    SELECT CASE n %% 2 WHEN 0 THEN %(last)s ELSE %(first)s + n %% %(number)s END, 1, 10 + 10 * (n %% 4), 'main',
+        'ams-leaf-01: interface xe-0/0/' || n || ' has no description', now()
+    FROM generate_series(1, %(number)s) AS n
+"""
+POLLED = 50
+
+
+def history(stage):
+    """
+    Ask for the same pages with a short and with a long history behind them.
+    """
+    sizes = {'netbox': 1000, 'bench_history': 100_000 if stage.quick else 1_000_000}
+    long = stage.services.another_instance('bench_history', redis_databases=(3, 4))
+    with stage.probe('history') as small, stage.probe('history', long) as large:
+        pages = []
+        for probe, database in zip((small, large), sizes):
+            probe.do('get', url='/', number=1)
+            pages.append(fill_history(stage, database, sizes[database]))
+            for url in pages[-1].values():
+                probe.do('get', url=url, number=2)
+        figures = []
+        for page in pages[0]:
+            slow, fast = in_turns(
+                5 if stage.quick else 11,
+                lambda: min(large.do('get', url=pages[1][page], number=2)),
+                lambda: min(small.do('get', url=pages[0][page], number=2)),
+            )
+            label = page.replace('_', ' ')
+            figures += [
+                ratio(f'history_{page}_ratio', label, slow, fast),
+                Figure(f'history_{page}_long_s', f'{label}, {sizes["bench_history"]:,}', 's', slow),
+                Figure(f'history_{page}_short_s', f'{label}, {sizes["netbox"]:,}', 's', fast),
+            ]
+    worst = max((figure for figure in figures if figure.key.endswith('_ratio')), key=lambda figure: figure.value)
+    return [Figure('history_ratio', f'the worst page: {worst.label}', 'ratio', worst.samples), *figures]
+
+
+def fill_history(stage, database, number):
+    """
+    Fill a database and return the addresses to ask for, by name.
+    """
+    with stage.services.cluster.connect(database) as connection:
+        user, = connection.execute("SELECT id FROM users_user WHERE username = 'bench'").fetchone()
+        connection.execute(INSERT_RESULTS, {'user': user, 'number': number})
+        first, last = connection.execute('SELECT min(id), max(id) FROM netbox_celery_celeryresult').fetchone()
+        connection.execute(INSERT_LINES, {'first': first, 'last': last, 'number': number})
+        connection.execute('VACUUM (ANALYZE) netbox_celery_celeryresult')
+        connection.execute('VACUUM (ANALYZE) netbox_celery_celerylogentry')
+        after, = connection.execute(
+            'SELECT id FROM netbox_celery_celerylogentry WHERE result_id = %s ORDER BY id DESC OFFSET %s LIMIT 1',
+            (last, POLLED),
+        ).fetchone()
+    return {
+        'list_page': '/plugins/celery/results/',
+        'detail_page': f'/plugins/celery/results/{last}/',
+        'rest_list': '/api/plugins/celery/results/',
+        'rest_log_poll': f'/api/plugins/celery/results/{last}/logs/?after={after}',
+    }
+
+
+MEASURES = {
+    'drain': drain,
+    'delay': delay,
+    'enqueue_many': enqueue_many,
+    'log': log,
+    'visible': visible,
+    'history': history,
+}

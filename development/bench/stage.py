@@ -1,0 +1,150 @@
+"""What the measurements run on: a durable PostgreSQL, a Redis, workers and probes."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+from redis import Redis
+
+from ..stack.instance import executable
+from ..stack.paths import ROOT, STATE
+from ..stack.processes import Process, StackError, tail
+
+__all__ = (
+    'BARE_DATABASE',
+    'PLUGINS_CONFIG',
+    'Probe',
+    'Stage',
+)
+
+#: Of Redis: 0 and 1 are NetBox's.
+BARE_DATABASE = 2
+
+PLUGINS_CONFIG = {'netbox_celery': {'celery': {'include': ['development.bench.tracked']}}}
+
+LOGS = STATE / 'log'
+
+APPS = {
+    'tracked': 'netbox_celery',
+    'bare': 'development.bench.bare',
+}
+
+
+class Stage:
+    """
+    Args:
+        services: The running `Services`
+        quick: Whether to measure less
+    """
+
+    def __init__(self, services, quick=False):
+        self.services = services
+        self.quick = quick
+        self.database = services.cluster.connect('netbox')
+        self.redis = {
+            'tracked': Redis.from_url(services.redis.url(0)),
+            'bare': Redis.from_url(services.redis.url(BARE_DATABASE)),
+        }
+
+    def environ(self, kind, instance=None):
+        path = {'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1'}
+        if kind == 'bare':
+            return {**path, 'BENCH_REDIS': self.services.redis.url(BARE_DATABASE)}
+        return {**path, **(instance or self.services.instance).environ}
+
+    def query(self, sql, *parameters):
+        return self.database.execute(sql, parameters).fetchone()
+
+    @contextmanager
+    def worker(self, kind):
+        """
+        Run a worker with two processes; yields when it was started, in seconds of the clock on the wall.
+        """
+        log = LOGS / f'bench-{kind}.log'
+        log.unlink(missing_ok=True)
+        started = time.time()
+        process = Process.start(f'worker ({kind})', [
+            executable('celery'), '-A', APPS[kind], 'worker', '--pool', 'prefork', '--concurrency', '2',
+            '--loglevel', 'WARNING', '--hostname', f'bench-{kind}@%h',
+        ], log, env=self.environ(kind), die_with_parent=True)
+
+        def check():
+            if not process.running:
+                raise StackError(f'The {kind} worker has ended. Its log, {log}, ends with:\n\n{tail(log, 30)}')
+        try:
+            yield started, check
+        finally:
+            process.stop()
+
+    @contextmanager
+    def probe(self, kind, instance=None):
+        with Probe(kind, self.environ(kind, instance)) as probe:
+            yield probe
+
+    def queued(self, kind):
+        """
+        Return how many messages wait.
+        """
+        return self.redis[kind].llen('netbox_celery:celery' if kind == 'tracked' else 'celery')
+
+    def wait(self, condition, check, timeout=180, interval=0.2):
+        deadline = time.monotonic() + timeout
+        while not (value := condition()):
+            check()
+            if time.monotonic() > deadline:
+                raise StackError('The worker does not get on: see the logs in development/.state/log')
+            time.sleep(interval)
+        return value
+
+    def forget(self):
+        """
+        Empty the queues and the tables.
+        """
+        for client in self.redis.values():
+            client.flushdb()
+        # Nothing but what PostgreSQL itself cleans up by and by
+        self.database.execute(
+            'TRUNCATE netbox_celery_celeryresult, netbox_celery_celerylogentry, netbox_celery_celeryworker CASCADE'
+        )
+
+
+class Probe:
+    """
+    A process that is warm and does what it is told.
+
+        probe.do('delay', number=500)       returns what `probe.py` answers
+    """
+
+    def __init__(self, kind, environ):
+        self.kind = kind
+        self.environ = environ
+
+    def __enter__(self):
+        self.log = LOGS / f'bench-probe-{self.kind}.log'
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open('w') as log:
+            self.process = subprocess.Popen(
+                [sys.executable, '-m', 'development.bench.probe', self.kind],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT,
+                env={**os.environ, **self.environ},
+            )
+        return self
+
+    def do(self, what, **arguments):
+        try:
+            self.process.stdin.write(json.dumps([what, arguments]) + '\n')
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        if not (line := self.process.stdout.readline()):
+            raise StackError(f'{what} failed. The log, {self.log}, ends with:\n\n{tail(self.log, 30)}')
+        return json.loads(line)
+
+    def __exit__(self, *exception):
+        self.process.stdin.close()
+        if exception[0] is not None:
+            self.process.kill()
+        self.process.wait()
