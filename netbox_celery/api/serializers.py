@@ -40,9 +40,10 @@ class NarrowSaveSerializer(ValidatedModelSerializer):
     """Saves the columns that a request changes and no other: meanwhile the engine may have written the rest."""
 
     def update(self, instance, validated_data):
-        for name, value in validated_data.items():
-            setattr(instance, name, value)
-        instance.save(update_fields=[*validated_data, 'last_updated'])
+        columns = {field.name for field in instance._meta.concrete_fields} & set(validated_data)
+        for name in columns:
+            setattr(instance, name, validated_data[name])
+        instance.save(update_fields=[*columns, 'last_updated'])
         return instance
 
 

@@ -179,7 +179,7 @@ class CeleryResultViewSet(EngineModelViewSet):
         except (CeleryResult.DoesNotExist, ValueError) as exc:
             raise Http404 from exc
         prefetch_related_objects(page.entries, 'object_type')
-        serializer = serializers.LogPageSerializer(page, context=self.get_serializer_context())
+        serializer = serializers.LogPageSerializer(page, context={'request': request})
         return Response(serializer.data)
 
     @extend_schema(
@@ -277,7 +277,7 @@ class CeleryLogEntryViewSet(NetBoxReadOnlyModelViewSet):
     pagination_class = HistoryPagination
     # What the brief form of a run shows, without its arguments and its result
     field_prefetches = {
-        'result': [
+        ('result',): [
             Prefetch('result', CeleryResult.objects.only('id', 'task_id', 'celery_name', 'name', 'status')),
         ],
     }

@@ -1,0 +1,73 @@
+"""The OpenAPI schema describes our endpoints without a warning, and as they are."""
+import io
+from contextlib import redirect_stderr
+
+from django.test import TestCase
+from drf_spectacular.drainage import GENERATOR_STATS
+from drf_spectacular.generators import SchemaGenerator
+from drf_spectacular.validation import validate_schema
+
+PREFIX = '/api/plugins/celery/'
+
+
+class SchemaTest(TestCase):
+
+    @classmethod
+    def setUpTestData(cls):
+        GENERATOR_STATS.reset()
+        cls.noise = io.StringIO()
+        with redirect_stderr(cls.noise):
+            generator = SchemaGenerator()
+            generator._initialise_endpoints()
+            generator.endpoints = [
+                endpoint for endpoint in generator.endpoints if endpoint[0].startswith(PREFIX)
+            ]
+            cls.schema = generator.get_schema(request=None, public=True)
+
+    def operation(self, path, method='get'):
+        return self.schema['paths'][PREFIX + path][method]
+
+    def test_no_warnings(self):
+        self.assertEqual(self.noise.getvalue(), '')
+        validate_schema(self.schema)
+
+    def test_methods(self):
+        """What is documented is what there is."""
+        self.assertEqual({
+            path.removeprefix(PREFIX): set(operations) for path, operations in self.schema['paths'].items()
+        }, {
+            'log-entries/': {'get'},
+            'log-entries/{id}/': {'get'},
+            'results/': {'get', 'patch', 'delete'},
+            'results/{id}/': {'get', 'patch', 'delete'},
+            'results/{id}/cancel/': {'post'},
+            'results/{id}/logs/': {'get'},
+            'results/{id}/rerun/': {'post'},
+            'tasks/': {'get', 'patch', 'delete'},
+            'tasks/{id}/': {'get', 'patch', 'delete'},
+            'tasks/{id}/run/': {'post'},
+            'workers/': {'get'},
+            'workers/{id}/': {'get'},
+        })
+
+    def test_logs(self):
+        operation = self.operation('results/{id}/logs/')
+        names = {parameter['name'] for parameter in operation['parameters']}
+        self.assertLessEqual({'after', 'limit', 'level', 'level__gte', 'grouping', 'q'}, names)
+        self.assertNotIn('celery_name', names)
+        reference = operation['responses']['200']['content']['application/json']['schema']['$ref']
+        page = self.schema['components']['schemas'][reference.rpartition('/')[2]]
+        self.assertLessEqual({'results', 'next_after', 'status', 'finished'}, set(page['properties']))
+
+    def test_run(self):
+        operation = self.operation('tasks/{id}/run/', 'post')
+        reference = operation['requestBody']['content']['application/json']['schema']['$ref']
+        request = self.schema['components']['schemas'][reference.rpartition('/')[2]]
+        self.assertLessEqual({'args', 'kwargs', 'queue', 'schedule_at', 'expires'}, set(request['properties']))
+        self.assertEqual(list(operation['responses']), ['201'])
+
+    def test_writable_fields(self):
+        """Clients are told what they can change of a run."""
+        reference = self.operation('results/{id}/', 'patch')['requestBody']['content']['application/json']['schema']
+        request = self.schema['components']['schemas'][reference['$ref'].rpartition('/')[2]]
+        self.assertEqual(set(request['properties']), {'tags', 'custom_fields'})
