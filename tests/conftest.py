@@ -90,12 +90,20 @@ class Cleaner:
         query = ' UNION ALL '.join(f"(SELECT '{name}' FROM {name} LIMIT 1)" for name in tables)
         return [name for name, in connection.execute(query)]
 
-    def __call__(self):
+    def __call__(self, keep=()):
         with self.cluster.connect('netbox') as connection:
             connection.execute("SET session_replication_role = replica; SET lock_timeout = '20s'")
-            for name in self.filled(connection, self.tables):
+            for name in self.filled(connection, [name for name in self.tables if name not in keep]):
                 connection.execute(f'DELETE FROM {name}')
 
 
 clean = Cleaner(running_services.cluster)
 TransactionTestCase._fixture_teardown = lambda self: clean()
+
+
+@pytest.fixture(scope='session')
+def cleaner():
+    """
+    Empties the tables that a test has filled: `cleaner(keep=[...])` leaves some of them.
+    """
+    return clean
