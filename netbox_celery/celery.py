@@ -4,6 +4,7 @@ In NetBox's own processes (web, rqworker, shell) the plugin's configuration impo
 the current one: `shared_task` binds to it. From the `celery` command it is the other way round, and NetBox is set up
 from here.
 """
+import inspect
 import os
 
 import django
@@ -42,6 +43,25 @@ class NetBoxCelery(Celery):
 
     def _get_backend(self):
         return tracking(super()._get_backend())
+
+    def _task_from_fun(self, fun, **options):
+        # Celery takes what has a name and annotations, as functions have, and whose name is one in Python too.
+        if 'name' in options and not (inspect.isroutine(fun) and fun.__name__.isidentifier()):
+            fun = _function(fun)
+        return super()._task_from_fun(fun, **options)
+
+
+def _function(target, known={}):
+    """Return a function that calls an object (an instance, a `functools.partial`, a lambda): one for each object."""
+    def function(*args, **kwargs):
+        return target(*args, **kwargs)
+
+    if id(target) not in known:
+        function.__module__, function.__doc__ = target.__module__, target.__doc__
+        function.__qualname__ = getattr(target, '__qualname__', type(target).__qualname__)
+        function.__signature__ = inspect.signature(target)
+        known[id(target)] = function
+    return known[id(target)]
 
 
 def _load_settings():
