@@ -51,7 +51,7 @@ def execute(wrapper, sql, params=None):
             cursor.execute(sql, params, prepare=prepare)
         finally:
             connection.prepare_threshold = threshold
-        return cursor.fetchall() if cursor.description else []
+        return cursor.fetchall() if cursor.pgresult.nfields else []
 
 
 class EngineConnection:

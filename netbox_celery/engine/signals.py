@@ -107,7 +107,6 @@ def on_postrun(sender=None, state=None, retval=None, **kwargs):
     """`Ignore` and `Reject` leave no trace in the result backend."""
     request = sender.request_stack.top
     run = get_run(request)
-    close_old_connections()
     if run is None or run.ended:
         return
     if state == states.IGNORED and not run.replaced:
