@@ -1,0 +1,115 @@
+"""GraphQL shows what REST shows, to whom REST shows it. (NetBox's own tests of the types are beside those of REST.)"""
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from rest_framework import status
+
+from dcim.models import Site
+from netbox.graphql.schema import schema
+from netbox_celery.models import CeleryLogEntry, CeleryResult
+from tests.factories import grant, make_log, make_result, make_task, make_worker
+from users.models import User
+from utilities.testing import APITestCase
+
+
+class GraphQLTest(APITestCase):
+
+    def query(self, query):
+        response = self.client.post(reverse('graphql'), {'query': query}, format='json', **self.header)
+        self.assertHttpStatus(response, status.HTTP_200_OK)
+        data = response.json()
+        self.assertNotIn('errors', data)
+        return data['data']
+
+    def test_result(self):
+        site = Site.objects.create(name='Site 1', slug='site-1')
+        grant(self.user, CeleryResult, User)
+        result = make_result(
+            'errored', reason='time_limit', args=['site-1'], kwargs={'deep': True}, value=2 ** 40, value_max=2 ** 41,
+            result={'a': 1}, object=site, user=self.user
+        )
+        data = self.query(f'''{{
+            celery_result(id: {result.pk}) {{
+                task_id display status reason args kwargs value percentage result object_id
+                object_type {{ app_label model }} user {{ username }}
+            }}
+        }}''')
+        self.assertEqual(data['celery_result'], {
+            'task_id': str(result.task_id), 'display': 'Hello', 'status': 'errored', 'reason': 'time_limit',
+            'args': ['site-1'], 'kwargs': {'deep': True}, 'value': 2 ** 40, 'percentage': 50.0, 'result': {'a': 1},
+            'object_id': site.pk, 'object_type': {'app_label': 'dcim', 'model': 'site'},
+            'user': {'username': 'testuser'},
+        })
+
+    def test_redacted_arguments(self):
+        grant(self.user, CeleryResult)
+        make_result(args=['hunter2'], kwargs={'password': 'hunter2'}, options={'argsrepr': '*', 'kwargsrepr': '**'})
+        data = self.query('{ celery_result_list { args kwargs options } }')
+        self.assertEqual(data['celery_result_list'], [
+            {'args': '*', 'kwargs': '**', 'options': {'argsrepr': '*', 'kwargsrepr': '**'}}
+        ])
+
+    def test_engine_columns_are_not_in_the_schema(self):
+        """Neither to look at nor to filter by: a filter on arguments would be a way to guess them."""
+        text = str(schema)
+        for kind, hidden in (
+            ('type CeleryResultType', ('message', 'holder', 'claims', 'nesting')),
+            ('input CeleryResultFilter', (
+                'message', 'holder', 'claims', 'nesting', 'args', 'kwargs', 'options', 'result', 'data', 'traceback',
+            )),
+        ):
+            fields = {
+                line.strip().partition(':')[0].partition('(')[0]
+                for line in text.partition(f'{kind} {{\n')[2].partition('\n}')[0].splitlines()
+            }
+            self.assertIn('status', fields)
+            self.assertFalse(fields & set(hidden))
+
+    def test_lines_of_visible_runs(self):
+        make_log(make_result(user=self.user), 'mine')
+        make_log(make_result(), 'secret')
+        query = '{ celery_log_entry_list { message result { id name } } }'
+        grant(self.user, CeleryLogEntry)
+        self.assertEqual(self.query(query)['celery_log_entry_list'], [])
+        grant(self.user, CeleryResult, constraints={'user': '$user'})
+        self.assertEqual([line['message'] for line in self.query(query)['celery_log_entry_list']], ['mine'])
+
+    def test_filters(self):
+        self.user.is_superuser = True
+        self.user.save()
+        running, failed = make_result('running'), make_result('failed', queue='slow')
+        lines = make_log(running, 'info', (30, 'warning'))
+        task, worker = make_task(enabled=False), make_worker()
+        for query, expected in (
+            ('celery_result_list(filters: {status: {exact: STATUS_FAILED}})', failed),
+            ('celery_result_list(filters: {queue: {exact: "slow"}})', failed),
+            (f'celery_result_list(filters: {{task_id: {{exact: "{running.task_id}"}}}})', running),
+            ('celery_log_entry_list(filters: {level: {comparison_lookup: {gte: 30}}})', lines[1]),
+            (f'celery_log_entry_list(filters: {{result_id: {running.pk}, id: {{gt: {lines[0].pk}}}}})', lines[1]),
+            ('celery_log_entry_list(filters: {result: {status: {exact: STATUS_RUNNING}}, '
+             'message: {exact: "info"}})', lines[0]),
+            ('celery_task_list(filters: {enabled: {exact: false}})', task),
+            ('celery_worker_list(filters: {pool: {exact: "prefork"}})', worker),
+        ):
+            with self.subTest(query):
+                rows = self.query(f'{{ {query} {{ id }} }}')[query.partition('(')[0]]
+                self.assertEqual([int(row['id']) for row in rows], [expected.pk])
+
+    def test_only_what_is_asked_for_is_loaded(self):
+        """A query of many rows costs as much as one of few, and loads nothing large that nobody asked for."""
+        grant(self.user, CeleryResult)
+        for _ in range(5):
+            make_result(args=[1], traceback='long')
+        self.query('{ celery_result_list { id } }')  # fills caches
+        for fields in ('id display name status', 'id args kwargs options result attempts percentage'):
+            with CaptureQueriesContext(connection) as queries:
+                self.query(f'{{ celery_result_list {{ {fields} }} }}')
+            loading = [query['sql'] for query in queries if 'FROM "netbox_celery_celeryresult"' in query['sql']]
+            self.assertEqual(len(loading), 1)
+            self.assertNotIn('"traceback"', loading[0])
+
+    def test_pagination(self):
+        grant(self.user, CeleryResult)
+        first, second, third = (make_result().pk for _ in range(3))
+        rows = self.query('{ celery_result_list(pagination: {offset: 1, limit: 1}) { id } }')['celery_result_list']
+        self.assertEqual([int(row['id']) for row in rows], [second])
