@@ -14,6 +14,7 @@ from ..choices import ResultStatusChoices as Status
 from ..config import get_config
 from . import catalogue, lifecycle
 from .enqueue import HEADER
+from .missing import GRACE, find_missing
 from .payload import PayloadDecoder
 from .presence import identity
 
@@ -44,9 +45,12 @@ LOST = f"""
     ORDER BY id LIMIT {BATCH}
 """
 UNSENT = f"""
-    SELECT id, task_id, celery_name, args::text, kwargs::text, options::text, message FROM {lifecycle.TABLE}
-    WHERE status IN ('pending', 'scheduled') AND completed IS NULL AND sent IS NULL
-        -- One that was claimed before was put back: its message is known to be gone.
+    SELECT id, task_id, celery_name, args::text, kwargs::text, options::text, message,
+        -- The message must ask for the attempt that is due, or no claim will take it.
+        CASE WHEN status = 'retrying' THEN attempt ELSE GREATEST(attempt - 1, 0) END, scheduled
+    FROM {lifecycle.TABLE}
+    WHERE {lifecycle.WAITING} AND completed IS NULL AND sent IS NULL
+        -- What was claimed before has lost its message for sure.
         AND (claims > 0 OR last_updated < now() - make_interval(secs => %(after)s))
     ORDER BY id LIMIT {BATCH}
 """
@@ -64,6 +68,7 @@ def duties(app):
     interval = get_config().sweep_interval
     return (
         (interval, lambda connection: sweep(connection, app)),
+        (GRACE, lambda connection: find_missing(connection, app)),
         (catalogue.SYNC_INTERVAL, lambda connection: _sync_catalogue()),
     )
 
@@ -142,16 +147,16 @@ def expire(connection, app):
 
 def resend(connection, app):
     """Send the messages of rows that were not sent: the broker was away, or the process died in between."""
-    for id, task_id, name, args, kwargs, options, message in connection.execute(UNSENT, {'after': UNSENT_AFTER}):
-        send_row(app, task_id, name, args, kwargs, options, message)
+    for id, task_id, name, *row in connection.execute(UNSENT, {'after': UNSENT_AFTER}):
+        send_row(app, task_id, name, *row)
         connection.execute(MARK_SENT, (id,))
         logger.info('Task %s[%s] was sent again', name, task_id)
 
 
-def send_row(app, task_id, name, args, kwargs, options, message):
+def send_row(app, task_id, name, args, kwargs, options, message, retries, scheduled):
     """Send the message of a row; JSON columns as text."""
     decode = PayloadDecoder().decode
     args, kwargs = decode(message) if message else (decode(args), decode(kwargs))
-    options = decode(options)
-    options['headers'] = {**options.get('headers', {}), HEADER: True}
+    options = decode(options) | {'retries': retries, 'eta': scheduled}
+    options['headers'] = {**(options.get('headers') or {}), HEADER: True}
     Celery.send_task(app, name, args, kwargs, task_id=str(task_id), add_to_parent=False, **options)
