@@ -64,7 +64,7 @@ def drain(stage):
             stage.redis['tracked'].flushdb()
             return (number - 1) / seconds
 
-        slow, fast = in_turns(2 if stage.quick else 5, tracked, bare)
+        slow, fast = in_turns(3 if stage.quick else 7, tracked, bare)
     return [
         ratio('drain_ratio', 'no-op tasks drained', slow, fast),
         Figure('drain_tracked_per_s', 'tracked', 'tasks/s', slow),
@@ -292,6 +292,8 @@ INSERT_LINES = """
     FROM generate_series(1, %(number)s) AS n
 """
 POLLED = 50
+# Told, and not among those of which the worst counts: what they have to do grows with what they find
+BESIDE = ('log_page', 'list_by_status', 'list_by_task', 'list_search')
 
 
 def history(stage):
@@ -320,7 +322,12 @@ def history(stage):
                 Figure(f'history_{page}_long_s', f'{label}, {sizes["bench_history"]:,}', 's', slow),
                 Figure(f'history_{page}_short_s', f'{label}, {sizes["netbox"]:,}', 's', fast),
             ]
-    worst = max((figure for figure in figures if figure.key.endswith('_ratio')), key=lambda figure: figure.value)
+    worst = max(
+        (figure for figure in figures if figure.unit == 'ratio' and not figure.key.startswith(
+            tuple(f'history_{page}_' for page in BESIDE)
+        )),
+        key=lambda figure: figure.value
+    )
     return [Figure('history_ratio', f'the worst page: {worst.label}', 'ratio', worst.samples), *figures]
 
 
@@ -342,8 +349,13 @@ def fill_history(stage, database, number):
     return {
         'list_page': '/plugins/celery/results/',
         'detail_page': f'/plugins/celery/results/{last}/',
+        'log_poll': f'/plugins/celery/results/{last}/log/lines/?after={after}&state=completed:1:',
         'rest_list': '/api/plugins/celery/results/',
         'rest_log_poll': f'/api/plugins/celery/results/{last}/logs/?after={after}',
+        'log_page': f'/plugins/celery/results/{last}/log/',
+        'list_by_status': '/plugins/celery/results/?status=errored',
+        'list_by_task': '/plugins/celery/results/?celery_name=my_plugin:task_7',
+        'list_search': '/plugins/celery/results/?q=task_7',
     }
 
 
