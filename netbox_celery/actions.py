@@ -6,14 +6,30 @@ with `restrict()`.
 from django.utils.translation import gettext as _
 
 from .engine import control
-from .host import ACTION_CREATE, ACTION_UPDATE, record_change
+from .host import ACTION_CREATE, ACTION_UPDATE, record_change, record_changes
 from .models import CeleryResult
 
 __all__ = (
     'cancel',
+    'cancel_many',
     'rerun',
     'run',
+    'why_not_runnable',
 )
+
+#: Runs that are cancelled in one statement.
+BATCH = 500
+
+
+def why_not_runnable(task):
+    """Return in words why nobody may run a task of the catalogue, or an empty string."""
+    if not task.enabled:
+        return _('The task {task} is disabled.').format(task=task)
+    if not task.present:
+        return _(
+            'The task {task} is absent: no worker has it any more. Is its plugin installed, and a worker running?'
+        ).format(task=task)
+    return ''
 
 
 def run(request, task, args=(), kwargs=None, **options):
@@ -42,6 +58,22 @@ def cancel(request, result):
     result.refresh_from_db()
     record_change(result, request, ACTION_UPDATE, message=_('Cancelled'))
     return True
+
+
+def cancel_many(request, ids):
+    """Cancel runs by primary key (see `cancel`). Returns how many could be cancelled."""
+    ids, count = list(ids), 0
+    for start in range(0, len(ids), BATCH):
+        runs = CeleryResult.objects.prefetch_related('tags')
+        before = runs.in_bulk(ids[start:start + BATCH])
+        cancelled = control.cancel_many(list(before), user=request.user)
+        after = runs.in_bulk(cancelled)
+        for pk, result in after.items():
+            before[pk].snapshot()
+            result._prechange_snapshot = before[pk]._prechange_snapshot
+        record_changes(after.values(), request, ACTION_UPDATE, message=_('Cancelled'))
+        count += len(cancelled)
+    return count
 
 
 def rerun(request, result):

@@ -14,6 +14,7 @@ __all__ = (
     'current_user',
     'plugin_packages',
     'record_change',
+    'record_changes',
 )
 
 
@@ -65,11 +66,23 @@ def record_change(instance, request, action, message=''):
         action: `create`, `update` or `delete` (`ObjectChangeActionChoices`).
         message: Why, as the person says it, or what the system adds.
     """
-    instance._changelog_message = message
-    change = instance.to_objectchange(action)
-    change.user = request.user
-    change.request_id = request.id
-    change.save()
+    record_changes([instance], request, action, message)
+
+
+def record_changes(instances, request, action, message=''):
+    """Write change log entries for several objects (see `record_change`)."""
+    from core.models import ObjectChange
+
+    changes = []
+    for instance in instances:
+        instance._changelog_message = message
+        change = instance.to_objectchange(action)
+        change.user = request.user
+        # What `ObjectChange.save()` adds
+        change.user_name = request.user.username
+        change.request_id = request.id
+        changes.append(change)
+    ObjectChange.objects.bulk_create(changes)
 
 
 ACTION_CREATE = ObjectChangeActionChoices.ACTION_CREATE

@@ -112,12 +112,8 @@ def sending():
 
 def require_runnable(task):
     """Raise `AbortRequest` if a task of the catalogue is not to be run."""
-    if not task.enabled:
-        raise AbortRequest(_('The task {task} is disabled.').format(task=task))
-    if not task.present:
-        raise AbortRequest(_(
-            'The task {task} is absent: no worker has it any more. Is its plugin installed, and a worker running?'
-        ).format(task=task))
+    if reason := actions.why_not_runnable(task):
+        raise AbortRequest(reason)
 
 
 class CeleryResultViewSet(EngineModelViewSet):
