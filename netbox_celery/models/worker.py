@@ -1,5 +1,6 @@
 """The workers: who is alive, so that what dead ones left can be found."""
 from django.db import models
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -67,6 +68,9 @@ class CeleryWorker(models.Model):
 
     def __str__(self):
         return self.name
+
+    def get_absolute_url(self):
+        return reverse('plugins:netbox_celery:celeryworker', args=[self.pk])
 
     @property
     def is_alive(self):
