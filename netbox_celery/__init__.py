@@ -31,8 +31,9 @@ class NetBoxCeleryConfig(PluginConfig):
     def ready(self):
         super().ready()
 
-        # Make ours the current Celery app in every NetBox process, so that `shared_task` binds to it.
-        from . import celery  # noqa: F401
+        # `celery` makes ours the current Celery app in every NetBox process, so that `shared_task` binds to it;
+        # `signals` connects itself to the deletion of runs and tasks.
+        from . import celery, signals  # noqa: F401
 
 
 config = NetBoxCeleryConfig

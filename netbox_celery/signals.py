@@ -1,0 +1,32 @@
+"""What happens to the engine when people delete its rows, from the user interface, from REST or from a script."""
+from django.db.models.signals import pre_delete
+from django.dispatch import receiver
+from django.utils.html import escape
+from django.utils.translation import gettext as _
+
+from utilities.exceptions import AbortRequest
+
+from . import host
+from .engine import control
+from .models import CeleryResult, CeleryTask
+
+__all__ = (
+    'cancel_deleted_run',
+    'keep_registered_task',
+)
+
+
+@receiver(pre_delete, sender=CeleryResult)
+def cancel_deleted_run(instance, **kwargs):
+    """Cancel a run whose row goes away: nobody could see or stop it any more."""
+    if not instance.is_finished:
+        control.cancel(instance, user=host.current_user())
+
+
+@receiver(pre_delete, sender=CeleryTask)
+def keep_registered_task(instance, **kwargs):
+    """Refuse to delete a task that is registered: it would come back within a minute, without its settings."""
+    if instance.present:
+        raise AbortRequest(_(
+            'The task {task} is registered and would come back. Disable it, or remove its plugin first.'
+        ).format(task=escape(instance)))
