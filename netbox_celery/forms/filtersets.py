@@ -1,0 +1,141 @@
+"""Filters of the lists of runs, tasks and workers."""
+from django import forms
+from django.utils.translation import gettext_lazy as _
+
+from core.models import ObjectType
+from netbox.forms import NetBoxModelFilterSetForm
+from netbox.forms.mixins import SavedFiltersMixin
+from users.models import User
+from utilities.forms import BOOLEAN_WITH_BLANK_CHOICES, FilterForm
+from utilities.forms.fields import ContentTypeChoiceField, DynamicModelMultipleChoiceField, TagFilterField
+from utilities.forms.rendering import FieldSet
+from utilities.forms.widgets import DateTimePicker
+
+from ..choices import ResultReasonChoices, ResultStatusChoices
+from ..models import CeleryResult, CeleryTask, CeleryWorker
+
+__all__ = (
+    'CeleryResultFilterForm',
+    'CeleryTaskFilterForm',
+    'CeleryWorkerFilterForm',
+)
+
+
+def time_field(label):
+    return forms.DateTimeField(label=label, required=False, widget=DateTimePicker())
+
+
+def boolean_field(label):
+    return forms.NullBooleanField(
+        label=label, required=False, widget=forms.Select(choices=BOOLEAN_WITH_BLANK_CHOICES)
+    )
+
+
+class CeleryResultFilterForm(NetBoxModelFilterSetForm):
+    model = CeleryResult
+    fieldsets = (
+        FieldSet('q', 'filter_id', 'tag'),
+        FieldSet('status', 'reason', 'celery_name', 'name', 'user_id', 'object_type_id', name=_('Run')),
+        FieldSet('queue', 'worker', name=_('Execution')),
+        FieldSet(
+            'created__after', 'created__before', 'scheduled__after', 'scheduled__before', 'started__after',
+            'started__before', 'completed__after', 'completed__before', name=_('Times')
+        ),
+        FieldSet('task_id', 'root_id', 'request_id', name=_('IDs')),
+    )
+    status = forms.MultipleChoiceField(
+        label=_('Status'),
+        choices=ResultStatusChoices,
+        required=False
+    )
+    reason = forms.MultipleChoiceField(
+        label=_('Reason'),
+        choices=ResultReasonChoices,
+        required=False
+    )
+    celery_name = DynamicModelMultipleChoiceField(
+        queryset=CeleryTask.objects.all(),
+        to_field_name='name',
+        required=False,
+        label=_('Task')
+    )
+    name = forms.CharField(
+        label=_('Name'),
+        required=False
+    )
+    user_id = DynamicModelMultipleChoiceField(
+        queryset=User.objects.all(),
+        required=False,
+        label=_('User')
+    )
+    object_type_id = ContentTypeChoiceField(
+        queryset=ObjectType.objects.public(),
+        required=False,
+        label=_('Object type')
+    )
+    queue = forms.CharField(
+        label=_('Queue'),
+        required=False
+    )
+    worker = forms.CharField(
+        label=_('Worker'),
+        required=False
+    )
+    created__after = time_field(_('Created after'))
+    created__before = time_field(_('Created before'))
+    scheduled__after = time_field(_('Scheduled after'))
+    scheduled__before = time_field(_('Scheduled before'))
+    started__after = time_field(_('Started after'))
+    started__before = time_field(_('Started before'))
+    completed__after = time_field(_('Completed after'))
+    completed__before = time_field(_('Completed before'))
+    task_id = forms.CharField(
+        label=_('Task ID'),
+        required=False
+    )
+    root_id = forms.CharField(
+        label=_('Root ID'),
+        required=False,
+        help_text=_('All runs of a workflow')
+    )
+    request_id = forms.CharField(
+        label=_('Request ID'),
+        required=False
+    )
+    tag = TagFilterField(model)
+
+
+class CeleryTaskFilterForm(NetBoxModelFilterSetForm):
+    model = CeleryTask
+    fieldsets = (
+        FieldSet('q', 'filter_id', 'tag'),
+        FieldSet('name', 'plugin', 'enabled', 'present', name=_('Task')),
+    )
+    name = forms.CharField(
+        label=_('Name'),
+        required=False
+    )
+    plugin = forms.CharField(
+        label=_('Plugin'),
+        required=False
+    )
+    enabled = boolean_field(_('Enabled'))
+    present = boolean_field(_('Present'))
+    tag = TagFilterField(model)
+
+
+class CeleryWorkerFilterForm(SavedFiltersMixin, FilterForm):
+    model = CeleryWorker
+    fieldsets = (
+        FieldSet('q', 'filter_id'),
+        FieldSet('running', 'name', 'host', name=_('Worker')),
+    )
+    running = boolean_field(_('Has not stopped'))
+    name = forms.CharField(
+        label=_('Name'),
+        required=False
+    )
+    host = forms.CharField(
+        label=_('Host'),
+        required=False
+    )

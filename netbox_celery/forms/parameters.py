@@ -1,0 +1,252 @@
+"""Form fields for the parameters of a task, by what the catalogue knows of them: annotation, default, docstring."""
+import ast
+import json
+import re
+
+from django import forms
+from django.utils.html import escape, format_html
+from django.utils.safestring import mark_safe
+from django.utils.translation import gettext_lazy as _
+
+from utilities.forms.widgets import DatePicker, DateTimePicker
+
+__all__ = (
+    'OMITTED',
+    'field_for',
+    'parameter_help',
+)
+
+
+class _Omitted:
+    """Stands for a parameter that is left to its default."""
+
+    def __repr__(self):
+        return 'OMITTED'
+
+
+OMITTED = _Omitted()
+
+EMPTY = (None, '')
+
+
+class ParameterMixin:
+    """A field whose value is left out of the call if nothing was entered."""
+    if_empty = OMITTED
+
+    def clean(self, value):
+        if value in EMPTY and not self.required:
+            return self.if_empty
+        return super().clean(value)
+
+
+class TextParameter(ParameterMixin, forms.CharField):
+    pass
+
+
+class DefaultTextParameter(TextParameter):
+    """An empty text is a value where the default is a text."""
+    if_empty = ''
+
+
+class IntegerParameter(ParameterMixin, forms.IntegerField):
+    pass
+
+
+class FloatParameter(ParameterMixin, forms.FloatField):
+    pass
+
+
+class DateParameter(ParameterMixin, forms.DateField):
+    pass
+
+
+class DateTimeParameter(ParameterMixin, forms.DateTimeField):
+    pass
+
+
+class ChoiceParameter(ParameterMixin, forms.TypedChoiceField):
+    pass
+
+
+class JSONParameter(ParameterMixin, forms.CharField):
+    """JSON of one of some Python types.
+
+    Args:
+        accepts: The types; all if there are none.
+    """
+    widget = forms.Textarea(attrs={'rows': 3, 'class': 'font-monospace'})
+    default_error_messages = {
+        'invalid_json': _('Enter valid JSON: {error}'),
+        'invalid_type': _('Enter a JSON {expected}.'),
+    }
+    NAMES = {list: _('array, such as [1, 2]'), dict: _('object, such as {"name": "value"}')}
+
+    def __init__(self, *args, accepts=(), **kwargs):
+        self.accepts = accepts
+        super().__init__(*args, **kwargs)
+
+    def prepare_value(self, value):
+        return value if isinstance(value, str | None) else json.dumps(value, ensure_ascii=False)
+
+    def to_python(self, value):
+        text = super().to_python(value)
+        if text in EMPTY:
+            return text
+        try:
+            value = json.loads(text)
+        except ValueError as exc:
+            raise forms.ValidationError(
+                self.error_messages['invalid_json'].format(error=exc), code='invalid_json'
+            ) from exc
+        if self.accepts and not isinstance(value, self.accepts):
+            expected = self.NAMES[self.accepts[0]]
+            raise forms.ValidationError(
+                self.error_messages['invalid_type'].format(expected=expected), code='invalid_type'
+            )
+        return value
+
+    def validate(self, value):
+        # `[]` and `{}` are values
+        if self.required and value in EMPTY:
+            raise forms.ValidationError(self.error_messages['required'], code='required')
+
+    def run_validators(self, value):
+        # Those of text do not apply to what it stands for
+        pass
+
+
+class FreeParameter(JSONParameter):
+    """A value of a type that nobody declared: JSON where it is JSON, and text where it is not."""
+    widget = forms.TextInput(attrs={'class': 'font-monospace'})
+
+    def __init__(self, *args, initial=None, **kwargs):
+        if isinstance(initial, str) and _is_json(initial):
+            # In quotes, or the text "5" would come back as the number
+            initial = json.dumps(initial, ensure_ascii=False)
+        super().__init__(*args, initial=initial, **kwargs)
+
+    def to_python(self, value):
+        try:
+            return super().to_python(value)
+        except forms.ValidationError:
+            return value
+
+
+def _is_json(text):
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _boolean(options):
+    if options['required'] or 'initial' in options:
+        # A box is always answered
+        return forms.BooleanField(**options | {'required': False})
+    choices = (('', '---------'), ('true', _('Yes')), ('false', _('No')))
+    return ChoiceParameter(choices=choices, coerce=lambda value: value == 'true', **options)
+
+
+def _choice(annotation, options):
+    values = ast.literal_eval(f'[{annotation.split("[", 1)[1].rstrip("]")}]')
+    by_text = {str(value): value for value in values}
+    blank = [] if options['required'] or 'initial' in options else [('', '---------')]
+    return ChoiceParameter(
+        choices=[*blank, *((text, text) for text in by_text)], coerce=by_text.__getitem__, **options
+    )
+
+
+def _text(options):
+    field = DefaultTextParameter if isinstance(options.get('initial'), str) else TextParameter
+    return field(strip=False, **options)
+
+
+FIELDS = {
+    'str': _text,
+    'int': lambda options: IntegerParameter(**options),
+    'float': lambda options: FloatParameter(widget=forms.NumberInput(attrs={'step': 'any'}), **options),
+    'bool': _boolean,
+    'date': lambda options: DateParameter(widget=DatePicker(), **options),
+    'datetime': lambda options: DateTimeParameter(widget=DateTimePicker(), **options),
+    'list': lambda options: JSONParameter(accepts=(list,), **options),
+    'tuple': lambda options: JSONParameter(accepts=(list,), **options),
+    'set': lambda options: JSONParameter(accepts=(list,), **options),
+    'dict': lambda options: JSONParameter(accepts=(dict,), **options),
+}
+
+
+def field_for(parameter, help_text=''):
+    """Return a form field for a parameter of a task.
+
+    Args:
+        parameter: One of `CeleryTask.parameters`.
+        help_text: What its docstring says about the parameter.
+
+    Returns:
+        A field whose cleaned value is the argument, or `OMITTED`.
+    """
+    options = {'label': parameter['name'], 'required': parameter['required'], 'help_text': escape(help_text)}
+    if parameter['kind'] == 'var_positional':
+        options['help_text'] = options['help_text'] or _('Further positional arguments, as a JSON array')
+        return JSONParameter(accepts=(list,), **options | {'label': f'*{parameter["name"]}'})
+    if parameter['kind'] == 'var_keyword':
+        options['help_text'] = options['help_text'] or _('Further keyword arguments, as a JSON object')
+        return JSONParameter(accepts=(dict,), **options | {'label': f'**{parameter["name"]}'})
+    if parameter.get('default') is not None:
+        options['initial'] = parameter['default']
+    return _typed_field(parameter, options)
+
+
+def _typed_field(parameter, options):
+    kind, annotation = _kind(parameter)
+    if kind == 'Literal':
+        try:
+            return _choice(annotation, options)
+        except (SyntaxError, ValueError, IndexError):
+            kind = None
+    if kind in FIELDS:
+        return FIELDS[kind](options)
+    options['help_text'] = _with_note(options['help_text'], parameter['annotation'])
+    return FreeParameter(**options)
+
+
+def _kind(parameter):
+    """Return the name of a parameter's type and the annotation that it stands in, without `None`."""
+    annotation = parameter['annotation'].replace('typing.', '').replace('datetime.', '')
+    if match := re.fullmatch(r'Optional\[(.*)\]', annotation):
+        annotation = match[1]
+    alternatives = [part.strip() for part in re.split(r'\|(?![^\[]*\])', annotation) if part.strip() != 'None']
+    if len(alternatives) == 1 and alternatives[0]:
+        return alternatives[0].split('[')[0].removesuffix('.datetime'), alternatives[0]
+    if not parameter['annotation'] and parameter.get('default') is not None:
+        # Nothing is declared: the default tells
+        return type(parameter['default']).__name__, ''
+    return None, annotation
+
+
+def _with_note(help_text, annotation):
+    note = _('Text, or JSON such as 5, true, null, ["a"]')
+    if annotation:
+        note = format_html('<code>{}</code>: {}', annotation, note)
+    return mark_safe(f'{help_text} ({note})') if help_text else note
+
+
+def parameter_help(documentation):
+    """Return what a docstring says about parameters, by name: the section `Args:` as Google's style has it."""
+    found = re.search(r'^(Args|Arguments|Parameters):\s*\n((?:[ \t]+.*\n?|\s*\n)*)', documentation, re.MULTILINE)
+    if not found:
+        return {}
+    entries, name, indent = {}, None, None
+    for line in found[2].splitlines():
+        if not line.strip():
+            continue
+        depth = len(line) - len(line.lstrip())
+        indent = depth if indent is None else indent
+        start = re.match(r'\s*\*{0,2}(\w+)\s*(?:\([^)]*\))?:\s*(.*)', line)
+        if depth == indent and start:
+            name = start[1]
+            entries[name] = start[2].strip()
+        elif name:
+            entries[name] = f'{entries[name]} {line.strip()}'.strip()
+    return entries

@@ -1,0 +1,127 @@
+"""Buttons: what can be done to a run or a task, shown to those who may do it where it can be done."""
+from django.utils.translation import gettext_lazy as _
+
+from netbox.object_actions import DeleteObject, ObjectAction
+from utilities.permissions import get_permission_for_model
+
+__all__ = (
+    'BulkCancel',
+    'BulkRerun',
+    'CancelResult',
+    'DeleteAbsentTask',
+    'RerunResult',
+    'RunTask',
+)
+
+
+class ConditionalAction(ObjectAction):
+    """A button for objects in some state, whose permission is checked on that very object.
+
+    It stands in an element of its own, so that a live page can show or hide it when the state changes.
+
+    Attributes:
+        icon: Name of an MDI icon.
+        color: Bootstrap's name of the button's colour.
+        confirm: Whether the view behind it asks for confirmation, in a dialog.
+    """
+    template_name = 'netbox_celery/buttons/object_action.html'
+    url_kwargs = ['pk']
+    icon = ''
+    color = 'primary'
+    confirm = True
+
+    @classmethod
+    def is_applicable(cls, obj):
+        """Whether the object is in a state in which this can be done."""
+        raise NotImplementedError
+
+    @classmethod
+    def get_context(cls, context, obj):
+        user = context['request'].user
+        permissions = (get_permission_for_model(obj, action) for action in cls.permissions_required)
+        return {
+            'name': cls.name,
+            'icon': cls.icon,
+            'color': cls.color,
+            'confirm': cls.confirm,
+            'offered': cls.is_applicable(obj) and all(user.has_perm(name, obj) for name in permissions),
+        }
+
+
+class CancelResult(ConditionalAction):
+    """Cancel a run that has not ended."""
+    name = 'cancel'
+    label = _('Cancel')
+    permissions_required = {'cancel'}
+    icon = 'stop-circle-outline'
+    color = 'warning'
+
+    @classmethod
+    def is_applicable(cls, obj):
+        return not obj.is_finished and not obj.is_cancelling
+
+
+class RerunResult(ConditionalAction):
+    """Run a task again with the arguments of a run that has ended."""
+    name = 'rerun'
+    label = _('Run Again')
+    permissions_required = {'rerun'}
+    icon = 'replay'
+
+    @classmethod
+    def is_applicable(cls, obj):
+        return obj.is_finished and obj.is_rerunnable
+
+
+class RunTask(ConditionalAction):
+    """Run a task of the catalogue."""
+    name = 'run'
+    label = _('Run')
+    permissions_required = {'run'}
+    icon = 'play'
+    confirm = False
+
+    @classmethod
+    def is_applicable(cls, obj):
+        return obj.enabled and obj.present
+
+
+class DeleteAbsentTask(DeleteObject):
+    """Delete a task that is registered no more. Others would come back."""
+
+    @classmethod
+    def render(cls, context, obj, **kwargs):
+        return '' if obj.present else super().render(context, obj, **kwargs)
+
+
+class BulkResultAction(ObjectAction):
+    """A button for the selected runs of a list."""
+    multi = True
+    template_name = 'netbox_celery/buttons/bulk_action.html'
+    icon = ''
+    color = 'primary'
+
+    @classmethod
+    def get_context(cls, context, obj):
+        return {
+            'name': cls.name,
+            'icon': cls.icon,
+            'color': cls.color,
+        }
+
+
+class BulkCancel(BulkResultAction):
+    """Cancel the selected runs."""
+    name = 'bulk_cancel'
+    label = _('Cancel Selected')
+    permissions_required = {'cancel'}
+    icon = 'stop-circle-outline'
+    color = 'warning'
+
+
+class BulkRerun(BulkResultAction):
+    """Run the tasks of the selected runs again."""
+    name = 'bulk_rerun'
+    label = _('Run Selected Again')
+    permissions_required = {'rerun'}
+    icon = 'replay'

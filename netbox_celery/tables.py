@@ -1,0 +1,230 @@
+"""Lists of runs, tasks and workers."""
+import django_tables2 as tables
+from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+
+from netbox.tables import NetBoxTable, columns
+from utilities.string import humanize_duration
+
+from .models import CeleryResult, CeleryTask, CeleryWorker
+
+__all__ = (
+    'CeleryResultTable',
+    'CeleryTaskTable',
+    'CeleryWorkerTable',
+)
+
+RESULT_BUTTONS = """
+{% load i18n %}
+{% if record.is_finished %}
+  {% if perms.netbox_celery.rerun_celeryresult %}
+    {% url 'plugins:netbox_celery:celeryresult_rerun' pk=record.pk as url %}
+    <a class="btn btn-sm btn-primary" href="{{ url }}" title="{% trans "Run again" %}"
+        aria-label="{% trans "Run again" %}"><i class="mdi mdi-replay" aria-hidden="true"></i></a>
+  {% endif %}
+{% elif perms.netbox_celery.cancel_celeryresult and not record.is_cancelling %}
+  {% url 'plugins:netbox_celery:celeryresult_cancel' pk=record.pk as url %}
+  <a class="btn btn-sm btn-warning" href="{{ url }}?return_url={{ request.get_full_path|urlencode:"" }}"
+      title="{% trans "Cancel" %}" aria-label="{% trans "Cancel" %}"
+    ><i class="mdi mdi-stop-circle-outline" aria-hidden="true"></i></a>
+{% endif %}
+"""
+
+TASK_BUTTONS = """
+{% load i18n %}
+{% if perms.netbox_celery.run_celerytask and record.enabled and record.present %}
+  <a class="btn btn-sm btn-primary" href="{% url 'plugins:netbox_celery:celerytask_run' pk=record.pk %}"
+      title="{% trans "Run" %}" aria-label="{% trans "Run" %}"><i class="mdi mdi-play" aria-hidden="true"></i></a>
+{% endif %}
+"""
+
+RUN_COUNT = """
+{% if value %}
+  <a href="{% url 'plugins:netbox_celery:celeryresult_list' %}?celery_name={{ record.name|urlencode:"" }}">
+    {% if value > 1000 %}1000+{% else %}{{ value }}{% endif %}</a>
+{% else %}0{% endif %}
+"""
+
+
+class ResultStatusColumn(columns.ChoiceFieldColumn):
+    """The status of a task's last run, which is annotated, as a badge that leads to the run."""
+
+    def render(self, record, bound_column, value):
+        run = CeleryResult(status=value)
+        return format_html(
+            '<a href="{}" class="badge text-bg-{}">{}</a>',
+            CeleryResult(pk=record.last_run).get_absolute_url(), run.get_status_color(), run.get_status_display()
+        )
+
+    def value(self, value):
+        return value
+
+
+class CeleryResultTable(NetBoxTable):
+    name = tables.Column(
+        verbose_name=_('Name'),
+        linkify=True
+    )
+    celery_name = tables.Column(
+        verbose_name=_('Task')
+    )
+    status = columns.ChoiceFieldColumn(
+        verbose_name=_('Status')
+    )
+    user = tables.Column(
+        verbose_name=_('User'),
+        linkify=True
+    )
+    object_type = columns.ContentTypeColumn(
+        verbose_name=_('Object Type')
+    )
+    object = tables.Column(
+        verbose_name=_('Object'),
+        linkify=True,
+        orderable=False
+    )
+    progress = columns.TemplateColumn(
+        verbose_name=_('Progress'),
+        accessor='percentage',
+        template_name='netbox_celery/columns/progress.html',
+        export_raw=True,
+        orderable=False,
+        attrs={'td': {'class': 'celery-progress-cell'}}
+    )
+    created = columns.DateTimeColumn(
+        verbose_name=_('Created')
+    )
+    scheduled = columns.DateTimeColumn(
+        verbose_name=_('Scheduled')
+    )
+    started = columns.DateTimeColumn(
+        verbose_name=_('Started')
+    )
+    completed = columns.DateTimeColumn(
+        verbose_name=_('Completed')
+    )
+    duration = tables.Column(
+        verbose_name=_('Duration'),
+        orderable=False
+    )
+    error = columns.TemplateColumn(
+        verbose_name=_('Error'),
+        template_code='{{ value|truncatechars:120 }}',
+        export_raw=True
+    )
+    request_id = tables.Column(
+        verbose_name=_('Request ID')
+    )
+    tags = columns.TagColumn(
+        url_name='plugins:netbox_celery:celeryresult_list'
+    )
+    actions = columns.ActionsColumn(
+        actions=('delete', 'changelog'),
+        split_actions=False,
+        extra_buttons=RESULT_BUTTONS
+    )
+
+    class Meta(NetBoxTable.Meta):
+        model = CeleryResult
+        fields = (
+            'pk', 'id', 'name', 'celery_name', 'status', 'reason', 'progress', 'step', 'user', 'object_type', 'object',
+            'queue', 'worker', 'attempt', 'created', 'scheduled', 'expires', 'sent', 'started', 'completed',
+            'duration', 'error', 'task_id', 'request_id', 'parent_id', 'root_id', 'group_id', 'tags', 'last_updated',
+        )
+        default_columns = (
+            'pk', 'id', 'name', 'status', 'progress', 'user', 'object', 'created', 'started', 'duration',
+        )
+
+    def render_duration(self, value):
+        return humanize_duration(value)
+
+    def value_duration(self, value):
+        return round(value.total_seconds(), 3)
+
+
+class CeleryTaskTable(NetBoxTable):
+    name = tables.Column(
+        verbose_name=_('Name'),
+        linkify=True
+    )
+    plugin = tables.Column(
+        verbose_name=_('Plugin')
+    )
+    description = tables.Column(
+        verbose_name=_('Description')
+    )
+    enabled = columns.BooleanColumn(
+        verbose_name=_('Enabled')
+    )
+    present = columns.BooleanColumn(
+        verbose_name=_('Present')
+    )
+    last_status = ResultStatusColumn(
+        verbose_name=_('Last Run')
+    )
+    run_count = columns.TemplateColumn(
+        verbose_name=_('Runs'),
+        template_code=RUN_COUNT,
+        export_raw=True
+    )
+    last_seen = columns.DateTimeColumn(
+        verbose_name=_('Last Seen')
+    )
+    tags = columns.TagColumn(
+        url_name='plugins:netbox_celery:celerytask_list'
+    )
+    actions = columns.ActionsColumn(
+        actions=('edit', 'changelog'),
+        extra_buttons=TASK_BUTTONS
+    )
+
+    class Meta(NetBoxTable.Meta):
+        model = CeleryTask
+        fields = (
+            'pk', 'id', 'name', 'plugin', 'description', 'enabled', 'present', 'last_status', 'run_count', 'last_seen',
+            'tags', 'created', 'last_updated',
+        )
+        default_columns = (
+            'pk', 'name', 'plugin', 'description', 'enabled', 'present', 'last_status', 'run_count',
+        )
+
+
+class CeleryWorkerTable(NetBoxTable):
+    name = tables.Column(
+        verbose_name=_('Name'),
+        linkify=True
+    )
+    is_alive = columns.BooleanColumn(
+        verbose_name=_('Alive'),
+        orderable=False
+    )
+    pid = tables.Column(
+        verbose_name=_('Process ID')
+    )
+    queues = columns.ArrayColumn(
+        verbose_name=_('Queues'),
+        orderable=False
+    )
+    started = columns.DateTimeColumn(
+        verbose_name=_('Started')
+    )
+    heartbeat = columns.DateTimeColumn(
+        verbose_name=_('Heartbeat')
+    )
+    stopped = columns.DateTimeColumn(
+        verbose_name=_('Stopped')
+    )
+    # The engine's own rows: there is nothing to edit, and no change log
+    actions = columns.ActionsColumn(
+        actions=()
+    )
+
+    class Meta(NetBoxTable.Meta):
+        model = CeleryWorker
+        fields = (
+            'pk', 'id', 'name', 'is_alive', 'host', 'pid', 'pool', 'concurrency', 'queues', 'started', 'heartbeat',
+            'stopped', 'key',
+        )
+        default_columns = (
+            'name', 'is_alive', 'host', 'pool', 'concurrency', 'queues', 'started', 'heartbeat', 'stopped',
+        )

@@ -1,0 +1,51 @@
+from .bulk import CeleryResultBulkCancelView, CeleryResultBulkRerunView
+from .logs import (
+    CeleryResultLogDownloadView,
+    CeleryResultLogGroupsView,
+    CeleryResultLogLinesView,
+    CeleryResultLogView,
+)
+from .results import (
+    CeleryResultBulkDeleteView,
+    CeleryResultCancelView,
+    CeleryResultChangesView,
+    CeleryResultDeleteView,
+    CeleryResultListView,
+    CeleryResultRerunView,
+    CeleryResultView,
+)
+from .tasks import (
+    CeleryTaskBulkDeleteView,
+    CeleryTaskBulkEditView,
+    CeleryTaskDeleteView,
+    CeleryTaskEditView,
+    CeleryTaskListView,
+    CeleryTaskRunView,
+    CeleryTaskView,
+)
+from .workers import CeleryWorkerListView, CeleryWorkerView
+
+__all__ = (
+    'CeleryResultBulkCancelView',
+    'CeleryResultBulkDeleteView',
+    'CeleryResultBulkRerunView',
+    'CeleryResultCancelView',
+    'CeleryResultChangesView',
+    'CeleryResultDeleteView',
+    'CeleryResultListView',
+    'CeleryResultLogDownloadView',
+    'CeleryResultLogGroupsView',
+    'CeleryResultLogLinesView',
+    'CeleryResultLogView',
+    'CeleryResultRerunView',
+    'CeleryResultView',
+    'CeleryTaskBulkDeleteView',
+    'CeleryTaskBulkEditView',
+    'CeleryTaskDeleteView',
+    'CeleryTaskEditView',
+    'CeleryTaskListView',
+    'CeleryTaskRunView',
+    'CeleryTaskView',
+    'CeleryWorkerListView',
+    'CeleryWorkerView',
+)

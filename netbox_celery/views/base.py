@@ -1,0 +1,112 @@
+"""What the views of runs and tasks share: asking before doing, and saying why a task was not started."""
+from contextlib import contextmanager
+
+from celery.exceptions import QueueNotFound
+from django.core.exceptions import PermissionDenied
+from django.shortcuts import redirect, render
+from django.utils.translation import gettext as _
+from kombu.exceptions import EncodeError, OperationalError
+
+from netbox.views.generic.base import BaseObjectView
+from utilities.htmx import htmx_partial
+from utilities.permissions import get_permission_for_model
+from utilities.views import GetReturnURLMixin
+
+from .. import actions
+from ..engine.control import NotRerunnable
+from ..models import CeleryTask
+
+__all__ = (
+    'ConfirmView',
+    'NotStarted',
+    'check_task',
+    'starting',
+)
+
+
+class NotStarted(Exception):
+    """A task was not started; the text tells the user why."""
+
+
+@contextmanager
+def starting():
+    """Turn what may keep a task from being started into `NotStarted`."""
+    try:
+        yield
+    except OperationalError as exc:
+        raise NotStarted(_(
+            'The task was not started, because the message broker cannot be reached ({error}). Check that it is '
+            'running and that its address in the configuration is right, then try again.'
+        ).format(error=exc)) from exc
+    except QueueNotFound as exc:
+        raise NotStarted(_('The task was not started, because there is no such queue.')) from exc
+    except NotRerunnable as exc:
+        raise NotStarted(str(exc)) from exc
+    except (EncodeError, TypeError) as exc:
+        # The code has changed since the catalogue was brought up to date, or since the earlier run
+        raise NotStarted(_('The task was not started: {error}').format(error=exc)) from exc
+
+
+def check_task(user, name):
+    """Check that a user may run the task of an earlier run again. Of a task that nobody catalogued, nothing is known.
+
+    Raises:
+        PermissionDenied: The user may not run the task.
+        NotStarted: The task is disabled or absent.
+    """
+    task = CeleryTask.objects.filter(name=name).first()
+    if task is None:
+        return
+    if not user.has_perm('netbox_celery.run_celerytask', task):
+        raise PermissionDenied
+    if reason := actions.why_not_runnable(task):
+        raise NotStarted(reason)
+
+
+class ConfirmView(GetReturnURLMixin, BaseObjectView):
+    """Ask before something is done to an object, on a page or, from one of its buttons, in a dialog.
+
+    Attributes:
+        permission: The action that the user must be permitted on the object.
+        title: The question's heading.
+        button: Text of the button that does it.
+        color: Bootstrap's name of that button's colour.
+    """
+    template_name = 'netbox_celery/confirm.html'
+    permission = None
+    title = ''
+    button = ''
+    color = 'primary'
+
+    def get_required_permission(self):
+        return get_permission_for_model(self.queryset.model, self.permission)
+
+    def why_not(self, request, obj):
+        """Return in words why it cannot be done as things stand, or an empty string."""
+        raise NotImplementedError
+
+    def describe(self, obj):
+        """Return what will happen, as a list of sentences."""
+        raise NotImplementedError
+
+    def perform(self, request, obj):
+        """Do it, and tell the user. Returns the address to go to, or `None` to go back."""
+        raise NotImplementedError
+
+    def get(self, request, pk):
+        obj = self.get_object(pk=pk)
+        obstacle = self.why_not(request, obj)
+        return render(request, 'netbox_celery/inc/confirm.html' if htmx_partial(request) else self.template_name, {
+            'object': obj,
+            'title': self.title,
+            'sentences': [obstacle] if obstacle else self.describe(obj),
+            'button': '' if obstacle else self.button,
+            'color': self.color,
+            'form_url': request.path,
+            'return_url': self.get_return_url(request, obj),
+            'in_dialog': htmx_partial(request),
+        })
+
+    def post(self, request, pk):
+        obj = self.get_object(pk=pk)
+        return redirect(self.perform(request, obj) or self.get_return_url(request, obj))

@@ -1,0 +1,141 @@
+"""What people do to many runs at once."""
+from django.contrib import messages
+from django.core.exceptions import PermissionDenied
+from django.shortcuts import redirect, render
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from netbox.views.generic.base import BaseMultiObjectView
+from utilities.permissions import get_permission_for_model
+from utilities.views import GetReturnURLMixin, register_model_view
+
+from .. import actions, filtersets, tables
+from ..choices import ResultStatusChoices
+from ..models import CeleryResult
+from .base import NotStarted, check_task, starting
+from .results import listed
+
+__all__ = (
+    'CeleryResultBulkCancelView',
+    'CeleryResultBulkRerunView',
+)
+
+#: Rows that the question shows.
+SHOWN = 50
+
+
+class BulkResultView(GetReturnURLMixin, BaseMultiObjectView):
+    """Ask, and then do something to the selected runs of a list, or to all that match its filters.
+
+    Attributes:
+        permission: The action that the user must be permitted on each run; others are left alone.
+        statuses: Runs in other states are left alone, too.
+        limit: Most runs that are handled in one request, which has to end before the web server's patience does.
+        title, description, button, color: What the question looks like.
+    """
+    queryset = CeleryResult.objects.all()
+    filterset = filtersets.CeleryResultFilterSet
+    table = tables.CeleryResultTable
+    template_name = 'netbox_celery/bulk_confirm.html'
+    permission = None
+    statuses = ()
+    limit = 0
+    title = ''
+    description = ''
+    button = ''
+    color = 'primary'
+
+    def get_required_permission(self):
+        return get_permission_for_model(CeleryResult, self.permission)
+
+    def perform(self, request, results):
+        """Do it to runs, a queryset, and tell the user."""
+        raise NotImplementedError
+
+    def get_selected(self, request):
+        """Return the runs that are meant, of those that the user may do this to."""
+        if request.POST.get('_all'):
+            results = self.filterset(request.GET, self.queryset, request=request).qs
+            # What came into being since the question was asked is not meant
+            if (newest := request.POST.get('newest', '')).isdecimal():
+                results = results.filter(pk__lte=int(newest))
+        else:
+            results = self.queryset.filter(pk__in=[int(pk) for pk in request.POST.getlist('pk') if pk.isdecimal()])
+        return results.filter(status__in=self.statuses).order_by('-pk')
+
+    def get(self, request):
+        return redirect(self.get_return_url(request))
+
+    def post(self, request):
+        selected = self.get_selected(request)
+        if '_confirm' in request.POST:
+            # The oldest first, as they were started
+            self.perform(request, selected.order_by('pk')[:self.limit])
+            return redirect(self.get_return_url(request))
+        count = selected.count()
+        if not count:
+            messages.warning(request, _('None of the selected runs can be handled like this.'))
+            return redirect(self.get_return_url(request))
+        shown = list(listed(selected)[:SHOWN])
+        return render(request, self.template_name, {
+            'model': CeleryResult,
+            'title': self.title,
+            'description': self.description,
+            'button': self.button,
+            'color': self.color,
+            'count': count,
+            'limit': self.limit,
+            'newest': shown[0].pk,
+            'all': request.POST.get('_all'),
+            'pks': request.POST.getlist('pk'),
+            'table': self.table(shown, orderable=False),
+            'return_url': self.get_return_url(request),
+        })
+
+
+@register_model_view(CeleryResult, 'bulk_cancel', path='cancel', detail=False)
+class CeleryResultBulkCancelView(BulkResultView):
+    permission = 'cancel'
+    statuses = ResultStatusChoices.UNFINISHED
+    limit = 10_000
+    title = gettext_lazy('Cancel runs?')
+    description = gettext_lazy(
+        'Runs that have not begun will not begin. Of those that are running the process is ended, or, where a worker '
+        'cannot do that, the task is asked to stop. Runs that have ended are left alone.'
+    )
+    button = gettext_lazy('Cancel Runs')
+    color = 'warning'
+
+    def perform(self, request, results):
+        cancelled = actions.cancel_many(request, results.values_list('pk', flat=True))
+        messages.success(request, _('Cancelled {count} runs').format(count=cancelled))
+
+
+@register_model_view(CeleryResult, 'bulk_rerun', path='rerun', detail=False)
+class CeleryResultBulkRerunView(BulkResultView):
+    permission = 'rerun'
+    statuses = ResultStatusChoices.FINISHED
+    limit = 1000
+    title = gettext_lazy('Run again?')
+    description = gettext_lazy(
+        'The tasks are started anew with the same arguments, under your name. Runs that have not ended are left alone.'
+    )
+    button = gettext_lazy('Run Again')
+
+    def perform(self, request, results):
+        started, failures = 0, {}
+        for result in results:
+            try:
+                check_task(request.user, result.celery_name)
+                with starting():
+                    actions.rerun(request, result)
+                started += 1
+            except PermissionDenied:
+                reason = _('You may not run the task {task}.').format(task=result.celery_name)
+                failures[reason] = failures.get(reason, 0) + 1
+            except NotStarted as exc:
+                failures[str(exc)] = failures.get(str(exc), 0) + 1
+        if started:
+            messages.success(request, _('Started {count} runs again').format(count=started))
+        for reason, count in failures.items():
+            messages.error(request, _('{count} were not started: {reason}').format(count=count, reason=reason))

@@ -1,0 +1,216 @@
+"""Runs: list, detail, and what people do to them."""
+from django.contrib import messages
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from core.filtersets import ObjectChangeFilterSet
+from core.models import ObjectChange
+from core.tables import ObjectChangeTable
+from extras.ui.panels import CustomFieldsPanel, TagsPanel
+from netbox.object_actions import BulkDelete, BulkExport, DeleteObject
+from netbox.ui import layout
+from netbox.ui.panels import PluginContentPanel
+from netbox.views import generic
+from utilities.views import ViewTab, register_model_view
+
+from .. import actions, filtersets, forms, panels, tables
+from ..engine.control import cancellation
+from ..models import CeleryResult
+from ..object_actions import BulkCancel, BulkRerun, CancelResult, RerunResult
+from .base import ConfirmView, NotStarted, check_task, starting
+
+__all__ = (
+    'CeleryResultBulkDeleteView',
+    'CeleryResultCancelView',
+    'CeleryResultChangesView',
+    'CeleryResultDeleteView',
+    'CeleryResultListView',
+    'CeleryResultRerunView',
+    'CeleryResultView',
+    'listed',
+)
+
+#: Columns that may be large. No list needs them.
+LARGE = ('args', 'kwargs', 'options', 'result', 'data', 'traceback', 'attempts', 'message')
+
+
+def listed(results):
+    """Return a queryset of runs without their large columns."""
+    return results.defer(*LARGE)
+
+
+@register_model_view(CeleryResult, 'list', path='', detail=False)
+class CeleryResultListView(generic.ObjectListView):
+    queryset = listed(CeleryResult.objects.with_bounded_count())
+    filterset = filtersets.CeleryResultFilterSet
+    filterset_form = forms.CeleryResultFilterForm
+    table = tables.CeleryResultTable
+    actions = (BulkExport, BulkCancel, BulkRerun, BulkDelete)
+
+
+@register_model_view(CeleryResult)
+class CeleryResultView(generic.ObjectView):
+    queryset = CeleryResult.objects.select_related('user')
+    template_name = 'generic/object.html'
+    actions = (CancelResult, RerunResult, DeleteObject)
+    layout = layout.Layout(
+        layout.Row(
+            layout.Column(
+                panels.ResultStatusPanel(),
+                PluginContentPanel('left_page'),
+            ),
+            layout.Column(
+                panels.ResultRunPanel(),
+                PluginContentPanel('right_page'),
+            ),
+        ),
+        layout.Row(
+            layout.Column(
+                panels.ResultErrorPanel(),
+                panels.ResultLogPanel(),
+                panels.ResultAttemptsPanel(),
+            ),
+        ),
+        layout.Row(
+            layout.Column(
+                panels.ResultArgumentsPanel(),
+                panels.PayloadPanel('options', title=gettext_lazy('Options')),
+                TagsPanel(),
+            ),
+            layout.Column(
+                panels.ResultValuePanel(),
+                panels.ResultDataPanel(),
+                CustomFieldsPanel(),
+            ),
+        ),
+        layout.Row(
+            layout.Column(
+                PluginContentPanel('full_width_page'),
+            ),
+        ),
+    )
+
+
+@register_model_view(CeleryResult, 'changes')
+class CeleryResultChangesView(generic.ObjectChildrenView):
+    """What a run changed in NetBox: the entries of the change log that its request ID joins."""
+    queryset = listed(CeleryResult.objects.all())
+    child_model = ObjectChange
+    table = ObjectChangeTable
+    filterset = ObjectChangeFilterSet
+    actions = ()
+    tab = ViewTab(
+        label=gettext_lazy('Changes'),
+        badge=lambda result: _changes(result)[:1000].count(),
+        visible=lambda result: result.request_id is not None,
+        permission='core.view_objectchange',
+        weight=600
+    )
+
+    def get_children(self, request, parent):
+        return _changes(parent).restrict(request.user, 'view')
+
+
+def _changes(result):
+    return ObjectChange.objects.valid_models().filter(request_id=result.request_id)
+
+
+@register_model_view(CeleryResult, 'delete')
+class CeleryResultDeleteView(generic.ObjectDeleteView):
+    queryset = CeleryResult.objects.all()
+
+
+@register_model_view(CeleryResult, 'bulk_delete', path='delete', detail=False)
+class CeleryResultBulkDeleteView(generic.BulkDeleteView):
+    queryset = CeleryResult.objects.all()
+    filterset = filtersets.CeleryResultFilterSet
+    table = tables.CeleryResultTable
+
+    def get_queryset(self, request):
+        results = super().get_queryset(request)
+        # The question shows a list; the change log entries that the deletion makes hold whole rows
+        return results if '_confirm' in request.POST else listed(results)
+
+
+@register_model_view(CeleryResult, 'cancel')
+class CeleryResultCancelView(ConfirmView):
+    queryset = CeleryResult.objects.all()
+    permission = 'cancel'
+    title = gettext_lazy('Cancel this run?')
+    button = gettext_lazy('Cancel Run')
+    color = 'warning'
+
+    #: What a cancel will do, by `netbox_celery.engine.control.cancellation`.
+    EFFECTS = {
+        'revoke': gettext_lazy('It has not begun, and will not.'),
+        'terminate': gettext_lazy(
+            'It is running. Its process will be ended at once, in the middle of what it does: changes that it has '
+            'made so far may stay.'
+        ),
+        'cooperative': gettext_lazy(
+            'It is running in a worker that cannot end a single task. It is asked to stop, and does so when it next '
+            'looks whether it was cancelled.'
+        ),
+    }
+
+    def why_not(self, request, obj):
+        if obj.is_finished:
+            return _('There is nothing to cancel: it has ended.')
+        if obj.is_cancelling:
+            return _('It is being cancelled already.')
+        return ''
+
+    def describe(self, obj):
+        return [self.EFFECTS[cancellation(obj)]]
+
+    def perform(self, request, obj):
+        if actions.cancel(request, obj):
+            obj.refresh_from_db()
+            messages.success(
+                request,
+                _('Cancelled {run}').format(run=obj) if obj.is_finished else
+                _('Asked {run} to stop').format(run=obj)
+            )
+        else:
+            obj.refresh_from_db()
+            messages.info(
+                request,
+                _('There was nothing to cancel: {run} has ended ({status})').format(
+                    run=obj, status=obj.get_status_display()
+                ) if obj.is_finished else
+                _('{run} is being cancelled already').format(run=obj)
+            )
+
+
+@register_model_view(CeleryResult, 'rerun')
+class CeleryResultRerunView(ConfirmView):
+    queryset = CeleryResult.objects.all()
+    permission = 'rerun'
+    title = gettext_lazy('Run this again?')
+    button = gettext_lazy('Run Again')
+
+    def why_not(self, request, obj):
+        if not obj.is_rerunnable:
+            return _('Its arguments were not kept: they are hidden by its caller, or too large.')
+        try:
+            check_task(request.user, obj.celery_name)
+        except NotStarted as exc:
+            return str(exc)
+        return ''
+
+    def describe(self, obj):
+        sentences = [_('The task is started anew with the same arguments, under your name. This run stays as it is.')]
+        if not obj.is_finished:
+            sentences.append(_('This run has not ended yet: both may run at the same time.'))
+        return sentences
+
+    def perform(self, request, obj):
+        try:
+            check_task(request.user, obj.celery_name)
+            with starting():
+                new = actions.rerun(request, obj)
+        except NotStarted as exc:
+            messages.error(request, str(exc))
+            return None
+        messages.success(request, _('Started {run} again').format(run=new))
+        return new.get_absolute_url()

@@ -1,0 +1,49 @@
+"""Workers: who is there to run tasks."""
+from netbox.object_actions import BulkExport
+from netbox.ui import layout
+from netbox.ui.panels import ObjectsTablePanel
+from netbox.views import generic
+from utilities.views import register_model_view
+
+from .. import filtersets, forms, panels, tables
+from ..choices import ResultStatusChoices
+from ..models import CeleryWorker
+
+__all__ = (
+    'CeleryWorkerListView',
+    'CeleryWorkerView',
+)
+
+
+@register_model_view(CeleryWorker, 'list', path='', detail=False)
+class CeleryWorkerListView(generic.ObjectListView):
+    queryset = CeleryWorker.objects.all()
+    filterset = filtersets.CeleryWorkerFilterSet
+    filterset_form = forms.CeleryWorkerFilterForm
+    table = tables.CeleryWorkerTable
+    actions = (BulkExport,)
+
+
+@register_model_view(CeleryWorker)
+class CeleryWorkerView(generic.ObjectView):
+    queryset = CeleryWorker.objects.all()
+    template_name = 'generic/object.html'
+    actions = ()
+    layout = layout.SimpleLayout(
+        left_panels=[
+            panels.WorkerPanel(),
+        ],
+        right_panels=[
+            panels.PayloadPanel('versions'),
+        ],
+        bottom_panels=[
+            ObjectsTablePanel(
+                model='netbox_celery.CeleryResult',
+                filters={
+                    'worker': lambda context: context['object'].name,
+                    'status': ResultStatusChoices.STATUS_RUNNING,
+                },
+                exclude_columns=['worker'],
+            ),
+        ],
+    )

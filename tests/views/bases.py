@@ -1,0 +1,113 @@
+"""What the tests of pages have in common."""
+from unittest.mock import patch
+
+from tests.factories import grant
+from utilities.testing import TestCase, disable_warnings
+
+__all__ = (
+    'ConfirmTestCases',
+    'PageTestCase',
+    'PluginURLMixin',
+)
+
+
+class PluginURLMixin:
+    """Addresses of a plugin, for NetBox's bases."""
+
+    def setUp(self):
+        super().setUp()
+        # The catalogue is for its own tests: once a minute its update would change the count of queries
+        patcher = patch('netbox_celery.engine.catalogue.sync')
+        self.sync = patcher.start()
+        self.addCleanup(patcher.stop)
+
+    def _get_base_url(self):
+        return f'plugins:netbox_celery:{self.model._meta.model_name}_{{}}'
+
+
+class PageTestCase(PluginURLMixin, TestCase):
+    """A test of pages."""
+    htmx = {'HX-Request': 'true'}
+
+    def get(self, url, data=None, status=200, **kwargs):
+        response = self.client.get(url, data, **kwargs)
+        self.assertHttpStatus(response, status)
+        return response
+
+    def page(self, url, data=None, **kwargs):
+        """Return the text of a page."""
+        return self.get(url, data, **kwargs).content.decode()
+
+
+class ConfirmTestCases:
+    """Bases for tests. (Inside a class, so that they are not collected as tests themselves.)"""
+
+    class ConfirmTestCase(PageTestCase):
+        """
+        What a question before an action promises: it needs its own permission on that object, a GET has no effect, a
+        POST has.
+        """
+        model = None
+        #: Name of the view and of its permission.
+        action = None
+
+        def make_object(self):
+            raise NotImplementedError
+
+        def assertDone(self, obj, response):
+            """What the action does has been done."""
+            raise NotImplementedError
+
+        def assertNotDone(self, obj):
+            """Nothing has been done."""
+            raise NotImplementedError
+
+        def setUp(self):
+            super().setUp()
+            self.obj = self.make_object()
+            self.url = f'{self.obj.get_absolute_url()}{self.action}/'
+
+        def assertRefused(self, code):
+            with disable_warnings('django.request'):
+                self.assertHttpStatus(self.client.get(self.url), code)
+                self.assertHttpStatus(self.client.post(self.url), code)
+            self.assertNotDone(self.obj)
+
+        def test_permitted(self):
+            grant(self.user, self.model, actions=[self.action])
+            response = self.client.post(self.url)
+            self.assertHttpStatus(response, 302)
+            self.assertDone(self.obj, response)
+
+        def test_permitted_by_constraint(self):
+            grant(self.user, self.model, actions=[self.action], constraints={'pk': self.obj.pk})
+            response = self.client.post(self.url)
+            self.assertHttpStatus(response, 302)
+            self.assertDone(self.obj, response)
+
+        def test_other_permissions_do_not_help(self):
+            grant(self.user, self.model, actions=['view', 'add', 'change', 'delete'])
+            self.assertRefused(403)
+
+        def test_constraint_excludes_the_object(self):
+            grant(self.user, self.model)
+            grant(self.user, self.model, actions=[self.action], constraints={'pk': 0})
+            self.assertRefused(404)
+
+        def test_anonymous(self):
+            self.client.logout()
+            self.assertRefused(302)
+
+        def test_question_has_no_effect(self):
+            grant(self.user, self.model, actions=[self.action])
+            page = self.page(self.url)
+            self.assertIn('<form', page)
+            self.assertIn('<html', page)
+            self.assertNotDone(self.obj)
+
+        def test_question_in_a_dialog(self):
+            grant(self.user, self.model, actions=[self.action])
+            dialog = self.page(self.url, headers=self.htmx)
+            self.assertIn('<form', dialog)
+            self.assertNotIn('<html', dialog)
+            self.assertNotDone(self.obj)
