@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from celery import states
-from celery.exceptions import ChordError, NotRegistered, Reject, Retry, TaskRevokedError
+from celery.exceptions import ChordError, MaxRetriesExceededError, NotRegistered, Reject, Retry, TaskRevokedError
 from kombu.exceptions import OperationalError
 
 from ..choices import ResultReasonChoices as Reason
@@ -43,6 +43,7 @@ FAILURES = (
     (SoftTimeLimitExceeded, Status.STATUS_ERRORED, Reason.REASON_SOFT_TIME_LIMIT),
     (TimeLimitExceeded, Status.STATUS_ERRORED, Reason.REASON_TIME_LIMIT),
     (WorkerLostError, Status.STATUS_ERRORED, Reason.REASON_WORKER_LOST),
+    (MaxRetriesExceededError, Status.STATUS_ERRORED, Reason.REASON_MAX_RETRIES),
     (NotRegistered, Status.STATUS_ERRORED, Reason.REASON_UNREGISTERED),
     (ChordError, Status.STATUS_ERRORED, Reason.REASON_UPSTREAM_FAILED),
     (Reject, Status.STATUS_FAILED, Reason.REASON_REJECTED),

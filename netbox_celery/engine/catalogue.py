@@ -3,6 +3,7 @@ import inspect
 import logging
 import time
 from datetime import UTC, datetime, timedelta
+from functools import cache
 
 from django.utils.translation import gettext as _
 
@@ -42,8 +43,14 @@ def registered_tasks():
     """Return the tasks of this process by name, with those of all plugins, without Celery's own."""
     from ..celery import app
 
-    app.loader.import_default_modules()
+    _import_task_modules(app.loader)
     return {name: task for name, task in app.tasks.items() if not is_internal(name)}
+
+
+@cache
+def _import_task_modules(loader):
+    """Import what a worker imports at its start: the `tasks` modules of all plugins, and what settings name."""
+    loader.import_default_modules()
 
 
 def sync(force=False):

@@ -6,6 +6,7 @@ beats the decorator; in each, the option by itself beats the dict. Nobody's dict
 from dataclasses import dataclass
 from inspect import Parameter, signature
 
+from django.contrib.auth import get_user_model
 from django.contrib.contenttypes.models import ContentType
 from django.db.models import Model, Q
 
@@ -125,7 +126,10 @@ def _parameters(task):
 
 
 def _user_id(user):
-    return user.pk if isinstance(user, Model) or hasattr(user, 'pk') else user
+    """Return the primary key of a user, given as such, as a user, or by name; `None` for somebody not signed in."""
+    if isinstance(user, str):
+        return get_user_model().objects.values_list('pk', flat=True).get(username=user)
+    return getattr(user, 'pk', user) if user is not None else None
 
 
 def _reference(obj):

@@ -123,12 +123,13 @@ def describe_worker(worker):
     from .payload import dumps
 
     pool = worker.pool_cls if isinstance(worker.pool_cls, str) else worker.pool_cls.__module__
+    pool = pool.split(':')[0].rsplit('.', 1)[-1]
     return {
         'key': identity.key,
         'name': identity.name,
         'host': socket.gethostname(),
         'pid': os.getpid(),
-        'pool': pool.split(':')[0].rsplit('.', 1)[-1],
+        'pool': {'thread': 'threads'}.get(pool, pool),
         'concurrency': worker.concurrency or 1,
         'queues': dumps(sorted(worker.app.amqp.queues.consume_from)),
         'versions': dumps({
