@@ -34,6 +34,18 @@ class MultiValueUUIDFilter(InvalidValueFilterMixin, MultiValueCharFilter):
     """Any of several UUIDs: what follows a batch of runs asks for all of them at once."""
 
 
+class StatusFilter(django_filters.MultipleChoiceFilter):
+    """Runs in any of several statuses. What has not ended is found by its own index, however long the history."""
+
+    def filter(self, qs, value):
+        qs = super().filter(qs, value)
+        is_plain = self.lookup_expr == 'exact' and not self.exclude
+        if value and is_plain and set(value) <= set(ResultStatusChoices.UNFINISHED):
+            # True of all of them, and the condition of the index
+            return qs.filter(completed__isnull=True)
+        return qs
+
+
 def before(field_name):
     return django_filters.DateTimeFilter(field_name=field_name, lookup_expr='lte')
 
@@ -73,7 +85,7 @@ class CeleryResultFilterSet(SingleTableMixin, NetBoxModelFilterSet):
     parent_id = MultiValueUUIDFilter()
     group_id = MultiValueUUIDFilter()
     request_id = MultiValueUUIDFilter()
-    status = django_filters.MultipleChoiceFilter(
+    status = StatusFilter(
         choices=ResultStatusChoices,
         null_value=None
     )

@@ -75,7 +75,17 @@ class CeleryResultFilterSetTest(FilterAssertions, TestCase, ChangeLoggedFilterSe
     def test_status(self):
         self.assertFinds({'status': ['running', 'errored']}, self.running, self.failed)
         self.assertFinds({'status__n': ['running', 'errored']}, self.scheduled, self.revoked)
+        self.assertFinds({'status__ic': ['run']}, self.running)
         self.assertRejected({'status': ['idle']})
+
+    def test_unfinished_runs_are_found_by_their_index(self):
+        """What is going on must be found at once, among millions of runs that have ended."""
+        for statuses, indexed in (
+            (['running'], True), (['pending', 'retrying'], True), (['running', 'errored'], False), ([], False),
+        ):
+            query = str(self.filterset({'status': statuses}, self.queryset).qs.query)
+            self.assertEqual('"completed" IS NULL' in query, indexed)
+        self.assertFinds({'status': ['running', 'scheduled']}, self.running, self.scheduled)
 
     def test_reason(self):
         self.assertFinds({'reason': ['time_limit']}, self.failed)
