@@ -1,5 +1,6 @@
 """The measurements. Each takes a `Stage` and returns `Figure`s, the first of which is the one that has an aim."""
 
+import json
 import random
 import time
 from datetime import UTC, datetime
@@ -32,27 +33,34 @@ def drain(stage):
     Fill a queue, then start a worker, and count from the first to the last completion.
     """
     number = 2000 if stage.quick else 4000
-    first_runs = []
+    first_runs, effort = [], {'bare': [], 'tracked': []}
+
+    def work_off(kind, count_done):
+        """Let a worker work until all is done, and note what that takes of the processors, its start left out."""
+        with stage.worker(kind) as worker:
+            done = stage.wait(count_done, worker, interval=0.02)
+            before = stage.cpu_time(worker)
+            stage.wait(lambda: count_done() == number, worker)
+            effort[kind].append((stage.cpu_time(worker) - before) / (number - done) * 1000)
+            return worker
+
     with stage.probe('bare') as bare_probe, stage.probe('tracked') as tracked_probe:
 
         def bare():
-            ids = bare_probe.do('fill', number=number)
-            keys = [f'celery-task-meta-{id}' for id in ids]
+            keys = [f'celery-task-meta-{id}' for id in bare_probe.do('fill', number=number)]
             redis = stage.redis['bare']
-            with stage.worker('bare') as (__, check):
-                stage.wait(lambda: redis.exists(*keys) == number, check)
+            work_off('bare', lambda: redis.exists(*keys))
             # Celery writes down when each was done
-            times = sorted(done_at(result) for result in redis.mget(keys))
+            times = sorted(datetime.fromisoformat(json.loads(result)['date_done']) for result in redis.mget(keys))
             redis.flushdb()
-            return (number - 1) / (times[-1] - times[0])
+            return (number - 1) / (times[-1] - times[0]).total_seconds()
 
         def tracked():
             start, = stage.query('SELECT COALESCE(max(id), 0) FROM netbox_celery_celeryresult')
             tracked_probe.do('fill', number=number)
-            with stage.worker('tracked') as (started, check):
-                stage.wait(lambda: not stage.query(
-                    'SELECT EXISTS (SELECT FROM netbox_celery_celeryresult WHERE completed IS NULL)'
-                )[0], check)
+            worker = work_off('tracked', lambda: number - stage.query(
+                'SELECT count(*) FROM netbox_celery_celeryresult WHERE completed IS NULL'
+            )[0])
             done, seconds, first = stage.query(
                 "SELECT count(*) FILTER (WHERE status = 'completed'), "
                 'extract(epoch FROM max(completed) - min(completed))::float, '
@@ -60,23 +68,21 @@ def drain(stage):
             )
             if done != number:
                 raise RuntimeError(f'{done} of {number} runs are completed')
-            first_runs.append(first - started)
+            first_runs.append(first - worker.started)
             stage.redis['tracked'].flushdb()
             return (number - 1) / seconds
 
         slow, fast = in_turns(3 if stage.quick else 7, tracked, bare)
     return [
         ratio('drain_ratio', 'no-op tasks drained', slow, fast),
+        # What a busy machine does not change: how much work there is to it
+        ratio('drain_cpu_ratio', 'the same by processor time', effort['bare'], effort['tracked']),
         Figure('drain_tracked_per_s', 'tracked', 'tasks/s', slow),
         Figure('drain_bare_per_s', 'bare', 'tasks/s', fast),
+        Figure('drain_tracked_cpu_ms', 'tracked, worker and PostgreSQL and Redis', 'ms/task', effort['tracked']),
+        Figure('drain_bare_cpu_ms', 'bare, worker and Redis', 'ms/task', effort['bare']),
         Figure('first_run_s', "from a worker's start to its first run", 's', first_runs),
     ]
-
-
-def done_at(result):
-    import json
-
-    return datetime.fromisoformat(json.loads(result)['date_done']).timestamp()
 
 
 #
@@ -144,13 +150,13 @@ def log(stage):
     prepare_raw_table(stage)
     rows = raw_rows(lines)
 
-    with stage.probe('tracked') as probe, stage.worker('tracked') as (__, check):
+    with stage.probe('tracked') as probe, stage.worker('tracked') as worker:
 
         def tracked():
             pk = probe.do('enqueue', name='bench:log_burst', lines=lines)
             last = f'ams-leaf-01: interface xe-0/0/{lines - 1} has no description'
-            seen = stage.wait(lambda: last_line(stage, pk) == last and time.time(), check, interval=0.005)
-            result = end_of(stage, pk, check)
+            seen = stage.wait(lambda: last_line(stage, pk) == last and time.time(), worker, interval=0.005)
+            result = end_of(stage, pk, worker)
             waited.append(result['took'] / lines * 1e6)
             count, = stage.query('SELECT count(*) FROM netbox_celery_celerylogentry WHERE result_id = %s', pk)
             if count != lines:
@@ -168,7 +174,7 @@ def log(stage):
 
         def steadily(bursts, burst, pause):
             pk = probe.do('enqueue', name='bench:log_steadily', bursts=bursts, lines=burst, pause=pause)
-            return end_of(stage, pk, check)['took'] / (bursts * burst) * 1e6
+            return end_of(stage, pk, worker)['took'] / (bursts * burst) * 1e6
 
         steady = [steadily(20, 100, 0.05) for __ in range(3 if stage.quick else 5)]
         single = [steadily(100, 1, 0.01) for __ in range(3 if stage.quick else 5)]
@@ -182,13 +188,13 @@ def log(stage):
     ]
 
 
-def end_of(stage, pk, check):
+def end_of(stage, pk, worker):
     """
     Wait for the end of a run and return its result.
     """
     status, result, error = stage.wait(lambda: stage.query(
         'SELECT status, result, error FROM netbox_celery_celeryresult WHERE id = %s AND completed IS NOT NULL', pk
-    ), check, interval=0.05)
+    ), worker, interval=0.05)
     if status != 'completed':
         raise RuntimeError(f'The run is {status}: {error}')
     return result
@@ -238,9 +244,9 @@ def visible(stage):
     Look from another connection, 500 times a second, for lines that say when they were written.
     """
     pauses = [random.uniform(0.02, 0.6) for __ in range(12 if stage.quick else 40)]
-    with stage.probe('tracked') as probe, stage.worker('tracked') as (__, check):
+    with stage.probe('tracked') as probe, stage.worker('tracked') as worker:
         pk = probe.do('enqueue', name='bench:log_times', pauses=[0.1])
-        end_of(stage, pk, check)
+        end_of(stage, pk, worker)
         pk, after, delays = probe.do('enqueue', name='bench:log_times', pauses=pauses), 0, []
 
         def look():
@@ -253,7 +259,7 @@ def visible(stage):
             for after, message in rows:
                 delays.append(now - float(message))
             return len(delays) == len(pauses)
-        stage.wait(look, check, interval=0.002)
+        stage.wait(look, worker, interval=0.002)
     worst = Figure('log_visible_s', 'until others see a line, the worst', 's', [max(delays)])
     return [worst, Figure('log_visible_delays_s', f'all of {len(delays)}', 's', delays)]
 

@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 from redis import Redis
 
@@ -18,6 +20,7 @@ __all__ = (
     'PLUGINS_CONFIG',
     'Probe',
     'Stage',
+    'Worker',
 )
 
 #: Of Redis: 0 and 1 are NetBox's.
@@ -61,7 +64,7 @@ class Stage:
     @contextmanager
     def worker(self, kind):
         """
-        Run a worker with two processes; yields when it was started, in seconds of the clock on the wall.
+        Run a worker with two processes; yields a `Worker`.
         """
         log = LOGS / f'bench-{kind}.log'
         log.unlink(missing_ok=True)
@@ -71,11 +74,8 @@ class Stage:
             '--loglevel', 'WARNING', '--hostname', f'bench-{kind}@%h',
         ], log, env=self.environ(kind), die_with_parent=True)
 
-        def check():
-            if not process.running:
-                raise StackError(f'The {kind} worker has ended. Its log, {log}, ends with:\n\n{tail(log, 30)}')
         try:
-            yield started, check
+            yield Worker(kind, process, started, log)
         finally:
             process.stop()
 
@@ -90,10 +90,16 @@ class Stage:
         """
         return self.redis[kind].llen('netbox_celery:celery' if kind == 'tracked' else 'celery')
 
-    def wait(self, condition, check, timeout=180, interval=0.2):
+    def cpu_time(self, worker):
+        """
+        Return what a worker, PostgreSQL and Redis have used so far, in seconds of a processor.
+        """
+        return cpu_time(worker.process.pid, self.services.cluster.process.pid, self.services.redis.process.pid)
+
+    def wait(self, condition, worker, timeout=180, interval=0.2):
         deadline = time.monotonic() + timeout
         while not (value := condition()):
-            check()
+            worker.check()
             if time.monotonic() > deadline:
                 raise StackError('The worker does not get on: see the logs in development/.state/log')
             time.sleep(interval)
@@ -109,6 +115,47 @@ class Stage:
         self.database.execute(
             'TRUNCATE netbox_celery_celeryresult, netbox_celery_celerylogentry, netbox_celery_celeryworker CASCADE'
         )
+
+
+@dataclass
+class Worker:
+    """
+    A running worker.
+
+    Args:
+        started: When, in seconds of the clock on the wall
+    """
+    kind: str
+    process: Process
+    started: float
+    log: Path
+
+    def check(self):
+        if not self.process.running:
+            raise StackError(
+                f'The {self.kind} worker has ended. Its log, {self.log}, ends with:\n\n{tail(self.log, 30)}'
+            )
+
+
+def cpu_time(*pids):
+    """
+    Return what processes and those that they have started have used so far, in seconds of a processor.
+    """
+    children, used = {}, {}
+    for path in Path('/proc').glob('[0-9]*/stat'):
+        with suppress(OSError):
+            # The name in brackets may contain anything
+            __, parent, *fields = path.read_text().rpartition(')')[2].split()
+            pid = int(path.parent.name)
+            children.setdefault(int(parent), []).append(pid)
+            # Of its own, and of children that have ended
+            used[pid] = sum(map(int, fields[9:13])) / os.sysconf('SC_CLK_TCK')
+    found, total = list(pids), 0
+    while found:
+        pid = found.pop()
+        total += used.get(pid, 0)
+        found += children.get(pid, ())
+    return total
 
 
 class Probe:
