@@ -159,14 +159,12 @@ class CeleryTaskSerializer(NetBoxModelSerializer, NarrowSaveSerializer):
 
 
 class CeleryWorkerSerializer(BaseModelSerializer):
-    # There is no page for a single worker
-    display_url = None
     is_alive = serializers.BooleanField(read_only=True)
 
     class Meta:
         model = CeleryWorker
         fields = [
-            'id', 'url', 'display', 'key', 'name', 'host', 'pid', 'pool', 'concurrency', 'queues', 'versions',
-            'started', 'heartbeat', 'stopped', 'is_alive',
+            'id', 'url', 'display_url', 'display', 'key', 'name', 'host', 'pid', 'pool', 'concurrency', 'queues',
+            'versions', 'started', 'heartbeat', 'stopped', 'is_alive',
         ]
         brief_fields = ('id', 'url', 'display', 'name', 'is_alive')

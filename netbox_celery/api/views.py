@@ -120,7 +120,7 @@ class CeleryResultViewSet(EngineModelViewSet):
     """
     Runs of tasks. Lists leave out what can be large (`args`, `kwargs`, `options`, `data`, `result`, `traceback`,
     `attempts`) unless it is asked for with `fields`. Tags and custom fields can be changed, all else is written by
-    the workers.
+    the workers. A run that is deleted before its end is cancelled.
     """
     queryset = CeleryResult.objects.all()
     serializer_class = serializers.CeleryResultSerializer
@@ -151,11 +151,6 @@ class CeleryResultViewSet(EngineModelViewSet):
             needed = {column for name in self.LARGE if name in self.response_fields for column in self.LARGE[name]}
             queryset = queryset.defer('message', *{*self.LARGE} - needed)
         return queryset
-
-    def perform_destroy(self, instance):
-        if not instance.is_finished:
-            raise AbortRequest(_('The run {result} has not ended. Cancel it first.').format(result=instance.pk))
-        super().perform_destroy(instance)
 
     @extend_schema(
         operation_id='plugins_celery_results_logs',
@@ -230,13 +225,6 @@ class CeleryTaskViewSet(EngineModelViewSet):
     def list(self, request, *args, **kwargs):
         catalogue.sync()
         return super().list(request, *args, **kwargs)
-
-    def perform_destroy(self, instance):
-        if instance.present:
-            raise AbortRequest(_(
-                'The task {task} is registered and would come back. Disable it, or remove its plugin first.'
-            ).format(task=instance))
-        super().perform_destroy(instance)
 
     @extend_schema(
         operation_id='plugins_celery_tasks_run',

@@ -9,6 +9,7 @@ from rest_framework import status
 from dcim.models import Site
 from extras.models import Tag
 from netbox_celery import querysets
+from netbox_celery.engine import control
 from netbox_celery.models import CeleryResult
 from tests.factories import make_log, make_result
 from utilities.testing import APITestCase, APIViewTestCases, create_tags
@@ -264,17 +265,14 @@ class ResultWriteTest(APITestCase):
         self.assertHttpStatus(response, status.HTTP_204_NO_CONTENT)
         self.assertFalse(CeleryResult.objects.exists())
 
-    def test_unfinished_run_is_not_deleted(self):
-        """Its message is on its way, or its process at work: both would go on unseen."""
-        for state in ('pending', 'scheduled', 'running', 'retrying'):
-            result = make_result(state)
-            response = self.client.delete(self._get_detail_url(result), **self.header)
-            self.assertHttpStatus(response, status.HTTP_400_BAD_REQUEST)
-            self.assertIn('Cancel it first', response.json()['detail'])
-            response = self.client.delete(self._get_list_url(), [{'id': result.pk}], format='json', **self.header)
-            self.assertHttpStatus(response, status.HTTP_400_BAD_REQUEST)
-            self.assertIn('Cancel it first', str(response.json()['errors']))
-        self.assertEqual(CeleryResult.objects.count(), 4)
+    def test_unfinished_run_is_cancelled_when_it_is_deleted(self):
+        """Otherwise its message, or its process, would go on with nobody able to see or stop it."""
+        with patch.object(control, 'cancel', wraps=control.cancel) as cancel:
+            for state in ('pending', 'running', 'completed'):
+                response = self.client.delete(self._get_detail_url(make_result(state)), **self.header)
+                self.assertHttpStatus(response, status.HTTP_204_NO_CONTENT)
+        self.assertEqual(cancel.call_count, 2)
+        self.assertFalse(CeleryResult.objects.exists())
 
 
 class RootTest(APITestCase):

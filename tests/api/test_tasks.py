@@ -37,10 +37,13 @@ class CeleryTaskTest(
     bulk_update_data = {'enabled': False}
     bulk_update_invalid_data = {'enabled': 'perhaps'}
 
+    def setUp(self):
+        super().setUp()
+        # Only the tasks of the test, not those of this process
+        self.enterContext(patch.object(catalogue, 'sync'))
+
     @classmethod
     def setUpTestData(cls):
-        catalogue.sync(force=True)
-        CeleryTask.objects.all().delete()
         for name in ('backup', 'audit', 'report'):
             make_task(f'gone:{name}', description=f'The {name}', present=False)
 
