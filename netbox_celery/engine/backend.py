@@ -5,6 +5,7 @@
 run) and in its parent (with a context of its own, for a lost child, a time limit, a revoke), also when the result is
 ignored. The row is written first and the result second: what can be seen has been recorded.
 """
+import sys
 import threading
 import traceback as traceback_module
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from celery import states
 from celery.exceptions import ChordError, MaxRetriesExceededError, NotRegistered, Reject, Retry, TaskRevokedError
+from celery.utils.saferepr import saferepr
 from kombu.exceptions import OperationalError
 
 from ..choices import ResultReasonChoices as Reason
@@ -70,26 +72,34 @@ class TrackingMixin:
         try:
             text = result_json(self.prepare_value(result))
         except (TypeError, ValueError):
-            text = None
-        if text is None and store_result:
-            # Celery decides whether this result can be stored; if not, it raises, and the task fails.
-            super().mark_as_done(task_id, result, request, store_result, state)
-            return self._finish(run, Status.STATUS_COMPLETED, result=result_json(repr(result)))
-        if self._finish(run, Status.STATUS_COMPLETED, result=text or result_json(repr(result))):
+            if store_result:
+                # Celery decides whether this result can be stored; if not, it raises, and the task fails.
+                super().mark_as_done(task_id, result, request, store_result, state)
+            text = result_json(saferepr(result))
+        status = self._finish(run, Status.STATUS_COMPLETED, result=text)
+        if status == Status.STATUS_COMPLETED:
             with _settled(task_id):
                 return super().mark_as_done(task_id, result, request, store_result, state)
-        return super().mark_as_revoked(task_id, 'revoked', request, store_result)
+        return self._mark_as_ended(task_id, status, request, store_result)
 
     def mark_as_failure(
         self, task_id, exc, traceback=None, request=None, store_result=True, call_errbacks=True, state=states.FAILURE
     ):
-        status, reason, error = describe_failure(exc, request)
         run = get_run(request)
         if run is not None:
-            if not self._finish(run, status, reason=reason, error=error, traceback=str(traceback or '')):
-                return super().mark_as_revoked(task_id, 'revoked', request, store_result)
-        else:
-            _finish_as_parent(task_id, request, status, reason, error, _text(traceback, exc))
+            status, reason, error = describe_failure(_raised(exc))
+            its_status = self._finish(run, status, reason=reason, error=error, traceback=_text(traceback))
+            if its_status != status:
+                return self._mark_as_ended(task_id, its_status, request, store_result)
+        elif _goes_back(exc, request):
+            presence.requeue_run(
+                task_id, attempt=_attempt(request), reason=Reason.REASON_TIME_LIMIT, error=describe(exc)
+            )
+        elif not getattr(request, 'is_eager', False):
+            status, reason, error = describe_failure(exc)
+            presence.close_run(
+                task_id, status, attempt=_attempt(request), reason=reason, error=error, traceback=_text(traceback, exc)
+            )
         return super().mark_as_failure(
             task_id, exc, traceback=traceback, request=request, store_result=store_result,
             call_errbacks=call_errbacks, state=state
@@ -101,21 +111,40 @@ class TrackingMixin:
             recorder.flush(run)
             lifecycle.retry(
                 get_connection(), task_id, claims=run.claims, eta=run.next_eta, error=describe(exc),
-                traceback=str(traceback or '')
+                traceback=_text(traceback)
             )
             run.retried = True
         elif isinstance(exc, Retry) and CANCELLED_BY_CELERY in str(exc):
-            presence.shutdown_took(task_id, request)
+            # It is acknowledged, so that nobody will deliver it again.
+            presence.close_run(
+                task_id, Status.STATUS_ERRORED, attempt=_attempt(request), reason=Reason.REASON_WORKER_LOST,
+                error='The worker was shut down while the task was running'
+            )
+        elif isinstance(exc, WorkerLostError):
+            # `retry_on_worker_lost`: the parent has sent the next attempt.
+            presence.requeue_run(
+                task_id, attempt=_attempt(request), reason=Reason.REASON_WORKER_LOST, error=describe(exc)
+            )
         return super().mark_as_retry(
             task_id, exc, traceback=traceback, request=request, store_result=store_result, state=state
         )
 
     def mark_as_revoked(self, task_id, reason='', request=None, store_result=True, state=states.REVOKED):
-        _finish_as_parent(
-            task_id, request, Status.STATUS_REVOKED, REVOKE_REASONS.get(reason, Reason.REASON_CANCELLED),
-            '' if reason in REVOKE_REASONS else str(reason), ''
+        # Only what was terminated was running. A copy of its message may be revoked, or expire, while it runs.
+        row = presence.close_run(
+            task_id, Status.STATUS_REVOKED, attempt=_attempt(request) if reason == 'terminated' else None,
+            reason=REVOKE_REASONS.get(reason, Reason.REASON_CANCELLED), error='' if reason in REVOKE_REASONS else reason
         )
+        if row is None and presence.is_held(task_id):
+            return None
         return super().mark_as_revoked(task_id, reason, request=request, store_result=store_result, state=state)
+
+    def _mark_as_ended(self, task_id, status, request, store_result):
+        """Tell Celery how a run has ended that did not end as its body did."""
+        if status == Status.STATUS_REVOKED:
+            return super().mark_as_revoked(task_id, 'revoked', request, store_result)
+        # Whoever ended it, or holds it now, tells Celery.
+        return None
 
     def store_result(self, task_id, result, state, traceback=None, request=None, **kwargs):
         if state not in states.ALL_STATES:
@@ -130,19 +159,25 @@ class TrackingMixin:
         return super()._get_task_meta_for(task_id)
 
     def _finish(self, run, status, *, reason='', result='null', error='', traceback=''):
-        """End a run of this process. Returns `False` if it turned out to be revoked (Celery is then told so too)."""
+        """End a run of this process.
+
+        Returns:
+            Its status now: another one if it was cancelled, or is not this process's any more.
+        """
         if run.ended:
-            return True
+            return status
         recorder.flush(run)
         connection = get_connection()
         row = lifecycle.finish(
-            connection, run.task_id, status, claims=run.claims, reason=reason, result=result,
+            # What replaced the run is not claimed yet, if it could be sent at all.
+            connection, run.task_id, status, claims=None if run.replaced else run.claims, reason=reason, result=result,
             error=error, traceback=traceback
         )
         run.ended = True
-        if row is None:
-            row = (run.id, *(lifecycle.explain(connection, run.task_id) or (status, '', ''))[:2])
-        return row[1] != Status.STATUS_REVOKED
+        if row is not None:
+            return row[1]
+        found = lifecycle.explain(connection, run.task_id)
+        return found[0] if found is not None else status
 
 
 _thread = threading.local()
@@ -168,10 +203,24 @@ def _app_backend():
     return app.backend
 
 
-def _finish_as_parent(task_id, request, status, reason, error, traceback):
-    """End a run from outside the process that runs it: as its parent, or for one that was never claimed."""
-    attempt = (getattr(request, 'retries', 0) or 0) + 1
-    presence.close_run(task_id, status, attempt=attempt, reason=reason, error=error, traceback=traceback)
+def _attempt(request):
+    return (getattr(request, 'retries', 0) or 0) + 1
+
+
+def _goes_back(exc, request):
+    """Whether the parent is about to give the message of a task back that ran out of time (`acks_on_timeout`)."""
+    if not isinstance(exc, TimeLimitExceeded):
+        return False
+    from ..celery import app
+
+    task = app.tasks.get(getattr(request, 'task', None))
+    return task is not None and task.acks_late and not task.acks_on_timeout
+
+
+def _raised(exc):
+    """Return what the body raised: Celery hands over a stand-in for exceptions that cannot be pickled."""
+    original = sys.exception()
+    return original if original is not None and type(original) is not type(exc) else exc
 
 
 def _record_custom_state(run, state, meta):
@@ -206,7 +255,7 @@ def result_json(result):
     return text if len(text) <= limit else dumps(cut_text(text, limit))
 
 
-def describe_failure(exc, request=None):
+def describe_failure(exc):
     """Return `(status, reason, error)` for an exception that ended a task."""
     status, reason = Status.STATUS_ERRORED, ''
     for cls, its_status, its_reason in FAILURES:
@@ -226,19 +275,21 @@ def describe(exc):
     if exc is None:
         return ''
     try:
-        text = str(exc)
+        text = str(exc.reason if isinstance(exc, Reject) else exc)
     except Exception:  # noqa: BLE001 - an author's __str__ may raise anything
         text = '<its text could not be made>'
-    if isinstance(exc, TaskFailed):
+    name = type(exc).__name__
+    if text == f'{name}()':
+        line = name
+    elif isinstance(exc, TaskFailed) or text.startswith(f'{name}('):
         line = text
     else:
-        name = type(exc).__name__
         line = f'{name}: {text}' if text else name
     return cut_text(line, get_config().log_message_length)
 
 
-def _text(traceback, exc):
-    if traceback:
-        return str(traceback)
-    tb = getattr(exc, '__traceback__', None)
-    return ''.join(traceback_module.format_exception(exc)) if tb is not None else ''
+def _text(traceback, exc=None):
+    """Return a traceback as text: the one that Celery hands over, or the exception's own."""
+    if not traceback and getattr(exc, '__traceback__', None) is not None:
+        traceback = ''.join(traceback_module.format_exception(exc))
+    return cut_text(str(traceback or ''), get_config().payload_length)

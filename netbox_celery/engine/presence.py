@@ -14,7 +14,6 @@ from collections import deque
 from importlib.metadata import version
 from uuid import uuid4
 
-from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
 from ..config import get_config
 from . import lifecycle
@@ -24,8 +23,8 @@ __all__ = (
     'Presence',
     'close_run',
     'identity',
+    'is_held',
     'requeue_run',
-    'shutdown_took',
 )
 
 logger = logging.getLogger(__name__)
@@ -153,11 +152,15 @@ def _write(function):
     return None
 
 
-def close_run(task_id, status, *, attempt=1, reason='', error='', traceback=''):
-    """End a run from outside the process that runs it: one that this worker holds, or one that nobody claimed."""
+def close_run(task_id, status, *, attempt=None, reason='', error='', traceback=''):
+    """End a run from outside the process that runs it: one that nobody claimed, or one that this worker holds.
+
+    Args:
+        attempt: The attempt that this worker holds, if it may be ended too.
+    """
     def write(connection):
         row = None
-        if identity.key is not None:
+        if identity.key is not None and attempt is not None:
             row = lifecycle.finish(
                 connection, task_id, status, holder=identity.key, attempt=attempt, reason=reason, error=error,
                 traceback=traceback, patience=0
@@ -175,9 +178,10 @@ def requeue_run(task_id, *, attempt, reason='', error=''):
     ))
 
 
-def shutdown_took(task_id, request):
-    """End a run that a cold shutdown interrupted after its message was acknowledged: nobody will deliver it again."""
-    close_run(
-        task_id, Status.STATUS_ERRORED, attempt=(getattr(request, 'retries', 0) or 0) + 1,
-        reason=Reason.REASON_WORKER_LOST, error='The worker was shut down while the task was running'
-    )
+def is_held(task_id):
+    """Whether a worker is running a run, as far as can be told at once."""
+    try:
+        found = lifecycle.explain(get_connection(), task_id)
+    except UNAVAILABLE:
+        return False
+    return found is not None and found[0] == Status.STATUS_RUNNING
