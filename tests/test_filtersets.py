@@ -39,6 +39,8 @@ class CeleryResultFilterSetTest(FilterAssertions, TestCase, ChangeLoggedFilterSe
     ignore_fields = (
         'args', 'kwargs', 'options', 'data', 'result', 'traceback', 'attempts', 'message', 'holder', 'claims',
         'nesting',
+        # NetBox's own class of generic foreign keys is passed over, but no subclass of it
+        'object',
     )
 
     @classmethod
@@ -168,6 +170,7 @@ class CeleryResultFilterSetTest(FilterAssertions, TestCase, ChangeLoggedFilterSe
 class CeleryLogEntryFilterSetTest(FilterAssertions, TestCase, BaseFilterSetTestMixin):
     queryset = CeleryLogEntry.objects.all()
     filterset = CeleryLogEntryFilterSet
+    ignore_fields = ('object',)
 
     @classmethod
     def setUpTestData(cls):

@@ -6,7 +6,6 @@ Nothing here changes a status.
 from datetime import timedelta
 
 from django.conf import settings
-from django.contrib.contenttypes.fields import GenericForeignKey
 from django.db import models
 from django.db.models import Q
 from django.utils import timezone
@@ -17,6 +16,7 @@ from netbox.models import NetBoxModel
 from ..choices import LogLevelChoices, ResultReasonChoices, ResultStatusChoices
 from ..engine.payload import PayloadDecoder, PayloadEncoder, plain
 from ..querysets import CeleryLogEntryQuerySet, HistoryQuerySet
+from .fields import HistoricGenericForeignKey
 
 __all__ = (
     'CeleryLogEntry',
@@ -95,7 +95,7 @@ class CeleryResult(NetBoxModel):
         blank=True,
         null=True
     )
-    object = GenericForeignKey(
+    object = HistoricGenericForeignKey(
         ct_field='object_type',
         fk_field='object_id',
         for_concrete_model=False
@@ -462,7 +462,7 @@ class CeleryLogEntry(models.Model):
         blank=True,
         null=True
     )
-    object = GenericForeignKey(
+    object = HistoricGenericForeignKey(
         ct_field='object_type',
         fk_field='object_id',
         for_concrete_model=False

@@ -1,0 +1,50 @@
+"""What a run is about may be gone, and with it the plugin that it came from."""
+from django.contrib.contenttypes.models import ContentType
+from django.test import TestCase
+
+from dcim.models import Site
+from netbox_celery.models import CeleryLogEntry, CeleryResult
+from tests.factories import make_log, make_result
+from users.models import User
+
+
+class HistoricGenericForeignKeyTest(TestCase):
+
+    @classmethod
+    def setUpTestData(cls):
+        gone = ContentType.objects.create(app_label='gone_plugin', model='thing')
+        cls.site = Site.objects.create(name='Site 1', slug='site-1')
+        deleted = Site.objects.create(name='Site 2', slug='site-2')
+        cls.about_gone = make_result(object_type=gone, object_id=1)
+        cls.about_deleted = make_result(object=deleted)
+        deleted.delete()
+        cls.about_site = make_result(object=cls.site)
+        cls.about_nothing = make_result()
+        cls.expected = [(cls.about_gone, None), (cls.about_deleted, None), (cls.about_site, cls.site),
+                        (cls.about_nothing, None)]
+        make_log(cls.about_gone, 'one', object_type=gone, object_id=1)
+        make_log(cls.about_gone, 'two', object=cls.site)
+
+    def test_one_by_one(self):
+        for result, expected in self.expected:
+            self.assertEqual(CeleryResult.objects.get(pk=result.pk).object, expected)
+
+    def test_prefetched(self):
+        results = CeleryResult.objects.order_by('pk').prefetch_related('object')
+        self.assertEqual([(result, result.object) for result in results], self.expected)
+        only_gone = CeleryResult.objects.filter(pk=self.about_gone.pk).prefetch_related('object')
+        self.assertEqual([result.object for result in only_gone], [None])
+        lines = CeleryLogEntry.objects.prefetch_related('object')
+        self.assertEqual([line.object for line in lines], [None, self.site])
+
+    def test_pages(self):
+        """None of the pages and answers in which such a row stands fails."""
+        user = User.objects.create_superuser(username='admin')
+        self.client.force_login(user)
+        page, rest = self.about_gone.get_absolute_url(), f'/api/plugins/celery/results/{self.about_gone.pk}/'
+        for url in (
+            '/plugins/celery/results/', page, f'{page}log/', '/api/plugins/celery/results/', rest, f'{rest}logs/',
+            '/api/plugins/celery/log-entries/',
+        ):
+            with self.subTest(url):
+                self.assertEqual(self.client.get(url).status_code, 200)
