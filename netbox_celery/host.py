@@ -4,6 +4,8 @@ A NetBox upgrade breaks here or nowhere.
 """
 from contextlib import contextmanager
 
+from django.conf import settings
+
 from core.choices import ObjectChangeActionChoices
 from netbox.context import current_request
 from netbox.registry import registry
@@ -12,10 +14,16 @@ from utilities.request import NetBoxFakeRequest, apply_request_processors
 __all__ = (
     'change_tracking',
     'current_user',
+    'netbox_version',
     'plugin_packages',
     'record_change',
     'record_changes',
 )
+
+
+def netbox_version():
+    """Return NetBox's version. Installed from a release archive or from Git, it is no Python distribution."""
+    return settings.RELEASE.version
 
 
 def plugin_packages():
