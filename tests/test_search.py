@@ -14,13 +14,15 @@ class SearchTest(TestCase):
         return [found.object for found in search_backend.search(value, user=admin)]
 
     def test_tasks(self):
-        task = make_task('plugin_a:backup', description='Save configurations', documentation='Asks each switch.')
+        with self.captureOnCommitCallbacks(execute=True):
+            task = make_task('plugin_a:backup', description='Save configurations', documentation='Asks each switch.')
         for value in ('backup', 'configurations', 'switch'):
             self.assertEqual(self.search(value), [task])
 
     def test_runs_are_not_indexed(self):
         """An index would cost a write each time the engine moves a run on."""
-        make_result(name='needle')
+        with self.captureOnCommitCallbacks(execute=True):
+            make_result(name='needle')
         self.assertEqual(self.search('needle'), [])
         ours = {label for label in registry['search'] if label.startswith('netbox_celery.')}
         self.assertEqual(ours, {'netbox_celery.celerytask'})
