@@ -11,9 +11,11 @@ from django.utils.translation import gettext_lazy
 
 from netbox.ui import attrs, panels
 
+from . import __version__
 from .choices import ResultReasonChoices, ResultStatusChoices
 from .engine.payload import plain
 from .forms import LogForm
+from .forms.parameters import parameter_help
 from .live import is_worker_alive, open_log
 from .progress import measure_pace
 
@@ -106,6 +108,14 @@ class StatusAttr(attrs.ChoiceAttr):
         return super().get_context(obj, attr, value, context) | {'object': obj, 'explanation': explain_status(obj)}
 
 
+class LaterAttemptAttr(attrs.NumericAttr):
+    """The number of an attempt, from the second on."""
+
+    def get_value(self, obj):
+        value = super().get_value(obj)
+        return value if value > 1 else None
+
+
 class WaitingUntilAttr(attrs.DateTimeAttr):
     """A time that matters until the run begins."""
 
@@ -123,9 +133,7 @@ class ResultStatusPanel(LiveMixin, SparseAttributesPanel):
     status = StatusAttr('status', label=gettext_lazy('Status'))
     progress = ProgressAttr('value', label=gettext_lazy('Progress'))
     step = attrs.TextAttr('step', label=gettext_lazy('Step'))
-    attempt = attrs.TemplatedAttr(
-        'attempt', label=gettext_lazy('Attempt'), template_name='netbox_celery/attrs/attempt.html'
-    )
+    attempt = LaterAttemptAttr('attempt', label=gettext_lazy('Attempt'))
     scheduled = WaitingUntilAttr('scheduled', label=gettext_lazy('Not before'))
     started = attrs.DateTimeAttr('started', label=gettext_lazy('Started'))
     completed = attrs.DateTimeAttr('completed', label=gettext_lazy('Ended'))
@@ -234,11 +242,13 @@ class ResultLogPanel(panels.ObjectPanel):
             'window': window,
             'whole_page': self.whole_page,
             'following': not window.is_complete,
+            'version': __version__,
         }
 
 
 #: What an open page has replaced when more than the progress of a run has changed.
 LIVE = (
+    ResultStatusPanel(),
     ResultErrorPanel(),
     ResultAttemptsPanel(),
     ResultValuePanel(),
@@ -260,19 +270,30 @@ class TaskPanel(panels.ObjectAttributesPanel):
     last_seen = attrs.DateTimeAttr('last_seen', label=gettext_lazy('Last seen'))
 
 
-class TaskDocumentationPanel(panels.TextCodePanel):
+class TaskDocumentationPanel(panels.ObjectPanel):
+    template_name = 'netbox_celery/panels/documentation.html'
     title = gettext_lazy('Documentation')
 
-    def __init__(self, **kwargs):
-        super().__init__('documentation', **kwargs)
-
     def should_render(self, context):
-        return bool(context['value'])
+        return bool(context['object'].documentation)
 
 
 class TaskParametersPanel(panels.ObjectPanel):
     template_name = 'netbox_celery/panels/parameters.html'
     title = gettext_lazy('Parameters')
+    #: How variadic parameters are written.
+    STARS = {'var_positional': '*', 'var_keyword': '**'}
+
+    def get_context(self, context):
+        ctx = super().get_context(context)
+        described = parameter_help(ctx['object'].documentation)
+        return ctx | {'parameters': [
+            parameter | {
+                'label': self.STARS.get(parameter['kind'], '') + parameter['name'],
+                'has_default': 'default' in parameter,
+                'help': described.get(parameter['name'], ''),
+            } for parameter in ctx['object'].parameters
+        ]}
 
 
 #

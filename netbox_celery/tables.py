@@ -89,7 +89,7 @@ class CeleryResultTable(NetBoxTable):
         template_name='netbox_celery/columns/progress.html',
         export_raw=True,
         orderable=False,
-        attrs={'td': {'class': 'celery-progress-cell'}}
+        attrs={'td': {'style': 'min-width: 7rem'}}
     )
     created = columns.DateTimeColumn(
         verbose_name=_('Created')
@@ -132,7 +132,7 @@ class CeleryResultTable(NetBoxTable):
             'duration', 'error', 'task_id', 'request_id', 'parent_id', 'root_id', 'group_id', 'tags', 'last_updated',
         )
         default_columns = (
-            'pk', 'id', 'name', 'status', 'progress', 'user', 'object', 'created', 'started', 'duration',
+            'pk', 'id', 'name', 'status', 'progress', 'user', 'object', 'created', 'duration',
         )
 
     def render_duration(self, value):

@@ -65,8 +65,8 @@ class RunForm(forms.Form):
             FieldSet(*self.OPTIONS, name=_('Options')),
         )[0 if task.parameters else 1:]
         self.fields['schedule_at'].help_text = format_html(
-            '{} (<strong>{}</strong>)',
-            _('Earliest time of the start; by default at once. Current time:'),
+            '{} <strong>{}</strong>',
+            _('Earliest time of the start; by default at once. The time is now'),
             local_now().strftime('%Y-%m-%d %H:%M:%S %Z')
         )
 

@@ -76,7 +76,9 @@ class BulkResultView(GetReturnURLMixin, BaseMultiObjectView):
         if not count:
             messages.warning(request, _('None of the selected runs can be handled like this.'))
             return redirect(self.get_return_url(request))
-        shown = list(listed(selected)[:SHOWN])
+        shown = list(listed(selected).prefetch_related('user', 'object', 'tags')[:SHOWN])
+        table = self.table(shown, orderable=False)
+        table.configure(request)
         return render(request, self.template_name, {
             'model': CeleryResult,
             'title': self.title,
@@ -88,7 +90,7 @@ class BulkResultView(GetReturnURLMixin, BaseMultiObjectView):
             'newest': shown[0].pk,
             'all': request.POST.get('_all'),
             'pks': request.POST.getlist('pk'),
-            'table': self.table(shown, orderable=False),
+            'table': table,
             'return_url': self.get_return_url(request),
         })
 

@@ -3,8 +3,10 @@ import json
 import re
 
 from django.contrib.auth.context_processors import PermWrapper
+from django.contrib.contenttypes.models import ContentType
 from django.http import Http404, HttpResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, render
+from django.template.loader import render_to_string
 from django.utils.decorators import method_decorator
 from django.utils.http import content_disposition_header
 from django.utils.safestring import mark_safe
@@ -129,19 +131,27 @@ class CeleryResultLogLinesView(LogPartView):
         return response
 
     def render_fragments(self, request, window):
-        """Return what is to be replaced outside of the log."""
+        """Return what is to be replaced outside of the log's lines."""
         context = {
             'request': request,
             'object': window.result,
             'perms': PermWrapper(request.user),
+            'live': True,
         }
+        is_whole_page = 'whole_page' in request.GET
+        fragments = [render_to_string('netbox_celery/log/badge.html', context)] if is_whole_page else []
         if request.GET.get('state') == window.state:
-            return panels.ResultStatusPanel().render(context, live=True)
-        context['object'] = get_object_or_404(CeleryResult.objects.restrict(request.user, 'view'), pk=window.result.pk)
-        return mark_safe(''.join((
-            *(panel.render(context, live=True) for panel in (panels.ResultStatusPanel(), *panels.LIVE)),
-            *(action.render(context, context['object'], live=True) for action in (CancelResult, RerunResult)),
-        )))
+            shown = () if is_whole_page else (panels.ResultStatusPanel(),)
+        else:
+            shown = () if is_whole_page else panels.LIVE
+            context['object'] = get_object_or_404(
+                CeleryResult.objects.restrict(request.user, 'view'), pk=window.result.pk
+            )
+            fragments += [
+                action.render(context, context['object'], live=True) for action in (CancelResult, RerunResult)
+            ]
+        fragments += [panel.render(context, live=True) for panel in shown]
+        return mark_safe(''.join(fragments))
 
 
 @register_model_view(CeleryResult, 'log_groups', path='log/groups')
@@ -172,9 +182,8 @@ class CeleryResultLogDownloadView(generic.ObjectView):
     def get(self, request, pk):
         result = self.get_object(pk=pk)
         as_json = request.GET.get('format') == 'json'
-        write = _json_lines if as_json else _text_lines
         response = StreamingHttpResponse(
-            write(_iterate(result.pk)),
+            _as_json(_chunks(result.pk)) if as_json else _as_text(_chunks(result.pk)),
             content_type='application/json' if as_json else 'text/plain; charset=utf-8'
         )
         name = slugify(str(result).replace(':', '-')) or 'run'
@@ -184,42 +193,52 @@ class CeleryResultLogDownloadView(generic.ObjectView):
         return response
 
 
-def _iterate(pk):
-    """Yield the entries of a run's log, a chunk in memory at a time and no cursor kept open in between."""
+COLUMNS = ('id', 'created', 'attempt', 'level', 'grouping', 'message', 'object_type', 'object_id')
+
+
+def _chunks(pk):
+    """Yield the lines of a run's log as lists of tuples of `COLUMNS`. No cursor is kept open in between."""
     after = 0
-    while chunk := list(log_lines(pk, after).select_related('object_type')[:CHUNK]):
-        yield from chunk
-        after = chunk[-1].pk
+    while chunk := list(log_lines(pk, after).values_list(*COLUMNS)[:CHUNK]):
+        yield chunk
+        after = chunk[-1][0]
 
 
-def _text_lines(entries):
-    for entry in entries:
-        group = '' if entry.grouping == 'main' else f' [{entry.grouping}]'
-        yield f'{entry.created.isoformat(timespec="milliseconds")} {_level(entry):<8}{group} {entry.message}\n'
+def _as_text(chunks):
+    for chunk in chunks:
+        yield ''.join(
+            f'{created.isoformat(timespec="milliseconds")} {LEVEL_NAMES.get(level, str(level)):<8}'
+            f'{"" if grouping == "main" else f" [{grouping}]"} {message}\n'
+            for __, created, __, level, grouping, message, __, __ in chunk
+        )
 
 
-def _json_lines(entries):
+def _as_json(chunks):
+    labels = {value: str(label) for value, label in LogLevelChoices}
     separator = '[\n'
-    for entry in entries:
-        yield separator + json.dumps({
-            'id': entry.pk,
-            'created': entry.created.isoformat(),
-            'attempt': entry.attempt,
-            'level': {'value': entry.level, 'label': str(entry.get_level_display())},
-            'grouping': entry.grouping,
-            'message': entry.message,
-            'object_type': entry.object_type and '.'.join(entry.object_type.natural_key()),
-            'object_id': entry.object_id,
-        }, ensure_ascii=False)
+    for chunk in chunks:
+        yield separator + ',\n'.join(
+            json.dumps({
+                'id': pk,
+                'created': created.isoformat(),
+                'attempt': attempt,
+                'level': {'value': level, 'label': labels.get(level, str(level))},
+                'grouping': grouping,
+                'message': message,
+                'object_type': _type_name(object_type),
+                'object_id': object_id,
+            }, ensure_ascii=False)
+            for pk, created, attempt, level, grouping, message, object_type, object_id in chunk
+        )
         separator = ',\n'
     yield '[]\n' if separator == '[\n' else '\n]\n'
 
 
-def _level(entry):
-    """Return a level's name as log files have it, whatever the reader's language."""
-    return LEVEL_NAMES.get(entry.level, str(entry.level))
+def _type_name(pk):
+    return pk and '.'.join(ContentType.objects.get_for_id(pk).natural_key())
 
 
+#: Names of levels as log files have them, whatever the reader's language.
 LEVEL_NAMES = {
     value: name.removeprefix('LEVEL_') for name, value in vars(LogLevelChoices).items() if name.startswith('LEVEL_')
 }

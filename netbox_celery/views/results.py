@@ -101,7 +101,8 @@ class CeleryResultChangesView(generic.ObjectChildrenView):
     actions = ()
     tab = ViewTab(
         label=gettext_lazy('Changes'),
-        badge=lambda result: _changes(result)[:1000].count(),
+        # Before the end it would be wrong a moment later
+        badge=lambda result: _changes(result)[:1000].count() if result.is_finished else None,
         visible=lambda result: result.request_id is not None,
         permission='core.view_objectchange',
         weight=600

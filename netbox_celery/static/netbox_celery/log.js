@@ -7,6 +7,8 @@
 
   // Lines that stay on the page of a reader who follows; those before are loaded again on request.
   const KEPT = 3000;
+  // With this status of an answer htmx stops to poll: the run has ended.
+  const ENDED = 286;
   // Closer to the end than this is at the end, in pixels.
   const NEAR = 24;
 
@@ -92,7 +94,7 @@
   });
 
   document.addEventListener('htmx:beforeSwap', (event) => {
-    if (isLines(event.detail.target) && event.detail.elt.closest('#celery-log-earlier')) {
+    if (isLines(event.detail.target) && event.detail.requestConfig.elt.closest('#celery-log-earlier')) {
       heightBefore = get('box').scrollHeight;
     }
   });
@@ -111,6 +113,9 @@
         goToEnd();
       }
       tell('');
+      if (event.detail.xhr.status === ENDED) {
+        document.querySelector('.celery-log-follow').hidden = true;
+      }
     } else if (target && target.id === 'celery-log-view') {
       open();
     }
