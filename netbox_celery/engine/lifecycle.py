@@ -32,6 +32,11 @@ __all__ = (
 TABLE = 'netbox_celery_celeryresult'
 WORKERS = 'netbox_celery_celeryworker'
 
+#: Claims that a run's history keeps: the first ones, and the latest in the place of the last.
+MOST_ATTEMPTS = 100
+#: A run that was given back so often is not tried again: it may be what kills its workers.
+MOST_LOSSES = 5
+
 WAITING = "status IN ('pending', 'scheduled', 'retrying')"
 UNFINISHED = "status IN ('pending', 'scheduled', 'retrying', 'running')"
 
@@ -44,7 +49,7 @@ CLAIM = f"""
         status = 'running', reason = '', worker = %(worker)s::text, holder = %(holder)s::uuid,
         attempt = %(attempt)s, nesting = %(nesting)s, claims = claims + 1,
         started = COALESCE(started, now()), sent = COALESCE(sent, now()), last_updated = now(),
-        attempts = attempts || jsonb_build_array(jsonb_build_object(
+        attempts = (attempts - {MOST_ATTEMPTS - 1}) || jsonb_build_array(jsonb_build_object(
             'number', %(attempt)s::int, 'started', now(), 'ended', NULL, 'worker', %(worker)s::text, 'error', ''
         ))
     WHERE task_id = %(task_id)s AND cancelled IS NULL AND (
@@ -103,7 +108,7 @@ FINISH = f"""
 END_ATTEMPT = """jsonb_set(jsonb_set(attempts, ARRAY[{index}, 'ended'], to_jsonb(now())),
         ARRAY[{index}, 'error'], to_jsonb(%(error)s::text))"""
 LAST_ATTEMPT = END_ATTEMPT.format(index="'-1'")
-OWN_ATTEMPT = END_ATTEMPT.format(index='(%(claims)s::int - 1)::text')
+OWN_ATTEMPT = END_ATTEMPT.format(index=f'(LEAST(%(claims)s::int, {MOST_ATTEMPTS}) - 1)::text')
 
 FINISH_BY = {
     'claim': FINISH.format(attempts=OWN_ATTEMPT, guard="status = 'running' AND claims = %(claims)s"),
@@ -178,7 +183,8 @@ def retry(connection, task_id, *, claims, eta=None, error='', traceback='', pati
     return rows[0] if rows else None
 
 
-# GUARANTEE: a run goes back to the queue only from the claim that held it; the redelivery may then claim it anew.
+# GUARANTEE: a run goes back to the queue only from the claim that held it; the redelivery may then claim it anew. What
+# loses its worker again and again is not given back by others for ever; a body may reject its message as it likes.
 REQUEUE = f"""
     UPDATE {TABLE} SET
         status = CASE WHEN cancelled IS NOT NULL THEN 'revoked' ELSE 'pending' END,
@@ -189,24 +195,28 @@ REQUEUE = f"""
     WHERE task_id = %(task_id)s AND status = 'running' AND {{guard}}
     RETURNING id, status
 """
+NOT_TOO_OFTEN = f'claims - attempt - nesting < {MOST_LOSSES - 1}'
 REQUEUE_BY = {
-    'claim': REQUEUE.format(guard='claims = %(claims)s'),
-    'holder': REQUEUE.format(guard='holder = %(holder)s AND attempt = %(attempt)s'),
+    'body': REQUEUE.format(guard='claims = %(claims)s'),
+    'claim': REQUEUE.format(guard=f'claims = %(claims)s AND {NOT_TOO_OFTEN}'),
+    'holder': REQUEUE.format(guard=f'holder = %(holder)s AND attempt = %(attempt)s AND {NOT_TOO_OFTEN}'),
 }
 
 
 def requeue(
-    connection, task_id, *, claims=None, holder=None, attempt=None, reason='', error='', resend=False, patience=5
+    connection, task_id, *, by, claims=None, holder=None, attempt=None, reason='', error='', resend=False, patience=5
 ):
     """Put a run that has not been finished back into the queue.
 
     Args:
+        by: Who does: the `body` itself, `claim` (somebody who knows the `claims` of a lost worker), or the `holder`,
+            a worker's parent that knows the `attempt`.
         resend: Its message is gone: the sweep is to send it again. Otherwise the broker delivers it again.
 
     Returns:
-        `(id, status)`, or `None` if the run is not held as given.
+        `(id, status)`, or `None` if the run is not held as given, or was given back too often.
     """
-    rows = connection.execute(REQUEUE_BY['claim' if claims is not None else 'holder'], {
+    rows = connection.execute(REQUEUE_BY[by], {
         'task_id': task_id, 'claims': claims, 'holder': holder, 'attempt': attempt, 'reason': reason,
         'error': clean_text(error), 'resend': resend,
     }, patience=patience)

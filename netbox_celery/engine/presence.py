@@ -14,6 +14,7 @@ from collections import deque
 from importlib.metadata import version
 from uuid import uuid4
 
+from .. import host
 from ..choices import ResultStatusChoices as Status
 from ..config import get_config
 from . import lifecycle
@@ -46,10 +47,16 @@ class Identity:
     def __init__(self):
         self.key = None
         self.name = ''
+        self.pid = None
 
     def take(self, name):
         """Become a worker with a new key: what an earlier one of this name left is not this one's."""
-        self.key, self.name = uuid4(), name
+        self.key, self.name, self.pid = uuid4(), name, os.getpid()
+
+    @property
+    def is_child(self):
+        """Whether this is a process of a worker's pool."""
+        return self.pid != os.getpid()
 
 
 identity = Identity()
@@ -113,7 +120,13 @@ class Presence:
 
     def write_deferred(self):
         while _deferred:
-            _deferred[0](self.connection)
+            try:
+                _deferred[0](self.connection)
+            except UNAVAILABLE:
+                raise
+            except Exception:
+                # What cannot be written at all must not keep back what comes after it.
+                logger.exception('What became of a run could not be written')
             _deferred.popleft()
 
 
@@ -132,7 +145,7 @@ def describe_worker(worker):
         'concurrency': worker.concurrency or 1,
         'queues': dumps(sorted(worker.app.amqp.queues.consume_from)),
         'versions': dumps({
-            'netbox-celery': version('netbox-celery'), 'netbox': version('netbox'), 'celery': version('celery'),
+            'netbox-celery': version('netbox-celery'), 'netbox': host.netbox_version(), 'celery': version('celery'),
             'kombu': version('kombu'), 'python': platform.python_version(),
         }),
     }
@@ -172,10 +185,21 @@ def close_run(task_id, status, *, attempt=None, reason='', error='', traceback='
 
 
 def requeue_run(task_id, *, attempt, reason='', error=''):
-    """Put a run that this worker holds back into the queue, before the broker delivers its message again."""
-    return _write(lambda connection: lifecycle.requeue(
-        connection, task_id, holder=identity.key, attempt=attempt, reason=reason, error=error, patience=0
-    ))
+    """Put a run that this worker holds back into the queue, before the broker delivers its message again.
+
+    Returns:
+        How the run ended, if the message must not go back: it was cancelled, or has been given back too often.
+    """
+    def write(connection):
+        row = lifecycle.requeue(
+            connection, task_id, by='holder', holder=identity.key, attempt=attempt, reason=reason, error=error,
+            patience=0
+        ) or lifecycle.finish(
+            connection, task_id, Status.STATUS_ERRORED, holder=identity.key, attempt=attempt, reason=reason,
+            error=f'{error}. It is not run again after {lifecycle.MOST_LOSSES} times', patience=0
+        )
+        return row[1] if row is not None and row[1] != Status.STATUS_PENDING else None
+    return _write(write)
 
 
 def is_held(task_id):

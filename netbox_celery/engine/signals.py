@@ -13,6 +13,7 @@ import sys
 from functools import wraps
 from uuid import UUID
 
+from billiard.exceptions import WorkerLostError
 from celery import signals, states
 from celery.exceptions import Ignore
 from django.db import close_old_connections
@@ -62,7 +63,7 @@ def begin(task):
         get_connection().execute(INSERT, foreign_row(task, request), patience=float('inf'))
         claimed = _claim(request)
     if claimed is None:
-        _refuse(request)
+        _refuse(task, request)
     id, claims, attempt, user_id, request_id = claimed
     request.netbox_run = Run(
         request.id, id=id, claims=claims, attempt=attempt, user_id=user_id, request_id=request_id
@@ -76,7 +77,7 @@ def _claim(request):
     )
 
 
-def _refuse(request):
+def _refuse(task, request):
     run = Run(request.id)
     run.refused = True
     request.netbox_run = run
@@ -88,6 +89,9 @@ def _refuse(request):
     else:
         why = f'it is {found[0]}' + (f' ({found[1]})' if found[1] else '')
     logger.warning('Task %s is not run: %s', request.id, why)
+    if found is not None and found[0] == Status.STATUS_REVOKED:
+        # Celery may have written since that it has started, or will be retried.
+        task.backend.mark_as_revoked(request.id, 'revoked')
     raise Ignore(f'not run: {why}')
 
 
@@ -109,12 +113,15 @@ def on_postrun(sender=None, state=None, retval=None, **kwargs):
     run = get_run(request)
     if run is None or run.ended:
         return
-    if state == states.IGNORED and not run.replaced:
+    if state is None and not identity.is_child:
+        # A thread that leaves by `sys.exit()`: there is no parent to tell of it, and Celery does not.
+        _finish(run, Status.STATUS_ERRORED, error=describe(sys.exception()))
+    elif state == states.IGNORED and not run.replaced:
         _finish(run, Status.STATUS_IGNORED, error=_message(retval))
     elif state == states.REJECTED and retval is not None:
         if retval.requeue and sender.acks_late:
             recorder.flush(run)
-            lifecycle.requeue(get_connection(), run.task_id, claims=run.claims, error=describe(retval))
+            lifecycle.requeue(get_connection(), run.task_id, by='body', claims=run.claims, error=describe(retval))
         else:
             status, reason, error = describe_failure(retval)
             _finish(run, status, reason=reason, error=error)
@@ -167,19 +174,22 @@ def _is_uuid(task_id):
 def on_received(request=None, **kwargs):
     """Write that a run goes back to the queue before the broker delivers its message again.
 
-    A worker's parent rejects a late-acknowledged message whose child died (`reject_on_worker_lost`) or ran out of time
-    (`acks_on_timeout=False`) without any signal.
+    A worker's parent rejects a late-acknowledged message whose child died (`reject_on_worker_lost`) without any signal.
     """
     if not request.task.acks_late or not _is_uuid(request.id):
         return
     reject = request.on_reject
 
     def on_reject(log, errors, requeue=False):
-        if requeue:
-            requeue_run(
-                request.id, attempt=(request.request_dict.get('retries') or 0) + 1, reason=Reason.REASON_WORKER_LOST,
-                error='The process that ran it was lost; it will be run again'
-            )
+        if requeue and (ended := requeue_run(
+            request.id, attempt=(request.request_dict.get('retries') or 0) + 1, reason=Reason.REASON_WORKER_LOST,
+            error=(lost := 'The process that ran it was lost')
+        )):
+            requeue = False
+            if ended == Status.STATUS_REVOKED:
+                request.task.backend.mark_as_revoked(request.id, 'revoked')
+            else:
+                request.task.backend.mark_as_failure(request.id, WorkerLostError(lost))
         return reject(log, errors, requeue)
     request.on_reject = on_reject
 

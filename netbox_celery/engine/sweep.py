@@ -7,6 +7,7 @@ import logging
 
 from billiard.exceptions import WorkerLostError
 from celery import Celery, states
+from celery.exceptions import TaskRevokedError
 from django.db import close_old_connections
 
 from ..choices import ResultReasonChoices as Reason
@@ -32,8 +33,6 @@ LOCK = 235379
 UNSENT_AFTER = 15
 #: Rows settled in one go.
 BATCH = 500
-#: A run that lost its worker that often is not tried again: it may be what kills them.
-MAX_CLAIMS = 5
 
 ALIVE = f"""
     SELECT key FROM {lifecycle.WORKERS}
@@ -114,14 +113,18 @@ def release(connection, app):
 
 def _let_go(connection, app, task_id, name, claims, error):
     task = app.tasks.get(name)
-    if task is not None and task.acks_late and claims < MAX_CLAIMS:
-        if lifecycle.requeue(
-            connection, task_id, claims=claims, reason=Reason.REASON_WORKER_LOST, error=error, resend=True
-        ):
-            logger.warning('Task %s[%s] will be run again: %s', name, task_id, error)
-    elif lifecycle.finish(
+    row = task is not None and task.acks_late and lifecycle.requeue(
+        connection, task_id, by='claim', claims=claims, reason=Reason.REASON_WORKER_LOST, error=error, resend=True
+    ) or lifecycle.finish(
         connection, task_id, Status.STATUS_ERRORED, claims=claims, reason=Reason.REASON_WORKER_LOST, error=error
-    ):
+    )
+    if not row:
+        return  # it went on by itself
+    if row[1] == Status.STATUS_PENDING:
+        logger.warning('Task %s[%s] will be run again: %s', name, task_id, error)
+    elif row[1] == Status.STATUS_REVOKED:
+        _tell_backend(app, task_id, TaskRevokedError('revoked'), states.REVOKED)
+    else:
         logger.error('Task %s[%s] is lost: %s', name, task_id, error)
         _tell_backend(app, task_id, WorkerLostError(error), states.FAILURE)
 
