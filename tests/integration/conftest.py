@@ -1,0 +1,123 @@
+"""Real workers, shared by all tests that leave them alive.
+
+They belong to a NetBox of their own, on the database and the Redis of the test process: it has one more plugin
+(`tests/testplugin`), and settings by which what is lost is found within seconds. What a test calls is committed and
+sent for real, and is cleared away after it.
+"""
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from development.stack.instance import PLUGINS, Instance
+
+TESTPLUGIN = Path(__file__).parents[1] / 'testplugin'
+CONFIG = {
+    'heartbeat_interval': 0.5,
+    'worker_lost_after': 4,
+    'sweep_interval': 0.5,
+    # A run's log can reach its limit within a test
+    'log_lines': 2_000,
+}
+
+sys.path.insert(0, str(TESTPLUGIN))
+
+
+@pytest.fixture(scope='session', autouse=True)
+def side(services):
+    """The folder in which tasks note what they did."""
+    folder = services.directory / 'side'
+    folder.mkdir()
+    os.environ['NETBOX_TEST_SIDE'] = str(folder)
+    os.environ['PYTHONPATH'] = f'{TESTPLUGIN}:{os.environ.get("PYTHONPATH", "")}'
+    return folder
+
+
+@pytest.fixture(scope='session')
+def make_instance(services):
+    """Make a NetBox of the workers' with other settings for the plugin, on the same database and Redis."""
+    def make(name='workers', redis=None, **config):
+        return Instance(
+            services.directory / name, services.cluster, redis or services.redis, for_tests=True,
+            plugins=[*PLUGINS, 'netbox_test_plugin'], plugins_config={'netbox_celery': {**CONFIG, **config}},
+        ).write()
+    return make
+
+
+@pytest.fixture(scope='session')
+def instance(make_instance):
+    return make_instance()
+
+
+@pytest.fixture(scope='session')
+def worker_log(services):
+    return services.directory / 'log'
+
+
+@pytest.fixture(scope='session')
+def shared_workers(instance, worker_log, side, django_db_blocker):
+    """Start each worker that is asked for once; they end with the session."""
+    from .support import Worker
+
+    workers = {}
+
+    def get(pool):
+        if pool not in workers or workers[pool].process.poll() is not None:
+            workers[pool] = Worker(instance, worker_log, pool, pool=pool, concurrency=4 if pool == 'threads' else 2)
+            with django_db_blocker.unblock():
+                workers[pool].start().ready()
+        return workers[pool]
+
+    yield get
+    for worker in workers.values():
+        worker.stop()
+
+
+@pytest.fixture
+def prefork(shared_workers):
+    """A worker with two processes."""
+    return shared_workers('prefork')
+
+
+@pytest.fixture
+def threads(shared_workers):
+    """A worker with four threads."""
+    return shared_workers('threads')
+
+
+@pytest.fixture(params=['prefork', 'threads'])
+def worker(request, shared_workers):
+    """A worker of each kind in turn."""
+    return shared_workers(request.param)
+
+
+@pytest.fixture
+def make_worker(instance, worker_log, side):
+    """Make a worker of the test's own, which it may kill; it is gone after the test."""
+    from .support import Worker
+
+    made = []
+
+    def make(name, *, instance=instance, **options):
+        made.append(Worker(instance, worker_log, name, **options))
+        return made[-1]
+
+    yield make
+    for worker in made:
+        worker.stop()
+
+
+@pytest.fixture(autouse=True)
+def committed(django_db_blocker, cleaner):
+    """Let the test commit, and clear what it left. Workers and their tasks stay: they live on."""
+    with django_db_blocker.unblock():
+        yield
+        cleaner(keep=('netbox_celery_celeryworker', 'netbox_celery_celerytask'))
+
+
+@pytest.fixture
+def user():
+    from users.models import User
+
+    return User.objects.create_user('alice')

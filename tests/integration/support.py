@@ -1,0 +1,148 @@
+"""Real workers for tests, and waiting for what they do."""
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from development.stack.processes import tail
+from netbox_celery.models import CeleryLogEntry, CeleryResult, CeleryWorker
+
+__all__ = (
+    'Worker',
+    'ended',
+    'lines',
+    'row',
+    'until',
+    'waiting',
+)
+
+CELERY = Path(sys.executable).with_name('celery')
+
+
+def until(condition, timeout=20, what=None):
+    """Return the first true value of `condition()`; fail after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f'Still not after {timeout} s: {what() if callable(what) else what or condition}')
+        time.sleep(0.02)
+    return value
+
+
+def row(run):
+    """Return the row of a run, given by itself, by its `AsyncResult` or by its ID."""
+    task_id = getattr(run, 'task_id', None) or getattr(run, 'id', None) or run
+    return CeleryResult.objects.get(task_id=task_id)
+
+
+def waiting(run, *statuses, timeout=20):
+    """Wait until a run has one of the statuses, and return its row."""
+    return until(
+        lambda: (found := row(run)).status in statuses and found, timeout,
+        lambda: f'{run} is {row(run).status} {row(run).reason} {row(run).error}, not {" or ".join(statuses)}',
+    )
+
+
+def ended(run, timeout=20):
+    """Wait until a run has ended, and return its row."""
+    return waiting(run, 'completed', 'failed', 'errored', 'revoked', 'ignored', timeout=timeout)
+
+
+def lines(run):
+    """Return the messages of a run's log, in order."""
+    return list(CeleryLogEntry.objects.filter(result__task_id=row(run).task_id).order_by('pk').values_list(
+        'message', flat=True
+    ))
+
+
+class Worker:
+    """A real worker process: `celery -A netbox_celery worker`, with its own queue."""
+
+    def __init__(self, instance, directory, name, *, pool='prefork', concurrency=2, options=(), env=None, cwd='/'):
+        self.name = name
+        self.pool = pool
+        self.queue = name
+        self.log = Path(directory) / f'{name}.log'
+        self.command = [
+            CELERY, '-A', 'netbox_celery', 'worker', '-E', '-l', 'INFO', '-P', pool, '-c', str(concurrency),
+            '-n', f'{name}@%h', '-Q', self.queue, *options,
+        ]
+        self.env = {**os.environ, **instance.environ, **(env or {})}
+        self.cwd = cwd
+        self.process = None
+
+    def start(self):
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open('ab') as output:
+            self.process = subprocess.Popen(
+                self.command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=self.env,
+                cwd=self.cwd, start_new_session=True,
+            )
+        return self
+
+    def ready(self, timeout=90):
+        until(
+            lambda: self.process.poll() is not None or f'{self.name}@' in self.output and ' ready.' in self.output,
+            timeout, lambda: f'{self.name} is not ready:\n{tail(self.log, 40)}'
+        )
+        assert self.process.poll() is None, f'{self.name} has ended:\n{tail(self.log, 40)}'
+        return self
+
+    @property
+    def output(self):
+        return self.log.read_text(errors='replace')
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    @property
+    def children(self):
+        with suppress(FileNotFoundError):
+            return [int(pid) for pid in Path(f'/proc/{self.pid}/task/{self.pid}/children').read_text().split()]
+        return []
+
+    @property
+    def row(self):
+        """The worker's own row: that of its latest start."""
+        return CeleryWorker.objects.filter(name__startswith=f'{self.name}@').order_by('-started').first()
+
+    def send(self, task, *args, **options):
+        """Send a task to this worker's queue; `kwargs` are among the options."""
+        return task.apply_async(args, options.pop('kwargs', None), queue=self.queue, **options)
+
+    def run(self, task, *args, timeout=20, **options):
+        """Send a task to this worker's queue and return its row when it has ended."""
+        return ended(self.send(task, *args, **options), timeout)
+
+    def signal(self, number):
+        os.kill(self.pid, number)
+
+    def wait(self, timeout=60):
+        """Wait until it has ended by itself; returns its exit code."""
+        return self.process.wait(timeout)
+
+    def kill(self):
+        """End its main process at once, as a power failure would; its children are left to themselves."""
+        self.signal(signal.SIGKILL)
+        self.process.wait(10)
+
+    def stop(self):
+        """End it, gently if possible, and all that it left."""
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            self.signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(15)
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait(10)
+
+    def tracebacks(self):
+        """Return the lines of its output that tell of errors of the engine's own."""
+        return re.findall(r'^.*netbox_celery\.engine.*(?:ERROR|CRITICAL).*$', self.output, re.M)
