@@ -14,6 +14,7 @@ from utilities.request import NetBoxFakeRequest, apply_request_processors
 __all__ = (
     'change_tracking',
     'current_user',
+    'index_for_search',
     'netbox_version',
     'plugin_packages',
     'record_change',
@@ -63,6 +64,13 @@ def change_tracking(user, request_id):
     })
     with apply_request_processors(request):
         yield
+
+
+def index_for_search(instances):
+    """Let the global search find objects that were written without `save()`."""
+    from netbox.search.backends import search_backend
+
+    search_backend.cache(instances)
 
 
 def record_change(instance, request, action, message=''):

@@ -7,6 +7,7 @@ from functools import cache
 
 from django.utils.translation import gettext as _
 
+from .. import host
 from .exceptions import InvalidArguments
 from .options import is_internal
 
@@ -72,6 +73,7 @@ def sync(force=False):
         for name, task in tasks.items() if name not in rows
     ]
     CeleryTask.objects.bulk_create(missing, ignore_conflicts=True)
+    touched = [row.name for row in missing]
     for name, task in tasks.items():
         if name in rows:
             changed = {
@@ -79,10 +81,13 @@ def sync(force=False):
             }
             if changed:
                 CeleryTask.objects.filter(pk=rows[name].pk).update(**changed)
+                touched.append(name)
     CeleryTask.objects.filter(name__in=tasks).update(last_seen=now, present=True)
     CeleryTask.objects.filter(present=True, last_seen__lt=now - ABSENT_AFTER).exclude(name__in=tasks).update(
         present=False
     )
+    if touched:
+        host.index_for_search(CeleryTask.objects.filter(name__in=touched))
 
 
 def describe_task(task):

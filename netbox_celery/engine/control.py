@@ -5,7 +5,6 @@ from functools import partial
 from django.db import connection, transaction
 from django.utils.translation import gettext as _
 
-from ..choices import LogLevelChoices
 from . import lifecycle
 from .exceptions import NotRerunnable
 
@@ -60,7 +59,7 @@ def cancel(result, user=None):
 
     Args:
         result: The `CeleryResult`; it is not refreshed.
-        user: Who cancels, for the run's log.
+        user: Who cancels; the run's error says so.
 
     Returns:
         Whether there was anything to cancel: `False` if it had ended or was being cancelled already.
@@ -71,21 +70,12 @@ def cancel(result, user=None):
 def cancel_many(ids, user=None):
     """Cancel runs by primary key (see `cancel`). Returns the primary keys of those that could be cancelled."""
     with transaction.atomic():
-        cancelled = lifecycle.cancel(connection, ids)
+        by = _('Cancelled by {user}').format(user=user) if user else _('Cancelled')
+        cancelled = lifecycle.cancel(connection, ids, by)
         if not cancelled:
             return []
-        _log(cancelled, user)
         transaction.on_commit(partial(_tell_workers, cancelled), robust=True)
     return [id for id, *__ in cancelled]
-
-
-def _log(cancelled, user):
-    from ..models import CeleryLogEntry
-
-    message = _('Cancelled by {user}').format(user=user) if user else _('Cancelled')
-    CeleryLogEntry.objects.bulk_create(
-        CeleryLogEntry(result_id=id, level=LogLevelChoices.LEVEL_WARNING, message=message) for id, *__ in cancelled
-    )
 
 
 def _tell_workers(cancelled):

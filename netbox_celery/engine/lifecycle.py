@@ -98,7 +98,9 @@ FINISH = f"""
     UPDATE {TABLE} SET
         status = CASE WHEN cancelled IS NOT NULL AND %(status)s <> 'revoked' THEN 'revoked' ELSE %(status)s END,
         reason = CASE WHEN cancelled IS NOT NULL AND %(status)s <> 'revoked' THEN 'cancelled' ELSE %(reason)s END,
-        result = %(result)s::jsonb, error = %(error)s, traceback = %(traceback)s,
+        result = %(result)s::jsonb,
+        error = CASE WHEN cancelled IS NOT NULL AND %(error)s = '' THEN error ELSE %(error)s END,
+        traceback = %(traceback)s,
         completed = now(), last_updated = now(), message = NULL,
         attempts = {{attempts}}
     WHERE task_id = %(task_id)s AND {{guard}}
@@ -227,7 +229,7 @@ def requeue(
 # revoked however it ends.
 CANCEL = f"""
     UPDATE {TABLE} SET
-        cancelled = now(), last_updated = now(),
+        cancelled = now(), last_updated = now(), error = %s,
         status = CASE WHEN {WAITING} THEN 'revoked' ELSE status END,
         reason = CASE WHEN {WAITING} THEN 'cancelled' ELSE reason END,
         completed = CASE WHEN {WAITING} THEN now() END,
@@ -237,17 +239,18 @@ CANCEL = f"""
 """
 
 
-def cancel(connection, ids):
+def cancel(connection, ids, error=''):
     """Cancel runs, in the caller's transaction.
 
     Args:
         connection: A connection of Django's.
         ids: Primary keys.
+        error: By whom, in a line.
 
     Returns:
         A list of `(id, task_id, status, holder)` of those that could still be cancelled.
     """
-    return execute(connection, CANCEL, (list(ids),))
+    return execute(connection, CANCEL, (clean_text(error), list(ids)))
 
 
 def is_cancelled(connection, id):

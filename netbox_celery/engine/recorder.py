@@ -14,7 +14,7 @@ import time
 from collections import deque
 from datetime import UTC, datetime
 
-from django.db import DatabaseError
+from django.db import DatabaseError, IntegrityError
 
 from ..choices import LogLevelChoices
 from ..config import get_config
@@ -257,6 +257,8 @@ class Recorder:
                 self._copy([line])
             except UNAVAILABLE:
                 raise
+            except IntegrityError:
+                logger.debug('Run %s was deleted, its log ends here', line[0])
             except DatabaseError as exc:
                 lost += 1
                 reason = exc
