@@ -22,7 +22,7 @@ from ..config import get_config
 from . import lifecycle, presence
 from .database import get_connection
 from .exceptions import TaskFailed
-from .payload import cut_text, dumps, to_jsonb
+from .payload import cut_text, limited_jsonb
 from .recorder import recorder
 from .run import get_run
 
@@ -70,12 +70,12 @@ class TrackingMixin:
         if run is None:
             return super().mark_as_done(task_id, result, request, store_result, state)
         try:
-            text = result_json(self.prepare_value(result))
+            text = limited_jsonb(self.prepare_value(result), get_config().payload_length)
         except (TypeError, ValueError):
             if store_result:
                 # Celery decides whether this result can be stored; if not, it raises, and the task fails.
                 super().mark_as_done(task_id, result, request, store_result, state)
-            text = result_json(saferepr(result))
+            text = limited_jsonb(saferepr(result), get_config().payload_length)
         status = self._finish(run, Status.STATUS_COMPLETED, result=text)
         if status == Status.STATUS_COMPLETED:
             with _settled(task_id):
@@ -232,7 +232,7 @@ def _record_custom_state(run, state, meta):
         value, value_max = meta['percent'], 100
     step = meta.get('step') or meta.get('status')
     try:
-        data = to_jsonb(meta)[0]
+        data = limited_jsonb(meta, get_config().payload_length)
     except (TypeError, ValueError):
         data = None
     recorder.progress(
@@ -242,17 +242,6 @@ def _record_custom_state(run, state, meta):
         step=str(step) if step is not None else (state if state != 'PROGRESS' else None),
         data=data,
     )
-
-
-def result_json(result):
-    """Return a task's result as JSON text for its row; a very long one as a text that says how much was cut.
-
-    Raises:
-        TypeError, ValueError: It cannot be written as JSON.
-    """
-    text, __ = to_jsonb(result)
-    limit = get_config().payload_length
-    return text if len(text) <= limit else dumps(cut_text(text, limit))
 
 
 def describe_failure(exc):

@@ -18,9 +18,9 @@ from kombu.exceptions import EncodeError
 from .. import host
 from ..config import get_config
 from . import lifecycle
-from .database import execute
+from .database import execute, get_connection
 from .options import NOT_SENT, Own, is_internal, lift, sent_options, split, tag
-from .payload import clean_line, dumps, to_jsonb
+from .payload import clean_line, cut_text, dumps, limited_jsonb, to_jsonb
 from .recorder import recorder
 from .run import get_run
 
@@ -93,10 +93,11 @@ def send(app, publish, name, args, kwargs, options):
     if 'task_type' not in options:
         kwargs, own = lift(task, kwargs, own)
     parent = app.current_worker_task
-    run = get_run(parent.request_stack.top) if parent is not None else None
+    request = parent.request_stack.top if parent is not None else None
+    run = get_run(request)
 
-    if options.get('task_id') and run is not None and run.task_id == options['task_id']:
-        return _continue(publish, name, args, kwargs, options, run)
+    if request is not None and options.get('task_id') and options['task_id'] == request.id:
+        return _continue(publish, name, args, kwargs, options, parent, run)
     inner = _inner_task(app, name, kwargs)
     own = Own.merge(inner or task, own)
     if not (is_tracked(inner or task) if own.track is None else own.track) or not _usable_id(options):
@@ -126,13 +127,26 @@ def _inner_task(app, name, kwargs):
     return None
 
 
-def _continue(publish, name, args, kwargs, options, run):
+def _continue(publish, name, args, kwargs, options, parent, run):
     """Send the next attempt of the current run, or what the task replaced itself with: its row exists."""
-    # The next attempt may start at once, in another process: this one's lines come first.
-    recorder.flush(run)
-    options['headers'] = {**(options.get('headers') or {}), HEADER: True}
-    run.next_eta = _when(options)
+    options['headers'] = {**(options.get('headers') or {}), HEADER: run is not None}
+    if run is not None:
+        # The next attempt may start at once, in another process: this one's lines come first.
+        recorder.flush(run)
+        request = parent.request_stack.top
+        if (name, list(args or ()), kwargs or {}) != (parent.name, list(request.args or ()), request.kwargs or {}):
+            _remember(run.task_id, name, args, kwargs, options, claims=run.claims)
+        run.next_eta = _when(options)
     return publish(name, args, kwargs, **options)
+
+
+def _remember(task_id, name, args, kwargs, options, **which):
+    """Keep what it takes to send a message again that is not the one that its row was made for."""
+    try:
+        message = dumps([list(args or ()), kwargs or {}, name, sent_options(options, None)])
+        lifecycle.remember(get_connection(), task_id, message, **which)
+    except (DatabaseError, TypeError, ValueError):
+        logger.exception('Task %s[%s] could not be sent again, if that was necessary', name, task_id)
 
 
 def complete(app, options, parent):
@@ -173,6 +187,8 @@ def _send_tracked(app, publish, name, args, kwargs, options, own, task, run):
         return _send_now(publish, name, args, kwargs, options, row, own)
 
     id = _insert(row, own)
+    if id is None and row['nesting']:
+        _remember(options['task_id'], name, args, kwargs, options, nesting=row['nesting'])
     later = {key: value for key, value in options.items() if key not in NOT_SENT}
     transaction.on_commit(partial(_send_on_commit, publish, name, args, kwargs, later, id))
     return _promise(app, options)
@@ -181,6 +197,8 @@ def _send_tracked(app, publish, name, args, kwargs, options, own, task, run):
 def _send_now(publish, name, args, kwargs, options, row, own):
     try:
         id = _insert(row, own)
+        if id is None and row['nesting']:
+            _remember(options['task_id'], name, args, kwargs, options, nesting=row['nesting'])
     except DatabaseError:
         # The task is worth more than its row.
         logger.exception('Task %s[%s] is sent without being tracked', name, options['task_id'])
@@ -256,7 +274,7 @@ def build_row(app, name, args, kwargs, options, own, task, run=None):
         'task_id': task_id,
         'celery_name': name[:255],
         'name': clean_line(str(own.name or options.get('shadow') or _default_name(name, kwargs)))[:255],
-        'options': _options_json(name, options),
+        'options': _options_json(name, options, task),
         'queue': _queue_name(app, name, args, kwargs, options, task)[:255],
         'user_id': own.user_id if own.user_id is not None else _starter(run),
         'object_type_id': own.object_type_id,
@@ -265,7 +283,7 @@ def build_row(app, name, args, kwargs, options, own, task, run=None):
         'scheduled': scheduled,
         'expires': _aware(options.get('expires')),
         'value_max': own.value_max,
-        'data': None if own.data is None else to_jsonb(own.data)[0],
+        'data': None if own.data is None else limited_jsonb(own.data, get_config().payload_length),
         'request_id': task_id,
         'parent_id': _uuid(parent_id) if parent_id != task_id else None,
         'root_id': _uuid(options.get('root_id')) or task_id,
@@ -284,17 +302,19 @@ def payload_columns(name, args, kwargs, options):
             raise EncodeError(
                 f'{name}: {column} cannot be sent as JSON ({exc}). Pass primary keys instead of model instances.'
             ) from exc
-        if options.get(f'{column}repr') is not None or len(text) > get_config().payload_length:
+        if options.get(f'{column}repr') is not None:
             text, changed = None, True
+        elif len(text) > get_config().payload_length:
+            text, changed = dumps(cut_text(text, get_config().payload_length)), True
         columns[column] = text
         message = message or changed
     columns['message'] = dumps([args, kwargs]) if message else None
     return columns
 
 
-def _options_json(name, options):
+def _options_json(name, options, task):
     try:
-        return to_jsonb(sent_options(options))[0]
+        return to_jsonb(sent_options(options, task))[0]
     except (TypeError, ValueError) as exc:
         raise EncodeError(f'{name}: an option cannot be sent as JSON ({exc})') from exc
 

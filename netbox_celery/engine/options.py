@@ -30,6 +30,9 @@ NOT_SENT = frozenset((
     'producer', 'publisher', 'connection', 'router', 'result_cls', 'task_type', 'add_to_parent', 'route_name',
 ))
 
+#: Options that `apply_async` fills in from the task.
+FROM_TASK = frozenset(('serializer', 'ignore_result'))
+
 
 @dataclass
 class Own:
@@ -142,11 +145,16 @@ def _reference(obj):
     return ContentType.objects.get_by_natural_key(*label.lower().split('.')).pk, int(pk)
 
 
-def sent_options(options):
-    """Return the options that a row keeps: all that it takes to send the message again, without empty ones."""
+def sent_options(options, task):
+    """Return the options that a row keeps: all that it takes to send the message again.
+
+    Left out are empty ones, and those that Celery adds from the task's own attributes.
+    """
     kept = {}
     for key, value in options.items():
         if value is None or value == [] or key in NOT_SENT or key == 'task_id':
+            continue
+        if key in FROM_TASK and value == getattr(task, key, None):
             continue
         # Objects of Kombu's are declared by Celery's settings: their names find them again.
         kept[key] = getattr(value, 'name', value) if key in ('queue', 'exchange') else value

@@ -6,6 +6,7 @@ refuses some JSON that Python writes (NUL, lone surrogates, NaN); such text is c
 """
 import json
 import re
+from uuid import UUID
 
 from django.core.serializers.json import DjangoJSONEncoder
 from kombu.utils.json import JSONEncoder, object_hook
@@ -17,6 +18,8 @@ __all__ = (
     'clean_text',
     'cut_text',
     'dumps',
+    'is_uuid',
+    'limited_jsonb',
     'plain',
     'to_jsonb',
 )
@@ -67,6 +70,16 @@ def to_jsonb(value):
     return cleaned, cleaned != text
 
 
+def limited_jsonb(value, limit):
+    """Return `value` as JSON text for `jsonb`; past `limit` characters, as a JSON string that says how much was cut.
+
+    Raises:
+        TypeError, ValueError: It cannot be written as JSON.
+    """
+    text, __ = to_jsonb(value)
+    return text if len(text) <= limit else dumps(cut_text(text, limit))
+
+
 def clean(value):
     """Replace what `jsonb` refuses, in any depth of plain JSON data: NUL, lone surrogates, NaN and infinities."""
     if isinstance(value, str):
@@ -112,3 +125,12 @@ class _PlainEncoder(DjangoJSONEncoder):
             return super().default(o)
         except TypeError:
             return o.decode('utf-8', 'replace') if isinstance(o, bytes) else str(o)
+
+
+def is_uuid(value):
+    """Whether a task's ID is a UUID, as IDs in rows are."""
+    try:
+        UUID(value)
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return True

@@ -2,10 +2,10 @@
 import time
 
 from ..choices import ResultStatusChoices as Status
+from ..config import get_config
 from . import lifecycle
-from .backend import result_json
 from .database import get_connection
-from .payload import to_jsonb
+from .payload import limited_jsonb
 from .recorder import recorder
 
 __all__ = (
@@ -58,7 +58,7 @@ class TrackedResult:
             step: What it is doing, in a few words.
             data: Data of its own that JSON can hold; it replaces the earlier data.
         """
-        text = None if data is None else to_jsonb(data)[0]
+        text = None if data is None else limited_jsonb(data, get_config().payload_length)
         recorder.progress(self._run, value=value, value_max=value_max, step=step, data=text)
         if self._row is not None:
             for name, new in (('value', value), ('value_max', value_max), ('step', step), ('data', data)):
@@ -96,7 +96,7 @@ class TrackedResult:
         Args:
             value: Its result, something that JSON can hold.
         """
-        self._end(Status.STATUS_COMPLETED, result=result_json(value))
+        self._end(Status.STATUS_COMPLETED, result=limited_jsonb(value, get_config().payload_length))
 
     def error(self, error='', traceback=''):
         """End the run as failed.

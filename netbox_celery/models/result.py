@@ -323,7 +323,7 @@ class CeleryResult(NetBoxModel):
     @property
     def is_rerunnable(self):
         """Whether the row still holds the arguments, so that the run can be repeated."""
-        return self.args is not None and self.kwargs is not None
+        return isinstance(self.args, list) and isinstance(self.kwargs, dict)
 
     @property
     def percentage(self):
