@@ -39,7 +39,8 @@ class Pace:
             if self.rate * seconds >= 1:
                 break
         value = self.rate * seconds
-        return f'{number_format(value, 0 if value >= 10 else 1, force_grouping=True)}{unit}'
+        digits = 0 if value >= 10 else 1
+        return f'{number_format(round(value, digits), digits, force_grouping=True)}{unit}'
 
     @property
     def left_text(self):

@@ -105,10 +105,14 @@ class JSONParameter(ParameterMixin, forms.CharField):
             )
         return value
 
-    def validate(self, value):
-        # `[]` and `{}` are values
+    def clean(self, value):
         if self.required and value in EMPTY:
             raise forms.ValidationError(self.error_messages['required'], code='required')
+        return super().clean(value)
+
+    def validate(self, value):
+        # `null`, `[]` and `{}` are values
+        pass
 
     def run_validators(self, value):
         # Those of text do not apply to what it stands for
@@ -150,6 +154,8 @@ def _boolean(options):
 
 def _choice(annotation, options):
     values = ast.literal_eval(f'[{annotation.split("[", 1)[1].rstrip("]")}]')
+    if not values:
+        raise ValueError(annotation)
     by_text = {str(value): value for value in values}
     blank = [] if options['required'] or 'initial' in options else [('', '---------')]
     return ChoiceParameter(

@@ -99,9 +99,12 @@ class RunForm(forms.Form):
             name, kind, value = parameter['name'], parameter['kind'], values[parameter['name']]
             if kind == 'positional_only' or kind == 'positional_or_keyword' and further:
                 by_position[name] = parameter.get('default', OMITTED) if value is OMITTED else value
-            elif kind == 'var_keyword':
-                kwargs |= {} if value is OMITTED else value
-            elif kind != 'var_positional' and value is not OMITTED:
+            elif kind == 'var_keyword' and value is not OMITTED:
+                # Always the last one
+                if twice := sorted(kwargs.keys() & value.keys()):
+                    raise InvalidArguments({name: _('repeats {names}').format(names=', '.join(twice))})
+                kwargs |= value
+            elif kind in ('positional_or_keyword', 'keyword_only') and value is not OMITTED:
                 kwargs[name] = value
         return [*self._in_order(by_position, further), *further], kwargs
 

@@ -16,6 +16,7 @@ from utilities.permissions import get_permission_for_model
 from utilities.views import GetReturnURLMixin, register_model_view
 
 from .. import actions, filtersets, forms, panels, tables
+from ..choices import ResultStatusChoices
 from ..engine import catalogue
 from ..models import CeleryResult, CeleryTask
 from ..object_actions import DeleteAbsentTask, RunTask
@@ -146,7 +147,9 @@ class CeleryTaskRunView(GetReturnURLMixin, BaseObjectView):
             except NotStarted as exc:
                 messages.error(request, str(exc))
             else:
-                messages.success(request, _('Started {run}').format(run=result))
+                is_scheduled = result.status == ResultStatusChoices.STATUS_SCHEDULED
+                message = _('Scheduled {run}') if is_scheduled else _('Started {run}')
+                messages.success(request, message.format(run=result))
                 return redirect(result.get_absolute_url())
         return self.ask(request, task, form)
 

@@ -1,4 +1,6 @@
 """Workers: who is there to run tasks."""
+from django.utils.translation import gettext_lazy as _
+
 from netbox.object_actions import BulkExport
 from netbox.ui import layout
 from netbox.ui.panels import ObjectsTablePanel
@@ -27,18 +29,19 @@ class CeleryWorkerListView(generic.ObjectListView):
 @register_model_view(CeleryWorker)
 class CeleryWorkerView(generic.ObjectView):
     queryset = CeleryWorker.objects.all()
-    template_name = 'generic/object.html'
+    template_name = 'netbox_celery/untracked_object.html'
     actions = ()
     layout = layout.SimpleLayout(
         left_panels=[
             panels.WorkerPanel(),
         ],
         right_panels=[
-            panels.PayloadPanel('versions'),
+            panels.PayloadPanel('versions', title=_('Versions')),
         ],
         bottom_panels=[
             ObjectsTablePanel(
                 model='netbox_celery.CeleryResult',
+                title=_('Running'),
                 filters={
                     'worker': lambda context: context['object'].name,
                     'status': ResultStatusChoices.STATUS_RUNNING,

@@ -29,6 +29,18 @@ class PageTestCase(PluginURLMixin, TestCase):
     """A test of pages."""
     htmx = {'HX-Request': 'true'}
 
+    def assertIn(self, member, container, msg=None):
+        """Like the original, but a page that lacks something is not printed in full."""
+        if isinstance(container, str) and member not in container:
+            self.fail(msg or f'{member!r} is not in the page')
+        super().assertIn(member, container, msg)
+
+    def assertNotIn(self, member, container, msg=None):
+        if isinstance(container, str) and member in container:
+            place = container.index(member)
+            self.fail(msg or f'{member!r} is in the page: {container[max(0, place - 200):place + 200]!r}')
+        super().assertNotIn(member, container, msg)
+
     def get(self, url, data=None, status=200, **kwargs):
         response = self.client.get(url, data, **kwargs)
         self.assertHttpStatus(response, status)

@@ -35,7 +35,7 @@
       return;
     }
     const follow = get('follow');
-    if (follow && !get('poll')?.hidden) {
+    if (follow) {
       if (box.scrollTop < lastTop && !isAtEnd(box)) {
         follow.checked = false;
       } else if (box.scrollTop > lastTop && isAtEnd(box)) {
@@ -114,7 +114,7 @@
       }
       tell('');
       if (event.detail.xhr.status === ENDED) {
-        document.querySelector('.celery-log-follow').hidden = true;
+        document.querySelector('.celery-log-follow')?.setAttribute('hidden', '');
       }
     } else if (target && target.id === 'celery-log-view') {
       open();

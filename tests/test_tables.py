@@ -1,0 +1,56 @@
+"""Lists can be ordered by what they offer to be ordered by, and show and export what they offer to be shown."""
+from datetime import timedelta
+
+from django.test import RequestFactory
+from django.utils import timezone
+
+from dcim.models import Site
+from netbox_celery.tables import CeleryResultTable, CeleryTaskTable, CeleryWorkerTable
+from tests.factories import make_result, make_task, make_worker
+from utilities.testing import TableTestCases
+
+
+class FilledTableMixin:
+    """A table with rows in it."""
+
+    def make_rows(self):
+        raise NotImplementedError
+
+    def test_every_column_renders(self):
+        self.make_rows()
+        self.user.is_superuser = True
+        request = RequestFactory().get('/')
+        request.user = self.user
+        for __, queryset in self.get_queryset_sources():
+            table = self.table(queryset)
+            for column in table.columns:
+                table.columns.show(column.name)
+            self.assertIn('</table>', table.as_html(request))
+            self.assertEqual(len(list(table.as_values())), len(queryset) + 1)
+
+
+class CeleryResultTableTest(FilledTableMixin, TableTestCases.StandardTableTestCase):
+    table = CeleryResultTable
+
+    def make_rows(self):
+        site = Site.objects.create(name='Site 1', slug='site-1')
+        make_result('running', user=self.user, object=site, value=1, value_max=3, started=timezone.now())
+        make_result('errored', reason='expired', error='Why', started=timezone.now() - timedelta(days=1))
+        make_result('pending')
+
+
+class CeleryTaskTableTest(FilledTableMixin, TableTestCases.StandardTableTestCase):
+    table = CeleryTaskTable
+
+    def make_rows(self):
+        make_task()
+        make_result('completed')
+        make_task('plugin:never', enabled=False, present=False)
+
+
+class CeleryWorkerTableTest(FilledTableMixin, TableTestCases.StandardTableTestCase):
+    table = CeleryWorkerTable
+
+    def make_rows(self):
+        make_worker()
+        make_worker(stopped=timezone.now(), queues=[])

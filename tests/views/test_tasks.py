@@ -1,0 +1,253 @@
+"""The catalogue of tasks: list, detail, changes, and running one."""
+from datetime import timedelta
+from unittest.mock import patch
+
+from django.db import connection
+from django.test import RequestFactory
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+from kombu.exceptions import OperationalError
+
+from core.models import ObjectChange
+from netbox_celery.models import CeleryResult, CeleryTask
+from netbox_celery.views import tasks
+from tests.factories import HELLO_WORLD, grant, make_result, make_task
+from tests.views.bases import PageTestCase, PluginURLMixin
+from utilities.testing import ViewTestCases, create_tags, disable_warnings
+
+LIST = '/plugins/celery/tasks/'
+
+
+class CeleryTaskViewTest(
+    PluginURLMixin,
+    ViewTestCases.GetObjectViewTestCase,
+    ViewTestCases.GetObjectChangelogViewTestCase,
+    ViewTestCases.EditObjectViewTestCase,
+    ViewTestCases.DeleteObjectViewTestCase,
+    ViewTestCases.ListObjectsViewTestCase,
+    ViewTestCases.BulkEditObjectsViewTestCase,
+    ViewTestCases.BulkDeleteObjectsViewTestCase,
+):
+    model = CeleryTask
+
+    @classmethod
+    def setUpTestData(cls):
+        # Only what is absent can be deleted
+        for name in ('a', 'b', 'c'):
+            make_task(f'plugin:{name}', present=False)
+        tags = create_tags('Alpha', 'Bravo')
+        cls.form_data = {'enabled': False, 'tags': [tag.pk for tag in tags]}
+        cls.bulk_edit_data = {'enabled': False}
+
+
+class TaskListTest(PageTestCase):
+
+    def setUp(self):
+        super().setUp()
+        grant(self.user, CeleryTask)
+        self.task = make_task()
+
+    def test_catalogue_is_brought_up_to_date(self):
+        self.page(LIST)
+        self.sync.assert_called_once_with()
+
+    def test_last_run(self):
+        grant(self.user, CeleryResult)
+        make_result('errored')
+        last = make_result('completed')
+        make_result('running', celery_name='another')
+        page = self.page(LIST)
+        self.assertIn(f'<a href="{last.get_absolute_url()}" class="badge text-bg-green">Completed</a>', page)
+        self.assertNotIn('Errored', page)
+
+    def test_runs_are_restricted(self):
+        """Neither the last run nor the number of runs tells of runs that the user may not view."""
+        visible, hidden = make_result('completed'), make_result('errored')
+        grant(self.user, CeleryResult, constraints={'pk': visible.pk})
+        page = self.page(LIST)
+        self.assertIn('Completed', page)
+        self.assertNotIn(hidden.get_absolute_url(), page)
+        self.assertEqual(tasks.CeleryTaskListView().get_queryset(self.request()).get().run_count, 1)
+
+    def request(self):
+        request = RequestFactory().get(LIST)
+        request.user = self.user
+        return request
+
+    def test_many_runs_are_not_counted_to_the_end(self):
+        grant(self.user, CeleryResult)
+        for __ in range(4):
+            make_result()
+        with patch.object(tasks, 'COUNTED', 2):
+            counted = tasks.CeleryTaskListView().get_queryset(self.request()).get().run_count
+        self.assertEqual(counted, 3)
+
+    def test_rows_cost_no_queries(self):
+        grant(self.user, CeleryResult)
+        make_result()
+        with CaptureQueriesContext(connection) as few:
+            self.page(LIST)
+        for i in range(5):
+            make_task(f'plugin:{i}')
+            make_result(celery_name=f'plugin:{i}')
+        with CaptureQueriesContext(connection) as many:
+            self.page(LIST)
+        self.assertEqual(len(many), len(few))
+
+    def test_run_button(self):
+        url = f'{self.task.get_absolute_url()}run/'
+        disabled, absent = make_task('plugin:off', enabled=False), make_task('plugin:gone', present=False)
+        self.assertNotIn(url, self.page(LIST))
+        grant(self.user, CeleryTask, actions=['run'])
+        page = self.page(LIST)
+        self.assertIn(url, page)
+        for task in (disabled, absent):
+            self.assertNotIn(f'{task.get_absolute_url()}run/', page)
+
+
+class TaskPageTest(PageTestCase):
+
+    def setUp(self):
+        super().setUp()
+        grant(self.user, CeleryTask)
+        self.task = make_task(
+            documentation='Greet somebody.\n\nArgs:\n    name: Who is greeted, <b>loudly</b>',
+            description='Greet somebody.', defaults={'max_retries': 5},
+        )
+        self.url = self.task.get_absolute_url()
+
+    def test_panels(self):
+        grant(self.user, CeleryResult)
+        page = self.page(self.url)
+        for text in ('Greet somebody.', 'max_retries', 'World', '<td>Who is greeted, &lt;b&gt;loudly&lt;/b&gt;</td>',
+                     f'celery_name={HELLO_WORLD.replace(":", "%3A")}'):
+            self.assertIn(text, page)
+
+    def test_buttons(self):
+        buttons = {name: f'{self.url}{name}/' for name in ('run', 'edit', 'delete')}
+
+        def offered():
+            page = self.page(self.url)
+            return [name for name, url in buttons.items() if f'"{url}"' in page]
+
+        self.assertEqual(offered(), [])
+        grant(self.user, CeleryTask, actions=['run'], constraints={'pk': 0})
+        self.assertEqual(offered(), [])
+        grant(self.user, CeleryTask, actions=['run', 'change', 'delete'])
+        self.assertEqual(offered(), ['run', 'edit'])
+        CeleryTask.objects.update(present=False)
+        self.assertEqual(offered(), ['edit', 'delete'])
+        CeleryTask.objects.update(present=True, enabled=False)
+        self.assertEqual(offered(), ['edit'])
+
+    def test_registered_task_is_not_deleted(self):
+        """It would come back, without its settings."""
+        grant(self.user, CeleryTask, actions=['view', 'delete'])
+        for url, data in (
+            (f'{self.url}delete/', {'confirm': True}),
+            (f'{LIST}delete/', {'pk': [self.task.pk], 'confirm': True, '_confirm': True}),
+        ):
+            with self.subTest(url):
+                page = self.client.post(url, data, follow=True).content.decode()
+                self.assertIn('is registered and would come back', page)
+                self.assertTrue(CeleryTask.objects.filter(pk=self.task.pk).exists())
+
+
+class RunTest(PageTestCase):
+    """A person runs a task."""
+
+    def setUp(self):
+        super().setUp()
+        self.task = make_task()
+        self.url = f'{self.task.get_absolute_url()}run/'
+
+    def post(self, follow=False, **data):
+        return self.client.post(self.url, {'parameter_name': 'World', **data}, follow=follow)
+
+    def assertRefused(self, code):
+        with disable_warnings('django.request'):
+            self.assertHttpStatus(self.client.get(self.url), code)
+            self.assertHttpStatus(self.post(), code)
+        self.assertFalse(CeleryResult.objects.exists())
+
+    def test_without_permission(self):
+        grant(self.user, CeleryTask, actions=['view', 'add', 'change', 'delete'])
+        grant(self.user, CeleryResult, actions=['view', 'add', 'rerun'])
+        self.assertRefused(403)
+
+    def test_constraint_excludes_the_task(self):
+        grant(self.user, CeleryTask, actions=['run'], constraints={'name': 'another'})
+        self.assertRefused(404)
+
+    def test_anonymous(self):
+        self.client.logout()
+        self.assertRefused(302)
+
+    def test_form(self):
+        grant(self.user, CeleryTask, actions=['run'])
+        page = self.page(self.url)
+        self.assertIn('name="parameter_name"', page)
+        self.assertIn('value="World"', page)
+        self.assertFalse(CeleryResult.objects.exists())
+
+    def test_run(self):
+        grant(self.user, CeleryTask, actions=['run'], constraints={'name': HELLO_WORLD})
+        response = self.post(parameter_name='Bob')
+        result = CeleryResult.objects.get()
+        self.assertEqual(response.url, result.get_absolute_url())
+        self.assertEqual((result.celery_name, result.kwargs, result.user), (HELLO_WORLD, {'name': 'Bob'}, self.user))
+        change = ObjectChange.objects.get()
+        self.assertEqual((change.user, change.action, change.changed_object_id), (self.user, 'create', result.pk))
+
+    def test_options(self):
+        grant(self.user, CeleryTask, actions=['run'])
+        time = (timezone.localtime() + timedelta(days=1)).replace(microsecond=0)
+        self.post(name='Greeting', queue='slow', priority=3, schedule_at=time.strftime('%Y-%m-%d %H:%M:%S'))
+        result = CeleryResult.objects.get()
+        self.assertEqual((result.name, result.queue, result.status, result.scheduled),
+                         ('Greeting', 'slow', 'scheduled', time))
+        self.assertEqual(result.options['priority'], 3)
+
+    def test_errors_stand_at_their_fields(self):
+        grant(self.user, CeleryTask, actions=['run'])
+        CeleryTask.objects.update(parameters=[
+            {'name': 'count', 'kind': 'positional_or_keyword', 'annotation': 'int', 'required': True},
+        ])
+        response = self.client.post(self.url, {'parameter_count': 'x', 'schedule_at': '2020-01-01 00:00:00'})
+        self.assertHttpStatus(response, 200)
+        page = response.content.decode()
+        self.assertIn('id="id_parameter_count_errors"', page)
+        self.assertIn('id="id_schedule_at_errors"', page)
+        self.assertIn('The time must be in the future.', page)
+        self.assertFalse(CeleryResult.objects.exists())
+
+    def test_disabled_or_absent(self):
+        grant(self.user, CeleryTask, actions=['view', 'run'])
+        for columns, reason in (({'enabled': False}, 'is disabled'), ({'present': False}, 'is absent')):
+            with self.subTest(reason):
+                CeleryTask.objects.update(**{'enabled': True, 'present': True} | columns)
+                self.assertIn(reason, self.page(self.url))
+                self.assertIn(reason, self.post().content.decode())
+                self.assertFalse(CeleryResult.objects.exists())
+
+    def test_broker_is_down(self):
+        grant(self.user, CeleryTask, actions=['run'])
+        with patch('netbox_celery.actions.CeleryResult.enqueue', side_effect=OperationalError('Connection refused')):
+            response = self.post(parameter_name='Bob')
+        self.assertHttpStatus(response, 200)
+        page = response.content.decode()
+        self.assertIn('the message broker cannot be reached (Connection refused)', page)
+        # What was entered is still there, to try again
+        self.assertIn('value="Bob"', page)
+
+    def test_escaping(self):
+        grant(self.user, CeleryTask, actions=['run'])
+        xss = '<script>alert(1)</script>'
+        CeleryTask.objects.update(
+            name=xss, description=xss, documentation=f'x\n\nArgs:\n    name: {xss}', parameters=[{
+                'name': 'name', 'kind': 'keyword_only', 'annotation': xss, 'required': False, 'default': xss,
+            }]
+        )
+        self.assertNotIn('<script>alert(', self.page(self.url))
+        page = self.post(parameter_name=xss, name=xss, queue=xss, priority=xss).content.decode()
+        self.assertNotIn('<script>alert(', page)
