@@ -24,6 +24,7 @@ __all__ = (
     'finish',
     'is_cancelled',
     'publish_failed',
+    'remember',
     'replace',
     'requeue',
     'retry',
@@ -38,6 +39,8 @@ MOST_ATTEMPTS = 100
 MOST_LOSSES = 5
 
 WAITING = "status IN ('pending', 'scheduled', 'retrying')"
+#: The row holds what it takes to send it: not that of a task which replaced itself by a chain, before its last step.
+SENDABLE = '(nesting = 0 OR message IS NOT NULL)'
 UNFINISHED = "status IN ('pending', 'scheduled', 'retrying', 'running')"
 
 # GUARANTEE: of all messages and copies of messages of an attempt, one gets to run, and none after a cancel or an end.
@@ -291,3 +294,24 @@ def replace(connection, task_id, *, claims, nesting):
     connection.execute(REPLACE, {
         'task_id': task_id, 'claims': claims, 'nesting': nesting, 'error': '',
     }, patience=60)
+
+
+# GUARANTEE: only for who holds the run, or for the replacement that it waits for; an end forgets it.
+REMEMBER = f"""
+    UPDATE {TABLE} SET message = %(message)s
+    WHERE task_id = %(task_id)s AND {UNFINISHED}
+        AND (claims = %(claims)s OR nesting = %(nesting)s AND nesting > 0)
+"""
+
+
+def remember(connection, task_id, message, *, claims=None, nesting=None):
+    """Keep a message that differs from what the row was made for: a retry's with other arguments, a replacement's.
+
+    Args:
+        message: Arguments, keyword arguments, name and options, as JSON text.
+        claims: Token of the claim under which it is sent.
+        nesting: Or: how often the task has replaced itself.
+    """
+    connection.execute(REMEMBER, {
+        'task_id': task_id, 'message': message, 'claims': claims, 'nesting': nesting,
+    }, patience=5)

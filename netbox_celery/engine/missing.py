@@ -27,6 +27,7 @@ SUSPECTS = f"""
     WHERE {lifecycle.WAITING} AND completed IS NULL AND sent < now() - make_interval(secs => {GRACE})
         AND last_updated < now() - make_interval(secs => {GRACE})
         AND (scheduled IS NULL OR scheduled < now() - make_interval(secs => {GRACE}))
+        AND {lifecycle.SENDABLE}
     ORDER BY id LIMIT {MOST_MESSAGES}
 """
 # GUARANTEE: only what still waits is sent again. `resend` of the sweep takes it from here.

@@ -1,8 +1,8 @@
 """Who is alive: a worker's heartbeat, and what its parent process writes about runs of its children.
 
 A worker's parent says every `heartbeat_interval` seconds that it is there, from a thread of its own: a busy pool or a
-slow broker does not silence it. The same thread sweeps for what was lost (`netbox_celery.engine.sweep`), and writes
-what the parent could not write at once because the database was away.
+slow broker does not silence it. The same thread writes what the parent could not write at once because the database
+was away. A second one sweeps for what was lost (`netbox_celery.engine.sweep`), for which it speaks to the broker too.
 """
 import logging
 import os
@@ -65,58 +65,70 @@ _deferred = deque()
 
 
 class Presence:
-    """The heartbeat thread of a worker's parent process."""
+    """The heartbeat of a worker's parent process, and what it does beside it."""
 
-    def __init__(self, worker, on_beat=()):
+    def __init__(self, worker, duties=()):
         """
         Args:
             worker: Celery's `WorkController`.
-            on_beat: Pairs of an interval in seconds and a function, called with a connection that often.
+            duties: Pairs of an interval in seconds and a function, called with a connection that often.
         """
         self.worker = worker
         self.connection = EngineConnection()
-        self.on_beat = [[interval, function, 0.0] for interval, function in on_beat]
+        self.duties = [[interval, function, 0.0] for interval, function in duties]
         self._stopping = threading.Event()
-        self._thread = None
+        self._threads = [
+            threading.Thread(target=self._beat, name='netbox-celery-heartbeat', daemon=True),
+            threading.Thread(target=self._work, name='netbox-celery-sweep', daemon=True),
+        ]
 
     def start(self):
-        self._thread = threading.Thread(target=self._loop, name='netbox-celery-presence', daemon=True)
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self):
         """Say goodbye. What this worker still holds is not held any more."""
         self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(timeout=5)
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(timeout=5)
         try:
             self.write_deferred()
             self.connection.execute(STOP, (identity.key,), patience=2)
         except UNAVAILABLE as exc:
             logger.warning('This worker could not sign off, it will be found lost: %s', exc)
 
-    def _loop(self):
+    def register(self):
+        """Write the worker's row, waiting for a database that is away: without it no claim would hold."""
+        self.connection.execute(REGISTER, describe_worker(self.worker), patience=float('inf'))
+
+    def _beat(self):
         while not self._stopping.is_set():
             try:
                 if not self.connection.execute(BEAT, (identity.key,)):
                     self.register()  # somebody deleted the row
                 self.write_deferred()
-                self._work()
             except UNAVAILABLE as exc:
                 logger.warning('No heartbeat, the database is unavailable: %s', exc)
             except Exception:
                 logger.exception('The heartbeat failed')
             self._stopping.wait(get_config().heartbeat_interval)
 
-    def register(self):
-        """Write the worker's row, waiting for a database that is away: without it no claim would hold."""
-        self.connection.execute(REGISTER, describe_worker(self.worker), patience=float('inf'))
-
     def _work(self):
-        for entry in self.on_beat:
-            interval, function, due = entry
-            if time.monotonic() >= due:
-                entry[2] = time.monotonic() + interval
-                function(self.connection)
+        connection = EngineConnection()
+        while not self._stopping.is_set():
+            for duty in self.duties:
+                interval, function, due = duty
+                if time.monotonic() < due:
+                    continue
+                duty[2] = time.monotonic() + interval
+                try:
+                    function(connection)
+                except UNAVAILABLE as exc:
+                    logger.warning('The sweep waits, the database is unavailable: %s', exc)
+                except Exception:
+                    logger.exception('The sweep failed')
+            self._stopping.wait(get_config().heartbeat_interval)
 
     def write_deferred(self):
         while _deferred:

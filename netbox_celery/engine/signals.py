@@ -5,13 +5,13 @@ the body, `Ignore` and `Reject`, a retry whose result is ignored, messages that 
 stop of workers. Signal handlers can stop nothing (Celery swallows their exceptions), so the claim is not one: it is
 taken in `before_start`, which runs inside the tracer's `try`, and refuses by raising `Ignore`.
 """
+import atexit
 import ctypes
 import gc
 import logging
 import signal
 import sys
 from functools import wraps
-from uuid import UUID
 
 from billiard.exceptions import WorkerLostError
 from celery import signals, states
@@ -26,6 +26,7 @@ from .backend import describe, describe_failure
 from .database import get_connection
 from .enqueue import HEADER, INSERT, foreign_row, is_tracked
 from .loghandler import install_log_handler
+from .payload import is_uuid
 from .presence import Presence, close_run, identity, requeue_run
 from .recorder import recorder
 from .run import Run, get_run
@@ -54,9 +55,7 @@ def begin(task):
     tracked_by_caller = bool(request.get(HEADER))
     if not tracked_by_caller and (request.get(HEADER) is False or not is_tracked(task)):
         return
-    try:
-        UUID(request.id)
-    except ValueError:
+    if not is_uuid(request.id):
         return
     claimed = _claim(request)
     if claimed is None and not tracked_by_caller:
@@ -155,19 +154,11 @@ def on_retry(sender=None, request=None, reason=None, einfo=None, **kwargs):
 def on_rejected(message=None, exc=None, **kwargs):
     """A message that Celery could not make a task of."""
     task_id = (getattr(message, 'headers', None) or {}).get('id')
-    if _is_uuid(task_id):
+    if is_uuid(task_id):
         close_run(
             task_id, Status.STATUS_ERRORED, reason=Reason.REASON_REJECTED,
             error=f'The message could not be read: {describe(exc)}' if exc else 'The message could not be read'
         )
-
-
-def _is_uuid(task_id):
-    try:
-        UUID(task_id)
-    except (AttributeError, TypeError, ValueError):
-        return False
-    return True
 
 
 @signals.task_received.connect
@@ -176,7 +167,7 @@ def on_received(request=None, **kwargs):
 
     A worker's parent rejects a late-acknowledged message whose child died (`reject_on_worker_lost`) without any signal.
     """
-    if not request.task.acks_late or not _is_uuid(request.id):
+    if not request.task.acks_late or not is_uuid(request.id):
         return
     reject = request.on_reject
 
@@ -215,8 +206,9 @@ def on_worker_setup(instance=None, **kwargs):
     _claim_all_tasks(instance.app)
     _keep_connections(instance.app)
     install_log_handler()
-    _presence = Presence(instance, on_beat=duties(instance.app))
+    _presence = Presence(instance, duties(instance.app))
     _presence.register()
+    atexit.register(on_worker_shutdown)  # a cold shutdown sends no signal
     # NetBox's hundreds of thousands of objects stay for good: the children's garbage collector need not look at them.
     gc.collect()
     gc.freeze()
@@ -230,13 +222,15 @@ def on_worker_ready(**kwargs):
 
 
 @signals.worker_shutdown.connect
-def on_worker_shutdown(sender=None, **kwargs):
+def on_worker_shutdown(**kwargs):
     """Sign off, and let go of what was not finished."""
     from .sweep import release
 
-    if _presence is not None:
-        _presence.stop()
-        release(_presence.connection, sender.app)
+    global _presence
+    presence, _presence = _presence, None
+    if presence is not None and not identity.is_child:
+        presence.stop()
+        release(presence.connection, presence.worker.app)
 
 
 @signals.worker_process_init.connect

@@ -1,14 +1,17 @@
 """What was lost is found: runs of dead workers, messages that never went out, runs that expired in the queue.
 
-Every worker's parent sweeps from its heartbeat thread; an advisory lock lets one do it at a time. Each finding is
-settled by a guarded transition, so a sweep that is wrong about a worker's death, or dies itself, does no harm.
+Every worker's parent sweeps, in a thread beside its heartbeat; an advisory lock lets one do it at a time. Each finding
+is settled by a guarded transition, so a sweep that is wrong about a worker's death, or dies itself, does no harm.
 """
 import logging
+from uuid import UUID
 
 from billiard.exceptions import WorkerLostError
 from celery import Celery, states
 from celery.exceptions import TaskRevokedError
+from celery.worker import state
 from django.db import close_old_connections
+from kombu.exceptions import EncodeError
 
 from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
@@ -16,7 +19,7 @@ from ..config import get_config
 from . import catalogue, lifecycle
 from .enqueue import HEADER
 from .missing import GRACE, find_missing
-from .payload import PayloadDecoder
+from .payload import PayloadDecoder, is_uuid
 from .presence import identity
 
 __all__ = (
@@ -31,6 +34,8 @@ logger = logging.getLogger(__name__)
 LOCK = 235379
 #: A row without `sent` this long after its creation was not sent by whoever made it, seconds.
 UNSENT_AFTER = 15
+#: What no broker could send, however long one waits: arguments or options that are wrong, an unknown queue.
+UNSENDABLE = (EncodeError, LookupError, TypeError, ValueError)
 #: Rows settled in one go.
 BATCH = 500
 
@@ -38,17 +43,23 @@ ALIVE = f"""
     SELECT key FROM {lifecycle.WORKERS}
     WHERE stopped IS NULL AND heartbeat > now() - make_interval(secs => %(lost_after)s)
 """
+#: A run, as `_let_go` takes it. What replaced it was another task, if that is known.
+RUN = 'task_id, celery_name, claims, nesting, CASE WHEN nesting > 0 THEN message END'
 LOST = f"""
-    SELECT task_id, celery_name, claims, worker FROM {lifecycle.TABLE}
+    SELECT {RUN}, worker FROM {lifecycle.TABLE}
     WHERE status = 'running' AND completed IS NULL AND (holder IS NULL OR holder NOT IN ({ALIVE}))
     ORDER BY id LIMIT {BATCH}
+"""
+HELD = f"""
+    SELECT {RUN} FROM {lifecycle.TABLE}
+    WHERE status = 'running' AND completed IS NULL AND holder = %s
 """
 UNSENT = f"""
     SELECT id, task_id, celery_name, args::text, kwargs::text, options::text, message,
         -- The message must ask for the attempt that is due, or no claim will take it.
         CASE WHEN status = 'retrying' THEN attempt ELSE GREATEST(attempt - 1, 0) END, scheduled
     FROM {lifecycle.TABLE}
-    WHERE {lifecycle.WAITING} AND completed IS NULL AND sent IS NULL
+    WHERE {lifecycle.WAITING} AND completed IS NULL AND sent IS NULL AND {lifecycle.SENDABLE}
         -- What was claimed before has lost its message for sure.
         AND (claims > 0 OR last_updated < now() - make_interval(secs => %(after)s))
     ORDER BY id LIMIT {BATCH}
@@ -65,8 +76,10 @@ FORGET_WORKERS = f"DELETE FROM {lifecycle.WORKERS} WHERE heartbeat < now() - int
 def duties(app):
     """Return what a worker does beside its heartbeat: pairs of an interval in seconds and a function."""
     interval = get_config().sweep_interval
+    suspects = set()
     return (
         (interval, lambda connection: sweep(connection, app)),
+        (interval, lambda connection: close_abandoned(connection, app, suspects)),
         (GRACE, lambda connection: find_missing(connection, app)),
         (catalogue.SYNC_INTERVAL, lambda connection: _sync_catalogue()),
     )
@@ -97,21 +110,49 @@ def sweep(connection, app):
 def close_lost(connection, app):
     """Requeue the runs of dead workers whose tasks asked for it (`acks_late`), and end the others."""
     lost_after = get_config().worker_lost_after
-    for task_id, name, claims, worker in connection.execute(LOST, {'lost_after': lost_after}):
-        _let_go(connection, app, task_id, name, claims, f'The worker {worker} that ran it was lost')
+    for *run, worker in connection.execute(LOST, {'lost_after': lost_after}):
+        _let_go(connection, app, run, f'The worker {worker} that ran it was lost')
+
+
+def close_abandoned(connection, app, suspects):
+    """Let go of runs that this living worker holds but does not execute.
+
+    The answer to their claim was lost, or their end could not be written while the database was away for long.
+
+    Args:
+        suspects: Those that the last look found, a set that is kept from look to look: what has only just begun or
+            ended is found once, but not twice.
+    """
+    held = connection.execute(HELD, (identity.key,))
+    executing = _executing()
+    found = {(task_id, claims): (task_id, name, claims, *rest)
+             for task_id, name, claims, *rest in held if task_id not in executing}
+    for key in suspects & found.keys():
+        _let_go(connection, app, found[key], f'The worker {identity.name} does not run it any more')
+    suspects.clear()
+    suspects.update(found)
+
+
+def _executing():
+    """Return the IDs of the tasks that this worker has in hand."""
+    while True:
+        try:
+            ids = {request.id for request in (*state.active_requests, *state.reserved_requests)}
+        except RuntimeError:
+            continue  # the worker's main thread added one meanwhile
+        return {UUID(id) for id in ids if is_uuid(id)}
 
 
 def release(connection, app):
     """Let go of what this worker still holds when it stops."""
-    held = connection.execute(
-        f"SELECT task_id, celery_name, claims FROM {lifecycle.TABLE} "
-        f"WHERE status = 'running' AND completed IS NULL AND holder = %s", (identity.key,)
-    )
-    for task_id, name, claims in held:
-        _let_go(connection, app, task_id, name, claims, 'The worker was stopped while the task was running')
+    for run in connection.execute(HELD, (identity.key,)):
+        _let_go(connection, app, run, 'The worker was stopped while the task was running')
 
 
-def _let_go(connection, app, task_id, name, claims, error):
+def _let_go(connection, app, run, error):
+    task_id, name, claims, nesting, message = run
+    if nesting:
+        name = PayloadDecoder().decode(message)[2] if message else None
     task = app.tasks.get(name)
     row = task is not None and task.acks_late and lifecycle.requeue(
         connection, task_id, by='claim', claims=claims, reason=Reason.REASON_WORKER_LOST, error=error, resend=True
@@ -140,18 +181,28 @@ def _tell_backend(app, task_id, exc, state):
 def expire(connection, app):
     """End runs that expired while they waited; a broker may drop their messages without a word."""
     for (task_id,) in connection.execute(EXPIRED):
-        row = lifecycle.finish(
+        if lifecycle.finish(
             connection, task_id, Status.STATUS_REVOKED, reason=Reason.REASON_EXPIRED,
             error='It expired before a worker began it'
-        )
-        if row is not None:
-            app.backend.mark_as_revoked(str(task_id), 'expired')
+        ):
+            _tell_backend(app, task_id, TaskRevokedError('expired'), states.REVOKED)
 
 
 def resend(connection, app):
     """Send the messages of rows that were not sent: the broker was away, or the process died in between."""
     for id, task_id, name, *row in connection.execute(UNSENT, {'after': UNSENT_AFTER}):
-        send_row(app, task_id, name, *row)
+        try:
+            send_row(app, task_id, name, *row)
+        except UNSENDABLE as exc:
+            logger.exception('Task %s[%s] cannot be sent', name, task_id)
+            lifecycle.finish(
+                connection, task_id, Status.STATUS_ERRORED, reason=Reason.REASON_PUBLISH_FAILED,
+                error=f'It cannot be sent: {exc}'
+            )
+            continue
+        except Exception as exc:  # noqa: BLE001 - brokers fail each in their own way
+            logger.warning('What was not sent waits for the broker: %s', exc)
+            return
         connection.execute(MARK_SENT, (id,))
         logger.info('Task %s[%s] was sent again', name, task_id)
 
@@ -159,7 +210,8 @@ def resend(connection, app):
 def send_row(app, task_id, name, args, kwargs, options, message, retries, scheduled):
     """Send the message of a row; JSON columns as text."""
     decode = PayloadDecoder().decode
-    args, kwargs = decode(message) if message else (decode(args), decode(kwargs))
-    options = decode(options) | {'retries': retries, 'eta': scheduled}
+    args, kwargs, *instead = decode(message) if message else (decode(args), decode(kwargs))
+    name, options = instead or (name, decode(options))
+    options |= {'retries': retries, 'eta': scheduled}
     options['headers'] = {**(options.get('headers') or {}), HEADER: True}
     Celery.send_task(app, name, args, kwargs, task_id=str(task_id), add_to_parent=False, **options)
