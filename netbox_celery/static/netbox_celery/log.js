@@ -101,7 +101,10 @@
 
   // Once a request, and after its swap; `htmx:afterSwap` comes once a line.
   document.addEventListener('htmx:afterOnLoad', (event) => {
-    const target = event.detail.target;
+    const { target, xhr } = event.detail;
+    if (xhr.status >= 400) {
+      return;
+    }
     if (isLines(target) && heightBefore !== null) {
       const box = get('box');
       box.scrollTop += box.scrollHeight - heightBefore;
@@ -113,7 +116,7 @@
         goToEnd();
       }
       tell('');
-      if (event.detail.xhr.status === ENDED) {
+      if (xhr.status === ENDED) {
         document.querySelector('.celery-log-follow')?.setAttribute('hidden', '');
       }
     } else if (target && target.id === 'celery-log-view') {
