@@ -1,9 +1,13 @@
 """What the plugin adds to pages of NetBox that are not its own, and to the head of those that are."""
+from django.contrib.contenttypes.models import ContentType
 from django.template.loader import render_to_string
+from django.utils.translation import gettext_lazy as _
 
 from netbox.plugins import PluginTemplateExtension
+from netbox.ui.panels import ObjectsTablePanel
 
 from . import __version__
+from .models import CeleryResult
 
 __all__ = (
     'template_extensions',
@@ -20,6 +24,26 @@ class Stylesheet(PluginTemplateExtension):
         return render_to_string('netbox_celery/inc/head.html', {'version': __version__})
 
 
+class ObjectRuns(PluginTemplateExtension):
+    """Lists the runs that concern an object on its page, if there are any. Others pay a look at an index for it."""
+
+    def full_width_page(self):
+        obj, user = self.context['object'], self.context['request'].user
+        about = {
+            'object_type_id': ContentType.objects.get_for_model(obj, for_concrete_model=False).pk,
+            'object_id': obj.pk,
+        }
+        if not CeleryResult.objects.restrict(user, 'view').filter(**about).exists():
+            return ''
+        return ObjectsTablePanel(
+            model='netbox_celery.CeleryResult',
+            title=_('Celery Runs'),
+            filters=about,
+            exclude_columns=['object', 'object_type'],
+        ).render(self.context)
+
+
 template_extensions = (
     Stylesheet,
+    ObjectRuns,
 )
