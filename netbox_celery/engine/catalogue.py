@@ -44,14 +44,19 @@ def registered_tasks():
     """Return the tasks of this process by name, with those of all plugins, without Celery's own."""
     from ..celery import app
 
-    _import_task_modules(app.loader)
+    _import_task_modules(app)
     return {name: task for name, task in app.tasks.items() if not is_internal(name)}
 
 
 @cache
-def _import_task_modules(loader):
-    """Import what a worker imports at its start: the `tasks` modules of all plugins, and what settings name."""
-    loader.import_default_modules()
+def _import_task_modules(app):
+    """Import what a worker imports at its start: the `tasks` modules of all plugins, and what settings name.
+
+    Celery's own way to do that sets Django up again, and resets the logging of a worker by it.
+    """
+    app.autodiscover_tasks(host.plugin_packages, force=True)
+    for module in app.loader.default_modules:
+        app.loader.import_task_module(module)
 
 
 def sync(force=False):
