@@ -1,17 +1,25 @@
-"""Messages that the broker lost: a Redis that was restarted without persistence, or flushed, forgets its queues.
+"""Messages that the broker lost, or keeps for a worker that is dead.
 
-Rows know what was sent. A row that waits, was sent a while ago, and whose message is neither in a queue nor in the
-hands of a worker, has none. It is sent again; should the message turn up after all, the claim refuses the second copy.
-Looked for in Redis, where a queue can be read without taking from it. RabbitMQ keeps Celery's messages on disk.
+A Redis that was restarted without persistence, or flushed, forgets its queues. Rows know what was sent: a row that
+waits, was sent a while ago, and whose message is neither in a queue nor in the hands of a worker, has none.
+
+And what a worker had fetched but not begun when it was killed stays in its hands for Redis, until the visibility
+timeout (an hour) is over.
+
+Both are sent again; should the message turn up after all, the claim refuses the second copy. Looked for in Redis,
+where a queue can be read without taking from it. RabbitMQ keeps Celery's messages on disk, and sees that a worker died.
 """
 import json
 import logging
+from contextlib import contextmanager
 
 from redis import Redis
 
+from ..config import get_config
 from . import lifecycle
 
 __all__ = (
+    'find_fetched',
     'find_missing',
 )
 
@@ -27,6 +35,18 @@ SUSPECTS = f"""
     WHERE {lifecycle.WAITING} AND completed IS NULL AND sent < now() - make_interval(secs => {GRACE})
         AND last_updated < now() - make_interval(secs => {GRACE})
         AND (scheduled IS NULL OR scheduled < now() - make_interval(secs => {GRACE}))
+        AND {lifecycle.SENDABLE}
+    ORDER BY id LIMIT {MOST_MESSAGES}
+"""
+DEAD = f"""
+    SELECT key, heartbeat, queues FROM {lifecycle.WORKERS}
+    WHERE stopped IS NULL AND heartbeat <= now() - make_interval(secs => %(lost_after)s)
+"""
+# It may have fetched something for as long as it did not miss a heartbeat.
+FETCHED = f"""
+    SELECT id, task_id::text FROM {lifecycle.TABLE}
+    WHERE {lifecycle.WAITING} AND completed IS NULL AND queue = ANY(%(queues)s)
+        AND sent < %(heartbeat)s + make_interval(secs => %(interval)s)
         AND {lifecycle.SENDABLE}
     ORDER BY id LIMIT {MOST_MESSAGES}
 """
@@ -59,25 +79,71 @@ def find_missing(connection, app):
     return len(found)
 
 
+def find_fetched(connection, app, settled):
+    """Mark runs as unsent whose messages a dead worker had fetched.
+
+    What another worker has in hand is sent a second time by that, but only once for each worker that dies.
+
+    Args:
+        connection: An `EngineConnection`.
+        app: The Celery app.
+        settled: Keys of the dead workers that were looked at, a set that is kept from look to look.
+    """
+    config = get_config()
+    dead = connection.execute(DEAD, {'lost_after': config.worker_lost_after})
+    new = [worker for worker in dead if worker[0] not in settled]
+    fetched = {}
+    for __, heartbeat, queues in new:
+        fetched.update(connection.execute(FETCHED, {
+            'heartbeat': heartbeat, 'queues': queues if isinstance(queues, list) else json.loads(queues),
+            'interval': 2 * config.heartbeat_interval,
+        }))
+    if fetched and (held := _held_by_workers(app)):
+        found = connection.execute(UNSEND, ([id for id, task_id in fetched.items() if task_id in held],))
+        if found:
+            logger.error('Dead workers had fetched the messages of %s runs, they will be sent again', len(found))
+    settled.clear()
+    settled.update(key for key, *__ in dead)
+
+
+@contextmanager
+def _redis(app):
+    """Yield Kombu's channel to Redis and a plain client, or `None` twice if the broker is another one."""
+    with app.connection_for_write() as broker:
+        if broker.transport.driver_type == 'redis':
+            channel = broker.default_channel
+            yield channel, Redis(connection_pool=channel.client.connection_pool)
+        else:
+            yield None, None
+
+
+def _held_by_workers(app):
+    """Return the IDs of the tasks whose messages workers have in hand."""
+    with _redis(app) as (channel, client):
+        return _unacknowledged(channel, client) if channel is not None else set()
+
+
+def _unacknowledged(channel, client):
+    entries = client.hvals(channel.global_keyprefix + channel.unacked_key)
+    return {_task_id(json.loads(entry)[0]) for entry in entries}
+
+
 def _held_by_broker(app, queues):
     """Return the IDs of the tasks whose messages the broker holds, or `None` if that cannot be told."""
-    with app.connection_for_write() as broker:
-        if broker.transport.driver_type != 'redis':
+    with _redis(app) as (channel, client):
+        if channel is None:
             return None
-        channel = broker.default_channel
-        client = Redis(connection_pool=channel.client.connection_pool)
-        prefix = channel.global_keyprefix
         keys = [
-            prefix + channel._q_for_pri(queue, priority) for queue in queues for priority in channel.priority_steps
+            channel.global_keyprefix + channel._q_for_pri(queue, priority)
+            for queue in queues for priority in channel.priority_steps
         ]
         if sum(client.llen(key) for key in keys) > MOST_MESSAGES:
             return None
         # What workers hold, before and after what waits: a message that moves in between is seen at least once.
-        held = {_task_id(json.loads(entry)[0]) for entry in client.hvals(prefix + channel.unacked_key)}
+        held = _unacknowledged(channel, client)
         for key in keys:
             held |= {_task_id(json.loads(entry)) for entry in client.lrange(key, 0, -1)}
-        held |= {_task_id(json.loads(entry)[0]) for entry in client.hvals(prefix + channel.unacked_key)}
-    return held
+        return held | _unacknowledged(channel, client)
 
 
 def _task_id(message):

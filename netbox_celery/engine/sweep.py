@@ -18,7 +18,7 @@ from ..choices import ResultStatusChoices as Status
 from ..config import get_config
 from . import catalogue, lifecycle
 from .enqueue import HEADER
-from .missing import GRACE, find_missing
+from .missing import GRACE, find_fetched, find_missing
 from .payload import PayloadDecoder, is_uuid
 from .presence import identity
 
@@ -76,10 +76,11 @@ FORGET_WORKERS = f"DELETE FROM {lifecycle.WORKERS} WHERE heartbeat < now() - int
 def duties(app):
     """Return what a worker does beside its heartbeat: pairs of an interval in seconds and a function."""
     interval = get_config().sweep_interval
-    suspects = set()
+    suspects, settled = set(), set()
     return (
         (interval, lambda connection: sweep(connection, app)),
         (interval, lambda connection: close_abandoned(connection, app, suspects)),
+        (interval, lambda connection: find_fetched(connection, app, settled)),
         (GRACE, lambda connection: find_missing(connection, app)),
         (catalogue.SYNC_INTERVAL, lambda connection: _sync_catalogue()),
     )
