@@ -7,6 +7,7 @@ sent for real, and is cleared away after it.
 import os
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -114,6 +115,16 @@ def committed(django_db_blocker, cleaner):
     with django_db_blocker.unblock():
         yield
         cleaner(keep=('netbox_celery_celeryworker', 'netbox_celery_celerytask'))
+
+
+@pytest.fixture
+def gate():
+    """The name of a gate at which tasks wait: `open_gate()` of the test plugin opens it; the end of the test does."""
+    from netbox_test_plugin.side import open_gate
+
+    name = uuid4().hex
+    yield name
+    open_gate(name)
 
 
 @pytest.fixture

@@ -355,6 +355,11 @@ def replace(self, task_id, how='task', **options):
     raise self.replace(echo.si('replacement').set(**options))
 
 
+@netbox_celery_task(name='netbox_test_plugin:replace_late', acks_late=True)
+def replace_late(self, task_id, gate, **options):
+    raise self.replace(hold_late.si(gate).set(**options))
+
+
 #
 # Retries
 #

@@ -1,0 +1,224 @@
+"""Workers that die or are shut down while they run tasks: no run stays `running`, none is run twice without need."""
+import os
+import signal
+
+import pytest
+from netbox_test_plugin import tasks
+from netbox_test_plugin.side import notes, open_gate
+
+from netbox_celery.celery import app
+from netbox_celery.models import CeleryResult, CeleryWorker
+
+from .support import Worker, ended, lines, row, until, waiting
+
+
+def started(*runs):
+    """Wait until the bodies of runs have begun."""
+    for run in runs:
+        until(lambda: notes(run.id))
+
+
+def test_worker_killed(make_worker, prefork, gate):
+    """SIGKILL of a worker's main process: others find its runs within the time set.
+
+    An early-acknowledged run ends as errored; a late-acknowledged one is run again, on the next worker of its queue.
+    The killed worker's processes die with it, so that nothing runs twice at the same time.
+    """
+    victim = make_worker('victim', concurrency=3).start().ready()
+    early, late = victim.send(tasks.hold, gate, 5), victim.send(tasks.hold_late, gate)
+    retried = victim.send(tasks.hold_retrying, gate)
+    started(early, late)
+    until(lambda: len(notes(retried.id)) == 2)
+    until(lambda: len(lines(early)) == 5)
+    children = victim.children
+    assert len(children) == 3
+    # These it has fetched, and not begun
+    waits = [victim.send(tasks.echo, number) for number in range(3)]
+    until(lambda: all(f'{run.id}] received' in victim.output for run in waits))
+
+    victim.kill()
+
+    result = ended(early)
+    assert (result.status, result.reason) == ('errored', 'worker_lost')
+    assert victim.name in result.error
+    assert lines(early) == [f'line {number}' for number in range(5)]
+    assert early.state == 'FAILURE'
+    for run in (late, retried):
+        result = waiting(run, 'pending')
+        assert result.reason == 'worker_lost'
+    assert not any(os.path.exists(f'/proc/{pid}/exe') for pid in children)
+
+    # Nobody has opened the gate: the bodies are dead
+    assert [what for __, what in notes(early.id)] == ['started']
+    open_gate(gate)
+    open_gate(f'{gate}-second')
+    successor = Worker.start(victim).ready()
+    assert ended(late).status == 'completed'
+    assert [what for __, what in notes(late.id)] == ['started', 'started', 'ended']
+    # The second attempt is run again, with its own arguments
+    result = ended(retried)
+    assert (result.status, result.result) == ('completed', f'{gate}-second')
+    assert [a['number'] for a in result.attempts] == [1, 2, 2]
+    assert {ended(run).status for run in waits} == {'completed'}
+    assert [what for __, what in notes(early.id)] == ['started']
+    assert successor.run(tasks.echo).status == 'completed'
+
+
+def test_replacement_on_a_killed_worker(make_worker, prefork, gate):
+    """What replaced a task is run again as itself: its row holds the first task's arguments and remembers the others."""
+    victim = make_worker('victim-replace', concurrency=1).start().ready()
+    run = victim.send(tasks.replace_late, gate, kwargs={'queue': victim.queue})
+    started(run)
+
+    victim.kill()
+
+    assert waiting(run, 'pending').reason == 'worker_lost'
+    open_gate(gate)
+    Worker.start(victim).ready()
+    result = ended(run)
+    assert (result.status, result.result) == ('completed', gate)
+    assert result.celery_name == tasks.replace_late.name
+    assert [what for __, what in notes(run.id)] == ['started', 'started', 'ended']
+
+
+@pytest.mark.parametrize('pool', ['prefork', 'threads'])
+def test_cold_shutdown(make_worker, prefork, pool, gate):
+    """SIGQUIT takes tasks from their processes. What was acknowledged has ended; what was not is run again, once.
+
+    Threads cannot be taken from their bodies: those are waited for.
+    """
+    worker = make_worker(f'cold-{pool}', pool=pool, concurrency=2).start().ready()
+    early, late = worker.send(tasks.hold, gate), worker.send(tasks.hold_late, gate)
+    started(early, late)
+
+    worker.signal(signal.SIGQUIT)
+
+    if pool == 'threads':
+        until(lambda: 'Hitting Ctrl+C again' in worker.output)
+        open_gate(gate)
+        worker.wait()
+        assert [row(run).status for run in (early, late)] == ['completed', 'completed']
+        return
+    worker.wait()
+    result = row(early)
+    assert (result.status, result.reason) == ('errored', 'worker_lost')
+    assert 'shut down' in result.error or 'stopped' in result.error
+    assert row(late).status == 'pending'
+
+    open_gate(gate)
+    Worker.start(worker).ready()
+    assert ended(late).status == 'completed'
+    assert worker.run(tasks.echo).status == 'completed'
+    assert [what for __, what in notes(late.id)] == ['started', 'started', 'ended']
+    assert [what for __, what in notes(early.id)] == ['started']
+
+
+@pytest.mark.parametrize('pool', ['prefork', 'threads'])
+def test_warm_shutdown(make_worker, pool, gate):
+    """SIGTERM lets tasks finish, with all of their log; the worker signs off. What it had fetched waits for another."""
+    worker = make_worker(f'warm-{pool}', pool=pool, concurrency=1).start().ready()
+    running, fetched = worker.send(tasks.hold, gate, 3), worker.send(tasks.echo)
+    started(running)
+
+    worker.signal(signal.SIGTERM)
+    until(lambda: 'Warm shutdown' in worker.output)
+    assert row(running).status == 'running'
+    open_gate(gate)
+    assert worker.wait() == 0
+
+    assert row(running).status == 'completed'
+    assert lines(running) == ['line 0', 'line 1', 'line 2', 'after the gate']
+    assert row(fetched).status in ('pending', 'completed')
+    assert worker.row.stopped is not None
+    assert not worker.row.is_alive
+    Worker.start(worker).ready()
+    assert ended(fetched).status == 'completed'
+
+
+def test_remote_shutdown(make_worker):
+    """A worker that is told to stop by remote control signs off like one that is signalled."""
+    worker = make_worker('remote', pool='solo', concurrency=1).start().ready()
+    assert worker.run(tasks.echo).status == 'completed'
+
+    app.control.shutdown(destination=[worker.row.name])
+
+    assert worker.wait() == 0
+    assert worker.row.stopped is not None
+
+
+def test_solo(make_worker, prefork, gate):
+    """A solo worker runs tasks in its main process; killed, its runs are found like others'."""
+    worker = make_worker('solo', pool='solo', concurrency=1).start().ready()
+    assert worker.run(tasks.fail, 'value').status == 'errored'
+    heartbeat = worker.row.heartbeat
+    run = worker.send(tasks.hold, gate)
+    started(run)
+    # Busy, it cannot answer Celery; its heartbeat goes on
+    until(lambda: worker.row.heartbeat > heartbeat)
+    assert row(run).status == 'running'
+
+    worker.kill()
+
+    assert (ended(run).status, row(run).reason) == ('errored', 'worker_lost')
+
+
+def test_worker_of_the_same_name(make_worker, prefork, gate):
+    """A worker that starts under a dead one's name is another worker: it does not hold what that one left."""
+    worker = make_worker('twin', concurrency=1).start().ready()
+    run = worker.send(tasks.hold, gate)
+    started(run)
+    worker.kill()
+    Worker.start(worker).ready()
+
+    result = ended(run)
+    assert (result.status, result.reason) == ('errored', 'worker_lost')
+    assert CeleryWorker.objects.filter(name=result.worker).count() == 2
+
+
+def test_process_stopped_for_a_while(make_worker, prefork, gate):
+    """A worker that hangs for longer than it may is taken for dead; awake again, it cannot end what is not its own.
+
+    Its run has ended as lost, and stays so, in the row and for those who wait for the result.
+    """
+    worker = make_worker('sleeper', concurrency=1).start().ready()
+    run = worker.send(tasks.hold, gate)
+    started(run)
+    pids = [worker.pid, *worker.children]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    assert (ended(run).status, row(run).reason) == ('errored', 'worker_lost')
+    completed = row(run).completed
+
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    open_gate(gate)
+    until(lambda: [what for __, what in notes(run.id)] == ['started', 'ended'])
+    assert worker.run(tasks.echo).status == 'completed'
+
+    assert (row(run).status, row(run).completed) == ('errored', completed)
+    assert run.state == 'FAILURE'
+
+
+def test_run_that_nobody_executes(prefork):
+    """A row that is `running` on a living worker which does not execute it is found: its claim's answer was lost."""
+    run = prefork.send(tasks.echo, countdown=3600)
+    CeleryResult.objects.filter(task_id=run.id).update(
+        status='running', claims=1, attempt=1, holder=prefork.row.key, worker=prefork.row.name,
+        attempts=[{'number': 1, 'started': None, 'ended': None, 'worker': '', 'error': ''}],
+    )
+
+    result = ended(run)
+    assert (result.status, result.reason) == ('errored', 'worker_lost')
+    assert prefork.run(tasks.echo).status == 'completed'
+
+
+def test_long_run_is_not_taken_for_lost(worker, gate):
+    """A run that takes longer than all of the sweep's patience stays where it is."""
+    run = worker.send(tasks.hold, gate)
+    started(run)
+    before = worker.row.heartbeat
+    until(lambda: (worker.row.heartbeat - before).total_seconds() > 5)
+
+    assert row(run).status == 'running'
+    open_gate(gate)
+    assert ended(run).status == 'completed'
