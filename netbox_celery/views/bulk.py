@@ -3,7 +3,7 @@ from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext
 
 from netbox.views.generic.base import BaseMultiObjectView
 from utilities.permissions import get_permission_for_model
@@ -110,7 +110,8 @@ class CeleryResultBulkCancelView(BulkResultView):
 
     def perform(self, request, results):
         cancelled = actions.cancel_many(request, results.values_list('pk', flat=True))
-        messages.success(request, _('Cancelled {count} runs').format(count=cancelled))
+        message = ngettext('Cancelled {count} run', 'Cancelled {count} runs', cancelled)
+        messages.success(request, message.format(count=cancelled))
 
 
 @register_model_view(CeleryResult, 'bulk_rerun', path='rerun', detail=False)
@@ -138,6 +139,7 @@ class CeleryResultBulkRerunView(BulkResultView):
             except NotStarted as exc:
                 failures[str(exc)] = failures.get(str(exc), 0) + 1
         if started:
-            messages.success(request, _('Started {count} runs again').format(count=started))
+            message = ngettext('Started {count} run again', 'Started {count} runs again', started)
+            messages.success(request, message.format(count=started))
         for reason, count in failures.items():
             messages.error(request, _('{count} were not started: {reason}').format(count=count, reason=reason))

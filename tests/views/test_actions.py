@@ -274,7 +274,7 @@ class BulkRerunTest(BulkTestCase):
         page = self.client.post(self.url, {'pk': self.pks, '_confirm': ''}, follow=True).content.decode()
         self.assertEqual(self.new().get().args, ['Bob 2'])
         self.assertIn('2 were not started: The task netbox_example_plugin:off is disabled.', page)
-        self.assertIn('Started 1 runs again', page)
+        self.assertIn('Started 1 run again', page)
 
     def test_needs_permission_to_run_the_task(self):
         grant(self.user, CeleryResult, actions=['view', 'rerun'])
