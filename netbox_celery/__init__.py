@@ -6,6 +6,10 @@ configuration class alone. What plugin authors import is in `netbox_celery.tasks
 """
 from netbox.plugins import PluginConfig
 
+# Here and not where it is used: importing a module of the name `config` would later take the place of the class below,
+# which NetBox looks up by that name. It touches no model and no setting.
+from .config import Config
+
 __version__ = '0.1.0'
 
 
@@ -23,8 +27,6 @@ class NetBoxCeleryConfig(PluginConfig):
     @classmethod
     def validate(cls, user_config, netbox_version):
         """Stop NetBox's start on a setting that is unknown or wrong (`ImproperlyConfigured` names it)."""
-        from .config import Config
-
         super().validate(user_config, netbox_version)
         Config.from_dict(user_config)
 
