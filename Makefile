@@ -60,7 +60,11 @@ compose-check: venv ## docker-compose.yml, against the schema of compose files
 
 .PHONY: docs
 docs: venv ## Build the documentation into site/
-	$(PYTHON) -m mkdocs build --strict --quiet
+	@.venv/bin/zensical build --clean --strict
+
+.PHONY: screenshots
+screenshots: venv ## Make the pictures of the documentation from the running demo (make up)
+	@$(PYTHON) -m development.screenshots
 
 .PHONY: wheel-check
 wheel-check: venv ## Build the wheel, and use it in a fresh venv

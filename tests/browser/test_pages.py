@@ -5,8 +5,6 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from .site import Site
-
 pytestmark = pytest.mark.browser
 
 CHROMIUM = ('chromium', 'chromium-browser', 'google-chrome')
@@ -18,16 +16,9 @@ DESKTOP = {'width': 1280, 'height': 900}
 PHONE = {'width': 390, 'height': 844}
 
 
-# Of the module and not of the session: while Playwright runs, Django takes its thread for an asynchronous one
-
-@pytest.fixture(scope='module')
-def site(services):
-    with Site(services) as site:
-        yield site
-
-
 @pytest.fixture(scope='module')
 def browser():
+    # Not for the whole session: while Playwright runs, Django takes its thread for an asynchronous one
     path = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if path is None:
         pytest.skip('There is no Chromium: sudo apt-get install chromium')

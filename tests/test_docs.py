@@ -1,0 +1,85 @@
+"""What the documentation says about the code is so."""
+import ast
+import re
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+import netbox_celery
+from netbox_celery.choices import LogLevelChoices, ResultReasonChoices, ResultStatusChoices
+from netbox_celery.config import Config
+from netbox_celery.engine.options import OWN_NAMES
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / 'README.md', ROOT / 'CHANGELOG.md', *sorted((ROOT / 'docs').glob('*.md'))]
+
+
+def rows(page, heading):
+    """Return the rows of the first table after a heading, each a list of cells."""
+    text = (ROOT / page).read_text()
+    section = text[text.index(f'\n{heading}\n'):]
+    table = re.search(r'(?:^\|.*\n)+', section, re.MULTILINE).group()
+    return [[cell.strip() for cell in line.strip('|').split(' | ')] for line in table.splitlines()[2:]]
+
+
+def code(page):
+    return re.findall(r'^```python\n(.*?)^```', page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_settings():
+    documented = {
+        row[0].strip('`| '): ast.literal_eval(row[1].strip('`')) for row in rows('docs/installation.md', '## Settings')
+    }
+    assert documented == {
+        field.name: field.default if field.default is not MISSING else field.default_factory()
+        for field in fields(Config)
+    }
+
+
+def test_statuses():
+    documented = {row[0].strip('*| '): row[2].rstrip(' |') for row in rows('docs/how-it-works.md', '## Statuses')}
+    assert documented == {choice.value: str(choice.description) for choice in ResultStatusChoices.CHOICES}
+
+
+def test_reasons():
+    documented = {
+        row[0].strip('`| '): row[1].rstrip(' |') for row in rows('docs/how-it-works.md', 'The reason says why:')
+    }
+    assert documented == {choice.value: str(choice.description) for choice in ResultReasonChoices.CHOICES}
+
+
+def test_levels():
+    documented = {int(row[0].strip('| ')): row[1] for row in rows('docs/tasks.md', '### The log')}
+    assert documented == {choice.value: str(choice.label) for choice in LogLevelChoices.CHOICES}
+
+
+def test_options():
+    documented = {row[0].strip('`| ') for row in rows('docs/tasks.md', '## Options of a run')}
+    assert documented == {f'netbox_{name}' for name in (*OWN_NAMES, 'kwargs')}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_examples_are_python(page):
+    for example in code(page):
+        # An example may be the end of a function, or leave a body out
+        ast.parse(example)
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_commands_exist(page):
+    targets = set(re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
+    # In code alone: people make other things as well
+    commands = re.findall(r'`make ([a-z-]+)|^make ([a-z-]+)', page.read_text(), re.MULTILINE)
+    assert {one or other for one, other in commands} <= targets
+
+
+def test_plugin_file():
+    """netbox-plugin.yaml says the same as the plugin's configuration."""
+    document = yaml.safe_load((ROOT / 'netbox-plugin.yaml').read_text())
+    config = netbox_celery.config
+    assert {
+        'release': config.version, 'netbox_min': config.min_version, 'netbox_max': config.max_version,
+    } in document['compatibility']
+    assert f'## {config.version}' in (ROOT / 'CHANGELOG.md').read_text()
