@@ -3,6 +3,7 @@
 import json
 import random
 import time
+from collections import defaultdict
 from datetime import UTC, datetime
 
 from .report import Figure, ratio
@@ -33,7 +34,7 @@ def drain(stage):
     Fill a queue, then start a worker, and count from the first to the last completion.
     """
     number = 2000 if stage.quick else 4000
-    first_runs, effort = [], {'bare': [], 'tracked': []}
+    first_runs, effort = [], {'bare': defaultdict(list), 'tracked': defaultdict(list)}
 
     def work_off(kind, count_done):
         """Let a worker work until all is done, and note what that takes of the processors, its start left out."""
@@ -41,7 +42,9 @@ def drain(stage):
             done = stage.wait(count_done, worker, interval=0.02)
             before = stage.cpu_time(worker)
             stage.wait(lambda: count_done() == number, worker)
-            effort[kind].append((stage.cpu_time(worker) - before) / (number - done) * 1000)
+            for part, used in stage.cpu_time(worker).items():
+                effort[kind][part].append((used - before[part]) / (number - done) * 1000)
+            effort[kind]['all'].append(sum(effort[kind][part][-1] for part in before))
             return worker
 
     with stage.probe('bare') as bare_probe, stage.probe('tracked') as tracked_probe:
@@ -76,11 +79,18 @@ def drain(stage):
     return [
         ratio('drain_ratio', 'no-op tasks drained', slow, fast),
         # What a busy machine does not change: how much work there is to it
-        ratio('drain_cpu_ratio', 'the same by processor time', effort['bare'], effort['tracked']),
+        ratio('drain_cpu_ratio', 'the same by processor time', effort['bare']['all'], effort['tracked']['all']),
         Figure('drain_tracked_per_s', 'tracked', 'tasks/s', slow),
         Figure('drain_bare_per_s', 'bare', 'tasks/s', fast),
-        Figure('drain_tracked_cpu_ms', 'tracked, worker and PostgreSQL and Redis', 'ms/task', effort['tracked']),
-        Figure('drain_bare_cpu_ms', 'bare, worker and Redis', 'ms/task', effort['bare']),
+        *(
+            Figure(f'drain_{kind}_cpu_{part}_ms', f'{kind}, processor time: {label}', 'ms/task', effort[kind][part])
+            for kind in ('tracked', 'bare')
+            for part, label in (
+                ('main', "worker's main process"), ('pool', 'its pool'), ('postgresql', 'PostgreSQL'),
+                ('redis', 'Redis'),
+            )
+            if (kind, part) != ('bare', 'postgresql')
+        ),
         Figure('first_run_s', "from a worker's start to its first run", 's', first_runs),
     ]
 

@@ -92,7 +92,8 @@ class Stage:
 
     def cpu_time(self, worker):
         """
-        Return what a worker, PostgreSQL and Redis have used so far, in seconds of a processor.
+        Return what a worker's main process, its children, PostgreSQL and Redis have used so far, in seconds of a
+        processor.
         """
         return cpu_time(worker.process.pid, self.services.cluster.process.pid, self.services.redis.process.pid)
 
@@ -137,10 +138,7 @@ class Worker:
             )
 
 
-def cpu_time(*pids):
-    """
-    Return what processes and those that they have started have used so far, in seconds of a processor.
-    """
+def cpu_time(worker, postgresql, redis):
     children, used = {}, {}
     for path in Path('/proc').glob('[0-9]*/stat'):
         with suppress(OSError):
@@ -150,12 +148,12 @@ def cpu_time(*pids):
             children.setdefault(int(parent), []).append(pid)
             # Of its own, and of children that have ended
             used[pid] = sum(map(int, fields[9:13])) / os.sysconf('SC_CLK_TCK')
-    found, total = list(pids), 0
-    while found:
-        pid = found.pop()
-        total += used.get(pid, 0)
-        found += children.get(pid, ())
-    return total
+    return {
+        'main': used[worker],
+        'pool': sum(used[pid] for pid in children.get(worker, ())),
+        'postgresql': used[postgresql] + sum(used[pid] for pid in children.get(postgresql, ())),
+        'redis': used[redis],
+    }
 
 
 class Probe:
