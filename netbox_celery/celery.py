@@ -24,6 +24,7 @@ from . import broker, host  # noqa: E402
 from .config import get_config  # noqa: E402
 from .engine.backend import tracking  # noqa: E402
 from .engine.enqueue import send  # noqa: E402
+from .engine.upstream import with_upstream  # noqa: E402
 
 __all__ = (
     'NetBoxCelery',
@@ -42,7 +43,7 @@ class NetBoxCelery(Celery):
         return send(self, super().send_task, name, args, kwargs, options)
 
     def _get_backend(self):
-        return tracking(super()._get_backend())
+        return tracking(with_upstream(super()._get_backend()))
 
     def _task_from_fun(self, fun, **options):
         # Celery takes what has a name and annotations, as functions have, and whose name is one in Python too.

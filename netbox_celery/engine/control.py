@@ -7,6 +7,7 @@ from django.utils.translation import gettext as _
 
 from . import lifecycle
 from .exceptions import NotRerunnable
+from .upstream import load_requests
 
 __all__ = (
     'NotRerunnable',
@@ -86,8 +87,9 @@ def _tell_workers(cancelled):
     running = [(str(task_id), holder) for __, task_id, status, holder in cancelled if status == 'running']
     terminable = [task_id for task_id, holder in running if _is_terminable(holder)]
     try:
+        requests = load_requests(waiting) if waiting else {}
         for task_id in waiting:
-            app.backend.mark_as_revoked(task_id, 'revoked')
+            app.backend.mark_as_revoked(task_id, 'revoked', requests.get(task_id))
         if waiting:
             app.control.revoke(waiting)
         if terminable:

@@ -18,18 +18,19 @@ from kombu.exceptions import EncodeError
 from .. import host
 from ..config import get_config
 from . import lifecycle
+from .canvas import make_portable, root_of
 from .database import execute, get_connection
 from .options import NOT_SENT, Own, is_internal, lift, sent_options, split, tag
 from .payload import clean_line, cut_text, dumps, limited_jsonb, to_jsonb
 from .recorder import recorder
 from .run import get_run
+from .upstream import close_dependents
+from .workflow import insert_child, is_orphan, refuse, takes_over
 
 __all__ = (
     'HEADER',
     'build_row',
     'complete',
-    'enqueue',
-    'enqueue_many',
     'find_task',
     'foreign_row',
     'is_tracked',
@@ -89,6 +90,7 @@ def send(app, publish, name, args, kwargs, options):
         An `AsyncResult`.
     """
     options, own = split(options)
+    make_portable(options)
     task = options.get('task_type') or find_task(app, name)
     if 'task_type' not in options:
         kwargs, own = lift(task, kwargs, own)
@@ -100,7 +102,8 @@ def send(app, publish, name, args, kwargs, options):
         return _continue(publish, name, args, kwargs, options, parent, run)
     inner = _inner_task(app, name, kwargs)
     own = Own.merge(inner or task, own)
-    if not (is_tracked(inner or task) if own.track is None else own.track) or not _usable_id(options):
+    tracked = is_tracked(inner or task) or takes_over(name, options) if own.track is None else own.track
+    if not tracked or not _usable_id(options):
         if own.track is False:
             options['headers'] = {**(options.get('headers') or {}), HEADER: False}
         return publish(name, args, kwargs, **options)
@@ -157,6 +160,8 @@ def complete(app, options, parent):
         if request is not None:
             options['root_id'] = options.get('root_id') or request.root_id or request.id
             options['parent_id'] = options.get('parent_id') or request.id
+    if not options.get('root_id'):
+        options['root_id'] = root_of(options)
     if eta := _when(options):
         options['eta'] = eta
         options.pop('countdown', None)
@@ -184,17 +189,17 @@ def _send_tracked(app, publish, name, args, kwargs, options, own, task, run):
     row = build_row(app, name, args, kwargs, options, own, task, run)
     options['headers'] = {**(options.get('headers') or {}), HEADER: True}
     if not connection.in_atomic_block:
-        return _send_now(publish, name, args, kwargs, options, row, own)
+        return _send_now(app, publish, name, args, kwargs, options, row, own)
 
     id = _insert(row, own)
     if id is None and row['nesting']:
         _remember(options['task_id'], name, args, kwargs, options, nesting=row['nesting'])
     later = {key: value for key, value in options.items() if key not in NOT_SENT}
-    transaction.on_commit(partial(_send_on_commit, publish, name, args, kwargs, later, id))
+    transaction.on_commit(partial(_send_on_commit, app, publish, name, args, kwargs, later, id))
     return _promise(app, options)
 
 
-def _send_now(publish, name, args, kwargs, options, row, own):
+def _send_now(app, publish, name, args, kwargs, options, row, own):
     try:
         id = _insert(row, own)
         if id is None and row['nesting']:
@@ -204,11 +209,15 @@ def _send_now(publish, name, args, kwargs, options, row, own):
         logger.exception('Task %s[%s] is sent without being tracked', name, options['task_id'])
         options['headers'] = {**options['headers'], HEADER: False}
         return publish(name, args, kwargs, **options)
+    if row.get('refused'):
+        refuse(app, name, options)
+        return _promise(app, options)
     try:
         result = publish(name, args, kwargs, **options)
     except Exception as exc:
         if id is not None:
             note_refusal([id], exc)
+            close_dependents(app, name, options, exc)
         raise
     if id is not None:
         recorder.sent(id)
@@ -217,11 +226,11 @@ def _send_now(publish, name, args, kwargs, options, row, own):
 
 def _insert(row, own):
     """Insert a row with the caller's connection; returns its primary key, or `None` if the ID was taken."""
-    rows = execute(connection, INSERT, row)
+    rows = execute(connection, INSERT, row) if row['parent_id'] is None else insert_child(INSERT, row)
     if not rows:
         return None
     if own.tags:
-        tag(rows[0], own.tags)
+        tag(rows[0][:1], own.tags)
     return rows[0][0]
 
 
@@ -233,8 +242,10 @@ def note_refusal(ids, exc):
         logger.exception('Runs %s were not sent, which could not be written', ids)
 
 
-def _send_on_commit(publish, name, args, kwargs, options, id):
+def _send_on_commit(app, publish, name, args, kwargs, options, id):
     try:
+        if id is not None and options.get('parent_id') and is_orphan(id, options['parent_id']):
+            return refuse(app, name, options)
         publish(name, args, kwargs, add_to_parent=False, **options)
     except Exception as exc:  # noqa: BLE001 - the caller's transaction is committed, there is nobody to tell
         logger.error('Task %s[%s] could not be sent, it will be sent again: %s', name, options['task_id'], exc)
@@ -357,41 +368,3 @@ def foreign_row(task, request):
         'queue': (request.delivery_info or {}).get('routing_key') or None,
     }
     return build_row(task.app, task.name, request.args, request.kwargs, options, Own.merge(task, {}), task)
-
-
-# What NetBox code calls
-
-def enqueue(task_or_name, *, args=(), kwargs=None, user=None, instance=None, schedule_at=None, queue=None, **options):
-    """Run a task in the background and return its row (see `CeleryResult.enqueue`)."""
-    from ..models import CeleryResult
-
-    options |= _given(user, instance, schedule_at, queue)
-    result = _caller(task_or_name)(args, kwargs, **options)
-    return CeleryResult.objects.get(task_id=result.id)
-
-
-def _given(user, instance, schedule_at, queue):
-    given = {'netbox_user': user, 'netbox_object': instance, 'eta': schedule_at, 'queue': queue}
-    return {key: value for key, value in given.items() if value is not None} | {'netbox_track': True}
-
-
-def _caller(task_or_name):
-    """Return what sends a task: its own `apply_async` if this process knows it, since that checks the arguments."""
-    from .catalogue import get_task
-
-    task = get_task(task_or_name) if isinstance(task_or_name, str) else task_or_name
-    if task is not None:
-        return task.apply_async
-    from ..celery import app
-    return partial(app.send_task, task_or_name)
-
-
-def enqueue_many(task_or_name, calls, *, user=None, instance=None, schedule_at=None, queue=None, **options):
-    """Run a task many times (see `CeleryResult.enqueue_many`)."""
-    from ..celery import app
-    from ..models import CeleryResult
-    from .bulk import send_many
-
-    options |= _given(user, instance, schedule_at, queue)
-    ids = send_many(app, task_or_name, calls, options)
-    return CeleryResult.objects.filter(pk__in=ids).order_by('pk')

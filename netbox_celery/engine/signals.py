@@ -90,7 +90,7 @@ def _refuse(task, request):
     logger.warning('Task %s is not run: %s', request.id, why)
     if found is not None and found[0] == Status.STATUS_REVOKED:
         # Celery may have written since that it has started, or will be retried.
-        task.backend.mark_as_revoked(request.id, 'revoked')
+        task.backend.mark_as_revoked(request.id, 'revoked', request)
     raise Ignore(f'not run: {why}')
 
 

@@ -21,6 +21,7 @@ from .enqueue import HEADER
 from .missing import GRACE, find_fetched, find_missing
 from .payload import PayloadDecoder, is_uuid
 from .presence import identity
+from .upstream import tell_backend
 
 __all__ = (
     'duties',
@@ -174,7 +175,7 @@ def _let_go(connection, app, run, error):
 def _tell_backend(app, task_id, exc, state):
     """Let those who wait for the result know of its end."""
     try:
-        app.backend.store_result(str(task_id), exc, state)
+        tell_backend(app, task_id, exc, state)
     except Exception as error:  # noqa: BLE001 - backends fail each in their own way
         logger.warning('The end of %s could not be stored in the result backend: %s', task_id, error)
 
@@ -200,6 +201,7 @@ def resend(connection, app):
                 connection, task_id, Status.STATUS_ERRORED, reason=Reason.REASON_PUBLISH_FAILED,
                 error=f'It cannot be sent: {exc}'
             )
+            _tell_backend(app, task_id, exc, states.FAILURE)
             continue
         except Exception as exc:  # noqa: BLE001 - brokers fail each in their own way
             logger.warning('What was not sent waits for the broker: %s', exc)

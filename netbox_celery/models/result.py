@@ -364,7 +364,7 @@ class CeleryResult(NetBoxModel):
             kombu.exceptions.EncodeError: An argument cannot be written as JSON (a model instance, for example).
             kombu.exceptions.OperationalError: The broker refused the message (outside a transaction).
         """
-        from ..engine.enqueue import enqueue
+        from ..engine.calls import enqueue
         return enqueue(
             task_or_name, args=args, kwargs=kwargs, user=user, instance=instance, schedule_at=schedule_at,
             queue=queue, **options
@@ -383,7 +383,7 @@ class CeleryResult(NetBoxModel):
         Returns:
             A queryset of the new rows, in the order of `calls`; they are loaded when it is used.
         """
-        from ..engine.enqueue import enqueue_many
+        from ..engine.calls import enqueue_many
         return enqueue_many(
             task_or_name, calls, user=user, instance=instance, schedule_at=schedule_at, queue=queue, **options
         )

@@ -1,0 +1,43 @@
+"""What NetBox code calls to run tasks: `CeleryResult.enqueue` and `CeleryResult.enqueue_many`."""
+from functools import partial
+
+__all__ = (
+    'enqueue',
+    'enqueue_many',
+)
+
+
+def enqueue(task_or_name, *, args=(), kwargs=None, user=None, instance=None, schedule_at=None, queue=None, **options):
+    """Run a task in the background and return its row (see `CeleryResult.enqueue`)."""
+    from ..models import CeleryResult
+
+    options |= _given(user, instance, schedule_at, queue)
+    result = _caller(task_or_name)(args, kwargs, **options)
+    return CeleryResult.objects.get(task_id=result.id)
+
+
+def _given(user, instance, schedule_at, queue):
+    given = {'netbox_user': user, 'netbox_object': instance, 'eta': schedule_at, 'queue': queue}
+    return {key: value for key, value in given.items() if value is not None} | {'netbox_track': True}
+
+
+def _caller(task_or_name):
+    """Return what sends a task: its own `apply_async` if this process knows it, since that checks the arguments."""
+    from .catalogue import get_task
+
+    task = get_task(task_or_name) if isinstance(task_or_name, str) else task_or_name
+    if task is not None:
+        return task.apply_async
+    from ..celery import app
+    return partial(app.send_task, task_or_name)
+
+
+def enqueue_many(task_or_name, calls, *, user=None, instance=None, schedule_at=None, queue=None, **options):
+    """Run a task many times (see `CeleryResult.enqueue_many`)."""
+    from ..celery import app
+    from ..models import CeleryResult
+    from .bulk import send_many
+
+    options |= _given(user, instance, schedule_at, queue)
+    ids = send_many(app, task_or_name, calls, options)
+    return CeleryResult.objects.filter(pk__in=ids).order_by('pk')

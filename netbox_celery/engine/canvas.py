@@ -1,0 +1,165 @@
+"""Signatures inside of messages: what a call brings along that is to happen after it, or that it is a part of.
+
+A message holds the rest of its chain (`chain`, last step first), the body of its chord (`chord`) and its callbacks
+(`link`, `link_error`) as signatures. These may carry `netbox_*` options of their own, which are written in a portable
+form before the message is sent; and they tell to which workflow a call belongs before anything else of it is sent.
+"""
+from collections.abc import Mapping
+
+from celery.app.task import Context
+from celery.utils.functional import maybe_list
+from django.db.models import Model
+
+__all__ = (
+    'as_request',
+    'leaves',
+    'make_portable',
+    'portable',
+    'root_of',
+)
+
+#: Options that hold signatures.
+LINKS = ('chain', 'chord', 'link', 'link_error')
+#: Signatures that are made of others, and under which keyword arguments those stand.
+PARTS = {
+    'celery.chain': ('tasks',),
+    'celery.group': ('tasks',),
+    'celery.chord': ('header', 'body'),
+    'celery.map': ('task',),
+    'celery.starmap': ('task',),
+    'celery.chunks': ('task',),
+}
+OWN_PREFIX = 'netbox_'
+
+
+# Options of ours in signatures
+
+def make_portable(options):
+    """Write the signatures in the options of a call so that a message can hold them (see `portable`).
+
+    Args:
+        options: The options, a dict of ours; it is changed, but not what it holds.
+    """
+    for name in LINKS:
+        if value := options.get(name):
+            options[name] = portable(value)
+
+
+def portable(value):
+    """Return signatures with the `netbox_*` options in them written so that JSON can hold them.
+
+    Users become primary keys, other objects pairs `('app.model', pk)`, tags their names. What needs no change is
+    returned as it is, and nothing that the caller holds is changed.
+    """
+    if isinstance(value, list | tuple):
+        items = [portable(item) for item in value]
+        return value if all(new is old for new, old in zip(items, value)) else items
+    if not isinstance(value, Mapping) or 'task' not in value:
+        return value
+    changes = {}
+    if options := _portable_options(value.get('options') or {}):
+        changes['options'] = {**value['options'], **options}
+    kwargs = value.get('kwargs') or {}
+    if isinstance(kwargs, Mapping):
+        inner = {
+            key: new for key in PARTS.get(value['task'], ())
+            if (old := kwargs.get(key)) is not None and (new := portable(old)) is not old
+        } | _portable_own(kwargs)
+        if inner:
+            changes['kwargs'] = {**kwargs, **inner}
+    return {**value, **changes} if changes else value
+
+
+def _portable_options(options):
+    """Return the options of a signature that have to be written differently."""
+    links = {
+        name: new for name in LINKS if (old := options.get(name)) and (new := portable(old)) is not old
+    }
+    return links | _portable_own(options)
+
+
+def _portable_own(values):
+    """Return the `netbox_*` options among some values that have to be written differently."""
+    changed = {}
+    for key, value in values.items():
+        if not key.startswith(OWN_PREFIX):
+            continue
+        if key == 'netbox_kwargs' and isinstance(value, Mapping):
+            inner = {name: new for name, old in value.items() if (new := _write(name, old)) is not old}
+            if inner:
+                changed[key] = {**value, **inner}
+        elif (new := _write(key, value)) is not value:
+            changed[key] = new
+    return changed
+
+
+def _write(name, value):
+    name = name.removeprefix(OWN_PREFIX)
+    if name == 'user' and not isinstance(value, int | str | None):
+        return value.pk
+    if name == 'object' and isinstance(value, Model):
+        return [value._meta.label_lower, value.pk]
+    if name == 'tags' and any(isinstance(tag, Model) for tag in value or ()):
+        return [tag.name if isinstance(tag, Model) else tag for tag in value]
+    return value
+
+
+# Workflows
+
+def root_of(options):
+    """Return the ID that all runs of a workflow have in common if it begins with several runs: its outermost group.
+
+    Celery gives each of them a root of its own, and to the body of a chord that of whichever part came last.
+
+    Args:
+        options: Options of the call of one of the first runs.
+
+    Returns:
+        The ID of a group, or `None` if the call is no part of one.
+    """
+    if not (options.get('group_id') or options.get('chain')):
+        return None
+    root = None
+    for __ in range(100):
+        if chain := options.get('chain'):
+            options = _last_options(chain[0]) or options
+        root = options.get('group_id') or root
+        if not (chord := options.get('chord')):
+            break
+        options = _last_options(chord)
+    return root
+
+
+def _last_options(signature):
+    """Return the options of the task that ends a signature."""
+    while (name := signature.get('task')) in ('celery.chain', 'celery.chord'):
+        kwargs = signature['kwargs']
+        following = kwargs['tasks'][-1] if name == 'celery.chain' and kwargs.get('tasks') else kwargs.get('body')
+        if following is None:
+            break
+        signature = following
+    return signature.get('options') or {}
+
+
+def leaves(signature):
+    """Return the signatures of single tasks that a signature is made of, in the order in which they run."""
+    name, kwargs = signature.get('task'), signature.get('kwargs') or {}
+    if name == 'celery.chord':
+        header = kwargs.get('header') or ()
+        parts = [header] if isinstance(header, Mapping) else [*header]
+        parts += [kwargs['body']] if kwargs.get('body') else []
+    elif name in ('celery.chain', 'celery.group'):
+        parts = kwargs.get('tasks') or ()
+    else:
+        return [signature]
+    return [leaf for part in parts for leaf in leaves(part)]
+
+
+def as_request(task_id, name, options):
+    """Return a call as the request that a worker would make of it, with what depends on its end."""
+    return Context({
+        'id': str(task_id), 'task': name, 'chain': options.get('chain'), 'chord': options.get('chord'),
+        'errbacks': maybe_list(options.get('link_error')) or [], 'group': options.get('group_id'),
+        'group_index': options.get('group_index'), 'root_id': options.get('root_id'),
+        'parent_id': options.get('parent_id'), 'delivery_info': {}, 'headers': {},
+    })

@@ -1,0 +1,286 @@
+"""Steps that will never run, because what they depend on did not succeed: they get rows, which name the culprit.
+
+A later step of a chain, or the body of a chord, has no row before its message is sent: its arguments are not known
+yet, and a plain task should not pay for what may never come. The message of each run holds what depends on it. So
+whoever ends a run without success - the child, its parent, the sweep, a cancel - closes from there what will not
+come: `errored` with the reason `upstream_failed`. Celery tells the result backend of most of these steps; of the
+others (after a revoke, within groups) it is told here, so that nobody waits for what will not come.
+"""
+import logging
+import re
+import threading
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
+
+from celery import states
+from celery.app.task import Context
+from celery.exceptions import TaskRevokedError
+from django.db import DatabaseError
+from kombu.exceptions import EncodeError
+
+from ..choices import ResultReasonChoices as Reason
+from ..choices import ResultStatusChoices as Status
+from . import lifecycle
+from .canvas import as_request, leaves
+from .database import get_connection
+from .options import Own, lift, split
+from .payload import PayloadDecoder, clean_text, is_uuid
+from .recorder import recorder
+from .run import Run, get_run
+
+__all__ = (
+    'close_dependents',
+    'culprit_of',
+    'load_requests',
+    'tell_backend',
+    'with_upstream',
+)
+
+logger = logging.getLogger(__name__)
+
+DEPENDENTS = f"""
+    SELECT task_id::text, celery_name, options::text FROM {lifecycle.TABLE}
+    WHERE task_id = ANY(%s::uuid[]) AND options ?| array['chain', 'chord', 'link_error']
+"""
+CULPRIT = f"""
+    SELECT name, status, reason, error, user_id, root_id::text FROM {lifecycle.TABLE} WHERE task_id = %s
+"""
+EXISTING = f'SELECT status, reason FROM {lifecycle.TABLE} WHERE task_id = %s'
+ID_OF = f'SELECT id, attempt FROM {lifecycle.TABLE} WHERE task_id = %s'
+
+#: What Celery says of a chord whose header failed.
+DEPENDENCY = re.compile(r'^Dependency ([0-9a-f-]{36}) raised')
+#: How the sentence about a step names its culprit.
+NAMED = re.compile(r'\[([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\]')
+
+_thread = threading.local()
+
+
+@contextmanager
+def _blaming(task_id):
+    """Say which run is at fault for what is closed meanwhile."""
+    before = getattr(_thread, 'culprit', None)
+    _thread.culprit = task_id
+    try:
+        yield
+    finally:
+        _thread.culprit = before
+
+
+def with_upstream(backend):
+    """Return the backend as one that closes steps which will never run."""
+    backend.__class__ = type(type(backend).__name__, (UpstreamMixin, type(backend)), {})
+    return backend
+
+
+class UpstreamMixin:
+    """The part of the result backend that hears of steps which will never run."""
+
+    def mark_as_failure(
+        self, task_id, exc, traceback=None, request=None, store_result=True, call_errbacks=True, state=states.FAILURE
+    ):
+        fail = super().mark_as_failure
+        options = {'traceback': traceback, 'request': request, 'store_result': store_result,
+                   'call_errbacks': call_errbacks, 'state': state}
+        if request is None or not (request.chain or request.chord):
+            return fail(task_id, exc, **options)
+        with _blaming(task_id):
+            return fail(task_id, exc, **options)
+
+    def mark_as_revoked(self, task_id, reason='', request=None, store_result=True, state=states.REVOKED):
+        revoke = super().mark_as_revoked
+        if request is None or not (request.chain or request.chord):
+            return revoke(task_id, reason, request=request, store_result=store_result, state=state)
+        with _blaming(task_id):
+            result = revoke(task_id, reason, request=request, store_result=store_result, state=state)
+            # Celery itself leaves those who wait for the end of the chain waiting
+            self._fail_chain(request.chain, TaskRevokedError(reason))
+        return result
+
+    def _fail_chain(self, chain, exc, traceback=None, store_result=True, state=states.FAILURE):
+        if not isinstance(chain, list | tuple) or not chain:
+            return super()._fail_chain(chain, exc, traceback=traceback, store_result=store_result, state=state)
+        _thread.closing = True
+        try:
+            return super()._fail_chain(
+                self._close_chain(chain, exc), exc, traceback=traceback, store_result=store_result, state=state
+            )
+        finally:
+            _thread.closing = False
+
+    def get_state(self, task_id):
+        # Celery takes a step that has failed for one that its chord knows of; a row that was just closed is no such
+        return states.PENDING if getattr(_thread, 'closing', False) else super().get_state(task_id)
+
+    def _close_chain(self, chain, exc):
+        """Close the steps of a chain (last one first), and return those of them that did not run."""
+        unreached = []
+        for step in reversed(chain):
+            if not self._close_step(step, exc):
+                break  # it was sent: what comes after it is its own affair
+            unreached.append(step)
+        return unreached[::-1]
+
+    def _close_step(self, step, exc):
+        """Close what a signature is made of. Returns `False` if any of it was sent."""
+        try:
+            parts = leaves(step)
+            if not all([_close(self.app, leaf, exc) for leaf in parts]):
+                return False
+        except (DatabaseError, EncodeError, LookupError, TypeError, ValueError):
+            logger.exception('The steps after %s could not be closed', getattr(_thread, 'culprit', None))
+            return True
+        if parts != [step]:
+            for leaf in parts:
+                if task_id := (leaf.get('options') or {}).get('task_id'):
+                    self.store_result(task_id, exc, states.FAILURE, request=Context(task=leaf['task'], id=task_id))
+        return True
+
+    def chord_error_from_stack(self, callback, exc=None):
+        found = DEPENDENCY.match(str(exc))
+        with _blaming(found.group(1) if found else getattr(_thread, 'culprit', None)):
+            self._close_step(callback, getattr(exc, '__cause__', None) or exc)
+            return super().chord_error_from_stack(callback, exc)
+
+    def _call_task_errbacks(self, request, exc, traceback):
+        _note_errbacks(self, request)
+        return super()._call_task_errbacks(request, exc, traceback)
+
+
+# GUARANTEE: a step that was sent keeps what becomes of it. A row that is there already is closed only if it waits for
+# an earlier step: that of a task which replaced itself by a chain.
+CLOSE = f"""
+    INSERT INTO {lifecycle.TABLE} AS run ({{names}}, reason, error, completed)
+    VALUES ({{values}}, 'upstream_failed', %(error)s, now())
+    ON CONFLICT (task_id) DO UPDATE SET
+        status = 'errored', reason = 'upstream_failed', error = EXCLUDED.error, completed = now(), last_updated = now()
+    WHERE run.status IN ('pending', 'scheduled', 'retrying') AND run.nesting > 0 AND run.message IS NULL
+    RETURNING id
+"""
+
+
+def _close(app, signature, exc):
+    """Write that a single step will never run. Returns `False` if it was sent."""
+    from .enqueue import COLUMNS, CONSTANTS, build_row, find_task, is_tracked
+
+    options, own = split(signature.get('options') or {})
+    name, task_id = signature['task'], options.get('task_id')
+    task = find_task(app, name)
+    kwargs, own = lift(task, signature.get('kwargs') or {}, own)
+    own = Own.merge(task, own)
+    if not is_uuid(task_id):
+        return True
+    culprit = _load_culprit(exc)
+    if not (is_tracked(task) if own.track is None else own.track):
+        # It has no row, unless it is what ends the replacement of a task that has one
+        lifecycle.finish(
+            get_connection(), task_id, Status.STATUS_ERRORED, reason=Reason.REASON_UPSTREAM_FAILED,
+            error=culprit.sentence, patience=5
+        )
+        return True
+    for lapsed in ('eta', 'countdown', 'expires'):
+        options.pop(lapsed, None)
+    options |= {'root_id': culprit.root_id or options.get('root_id'),
+                'parent_id': options.get('parent_id') or culprit.task_id}
+    row = build_row(app, name, signature.get('args'), kwargs, options, own, task, culprit)
+    row |= {'status': Status.STATUS_ERRORED, 'message': None, 'error': clean_text(culprit.sentence)}
+    constants = {key: value for key, value in CONSTANTS.items() if key not in ('reason', 'error')}
+    connection = get_connection()
+    written = connection.execute(CLOSE.format(
+        names=', '.join((*constants, *COLUMNS)),
+        values=', '.join((*constants.values(), *(f'%({column})s' for column in COLUMNS))),
+    ), row, patience=5)
+    if written:
+        return True
+    found = connection.execute(EXISTING, (task_id,), patience=5)
+    return not found or found[0][1] in (Reason.REASON_UPSTREAM_FAILED, Reason.REASON_PUBLISH_FAILED)
+
+
+def _load_culprit(exc):
+    """Return who is to blame: `task_id`, `root_id`, `user_id`, and the sentence that names the run."""
+    task_id = getattr(_thread, 'culprit', None)
+    rows = get_connection().execute(CULPRIT, (task_id,), patience=5) if is_uuid(task_id) else []
+    if not rows:
+        return SimpleNamespace(
+            task_id=task_id, root_id=None, user_id=None,
+            sentence=f'Not run, because [{task_id}] did not succeed: {exc!r}'
+        )
+    name, status, reason, error, user_id, root_id = rows[0]
+    if reason == Reason.REASON_UPSTREAM_FAILED:
+        sentence = error  # it names who was at fault
+    else:
+        what = f'{status} ({reason})' if reason else status
+        sentence = f'Not run, because {name} [{task_id}] is {what}' + (f': {error}' if error else '')
+    return SimpleNamespace(task_id=task_id, root_id=root_id, user_id=user_id, sentence=sentence)
+
+
+def culprit_of(error):
+    """Return the ID of the run that the error of a step which never ran names, or `None`."""
+    found = NAMED.search(error)
+    return found and found.group(1)
+
+
+# Callbacks for errors
+
+def _note_errbacks(backend, request):
+    """Write into a failed run's log which of its `link_error` are called here; the others are runs of their own."""
+    names = [errback.name for errback in map(backend.app.signature, request.errbacks or ())
+             if _is_inline(backend, errback)]
+    if not names:
+        return
+    run = get_run(request)
+    try:
+        if run is None and is_uuid(request.id) and (rows := get_connection().execute(ID_OF, (request.id,))):
+            run = Run(request.id, id=rows[0][0], attempt=rows[0][1] or 1)
+        if run is not None:
+            for name in names:
+                recorder.log(run, f'Error callback: {name}')
+            recorder.flush(run)
+    except DatabaseError:
+        logger.exception('The error callbacks of %s could not be noted', request.id)
+
+
+def _is_inline(backend, errback):
+    """Whether Celery calls an error callback in the process of the failure (`Backend._call_task_errbacks`)."""
+    try:
+        header = getattr(errback.type, '__header__', None)
+        return header is not None and not isinstance(header, partial) and backend._errback_arity_greater(errback, 1)
+    except Exception:  # noqa: BLE001 - the task is unknown here: its message goes to another worker
+        return False
+
+
+# Ends that no worker reports
+
+def close_dependents(app, name, options, exc):
+    """Write that what depends on a call will never run, since its message was refused. The broker may be the result
+    backend, too, so that is not told: the caller gets the exception.
+    """
+    chain = options.get('chain') or []
+    with _blaming(options['task_id']):
+        try:
+            for leaf in [leaf for step in reversed(chain) for leaf in leaves(step)]:
+                _close(app, leaf, exc)
+        except (DatabaseError, EncodeError, LookupError, TypeError, ValueError):
+            logger.exception('The steps after %s[%s] could not be closed', name, options['task_id'])
+
+
+def load_requests(task_ids):
+    """Return the requests of those of some runs on whose end something depends, by ID."""
+    decode = PayloadDecoder().decode
+    return {
+        task_id: as_request(task_id, name, decode(options))
+        for task_id, name, options in get_connection().execute(DEPENDENTS, ([str(id) for id in task_ids],))
+    }
+
+
+def tell_backend(app, task_id, exc, state):
+    """Let those who wait for the result of a run know of its end, and end what depends on it."""
+    task_id = str(task_id)
+    request = load_requests([task_id]).get(task_id)
+    if request is None:
+        app.backend.store_result(task_id, exc, state)
+    elif state == states.REVOKED:
+        app.backend.mark_as_revoked(task_id, str(exc), request)
+    else:
+        app.backend.mark_as_failure(task_id, exc, request=request)

@@ -1,0 +1,87 @@
+"""The runs of a workflow as a whole: those that have a root in common.
+
+A workflow that is cancelled stays cancelled. What waits is revoked, what runs is ended or asked to stop, and what a
+run starts after its cancel - the next step of its chain, the body of its chord, a callback - is born revoked: its row
+says so, and its message is not sent.
+"""
+import logging
+
+from django.db import connection
+
+from . import lifecycle
+from .canvas import as_request
+from .database import execute
+from .options import is_internal
+
+__all__ = (
+    'insert_child',
+    'is_orphan',
+    'mark_parts',
+    'refuse',
+    'takes_over',
+)
+
+logger = logging.getLogger(__name__)
+
+# GUARANTEE: of a cancel and of a call by the cancelled run, the later one knows of the other. The lock waits for a
+# cancel that is under way; who cancels a workflow looks for new rows until there are none. In a transaction of the
+# task's own there is no lock, since it would be in the way of what the engine writes for the run: the look is taken
+# again after the commit.
+PARENT_CANCELLED = f'(SELECT cancelled IS NOT NULL FROM {lifecycle.TABLE} WHERE task_id = %(parent_id)s {{lock}})'
+
+#: Parts of chords that are done may still be about to send the body.
+MARK_PARTS = f"""
+    UPDATE {lifecycle.TABLE} SET cancelled = now(), last_updated = now()
+    WHERE id = ANY(%s) AND status = 'completed' AND cancelled IS NULL AND options ? 'chord'
+"""
+BECAUSE = 'Not run: the run that started it was cancelled'
+
+
+def insert_child(insert, row):
+    """Insert the row of a run that another run starts; revoked, if that one was cancelled.
+
+    Args:
+        insert: The statement for any row, up to what it returns.
+        row: The column values. `row['refused']` is set if its message must not be sent.
+
+    Returns:
+        The inserted row's primary key, as the first column of the first of the rows, if there was none.
+    """
+    lock = '' if connection.in_atomic_block else 'FOR SHARE'
+    rows = execute(connection, f'{insert.rstrip()}, {PARENT_CANCELLED.format(lock=lock)}', row)
+    if rows and rows[0][1]:
+        lifecycle.cancel(connection, [rows[0][0]], BECAUSE)
+        row['refused'] = True
+    return rows
+
+
+def is_orphan(id, parent_id):
+    """Whether the run that started another one was cancelled meanwhile; then that other is revoked."""
+    rows = execute(connection, f'SELECT {PARENT_CANCELLED.format(lock="")}', {'parent_id': parent_id})
+    return bool(rows[0][0]) and bool(
+        lifecycle.cancel(connection, [id], BECAUSE) or _is_cancelled(id)
+    )
+
+
+def takes_over(name, options):
+    """Whether one of Celery's own tasks ends what took the place of a tracked task, as it does for a group."""
+    return bool(options.get('replaced_task_nesting')) and is_internal(name) and bool(
+        execute(connection, f'SELECT 1 FROM {lifecycle.TABLE} WHERE task_id = %s', (options['task_id'],))
+    )
+
+
+def _is_cancelled(id):
+    return bool(execute(connection, f'SELECT 1 FROM {lifecycle.TABLE} WHERE id = %s AND cancelled IS NOT NULL', (id,)))
+
+
+def refuse(app, name, options):
+    """Let those who wait for the result of a run know that it was born revoked, and end what depends on it."""
+    try:
+        app.backend.mark_as_revoked(options['task_id'], 'revoked', as_request(options['task_id'], name, options))
+    except Exception as exc:  # noqa: BLE001 - backends fail each in their own way
+        logger.warning('The end of %s could not be stored in the result backend: %s', options['task_id'], exc)
+
+
+def mark_parts(ids):
+    """Mark those of some runs as cancelled that have ended, but whose chord may be going on at this moment."""
+    execute(connection, MARK_PARTS, (list(ids),))

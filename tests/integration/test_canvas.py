@@ -1,0 +1,339 @@
+"""Workflows on real workers: chains, groups, chords, callbacks, and what nests them."""
+import pytest
+from celery import chain, chord, group
+from celery.exceptions import TimeoutError as CeleryTimeout
+from netbox_test_plugin import canvas as tasks
+from netbox_test_plugin.side import notes
+
+from dcim.models import Site
+from netbox_celery.engine.upstream import culprit_of
+from netbox_celery.models import CeleryResult
+
+from .support import Worker, ended, lines, row, until
+
+ENDS = ('completed', 'failed', 'errored', 'revoked', 'ignored')
+
+
+def rows():
+    return list(CeleryResult.objects.order_by('pk'))
+
+
+def all_ended(count, timeout=20):
+    """Wait until there are so many runs, and all have ended."""
+    def reached():
+        found = rows()
+        return len(found) == count and all(result.status in ENDS for result in found) and found
+    return until(reached, timeout, lambda: [(str(run), run.status, run.reason, run.error) for run in rows()])
+
+
+def by_status(runs):
+    found = {}
+    for run in runs:
+        found.setdefault(run.status, []).append(run)
+    return found
+
+
+@pytest.fixture
+def on(prefork):
+    """Put a signature into the worker's queue."""
+    return lambda signature: signature.set(queue=prefork.queue)
+
+
+def test_chain(on, user):
+    """Three rows, one tree: each step under the one before it, all by who started the first."""
+    outcome = chain(on(tasks.add.s(1, netbox_user=user)), on(tasks.add.s(2)), on(tasks.add.s(3)))()
+    assert outcome.get(timeout=20) == 6
+    assert outcome.parent.parent.get() == 1
+    first, second, third = all_ended(3)
+    assert [str(run.task_id) for run in (first, second, third)] == [
+        outcome.parent.parent.id, outcome.parent.id, outcome.id
+    ]
+    assert (first.parent_id, second.parent_id, third.parent_id) == (None, first.task_id, second.task_id)
+    assert {run.root_id for run in rows()} == {first.task_id}
+    assert {run.user for run in rows()} == {user}
+    assert [child.id for child in outcome.parent.parent.children] == [outcome.parent.id]
+
+
+def test_options_of_steps(on, user):
+    """Later steps carry users and objects; the caller's signatures stay as they are, and can be used again."""
+    site = Site.objects.create(name='Berlin', slug='berlin')
+    later = on(tasks.add.s(2)).set(netbox_user=user, netbox_object=site, netbox_name='Later')
+    also = on(tasks.add.s(3, netbox_kwargs={'user': user, 'object': site}))
+    link = on(tasks.add.s(4)).set(netbox_object=site)
+    for __ in range(2):
+        outcome = chain(on(tasks.add.s(1)), later, also).apply_async(link=link)
+        assert outcome.get(timeout=20) == 6
+    assert later.options['netbox_user'] is user and later.options['netbox_object'] is site
+    assert also.kwargs['netbox_kwargs']['object'] is site
+    runs = all_ended(8)
+    assert [(run.name, run.user, run.object) for run in runs[1:3]] == [
+        ('Later', user, site), ('netbox_test_plugin:add', user, site)
+    ]
+    assert sum(run.object == site for run in runs) == 6
+
+
+def test_group(on):
+    """The runs of a group know it, and have a root in common."""
+    outcome = group(on(tasks.add.s(number)) for number in range(4))()
+    assert outcome.get(timeout=20) == [0, 1, 2, 3]
+    assert outcome.join() == [0, 1, 2, 3]
+    assert outcome.completed_count() == 4
+    runs = all_ended(4)
+    assert {str(run.group_id) for run in runs} == {str(run.root_id) for run in runs} == {outcome.id}
+
+
+def test_chord(on, user):
+    outcome = chord([on(tasks.add.s(number, netbox_user=user)) for number in range(3)], on(tasks.add.s(10)))()
+    assert outcome.get(timeout=20) == 13
+    *header, body = all_ended(4)
+    assert str(body.task_id) == outcome.id
+    assert len({run.root_id for run in (*header, body)}) == 1
+    assert len({run.group_id for run in header}) == 1
+    assert body.parent_id in {run.task_id for run in header}
+    assert {run.user for run in (*header, body)} == {user}
+
+
+@pytest.mark.parametrize('shape, count, value', [
+    ('chain of groups', 6, [7, 7]),
+    ('chord in chain', 5, 13),
+    ('group of chains', 4, [3, 3]),
+    ('chain in chord header', 4, 7),
+    ('chord in chord header', 5, 9),
+    ('group in chain', 4, [3, 4, 5]),
+])
+def test_nested(on, shape, count, value):
+    """However they are nested, the values are Celery's, and all runs are one workflow."""
+    def add(*args):
+        return on(tasks.add.s(*args))
+
+    outcome = {
+        'chain of groups': lambda: chain(
+            group(add(1), add(2)), group(add(0), add(0)), group(add(1), add(1))
+        ),
+        'chord in chain': lambda: chain(add(1), group(add(1), add(2)), add(3), add(5)),
+        'group of chains': lambda: group(chain(add(1), add(2)), chain(add(1), add(2))),
+        'chain in chord header': lambda: chord([chain(add(1), add(2)), add(3)], add(1)),
+        'chord in chord header': lambda: chord([chord([add(1), add(2)], add(1)), add(3)], add(2)),
+        'group in chain': lambda: chain(add(1), group(add(2), add(3), add(4))),
+    }[shape]().apply_async()
+    found = outcome.get(timeout=20)
+    if shape != 'chain of groups':
+        assert found == value
+    runs = all_ended(count)
+    assert {run.status for run in runs} == {'completed'}
+    assert len({run.root_id for run in runs}) == 1, [(run.root_id, run.group_id, run.parent_id) for run in runs]
+
+
+@pytest.mark.parametrize('kind', ['map', 'starmap', 'chunks'])
+def test_map(prefork, kind):
+    """One row for all items (for each chunk of them), with the name of the inner task."""
+    items = [[number] for number in range(4)]
+    signature = tasks.add.chunks(items, 2) if kind == 'chunks' else getattr(tasks.add, kind)(items)
+    outcome = signature.apply_async(queue=prefork.queue)
+    assert outcome.get(timeout=20) == ([[0, 1], [2, 3]] if kind == 'chunks' else [0, 1, 2, 3])
+    names = [run.name for run in all_ended(2 if kind == 'chunks' else 1)]
+    assert names == (
+        ['netbox_test_plugin:add (starmap 2)'] * 2 if kind == 'chunks' else [f'netbox_test_plugin:add ({kind} 4)']
+    )
+
+
+def test_callbacks(on):
+    """A link is a run of its own, under the one that it follows."""
+    outcome = on(tasks.add.s(1)).apply_async(link=on(tasks.add.s(2)))
+    first, second = all_ended(2)
+    assert outcome.get() == 1
+    assert (second.parent_id, second.root_id, second.result) == (first.task_id, first.task_id, 3)
+
+
+def test_error_callbacks(on):
+    """One that takes an ID is a run of its own, one that takes the exception is noted in the failed run's log."""
+    outcome = on(tasks.break_.s()).apply_async(link_error=[on(tasks.errback.s()), tasks.inline_errback.s()])
+    failed, called = all_ended(2)
+    assert str(failed.task_id) == outcome.id
+    assert (failed.status, called.celery_name, called.parent_id) == (
+        'errored', tasks.errback.name, failed.task_id
+    )
+    assert 'Error callback: netbox_test_plugin:inline_errback' in lines(failed)
+    assert {what for __, what in notes(failed.task_id)} == {'ran', 'inline broken', 'published'}
+
+
+@pytest.fixture(scope='module')
+def replacing(instance, worker_log, side, django_db_blocker):
+    """A worker for the default queue too, to which Celery sends a task of its own when a group replaces a task."""
+    worker = Worker(instance, worker_log, 'replacing')
+    worker.command[worker.command.index('-Q') + 1] = 'replacing,celery'
+    with django_db_blocker.unblock():
+        worker.start().ready()
+    yield worker
+    worker.stop()
+
+
+@pytest.mark.parametrize('how', ['chain', 'group', 'chord'])
+@pytest.mark.parametrize('place', ['alone', 'chain', 'header'])
+def test_replace(replacing, how, place):
+    """A task that a workflow replaces keeps its row, and what follows it follows the workflow."""
+    def on(signature):
+        return signature.set(queue=replacing.queue)
+
+    step = on(tasks.replace_by.si(how=how, queue=replacing.queue))
+    value = {'chain': 2, 'group': [1, 1], 'chord': 4}[how]
+    total = sum(value) if isinstance(value, list) else value
+    if place == 'alone':
+        outcome, expected = step.apply_async(), value
+    elif place == 'chain':
+        outcome, expected = chain(step, on(tasks.add.s(10))).apply_async(), total + 10
+    else:
+        outcome, expected = chord([step, on(tasks.add.s(5))], on(tasks.add.s(10))).apply_async(), None
+    found = outcome.get(timeout=20)
+    assert expected is None or found == expected
+    runs = all_ended(len(rows()))
+    assert {run.status for run in runs} == {'completed'}, [(str(run), run.status, run.reason) for run in runs]
+    assert len({run.root_id for run in runs}) == 1
+
+
+#
+# Steps that will never run
+#
+
+def assert_unreached(run, culprit):
+    run.refresh_from_db()
+    assert (run.status, run.reason) == ('errored', 'upstream_failed')
+    assert culprit_of(run.error) == str(culprit.task_id)
+    assert str(culprit) in run.error
+    assert run.completed and not run.started and notes(run.task_id) == []
+
+
+@pytest.mark.parametrize('how', ['error', 'kill'])
+def test_chain_fails(on, how):
+    """The steps after a failed one get rows that name it: whoever ends it, the child or its parent."""
+    outcome = chain(on(tasks.add.s(1)), on(tasks.break_.s(how=how)), on(tasks.add.s(2)), on(tasks.add.s(3)))()
+    with pytest.raises(Exception):
+        outcome.get(timeout=20)
+    first, culprit, *unreached = all_ended(4)
+    assert (first.status, culprit.status) == ('completed', 'errored')
+    for run in unreached:
+        assert_unreached(run, culprit)
+        assert run.root_id == first.task_id
+    assert {outcome.state, outcome.parent.state} == {'FAILURE'}
+    assert {str(run.task_id) for run in unreached} == {outcome.id, outcome.parent.id}
+
+
+@pytest.mark.parametrize('how', ['error', 'kill'])
+def test_chord_fails(on, how):
+    """A chord whose part fails fails its body; the other parts run."""
+    outcome = chord([on(tasks.add.s(1)), on(tasks.break_.s(how=how)), on(tasks.add.s(2))], on(tasks.add.s(3)))()
+    with pytest.raises(Exception):
+        outcome.get(timeout=20)
+    found = by_status(all_ended(4))
+    assert len(found['completed']) == 2
+    culprit, body = sorted(found['errored'], key=lambda run: run.reason == 'upstream_failed')
+    assert str(body.task_id) == outcome.id
+    assert_unreached(body, culprit)
+
+
+def test_nested_canvas_fails(on):
+    """All that was to come after a failure is closed, also within a group, and the body of a chord around it."""
+    outcome = chord([
+        chain(on(tasks.break_.s()), group(on(tasks.add.s(1)), on(tasks.add.s(2))), on(tasks.add.s(3))),
+        on(tasks.add.s(4)),
+    ], chain(on(tasks.add.s(5)), on(tasks.add.s(6))))()
+    with pytest.raises(Exception):
+        outcome.get(timeout=20)
+    found = by_status(all_ended(7))
+    assert len(found['completed']) == 1
+    culprit = next(run for run in found['errored'] if run.reason == '')
+    unreached = [run for run in found['errored'] if run.reason]
+    assert len(unreached) == 5
+    for run in unreached:
+        assert_unreached(run, culprit)
+    assert len({run.root_id for run in rows()}) == 1
+
+
+def test_replacement_by_a_chain_fails(on, prefork):
+    """The row of a task that replaced itself ends with the chain that took its place, and so does what follows."""
+    outcome = chain(on(tasks.replace_by.si(how='broken', queue=prefork.queue)), on(tasks.add.s(1)))()
+    with pytest.raises(Exception):
+        outcome.get(timeout=20)
+    runs = all_ended(3)
+    assert {run.status for run in runs} == {'errored'}
+    assert [run.reason for run in runs].count('upstream_failed') == 2
+
+
+def test_revoked_in_the_queue(make_worker):
+    """What waits for a run that is cancelled before a worker is up ends at once, the body of a chord too."""
+    worker = make_worker('later')
+    steps = [tasks.add.s(number).set(queue='later') for number in range(3)]
+    outcome = chain(*steps)()
+    assert row(outcome.parent.parent).cancel()
+    first, *unreached = all_ended(3)
+    for run in unreached:
+        assert_unreached(run, first)
+    assert outcome.state == 'FAILURE'
+
+    body = chord(steps[:1], steps[1])()
+    row(body.parent.results[0]).cancel()
+    assert ended(body.id).reason == 'upstream_failed'
+    with pytest.raises(Exception) as caught:
+        body.get(timeout=5)
+    assert not isinstance(caught.value, CeleryTimeout)
+    worker.start().ready()
+    marker = worker.run(tasks.add, 1)
+    assert marker.status == 'completed'
+    assert all(notes(run.task_id) == [] for run in rows() if run.pk != marker.pk)
+
+
+def test_expired(on):
+    outcome = chain(on(tasks.add.s(1)).set(expires=0.001, countdown=1), on(tasks.add.s(2)))()
+    first, second = all_ended(2)
+    assert (first.status, first.reason) == ('revoked', 'expired')
+    assert_unreached(second, first)
+    assert outcome.state == 'FAILURE'
+
+
+def test_not_published(on):
+    """If the first message is refused, the later steps are closed as well."""
+    from kombu.exceptions import OperationalError
+
+    from netbox_celery.celery import app
+
+    broken = app.connection('redis://127.0.0.1:1/0')
+    with pytest.raises(OperationalError):
+        chain(on(tasks.add.s(1)), on(tasks.add.s(2))).apply_async(connection=broken, retry=False)
+    first, second = all_ended(2)
+    assert (first.status, first.reason) == ('errored', 'publish_failed')
+    assert_unreached(second, first)
+
+
+def test_lost_worker(make_worker, prefork, gate):
+    """A chord part that is lost with its whole worker fails the body, by the sweep of another worker."""
+    victim = make_worker('victim-canvas', concurrency=1).start().ready()
+    outcome = chord([
+        tasks.pass_gate.s(gate=gate).set(queue=victim.queue), tasks.add.s(1).set(queue=prefork.queue)
+    ], tasks.add.s(1).set(queue=prefork.queue) | tasks.add.s(2).set(queue=prefork.queue))()
+    lost = until(lambda: CeleryResult.objects.filter(status='running', celery_name=tasks.pass_gate.name).first())
+    victim.kill()
+    with pytest.raises(Exception) as caught:
+        outcome.get(timeout=30)
+    assert not isinstance(caught.value, CeleryTimeout)
+    all_ended(4)
+    lost.refresh_from_db()
+    assert lost.reason == 'worker_lost'
+    for run in CeleryResult.objects.filter(reason='upstream_failed'):
+        assert_unreached(run, lost)
+    assert CeleryResult.objects.filter(reason='upstream_failed').count() == 2
+
+
+def test_step_that_ran_is_not_closed(on):
+    """Reports of the same failure that come twice, and of one after the next step was sent, change nothing."""
+    from netbox_celery.celery import app
+    from netbox_celery.engine.canvas import as_request
+
+    outcome = chain(on(tasks.add.s(1)), on(tasks.add.s(2)), on(tasks.add.s(3)))()
+    assert outcome.get(timeout=20) == 6
+    first = all_ended(3)[0]
+    for __ in range(2):
+        app.backend.mark_as_failure(
+            str(first.task_id), ValueError('late'), request=as_request(first.task_id, first.celery_name, first.options)
+        )
+    assert {run.status for run in all_ended(3)} == {'completed'}
+    assert outcome.get() == 6

@@ -1,0 +1,70 @@
+"""Tasks that are steps of workflows."""
+import os
+import signal
+
+from celery import chain, chord, group, shared_task
+
+from netbox_celery.tasks import CeleryBaseTask, netbox_celery_task
+
+from .side import note, wait_at
+
+
+@netbox_celery_task(name='netbox_test_plugin:add')
+def add(self, task_id, *numbers):
+    """Return a sum."""
+    note(task_id, 'ran')
+    return _total(numbers)
+
+
+def _total(value):
+    return sum(map(_total, value)) if isinstance(value, list | tuple) else value
+
+
+@netbox_celery_task(name='netbox_test_plugin:break')
+def break_(self, task_id, *args, how='error'):
+    """End without success."""
+    note(task_id, 'ran')
+    if how == 'kill':
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise ValueError('broken')
+
+
+@netbox_celery_task(name='netbox_test_plugin:pass_gate')
+def pass_gate(self, task_id, *args, gate):
+    """Wait at a gate, and look now and then whether it was cancelled."""
+    note(task_id, 'ran')
+    wait_at(gate)
+    return 1
+
+
+@shared_task(name='netbox_test_plugin:inline_errback', base=CeleryBaseTask)
+def inline_errback(task_id, request, exc, traceback):
+    """Called in the process of the failure: a callback for errors that takes three arguments."""
+    note(request.id, f'inline {exc}')
+
+
+@netbox_celery_task(name='netbox_test_plugin:errback')
+def errback(self, task_id, failed):
+    """Sent as a task of its own: a callback for errors that takes the ID of the failed run."""
+    note(failed, 'published')
+
+
+@netbox_celery_task(name='netbox_test_plugin:replace_by')
+def replace_by(self, task_id, *args, how, queue):
+    """Let a workflow take its place."""
+    note(task_id, 'replaced')
+    step = add.s(1).set(queue=queue)
+    raise self.replace({
+        'chain': lambda: chain(add.si(1).set(queue=queue), step),
+        'group': lambda: group(step.clone(), step.clone()),
+        'chord': lambda: chord([add.si(1).set(queue=queue), add.si(2).set(queue=queue)], step),
+        'broken': lambda: chain(break_.si().set(queue=queue), step),
+    }[how]())
+
+
+@netbox_celery_task(name='netbox_test_plugin:start_later')
+def start_later(self, task_id, gate, queue):
+    """Start another run after a while."""
+    note(task_id, 'ran')
+    wait_at(gate)
+    return str(add.apply_async((1,), queue=queue).id)
