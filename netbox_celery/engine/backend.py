@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from celery import states
+from celery.backends.redis import RedisBackend
 from celery.exceptions import ChordError, MaxRetriesExceededError, NotRegistered, Reject, Retry, TaskRevokedError
 from celery.utils.saferepr import saferepr
 from kombu.exceptions import OperationalError
@@ -22,8 +23,9 @@ from ..config import get_config
 from . import lifecycle, presence
 from .database import get_connection
 from .exceptions import TaskFailed
-from .payload import cut_text, limited_jsonb
+from .payload import cut_text, dumps, limited_jsonb, to_jsonb
 from .recorder import recorder
+from .rowresults import RowResultsMixin
 from .run import get_run
 
 __all__ = (
@@ -54,7 +56,8 @@ FAILURES = (
 
 def tracking(backend):
     """Return the backend with tracking, as an instance of a subclass of its class."""
-    backend.__class__ = type(f'Tracking{type(backend).__name__}', (TrackingMixin, type(backend)), {})
+    mixins = (TrackingMixin, RowResultsMixin) if isinstance(backend, RedisBackend) else (TrackingMixin,)
+    backend.__class__ = type(f'Tracking{type(backend).__name__}', (*mixins, type(backend)), {})
     return backend
 
 
@@ -69,18 +72,31 @@ class TrackingMixin:
         run = get_run(request)
         if run is None:
             return super().mark_as_done(task_id, result, request, store_result, state)
+        limit, exact = get_config().payload_length, False
         try:
-            text = limited_jsonb(self.prepare_value(result), get_config().payload_length)
+            text, changed = to_jsonb(self.prepare_value(result))
+            exact = not changed and len(text) <= limit
         except (TypeError, ValueError):
             if store_result:
                 # Celery decides whether this result can be stored; if not, it raises, and the task fails.
                 super().mark_as_done(task_id, result, request, store_result, state)
-            text = limited_jsonb(saferepr(result), get_config().payload_length)
-        status = self._finish(run, Status.STATUS_COMPLETED, result=text)
-        if status == Status.STATUS_COMPLETED:
-            with _settled(task_id):
-                return super().mark_as_done(task_id, result, request, store_result, state)
-        return self._mark_as_ended(task_id, status, request, store_result)
+            text = dumps(saferepr(result))
+        # The row is enough, unless the backend holds an earlier state of the task that has to be replaced.
+        row_is_enough = (
+            store_result and exact and not run.ended and run.claims == 1
+            and not getattr(request, 'netbox_stored', False)
+            and isinstance(self, RowResultsMixin) and self.can_publish(request)
+        )
+        status = self._finish(
+            run, Status.STATUS_COMPLETED, result=text if len(text) <= limit else dumps(cut_text(text, limit)),
+            in_backend=store_result and not row_is_enough
+        )
+        if status != Status.STATUS_COMPLETED:
+            return self._mark_as_ended(task_id, status, request, store_result)
+        if row_is_enough:
+            self.publish_result(task_id, self.encode_result(result, state), request)
+        with _settled(task_id):
+            return super().mark_as_done(task_id, result, request, store_result and not row_is_enough, state)
 
     def mark_as_failure(
         self, task_id, exc, traceback=None, request=None, store_result=True, call_errbacks=True, state=states.FAILURE
@@ -88,7 +104,9 @@ class TrackingMixin:
         run = get_run(request)
         if run is not None:
             status, reason, error = describe_failure(_raised(exc))
-            its_status = self._finish(run, status, reason=reason, error=error, traceback=_text(traceback))
+            its_status = self._finish(
+                run, status, reason=reason, error=error, traceback=_text(traceback), in_backend=store_result
+            )
             if its_status != status:
                 return self._mark_as_ended(task_id, its_status, request, store_result)
         elif _goes_back(exc, request):
@@ -98,7 +116,8 @@ class TrackingMixin:
         elif not getattr(request, 'is_eager', False):
             status, reason, error = describe_failure(exc)
             presence.close_run(
-                task_id, status, attempt=_attempt(request), reason=reason, error=error, traceback=_text(traceback, exc)
+                task_id, status, attempt=_attempt(request), reason=reason, error=error,
+                traceback=_text(traceback, exc), in_backend=store_result
             )
         return super().mark_as_failure(
             task_id, exc, traceback=traceback, request=request, store_result=store_result,
@@ -147,6 +166,8 @@ class TrackingMixin:
         return None
 
     def store_result(self, task_id, result, state, traceback=None, request=None, **kwargs):
+        if request is not None and getattr(request, 'id', None) == task_id:
+            request.netbox_stored = True
         if state not in states.ALL_STATES:
             run = get_run(request)
             if run is not None and run.task_id == task_id:
@@ -158,7 +179,7 @@ class TrackingMixin:
             return {'status': states.PENDING, 'result': None}
         return super()._get_task_meta_for(task_id)
 
-    def _finish(self, run, status, *, reason='', result='null', error='', traceback=''):
+    def _finish(self, run, status, *, reason='', result='null', error='', traceback='', in_backend=False):
         """End a run of this process.
 
         Returns:
@@ -171,7 +192,7 @@ class TrackingMixin:
         row = lifecycle.finish(
             # What replaced the run is not claimed yet, if it could be sent at all.
             connection, run.task_id, status, claims=None if run.replaced else run.claims, reason=reason, result=result,
-            error=error, traceback=traceback
+            error=error, traceback=traceback, in_backend=in_backend
         )
         run.ended = True
         if row is not None:

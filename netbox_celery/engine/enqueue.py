@@ -47,7 +47,7 @@ HEADER = 'netbox_celery'
 #: Columns without a default in the database.
 CONSTANTS = {
     'custom_field_data': "'{}'", 'reason': "''", 'step': "''", 'worker': "''", 'attempt': '0', 'attempts': "'[]'",
-    'error': "''", 'traceback': "''", 'claims': '0',
+    'error': "''", 'traceback': "''", 'claims': '0', 'in_backend': 'false',
 }
 COLUMNS = (
     'created', 'last_updated', 'task_id', 'celery_name', 'name', 'args', 'kwargs', 'options', 'queue', 'user_id',

@@ -104,7 +104,7 @@ FINISH = f"""
         result = %(result)s::jsonb,
         error = CASE WHEN cancelled IS NOT NULL AND %(error)s = '' THEN error ELSE %(error)s END,
         traceback = %(traceback)s,
-        completed = now(), last_updated = now(), message = NULL,
+        completed = now(), last_updated = now(), message = NULL, in_backend = %(in_backend)s,
         attempts = {{attempts}}
     WHERE task_id = %(task_id)s AND {{guard}}
     RETURNING id, status, reason
@@ -127,7 +127,7 @@ FINISH_BY = {
 
 def finish(
     connection, task_id, status, *, claims=None, holder=None, attempt=None, reason='', result='null', error='',
-    traceback='', patience=60
+    traceback='', in_backend=False, patience=60
 ):
     """End a run.
 
@@ -142,6 +142,7 @@ def finish(
         result: What the task returned, as JSON text that `jsonb` accepts.
         error: What went wrong, in a line.
         traceback: Where it went wrong.
+        in_backend: Whether Celery's result backend will hold more of the result than the row.
         patience: For how long to try to reach the database, seconds.
 
     Returns:
@@ -151,6 +152,7 @@ def finish(
     rows = connection.execute(FINISH_BY[by], {
         'task_id': task_id, 'status': status, 'claims': claims, 'holder': holder, 'attempt': attempt,
         'reason': reason, 'result': result, 'error': clean_text(error), 'traceback': clean_text(traceback),
+        'in_backend': in_backend,
     }, patience=patience)
     return rows[0] if rows else None
 

@@ -18,6 +18,7 @@ __all__ = (
     'clean_text',
     'cut_text',
     'dumps',
+    'is_cut',
     'is_uuid',
     'limited_jsonb',
     'plain',
@@ -30,6 +31,9 @@ _UNSTORABLE = re.compile('[\x00\ud800-\udfff]')
 # Terminal control sequences: CSI (colours, cursor), OSC (titles, links), and the two-character ones.
 _ANSI = re.compile(r'\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])')
 _CONTROL = re.compile(r'[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]')
+
+#: How the note of `cut_text` ends.
+CUT_END = 'characters left out]'
 
 
 class PayloadEncoder(JSONEncoder):
@@ -110,7 +114,12 @@ def cut_text(text, limit):
     """Return `text`, or its first `limit` characters with a note of how many are missing."""
     if len(text) <= limit:
         return text
-    return f'{text[:limit]}… [cut: {len(text) - limit:,} of {len(text):,} characters left out]'
+    return f'{text[:limit]}… [cut: {len(text) - limit:,} of {len(text):,} {CUT_END}'
+
+
+def is_cut(value):
+    """Whether a value from a row is what `limited_jsonb` left of one that was too large."""
+    return isinstance(value, str) and value.endswith(CUT_END)
 
 
 def plain(value):

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections import deque
+from functools import partial
 from importlib.metadata import version
 from uuid import uuid4
 
@@ -177,22 +178,22 @@ def _write(function):
     return None
 
 
-def close_run(task_id, status, *, attempt=None, reason='', error='', traceback=''):
+def close_run(task_id, status, *, attempt=None, reason='', error='', traceback='', in_backend=False):
     """End a run from outside the process that runs it: one that nobody claimed, or one that this worker holds.
 
     Args:
         attempt: The attempt that this worker holds, if it may be ended too.
+        in_backend: Whether Celery's result backend is told as well.
     """
     def write(connection):
+        end = partial(
+            lifecycle.finish, connection, task_id, status, reason=reason, error=error, traceback=traceback,
+            in_backend=in_backend, patience=0
+        )
         row = None
         if identity.key is not None and attempt is not None:
-            row = lifecycle.finish(
-                connection, task_id, status, holder=identity.key, attempt=attempt, reason=reason, error=error,
-                traceback=traceback, patience=0
-            )
-        return row or lifecycle.finish(
-            connection, task_id, status, reason=reason, error=error, traceback=traceback, patience=0
-        )
+            row = end(holder=identity.key, attempt=attempt)
+        return row or end()
     return _write(write)
 
 

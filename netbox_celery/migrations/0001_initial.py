@@ -84,6 +84,7 @@ class Migration(migrations.Migration):
                 ('holder', models.UUIDField(editable=False, null=True)),
                 ('claims', models.PositiveIntegerField(default=0, editable=False)),
                 ('nesting', models.PositiveIntegerField(default=0, editable=False)),
+                ('in_backend', models.BooleanField(default=False, editable=False)),
                 ('object_type', models.ForeignKey(blank=True, db_index=False, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='contenttypes.contenttype')),
                 ('tags', taggit.managers.TaggableManager(through='extras.TaggedItem', to='extras.Tag')),
                 ('user', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),

@@ -15,6 +15,7 @@ from netbox.models import NetBoxModel
 
 from ..choices import LogLevelChoices, ResultReasonChoices, ResultStatusChoices
 from ..engine.payload import PayloadDecoder, PayloadEncoder, plain
+from ..engine.workflow import HAS_OTHER_ROOT
 from ..querysets import CeleryLogEntryQuerySet, HistoryQuerySet
 from .fields import HistoricGenericForeignKey
 
@@ -255,6 +256,12 @@ class CeleryResult(NetBoxModel):
 
     objects = HistoryQuerySet.as_manager()
 
+    in_backend = models.BooleanField(
+        editable=False,
+        default=False,
+        help_text="Celery's result backend holds more of the result than the row."
+    )
+
     class Meta:
         # Newest first. The primary key orders as `created` does and needs no index of its own.
         ordering = ('-pk',)
@@ -267,7 +274,7 @@ class CeleryResult(NetBoxModel):
             ),
             models.Index(
                 fields=('root_id',),
-                condition=Q(parent_id__isnull=False),
+                condition=HAS_OTHER_ROOT,
                 name='netbox_celery_result_root'
             ),
             # What the sweeps look at: few rows, whatever the length of the history. Status and holder are in no index,
@@ -294,7 +301,8 @@ class CeleryResult(NetBoxModel):
 
     def serialize_object(self, exclude=None):
         """Leave what only the engine uses out of the change log."""
-        return super().serialize_object(exclude=[*(exclude or ()), 'message', 'holder', 'claims', 'nesting'])
+        own = ('message', 'holder', 'claims', 'nesting', 'in_backend')
+        return super().serialize_object(exclude=[*(exclude or ()), *own])
 
     @property
     def is_finished(self):

@@ -1,0 +1,93 @@
+"""Results from rows: Redis tells those who wait that a task is done, and need not hold the result a second time.
+
+Celery's Redis backend stores each result under a key and publishes it on a channel of that name. A run that completed
+has its result in its row, for longer than Redis would keep it. So for those only the publishing is done, which halves
+what a result costs, and whoever asks later gets it from the row. Redis holds what a row cannot: states of untracked
+tasks and custom states, exceptions, results too large for a row, and results with children.
+"""
+from celery import states
+from celery.exceptions import TaskRevokedError
+from celery.utils.time import timezone
+from django.db import connection
+from kombu.utils.encoding import bytes_to_str
+
+from ..choices import ResultStatusChoices as Status
+from . import lifecycle
+from .database import execute, get_connection
+from .payload import PayloadDecoder, is_cut, is_uuid
+from .presence import identity
+
+__all__ = (
+    'RowResultsMixin',
+)
+
+ENDED = f"""
+    SELECT task_id::text, status, result::text, error, traceback, completed FROM {lifecycle.TABLE}
+    WHERE task_id = ANY(%s::uuid[]) AND completed IS NOT NULL
+        -- What the backend holds too, and better, it may be about to get. Later on, it has lost it.
+        AND (NOT in_backend OR completed < now() - interval '1 minute')
+"""
+
+STATES = {
+    Status.STATUS_COMPLETED: states.SUCCESS,
+    Status.STATUS_FAILED: states.FAILURE,
+    Status.STATUS_ERRORED: states.FAILURE,
+    Status.STATUS_REVOKED: states.REVOKED,
+    Status.STATUS_IGNORED: states.IGNORED,
+}
+
+
+def _query(ids):
+    """Read rows with the caller's connection; in a worker, whose parent keeps none of Django's, with the engine's."""
+    if identity.key is not None:
+        return get_connection().execute(ENDED, (ids,), patience=5)
+    return execute(connection, ENDED, (ids,))
+
+
+class RowResultsMixin:
+    """Lets a Redis backend find results in rows, and publish results without storing them."""
+
+    def can_publish(self, request):
+        """Whether a row holds all that Celery would store of a success: it knows nothing of children."""
+        return not request.children and not self.app.conf.result_extended
+
+    def publish_result(self, task_id, result, request):
+        """Tell those who wait that a task succeeded; its row holds the result."""
+        meta = self._get_result_meta(result=result, state=states.SUCCESS, traceback=None, request=request)
+        meta['task_id'] = task_id
+        self.ensure(self.client.publish, (self.get_key_for_task(task_id), self.encode(meta)))
+
+    def get(self, key):
+        value = super().get(key)
+        return value if value is not None else self._from_rows([key]).get(key)
+
+    def mget(self, keys):
+        values = super().mget(keys)
+        missing = [key for key, value in zip(keys, values) if value is None]
+        found = self._from_rows(missing) if missing else {}
+        return [found.get(key) if value is None else value for key, value in zip(keys, values)]
+
+    def _from_rows(self, keys):
+        """Return results of runs that have ended, encoded as Redis would hold them, by key."""
+        by_id = {
+            bytes_to_str(self.key_t(key))[len(self.task_keyprefix):]: key for key in keys
+            if self.key_t(key).startswith(self.task_keyprefix)
+        }
+        ids = [id for id in by_id if is_uuid(id)]
+        rows = _query(ids) if ids else []
+        return {by_id[row[0]]: self.encode(meta) for row in rows if (meta := self._meta_from_row(*row))}
+
+    def _meta_from_row(self, task_id, status, result, error, traceback, completed):
+        state = STATES[status]
+        if state == states.FAILURE:
+            result = self.prepare_exception(Exception(error))
+        elif state == states.REVOKED:
+            result = self.prepare_exception(TaskRevokedError(error or 'revoked'))
+        else:
+            result = PayloadDecoder().decode(result) if result else None
+            if is_cut(result):
+                return None
+        return {
+            'status': state, 'result': result, 'traceback': traceback or None, 'children': [],
+            'date_done': completed.astimezone(timezone.utc).isoformat(), 'task_id': task_id,
+        }
