@@ -54,7 +54,7 @@ for module in pkgutil.walk_packages({PACKAGE}.__path__, '{PACKAGE}.'):
 def missing_from(path):
     files = subprocess.check_output(['git', 'ls-files', '-z', PACKAGE], cwd=ROOT, text=True).split('\0')
     shipped = set(ZipFile(path).namelist())
-    for name in filter(None, files):
+    for name in (*filter(None, files), f'{PACKAGE}/netbox-plugin.yaml'):
         if name not in shipped:
             yield f'The wheel lacks {name}'
 
