@@ -7,6 +7,7 @@ says so, and its message is not sent.
 import logging
 
 from django.db import connection
+from django.db.models import F, Q
 
 from . import lifecycle
 from .canvas import as_request
@@ -14,14 +15,26 @@ from .database import execute
 from .options import is_internal
 
 __all__ = (
+    'HAS_OTHER_ROOT',
     'insert_child',
     'is_orphan',
     'mark_parts',
+    'members',
     'refuse',
     'takes_over',
 )
 
 logger = logging.getLogger(__name__)
+
+#: Runs that are not the root of their own workflow; the condition of the index by which a workflow is found.
+HAS_OTHER_ROOT = Q(root_id__lt=F('task_id')) | Q(root_id__gt=F('task_id'))
+
+
+def members(result):
+    """Return all runs of the workflow of a run, a queryset."""
+    root_id = result.root_id or result.task_id
+    return type(result).objects.filter(Q(task_id=root_id) | Q(root_id=root_id) & HAS_OTHER_ROOT)
+
 
 # GUARANTEE: of a cancel and of a call by the cancelled run, the later one knows of the other. The lock waits for a
 # cancel that is under way; who cancels a workflow looks for new rows until there are none. In a transaction of the
