@@ -21,5 +21,6 @@ than seconds do. They go to `development/.state/bench.json`, where a partial run
     stage       services, workers and the processes in which calls are made
     probe       such a process: reads what to do, answers how long it took
     measures    the measurements
+    others      what else is going on on the machine
     report      what is printed and written
 """

@@ -8,6 +8,7 @@ import time
 
 from ..stack.processes import StackError
 from ..stack.services import Services
+from . import others
 from .measures import MEASURES
 from .report import PATH, print_figures, save
 from .stage import PLUGINS_CONFIG, Stage
@@ -43,12 +44,12 @@ def run(names, quick):
         print(
             f'PostgreSQL {settings.pop("server_version")} as in production: '
             f'{", ".join(f"{name} {value}" for name, value in settings.items())}. Redis without persistence.\n'
-            'Workers have two prefork processes. Figures are medians of the rounds, with the least and the most.\n',
+            'Workers have two prefork processes. Figures are medians, with the least and the most.\n',
             flush=True,
         )
         stage = Stage(services, quick)
         for name in names:
-            started = time.monotonic()
+            started, others.shares = time.monotonic(), []
             try:
                 figures = MEASURES[name](stage)
             finally:

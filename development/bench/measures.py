@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from datetime import UTC, datetime
 
+from . import others
 from .report import Figure, ratio
 
 __all__ = (
@@ -16,13 +17,19 @@ __all__ = (
 def in_turns(rounds, *functions):
     """
     Call functions in turns, the order reversed each time, and return the list of results of each.
+
+    What others do on the machine meanwhile hurts more whoever waits more. So the half of the rounds in which they did
+    the least is what counts, and how much that was is told.
     """
-    results = [[] for __ in functions]
+    results = []
     for number in range(rounds):
-        order = range(len(functions))
-        for index in (order if number % 2 == 0 else reversed(order)):
-            results[index].append(functions[index]())
-    return results
+        with others.watched() as share:
+            order = range(len(functions))
+            values = {index: functions[index]() for index in (order if number % 2 == 0 else reversed(order))}
+        results.append((share(), [values[index] for index in range(len(functions))]))
+    quiet = sorted(results, key=lambda result: result[0])[:(rounds + 1) // 2]
+    others.shares = [share for share, __ in quiet]
+    return [list(values) for values in zip(*(values for __, values in quiet))]
 
 
 #

@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 from ..stack.paths import STATE
 from ..stack.processes import write_json
+from . import others
 
 __all__ = (
     'Figure',
@@ -83,10 +84,16 @@ def shown(value):
 
 
 def print_figures(title, figures, seconds):
-    print(f'{title} ({seconds:.0f} s, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)')
+    busy = f', others had {shown_share()} of the machine' if others.shares else ''
+    print(f'{title} ({seconds:.0f} s on {os.cpu_count()} cores{busy})')
     for figure in figures:
         print(figure)
     print(flush=True)
+
+
+def shown_share():
+    least, most = (f'{share:.0%}' for share in (min(others.shares), max(others.shares)))
+    return least if least == most else f'{least} to {most}'
 
 
 def save(measure, figures, *, quick):
@@ -102,7 +109,7 @@ def save(measure, figures, *, quick):
     report.setdefault('measured', {})[measure] = {
         'at': datetime.now(UTC).isoformat(timespec='seconds'),
         'quick': quick,
-        'load': round(os.getloadavg()[0], 1),
+        'share_of_others': [round(share, 3) for share in others.shares],
         'figures': {figure.key: figure.to_dict() for figure in figures},
     }
     report['machine'] = {

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from redis import Redis
 from ..stack.instance import executable
 from ..stack.paths import ROOT, STATE
 from ..stack.processes import Process, StackError, tail
+from .others import times
 
 __all__ = (
     'BARE_DATABASE',
@@ -139,15 +140,7 @@ class Worker:
 
 
 def cpu_time(worker, postgresql, redis):
-    children, used = {}, {}
-    for path in Path('/proc').glob('[0-9]*/stat'):
-        with suppress(OSError):
-            # The name in brackets may contain anything
-            __, parent, *fields = path.read_text().rpartition(')')[2].split()
-            pid = int(path.parent.name)
-            children.setdefault(int(parent), []).append(pid)
-            # Of its own, and of children that have ended
-            used[pid] = sum(map(int, fields[9:13])) / os.sysconf('SC_CLK_TCK')
+    children, used = times()
     return {
         'main': used[worker],
         'pool': sum(used[pid] for pid in children.get(worker, ())),
