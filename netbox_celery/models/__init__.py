@@ -1,4 +1,5 @@
-from .result import CeleryLogEntry, CeleryResult
+from .log import CeleryLogEntry
+from .result import CeleryResult
 from .task import CeleryTask
 from .worker import CeleryWorker
 

@@ -1,4 +1,4 @@
-"""A run (`CeleryResult`) and the lines of its log (`CeleryLogEntry`).
+"""A run: what was called, where it stands, how it ended.
 
 The rows are the truth about runs: who may write which column when is told in `netbox_celery.engine.lifecycle`.
 Nothing here changes a status.
@@ -13,14 +13,13 @@ from django.utils.translation import gettext_lazy as _
 
 from netbox.models import NetBoxModel
 
-from ..choices import LogLevelChoices, ResultReasonChoices, ResultStatusChoices
+from ..choices import ResultReasonChoices, ResultStatusChoices
 from ..engine.payload import PayloadDecoder, PayloadEncoder, plain
 from ..engine.workflow import HAS_OTHER_ROOT
-from ..querysets import CeleryLogEntryQuerySet, HistoryQuerySet
+from ..querysets import HistoryQuerySet
 from .fields import HistoricGenericForeignKey
 
 __all__ = (
-    'CeleryLogEntry',
     'CeleryResult',
 )
 
@@ -424,77 +423,3 @@ class CeleryResult(NetBoxModel):
         from ..engine.control import rerun
         return rerun(self, user=user)
     rerun.alters_data = True
-
-
-class CeleryLogEntry(models.Model):
-    """A line of a run's log. Its primary key is the cursor of a reader who follows the log."""
-    result = models.ForeignKey(
-        to='netbox_celery.CeleryResult',
-        # PostgreSQL deletes them (ON DELETE CASCADE, migration 0001): a million lines go without one being loaded.
-        # Django does not let DB_CASCADE stand beside the Python-level SET_NULL of its other relations.
-        on_delete=models.DO_NOTHING,
-        db_constraint=False,
-        related_name='log_entries',
-        verbose_name=_('result'),
-        db_index=False
-    )
-    attempt = models.PositiveIntegerField(
-        verbose_name=_('attempt'),
-        default=1
-    )
-    level = models.PositiveSmallIntegerField(
-        verbose_name=_('level'),
-        choices=LogLevelChoices,
-        default=LogLevelChoices.LEVEL_INFO
-    )
-    grouping = models.CharField(
-        verbose_name=_('grouping'),
-        max_length=100,
-        default='main'
-    )
-    message = models.TextField(
-        verbose_name=_('message')
-    )
-    object_type = models.ForeignKey(
-        to='contenttypes.ContentType',
-        on_delete=models.SET_NULL,
-        related_name='+',
-        verbose_name=_('object type'),
-        blank=True,
-        null=True,
-        db_index=False,
-        db_constraint=False
-    )
-    object_id = models.PositiveBigIntegerField(
-        verbose_name=_('object ID'),
-        blank=True,
-        null=True
-    )
-    object = HistoricGenericForeignKey(
-        ct_field='object_type',
-        fk_field='object_id',
-        for_concrete_model=False
-    )
-    created = models.DateTimeField(
-        verbose_name=_('created'),
-        default=timezone.now
-    )
-
-    objects = CeleryLogEntryQuerySet.as_manager()
-
-    class Meta:
-        ordering = ('pk',)
-        indexes = (
-            models.Index(fields=('result', 'id')),
-        )
-        verbose_name = _('log entry')
-        verbose_name_plural = _('log entries')
-
-    def __str__(self):
-        return self.message[:100]
-
-    def get_absolute_url(self):
-        return self.result.get_absolute_url()
-
-    def get_level_color(self):
-        return LogLevelChoices.colors.get(self.level)
