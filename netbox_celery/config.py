@@ -92,7 +92,7 @@ class Config:
 
 
 def _check_type(name, value, expected):
-    accepted = {float: (int, float), int: int, str: str, dict: dict}[expected]
+    accepted: tuple[type, ...] = {float: (int, float), int: (int,), str: (str,), dict: (dict,)}[expected]
     if not isinstance(value, accepted) or isinstance(value, bool):
         raise _wrong(name, f'must be of type {expected.__name__}, not {type(value).__name__} ({value!r})')
 

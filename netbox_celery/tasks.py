@@ -20,6 +20,7 @@ from celery import shared_task
 from celery.contrib.django.task import DjangoTask
 from celery.utils.functional import head_from_fun
 from celery.utils.log import get_task_logger
+from django.db.models import Model
 
 from .choices import LogLevelChoices
 from .engine import lifecycle
@@ -107,7 +108,7 @@ class CeleryBaseTask(DjangoTask):
                 max_retries=max_retries, **options
             )
         finally:
-            vars(self).pop('override_max_retries', None)
+            self.__dict__.pop('override_max_retries', None)
 
     def _merged_arguments(self, args, kwargs):
         """Return the arguments of a retry that names only some: the request's others stay.
@@ -142,7 +143,7 @@ class CeleryBaseTask(DjangoTask):
     # What the body says
 
     @property
-    def celery_result(self):
+    def celery_result(self) -> TrackedResult | None:
         """The row of the current run, a `TrackedResult`, or `None` if the run is not tracked."""
         run = get_run(self.request_stack.top)
         if run is None:
@@ -151,7 +152,9 @@ class CeleryBaseTask(DjangoTask):
             run.row = TrackedResult(run)
         return run.row
 
-    def log(self, message, level=LogLevelChoices.LEVEL_INFO, grouping='main', obj=None):
+    def log(
+        self, message: object, level: int = LogLevelChoices.LEVEL_INFO, grouping: str = 'main', obj: Model | None = None
+    ) -> None:
         """Add a line to the log of the current run. It is visible to others within half a second.
 
         Not tracked, it goes to the task's Python logger.
@@ -168,27 +171,27 @@ class CeleryBaseTask(DjangoTask):
         else:
             recorder.log(run, message, level, grouping, obj)
 
-    def log_debug(self, message, grouping='main', obj=None):
+    def log_debug(self, message: object, grouping: str = 'main', obj: Model | None = None) -> None:
         """Add a line of level debug (see `log`)."""
         self.log(message, LogLevelChoices.LEVEL_DEBUG, grouping, obj)
 
-    def log_info(self, message, grouping='main', obj=None):
+    def log_info(self, message: object, grouping: str = 'main', obj: Model | None = None) -> None:
         """Add a line of level info (see `log`)."""
         self.log(message, LogLevelChoices.LEVEL_INFO, grouping, obj)
 
-    def log_success(self, message, grouping='main', obj=None):
+    def log_success(self, message: object, grouping: str = 'main', obj: Model | None = None) -> None:
         """Add a line of level success (see `log`)."""
         self.log(message, LogLevelChoices.LEVEL_SUCCESS, grouping, obj)
 
-    def log_warning(self, message, grouping='main', obj=None):
+    def log_warning(self, message: object, grouping: str = 'main', obj: Model | None = None) -> None:
         """Add a line of level warning (see `log`)."""
         self.log(message, LogLevelChoices.LEVEL_WARNING, grouping, obj)
 
-    def log_failure(self, message, grouping='main', obj=None):
+    def log_failure(self, message: object, grouping: str = 'main', obj: Model | None = None) -> None:
         """Add a line of level failure (see `log`). The run goes on; `raise TaskFailed(...)` ends it."""
         self.log(message, LogLevelChoices.LEVEL_FAILURE, grouping, obj)
 
-    def progress(self, value, value_max=None, step=None):
+    def progress(self, value: int, value_max: int | None = None, step: str | None = None) -> None:
         """Show how far the current run is.
 
         Args:
@@ -200,7 +203,7 @@ class CeleryBaseTask(DjangoTask):
         if run is not None:
             recorder.progress(run, value=value, value_max=value_max, step=step)
 
-    def is_cancelled(self):
+    def is_cancelled(self) -> bool:
         """Return whether somebody asked to cancel the current run. A long-running task asks now and then, and returns.
 
         The database is asked at most twice a second.
@@ -244,7 +247,7 @@ def _header(run):
 
     def stub():
         pass
-    stub.__signature__ = inspect.Signature(parameters)
+    stub.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return head_from_fun(stub, bound=bound)
 
 

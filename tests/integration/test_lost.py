@@ -65,7 +65,7 @@ def test_worker_killed(make_worker, prefork, gate):
 
 
 def test_replacement_on_a_killed_worker(make_worker, prefork, gate):
-    """What replaced a task is run again as itself: its row holds the first task's arguments and remembers the others."""
+    """What replaced a task is run again as itself: its row holds the first task's arguments and knows the others."""
     victim = make_worker('victim-replace', concurrency=1).start().ready()
     run = victim.send(tasks.replace_late, gate, kwargs={'queue': victim.queue})
     started(run)
