@@ -5,13 +5,17 @@ with `restrict()`.
 """
 from django.utils.translation import gettext as _
 
-from .engine import control
+from .choices import ResultStatusChoices
+from .engine import control, workflow
 from .host import ACTION_CREATE, ACTION_UPDATE, record_change, record_changes
 from .models import CeleryResult
 
 __all__ = (
     'cancel',
     'cancel_many',
+    'cancel_workflow',
+    'cancellable',
+    'is_under_way',
     'rerun',
     'run',
     'why_not_runnable',
@@ -74,6 +78,42 @@ def cancel_many(request, ids):
         record_changes(after.values(), request, ACTION_UPDATE, message=_('Cancelled'))
         count += len(cancelled)
     return count
+
+
+def cancel_workflow(request, result):
+    """Cancel all runs of a workflow that have not ended, and what they would start from now on.
+
+    Those that the user may not cancel go on.
+
+    Returns:
+        How many could be cancelled, and how many go on.
+    """
+    cancelled = 0
+    while True:
+        runs = workflow.members(result)
+        permitted = runs.restrict(request.user, 'cancel')
+        workflow.mark_parts(permitted.values_list('pk', flat=True))
+        # What runs may have started another one before it was cancelled: look until there is nothing new
+        ids = list(_to_cancel(permitted).values_list('pk', flat=True))
+        if not ids or not (count := cancel_many(request, ids)):
+            return cancelled, _to_cancel(runs).count()
+        cancelled += count
+
+
+def cancellable(request, result):
+    """Return the runs of a run's workflow that its user may cancel and that can still be cancelled, a queryset."""
+    return _to_cancel(workflow.members(result).restrict(request.user, 'cancel'))
+
+
+def is_under_way(request, result):
+    """Whether there is a run of a run's workflow that its user may cancel and that has not ended yet."""
+    return workflow.members(result).restrict(request.user, 'cancel').filter(
+        status__in=ResultStatusChoices.UNFINISHED
+    ).exists()
+
+
+def _to_cancel(runs):
+    return runs.filter(status__in=ResultStatusChoices.UNFINISHED, cancelled__isnull=True)
 
 
 def rerun(request, result):

@@ -32,6 +32,7 @@ from . import serializers
 from .pagination import HistoryPagination
 from .parameters import LogQuerySerializer, TaskRunSerializer
 from .permissions import token_permission
+from .workflow import CancelSerializer, WorkflowMixin
 
 __all__ = (
     'CeleryLogEntryViewSet',
@@ -116,7 +117,7 @@ def require_runnable(task):
         raise AbortRequest(reason)
 
 
-class CeleryResultViewSet(EngineModelViewSet):
+class CeleryResultViewSet(WorkflowMixin, EngineModelViewSet):
     """
     Runs of tasks. Lists leave out what can be large (`args`, `kwargs`, `options`, `data`, `result`, `traceback`,
     `attempts`) unless it is asked for with `fields`. Tags and custom fields can be changed, all else is written by
@@ -176,14 +177,21 @@ class CeleryResultViewSet(EngineModelViewSet):
     @extend_schema(
         operation_id='plugins_celery_results_cancel',
         description='Cancel a run. One that waits is revoked at once. One that runs is terminated where its worker '
-                    'can do that, or asked to stop: it ends a little later, as its log and status will say.',
-        request=None,
+                    'can do that, or asked to stop: it ends a little later, as its log and status will say. With '
+                    '`workflow`, all runs of its workflow that you may cancel.',
+        request=CancelSerializer,
         responses={200: serializers.CeleryResultSerializer}
     )
     @action(detail=True, methods=['post'], permission_classes=[token_permission('cancel')])
     def cancel(self, request, pk):
         result = self.get_object_to_act_on()
-        if not actions.cancel(request, result):
+        query = CancelSerializer(data=request.data)
+        query.is_valid(raise_exception=True)
+        if query.validated_data['workflow']:
+            if not actions.cancel_workflow(request, result)[0] and not actions.is_under_way(request, result):
+                raise AbortRequest(_('There is nothing to cancel: all runs of the workflow have ended.'))
+            result.refresh_from_db()
+        elif not actions.cancel(request, result):
             result.refresh_from_db()
             if result.is_finished:
                 raise AbortRequest(_('There is nothing to cancel: the run has ended ({status}).').format(

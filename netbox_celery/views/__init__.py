@@ -24,12 +24,14 @@ from .tasks import (
     CeleryTaskView,
 )
 from .workers import CeleryWorkerListView, CeleryWorkerView
+from .workflow import CeleryResultCancelWorkflowView, CeleryResultWorkflowView
 
 __all__ = (
     'CeleryResultBulkCancelView',
     'CeleryResultBulkDeleteView',
     'CeleryResultBulkRerunView',
     'CeleryResultCancelView',
+    'CeleryResultCancelWorkflowView',
     'CeleryResultChangesView',
     'CeleryResultDeleteView',
     'CeleryResultListView',
@@ -39,6 +41,7 @@ __all__ = (
     'CeleryResultLogView',
     'CeleryResultRerunView',
     'CeleryResultView',
+    'CeleryResultWorkflowView',
     'CeleryTaskBulkDeleteView',
     'CeleryTaskBulkEditView',
     'CeleryTaskDeleteView',

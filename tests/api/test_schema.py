@@ -43,6 +43,7 @@ class SchemaTest(TestCase):
             'results/{id}/cancel/': {'post'},
             'results/{id}/logs/': {'get'},
             'results/{id}/rerun/': {'post'},
+            'results/{id}/workflow/': {'get'},
             'tasks/': {'get', 'patch', 'delete'},
             'tasks/{id}/': {'get', 'patch', 'delete'},
             'tasks/{id}/run/': {'post'},

@@ -1,0 +1,105 @@
+"""REST: the workflow of a run, and its cancel."""
+from django.utils.translation import gettext_lazy as _
+from drf_spectacular.utils import extend_schema
+from rest_framework import serializers
+from rest_framework.decorators import action
+from rest_framework.response import Response
+
+from netbox.api.fields import ChoiceField
+from netbox.api.serializers import BaseModelSerializer
+
+from ..choices import ResultReasonChoices, ResultStatusChoices
+from ..models import CeleryResult
+from ..workflow import load_workflow
+
+__all__ = (
+    'CancelSerializer',
+    'WorkflowMixin',
+    'WorkflowSerializer',
+)
+
+
+class CancelSerializer(serializers.Serializer):
+    """What is to be cancelled."""
+    workflow = serializers.BooleanField(
+        default=False,
+        help_text=_('Cancel all runs of the workflow, and what they would start')
+    )
+
+
+class WorkflowRunSerializer(BaseModelSerializer):
+    """A run in its place in the tree."""
+    status = ChoiceField(choices=ResultStatusChoices, read_only=True)
+    reason = ChoiceField(choices=ResultReasonChoices, read_only=True)
+    duration = serializers.DurationField(read_only=True, allow_null=True)
+    parent = serializers.SerializerMethodField(
+        help_text='`id` of the run under which this one stands: the nearest above it that you may view.'
+    )
+    depth = serializers.SerializerMethodField(
+        help_text='Indent: it grows only where a run has started several.'
+    )
+
+    class Meta:
+        model = CeleryResult
+        fields = [
+            'id', 'url', 'display_url', 'display', 'parent', 'depth', 'task_id', 'parent_id', 'root_id', 'group_id',
+            'celery_name', 'name', 'status', 'reason', 'error', 'attempt', 'attempts', 'created', 'scheduled',
+            'started', 'completed', 'cancelled', 'duration',
+        ]
+        read_only_fields = fields
+
+    def _node(self, run):
+        return self.context['nodes'][run.pk]
+
+    def get_parent(self, run) -> int | None:
+        parent = self._node(run).parent
+        return parent and parent.run.pk
+
+    def get_depth(self, run) -> int:
+        return self._node(run).depth
+
+
+class WorkflowSerializer(serializers.Serializer):
+    """All runs of a workflow that the user may view."""
+    root_id = serializers.UUIDField(
+        help_text='What all its runs have in common: the ID of the first one, or of the group that it begins with.'
+    )
+    count = serializers.SerializerMethodField(
+        help_text='Number of runs in this answer.'
+    )
+    hidden = serializers.IntegerField(
+        help_text='Number of runs that you may not view. What they started stands under the next run above.'
+    )
+    is_cut = serializers.BooleanField(
+        help_text='The workflow has more runs than an answer holds.'
+    )
+    finished = serializers.BooleanField(
+        source='is_finished',
+        help_text='All runs in this answer have ended.'
+    )
+    runs = serializers.SerializerMethodField(
+        help_text='The runs in the order of the tree: each before those that stand under it.'
+    )
+
+    def get_count(self, workflow) -> int:
+        return len(workflow.nodes)
+
+    def get_runs(self, workflow) -> WorkflowRunSerializer(many=True):
+        context = {**self.context, 'nodes': {node.run.pk: node for node in workflow.nodes}}
+        return WorkflowRunSerializer([node.run for node in workflow.nodes], many=True, context=context).data
+
+
+class WorkflowMixin:
+    """The part of the viewset of runs that deals with whole workflows."""
+
+    @extend_schema(
+        operation_id='plugins_celery_results_workflow',
+        description='The workflow that a run belongs to: its runs as a flat list in the order of the tree. A later '
+                    'step has a run when it is sent, or when it is certain that it will never be.',
+        responses={200: WorkflowSerializer},
+        filters=False
+    )
+    @action(detail=True, pagination_class=None, filterset_class=None)
+    def workflow(self, request, pk):
+        workflow = load_workflow(self.get_object(), request.user)
+        return Response(WorkflowSerializer(workflow, context={'request': request}).data)

@@ -1,0 +1,143 @@
+"""The workflow of a run: its tree, its timeline, and its cancel."""
+from dataclasses import dataclass
+
+from django.contrib import messages
+from django.shortcuts import render
+from django.utils.decorators import method_decorator
+from django.utils.http import urlencode
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
+from django.views.decorators.cache import never_cache
+
+from netbox.object_actions import DeleteObject
+from netbox.views import generic
+from utilities.htmx import htmx_partial
+from utilities.string import humanize_duration
+from utilities.views import ViewTab, register_model_view
+
+from .. import actions
+from ..engine.workflow import members
+from ..models import CeleryResult
+from ..object_actions import CancelResult, RerunResult
+from ..workflow import MAX_RUNS, Group, bars, is_workflow, load_workflow, rows, span
+from .base import ConfirmView
+
+__all__ = (
+    'CeleryResultCancelWorkflowView',
+    'CeleryResultWorkflowView',
+)
+
+#: Lines that a page shows, and by how many more on request.
+PAGE = 200
+#: Indents that a page shows.
+MAX_DEPTH = 8
+
+
+@dataclass
+class Line:
+    """A line of the page: a run, or a group of them."""
+    item: object
+    bars: list
+    duration: str
+    #: Address at which a group is unfolded, or folded again.
+    toggle: str = ''
+
+    @property
+    def is_group(self):
+        return isinstance(self.item, Group)
+
+    @property
+    def indent(self):
+        return min(self.item.depth, MAX_DEPTH)
+
+
+@register_model_view(CeleryResult, 'workflow')
+@method_decorator(never_cache, name='dispatch')
+class CeleryResultWorkflowView(generic.ObjectView):
+    """The runs of a workflow as a tree beside a timeline, which is replaced every two seconds until its end.
+
+    What is unfolded stands in the address: it needs no script, and outlives a poll and a reload.
+    """
+    queryset = CeleryResult.objects.all()
+    template_name = 'netbox_celery/workflow/page.html'
+    actions = (CancelResult, RerunResult, DeleteObject)
+    tab = ViewTab(
+        label=gettext_lazy('Workflow'),
+        badge=lambda result: members(result).order_by()[:MAX_RUNS].count(),
+        visible=is_workflow,
+        weight=550
+    )
+
+    def get(self, request, **kwargs):
+        if not htmx_partial(request):
+            return super().get(request, **kwargs)
+        result = self.get_object(**kwargs)
+        return render(request, 'netbox_celery/workflow/view.html', {
+            'object': result, **self.get_extra_context(request, result)
+        })
+
+    def get_extra_context(self, request, instance):
+        opened = {key for key in request.GET.get('open', '').split(',') if key}
+        limit = request.GET.get('limit', '')
+        limit = min(int(limit), MAX_RUNS) if limit.isdecimal() else PAGE
+        workflow = load_workflow(instance, request.user)
+        shown = rows(workflow, opened)
+
+        def address(opened=opened, limit=limit):
+            query = {key: value for key, value in (
+                ('open', ','.join(sorted(opened))), ('limit', limit if limit != PAGE else '')
+            ) if value}
+            return f'{request.path}?{urlencode(query)}'
+
+        return {
+            'workflow': workflow,
+            'lines': [self._line(workflow, item, opened, address) for item in shown[:limit]],
+            'address': address(),
+            'more': address(limit=limit + PAGE) if len(shown) > limit else '',
+            'left_out': max(0, len(shown) - limit),
+            'duration': humanize_duration(workflow.duration) if workflow.nodes else '',
+            'can_cancel': not workflow.is_finished and request.user.has_perm(
+                'netbox_celery.cancel_celeryresult', instance
+            ),
+        }
+
+    @staticmethod
+    def _line(workflow, item, opened, address):
+        if isinstance(item, Group):
+            return Line(item, [span(workflow, item.nodes)], '', address(opened=opened ^ {item.key}))
+        run = item.run
+        elapsed = run.duration
+        return Line(item, bars(workflow, run), '' if elapsed is None else humanize_duration(elapsed))
+
+
+@register_model_view(CeleryResult, 'cancel_workflow', path='cancel-workflow')
+class CeleryResultCancelWorkflowView(ConfirmView):
+    queryset = CeleryResult.objects.all()
+    permission = 'cancel'
+    title = gettext_lazy('Cancel this workflow?')
+    button = gettext_lazy('Cancel Workflow')
+    color = 'warning'
+
+    def why_not(self, request, obj):
+        if not actions.cancellable(request, obj).exists():
+            return _('There is nothing to cancel: all its runs have ended, or are being cancelled already.')
+        return ''
+
+    def describe(self, obj):
+        return [_(
+            'All runs of the workflow that you may cancel are cancelled: those that wait do not begin, those that '
+            'run are ended or asked to stop. Nothing that they would start later runs.'
+        )]
+
+    def perform(self, request, obj):
+        cancelled, left = actions.cancel_workflow(request, obj)
+        if cancelled:
+            messages.success(request, ngettext(
+                'Cancelled {count} run of the workflow', 'Cancelled {count} runs of the workflow', cancelled
+            ).format(count=cancelled))
+        else:
+            messages.info(request, _('There was nothing to cancel'))
+        if left:
+            messages.warning(request, ngettext(
+                '{count} run goes on, which you may not cancel', '{count} runs go on, which you may not cancel', left
+            ).format(count=left))
