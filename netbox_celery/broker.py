@@ -72,7 +72,7 @@ def _completed(url, redis):
     parts = urlsplit(url)
     if parts.scheme == 'unix':
         query = parts.query or f'virtual_host={redis.get("DATABASE", 0)}'
-        return urlunsplit(('redis+socket', parts.netloc, parts.path, query, ''))
+        return f'redis+socket://{parts.netloc}{parts.path}?{query}'  # urlunsplit() would leave out an empty "//"
     netloc = parts.netloc if '@' in parts.netloc else _credentials(redis) + parts.netloc
     path = parts.path if parts.path.strip('/') else f'/{redis.get("DATABASE", 0)}'
     return urlunsplit((parts.scheme, netloc, path, parts.query, ''))
