@@ -1,8 +1,10 @@
 """Tasks that are steps of workflows."""
 import os
 import signal
+from contextlib import nullcontext
 
 from celery import chain, chord, group, shared_task
+from django.db import transaction
 
 from netbox_celery.tasks import CeleryBaseTask, netbox_celery_task
 
@@ -63,8 +65,9 @@ def replace_by(self, task_id, *args, how, queue):
 
 
 @netbox_celery_task(name='netbox_test_plugin:start_later')
-def start_later(self, task_id, gate, queue):
-    """Start another run after a while."""
+def start_later(self, task_id, gate, queue, atomic=False):
+    """Start another run after a while, in a transaction if that is wanted."""
     note(task_id, 'ran')
     wait_at(gate)
-    return str(add.apply_async((1,), queue=queue).id)
+    with transaction.atomic() if atomic else nullcontext():
+        add.apply_async((1,), queue=queue)

@@ -1,0 +1,112 @@
+"""A workflow that is cancelled stays cancelled, whatever is under way at that moment."""
+import pytest
+from celery import chain, chord, group
+from django.db import transaction
+from netbox_test_plugin import canvas as tasks
+from netbox_test_plugin.side import notes, open_gate
+
+from core.models import ObjectChange
+from netbox_celery import actions
+from netbox_celery.models import CeleryResult
+from users.models import User
+
+from .support import row, until
+from .test_canvas import ENDS, all_ended, rows
+
+
+@pytest.fixture
+def request_(rf):
+    """A request of somebody who may cancel everything."""
+    from uuid import uuid4
+
+    request = rf.get('/')
+    request.user, request.id = User.objects.create_superuser('admin'), uuid4()
+    return request
+
+
+def running(task=tasks.pass_gate, count=1):
+    return until(lambda: len(found := list(CeleryResult.objects.filter(
+        status='running', celery_name=task.name
+    ))) == count and found)
+
+
+@pytest.mark.parametrize('shape', ['chain', 'chord'])
+def test_terminated(prefork, request_, gate, shape):
+    """What runs is ended, what was to follow gets its row, and those who wait for it an answer."""
+    step, last = tasks.pass_gate.s(gate=gate).set(queue=prefork.queue), tasks.add.s(1).set(queue=prefork.queue)
+    outcome = chain(step, last)() if shape == 'chain' else chord([step, step.clone()], last)()
+    held = running(count=1 if shape == 'chain' else 2)
+    assert actions.cancel_workflow(request_, held[0]) == (len(held), 0)
+    *first, unreached = all_ended(len(held) + 1)
+    assert {run.status for run in first} == {'revoked'}
+    assert (unreached.status, unreached.reason) == ('errored', 'upstream_failed')
+    with pytest.raises(Exception):
+        outcome.get(timeout=10)
+    assert {change.changed_object_id for change in ObjectChange.objects.all()} == {run.pk for run in held}
+    assert {change.user for change in ObjectChange.objects.all()} == {request_.user}
+
+
+@pytest.mark.parametrize('shape', ['chain', 'chord', 'group', 'link'])
+def test_born_revoked(threads, request_, gate, shape):
+    """A task that cannot be ended goes on to its end; what it sends then, or is to follow, never runs."""
+    step, last = tasks.pass_gate.s(gate=gate).set(queue=threads.queue), tasks.add.s(1).set(queue=threads.queue)
+    outcome = {
+        'chain': lambda: chain(step, last, last.clone()).apply_async(),
+        'chord': lambda: chord([step, step.clone()], last).apply_async(),
+        'group': lambda: chain(step, group(last, last.clone())).apply_async(),
+        'link': lambda: step.apply_async(link=last),
+    }[shape]()
+    held = running(count=2 if shape == 'chord' else 1)
+    actions.cancel_workflow(request_, held[0])
+    open_gate(gate)
+    runs = all_ended(3 if shape in ('chain', 'chord', 'group') else 2)
+    later = [run for run in runs if run.pk not in {run.pk for run in held}]
+    assert {run.status for run in runs if run not in later} == {'revoked'}
+    for run in later:
+        assert (run.status, run.reason) in (('revoked', 'cancelled'), ('errored', 'upstream_failed'))
+        assert notes(run.task_id) == []
+    if shape in ('chain', 'chord'):
+        with pytest.raises(Exception):
+            outcome.get(timeout=10)
+
+
+@pytest.mark.parametrize('atomic', [False, True])
+def test_call_of_a_cancelled_run(threads, request_, gate, atomic):
+    """So does what its body starts, in a transaction too."""
+    run = threads.send(tasks.start_later, gate, threads.queue, kwargs={'atomic': atomic})
+    running(tasks.start_later)
+    actions.cancel_workflow(request_, row(run))
+    open_gate(gate)
+    first, second = all_ended(2)
+    assert (first.status, second.status, second.reason) == ('revoked', 'revoked', 'cancelled')
+    assert 'cancelled' in second.error
+    assert notes(second.task_id) == []
+
+
+def test_waiting_workflow(request_):
+    """Without any worker: all that is queued is revoked at once."""
+    outcome = chord([tasks.add.s(number).set(queue='nowhere') for number in range(20)], tasks.add.s(1))()
+    assert actions.cancel_workflow(request_, rows()[3]) == (20, 0)
+    runs = all_ended(21)
+    assert {run.status for run in runs[:20]} == {'revoked'}
+    assert runs[20].reason == 'upstream_failed'
+    assert outcome.state == 'FAILURE'
+
+
+def test_under_fire(prefork, threads, request_):
+    """Cancelled at any moment of its life, nothing of a workflow begins afterwards, and all of it ends."""
+    for number in range(8):
+        part = chain(*(tasks.add.s(number).set(queue=prefork.queue) for number in range(3)))
+        outcome = chord([part, part.clone()], tasks.add.s(1).set(queue=threads.queue))
+        outcome = chain(outcome, tasks.add.s(1).set(queue=prefork.queue)).apply_async()
+        before = CeleryResult.objects.latest('pk').pk
+        until(lambda: notes(outcome.id) or CeleryResult.objects.filter(
+            root_id=CeleryResult.objects.get(pk=before).root_id, status='completed'
+        ).count() >= number)
+        one = CeleryResult.objects.get(pk=before)
+        actions.cancel_workflow(request_, one)
+        done = set(CeleryResult.objects.filter(status='completed').values_list('pk', flat=True))
+        until(lambda: all(run.status in ENDS for run in rows()))
+        with transaction.atomic():
+            late = CeleryResult.objects.filter(status='completed').exclude(pk__in=done)
+            assert not late.exists(), [(str(run), run.status, run.cancelled) for run in rows()]
