@@ -97,18 +97,27 @@ class CeleryBaseTask(DjangoTask):
               **options):
         """Send the task again (see `celery.app.task.Task.retry`).
 
-        Unlike Celery's own, a `max_retries` given here holds for this run alone: Celery keeps it on the task object,
-        where it leaks into later runs of the process.
+        Unlike Celery's own, a `max_retries` given here holds for this run alone: Celery keeps it on the task object
+        (`override_max_retries`), where it leaks into other runs of the process.
         """
         if (args is None) != (kwargs is None):
             args, kwargs = self._merged_arguments(args, kwargs)
+        return super().retry(
+            args=args, kwargs=kwargs, exc=exc, throw=throw, eta=eta, countdown=countdown, max_retries=max_retries,
+            **options
+        )
+
+    @property
+    def override_max_retries(self) -> int | None:
+        """The `max_retries` of the current run's own `retry()`, which `autoretry_for` goes by as well."""
         try:
-            return super().retry(
-                args=args, kwargs=kwargs, exc=exc, throw=throw, eta=eta, countdown=countdown,
-                max_retries=max_retries, **options
-            )
-        finally:
-            self.__dict__.pop('override_max_retries', None)
+            return vars(self.request)['netbox_max_retries']
+        except KeyError:
+            raise AttributeError('override_max_retries') from None
+
+    @override_max_retries.setter
+    def override_max_retries(self, value: int | None) -> None:
+        self.request.netbox_max_retries = value
 
     def _merged_arguments(self, args, kwargs):
         """Return the arguments of a retry that names only some: the request's others stay.

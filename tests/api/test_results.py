@@ -76,9 +76,9 @@ class ResultRepresentationTest(APITestCase):
         result = make_result('pending', message='["secret", {}]')
         for data in (
             self.get(self._get_detail_url(result)),
-            self.get(self._get_list_url(), fields='id,message,holder,claims,nesting')['results'][0],
+            self.get(self._get_list_url(), fields='id,message,holder,claims,nesting,in_backend')['results'][0],
         ):
-            self.assertFalse({'message', 'holder', 'claims', 'nesting'} & set(data))
+            self.assertFalse({'message', 'holder', 'claims', 'nesting', 'in_backend'} & set(data))
             self.assertNotIn('secret', str(data))
 
     def test_redacted_arguments(self):

@@ -53,7 +53,7 @@ class GraphQLTest(APITestCase):
         """Neither to look at nor to filter by: a filter on arguments would be a way to guess them."""
         text = str(schema)
         for kind, hidden in (
-            ('type CeleryResultType', ('message', 'holder', 'claims', 'nesting')),
+            ('type CeleryResultType', ('message', 'holder', 'claims', 'nesting', 'inBackend', 'in_backend')),
             ('input CeleryResultFilter', (
                 'message', 'holder', 'claims', 'nesting', 'args', 'kwargs', 'options', 'result', 'data', 'traceback',
             )),
