@@ -7,6 +7,7 @@ and the claim makes sure that it runs once.
 """
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from uuid import UUID, uuid4
@@ -117,7 +118,7 @@ def find_task(app, name):
 def _usable_id(options):
     """Whether the ID can be a row's. Celery takes any string; a row's is a UUID."""
     try:
-        return not options.get('task_id') or bool(UUID(options['task_id']))
+        return not options.get('task_id') or bool(UUID(str(options['task_id'])))
     except ValueError:
         logger.warning('Task ID %r is not a UUID: the run is not tracked', options['task_id'])
         return False
@@ -154,7 +155,7 @@ def _remember(task_id, name, args, kwargs, options, **which):
 
 def complete(app, options, parent):
     """Fix now what Celery would work out when the message goes out, which may be later: ID, parents, times."""
-    options['task_id'] = options.get('task_id') or str(uuid4())
+    options['task_id'] = str(options.get('task_id') or uuid4())
     if parent is not None:
         request = parent.request_stack.top
         if request is not None:
@@ -187,28 +188,27 @@ def _aware(value):
 
 def _send_tracked(app, publish, name, args, kwargs, options, own, task, run):
     row = build_row(app, name, args, kwargs, options, own, task, run)
-    options['headers'] = {**(options.get('headers') or {}), HEADER: True}
-    if not connection.in_atomic_block:
-        return _send_now(app, publish, name, args, kwargs, options, row, own)
-
-    id = _insert(row, own)
-    if id is None and row['nesting']:
-        _remember(options['task_id'], name, args, kwargs, options, nesting=row['nesting'])
-    later = {key: value for key, value in options.items() if key not in NOT_SENT}
-    transaction.on_commit(partial(_send_on_commit, app, publish, name, args, kwargs, later, id))
-    return _promise(app, options)
-
-
-def _send_now(app, publish, name, args, kwargs, options, row, own):
     try:
-        id = _insert(row, own)
+        # A row that cannot be made does not spoil the caller's transaction.
+        with transaction.atomic() if connection.in_atomic_block else nullcontext():
+            id = _insert(row, own)
         if id is None and row['nesting']:
             _remember(options['task_id'], name, args, kwargs, options, nesting=row['nesting'])
     except DatabaseError:
         # The task is worth more than its row.
         logger.exception('Task %s[%s] is sent without being tracked', name, options['task_id'])
-        options['headers'] = {**options['headers'], HEADER: False}
-        return publish(name, args, kwargs, **options)
+        id = None
+        options['headers'] = {**(options.get('headers') or {}), HEADER: False}
+    else:
+        options['headers'] = {**(options.get('headers') or {}), HEADER: True}
+    if not connection.in_atomic_block:
+        return _send_now(app, publish, name, args, kwargs, options, row, id)
+    later = {key: value for key, value in options.items() if key not in NOT_SENT}
+    transaction.on_commit(partial(_send_on_commit, app, publish, name, args, kwargs, later, id))
+    return _promise(app, options)
+
+
+def _send_now(app, publish, name, args, kwargs, options, row, id):
     if row.get('refused'):
         refuse(app, name, options)
         return _promise(app, options)

@@ -61,7 +61,7 @@ class Own:
         return cls(
             name=merged.get('name'), user_id=_user_id(merged.get('user')), object_type_id=object_type_id,
             object_id=object_id, value_max=merged.get('value_max'), data=merged.get('data'),
-            tags=tuple(merged.get('tags') or ()), track=merged.get('track'),
+            tags=_tags(merged.get('tags') or ()), track=merged.get('track'),
         )
 
 
@@ -161,28 +161,36 @@ def sent_options(options, task):
     return kept
 
 
+def _tags(tags):
+    """Return tags that are given as such, or by name or slug.
+
+    Raises:
+        ValueError: There is no such tag.
+    """
+    return tuple(_tag(tag) if isinstance(tag, str) else tag for tag in tags)
+
+
+def _tag(name):
+    from extras.models import Tag
+
+    found = Tag.objects.filter(Q(name=name) | Q(slug=name)).first()
+    if found is None:
+        raise ValueError(f'netbox_tags: there is no tag {name!r}')
+    return found
+
+
 def tag(ids, tags):
     """Give runs their tags (`netbox_tags`).
 
     Args:
         ids: Primary keys of the runs.
-        tags: Tags, or names or slugs of tags.
-
-    Raises:
-        ValueError: There is no such tag.
+        tags: The tags.
     """
-    from extras.models import Tag, TaggedItem
+    from extras.models import TaggedItem
 
     from ..models import CeleryResult
 
-    found = [tag for tag in tags if isinstance(tag, Tag)]
-    for name in tags:
-        if isinstance(name, str):
-            by_name = Tag.objects.filter(Q(name=name) | Q(slug=name)).first()
-            if by_name is None:
-                raise ValueError(f'netbox_tags: there is no tag {name!r}')
-            found.append(by_name)
     content_type = ContentType.objects.get_for_model(CeleryResult)
     TaggedItem.objects.bulk_create(
-        TaggedItem(tag=tag, content_type=content_type, object_id=id) for id in ids for tag in found
+        TaggedItem(tag=tag, content_type=content_type, object_id=id) for id in ids for tag in tags
     )

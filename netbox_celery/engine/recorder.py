@@ -52,7 +52,8 @@ WRITE_PROGRESS = f"""
         last_updated = now()
     WHERE id = %(id)s AND claims = %(claims)s AND status = 'running'
 """
-WRITE_SENT = f'UPDATE {TABLE} SET sent = now() WHERE id = ANY(%s) AND sent IS NULL'
+# A claim has noted it already, and what was put back since is to be sent again.
+WRITE_SENT = f'UPDATE {TABLE} SET sent = now() WHERE id = ANY(%s) AND sent IS NULL AND claims = 0'
 
 
 class Recorder:
@@ -66,7 +67,7 @@ class Recorder:
         self._pid = os.getpid()
         self._lines = deque()
         self._progress = {}
-        self._sent = []
+        self._sent = deque()
         self._lost = 0
         self._state_lock = threading.Lock()
         self._write_lock = threading.RLock()
@@ -101,7 +102,7 @@ class Recorder:
             run.dropped += 1
             return
         if type(message) is not str:
-            message = str(message)
+            message = _text(message)
         if len(message) > config.log_message_length:
             message = cut_text(message, config.log_message_length)
         object_type_id = object_id = None
@@ -125,6 +126,8 @@ class Recorder:
             data: The task's own data, as JSON text that `jsonb` accepts.
         """
         run.recorded = True
+        value = None if value is None else int(value)
+        value_max = None if value_max is None else int(value_max)
         with self._state_lock:
             entry = self._progress.setdefault(
                 run.id, {'id': run.id, 'absolute': False, 'value': None, 'value_max': None, 'step': None, 'data': None}
@@ -273,18 +276,18 @@ class Recorder:
                 self._connection.execute(WRITE_PROGRESS, entry)
             except UNAVAILABLE:
                 with self._state_lock:
-                    self._progress.setdefault(id, entry)
+                    self._progress[id] = _merged(entry, self._progress.get(id))
                 raise
             except DatabaseError:
                 logger.exception('The progress of run %s could not be written', id)
 
     def _write_sent(self):
-        if self._sent:
-            ids, self._sent = self._sent, []
+        while self._sent:
+            ids = [self._sent.popleft() for __ in range(len(self._sent))]
             try:
                 self._connection.execute(WRITE_SENT, (ids,))
             except UNAVAILABLE:
-                self._sent += ids
+                self._sent.extend(ids)
                 raise
 
     def _shed(self, exc):
@@ -302,10 +305,32 @@ class Recorder:
         logger.log(level, '%s log line(s) could not be written (%s in all): %s', lost, self._lost, exc)
 
 
+def _text(message):
+    try:
+        return str(message)
+    except Exception as exc:  # noqa: BLE001 - a line that cannot be made fails no task
+        return f'<{type(message).__name__}, whose text could not be made: {type(exc).__name__}>'
+
+
+def _merged(entry, newer):
+    """Return an entry of progress that could not be written, with what has come since."""
+    if newer is None:
+        return entry
+    merged = {key: entry[key] if value is None else value for key, value in newer.items()}
+    if not newer['absolute'] and newer['value'] is not None:
+        merged['value'] = (entry['value'] or 0) + newer['value']
+    merged['absolute'] = entry['absolute'] or newer['absolute']
+    return merged
+
+
 def _reference(obj):
+    """Return `(object_type_id, object_id)` of a NetBox object; it stays unnamed in a transaction that is broken."""
     from django.contrib.contenttypes.models import ContentType
 
-    return ContentType.objects.get_for_model(obj, for_concrete_model=False).pk, obj.pk
+    try:
+        return ContentType.objects.get_for_model(obj, for_concrete_model=False).pk, obj.pk
+    except DatabaseError:
+        return None, None
 
 
 #: The recorder of this process.

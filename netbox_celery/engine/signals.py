@@ -11,12 +11,13 @@ import gc
 import logging
 import signal
 import sys
+import threading
 from functools import wraps
 
 from billiard.exceptions import WorkerLostError
 from celery import signals, states
 from celery.exceptions import Ignore
-from django.db import close_old_connections
+from django.db import close_old_connections, connections
 
 from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
@@ -188,9 +189,10 @@ def on_received(request=None, **kwargs):
 # Workers
 
 @signals.task_prerun.connect
-def on_prerun(**kwargs):
+def on_prerun(sender=None, **kwargs):
     """Keep Django's connections as long as NetBox's `CONN_MAX_AGE` says, instead of for one task."""
-    close_old_connections()
+    if not sender.request_stack.top.is_eager:
+        close_old_connections()
 
 
 _presence = None
@@ -235,8 +237,12 @@ def on_worker_shutdown(**kwargs):
 
 @signals.worker_process_init.connect
 def on_worker_process_init(**kwargs):
-    """Let a child die with its parent: a run whose worker is lost may be run again by another one."""
-    if sys.platform == 'linux':
+    """Let a child die with its parent: a run whose worker is lost may be run again by another one.
+
+    Linux means the thread that made the child, so this is for those that the parent's main thread has made: all of
+    them, where the broker is one that Celery has an event loop for.
+    """
+    if sys.platform == 'linux' and identity.is_child and threading.current_thread().name == 'MainThread':
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -258,7 +264,13 @@ def _claim_all_tasks(app):
 
 
 def _keep_connections(app):
-    """Stop Celery's Django fixup from closing connections around every task: `on_prerun` and `on_postrun` do better."""
+    """Stop Celery's Django fixup from closing connections around every task: `on_prerun` does better.
+
+    A kept connection may be broken by the time of the next task: Django then looks before it uses it for the first
+    time in a task (`CONN_HEALTH_CHECKS`), which costs those alone that do use it.
+    """
+    for alias in connections:
+        connections.settings[alias]['CONN_HEALTH_CHECKS'] = True
     for fixup in app._fixups:
         if worker_fixup := getattr(fixup, 'worker_fixup', None):
             worker_fixup.db_reuse_max = sys.maxsize

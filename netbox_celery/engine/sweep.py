@@ -35,7 +35,8 @@ logger = logging.getLogger(__name__)
 LOCK = 235379
 #: A row without `sent` this long after its creation was not sent by whoever made it, seconds.
 UNSENT_AFTER = 15
-#: What no broker could send, however long one waits: arguments or options that are wrong, an unknown queue.
+#: What no broker could send, however long one waits: arguments or options that are wrong, an unknown queue. Kombu takes
+#: some of them for errors of the connection.
 UNSENDABLE = (EncodeError, LookupError, TypeError, ValueError)
 #: Rows settled in one go.
 BATCH = 500
@@ -195,17 +196,16 @@ def resend(connection, app):
     for id, task_id, name, *row in connection.execute(UNSENT, {'after': UNSENT_AFTER}):
         try:
             send_row(app, task_id, name, *row)
-        except UNSENDABLE as exc:
+        except Exception as exc:
+            if not isinstance(exc, UNSENDABLE) and not isinstance(exc.__cause__, UNSENDABLE):
+                logger.warning('What was not sent waits for the broker: %s', exc)
+                return
             logger.exception('Task %s[%s] cannot be sent', name, task_id)
             lifecycle.finish(
                 connection, task_id, Status.STATUS_ERRORED, reason=Reason.REASON_PUBLISH_FAILED,
                 error=f'It cannot be sent: {exc}'
             )
-            _tell_backend(app, task_id, exc, states.FAILURE)
             continue
-        except Exception as exc:  # noqa: BLE001 - brokers fail each in their own way
-            logger.warning('What was not sent waits for the broker: %s', exc)
-            return
         connection.execute(MARK_SENT, (id,))
         logger.info('Task %s[%s] was sent again', name, task_id)
 
