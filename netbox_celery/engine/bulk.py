@@ -17,6 +17,7 @@ from .enqueue import COLUMNS, CONSTANTS, HEADER, build_row, complete, find_task,
 from .options import NOT_SENT, Own, split, tag
 from .recorder import recorder
 from .run import get_run
+from .workflow import are_orphans, refuse
 
 __all__ = (
     'send_many',
@@ -132,6 +133,10 @@ def _publish_on_commit(app, name, task, messages, options):
 
 def _publish(app, name, task, messages, options):
     """Publish the messages of a batch. What Celery's `send_task` works out for each call is worked out once."""
+    if options.get('parent_id') and are_orphans([id for *__, id in messages], options['parent_id']):
+        for task_id, *__ in messages:
+            refuse(app, name, {**options, 'task_id': task_id})
+        return
     options = {key: value for key, value in options.items() if key not in NOT_SENT}
     own_root = options.pop('root_id', None)
     in_message = {

@@ -26,7 +26,7 @@ from .payload import clean_line, cut_text, dumps, limited_jsonb, to_jsonb
 from .recorder import recorder
 from .run import get_run
 from .upstream import close_dependents
-from .workflow import insert_child, is_orphan, refuse, takes_over
+from .workflow import are_orphans, insert_child, refuse, takes_over
 
 __all__ = (
     'HEADER',
@@ -244,7 +244,7 @@ def note_refusal(ids, exc):
 
 def _send_on_commit(app, publish, name, args, kwargs, options, id):
     try:
-        if id is not None and options.get('parent_id') and is_orphan(id, options['parent_id']):
+        if id is not None and options.get('parent_id') and are_orphans([id], options['parent_id']):
             return refuse(app, name, options)
         publish(name, args, kwargs, add_to_parent=False, **options)
     except Exception as exc:  # noqa: BLE001 - the caller's transaction is committed, there is nobody to tell

@@ -16,8 +16,8 @@ from .options import is_internal
 
 __all__ = (
     'HAS_OTHER_ROOT',
+    'are_orphans',
     'insert_child',
-    'is_orphan',
     'mark_parts',
     'members',
     'refuse',
@@ -68,12 +68,13 @@ def insert_child(insert, row):
     return rows
 
 
-def is_orphan(id, parent_id):
-    """Whether the run that started another one was cancelled meanwhile; then that other is revoked."""
+def are_orphans(ids, parent_id):
+    """Whether the run that started others was cancelled meanwhile; then these are revoked."""
     rows = execute(connection, f'SELECT {PARENT_CANCELLED.format(lock="")}', {'parent_id': parent_id})
-    return bool(rows[0][0]) and bool(
-        lifecycle.cancel(connection, [id], BECAUSE) or _is_cancelled(id)
-    )
+    if not rows[0][0]:
+        return False
+    lifecycle.cancel(connection, ids, BECAUSE)
+    return True
 
 
 def takes_over(name, options):
@@ -81,10 +82,6 @@ def takes_over(name, options):
     return bool(options.get('replaced_task_nesting')) and is_internal(name) and bool(
         execute(connection, f'SELECT 1 FROM {lifecycle.TABLE} WHERE task_id = %s', (options['task_id'],))
     )
-
-
-def _is_cancelled(id):
-    return bool(execute(connection, f'SELECT 1 FROM {lifecycle.TABLE} WHERE id = %s AND cancelled IS NOT NULL', (id,)))
 
 
 def refuse(app, name, options):

@@ -70,10 +70,10 @@ def test_born_revoked(threads, request_, gate, shape):
             outcome.get(timeout=10)
 
 
-@pytest.mark.parametrize('atomic', [False, True])
-def test_call_of_a_cancelled_run(threads, request_, gate, atomic):
-    """So does what its body starts, in a transaction too."""
-    run = threads.send(tasks.start_later, gate, threads.queue, kwargs={'atomic': atomic})
+@pytest.mark.parametrize('options', [{}, {'atomic': True}, {'many': True}, {'atomic': True, 'many': True}])
+def test_call_of_a_cancelled_run(threads, request_, gate, options):
+    """So does what its body starts, in a transaction too, and many at once."""
+    run = threads.send(tasks.start_later, gate, threads.queue, kwargs=options)
     running(tasks.start_later)
     actions.cancel_workflow(request_, row(run))
     open_gate(gate)

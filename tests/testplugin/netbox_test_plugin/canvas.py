@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from celery import chain, chord, group, shared_task
 from django.db import transaction
 
+from netbox_celery.models import CeleryResult
 from netbox_celery.tasks import CeleryBaseTask, netbox_celery_task
 
 from .side import note, wait_at
@@ -65,9 +66,12 @@ def replace_by(self, task_id, *args, how, queue):
 
 
 @netbox_celery_task(name='netbox_test_plugin:start_later')
-def start_later(self, task_id, gate, queue, atomic=False):
+def start_later(self, task_id, gate, queue, atomic=False, many=False):
     """Start another run after a while, in a transaction if that is wanted."""
     note(task_id, 'ran')
     wait_at(gate)
     with transaction.atomic() if atomic else nullcontext():
-        add.apply_async((1,), queue=queue)
+        if many:
+            CeleryResult.enqueue_many(add, [(1,)], queue=queue)
+        else:
+            add.apply_async((1,), queue=queue)
