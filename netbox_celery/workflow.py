@@ -185,6 +185,8 @@ def rows(workflow, opened):
         if isinstance(item, Node):
             waiting.extend(reversed(_folded(item.children, opened)))
         elif item.is_open:
+            for node in item.nodes:
+                node.depth += 1
             waiting.extend(reversed(item.nodes))
         else:
             # What follows some of them, such as the body of a chord, is not folded with them
