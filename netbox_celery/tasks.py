@@ -14,12 +14,16 @@ one dict `netbox_kwargs`: `netbox_name`, `netbox_user`, `netbox_object`, `netbox
 """
 import inspect
 import time
+from functools import partial
 from uuid import uuid4
 
 from celery import shared_task
 from celery.contrib.django.task import DjangoTask
+from celery.exceptions import TimeoutError
+from celery.result import assert_will_not_block
 from celery.utils.functional import head_from_fun
 from celery.utils.log import get_task_logger
+from django.db import transaction
 from django.db.models import Model
 
 from .choices import LogLevelChoices
@@ -56,6 +60,9 @@ class CeleryBaseTask(DjangoTask):
     netbox_track = True
     #: The function's first argument is the ID of the run.
     takes_task_id = True
+    #: Seconds before each retry, one after the other: `(1, 2, 3)` makes four attempts at the most, unless `max_retries`
+    #: says otherwise; the last holds for further ones. `retry_backoff` and a `countdown` or `eta` win over it.
+    default_retry_delays = None
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -88,20 +95,60 @@ class CeleryBaseTask(DjangoTask):
         options = {f'netbox_{name}': value for name, value in own.items()} | options
         return super().apply_async(args, kwargs, **options)
 
+    def apply_async_on_commit(self, args=None, kwargs=None, using=None, **options) -> None:
+        """Send the task when the transaction is committed, and not at all if it, or its savepoint, is rolled back.
+
+        Args:
+            args: Positional arguments of the task.
+            kwargs: Keyword arguments of the task.
+            using: Alias of the database whose transaction it is.
+            **options: As for `apply_async`.
+        """
+        transaction.on_commit(partial(self.apply_async, args, kwargs, **options), using=using)
+
+    def apply_async_and_get_result(
+        self, args=None, kwargs=None, timeout: float | None = None, propagate: bool = True, **options
+    ):
+        """Send the task and wait for its result. The database is not asked while it waits.
+
+        Args:
+            args: Positional arguments of the task.
+            kwargs: Keyword arguments of the task.
+            timeout: How long to wait, seconds.
+            propagate: Whether an error of the task is raised here; else it is returned.
+            **options: As for `apply_async`.
+
+        Raises:
+            celery.exceptions.TimeoutError: The task did not end in time. It goes on.
+            RuntimeError: Called inside a task, or inside a transaction, whose end the message would wait for.
+        """
+        assert_will_not_block()
+        if transaction.get_connection().in_atomic_block:
+            raise RuntimeError('The message goes out when the transaction is committed: waiting in it would not end.')
+        result = self.apply_async(args, kwargs, **options)
+        if timeout is not None and timeout <= 0 and not result.ready():
+            raise TimeoutError('The operation timed out.')
+        return result.get(timeout=timeout, propagate=propagate)
+
     def apply(self, args=None, kwargs=None, **options):
         """Run the task here and now, untracked (see `celery.app.task.Task.apply`)."""
         kwargs, __ = lift(self, kwargs, {})
         return super().apply(args, kwargs, **{key: value for key, value in options.items() if not is_own(key)})
 
     def retry(self, args=None, kwargs=None, exc=None, throw=True, eta=None, countdown=None, max_retries=None,
-              **options):
-        """Send the task again (see `celery.app.task.Task.retry`).
+              default_retry_delays=None, **options):
+        """Send the task again (see `celery.app.task.Task.retry`; `default_retry_delays` as the attribute).
 
         Unlike Celery's own, a `max_retries` given here holds for this run alone: Celery keeps it on the task object
         (`override_max_retries`), where it leaks into other runs of the process.
         """
         if (args is None) != (kwargs is None):
             args, kwargs = self._merged_arguments(args, kwargs)
+        delays = default_retry_delays or self.default_retry_delays
+        if delays and not eta and countdown is None:
+            countdown = delays[min(self.request.retries, len(delays) - 1)]
+            if max_retries is None and (default_retry_delays or 'max_retries' not in _set_by_author(self)):
+                max_retries = len(delays)
         return super().retry(
             args=args, kwargs=kwargs, exc=exc, throw=throw, eta=eta, countdown=countdown, max_retries=max_retries,
             **options
@@ -258,6 +305,14 @@ def _header(run):
         pass
     stub.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return head_from_fun(stub, bound=bound)
+
+
+def _set_by_author(task):
+    """Return the names of the attributes that a task's decorator or class sets, without those of our base classes."""
+    return {
+        name for cls in type(task).__mro__ if not cls.__module__.startswith(('celery.', 'netbox_celery.'))
+        for name in vars(cls)
+    }
 
 
 def _parameters(function):

@@ -1,0 +1,92 @@
+"""What tasks offer beside Celery's own: waiting for a result, sending on commit, delays between attempts."""
+from datetime import datetime
+from uuid import uuid4
+
+import pytest
+from celery.exceptions import TimeoutError
+from django.db import transaction
+from netbox_test_plugin import tasks, waiting
+from netbox_test_plugin.side import notes
+
+from netbox_celery.models import CeleryResult
+
+from .support import ended
+
+
+def gaps(result):
+    """Return the seconds between the end of each attempt and the start of the next."""
+    attempts = [
+        {key: datetime.fromisoformat(attempt[key]) for key in ('started', 'ended')} for attempt in result.attempts
+    ]
+    return [(after['started'] - before['ended']).total_seconds() for before, after in zip(attempts, attempts[1:])]
+
+
+def test_delays_between_attempts(worker):
+    """Three delays make three gaps and four attempts."""
+    result = worker.run(waiting.delays)
+
+    assert (result.status, result.error, result.attempt) == ('errored', 'ValueError: wrong', 4)
+    assert len(notes(result.task_id)) == 4
+    assert all(delay - 0.05 < gap < delay + 1.5 for gap, delay in zip(gaps(result), (0.2, 0.4, 0.6), strict=True))
+
+
+def test_delays_between_automatic_attempts(worker):
+    result = worker.run(waiting.delays_automatic)
+
+    assert (result.status, result.attempt) == ('errored', 3)
+
+
+@pytest.mark.parametrize('options,attempts', [
+    ({'default_retry_delays': [0.1]}, 2),
+    ({'max_retries': 1}, 2),
+    ({'countdown': 0}, 4),
+])
+def test_delays_of_a_retry(worker, options, attempts):
+    """What `retry()` says itself beats the task's delays; a `countdown` replaces the gap and not the number."""
+    result = worker.run(waiting.delays, kwargs=options)
+
+    assert (result.status, result.attempt) == ('errored', attempts)
+
+
+def test_wait_for_the_result(worker):
+    """The value comes back; so does the error, raised or returned."""
+    assert tasks.echo.apply_async_and_get_result(('hello',), timeout=20, queue=worker.queue) == [['hello'], {}]
+    with pytest.raises(ValueError, match='wrong value'):
+        tasks.fail.apply_async_and_get_result(('value',), timeout=20, queue=worker.queue)
+    error = tasks.fail.apply_async_and_get_result(('value',), timeout=20, propagate=False, queue=worker.queue)
+    assert isinstance(error, ValueError)
+
+
+@pytest.mark.parametrize('timeout', [0, 0.2])
+def test_wait_too_long(worker, timeout):
+    """Who waits no longer is told so, and the run goes on."""
+    with pytest.raises(TimeoutError):
+        tasks.echo.apply_async_and_get_result(('late',), timeout=timeout, countdown=3, queue=worker.queue)
+    assert ended(CeleryResult.objects.get().task_id).status == 'completed'
+
+
+def test_wait_without_end_is_refused(worker):
+    """Inside a task, and inside a transaction, nothing is sent and nobody waits."""
+    result = worker.run(waiting.waits)
+    assert 'Never call result.get() within a task' in result.result
+    with transaction.atomic(), pytest.raises(RuntimeError, match='committed'):
+        tasks.echo.apply_async_and_get_result(('never',), queue=worker.queue)
+    assert CeleryResult.objects.count() == 1
+
+
+def test_on_commit_keeps_the_id(worker):
+    """Not before the commit, never after a rollback, and under the ID that was asked for."""
+    ids = [str(uuid4()) for __ in range(3)]
+    with transaction.atomic():
+        tasks.echo.apply_async_on_commit(('sent',), using='default', task_id=ids[0], queue=worker.queue)
+        try:
+            with transaction.atomic():
+                tasks.echo.apply_async_on_commit(('rolled back',), task_id=ids[1], queue=worker.queue)
+                raise KeyError
+        except KeyError:
+            pass
+        assert not CeleryResult.objects.exists()
+    tasks.echo.apply_async_on_commit(('at once',), task_id=ids[2], queue=worker.queue)
+
+    assert [ended(id).result for id in (ids[0], ids[2])] == [[['sent'], {}], [['at once'], {}]]
+    assert not CeleryResult.objects.filter(task_id=ids[1]).exists()
