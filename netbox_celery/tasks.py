@@ -85,9 +85,12 @@ class CeleryBaseTask(DjangoTask):
     # Calls
 
     def delay(self, *args, **kwargs):
-        """Send the task with the given arguments. `netbox_*` options may stand among them."""
+        """Send the task with the given arguments. `netbox_*` options and `ignore_result` may stand among them."""
         kwargs, own = lift(self, kwargs, {})
-        return self.apply_async(args, kwargs, **{f'netbox_{name}': value for name, value in own.items()})
+        options = {f'netbox_{name}': value for name, value in own.items()}
+        if 'ignore_result' in kwargs and not any(found.name == 'ignore_result' for found in _parameters(self.run)):
+            options['ignore_result'] = kwargs.pop('ignore_result')
+        return self.apply_async(args, kwargs, **options)
 
     def apply_async(self, args=None, kwargs=None, **options):
         """Send the task (see `celery.app.task.Task.apply_async`); takes `netbox_*` options too."""

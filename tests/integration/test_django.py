@@ -65,6 +65,15 @@ def test_wait_too_long(worker, timeout):
     assert ended(CeleryResult.objects.get().task_id).status == 'completed'
 
 
+def test_ignore_result_of_a_call(threads):
+    """`delay(ignore_result=True)` is an option, as in a signature's; the row is complete all the same."""
+    run = tasks.retry.delay(0, ignore_result=True)
+    row = CeleryResult.objects.get()
+    assert (row.args, row.kwargs, row.options['ignore_result']) == ([0], {}, True)
+    assert run.ignored
+    run.revoke()
+
+
 def test_wait_without_end_is_refused(worker):
     """Inside a task, and inside a transaction, nothing is sent and nobody waits."""
     result = worker.run(waiting.waits)
