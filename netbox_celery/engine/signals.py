@@ -31,6 +31,7 @@ from .payload import is_uuid
 from .presence import Presence, close_run, identity, requeue_run
 from .recorder import recorder
 from .run import Run, get_run
+from .upstream import end_dependents
 
 __all__ = (
     'begin',
@@ -118,6 +119,7 @@ def on_postrun(sender=None, state=None, retval=None, **kwargs):
         _finish(run, Status.STATUS_ERRORED, error=describe(sys.exception()))
     elif state == states.IGNORED and not run.replaced:
         _finish(run, Status.STATUS_IGNORED, error=_message(retval))
+        end_dependents(sender.backend, request, retval or Ignore('ignored'))
     elif state == states.REJECTED and retval is not None:
         if retval.requeue and sender.acks_late:
             recorder.flush(run)
@@ -125,6 +127,7 @@ def on_postrun(sender=None, state=None, retval=None, **kwargs):
         else:
             status, reason, error = describe_failure(retval)
             _finish(run, status, reason=reason, error=error)
+            end_dependents(sender.backend, request, retval)
 
 
 def _message(exc):

@@ -32,6 +32,7 @@ from .run import Run, get_run
 __all__ = (
     'close_dependents',
     'culprit_of',
+    'end_dependents',
     'load_requests',
     'tell_backend',
     'with_upstream',
@@ -251,6 +252,15 @@ def _is_inline(backend, errback):
 
 
 # Ends that no worker reports
+
+def end_dependents(backend, request, exc):
+    """End what depends on a run that Celery leaves without an end: it was ignored, or rejected."""
+    if request.chain or request.chord:
+        with _blaming(request.id):
+            if request.chord:
+                backend.on_chord_part_return(request, states.FAILURE, exc)
+            backend._fail_chain(request.chain, exc)
+
 
 def close_dependents(app, name, options, exc):
     """Write that what depends on a call will never run, since its message was refused. The broker may be the result

@@ -203,14 +203,33 @@ def assert_unreached(run, culprit):
     assert run.completed and not run.started and notes(run.task_id) == []
 
 
-@pytest.mark.parametrize('how', ['error', 'kill'])
-def test_chain_fails(on, how):
+#: Ways in which a step does not succeed: how its body behaves, its limit, and how the run ends.
+FAILURES = {
+    'exception': ('error', {}, 'errored'),
+    'task failed': ('failed', {}, 'failed'),
+    'child killed': ('kill', {}, 'errored'),
+    'hard limit': ('slow', {'time_limit': 1}, 'errored'),
+    'soft limit': ('slow', {'soft_time_limit': 1}, 'errored'),
+    'ignored': ('ignored', {}, 'ignored'),
+    'rejected': ('rejected', {}, 'failed'),
+}
+
+
+@pytest.fixture(params=FAILURES)
+def broken(on, request):
+    """A step that does not succeed, and how its run will end."""
+    how, options, status = FAILURES[request.param]
+    return on(tasks.break_.s(how=how)).set(**options), status
+
+
+def test_chain_fails(on, broken):
     """The steps after a failed one get rows that name it: whoever ends it, the child or its parent."""
-    outcome = chain(on(tasks.add.s(1)), on(tasks.break_.s(how=how)), on(tasks.add.s(2)), on(tasks.add.s(3)))()
+    step, status = broken
+    outcome = chain(on(tasks.add.s(1)), step, on(tasks.add.s(2)), on(tasks.add.s(3)))()
     with pytest.raises(Exception):
         outcome.get(timeout=20)
     first, culprit, *unreached = all_ended(4)
-    assert (first.status, culprit.status) == ('completed', 'errored')
+    assert (first.status, culprit.status) == ('completed', status)
     for run in unreached:
         assert_unreached(run, culprit)
         assert run.root_id == first.task_id
@@ -218,16 +237,16 @@ def test_chain_fails(on, how):
     assert {str(run.task_id) for run in unreached} == {outcome.id, outcome.parent.id}
 
 
-@pytest.mark.parametrize('how', ['error', 'kill'])
-def test_chord_fails(on, how):
+def test_chord_fails(on, broken):
     """A chord whose part fails fails its body; the other parts run."""
-    outcome = chord([on(tasks.add.s(1)), on(tasks.break_.s(how=how)), on(tasks.add.s(2))], on(tasks.add.s(3)))()
+    step, status = broken
+    outcome = chord([on(tasks.add.s(1)), step, on(tasks.add.s(2))], on(tasks.add.s(3)))()
     with pytest.raises(Exception):
         outcome.get(timeout=20)
-    found = by_status(all_ended(4))
-    assert len(found['completed']) == 2
-    culprit, body = sorted(found['errored'], key=lambda run: run.reason == 'upstream_failed')
-    assert str(body.task_id) == outcome.id
+    *__, body = runs = all_ended(4)
+    assert len(by_status(runs)['completed']) == 2
+    culprit = next(run for run in runs if run.celery_name == tasks.break_.name)
+    assert (culprit.status, str(body.task_id)) == (status, outcome.id)
     assert_unreached(body, culprit)
 
 

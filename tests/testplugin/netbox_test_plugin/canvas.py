@@ -1,13 +1,15 @@
 """Tasks that are steps of workflows."""
 import os
 import signal
+import time
 from contextlib import nullcontext
 
 from celery import chain, chord, group, shared_task
+from celery.exceptions import Ignore, Reject
 from django.db import transaction
 
 from netbox_celery.models import CeleryResult
-from netbox_celery.tasks import CeleryBaseTask, netbox_celery_task
+from netbox_celery.tasks import CeleryBaseTask, TaskFailed, netbox_celery_task
 
 from .side import note, wait_at
 
@@ -23,13 +25,18 @@ def _total(value):
     return sum(map(_total, value)) if isinstance(value, list | tuple) else value
 
 
+ENDS = {'failed': TaskFailed, 'ignored': Ignore, 'rejected': Reject}
+
+
 @netbox_celery_task(name='netbox_test_plugin:break')
 def break_(self, task_id, *args, how='error'):
     """End without success."""
     note(task_id, 'ran')
     if how == 'kill':
         os.kill(os.getpid(), signal.SIGKILL)
-    raise ValueError('broken')
+    if how == 'slow':
+        time.sleep(30)
+    raise ENDS.get(how, ValueError)('broken')
 
 
 @netbox_celery_task(name='netbox_test_plugin:pass_gate')
