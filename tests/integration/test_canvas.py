@@ -72,6 +72,20 @@ def test_options_of_steps(on, user):
     assert sum(run.object == site for run in runs) == 6
 
 
+@pytest.mark.parametrize('shape', ['chain', 'group', 'chord'])
+def test_options_of_the_whole(on, user, shape):
+    """A whole workflow can be given a user and an object, too."""
+    site = Site.objects.create(name='Berlin', slug='berlin')
+    first, last = on(tasks.add.s(1)), on(tasks.add.s(2))
+    signature = {
+        'chain': lambda: chain(first, last), 'group': lambda: group(first, last), 'chord': lambda: chord([first], last)
+    }[shape]()
+    outcome = signature.apply_async(netbox_user=user, netbox_object=site)
+    assert outcome.get(timeout=20) == ([1, 2] if shape == 'group' else 3)
+    assert {run.user for run in all_ended(2)} == {user}
+    assert rows()[0].object == site
+
+
 def test_group(on):
     """The runs of a group know it, and have a root in common."""
     outcome = group(on(tasks.add.s(number)) for number in range(4))()
