@@ -82,16 +82,19 @@ class UpstreamMixin:
         self, task_id, exc, traceback=None, request=None, store_result=True, call_errbacks=True, state=states.FAILURE
     ):
         fail = super().mark_as_failure
+        if request is not None and not hasattr(request, 'chain'):
+            # Of a task that it does not know, a worker says nothing about what depends on it
+            request = _complete(task_id, request)
         options = {'traceback': traceback, 'request': request, 'store_result': store_result,
                    'call_errbacks': call_errbacks, 'state': state}
-        if request is None or not (request.chain or request.chord):
+        if not _has_dependents(request):
             return fail(task_id, exc, **options)
         with _blaming(task_id):
             return fail(task_id, exc, **options)
 
     def mark_as_revoked(self, task_id, reason='', request=None, store_result=True, state=states.REVOKED):
         revoke = super().mark_as_revoked
-        if request is None or not (request.chain or request.chord):
+        if not _has_dependents(request):
             return revoke(task_id, reason, request=request, store_result=store_result, state=state)
         with _blaming(task_id):
             result = revoke(task_id, reason, request=request, store_result=store_result, state=state)
@@ -253,9 +256,22 @@ def _is_inline(backend, errback):
 
 # Ends that no worker reports
 
+def _has_dependents(request):
+    return bool(getattr(request, 'chain', None) or getattr(request, 'chord', None))
+
+
+def _complete(task_id, request):
+    """Return the request of a run as its row has it, if something depends on it."""
+    try:
+        return load_requests([task_id]).get(task_id, request) if is_uuid(task_id) else request
+    except DatabaseError:
+        logger.exception('What depends on %s could not be ended', task_id)
+        return request
+
+
 def end_dependents(backend, request, exc):
     """End what depends on a run that Celery leaves without an end: it was ignored, or rejected."""
-    if request.chain or request.chord:
+    if _has_dependents(request):
         with _blaming(request.id):
             if request.chord:
                 backend.on_chord_part_return(request, states.FAILURE, exc)

@@ -1,6 +1,6 @@
 """Workflows on real workers: chains, groups, chords, callbacks, and what nests them."""
 import pytest
-from celery import chain, chord, group
+from celery import chain, chord, group, signature
 from celery.exceptions import TimeoutError as CeleryTimeout
 from netbox_test_plugin import canvas as tasks
 from netbox_test_plugin.side import notes
@@ -36,7 +36,7 @@ def by_status(runs):
 @pytest.fixture
 def on(prefork):
     """Put a signature into the worker's queue."""
-    return lambda signature: signature.set(queue=prefork.queue)
+    return lambda step: step.set(queue=prefork.queue)
 
 
 def test_chain(on, user):
@@ -77,10 +77,10 @@ def test_options_of_the_whole(on, user, shape):
     """A whole workflow can be given a user and an object, too."""
     site = Site.objects.create(name='Berlin', slug='berlin')
     first, last = on(tasks.add.s(1)), on(tasks.add.s(2))
-    signature = {
+    whole = {
         'chain': lambda: chain(first, last), 'group': lambda: group(first, last), 'chord': lambda: chord([first], last)
     }[shape]()
-    outcome = signature.apply_async(netbox_user=user, netbox_object=site)
+    outcome = whole.apply_async(netbox_user=user, netbox_object=site)
     assert outcome.get(timeout=20) == ([1, 2] if shape == 'group' else 3)
     assert {run.user for run in all_ended(2)} == {user}
     assert rows()[0].object == site
@@ -142,8 +142,8 @@ def test_nested(on, shape, count, value):
 def test_map(prefork, kind):
     """One row for all items (for each chunk of them), with the name of the inner task."""
     items = [[number] for number in range(4)]
-    signature = tasks.add.chunks(items, 2) if kind == 'chunks' else getattr(tasks.add, kind)(items)
-    outcome = signature.apply_async(queue=prefork.queue)
+    whole = tasks.add.chunks(items, 2) if kind == 'chunks' else getattr(tasks.add, kind)(items)
+    outcome = whole.apply_async(queue=prefork.queue)
     assert outcome.get(timeout=20) == ([[0, 1], [2, 3]] if kind == 'chunks' else [0, 1, 2, 3])
     names = [run.name for run in all_ended(2 if kind == 'chunks' else 1)]
     assert names == (
@@ -262,6 +262,19 @@ def test_chord_fails(on, broken):
     culprit = next(run for run in runs if run.celery_name == tasks.break_.name)
     assert (culprit.status, str(body.task_id)) == (status, outcome.id)
     assert_unreached(body, culprit)
+
+
+@pytest.mark.parametrize('shape', ['chain', 'chord'])
+def test_unregistered(on, shape):
+    """So do those after a task that the worker does not know."""
+    unknown, last = on(signature('netbox_test_plugin:no_such_task')), on(tasks.add.s(1))
+    outcome = (chain(unknown, last) if shape == 'chain' else chord([unknown], last))()
+    with pytest.raises(Exception) as caught:
+        outcome.get(timeout=20)
+    assert not isinstance(caught.value, CeleryTimeout)
+    culprit, unreached = all_ended(2)
+    assert culprit.reason == 'unregistered'
+    assert_unreached(unreached, culprit)
 
 
 def test_nested_canvas_fails(on):
