@@ -128,11 +128,14 @@ class TrackingMixin:
         run = get_run(request)
         if run is not None:
             recorder.flush(run)
-            lifecycle.retry(
+            row = lifecycle.retry(
                 get_connection(), task_id, claims=run.claims, eta=run.next_eta, error=describe(exc),
                 traceback=_text(traceback)
             )
             run.retried = True
+            if row is None or row[1] != Status.STATUS_RETRYING:
+                # The next attempt has begun already, and its states are later than this one. Or it was cancelled.
+                return self._mark_as_ended(task_id, row and row[1], request, store_result)
         elif isinstance(exc, Retry) and CANCELLED_BY_CELERY in str(exc):
             # It is acknowledged, so that nobody will deliver it again.
             presence.close_run(
