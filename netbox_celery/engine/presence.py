@@ -167,13 +167,17 @@ def describe_worker(worker):
 def _write(function):
     """Write for a run from a worker's parent, at once or, while the database is away, from the heartbeat thread.
 
-    Order is kept: what waits goes first. The parent also moves messages, so it must not wait long.
+    Order is kept: what waits goes first. The parent also moves messages, so it must not wait long; and an error in it
+    would end the worker.
     """
     if not _deferred:
         try:
             return function(get_connection())
         except UNAVAILABLE as exc:
             logger.warning('The database is unavailable, the end of a run will be written later: %s', exc)
+        except Exception:
+            logger.exception('What became of a run could not be written')
+            return None
     _deferred.append(function)
     return None
 

@@ -34,6 +34,8 @@ COPY_LINES = f"""
     COPY {LOG_TABLE} (result_id, attempt, level, grouping, message, object_type_id, object_id, created) FROM STDIN
 """
 
+#: The highest number that its column can hold as a level.
+HIGHEST_LEVEL = 32_767
 #: Lines that make a full batch.
 BATCH = 500
 #: Lines that wait before a caller writes itself instead of queueing more (bounds memory, and lets the writer catch up).
@@ -105,6 +107,10 @@ class Recorder:
             message = _text(message)
         if len(message) > config.log_message_length:
             message = cut_text(message, config.log_message_length)
+        if type(level) is not int or not 0 <= level <= HIGHEST_LEVEL:
+            level = _level(level)
+        if type(grouping) is not str:
+            grouping = _text(grouping)
         object_type_id = object_id = None
         if obj is not None:
             object_type_id, object_id = _reference(obj)
@@ -240,13 +246,13 @@ class Recorder:
             except UNAVAILABLE:
                 self._lines.extendleft(reversed(batch))
                 raise
-            except DatabaseError:
+            except Exception:  # noqa: BLE001 - one odd line must not take others with it
                 self._write_one_by_one(batch)
 
     def _copy(self, batch):
         self._connection.copy(COPY_LINES, (
             (
-                result_id, attempt, level, clean_line(str(grouping))[:100], clean_line(message),
+                result_id, attempt, level, clean_line(grouping)[:100], clean_line(message),
                 object_type_id, object_id, datetime.fromtimestamp(created, UTC),
             )
             for result_id, attempt, level, grouping, message, object_type_id, object_id, created in batch
@@ -312,6 +318,14 @@ def _text(message):
         return f'<{type(message).__name__}, whose text could not be made: {type(exc).__name__}>'
 
 
+def _level(level):
+    """Return a level that is no number, or none that can be stored, as one that is."""
+    try:
+        return max(0, min(int(level), HIGHEST_LEVEL))
+    except (TypeError, ValueError, OverflowError):
+        return LogLevelChoices.LEVEL_INFO
+
+
 def _merged(entry, newer):
     """Return an entry of progress that could not be written, with what has come since."""
     if newer is None:
@@ -327,6 +341,8 @@ def _reference(obj):
     """Return `(object_type_id, object_id)` of a NetBox object; it stays unnamed in a transaction that is broken."""
     from django.contrib.contenttypes.models import ContentType
 
+    if type(obj.pk) is not int:
+        return None, None  # it was not saved yet, or has a key of another kind
     try:
         return ContentType.objects.get_for_model(obj, for_concrete_model=False).pk, obj.pk
     except DatabaseError:
