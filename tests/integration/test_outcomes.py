@@ -226,6 +226,8 @@ def test_unregistered(worker):
     assert (result.status, result.reason) == ('errored', 'unregistered')
     assert 'netbox_test_plugin:no_such_task' in result.error
     assert until(lambda: outcome.state == 'FAILURE')
+    # An error in a worker's main process would end it
+    assert worker.run(tasks.echo).status == 'completed'
 
 
 @pytest.mark.parametrize('how', ['task', 'self'])

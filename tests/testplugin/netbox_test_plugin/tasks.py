@@ -439,6 +439,30 @@ def say(self, task_id, message, times=1, **options):
         self.log(message, **options)
 
 
+@netbox_celery_task(name='netbox_test_plugin:say_about')
+def say_about(self, task_id, pk):
+    """Log about an object, and about nothing."""
+    self.log('about', obj=Site.objects.get(pk=pk))
+    self.log('about nothing')
+
+
+@netbox_celery_task(name='netbox_test_plugin:say_much')
+def say_much(self, task_id, length):
+    """Log a long line."""
+    self.log('x' * length)
+
+
+@netbox_celery_task(name='netbox_test_plugin:show')
+def show(self, task_id, length):
+    """Show long data."""
+    self.celery_result.update(data={'x': 'y' * length})
+
+
+@netbox_celery_task(name='netbox_test_plugin:show_progress')
+def show_progress(self, task_id, value):
+    self.progress(value)
+
+
 @netbox_celery_task(name='netbox_test_plugin:say_all')
 def say_all(self, task_id):
     """Log in each way there is."""
