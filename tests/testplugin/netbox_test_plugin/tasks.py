@@ -597,6 +597,15 @@ def change(self, task_id, name, fail=False, atomic=False):
     return site.pk
 
 
+@netbox_celery_task(name='netbox_test_plugin:change_tags')
+def change_tags(self, task_id, name, tag):
+    """Change what an object is tagged with."""
+    site = Site.objects.create(name=name, slug=name)
+    site.snapshot()
+    site.tags.add(tag)
+    return site.pk
+
+
 #
 # Calls of other tasks
 #
