@@ -58,7 +58,8 @@ CLAIM = f"""
     WHERE task_id = %(task_id)s AND cancelled IS NULL AND (
         status IN ('pending', 'scheduled') AND (nesting, attempt) <= (%(nesting)s, %(attempt)s)
         OR status IN ('retrying', 'running') AND (nesting, attempt) < (%(nesting)s, %(attempt)s)
-        OR status = 'running' AND (nesting, attempt) = (%(nesting)s, %(attempt)s) AND NOT EXISTS (
+        OR status = 'running' AND (nesting, attempt) = (%(nesting)s, %(attempt)s)
+            AND holder IS DISTINCT FROM %(holder)s::uuid AND NOT EXISTS (
             SELECT FROM {WORKERS} AS worker WHERE worker.key = run.holder AND worker.stopped IS NULL
                 AND worker.heartbeat > now() - make_interval(secs => %(lost_after)s)
         )

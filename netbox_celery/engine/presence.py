@@ -49,6 +49,7 @@ class Identity:
         self.key = None
         self.name = ''
         self.pid = None
+        self._last_beat = self._steady_since = float('-inf')
 
     def take(self, name):
         """Become a worker with a new key: what an earlier one of this name left is not this one's."""
@@ -58,6 +59,22 @@ class Identity:
     def is_child(self):
         """Whether this is a process of a worker's pool."""
         return self.pid != os.getpid()
+
+    def note_beat(self):
+        """Note a heartbeat of this worker's that has reached the database."""
+        now = time.monotonic()
+        if now - self._last_beat > get_config().worker_lost_after / 2:
+            self._steady_since = now
+        self._last_beat = now
+
+    @property
+    def can_judge(self):
+        """Whether this worker may take the silence of others for their death.
+
+        When the database was away, everybody was silent: nobody is judged before all had the time to be heard again.
+        """
+        now, lost_after = time.monotonic(), get_config().worker_lost_after
+        return now - self._last_beat <= lost_after / 2 and now - self._steady_since >= lost_after
 
 
 identity = Identity()
@@ -108,6 +125,7 @@ class Presence:
             try:
                 if not self.connection.execute(BEAT, (identity.key,)):
                     self.register()  # somebody deleted the row
+                identity.note_beat()
                 self.write_deferred()
             except UNAVAILABLE as exc:
                 logger.warning('No heartbeat, the database is unavailable: %s', exc)

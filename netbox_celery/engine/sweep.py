@@ -80,9 +80,8 @@ def duties(app):
     interval = get_config().sweep_interval
     suspects, settled = set(), set()
     return (
-        (interval, lambda connection: sweep(connection, app)),
+        (interval, lambda connection: sweep(connection, app, settled)),
         (interval, lambda connection: close_abandoned(connection, app, suspects)),
-        (interval, lambda connection: find_fetched(connection, app, settled)),
         (GRACE, lambda connection: find_missing(connection, app)),
         (catalogue.SYNC_INTERVAL, lambda connection: _sync_catalogue()),
     )
@@ -93,18 +92,21 @@ def _sync_catalogue():
     catalogue.sync(force=True)
 
 
-def sweep(connection, app):
+def sweep(connection, app, settled):
     """Settle what was lost, unless another worker is at it.
 
     Args:
         connection: An `EngineConnection`.
         app: The Celery app.
+        settled: See `find_fetched`.
     """
     # Locks of a session outlive a killed parent as long as a child has its socket. This one is held by a statement.
     with connection.advisory_lock(LOCK) as locked:
         if not locked:
             return
-        close_lost(connection, app)
+        if identity.can_judge:
+            close_lost(connection, app)
+            find_fetched(connection, app, settled)
         expire(connection, app)
         resend(connection, app)
         connection.execute(FORGET_WORKERS)
