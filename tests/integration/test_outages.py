@@ -1,0 +1,151 @@
+"""PostgreSQL and Redis go away and come back while tasks run: no run is lost, none ends wrongly, none runs twice."""
+import os
+import signal
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from django.db import connection
+from netbox_test_plugin import tasks
+from netbox_test_plugin.side import notes, open_gate
+
+from netbox_celery.celery import app
+from netbox_celery.engine.database import EngineConnection
+from netbox_celery.engine.missing import find_missing
+from netbox_celery.models import CeleryResult
+
+from .support import ended, lines, row, until
+
+
+@contextmanager
+def postgres_away(services):
+    """Kill PostgreSQL as a power failure would, and start it again on the same port after the block."""
+    cluster, port = services.cluster, services.cluster.port
+    connection.close()
+    # The cluster of the tests does not wait for its log at each commit: what was committed so far shall be there
+    with cluster.connect() as admin:
+        admin.execute('CHECKPOINT')
+    os.kill(cluster.process.pid, signal.SIGKILL)
+    until(lambda: not cluster.process.running)
+    # Its processes see that the first one is gone
+    until(lambda: not processes_in(cluster.directory))
+    try:
+        yield
+    finally:
+        cluster.start(services.directory / 'log' / 'postgres.log', port=port, die_with_parent=True)
+        assert cluster.port == port
+        connection.close()
+
+
+def processes_in(directory):
+    found = []
+    for path in Path('/proc').glob('[0-9]*'):
+        try:
+            if (path / 'cwd').resolve() == directory.resolve():
+                found.append(path.name)
+        except OSError:
+            pass
+    return found
+
+
+@contextmanager
+def redis_away(services):
+    """Kill Redis, which forgets everything, and start it again on the same port after the block."""
+    redis, port = services.redis, services.redis.port
+    os.kill(redis.process.pid, signal.SIGKILL)
+    until(lambda: not redis.process.running)
+    try:
+        yield
+    finally:
+        redis.start(services.directory / 'log' / 'redis.log', port=port, die_with_parent=True)
+        assert redis.port == port
+
+
+@pytest.fixture
+def all_workers(prefork, threads):
+    yield prefork, threads
+    for worker in (prefork, threads):
+        assert worker.run(tasks.echo, timeout=60).status == 'completed'
+
+
+def test_postgresql_restarted(services, all_workers, gate):
+    """Tasks that run go on, log, end and are claimed across an outage; what happened in it is written after it."""
+    runs = [worker.send(tasks.across, gate) for worker in all_workers]
+    killed = all_workers[0].send(tasks.hold, 'never')
+    due = [worker.send(tasks.echo, countdown=2) for worker in all_workers]
+    for run in (*runs, killed):
+        until(lambda: notes(run.id))
+    until(lambda: lines(runs[0]) == lines(runs[1]) == ['before'])
+
+    with postgres_away(services):
+        os.kill(notes(killed.id)[0][0], signal.SIGKILL)
+        # The bodies end, and log, while nothing can be written
+        open_gate(gate)
+        # Longer than workers may be silent: all of them are, and none is to be taken for dead
+        time.sleep(5)
+
+    for run in runs:
+        result = ended(run, 60)
+        assert (result.status, result.claims) == ('completed', 1)
+        assert lines(run) == ['before', 'after']
+        assert run.get(timeout=10) == 0
+    for run in due:
+        assert (ended(run, 60).status, row(run).claims) == ('completed', 1)
+        assert len(notes(run.id)) == 1
+    assert (ended(killed, 60).status, row(killed).reason) == ('errored', 'worker_lost')
+    # The connections that processes and threads had kept are broken: no task fails for it
+    for worker in all_workers:
+        again = [worker.send(tasks.query) for __ in range(12)]
+        assert {ended(run, 60).status for run in again} == {'completed'}
+
+
+def test_connections_ended(services, worker):
+    """An administrator ends all connections: tasks and what they log do not notice."""
+    assert {worker.run(tasks.query).status for __ in range(4)} == {'completed'}
+    connection.close()
+    with services.cluster.connect() as admin:
+        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'netbox'")
+
+    runs = [worker.send(tasks.query) for __ in range(8)] + [worker.send(tasks.say, 'x', 3) for __ in range(4)]
+    assert {ended(run).status for run in runs} == {'completed'}
+    assert [lines(run) for run in runs[8:]] == [['x'] * 3] * 4
+
+
+def test_call_without_postgresql(services, prefork):
+    """A call that can make no row still sends its task, which then has none."""
+    with postgres_away(services):
+        run = prefork.send(tasks.whoami)
+
+    assert run.get(timeout=60)['row'] is None
+    assert not CeleryResult.objects.exists()
+
+
+def test_redis_restarted(services, all_workers, gate):
+    """A run ends in its row though its result finds no backend; workers come back; lost messages are sent again."""
+    runs = [worker.send(tasks.hold, gate, 2) for worker in all_workers]
+    for run in runs:
+        until(lambda: notes(run.id))
+    waiting = tasks.echo.apply_async(('lost',), queue='nobody-yet')
+    until(lambda: row(waiting).sent)
+
+    with redis_away(services):
+        open_gate(gate)
+        for run in runs:
+            assert ended(run).status == 'completed'
+
+    for worker in all_workers:
+        assert worker.run(tasks.echo, timeout=60).status == 'completed'
+    for run in runs:
+        assert lines(run) == ['line 0', 'line 1', 'after the gate']
+        assert [what for __, what in notes(run.id)] == ['started', 'ended']
+    # As if a minute had passed
+    old = datetime.now(UTC) - timedelta(minutes=2)
+    CeleryResult.objects.filter(task_id=waiting.id).update(sent=old, last_updated=old, queue=all_workers[0].queue,
+                                                           options={'queue': all_workers[0].queue})
+    own = EngineConnection()
+    assert find_missing(own, app) == 1
+    own.close()
+    CeleryResult.objects.filter(task_id=waiting.id, sent=None).update(last_updated=old)
+    assert ended(waiting).result == [['lost'], {}]
