@@ -92,12 +92,12 @@ def cancel_workflow(request, result):
     while True:
         runs = workflow.members(result)
         permitted = runs.restrict(request.user, 'cancel')
-        workflow.mark_parts(permitted.values_list('pk', flat=True))
-        # What runs may have started another one before it was cancelled: look until there is nothing new
+        # What runs may have started another one before it was cancelled, or have ended meanwhile: look until there is
+        # nothing new. The parts of chords come last, since one that ended after the first look may be sending the body.
         ids = list(_to_cancel(permitted).values_list('pk', flat=True))
-        if not ids or not (count := cancel_many(request, ids)):
+        cancelled += cancel_many(request, ids) if ids else 0
+        if not workflow.mark_parts(permitted.values_list('pk', flat=True)) and not ids:
             return cancelled, _to_cancel(runs).count()
-        cancelled += count
 
 
 def cancellable(request, result):

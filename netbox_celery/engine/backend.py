@@ -136,6 +136,8 @@ class TrackingMixin:
             if row is None or row[1] != Status.STATUS_RETRYING:
                 # The next attempt has begun already, and its states are later than this one. Or it was cancelled.
                 return self._mark_as_ended(task_id, row and row[1], request, store_result)
+            if isinstance(self, RowResultsMixin) and not getattr(request, 'netbox_stored', False):
+                return exc  # the row says it
         elif isinstance(exc, Retry) and CANCELLED_BY_CELERY in str(exc):
             # It is acknowledged, so that nobody will deliver it again.
             presence.close_run(

@@ -2,8 +2,9 @@
 
 Celery's Redis backend stores each result under a key and publishes it on a channel of that name. A run that completed
 has its result in its row, for longer than Redis would keep it. So for those only the publishing is done, which halves
-what a result costs, and whoever asks later gets it from the row. Redis holds what a row cannot: states of untracked
-tasks and custom states, exceptions, results too large for a row, and results with children.
+what a result costs, and whoever asks later gets it from the row. A retry is told by the row alone, since what Redis
+is told of it could come after the end. Redis holds what a row cannot: states of untracked tasks and custom states,
+exceptions, results too large for a row, and results with children.
 """
 from celery import states
 from celery.exceptions import TaskRevokedError
@@ -21,14 +22,17 @@ __all__ = (
     'RowResultsMixin',
 )
 
-ENDED = f"""
-    SELECT task_id::text, status, result::text, error, traceback, completed FROM {lifecycle.TABLE}
-    WHERE task_id = ANY(%s::uuid[]) AND completed IS NOT NULL
+TOLD = f"""
+    SELECT task_id::text, status, result::text, error, traceback, last_updated FROM {lifecycle.TABLE}
+    WHERE task_id = ANY(%s::uuid[]) AND (
+        status = 'retrying'
         -- What the backend holds too, and better, it may be about to get. Later on, it has lost it.
-        AND (NOT in_backend OR completed < now() - interval '1 minute')
+        OR completed IS NOT NULL AND (NOT in_backend OR completed < now() - interval '1 minute')
+    )
 """
 
 STATES = {
+    Status.STATUS_RETRYING: states.RETRY,
     Status.STATUS_COMPLETED: states.SUCCESS,
     Status.STATUS_FAILED: states.FAILURE,
     Status.STATUS_ERRORED: states.FAILURE,
@@ -40,8 +44,8 @@ STATES = {
 def _query(ids):
     """Read rows with the caller's connection; in a worker, whose parent keeps none of Django's, with the engine's."""
     if identity.key is not None:
-        return get_connection().execute(ENDED, (ids,), patience=5)
-    return execute(connection, ENDED, (ids,))
+        return get_connection().execute(TOLD, (ids,), patience=5)
+    return execute(connection, TOLD, (ids,))
 
 
 class RowResultsMixin:
@@ -68,7 +72,7 @@ class RowResultsMixin:
         return [found.get(key) if value is None else value for key, value in zip(keys, values)]
 
     def _from_rows(self, keys):
-        """Return results of runs that have ended, encoded as Redis would hold them, by key."""
+        """Return what rows tell of runs that have ended or will be retried, encoded as Redis would hold it, by key."""
         by_id = {
             bytes_to_str(self.key_t(key))[len(self.task_keyprefix):]: key for key in keys
             if self.key_t(key).startswith(self.task_keyprefix)
@@ -77,9 +81,9 @@ class RowResultsMixin:
         rows = _query(ids) if ids else []
         return {by_id[row[0]]: self.encode(meta) for row in rows if (meta := self._meta_from_row(*row))}
 
-    def _meta_from_row(self, task_id, status, result, error, traceback, completed):
+    def _meta_from_row(self, task_id, status, result, error, traceback, when):
         state = STATES[status]
-        if state == states.FAILURE:
+        if state in (states.FAILURE, states.RETRY):
             result = self.prepare_exception(Exception(error))
         elif state == states.REVOKED:
             result = self.prepare_exception(TaskRevokedError(error or 'revoked'))
@@ -89,5 +93,5 @@ class RowResultsMixin:
                 return None
         return {
             'status': state, 'result': result, 'traceback': traceback or None, 'children': [],
-            'date_done': completed.astimezone(timezone.utc).isoformat(), 'task_id': task_id,
+            'date_done': when.astimezone(timezone.utc).isoformat(), 'task_id': task_id,
         }

@@ -46,6 +46,7 @@ PARENT_CANCELLED = f'(SELECT cancelled IS NOT NULL FROM {lifecycle.TABLE} WHERE 
 MARK_PARTS = f"""
     UPDATE {lifecycle.TABLE} SET cancelled = now(), last_updated = now()
     WHERE id = ANY(%s) AND status = 'completed' AND cancelled IS NULL AND options ? 'chord'
+    RETURNING id
 """
 BECAUSE = 'Not run: the run that started it was cancelled'
 
@@ -93,5 +94,9 @@ def refuse(app, name, options):
 
 
 def mark_parts(ids):
-    """Mark those of some runs as cancelled that have ended, but whose chord may be going on at this moment."""
-    execute(connection, MARK_PARTS, (list(ids),))
+    """Mark those of some runs as cancelled that have ended, but whose chord may be going on at this moment.
+
+    Returns:
+        Whether there were any that had not been marked.
+    """
+    return bool(execute(connection, MARK_PARTS, (list(ids),)))
