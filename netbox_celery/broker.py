@@ -6,6 +6,9 @@ password, database, TLS, Sentinel. `broker_url` and `result_backend` override it
 import ssl
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
 __all__ = (
     'celery_settings',
 )
@@ -98,8 +101,11 @@ def _tls(redis):
 def _sentinel_options(redis):
     if not redis.get('SENTINELS'):
         return {}
-    timeout = redis.get('SENTINEL_TIMEOUT', 10)
     return {
         'master_name': redis.get('SENTINEL_SERVICE', 'default'),
-        'sentinel_kwargs': {'socket_connect_timeout': timeout},
+        'sentinel_kwargs': {
+            'socket_connect_timeout': redis.get('SENTINEL_TIMEOUT', 10),
+            # The next one is asked at once if one is away, instead of after some seconds, at each connection
+            'retry': Retry(NoBackoff(), 0),
+        },
     }
