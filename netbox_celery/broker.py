@@ -10,8 +10,16 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 __all__ = (
+    'TRANSPORTS',
     'celery_settings',
 )
+
+#: Transports that take the place of Kombu's, by the scheme of the broker's URL.
+TRANSPORTS = {
+    'redis': 'netbox_celery.transport:Transport',
+    'rediss': 'netbox_celery.transport:Transport',
+    'sentinel': 'netbox_celery.transport:SentinelTransport',
+}
 
 
 def celery_settings(redis, config, timezone='UTC'):

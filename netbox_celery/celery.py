@@ -10,6 +10,7 @@ import os
 import django
 from celery import Celery
 from django.apps import apps
+from kombu.transport import TRANSPORT_ALIASES
 
 os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'netbox.settings')
 # NetBox's web process runs Django's system checks; a worker would spend 7 of its first 12 seconds on them.
@@ -70,6 +71,8 @@ def _load_settings():
 
     return broker.celery_settings(settings.REDIS['tasks'], get_config(), settings.TIME_ZONE)
 
+
+TRANSPORT_ALIASES.update(broker.TRANSPORTS)
 
 app = NetBoxCelery('netbox_celery')
 app.set_default()

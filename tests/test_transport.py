@@ -1,0 +1,43 @@
+"""The transports that take the place of Kombu's."""
+import pytest
+from kombu import Connection
+
+from netbox_celery import transport
+from netbox_celery.broker import TRANSPORTS
+from netbox_celery.celery import app
+
+
+@pytest.mark.parametrize('scheme', TRANSPORTS)
+def test_schemes(scheme):
+    assert issubclass(Connection(f'{scheme}://').get_transport_cls(), transport.Transport | transport.SentinelTransport)
+
+
+def test_client_is_kept(services):
+    with app.connection_for_write() as connection:
+        channel = connection.default_channel
+        with channel.conn_or_acquire() as first, channel.conn_or_acquire() as second:
+            assert first is second
+            assert first.ping()
+
+
+def test_fork_makes_a_new_client(services):
+    """A child has a pool of its own, as Kombu sees to: its client must not use the parent's connections."""
+    with app.connection_for_write() as connection:
+        channel = connection.default_channel
+        with channel.conn_or_acquire() as ours:
+            pass
+        channel._after_fork()
+        with channel.conn_or_acquire() as childs:
+            assert childs is not ours
+            assert childs.connection_pool is not ours.connection_pool
+            assert childs.ping()
+
+
+def test_client_outlives_a_lost_connection(services):
+    with app.connection_for_write() as connection:
+        channel = connection.default_channel
+        with channel.conn_or_acquire() as client:
+            client.ping()
+            client.connection_pool.disconnect()
+        with channel.conn_or_acquire() as client:
+            assert client.ping()
