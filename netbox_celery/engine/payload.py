@@ -28,8 +28,8 @@ __all__ = (
 # What jsonb refuses, as `json.dumps` writes it. A match may be a false alarm (an escaped backslash); cleaning is exact.
 _SUSPECT = re.compile(r'\\u0000|\\ud[89a-f]|NaN|Infinity')
 _UNSTORABLE = re.compile('[\x00\ud800-\udfff]')
-# Terminal control sequences: CSI (colours, cursor), OSC (titles, links), and the two-character ones.
-_ANSI = re.compile(r'\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])')
+# Terminal control sequences: CSI (colours, cursor), OSC (titles, links), character sets, and the two-character ones.
+_ANSI = re.compile(r'\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]+[0-~]|[0-?@-Z\\-~])')
 _CONTROL = re.compile(r'[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]')
 
 #: How the note of `cut_text` ends.

@@ -116,10 +116,11 @@ class Recorder:
             object_type_id, object_id = _reference(obj)
         lines = self._lines
         lines.append((run.id, run.attempt, level, grouping, message, object_type_id, object_id, time.time()))
-        if self._idle or len(lines) == BATCH:
-            self._notify()
-        elif len(lines) >= BACKLOG:
+        waiting = len(lines)
+        if waiting >= BACKLOG:
             self._write_pending()
+        elif self._idle or waiting == BATCH:
+            self._notify()
 
     def progress(self, run, *, value=None, value_max=None, step=None, data=None, increment=False):
         """Set the progress of a run; of what gathers between two writes, the newest values are written.
@@ -268,7 +269,7 @@ class Recorder:
                 raise
             except IntegrityError:
                 logger.debug('Run %s was deleted, its log ends here', line[0])
-            except DatabaseError as exc:
+            except Exception as exc:  # noqa: BLE001 - whatever it is, the next line may be fine
                 lost += 1
                 reason = exc
         if lost:
