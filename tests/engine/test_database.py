@@ -1,0 +1,117 @@
+"""The engine's own connections: they break and come back, and are nobody else's."""
+import os
+import threading
+
+import pytest
+from django.db import DataError, OperationalError, connection, transaction
+
+from netbox_celery.engine.database import EngineConnection, get_connection
+from tests.factories import make_result
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def own():
+    own = EngineConnection()
+    yield own
+    own.close()
+
+
+def backend(own):
+    return own.execute('SELECT pg_backend_pid()')[0][0]
+
+
+def test_own_transaction(own):
+    """What the engine writes is seen while the caller's transaction is open, and survives its rollback."""
+    result = make_result('pending', name='before')
+    with transaction.atomic():
+        own.execute('UPDATE netbox_celery_celeryresult SET name = %s WHERE id = %s', ('after', result.pk))
+        result.refresh_from_db()
+        assert result.name == 'after'
+        transaction.set_rollback(True)
+    result.refresh_from_db()
+    assert result.name == 'after'
+
+
+def test_connection_is_kept(own):
+    assert backend(own) == backend(own)
+
+
+def test_broken_connection(own, services):
+    """A connection that was ended meanwhile is opened again, and the statement executed once."""
+    first = backend(own)
+    with services.cluster.connect() as admin:
+        admin.execute('SELECT pg_terminate_backend(%s)', (first,))
+    assert backend(own) != first
+
+
+def test_errors_are_no_outage(own):
+    """An error of the statement's own is raised at once, and leaves the connection usable."""
+    before = backend(own)
+    with pytest.raises(DataError):
+        own.execute("SELECT 'x'::text::int", patience=60)
+    assert backend(own) == before
+
+
+def test_patience(own, monkeypatch):
+    """A database that is away is waited for, for as long as is said."""
+    calls = []
+
+    def refuse(self):
+        calls.append(1)
+        raise OperationalError('away')
+    monkeypatch.setattr(EngineConnection, '_connection', refuse)
+    with pytest.raises(OperationalError):
+        own.execute('SELECT 1')
+    assert len(calls) == 2  # the first may have met a connection that had gone stale
+    with pytest.raises(OperationalError):
+        own.execute('SELECT 1', patience=0.5)
+    assert len(calls) > 5
+
+
+def test_one_for_each_thread():
+    found = [get_connection()]
+    thread = threading.Thread(target=lambda: found.append(get_connection()))
+    thread.start()
+    thread.join()
+    assert found[0] is not found[1]
+    assert get_connection() is found[0]
+
+
+def test_fork(own):
+    """A child opens a connection of its own and leaves its parent's alone."""
+    before = backend(own)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if backend(own) != before else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert backend(own) == before
+
+
+def test_advisory_lock(own):
+    """One holder at a time; the lock is gone with the block."""
+    other = EngineConnection()
+    with own.advisory_lock(42) as first, other.advisory_lock(42) as second:
+        assert (first, second) == (True, False)
+    with other.advisory_lock(42) as again:
+        assert again
+    other.close()
+
+
+def test_odd_parameters(own):
+    """A per cent sign, quotes and prepared statements do no harm."""
+    for __ in range(10):
+        assert own.execute("SELECT %s || '%%', %s", ("'; --", None)) == [("'; --%", None)]
+    assert own.execute('SELECT 1 WHERE false') == []
+    assert own.execute('CREATE TEMPORARY TABLE x (a int)') == []
+
+
+def test_djangos_connection_prepares_nothing_else():
+    """The engine's statements on Django's connection leave its settings as they were."""
+    from netbox_celery.engine.database import execute
+
+    connection.ensure_connection()
+    before = connection.connection.prepare_threshold
+    assert execute(connection, 'SELECT %s::int', (5,)) == [(5,)]
+    assert connection.connection.prepare_threshold == before

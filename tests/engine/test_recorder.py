@@ -1,0 +1,245 @@
+"""The writer of logs: nothing is lost but what cannot be written, and no caller waits for the database."""
+import os
+import threading
+import time
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+from django.db import OperationalError, connection
+
+from netbox_celery.engine.recorder import BACKLOG_UNAVAILABLE, BATCH, Recorder
+from netbox_celery.engine.run import Run
+from netbox_celery.models import CeleryLogEntry, CeleryResult
+from tests.factories import make_result
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def recorder():
+    recorder = Recorder()
+    yield recorder
+    recorder.flush()
+    recorder._connection.close()
+
+
+@pytest.fixture
+def run():
+    result = make_result('running', claims=1, attempt=1)
+    return Run(str(result.task_id), id=result.pk, claims=1)
+
+
+def messages():
+    return list(CeleryLogEntry.objects.order_by('pk').values_list('message', flat=True))
+
+
+def test_lines_are_written_soon(recorder, run):
+    """A line is there within half a second, without anybody's flush."""
+    recorder.log(run, 'soon')
+    deadline = time.monotonic() + 0.5
+    while messages() != ['soon'] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert messages() == ['soon']
+
+
+def test_a_hundred_thousand_lines(recorder, run):
+    """All lines up to the limit are written in order; past it they are counted, and the log says so."""
+    for number in range(100_123):
+        recorder.log(run, f'line {number}')
+    assert recorder.flush(run)
+
+    written = messages()
+    assert len(written) == 100_001
+    assert written[:-1] == [f'line {number}' for number in range(100_000)]
+    assert written[-1] == 'The log is limited to 100,000 lines: 123 more were left out.'
+
+
+def test_threads_keep_the_order_of_each(recorder):
+    """Lines of several threads mix, but those of one run stay in order, and none is lost."""
+    runs = [Run('x', id=make_result('running').pk, claims=1) for __ in range(8)]
+
+    def log(run):
+        for number in range(2_000):
+            recorder.log(run, str(number))
+
+    threads = [threading.Thread(target=log, args=(run,)) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert recorder.flush()
+
+    for run in runs:
+        found = CeleryLogEntry.objects.filter(result_id=run.id).order_by('pk').values_list('message', flat=True)
+        assert list(found) == [str(number) for number in range(2_000)]
+
+
+def test_memory_is_bounded(recorder, run):
+    """A task that logs faster than PostgreSQL writes writes itself, instead of filling the memory."""
+    longest = 0
+    for number in range(20_000):
+        recorder.log(run, 'x')
+        longest = max(longest, len(recorder._lines))
+    assert longest <= 11 * BATCH
+
+
+def away(recorder, times):
+    """Let the database be away for so many writes."""
+    failures = iter([OperationalError('away')] * times)
+    copy, execute = recorder._connection.copy, recorder._connection.execute
+
+    def failing(function):
+        def call(*args):
+            if (failure := next(failures, None)) is not None:
+                raise failure
+            return function(*args)
+        return call
+    recorder._connection = SimpleNamespace(
+        copy=failing(copy), execute=failing(execute), close=recorder._connection.close
+    )
+
+
+def test_database_away(recorder, run):
+    """What could not be written is written when the database is back, once and in order."""
+    away(recorder, 3)
+    for number in range(2 * BATCH):
+        recorder.log(run, str(number))
+    recorder.progress(run, value=5, step='first')
+    assert recorder.flush(run)
+
+    assert messages() == [str(number) for number in range(2 * BATCH)]
+    result = CeleryResult.objects.get()
+    assert (result.value, result.step) == (5, 'first')
+
+
+def test_increments_while_the_database_is_away(recorder, run):
+    """Increments add up across a failed write; a later absolute value takes their place."""
+    with mock.patch.object(recorder, '_notify'):
+        recorder.progress(run, value=3, increment=True)
+        away(recorder, 1)
+        assert not recorder._write_pending()
+        recorder.progress(run, value=4, increment=True)
+        recorder.progress(run, step='later')
+        assert recorder._write_pending()
+        assert CeleryResult.objects.get().value == 7
+
+        recorder.progress(run, value=1, increment=True)
+        away(recorder, 1)
+        assert not recorder._write_pending()
+        recorder.progress(run, value=50, value_max=60)
+        recorder.progress(run, value=1, increment=True)
+        assert recorder._write_pending()
+    result = CeleryResult.objects.get()
+    assert (result.value, result.value_max, result.step) == (51, 60, 'later')
+
+
+def test_database_away_for_long(recorder, run, caplog):
+    """While the database is away memory stays bounded: the oldest lines go, and are counted."""
+    with mock.patch.object(recorder, '_notify'):
+        recorder._lines.extend([(run.id, 1, 20, 'main', str(n), None, None, 0.0) for n in range(BACKLOG_UNAVAILABLE)])
+        recorder._lines.extend([(run.id, 1, 20, 'main', 'latest', None, None, 0.0)] * 7)
+        away(recorder, 1)
+        assert not recorder._write_pending()
+        assert len(recorder._lines) == BACKLOG_UNAVAILABLE
+        assert recorder._lines[0][4] == '7'
+        recorder._lines.clear()
+    assert '7 log line(s) could not be written' in caplog.text
+
+
+def test_flush_gives_up(recorder, run):
+    """A flush tries for so long and not longer, and says whether all is written."""
+    with mock.patch.object(recorder, '_notify'):
+        recorder.log(run, 'x')
+        away(recorder, 1_000)
+        started = time.monotonic()
+        assert not recorder.flush(run, timeout=0.5)
+        assert time.monotonic() - started < 3
+        recorder._lines.clear()
+
+
+def test_odd_lines_of_a_batch(recorder, run, caplog):
+    """Lines of a run without a row end there, a line that cannot be written is counted, and the others are written."""
+    with mock.patch.object(recorder, '_notify'):
+        gone = Run('x', id=run.id + 1_000, claims=1)
+        for number in range(5):
+            recorder.log(run, f'kept {number}')
+            recorder.log(gone, 'gone')
+        recorder._lines.append((run.id, 'no number', 20, 'main', 'odd', None, None, 0.0))
+        recorder._lines.append((run.id, 1, 20, None, 'odder', None, None, 'no time'))
+        recorder.log(run, 'the last')
+        assert recorder.flush()
+    assert messages() == [*(f'kept {number}' for number in range(5)), 'the last']
+    assert '2 log line(s) could not be written' in caplog.text
+
+
+def test_progress_of_what_is_not_ours(recorder, run):
+    """Progress touches no run that has ended, and none that another claim holds."""
+    CeleryResult.objects.update(claims=2)
+    recorder.progress(run, value=1)
+    recorder.flush()
+    assert CeleryResult.objects.get().value is None
+
+    CeleryResult.objects.update(claims=1, status='completed')
+    recorder.progress(run, value=1)
+    recorder.flush()
+    assert CeleryResult.objects.get().value is None
+
+
+def test_newest_progress_wins(recorder, run):
+    """Of what gathers between two writes the newest is written, in one statement."""
+    with mock.patch.object(recorder, '_notify'):
+        for value in range(1_000):
+            recorder.progress(run, value=value, value_max=1_000)
+        recorder.progress(run, step='nul \x00 \x1b[31mand colour' + 'x' * 500)
+        with mock.patch.object(recorder._connection, 'execute', wraps=recorder._connection.execute) as execute:
+            assert recorder.flush(run)
+    assert execute.call_count == 1
+    result = CeleryResult.objects.get()
+    assert (result.value, result.value_max) == (999, 1_000)
+    assert result.step.startswith('nul \ufffd and colourxxx')
+    assert len(result.step) == 255
+
+
+def test_sent(recorder):
+    """The broker's acceptance is noted, unless a worker got hold of the run since and gave it back."""
+    waiting, given_back = make_result('pending'), make_result('pending', claims=1)
+    recorder.sent(waiting.pk)
+    recorder.sent(given_back.pk)
+    recorder.flush()
+    waiting.refresh_from_db()
+    given_back.refresh_from_db()
+
+    assert waiting.sent is not None
+    assert given_back.sent is None
+
+
+def test_fork(recorder, run):
+    """A child does not write its parent's lines again, nor on its connection."""
+    with mock.patch.object(recorder, '_notify'):
+        recorder.log(run, 'mine')
+    recorder._connection.execute('SELECT 1')
+    pid = os.fork()
+    if pid == 0:
+        # As `os.register_at_fork` does for the recorder of the process
+        recorder._reset()
+        recorder.log(run, 'child')
+        os._exit(0 if recorder.flush() and recorder._connection._pid == os.getpid() else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert recorder.flush()
+    assert sorted(messages()) == ['child', 'mine']
+
+
+def test_caller_does_not_wait(recorder, run):
+    """A line costs its caller microseconds, also while the database is slow."""
+    recorder.log(run, 'first')
+    with connection.cursor() as cursor:
+        cursor.execute('BEGIN; LOCK TABLE netbox_celery_celerylogentry IN EXCLUSIVE MODE')
+        started = time.perf_counter()
+        for __ in range(1_000):
+            recorder.log(run, 'x')
+        took = time.perf_counter() - started
+        cursor.execute('COMMIT')
+    assert took < 0.2
+    assert recorder.flush()
+    assert len(messages()) == 1_001
