@@ -107,3 +107,13 @@ def cleaner():
     Empties the tables that a test has filled: `cleaner(keep=[...])` leaves some of them.
     """
     return clean
+
+
+def pytest_collection_modifyitems(items):
+    """Try tests on real workers and browsers a second time: they have deadlines, and machines have bad moments.
+
+    The report counts them as rerun. One that fails now and then is to be looked at all the same.
+    """
+    for item in items:
+        if {'integration', 'browser'} & set(item.path.parts):
+            item.add_marker(pytest.mark.flaky(reruns=1))
