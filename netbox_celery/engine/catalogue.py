@@ -1,6 +1,7 @@
 """The catalogue of tasks: rows for what Celery has registered, and what their signatures allow."""
 import inspect
 import logging
+import re
 import time
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -128,13 +129,13 @@ def _set_by_code(task, name):
 
 
 def _configured(task, name):
-    return task.app.conf[_CONFIGURED[name]]
+    return task.app.strict_typing if name == 'typing' else task.app.conf[_CONFIGURED[name]]
 
 
 _CONFIGURED = {
     'serializer': 'task_serializer', 'rate_limit': 'task_default_rate_limit', 'priority': 'task_default_priority',
     'time_limit': 'task_time_limit', 'soft_time_limit': 'task_soft_time_limit', 'acks_late': 'task_acks_late',
-    'ignore_result': 'task_ignore_result',
+    'ignore_result': 'task_ignore_result', 'typing': 'strict_typing',
 }
 
 
@@ -214,10 +215,9 @@ TYPES = {'int': int, 'float': (int, float), 'str': str, 'bool': bool, 'list': li
 
 def _wrong_type(parameter, value):
     annotation = parameter['annotation'].replace(' ', '')
-    alternatives = annotation.split('|') if '[' not in annotation or annotation.count('[') == annotation.count(
-        '|['
-    ) else [annotation]
-    names = [alternative.split('[')[0] for alternative in alternatives]
+    while annotation != (annotation := re.sub(r'\[[^\[\]]*\]', '', annotation)):
+        pass  # what a list or dict holds is not looked at
+    names = annotation.split('|')
     if not names or any(name not in TYPES and name != 'None' for name in names):
         return None
     for name in names:
