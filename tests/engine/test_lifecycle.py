@@ -5,8 +5,10 @@ import pytest
 from django.db import connection as django_connection
 
 from netbox_celery.choices import ResultStatusChoices
-from netbox_celery.engine import database, lifecycle
+from netbox_celery.engine import lifecycle
 from tests.factories import make_result, make_worker
+
+from .conftest import Shared
 
 pytestmark = pytest.mark.django_db
 
@@ -15,14 +17,6 @@ WAITING = set(ResultStatusChoices.WAITING)
 UNFINISHED = set(ResultStatusChoices.UNFINISHED)
 HOLDER = uuid4()
 ENTRY = {'number': 1, 'started': None, 'ended': None, 'worker': 'w', 'error': ''}
-
-
-class Shared:
-    """The test's own connection, used as the engine uses its own: what the test did is rolled back at its end."""
-
-    def execute(self, sql, params=None, patience=0):
-        return database.execute(django_connection, sql, params)
-
 
 connection = Shared()
 

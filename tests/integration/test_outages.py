@@ -65,9 +65,10 @@ def redis_away(services):
 
 @pytest.fixture
 def all_workers(prefork, threads):
+    # Celery waits ever longer between its attempts to reach a broker again
     yield prefork, threads
     for worker in (prefork, threads):
-        assert worker.run(tasks.echo, timeout=60).status == 'completed'
+        assert worker.run(tasks.echo, timeout=180).status == 'completed'
 
 
 def test_postgresql_restarted(services, all_workers, gate):
@@ -136,7 +137,7 @@ def test_redis_restarted(services, all_workers, gate):
             assert ended(run).status == 'completed'
 
     for worker in all_workers:
-        assert worker.run(tasks.echo, timeout=60).status == 'completed'
+        assert worker.run(tasks.echo, timeout=180).status == 'completed'
     for run in runs:
         assert lines(run) == ['line 0', 'line 1', 'after the gate']
         assert [what for __, what in notes(run.id)] == ['started', 'ended']

@@ -61,7 +61,8 @@ class Server:
             folder / 'redis.log', die_with_parent=True,
         )
         log = folder / 'redis.log'
-        assert wait_until(lambda: 'Ready to accept' in log.read_text() or '+monitor' in log.read_text(), 20), log.read_text()
+        signs = ('Ready to accept', '+monitor')
+        assert wait_until(lambda: any(sign in log.read_text() for sign in signs), 20), log.read_text()
 
 
 @pytest.fixture(scope='module')

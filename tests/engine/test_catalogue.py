@@ -1,0 +1,125 @@
+"""The catalogue of tasks, and what their signatures allow."""
+from types import SimpleNamespace
+
+import pytest
+
+from netbox_celery.engine import catalogue
+from netbox_celery.engine.catalogue import check_arguments, describe_task, parameters
+from netbox_celery.engine.exceptions import InvalidArguments
+from netbox_celery.models import CeleryTask
+from tests.factories import make_task as make_task_row
+
+
+@pytest.fixture
+def described(make_task):
+    def described(self, task_id, device: int, name: str = 'x', *rest, flag: bool = False, **more):
+        """
+        The first line.
+
+        The rest of it.
+        """
+    return make_task(described, name='tests:described', max_retries=7, time_limit=5)
+
+
+def test_describe(described):
+    """A row says what the code says: docstring, options that differ from Celery's settings, parameters."""
+    found = describe_task(described)
+
+    assert found['description'] == 'The first line.'
+    assert found['documentation'] == 'The first line.\n\nThe rest of it.'
+    assert found['defaults'] == {'max_retries': 7, 'time_limit': 5}
+    assert [(p['name'], p['kind'], p['annotation'], p['required'], p.get('default')) for p in found['parameters']] == [
+        ('device', 'positional_or_keyword', 'int', True, None),
+        ('name', 'positional_or_keyword', 'str', False, 'x'),
+        ('rest', 'var_positional', '', False, None),
+        ('flag', 'keyword_only', 'bool', False, False),
+        ('more', 'var_keyword', '', False, None),
+    ]
+
+
+def test_undescribed(make_task):
+    """The docstrings of base classes are not the task's."""
+    found = describe_task(make_task(lambda task_id: None, name='tests:undescribed', bind=False))
+
+    assert (found['description'], found['documentation'], found['parameters']) == ('', '', [])
+
+
+def test_parameters_of_a_plain_task():
+    """A task without the base class has no `task_id` to leave out."""
+    assert [p['name'] for p in parameters(SimpleNamespace(run=lambda first, second=2: None))] == ['first', 'second']
+
+
+@pytest.mark.django_db
+def test_sync(described):
+    """The rows follow the registered tasks; what people decide about them stays."""
+    catalogue.sync(force=True)
+    row = CeleryTask.objects.get(name='tests:described')
+    assert (row.present, row.description) == (True, 'The first line.')
+    assert not CeleryTask.objects.filter(name__startswith='celery.').exists()
+
+    CeleryTask.objects.filter(pk=row.pk).update(enabled=False, description='old', present=False)
+    gone = make_task_row('tests:gone', last_seen=None, present=True)
+    recent = make_task_row('tests:elsewhere')
+    CeleryTask.objects.filter(pk=gone.pk).update(last_seen='2020-01-01T00:00:00Z')
+    catalogue.sync(force=True)
+    for task in (row, gone, recent):
+        task.refresh_from_db()
+    assert (row.enabled, row.description, row.present) == (False, 'The first line.', True)
+    # One that nobody has seen for long is absent; one that another process has is not
+    assert (gone.present, recent.present) == (False, True)
+
+
+PARAMETERS = [
+    {'name': 'device', 'kind': 'positional_or_keyword', 'annotation': 'int', 'required': True},
+    {'name': 'name', 'kind': 'positional_or_keyword', 'annotation': 'str', 'required': False, 'default': 'x'},
+    {'name': 'flag', 'kind': 'keyword_only', 'annotation': 'bool', 'required': False, 'default': False},
+]
+
+
+@pytest.mark.parametrize('args, kwargs, wrong', [
+    ([1], {}, None),
+    ([], {'device': 1, 'name': 'y', 'flag': True}, None),
+    ([1, 'y'], {'flag': False}, None),
+    ([], {}, {'device'}),
+    ([1, 'y', True], {}, {'__all__'}),
+    ([1], {'device': 2}, {'device'}),
+    ([1], {'colour': 'red'}, {'colour'}),
+    (['1'], {}, {'device'}),
+    ([True], {}, {'device'}),
+    ([1.5], {}, {'device'}),
+    ([1], {'name': None}, {'name'}),
+    ([1], {'flag': 1}, {'flag'}),
+    ([None], {'name': 1, 'x': 2}, {'device', 'name', 'x'}),
+], ids=str)
+def test_check_arguments(args, kwargs, wrong):
+    """What does not fit is said for each parameter."""
+    task = CeleryTask(name='t', parameters=PARAMETERS)
+    if wrong is None:
+        check_arguments(task, args, kwargs)
+    else:
+        with pytest.raises(InvalidArguments) as raised:
+            check_arguments(task, args, kwargs)
+        assert set(raised.value.errors) == wrong
+
+
+@pytest.mark.parametrize('annotation, right, wrong', [
+    ('', [None, 1, 'x', []], []),
+    ('float', [1, 1.5], ['1', True]),
+    ('str | None', ['x', None], [1]),
+    ('int|str', [1, 'x'], [1.5, None]),
+    ('list[int]', [[], ['not looked at']], [{}, None]),
+    ('list[int] | None', [[], None], [{}]),
+    ('dict[str, list[int]] | list[str | None]', [{}, []], [None, 'x']),
+    ('Device', [1, None], []),
+    ('Literal["a", "b"]', ['a', 'c'], []),
+], ids=str)
+def test_annotations(annotation, right, wrong):
+    """Values are checked against annotations that JSON can tell apart; others are the task's own affair."""
+    task = CeleryTask(name='t', parameters=[
+        {'name': 'x', 'kind': 'positional_or_keyword', 'annotation': annotation, 'required': True},
+    ])
+    for value in right:
+        check_arguments(task, [value], {})
+    for value in wrong:
+        with pytest.raises(InvalidArguments):
+            check_arguments(task, [value], {})

@@ -1,0 +1,178 @@
+"""Heartbeats, who may judge others, and what a worker's parent writes."""
+import time
+from types import SimpleNamespace
+from unittest import mock
+from uuid import uuid4
+
+import pytest
+from django.db import DataError, OperationalError, connection
+
+from netbox_celery.engine import presence
+from netbox_celery.engine.presence import Identity, Presence
+from netbox_celery.models import CeleryWorker
+from tests.factories import make_result
+
+
+@pytest.fixture(autouse=True)
+def nothing_deferred():
+    yield
+    presence._deferred.clear()
+
+
+@pytest.fixture
+def identity(monkeypatch):
+    identity = Identity()
+    identity.take('w@host')
+    monkeypatch.setattr(presence, 'identity', identity)
+    return identity
+
+
+@pytest.fixture
+def config(monkeypatch):
+    config = SimpleNamespace(heartbeat_interval=0.05, worker_lost_after=0.4, sweep_interval=0.05)
+    monkeypatch.setattr(presence, 'get_config', lambda: config)
+    return config
+
+
+def test_nobody_judges_at_once(identity, config):
+    """A worker judges others when it has been heard for as long as they may be silent, and no longer than that."""
+    assert not identity.can_judge
+    beat(identity, 0.5)
+    assert identity.can_judge
+    time.sleep(0.25)
+    assert not identity.can_judge
+
+
+def test_nobody_judges_after_an_outage(identity, config):
+    """After a gap in its own heartbeats a worker waits anew: others had the same outage."""
+    beat(identity, 0.5)
+    time.sleep(0.25)
+    identity.note_beat()
+    assert not identity.can_judge
+    beat(identity, 0.5)
+    assert identity.can_judge
+
+
+def beat(identity, seconds):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        identity.note_beat()
+        time.sleep(0.02)
+
+
+def test_new_key_at_each_start(identity):
+    before = identity.key
+    identity.take('w@host')
+    assert identity.key != before
+    assert not identity.is_child
+
+
+@pytest.mark.django_db(transaction=True)
+def test_heartbeat_and_duties(identity, config, monkeypatch):
+    """The heart beats while a duty hangs; a duty that fails stops neither the others nor itself."""
+    monkeypatch.setattr(presence, 'describe_worker', lambda worker: {
+        'key': identity.key, 'name': 'w@host', 'host': 'h', 'pid': 1, 'pool': 'solo', 'concurrency': 1,
+        'queues': '[]', 'versions': '{}',
+    })
+    done = {'failing': 0, 'hanging': 0}
+
+    def failing(connection):
+        done['failing'] += 1
+        raise RuntimeError
+
+    def hanging(connection):
+        done['hanging'] += 1
+        time.sleep(1)
+
+    worker = Presence(None, [(0.01, failing), (0.01, failing), (0.01, hanging)])
+    worker.register()
+    first = CeleryWorker.objects.get().heartbeat
+    worker.start()
+    deadline = time.monotonic() + 0.9
+    while time.monotonic() < deadline and not (done['hanging'] and CeleryWorker.objects.get().heartbeat > first):
+        time.sleep(0.01)
+    hung = CeleryWorker.objects.get().heartbeat
+    time.sleep(0.2)
+    assert CeleryWorker.objects.get().heartbeat > hung > first
+    assert done == {'failing': 2, 'hanging': 1}
+
+    # Somebody deletes the row
+    CeleryWorker.objects.all().delete()
+    deadline = time.monotonic() + 2
+    while not CeleryWorker.objects.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    worker.stop()
+    row = CeleryWorker.objects.get()
+    assert (row.key, row.stopped is not None, row.is_alive) == (identity.key, True, False)
+    connection.close()
+
+
+def test_writes_wait_for_the_database(monkeypatch):
+    """What a parent cannot write at once is written later, in order, and what cannot be written at all is left out."""
+    away, written = True, []
+    connection = object()
+
+    def write(name, error=None):
+        def function(given):
+            if away:
+                raise OperationalError('away')
+            if error:
+                raise error
+            written.append(name)
+        return function
+    monkeypatch.setattr(presence, 'get_connection', lambda: connection)
+
+    assert presence._write(write('first')) is None
+    away = False
+    # The database is back, but what waits goes first
+    presence._write(write('hopeless', DataError('odd')))
+    presence._write(write('third'))
+    assert written == []
+    Presence.write_deferred(SimpleNamespace(connection=connection))
+    assert written == ['first', 'third']
+    presence._write(write('at once'))
+    assert written == ['first', 'third', 'at once']
+
+
+def test_no_error_reaches_the_parent(monkeypatch):
+    """An error in a worker's main process would end the worker."""
+    monkeypatch.setattr(presence, 'get_connection', mock.Mock(side_effect=RuntimeError))
+    assert presence._write(lambda connection: None) is None
+
+
+@pytest.mark.django_db
+def test_close_run(identity, shared, monkeypatch):
+    """A parent ends what waits, and with the attempt also what its own child held."""
+    monkeypatch.setattr(presence, 'get_connection', lambda: shared)
+    waiting = make_result('pending')
+    mine = make_result('running', claims=1, attempt=1, holder=identity.key, attempts=[{}])
+    others = make_result('running', claims=1, attempt=1, holder=uuid4(), attempts=[{}])
+
+    for run in (waiting, mine, others):
+        presence.close_run(run.task_id, 'revoked')
+        run.refresh_from_db()
+    assert [run.status for run in (waiting, mine, others)] == ['revoked', 'running', 'running']
+    for run in (mine, others):
+        presence.close_run(run.task_id, 'errored', attempt=1)
+        run.refresh_from_db()
+    assert [run.status for run in (mine, others)] == ['errored', 'running']
+    assert (presence.is_held(others.task_id), presence.is_held(mine.task_id)) == (True, False)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize('columns, status, ended', [
+    ({}, 'pending', None),
+    ({'claims': 5}, 'errored', 'errored'),
+    ({'cancelled': '2030-01-01T00:00:00Z'}, 'revoked', 'revoked'),
+    ({'status': 'pending'}, 'pending', None),
+], ids=str)
+def test_requeue_run(identity, shared, monkeypatch, columns, status, ended):
+    """A message goes back unless its run was cancelled, or has lost its process too often."""
+    monkeypatch.setattr(presence, 'get_connection', lambda: shared)
+    run = make_result(**{
+        'status': 'running', 'claims': 1, 'attempt': 1, 'holder': identity.key, 'attempts': [{}], **columns
+    })
+
+    assert presence.requeue_run(run.task_id, attempt=1, reason='worker_lost', error='lost') == ended
+    run.refresh_from_db()
+    assert run.status == status
