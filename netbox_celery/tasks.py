@@ -31,7 +31,7 @@ from .engine import lifecycle
 from .engine.context import change_context
 from .engine.database import get_connection
 from .engine.exceptions import TaskFailed
-from .engine.options import is_own, lift
+from .engine.options import lift, parameter_names, split
 from .engine.recorder import recorder
 from .engine.run import get_run
 from .engine.tracked import TrackedResult
@@ -88,7 +88,7 @@ class CeleryBaseTask(DjangoTask):
         """Send the task with the given arguments. `netbox_*` options and `ignore_result` may stand among them."""
         kwargs, own = lift(self, kwargs, {})
         options = {f'netbox_{name}': value for name, value in own.items()}
-        if 'ignore_result' in kwargs and not any(found.name == 'ignore_result' for found in _parameters(self.run)):
+        if 'ignore_result' in kwargs and 'ignore_result' not in parameter_names(self):
             options['ignore_result'] = kwargs.pop('ignore_result')
         return self.apply_async(args, kwargs, **options)
 
@@ -136,7 +136,7 @@ class CeleryBaseTask(DjangoTask):
     def apply(self, args=None, kwargs=None, **options):
         """Run the task here and now, untracked (see `celery.app.task.Task.apply`)."""
         kwargs, __ = lift(self, kwargs, {})
-        return super().apply(args, kwargs, **{key: value for key, value in options.items() if not is_own(key)})
+        return super().apply(args, kwargs, **split(options)[0])
 
     def retry(self, args=None, kwargs=None, exc=None, throw=True, eta=None, countdown=None, max_retries=None,
               default_retry_delays=None, **options):

@@ -23,7 +23,8 @@ from ..config import get_config
 from . import lifecycle, presence
 from .database import get_connection
 from .exceptions import TaskFailed
-from .payload import cut_text, dumps, limited_jsonb, to_jsonb
+from .outcome import finish_run, retry_run
+from .payload import cut_json, cut_text, dumps, limited_jsonb, to_jsonb
 from .recorder import recorder
 from .rowresults import RowResultsMixin
 from .run import get_run
@@ -88,8 +89,7 @@ class TrackingMixin:
             and isinstance(self, RowResultsMixin) and self.can_publish(request)
         )
         status = self._finish(
-            run, Status.STATUS_COMPLETED, result=text if len(text) <= limit else dumps(cut_text(text, limit)),
-            in_backend=store_result and not row_is_enough
+            run, Status.STATUS_COMPLETED, result=cut_json(text, limit), in_backend=store_result and not row_is_enough
         )
         if status != Status.STATUS_COMPLETED:
             return self._mark_as_ended(task_id, status, request, store_result)
@@ -127,12 +127,7 @@ class TrackingMixin:
     def mark_as_retry(self, task_id, exc, traceback=None, request=None, store_result=True, state=states.RETRY):
         run = get_run(request)
         if run is not None:
-            recorder.flush(run)
-            row = lifecycle.retry(
-                get_connection(), task_id, claims=run.claims, eta=run.next_eta, error=describe(exc),
-                traceback=_text(traceback)
-            )
-            run.retried = True
+            row = retry_run(run, describe(exc), _text(traceback))
             if row is None or row[1] != Status.STATUS_RETRYING:
                 # The next attempt has begun already, and its states are later than this one. Or it was cancelled.
                 return self._mark_as_ended(task_id, row and row[1], request, store_result)
@@ -184,7 +179,7 @@ class TrackingMixin:
             return {'status': states.PENDING, 'result': None}
         return super()._get_task_meta_for(task_id)
 
-    def _finish(self, run, status, *, reason='', result='null', error='', traceback='', in_backend=False):
+    def _finish(self, run, status, **values):
         """End a run of this process.
 
         Returns:
@@ -192,17 +187,10 @@ class TrackingMixin:
         """
         if run.ended:
             return status
-        recorder.flush(run)
-        connection = get_connection()
-        row = lifecycle.finish(
-            # What replaced the run is not claimed yet, if it could be sent at all.
-            connection, run.task_id, status, claims=None if run.replaced else run.claims, reason=reason, result=result,
-            error=error, traceback=traceback, in_backend=in_backend
-        )
-        run.ended = True
+        row = finish_run(run, status, **values)
         if row is not None:
             return row[1]
-        found = lifecycle.explain(connection, run.task_id)
+        found = lifecycle.explain(get_connection(), run.task_id)
         return found[0] if found is not None else status
 
 

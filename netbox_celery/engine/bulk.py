@@ -13,7 +13,7 @@ from django.db import connection, transaction
 
 from . import lifecycle
 from .database import execute
-from .enqueue import COLUMNS, CONSTANTS, HEADER, build_row, complete, find_task, note_refusal, payload_columns
+from .enqueue import COLUMNS, CONSTANTS, build_row, complete, find_task, mark, note_refusal, payload_columns
 from .options import NOT_SENT, Own, split, tag
 from .recorder import recorder
 from .run import get_run
@@ -96,7 +96,7 @@ def _with_defaults(task, options):
 def _send_batch(app, name, task, calls, options, own):
     parent = app.current_worker_task
     options = complete(app, {**options, 'task_id': str(uuid4())}, parent)
-    options['headers'] = {**(options.get('headers') or {}), HEADER: True}
+    mark(options)
     task_ids = [str(uuid4()) for __ in calls]
     payloads = [payload_columns(name, list(args), kwargs, options) for args, kwargs in calls]
     run = get_run(parent.request_stack.top) if parent is not None else None

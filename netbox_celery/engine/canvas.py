@@ -10,6 +10,8 @@ from celery.app.task import Context
 from celery.utils.functional import maybe_list
 from django.db.models import Model
 
+from .options import OWN_DICT, OWN_PREFIX, is_own
+
 __all__ = (
     'as_request',
     'leaves',
@@ -29,7 +31,6 @@ PARTS = {
     'celery.starmap': ('task',),
     'celery.chunks': ('task',),
 }
-OWN_PREFIX = 'netbox_'
 
 
 # Options of ours in signatures
@@ -82,9 +83,9 @@ def _portable_own(values):
     """Return the `netbox_*` options among some values that have to be written differently."""
     changed = {}
     for key, value in values.items():
-        if not key.startswith(OWN_PREFIX):
+        if not is_own(key):
             continue
-        if key == 'netbox_kwargs' and isinstance(value, Mapping):
+        if key == OWN_DICT and isinstance(value, Mapping):
             inner = {name: new for name, old in value.items() if (new := _write(name, old)) is not old}
             if inner:
                 changed[key] = {**value, **inner}

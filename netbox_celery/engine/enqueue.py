@@ -22,7 +22,7 @@ from . import lifecycle
 from .canvas import make_portable, root_of
 from .database import execute, get_connection
 from .options import NOT_SENT, Own, is_internal, lift, sent_options, split, tag
-from .payload import clean_line, cut_text, dumps, limited_jsonb, to_jsonb
+from .payload import clean_line, cut_json, dumps, limited_jsonb, to_jsonb
 from .recorder import recorder
 from .run import get_run
 from .upstream import close_dependents
@@ -35,6 +35,7 @@ __all__ = (
     'find_task',
     'foreign_row',
     'is_tracked',
+    'mark',
     'note_refusal',
     'payload_columns',
     'send',
@@ -76,6 +77,11 @@ def is_tracked(task):
     return getattr(task, 'netbox_track', get_config().track == 'all')
 
 
+def mark(options, tracked=True):
+    """Say in the headers of a message whether its run has a row, in the caller's own dict of options."""
+    options['headers'] = {**(options.get('headers') or {}), HEADER: tracked}
+
+
 def send(app, publish, name, args, kwargs, options):
     """Send a task: what `NetBoxCelery.send_task` does.
 
@@ -106,7 +112,7 @@ def send(app, publish, name, args, kwargs, options):
     tracked = is_tracked(inner or task) or takes_over(name, options) if own.track is None else own.track
     if not tracked or not _usable_id(options):
         if own.track is False:
-            options['headers'] = {**(options.get('headers') or {}), HEADER: False}
+            mark(options, False)
         return publish(name, args, kwargs, **options)
     return _send_tracked(app, publish, name, args, kwargs, complete(app, options, parent), own, task, run)
 
@@ -133,7 +139,7 @@ def _inner_task(app, name, kwargs):
 
 def _continue(publish, name, args, kwargs, options, parent, run):
     """Send the next attempt of the current run, or what the task replaced itself with: its row exists."""
-    options['headers'] = {**(options.get('headers') or {}), HEADER: run is not None}
+    mark(options, run is not None)
     if run is not None:
         # The next attempt may start at once, in another process: this one's lines come first.
         recorder.flush(run)
@@ -198,9 +204,9 @@ def _send_tracked(app, publish, name, args, kwargs, options, own, task, run):
         # The task is worth more than its row.
         logger.exception('Task %s[%s] is sent without being tracked', name, options['task_id'])
         id = None
-        options['headers'] = {**(options.get('headers') or {}), HEADER: False}
+        mark(options, False)
     else:
-        options['headers'] = {**(options.get('headers') or {}), HEADER: True}
+        mark(options)
     if not connection.in_atomic_block:
         return _send_now(app, publish, name, args, kwargs, options, row, id)
     later = {key: value for key, value in options.items() if key not in NOT_SENT}
@@ -315,8 +321,8 @@ def payload_columns(name, args, kwargs, options):
             ) from exc
         if options.get(f'{column}repr') is not None:
             text, changed = None, True
-        elif len(text) > get_config().payload_length:
-            text, changed = dumps(cut_text(text, get_config().payload_length)), True
+        elif (shown := cut_json(text, get_config().payload_length)) != text:
+            text, changed = shown, True
         columns[column] = text
         message = message or changed
     columns['message'] = dumps([args, kwargs]) if message else None

@@ -16,6 +16,7 @@ __all__ = (
     'is_internal',
     'is_own',
     'lift',
+    'parameter_names',
     'sent_options',
     'split',
     'tag',
@@ -109,7 +110,7 @@ def lift(task, kwargs, own):
     """
     if not kwargs or not any(key.startswith(OWN_PREFIX) for key in kwargs):
         return kwargs, own
-    parameters = _parameters(task)
+    parameters = parameter_names(task)
     rest, lifted = {}, {}
     for key, value in kwargs.items():
         if key.startswith(OWN_PREFIX) and key not in parameters:
@@ -119,7 +120,8 @@ def lift(task, kwargs, own):
     return rest, lifted | own
 
 
-def _parameters(task):
+def parameter_names(task):
+    """Return the names of the parameters that a task's function takes by name; none of an unknown task."""
     if task is None:
         return ()
     return [

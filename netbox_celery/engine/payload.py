@@ -16,6 +16,7 @@ __all__ = (
     'PayloadEncoder',
     'clean',
     'clean_text',
+    'cut_json',
     'cut_text',
     'dumps',
     'is_cut',
@@ -80,7 +81,11 @@ def limited_jsonb(value, limit):
     Raises:
         TypeError, ValueError: It cannot be written as JSON.
     """
-    text, __ = to_jsonb(value)
+    return cut_json(to_jsonb(value)[0], limit)
+
+
+def cut_json(text, limit):
+    """Return JSON text, or past `limit` characters a JSON string with its beginning that says how much was cut."""
     return text if len(text) <= limit else dumps(cut_text(text, limit))
 
 

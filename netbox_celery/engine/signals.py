@@ -27,6 +27,7 @@ from .backend import describe, describe_failure
 from .database import get_connection
 from .enqueue import HEADER, INSERT, foreign_row, is_tracked
 from .loghandler import install_log_handler
+from .outcome import finish_run, retry_run
 from .payload import is_uuid
 from .presence import Presence, close_run, identity, requeue_run
 from .recorder import recorder
@@ -116,9 +117,9 @@ def on_postrun(sender=None, state=None, retval=None, **kwargs):
         return
     if state is None and not identity.is_child:
         # A thread that leaves by `sys.exit()`: there is no parent to tell of it, and Celery does not.
-        _finish(run, Status.STATUS_ERRORED, error=describe(sys.exception()))
+        finish_run(run, Status.STATUS_ERRORED, error=describe(sys.exception()))
     elif state == states.IGNORED and not run.replaced:
-        _finish(run, Status.STATUS_IGNORED, error=_message(retval))
+        finish_run(run, Status.STATUS_IGNORED, error=_message(retval))
         end_dependents(sender.backend, request, retval or Ignore('ignored'))
     elif state == states.REJECTED and retval is not None:
         if retval.requeue and sender.acks_late:
@@ -126,18 +127,12 @@ def on_postrun(sender=None, state=None, retval=None, **kwargs):
             lifecycle.requeue(get_connection(), run.task_id, by='body', claims=run.claims, error=describe(retval))
         else:
             status, reason, error = describe_failure(retval)
-            _finish(run, status, reason=reason, error=error)
+            finish_run(run, status, reason=reason, error=error)
             end_dependents(sender.backend, request, retval)
 
 
 def _message(exc):
     return str(exc) if exc is not None else ''
-
-
-def _finish(run, status, **values):
-    recorder.flush(run)
-    lifecycle.finish(get_connection(), run.task_id, status, claims=run.claims, **values)
-    run.ended = True
 
 
 @signals.task_retry.connect
@@ -146,12 +141,7 @@ def on_retry(sender=None, request=None, reason=None, einfo=None, **kwargs):
     run = get_run(request)
     if run is None or run.retried:
         return
-    recorder.flush(run)
-    lifecycle.retry(
-        get_connection(), run.task_id, claims=run.claims, eta=run.next_eta, error=describe(reason.exc),
-        traceback=str(einfo.traceback) if einfo else ''
-    )
-    run.retried = True
+    retry_run(run, describe(reason.exc), str(einfo.traceback) if einfo else '')
 
 
 @signals.task_rejected.connect

@@ -17,7 +17,7 @@ from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
 from ..config import get_config
 from . import catalogue, lifecycle
-from .enqueue import HEADER
+from .enqueue import mark
 from .missing import GRACE, find_fetched, find_missing
 from .payload import PayloadDecoder, is_uuid
 from .presence import identity
@@ -218,5 +218,5 @@ def send_row(app, task_id, name, args, kwargs, options, message, retries, schedu
     args, kwargs, *instead = decode(message) if message else (decode(args), decode(kwargs))
     name, options = instead or (name, decode(options))
     options |= {'retries': retries, 'eta': scheduled}
-    options['headers'] = {**(options.get('headers') or {}), HEADER: True}
+    mark(options)
     Celery.send_task(app, name, args, kwargs, task_id=str(task_id), add_to_parent=False, **options)

@@ -3,8 +3,7 @@ import time
 
 from ..choices import ResultStatusChoices as Status
 from ..config import get_config
-from . import lifecycle
-from .database import get_connection
+from .outcome import finish_run
 from .payload import limited_jsonb
 from .recorder import recorder
 
@@ -116,7 +115,5 @@ class TrackedResult:
         self._end(Status.STATUS_REVOKED, reason='cancelled', error=str(error))
 
     def _end(self, status, **values):
-        recorder.flush(self._run)
-        lifecycle.finish(get_connection(), self._run.task_id, status, claims=self._run.claims, **values)
-        self._run.ended = True
+        finish_run(self._run, status, **values)
         self._row = None
