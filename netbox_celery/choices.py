@@ -57,6 +57,11 @@ class ResultReasonChoices(ChoiceSet):
     REASON_PUBLISH_FAILED = 'publish_failed'
     REASON_REPLACED = 'replaced'
     REASON_MAX_RETRIES = 'max_retries'
+    REASON_QUEUED = 'queued'
+    REASON_JOINED = 'joined'
+    REASON_SKIPPED = 'skipped'
+    REASON_SUPERSEDED = 'superseded'
+    REASON_IGNORE_WINDOW = 'ignore_window'
 
     CHOICES = (
         Choice(REASON_CANCELLED, _('Cancelled'), description=_('Somebody cancelled it')),
@@ -71,6 +76,11 @@ class ResultReasonChoices(ChoiceSet):
         Choice(REASON_PUBLISH_FAILED, _('Publish failed'), description=_('The broker did not accept its message')),
         Choice(REASON_REPLACED, _('Replaced'), description=_('Another task took its place')),
         Choice(REASON_MAX_RETRIES, _('Retries exhausted'), description=_('Its last attempt failed as well')),
+        Choice(REASON_QUEUED, _('In line'), description=_('It waits until a run with the same key has ended')),
+        Choice(REASON_JOINED, _('Joined'), description=_('The same run was under way already')),
+        Choice(REASON_SKIPPED, _('Skipped'), description=_('A run with the same key was under way')),
+        Choice(REASON_SUPERSEDED, _('Superseded'), description=_('A newer run with the same key took its place')),
+        Choice(REASON_IGNORE_WINDOW, _('Ignore window'), description=_('It succeeded only a short time ago')),
     )
 
 

@@ -1,6 +1,7 @@
 from .log import CeleryLogEntry
 from .result import CeleryResult
 from .task import CeleryTask
+from .window import IgnoreWindow
 from .worker import CeleryWorker
 
 __all__ = (
@@ -8,4 +9,5 @@ __all__ = (
     'CeleryResult',
     'CeleryTask',
     'CeleryWorker',
+    'IgnoreWindow',
 )

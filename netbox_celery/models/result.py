@@ -253,13 +253,38 @@ class CeleryResult(NetBoxModel):
         help_text='How often the task replaced itself; a higher number is a later message.'
     )
 
-    objects = HistoryQuerySet.as_manager()
-
     in_backend = models.BooleanField(
         editable=False,
         default=False,
         help_text="Celery's result backend holds more of the result than the row."
     )
+
+    # With what it may not run at the same time (see `netbox_celery.engine.policies`)
+    concurrency_key = models.CharField(
+        verbose_name=_('concurrency key'),
+        max_length=255,
+        blank=True,
+        null=True,
+        help_text=_('Runs with the same key share a limit of how many there may be at a time')
+    )
+    concurrency_slot = models.PositiveIntegerField(
+        editable=False,
+        null=True,
+        help_text='Which of the places under its key the run has; 0: it waits in line for one.'
+    )
+    concurrency_limit = models.PositiveIntegerField(
+        editable=False,
+        null=True,
+        help_text='How many runs with its key there may be at a time.'
+    )
+    stale_after = models.DateTimeField(
+        verbose_name=_('stale after'),
+        blank=True,
+        null=True,
+        help_text=_('When the run loses its place under its key to a new one; it is not ended for that')
+    )
+
+    objects = HistoryQuerySet.as_manager()
 
     class Meta:
         # Newest first. The primary key orders as `created` does and needs no index of its own.
@@ -284,6 +309,20 @@ class CeleryResult(NetBoxModel):
                 condition=Q(completed__isnull=True),
                 name='netbox_celery_result_open'
             ),
+            # Who waits in line for a place
+            models.Index(
+                fields=('concurrency_key', 'id'),
+                condition=Q(completed__isnull=True, concurrency_slot=0),
+                name='netbox_celery_result_line'
+            ),
+        )
+        constraints = (
+            # The guarantee of `unique` and `concurrency_key`: an end of the run frees its place in the same statement.
+            models.UniqueConstraint(
+                fields=('concurrency_key', 'concurrency_slot'),
+                condition=Q(completed__isnull=True, concurrency_slot__gt=0),
+                name='netbox_celery_result_slot'
+            ),
         )
         permissions = (
             ('cancel', 'Cancel a run'),
@@ -300,7 +339,9 @@ class CeleryResult(NetBoxModel):
 
     def serialize_object(self, exclude=None):
         """Leave what only the engine uses out of the change log."""
-        own = ('message', 'holder', 'claims', 'nesting', 'in_backend')
+        own = (
+            'message', 'holder', 'claims', 'nesting', 'in_backend', 'concurrency_slot', 'concurrency_limit',
+        )
         return super().serialize_object(exclude=[*(exclude or ()), *own])
 
     @property
