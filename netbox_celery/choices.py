@@ -1,4 +1,4 @@
-"""The vocabularies of the plugin: statuses of a run, reasons for its end, levels of its log."""
+"""The vocabularies of the plugin: statuses of a run, reasons for its end, levels of its log, kinds of schedules."""
 from django.utils.translation import gettext_lazy as _
 
 from utilities.choices import Choice, ChoiceSet
@@ -7,6 +7,10 @@ __all__ = (
     'LogLevelChoices',
     'ResultReasonChoices',
     'ResultStatusChoices',
+    'ScheduleKindChoices',
+    'ScheduleMissedChoices',
+    'ScheduleOriginChoices',
+    'ScheduleOverlapChoices',
     'TrackChoices',
 )
 
@@ -62,6 +66,9 @@ class ResultReasonChoices(ChoiceSet):
     REASON_SKIPPED = 'skipped'
     REASON_SUPERSEDED = 'superseded'
     REASON_IGNORE_WINDOW = 'ignore_window'
+    REASON_NOT_PERMITTED = 'not_permitted'
+    REASON_TASK_DISABLED = 'task_disabled'
+    REASON_INVALID_CALL = 'invalid_call'
 
     CHOICES = (
         Choice(REASON_CANCELLED, _('Cancelled'), description=_('Somebody cancelled it')),
@@ -81,6 +88,9 @@ class ResultReasonChoices(ChoiceSet):
         Choice(REASON_SKIPPED, _('Skipped'), description=_('A run with the same key was under way')),
         Choice(REASON_SUPERSEDED, _('Superseded'), description=_('A newer run with the same key took its place')),
         Choice(REASON_IGNORE_WINDOW, _('Ignore window'), description=_('It succeeded only a short time ago')),
+        Choice(REASON_NOT_PERMITTED, _('Not permitted'), description=_("Its schedule's owner may not run the task")),
+        Choice(REASON_TASK_DISABLED, _('Task disabled'), description=_('Somebody disabled its task')),
+        Choice(REASON_INVALID_CALL, _('Invalid call'), description=_('Its schedule cannot call the task like that')),
     )
 
 
@@ -111,4 +121,58 @@ class TrackChoices(ChoiceSet):
     CHOICES = (
         Choice(TRACK_BASE, _('Tasks on CeleryBaseTask')),
         Choice(TRACK_ALL, _('All tasks')),
+    )
+
+
+class ScheduleKindChoices(ChoiceSet):
+    """How it is said when a schedule is due."""
+    KIND_CRONTAB = 'crontab'
+    KIND_INTERVAL = 'interval'
+    KIND_ONCE = 'once'
+
+    CHOICES = (
+        Choice(KIND_CRONTAB, _('Crontab'), color='blue', description=_('At times of the day, on days of the calendar')),
+        Choice(KIND_INTERVAL, _('Interval'), color='cyan', description=_('Again and again, so many seconds apart')),
+        Choice(KIND_ONCE, _('Once'), color='gray', description=_('At one time, and never again')),
+    )
+
+
+class ScheduleMissedChoices(ChoiceSet):
+    """What becomes of times that were due while no beat was running."""
+    MISSED_RUN_ONCE = 'run_once'
+    MISSED_SKIP = 'skip'
+    MISSED_RUN_ALL = 'run_all'
+
+    CHOICES = (
+        Choice(MISSED_RUN_ONCE, _('Run once'), color='blue', description=_('One run makes up for all of them')),
+        Choice(MISSED_SKIP, _('Skip'), color='gray', description=_('The next run is the next one due')),
+        Choice(MISSED_RUN_ALL, _('Run all'), color='orange', description=_('A run for each, up to a limit')),
+    )
+
+
+class ScheduleOverlapChoices(ChoiceSet):
+    """What becomes of a run that is due while an earlier one of the same schedule has not ended."""
+    OVERLAP_ALLOW = 'allow'
+    OVERLAP_SKIP = 'skip'
+    OVERLAP_QUEUE = 'queue'
+    OVERLAP_REPLACE = 'replace'
+
+    CHOICES = (
+        Choice(OVERLAP_ALLOW, _('Allow'), color='green', description=_('They run side by side')),
+        Choice(OVERLAP_SKIP, _('Skip'), color='gray', description=_('The new one is left out')),
+        Choice(OVERLAP_QUEUE, _('Queue'), color='blue', description=_('The new one waits for the end of the earlier')),
+        Choice(OVERLAP_REPLACE, _('Replace'), color='orange', description=_('The earlier one is cancelled')),
+    )
+
+
+class ScheduleOriginChoices(ChoiceSet):
+    """Who says what a schedule runs, and when."""
+    ORIGIN_USER = 'user'
+    ORIGIN_SETTINGS = 'settings'
+    ORIGIN_CODE = 'code'
+
+    CHOICES = (
+        Choice(ORIGIN_USER, _('User'), color='blue', description=_('Made in NetBox')),
+        Choice(ORIGIN_SETTINGS, _('Settings'), color='purple', description=_("`beat_schedule` of Celery's settings")),
+        Choice(ORIGIN_CODE, _('Code'), color='teal', description=_("The task's decorator or class")),
     )

@@ -33,6 +33,7 @@ TYPES = {
     'created': 'timestamptz', 'last_updated': 'timestamptz', 'options': 'jsonb', 'user_id': 'bigint',
     'object_type_id': 'int', 'object_id': 'bigint', 'scheduled': 'timestamptz', 'expires': 'timestamptz',
     'value_max': 'bigint', 'data': 'jsonb', 'parent_id': 'uuid', 'group_id': 'uuid', 'nesting': 'int',
+    'schedule_id': 'bigint',
 }
 INSERT = f"""
     INSERT INTO {lifecycle.TABLE} ({", ".join((*CONSTANTS, *SAME, 'request_id', 'root_id', *VARIABLE))})

@@ -54,7 +54,7 @@ CONSTANTS = {
 COLUMNS = (
     'created', 'last_updated', 'task_id', 'celery_name', 'name', 'args', 'kwargs', 'options', 'queue', 'user_id',
     'object_type_id', 'object_id', 'status', 'scheduled', 'expires', 'value_max', 'data', 'request_id', 'parent_id',
-    'root_id', 'group_id', 'message', 'nesting',
+    'root_id', 'group_id', 'message', 'nesting', 'schedule_id',
 )
 INSERT = f"""
     INSERT INTO {lifecycle.TABLE} ({", ".join((*CONSTANTS, *COLUMNS))})
@@ -306,6 +306,7 @@ def build_row(app, name, args, kwargs, options, own, task, run=None):
         'root_id': _uuid(options.get('root_id')) or task_id,
         'group_id': _uuid(options.get('group_id')),
         'nesting': options.get('replaced_task_nesting') or 0,
+        'schedule_id': own.schedule_id,
     }
 
 

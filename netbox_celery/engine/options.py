@@ -24,7 +24,7 @@ __all__ = (
 
 OWN_PREFIX = 'netbox_'
 OWN_DICT = 'netbox_kwargs'
-OWN_NAMES = ('name', 'user', 'object', 'value_max', 'data', 'tags', 'track')
+OWN_NAMES = ('name', 'user', 'object', 'value_max', 'data', 'tags', 'track', 'schedule')
 
 #: Options that mean something only in the process of the call, or that `send()` works out by itself.
 NOT_SENT = frozenset((
@@ -46,6 +46,7 @@ class Own:
     data: object = None
     tags: tuple = ()
     track: bool | None = None
+    schedule_id: int | None = None
 
     @classmethod
     def merge(cls, task, call):
@@ -63,6 +64,7 @@ class Own:
             name=merged.get('name'), user_id=_user_id(merged.get('user')), object_type_id=object_type_id,
             object_id=object_id, value_max=merged.get('value_max'), data=merged.get('data'),
             tags=_tags(merged.get('tags') or ()), track=merged.get('track'),
+            schedule_id=getattr(merged.get('schedule'), 'pk', merged.get('schedule')),
         )
 
 

@@ -100,6 +100,17 @@ class CeleryResult(NetBoxModel):
         fk_field='object_id',
         for_concrete_model=False
     )
+    schedule = models.ForeignKey(
+        to='netbox_celery.CelerySchedule',
+        on_delete=models.SET_NULL,
+        # With a name, NetBox would save each run of a schedule that is deleted, one by one
+        related_name='+',
+        verbose_name=_('schedule'),
+        blank=True,
+        null=True,
+        db_index=False,
+        help_text=_('The schedule that started it')
+    )
 
     # Where it stands
     status = models.CharField(
@@ -295,6 +306,11 @@ class CeleryResult(NetBoxModel):
                 fields=('object_type', 'object_id'),
                 condition=Q(object_id__isnull=False),
                 name='netbox_celery_result_object'
+            ),
+            models.Index(
+                fields=('schedule', '-id'),
+                condition=Q(schedule__isnull=False),
+                name='netbox_celery_result_schedule'
             ),
             models.Index(
                 fields=('root_id',),

@@ -1,0 +1,240 @@
+"""When a schedule is due: pure functions from a time to times, without a database and without a clock.
+
+Celery reckons crontabs (month ends, leap years, ranges); what becomes of them when the clocks change is decided here,
+as cron has it: a time that does not exist on that day is due as much later as the clocks jump; one that exists twice
+is due once, the first time. A crontab for each hour goes by the hours that there are, so it is due in both of them.
+"""
+import re
+from calendar import monthrange
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from importlib.resources import files
+from zoneinfo import ZoneInfo
+
+from celery.schedules import ParseException, crontab
+from celery.utils.time import weekday, yearmonth
+from cron_descriptor import DescriptionTypeEnum, ExpressionDescriptor, Options
+from cron_descriptor.Exception import FormatError, WrongArgumentError
+from django.utils.translation import get_language, ngettext, to_locale
+from django.utils.translation import gettext as _
+
+from ..choices import ScheduleKindChoices as Kind
+
+__all__ = (
+    'describe',
+    'due_times',
+    'next_due',
+    'parse_crontab',
+    'parse_timezone',
+)
+
+TICK = timedelta(microseconds=1)
+MINUTE = timedelta(minutes=1)
+DAY = timedelta(days=1)
+
+#: The five fields, and what reads a name in one of them.
+FIELDS = (
+    ('minute', None), ('hour', None), ('day of the month', None), ('month', yearmonth), ('day of the week', weekday),
+)
+#: An item of a field: `*`, `5`, `mon-fri`, each with `/2`.
+ITEM = re.compile(r'(\*|[0-9A-Za-z]+(?:-[0-9A-Za-z]+)?)(/[0-9]+)?')
+NAME = re.compile(r'[A-Za-z]+')
+
+
+@lru_cache(maxsize=1024)
+def parse_crontab(text):
+    """Return the `celery.schedules.crontab` that five fields of text stand for.
+
+    Raises:
+        ValueError: The text is no crontab; the message says which field is wrong.
+    """
+    fields = text.split()
+    if len(fields) != len(FIELDS):
+        raise ValueError(_(
+            'A crontab has five fields: minute, hour, day of the month, month, day of the week; not {count}'
+        ).format(count=len(fields)))
+    for field, (name, read) in zip(fields, FIELDS):
+        for item in field.split(','):
+            if not ITEM.fullmatch(item):
+                raise ValueError(_('{item!r} is no {field}').format(item=item, field=name))
+            for word in NAME.findall(item):
+                try:
+                    read(word)
+                except (KeyError, TypeError):
+                    raise ValueError(_('{item!r} is no {field}').format(item=word, field=name)) from None
+    minute, hour, day_of_month, month, day_of_week = fields
+    try:
+        cron = crontab(minute, hour, day_of_week, day_of_month, month)
+    except (ParseException, ValueError) as exc:
+        raise ValueError(_('{crontab!r} is no crontab: {error}').format(crontab=text, error=exc)) from exc
+    if not _has_day(cron):
+        raise ValueError(_('{crontab!r} is never due').format(crontab=text))
+    cron.tz, cron.nowfun = UTC, lambda: datetime.now(UTC)  # or it would ask the current Celery app for both
+    return cron
+
+
+def _has_day(cron):
+    """Whether there is a day that a crontab's fields allow: a 29th of February falls on each weekday in 28 years."""
+    return any(
+        day <= monthrange(year, month)[1] and datetime(year, month, day).isoweekday() % 7 in cron.day_of_week
+        for year in range(2000, 2028) for month in cron.month_of_year for day in cron.day_of_month
+    )
+
+
+def parse_timezone(name):
+    """Return the `ZoneInfo` of a name such as `Europe/Berlin`.
+
+    Raises:
+        ValueError: There is none.
+    """
+    try:
+        return ZoneInfo(name)
+    except (KeyError, OSError, ValueError) as exc:
+        raise ValueError(_('There is no time zone {name!r}').format(name=name)) from exc
+
+
+def next_due(schedule, after):
+    """Return the first time after another one at which a schedule is due, or `None` if there is none.
+
+    An interval with a start is due there and each interval later; one without, an interval after `after`.
+
+    Args:
+        schedule: A `CelerySchedule`, saved or not.
+        after: An aware `datetime`; what is due at that very time is not meant.
+
+    Returns:
+        An aware `datetime` in UTC.
+
+    Raises:
+        ValueError: The crontab, the time zone or the interval is wrong.
+    """
+    if schedule.kind == Kind.KIND_ONCE:
+        due = schedule.at if schedule.at and schedule.at > after else None
+    elif schedule.kind == Kind.KIND_INTERVAL:
+        due = _next_interval(schedule, after)
+    else:
+        if schedule.start:
+            after = max(after, schedule.start - TICK)
+        due = _next_crontab(parse_crontab(schedule.crontab), parse_timezone(schedule.timezone), after)
+    if due is None or schedule.end and due > schedule.end:
+        return None
+    return due.astimezone(UTC)
+
+
+def due_times(schedule, after, until=None):
+    """Yield the times at which a schedule is due after `after`, up to and including `until` (without: for ever).
+
+    Args:
+        schedule, after: As for `next_due`.
+        until: An aware `datetime`.
+    """
+    while (after := next_due(schedule, after)) is not None and (until is None or after <= until):
+        yield after
+
+
+def _next_interval(schedule, after):
+    if not schedule.interval or schedule.interval <= 0:
+        raise ValueError(_('An interval must be longer than 0 seconds'))
+    interval = timedelta(seconds=schedule.interval)
+    if not schedule.start:
+        return after + interval
+    if after < schedule.start:
+        return schedule.start
+    return schedule.start + ((after - schedule.start) // interval + 1) * interval
+
+
+# Crontabs
+
+def _next_crontab(cron, zone, after):
+    local = after.astimezone(zone)
+    each_hour = len(cron.hour) == 24
+    if each_hour and (due := _next_in_repeated_hour(cron, zone, after)):
+        return due
+    # A time which the clocks have just jumped over is still to come: so begin where they stood before
+    offset = min(local.utcoffset(), (after - DAY).astimezone(zone).utcoffset())
+    walls = _wall_times(cron, after.astimezone(UTC).replace(tzinfo=None) + offset)
+    skipped = None
+    while True:
+        wall = next(walls)
+        due = wall.replace(tzinfo=zone).astimezone(UTC)
+        exists = due.astimezone(zone).replace(tzinfo=None) == wall
+        if due > after and exists:
+            return min(due, skipped or due)
+        if due > after and not each_hour:
+            skipped = min(due, skipped or due)
+
+
+def _next_in_repeated_hour(cron, zone, after):
+    """Return when a crontab for each hour is due next in an hour that the clocks repeat, if `after` lies in one."""
+    moment = after.astimezone(UTC).replace(second=0, microsecond=0)
+    while _is_ambiguous(local := (moment := moment + MINUTE).astimezone(zone), zone):
+        if (local.minute in cron.minute and local.day in cron.day_of_month and local.month in cron.month_of_year
+                and local.isoweekday() % 7 in cron.day_of_week):
+            return moment
+    return None
+
+
+def _is_ambiguous(local, zone):
+    wall = local.replace(tzinfo=None)
+    first, second = (wall.replace(tzinfo=zone, fold=fold).utcoffset() for fold in (0, 1))
+    return first > second
+
+
+def _wall_times(cron, wall):
+    """Yield the times on the clock on the wall after `wall`, without time zones, at which a crontab is due."""
+    wall = wall.replace(tzinfo=UTC)  # where no clock changes
+    while True:
+        last, delta, __ = cron.remaining_delta(wall, tz=UTC)
+        wall = last + delta
+        yield wall.replace(tzinfo=None)
+
+
+# Words
+
+def describe(schedule):
+    """Return in words when a schedule is due. A crontab that is wrong is returned as it is."""
+    if schedule.kind == Kind.KIND_CRONTAB:
+        return _('{crontab} ({timezone})').format(
+            crontab=_describe_crontab(schedule.crontab), timezone=schedule.timezone
+        )
+    if schedule.kind == Kind.KIND_INTERVAL:
+        return _describe_interval(schedule.interval)
+    return _('Once')
+
+
+def _describe_crontab(text):
+    try:
+        parse_crontab(text)
+        # The library knows no long names, and has cron's reading of a day of the month beside a day of the week (either
+        # is enough), where Celery wants both: so each is described by itself.
+        *others, day_of_week = NAME.sub(lambda name: name[0][:3], text).split()
+        options = Options()
+        options.locale_code = _locale(get_language() or 'en')
+        words = ExpressionDescriptor(' '.join((*others, '*')), options).get_description()
+        return words + ExpressionDescriptor(f'0 0 * * {day_of_week}', options).get_description(
+            DescriptionTypeEnum.DAYOFWEEK
+        )
+    except (FormatError, ValueError, WrongArgumentError):
+        return text
+
+
+@lru_cache
+def _locale(language):
+    """Return the name of the library's translation that is nearest to a language of Django's."""
+    locale = to_locale(language)
+    known = sorted(file.name.removesuffix('.mo') for file in files('cron_descriptor').joinpath('locale').iterdir())
+    return next(
+        (name for wanted in (locale, locale.split('_')[0]) for name in known if name.startswith(wanted)), 'en_US'
+    )
+
+
+def _describe_interval(seconds):
+    for name, length in (
+        (lambda n: ngettext('Every day', 'Every {n} days', n), 86400),
+        (lambda n: ngettext('Every hour', 'Every {n} hours', n), 3600),
+        (lambda n: ngettext('Every minute', 'Every {n} minutes', n), 60),
+        (lambda n: ngettext('Every second', 'Every {n} seconds', n), 1),
+    ):
+        if seconds and seconds % length == 0:
+            return name(int(seconds // length)).format(n=int(seconds // length))
+    return _('Every {seconds} seconds').format(seconds=seconds)

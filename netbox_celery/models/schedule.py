@@ -1,0 +1,392 @@
+"""The schedules: what runs by itself, when, and in whose name.
+
+Beat (`netbox_celery.scheduler`) goes by `next_run`. Two write it: beat, together with the run that was due, and
+`save()`, when somebody changes what says when. So what beat has done is never undone by a form that was open meanwhile.
+"""
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db import models, transaction
+from django.db.models import Q
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from netbox.models import NetBoxModel
+
+from ..choices import (
+    ScheduleKindChoices,
+    ScheduleMissedChoices,
+    ScheduleOriginChoices,
+    ScheduleOverlapChoices,
+)
+from ..engine import due
+from ..engine.catalogue import check_arguments
+from ..engine.exceptions import InvalidArguments
+from ..engine.payload import PayloadDecoder, PayloadEncoder
+from .fields import HistoricGenericForeignKey
+
+__all__ = (
+    'CelerySchedule',
+)
+
+
+def default_timezone():
+    return settings.TIME_ZONE
+
+
+class CelerySchedule(NetBoxModel):
+    """A task that runs by itself: by a crontab, at intervals, or once."""
+    name = models.CharField(
+        verbose_name=_('name'),
+        max_length=255,
+        unique=True
+    )
+    description = models.CharField(
+        verbose_name=_('description'),
+        max_length=200,
+        blank=True
+    )
+    enabled = models.BooleanField(
+        verbose_name=_('enabled'),
+        default=True,
+        help_text=_('What was due while a schedule was disabled is not made up for')
+    )
+    origin = models.CharField(
+        verbose_name=_('origin'),
+        max_length=20,
+        choices=ScheduleOriginChoices,
+        default=ScheduleOriginChoices.ORIGIN_USER,
+        editable=False,
+        help_text=_('Who says what it runs, and when')
+    )
+    present = models.BooleanField(
+        verbose_name=_('present'),
+        default=True,
+        editable=False,
+        help_text=_('Whether the settings, or the code, still have it; without them it does not run')
+    )
+    owner = models.ForeignKey(
+        to=settings.AUTH_USER_MODEL,
+        on_delete=models.SET_NULL,
+        related_name='+',
+        verbose_name=_('owner'),
+        blank=True,
+        null=True,
+        help_text=_('Under whose name it runs; they need the permission to run the task')
+    )
+
+    # When
+    kind = models.CharField(
+        verbose_name=_('kind'),
+        max_length=20,
+        choices=ScheduleKindChoices,
+        default=ScheduleKindChoices.KIND_CRONTAB
+    )
+    crontab = models.CharField(
+        verbose_name=_('crontab'),
+        max_length=255,
+        blank=True,
+        help_text=_('Minute, hour, day of the month, month, day of the week, such as <code>30 2 * * mon-fri</code>')
+    )
+    timezone = models.CharField(
+        verbose_name=_('time zone'),
+        max_length=63,
+        default=default_timezone,
+        help_text=_('Where the clock hangs that the crontab goes by')
+    )
+    interval = models.FloatField(
+        verbose_name=_('interval'),
+        validators=(MinValueValidator(1),),
+        blank=True,
+        null=True,
+        help_text=_('Seconds from one run to the next')
+    )
+    at = models.DateTimeField(
+        verbose_name=_('at'),
+        blank=True,
+        null=True,
+        help_text=_('The time of the only run')
+    )
+    start = models.DateTimeField(
+        verbose_name=_('start'),
+        blank=True,
+        null=True,
+        help_text=_('Not due before; an interval is counted from here')
+    )
+    end = models.DateTimeField(
+        verbose_name=_('end'),
+        blank=True,
+        null=True,
+        help_text=_('Not due after')
+    )
+
+    # What
+    task = models.ForeignKey(
+        to='netbox_celery.CeleryTask',
+        on_delete=models.PROTECT,
+        related_name='schedules',
+        verbose_name=_('task')
+    )
+    args = models.JSONField(
+        verbose_name=_('arguments'),
+        encoder=PayloadEncoder,
+        decoder=PayloadDecoder,
+        default=list,
+        blank=True
+    )
+    kwargs = models.JSONField(
+        verbose_name=_('keyword arguments'),
+        encoder=PayloadEncoder,
+        decoder=PayloadDecoder,
+        default=dict,
+        blank=True
+    )
+    queue = models.CharField(
+        verbose_name=_('queue'),
+        max_length=255,
+        blank=True
+    )
+    priority = models.PositiveSmallIntegerField(
+        verbose_name=_('priority'),
+        validators=(MaxValueValidator(255),),
+        blank=True,
+        null=True,
+        help_text=_('With Redis 0 is the highest, with RabbitMQ the lowest')
+    )
+    expires = models.PositiveIntegerField(
+        verbose_name=_('expires'),
+        validators=(MinValueValidator(1),),
+        blank=True,
+        null=True,
+        help_text=_('A run that no worker has begun so many seconds after it was due is given up')
+    )
+    options = models.JSONField(
+        verbose_name=_('further options'),
+        encoder=PayloadEncoder,
+        decoder=PayloadDecoder,
+        default=dict,
+        blank=True,
+        editable=False,
+        help_text=_("Options of `apply_async` that Celery's settings give it")
+    )
+    object_type = models.ForeignKey(
+        to='contenttypes.ContentType',
+        on_delete=models.SET_NULL,
+        related_name='+',
+        verbose_name=_('object type'),
+        blank=True,
+        null=True
+    )
+    object_id = models.PositiveBigIntegerField(
+        verbose_name=_('object ID'),
+        blank=True,
+        null=True
+    )
+    object = HistoricGenericForeignKey(
+        ct_field='object_type',
+        fk_field='object_id',
+        for_concrete_model=False
+    )
+
+    # If not all goes by the clock
+    missed = models.CharField(
+        verbose_name=_('missed runs'),
+        max_length=20,
+        choices=ScheduleMissedChoices,
+        default=ScheduleMissedChoices.MISSED_RUN_ONCE,
+        help_text=_('What becomes of times that were due while no beat was running')
+    )
+    missed_max = models.PositiveSmallIntegerField(
+        verbose_name=_('most missed runs'),
+        validators=(MinValueValidator(1), MaxValueValidator(1000)),
+        default=10,
+        help_text=_('If all missed runs are made up for: how many of them at the most, the latest ones')
+    )
+    overlap = models.CharField(
+        verbose_name=_('overlap'),
+        max_length=20,
+        choices=ScheduleOverlapChoices,
+        default=ScheduleOverlapChoices.OVERLAP_ALLOW,
+        help_text=_('What becomes of a run that is due while an earlier one has not ended')
+    )
+
+    # Where it stands
+    last_run = models.DateTimeField(
+        verbose_name=_('last run'),
+        blank=True,
+        null=True,
+        editable=False,
+        help_text=_('When beat last started a run')
+    )
+    next_run = models.DateTimeField(
+        verbose_name=_('next run'),
+        blank=True,
+        null=True,
+        editable=False,
+        help_text=_('When it is due next')
+    )
+
+    #: What says when it is due.
+    TIMING = ('kind', 'crontab', 'timezone', 'interval', 'at', 'start', 'end', 'enabled', 'present')
+    #: What the settings, or the code, say of a schedule that comes from there.
+    SOURCED = (
+        'name', 'origin', 'kind', 'crontab', 'timezone', 'interval', 'at', 'start', 'end', 'task', 'args', 'kwargs',
+        'queue', 'priority', 'expires', 'options',
+    )
+
+    clone_fields = (
+        'description', 'enabled', 'kind', 'crontab', 'timezone', 'interval', 'at', 'start', 'end', 'task', 'args',
+        'kwargs', 'queue', 'priority', 'expires', 'object_type', 'object_id', 'missed', 'missed_max', 'overlap',
+    )
+
+    class Meta:
+        ordering = ('name',)
+        indexes = (
+            # What beat looks at every few seconds
+            models.Index(
+                fields=('next_run',),
+                condition=Q(enabled=True),
+                name='netbox_celery_schedule_due'
+            ),
+        )
+        verbose_name = _('schedule')
+        verbose_name_plural = _('schedules')
+
+    def __str__(self):
+        return self.name
+
+    def get_kind_color(self):
+        return ScheduleKindChoices.colors.get(self.kind)
+
+    def get_missed_color(self):
+        return ScheduleMissedChoices.colors.get(self.missed)
+
+    def get_overlap_color(self):
+        return ScheduleOverlapChoices.colors.get(self.overlap)
+
+    def get_origin_color(self):
+        return ScheduleOriginChoices.colors.get(self.origin)
+
+    def serialize_object(self, exclude=None):
+        """Leave what beat writes out of the change log."""
+        return super().serialize_object(exclude=[*(exclude or ()), 'last_run', 'next_run'])
+
+    @property
+    def is_read_only(self):
+        """Whether the settings, or the code, say what it runs, and when: the fields in `SOURCED` are theirs."""
+        return self.origin != ScheduleOriginChoices.ORIGIN_USER
+
+    @property
+    def in_words(self):
+        """When it is due, in words."""
+        return due.describe(self)
+
+    def due_times(self, after=None):
+        """Yield the times at which the schedule is due from now on, or after a time: aware `datetime`s.
+
+        They are those of a form that is being filled in as well, where there is no `next_run` yet.
+        """
+        if after is None:
+            if not self._state.adding and self.next_run is not None:
+                yield self.next_run
+            after = self.next_run or timezone.now()
+        yield from due.due_times(self, after)
+
+    # Validation
+
+    def clean(self):
+        super().clean()
+        self._check_source()
+        errors = self._check_timing()
+        if self.start and self.end and self.start >= self.end:
+            errors['end'] = _('The end must be later than the start.')
+        if (self.object_type_id is None) != (self.object_id is None):
+            errors['object_id'] = _('Object type and object ID must be given together.')
+        errors |= self._check_arguments()
+        if errors:
+            raise ValidationError(errors)
+        self._check_future()
+
+    def _check_source(self):
+        """Refuse to change what the settings, or the code, would change back."""
+        if self._state.adding or not self.is_read_only:
+            return
+        before = type(self).objects.get(pk=self.pk)
+        fields = map(self._meta.get_field, self.SOURCED)
+        if changed := [f.name for f in fields if getattr(before, f.attname) != getattr(self, f.attname)]:
+            raise ValidationError({
+                name: _('This schedule comes from {origin}: this is changed there.').format(
+                    origin=self.get_origin_display()
+                ) for name in changed
+            })
+
+    def _check_timing(self):
+        """Return what is wrong with the fields that say when, by field: a kind has what it needs and nothing else."""
+        kind = self.kind
+        own = {'crontab': 'crontab', 'interval': 'interval', 'once': 'at'}
+        errors = {}
+        for of_kind, name in own.items():
+            is_given = getattr(self, name) not in (None, '')
+            if of_kind == kind and not is_given:
+                errors[name] = _('A schedule of this kind needs it.')
+            elif of_kind != kind and is_given:
+                errors[name] = _('A schedule of this kind has none.')
+        for name, parse in (('crontab', due.parse_crontab), ('timezone', due.parse_timezone)):
+            if value := getattr(self, name):
+                try:
+                    parse(value)
+                except ValueError as exc:
+                    errors.setdefault(name, str(exc))
+        return errors
+
+    def _check_arguments(self):
+        errors = {}
+        if not isinstance(self.args, list):
+            errors['args'] = _('Positional arguments must be a list.')
+        if not isinstance(self.kwargs, dict):
+            errors['kwargs'] = _('Keyword arguments must be an object.')
+        if errors or self.task_id is None:
+            return errors
+        try:
+            check_arguments(self.task, self.args, self.kwargs)
+        except InvalidArguments as exc:
+            return {'kwargs': str(exc)}
+        return {}
+
+    def _check_future(self):
+        """Refuse a schedule that is never due again, unless that is what became of it."""
+        if not self.enabled or not self._is_timing_changed(self._stored()):
+            return
+        if due.next_due(self, timezone.now()) is None:
+            field = 'at' if self.kind == ScheduleKindChoices.KIND_ONCE else 'end'
+            raise ValidationError({field: _('It would never be due: this must lie in the future.')})
+
+    # Saving
+
+    def save(self, *args, update_fields=None, **kwargs):
+        with transaction.atomic():
+            # GUARANTEE: beat's writes are not undone, and nothing is due that was due under other times. The row is
+            # locked, so beat is not at it; `last_run` and `next_run` are what is stored, whatever this instance holds.
+            stored = self._stored(lock=True)
+            if stored is not None:
+                self.last_run, self.next_run = stored['last_run'], stored['next_run']
+            if self._is_timing_changed(stored):
+                is_due = self.enabled and self.present
+                self.next_run = due.next_due(self, timezone.now()) if is_due else None
+                if update_fields is not None:
+                    update_fields = {*update_fields, 'next_run'}
+            super().save(*args, update_fields=update_fields, **kwargs)
+
+    def _stored(self, lock=False):
+        """Return what says when the stored schedule is due, a dict, or `None` if it is not stored."""
+        rows = type(self).objects.filter(pk=self.pk) if self.pk else type(self).objects.none()
+        return (rows.select_for_update(no_key=True) if lock else rows).values(*self.TIMING, 'last_run', 'next_run').first()
+
+    def _is_timing_changed(self, stored):
+        return stored is None or any(stored[name] != getattr(self, name) for name in self.TIMING)
+
+    def run_now(self, user):
+        """Run the task now, in the name of a user (see `netbox_celery.engine.schedules.run_now`). Returns the row."""
+        from ..engine.schedules import run_now
+        return run_now(self, user)
+    run_now.alters_data = True
