@@ -379,8 +379,12 @@ class CelerySchedule(NetBoxModel):
 
     def _stored(self, lock=False):
         """Return what says when the stored schedule is due, a dict, or `None` if it is not stored."""
-        rows = type(self).objects.filter(pk=self.pk) if self.pk else type(self).objects.none()
-        return (rows.select_for_update(no_key=True) if lock else rows).values(*self.TIMING, 'last_run', 'next_run').first()
+        if self._state.adding:
+            return None
+        rows = type(self).objects.filter(pk=self.pk)
+        if lock:
+            rows = rows.select_for_update(no_key=True)  # runs may be started that name the schedule
+        return rows.values(*self.TIMING, 'last_run', 'next_run').first()
 
     def _is_timing_changed(self, stored):
         return stored is None or any(stored[name] != getattr(self, name) for name in self.TIMING)
