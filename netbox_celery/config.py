@@ -8,6 +8,8 @@ from django.core.exceptions import ImproperlyConfigured
 __all__ = (
     'Config',
     'get_config',
+    'suggestion',
+    'wrong',
 )
 
 PLUGIN = 'netbox_celery'
@@ -52,6 +54,8 @@ class Config:
     worker_lost_after: float = 30
     #: How often workers look for what was lost, seconds.
     sweep_interval: float = 10
+    #: Django's management commands that are tasks too: options of the task by name of the command, or names alone.
+    command_tasks: dict = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, user_config):
@@ -60,12 +64,15 @@ class Config:
         Raises:
             ImproperlyConfigured: A setting is unknown, of the wrong type or out of range.
         """
-        known = {f.name: f for f in fields(cls)}
+        known, values = {f.name: f for f in fields(cls)}, {}
         for name, value in user_config.items():
             if name not in known:
-                raise _wrong(name, f'is unknown{_suggestion(name, known)}. Settings are: {", ".join(sorted(known))}')
+                raise wrong(name, f'is unknown{suggestion(name, known)}. Settings are: {", ".join(sorted(known))}')
+            if name == 'command_tasks' and isinstance(value, dict | list | tuple):
+                value = _options_by_name(name, value)
             _check_type(name, value, known[name].type)
-        config = cls(**user_config)
+            values[name] = value
+        config = cls(**values)
         config._check_values()
         _check_celery(config.celery)
         return config
@@ -76,11 +83,11 @@ class Config:
             'worker_lost_after', 'sweep_interval',
         ):
             if getattr(self, name) <= 0:
-                raise _wrong(name, f'must be greater than 0, not {getattr(self, name)!r}')
+                raise wrong(name, f'must be greater than 0, not {getattr(self, name)!r}')
         if self.track not in ('base', 'all'):
-            raise _wrong('track', f"must be 'base' or 'all', not {self.track!r}")
+            raise wrong('track', f"must be 'base' or 'all', not {self.track!r}")
         if self.worker_lost_after < 3 * self.heartbeat_interval:
-            raise _wrong(
+            raise wrong(
                 'worker_lost_after',
                 f'must be at least three times heartbeat_interval ({self.heartbeat_interval}), '
                 f'not {self.worker_lost_after!r}: a single late heartbeat would end the runs of a living worker'
@@ -88,13 +95,22 @@ class Config:
         for name in ('broker_url', 'result_backend'):
             value = getattr(self, name)
             if value and ':' not in value:
-                raise _wrong(name, f"must be a URL such as 'redis://host:6379/0', not {value!r}")
+                raise wrong(name, f"must be a URL such as 'redis://host:6379/0', not {value!r}")
 
 
 def _check_type(name, value, expected):
     accepted: tuple[type, ...] = {float: (int, float), int: (int,), str: (str,), dict: (dict,)}[expected]
     if not isinstance(value, accepted) or isinstance(value, bool):
-        raise _wrong(name, f'must be of type {expected.__name__}, not {type(value).__name__} ({value!r})')
+        raise wrong(name, f'must be of type {expected.__name__}, not {type(value).__name__} ({value!r})')
+
+
+def _options_by_name(setting, value):
+    """Return a dict of dicts for what may be a list of names, too."""
+    pairs = value.items() if isinstance(value, dict) else [(name, None) for name in value]
+    for name, options in pairs:
+        if not isinstance(name, str) or not isinstance(options, dict | None):
+            raise wrong(setting, f'must hold options by name, as in {{"name": {{}}}}, not {name!r}: {options!r}')
+    return {name: options or {} for name, options in pairs}
 
 
 def _check_celery(settings):
@@ -103,23 +119,25 @@ def _check_celery(settings):
     known = {key for key, __ in flatten(NAMESPACES)}
     for name, value in settings.items():
         if name in ('broker_url', 'result_backend'):
-            raise _wrong(f'celery["{name}"]', f'belongs one level up: PLUGINS_CONFIG["{PLUGIN}"]["{name}"]')
+            raise wrong(f'celery["{name}"]', f'belongs one level up: PLUGINS_CONFIG["{PLUGIN}"]["{name}"]')
         if name not in known:
             hint = (
                 f' (Celery settings are lower-case here: {name.lower()!r})' if name.lower() in known
-                else _suggestion(name, known)
+                else suggestion(name, known)
             )
-            raise _wrong(f'celery["{name}"]', f'is not a setting of Celery{hint}')
+            raise wrong(f'celery["{name}"]', f'is not a setting of Celery{hint}')
         if name in JSON_ONLY and value not in JSON_ONLY[name]:
-            raise _wrong(f'celery["{name}"]', f'must be {JSON_ONLY[name][0]!r}: only JSON is accepted from the broker')
+            raise wrong(f'celery["{name}"]', f'must be {JSON_ONLY[name][0]!r}: only JSON is accepted from the broker')
 
 
-def _suggestion(name, known):
+def suggestion(name, known):
+    """Return a sentence with the known name that comes closest to a wrong one, or nothing."""
     close = difflib.get_close_matches(str(name), known, n=1)
     return f'. Did you mean {close[0]!r}?' if close else ''
 
 
-def _wrong(name, what):
+def wrong(name, what):
+    """Return the error for a setting, with what is wrong about it."""
     return ImproperlyConfigured(f'PLUGINS_CONFIG["{PLUGIN}"]: {name} {what}')
 
 

@@ -39,6 +39,7 @@ from .engine.tracked import TrackedResult
 __all__ = (
     'CeleryBaseTask',
     'TaskFailed',
+    'get_django_command_task',
     'netbox_celery_task',
 )
 
@@ -290,6 +291,20 @@ def netbox_celery_task(*args, **options):
     """
     options = {'base': CeleryBaseTask, 'bind': True} | options
     return shared_task(*args, **options) if not args else shared_task(**options)(*args)
+
+
+def get_django_command_task(command: str) -> CeleryBaseTask:
+    """Return the task of a management command that the setting `command_tasks` names.
+
+    Args:
+        command: Name of the command, such as `clearsessions`.
+
+    Raises:
+        django.core.exceptions.ImproperlyConfigured: There is no such command, or the setting does not name it.
+    """
+    from .commands import find_task
+
+    return find_task(command)
 
 
 def _header(run):

@@ -34,7 +34,10 @@ def stop_services(owner=os.getpid()):
 # Being told to stop means to clean up first
 signal.signal(signal.SIGTERM, interrupt)
 
-running_services = Services('test', for_tests=True).__enter__()
+running_services = Services(
+    'test', for_tests=True,
+    plugins_config={'netbox_celery': {'command_tasks': {'clearsessions': {'time_limit': 600}}}},
+).__enter__()
 atexit.register(stop_services)
 os.environ.update(running_services.instance.environ)
 django.setup()

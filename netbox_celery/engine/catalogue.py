@@ -143,8 +143,10 @@ def parameters(task):
     """Return the parameters of a task as its callers see them: without `self` and `task_id`.
 
     Each is a dict of `name`, `kind` (as `inspect.Parameter.kind`, lower-case), `annotation` (text), `required` and,
-    where the default is JSON, `default`.
+    where the default is JSON, `default`. A task whose function takes anything can say more by its `call_signature`.
     """
+    if signature := getattr(task, 'call_signature', None):
+        return [_describe_parameter(parameter) for parameter in signature.parameters.values()]
     try:
         found = list(inspect.signature(task.run).parameters.values())
     except (TypeError, ValueError):

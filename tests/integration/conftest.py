@@ -20,6 +20,10 @@ CONFIG = {
     'sweep_interval': 0.5,
     # A run's log can reach its limit within a test
     'log_lines': 2_000,
+    'command_tasks': {
+        'clearsessions': {},
+        'speak': {'max_retries': 1, 'default_retry_delay': 0, 'autoretry_for': ['builtins.ValueError']},
+    },
 }
 
 sys.path.insert(0, str(TESTPLUGIN))

@@ -1,0 +1,129 @@
+"""Django's commands as tasks, on real workers: what is given to them, what they write, how they end."""
+from datetime import timedelta
+
+import pytest
+from django.contrib.sessions.models import Session
+from django.db import transaction
+from django.utils import timezone
+from netbox_test_plugin.side import open_gate
+
+from netbox_celery.celery import app
+from netbox_celery.models import CeleryLogEntry, CeleryResult, CeleryTask
+from netbox_celery.tasks import get_django_command_task
+
+from .support import ended, lines, until
+
+SPEAK = 'command.netbox_test_plugin.speak'
+
+
+def speak(worker, *args, **kwargs):
+    """Run the test plugin's command, which this process does not know."""
+    return app.send_task(SPEAK, args, kwargs, queue=worker.queue)
+
+
+def log(run):
+    return list(CeleryLogEntry.objects.filter(result__task_id=run.id).order_by('pk').values_list('level', 'message'))
+
+
+def test_clearsessions(worker):
+    """A command of Django's own does its work, sent on commit, by the worker."""
+    old = Session.objects.create(session_key='old', expire_date=timezone.now() - timedelta(days=1))
+    kept = Session.objects.create(session_key='new', expire_date=timezone.now() + timedelta(days=1))
+    task = get_django_command_task('clearsessions')
+    with transaction.atomic():
+        task.apply_async_on_commit(queue=worker.queue)
+        assert not CeleryResult.objects.exists()
+
+    result = ended(CeleryResult.objects.get())
+    assert (result.celery_name, result.status) == ('command.django.contrib.sessions.clearsessions', 'completed')
+    assert result.queue == worker.queue
+    assert list(Session.objects.filter(pk__in=(old.pk, kept.pk))) == [kept]
+
+
+def test_arguments(worker):
+    """Positional arguments are the command's, by position, and its options are given by name."""
+    run = speak(worker, 'hello', 1, 'two', times=2, tone='loud', end='over')
+
+    result = ended(run)
+    assert (result.status, result.result) == ('completed', 'over')
+    assert (result.args, result.kwargs) == (['hello', 1, 'two'], {'times': 2, 'tone': 'loud', 'end': 'over'})
+    assert lines(run) == ["hello ['1', 'two'] loud"] * 2 + ['over']
+
+
+def test_output(worker):
+    """What it writes is in the log: errors as warnings, prints too, without colours; and nobody is asked anything."""
+    run = speak(worker, 'hello', aside=True)
+
+    assert ended(run).status == 'completed'
+    assert log(run) == [
+        (20, 'hello [] None'), (30, 'aside False'), (20, 'printed with print()'), (30, 'printed as an error'),
+    ]
+
+
+def test_output_while_it_runs(worker, gate):
+    """Lines are seen as they are written; one that was begun waits for its end."""
+    run = speak(worker, 'hello', gate=gate)
+    until(lambda: lines(run) == ['hello [] None'])
+    open_gate(gate)
+
+    assert ended(run).status == 'completed'
+    assert lines(run) == ['hello [] None', '20 %', 'the last line']
+
+
+def test_output_of_commands_in_parallel(threads):
+    """Commands in the threads of one process print into their own logs."""
+    runs = [speak(threads, f'word {number}', times=20, aside=True) for number in range(12)]
+
+    for number, run in enumerate(runs):
+        ended(run)
+        assert lines(run) == [f'word {number} [] None'] * 20 + [
+            'aside False', 'printed with print()', 'printed as an error'
+        ]
+
+
+@pytest.mark.parametrize('how, status, error, attempts', [
+    ('error', 'failed', 'It did not work', 1),
+    ('exit', 'failed', 'The command ended with exit code 4', 1),
+    ('exit well', 'completed', '', 1),
+    # The setting lets it be tried again
+    ('exception', 'errored', 'ValueError: unexpected', 2),
+])
+def test_ends(worker, how, status, error, attempts):
+    """A `CommandError` or an exit code is a failure of the task, any other exception an error."""
+    result = ended(speak(worker, 'hello', end=how))
+
+    assert (result.status, result.error, result.attempt) == (status, error, attempts)
+    assert lines(result) == ['hello [] None'] * attempts
+
+
+@pytest.mark.parametrize('args, kwargs, status, error', [
+    ((), {}, 'failed', 'the following arguments are required: word'),
+    (('hello',), {'volume': 11}, 'errored', "Unknown option(s) for speak command: volume."),
+])
+def test_wrong_arguments(prefork, args, kwargs, status, error):
+    """What the command does not take ends the run, with what Django says of it."""
+    result = ended(speak(prefork, *args, **kwargs))
+
+    assert result.status == status
+    assert error in result.error
+
+
+def test_registered(prefork):
+    """Commands are among the tasks of a worker and in the catalogue, with their help."""
+    assert f'  . {SPEAK}\n' in prefork.output
+    assert '  . command.django.contrib.sessions.clearsessions\n' in prefork.output
+    task = until(lambda: CeleryTask.objects.filter(name=SPEAK).first())
+
+    assert (task.plugin, task.description) == ('netbox_test_plugin', 'Say something, and end in some way.')
+    assert task.defaults['max_retries'] == 1
+    assert [(p['name'], p['kind'], p['annotation'], p.get('default')) for p in task.parameters] == [
+        ('word', 'positional_only', 'str', None),
+        ('more', 'var_positional', '', None),
+        ('verbosity', 'keyword_only', 'Literal[0, 1, 2, 3]', 1),
+        ('times', 'keyword_only', 'int', 1),
+        ('tone', 'keyword_only', "Literal['soft', 'loud'] | None", None),
+        ('aside', 'keyword_only', 'bool', False),
+        ('gate', 'keyword_only', 'str | None', None),
+        ('end', 'keyword_only', 'str', 'well'),
+        ('interactive', 'keyword_only', 'bool', False),
+    ]

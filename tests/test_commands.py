@@ -1,0 +1,142 @@
+"""Django's commands as tasks: the setting, and what a command's parser tells of its calls."""
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management import CommandParser
+from django.test import override_settings
+
+from netbox_celery import commands
+from netbox_celery.config import Config, get_config
+from netbox_celery.engine.catalogue import check_arguments, describe_task
+from netbox_celery.engine.exceptions import InvalidArguments
+from netbox_celery.forms import RunForm
+from netbox_celery.models import CeleryTask
+from netbox_celery.tasks import CeleryBaseTask, get_django_command_task
+
+CLEARSESSIONS = 'command.django.contrib.sessions.clearsessions'
+
+
+@pytest.fixture
+def configured():
+    """Set `command_tasks` for the test."""
+    overrides = []
+
+    def configured(command_tasks):
+        overrides.append(override_settings(PLUGINS_CONFIG={'netbox_celery': {'command_tasks': command_tasks}}))
+        overrides[-1].enable()
+        get_config.cache_clear()
+
+    yield configured
+    for override in reversed(overrides):
+        override.disable()
+    get_config.cache_clear()
+
+
+def test_task():
+    """The tests' own configuration names a command: its task is there, with the options of the setting."""
+    task = get_django_command_task('clearsessions')
+
+    assert task.name == CLEARSESSIONS
+    assert isinstance(task, CeleryBaseTask)
+    assert task.time_limit == 600
+    described = describe_task(task)
+    assert (described['plugin'], described['defaults']) == ('django', {'time_limit': 600})
+    assert described['description'].startswith('Can be run as a cronjob')
+
+
+@pytest.mark.parametrize('command', ['clearsession', 'migrate'])
+def test_no_such_task(command):
+    """Neither what is no command, nor what the setting does not name."""
+    with pytest.raises(ImproperlyConfigured, match=f'command_tasks .*{command}'):
+        get_django_command_task(command)
+
+
+@pytest.mark.parametrize('value, message', [
+    ('clearsessions', "command_tasks must be of type dict, not str ('clearsessions')"),
+    ([{'clearsessions': {}}], 'command_tasks must hold options by name'),
+    ({'clearsessions': 5}, "command_tasks must hold options by name, as in {\"name\": {}}, not 'clearsessions': 5"),
+    ({5: {}}, 'command_tasks must hold options by name'),
+    (['clearsession'], "command_tasks names 'clearsession', which is no command. Did you mean 'clearsessions'?"),
+    ({'clearsessions': {'time_limits': 5}}, "'time_limits', which is no option of a task. Did you mean 'time_limit'"),
+    ({'clearsessions': {'name': 'x'}}, "command_tasks['clearsessions'] sets 'name', which the command decides"),
+    ({'clearsessions': {'autoretry_for': ['no.Such']}}, "sets 'autoretry_for' to ['no.Such'], which are no exceptions"),
+])
+def test_wrong_setting(configured, value, message):
+    """A wrong setting stops the start: in NetBox's settings, or as soon as the commands are known."""
+    configured(value)
+    with pytest.raises(ImproperlyConfigured) as caught:
+        commands.register()
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize('value', [
+    ['check', 'migrate'], ('check', 'migrate'), {'check': None, 'migrate': {}},
+])
+def test_names_alone(value):
+    assert Config.from_dict({'command_tasks': value}).command_tasks == {'check': {}, 'migrate': {}}
+
+
+@pytest.fixture
+def described():
+    """Return the parameters of a command, given by the arguments of each `add_argument`."""
+    def described(*arguments):
+        parser = CommandParser(prog='prog')
+        for names, options in arguments:
+            parser.add_argument(*names, **options)
+        task = type('task', (), {
+            'call_signature': commands._signature(parser), '__doc__': commands._documentation(parser), 'run': None
+        })
+        return [
+            (p['name'], p['kind'], p['annotation'], p['required'], p.get('default'))
+            for p in describe_task(task)['parameters']
+        ]
+    return described
+
+
+@pytest.mark.parametrize('names, options, expected', [
+    (['name'], {}, ('name', 'positional_only', 'str', True, None)),
+    (['name'], {'nargs': '?', 'type': int}, ('name', 'positional_only', 'int | None', False, None)),
+    (['names'], {'nargs': '+'}, ('names', 'var_positional', '', False, None)),
+    (['pair'], {'nargs': 2}, ('pair', 'var_positional', '', False, None)),
+    (['--name'], {'required': True, 'type': float}, ('name', 'keyword_only', 'float', True, None)),
+    (['--long-name'], {'default': 'x'}, ('long_name', 'keyword_only', 'str', False, 'x')),
+    (['--when'], {'type': bytes.fromhex}, ('when', 'keyword_only', '', False, None)),
+    (['-n', '--names'], {'nargs': '*', 'default': []}, ('names', 'keyword_only', 'list', False, [])),
+    (['--name'], {'action': 'append'}, ('name', 'keyword_only', 'list | None', False, None)),
+    (['-v'], {'action': 'count', 'default': 0}, ('v', 'keyword_only', 'int', False, 0)),
+    (['--level'], {'action': 'store_const', 'const': 7}, ('level', 'keyword_only', '', False, None)),
+    (['--quiet'], {'action': 'store_false'}, ('quiet', 'keyword_only', 'bool', False, True)),
+    (['--noinput'], {'action': 'store_false', 'dest': 'interactive'},
+     ('interactive', 'keyword_only', 'bool', False, False)),
+])
+def test_parameters(described, names, options, expected):
+    assert described((names, options)) == [expected]
+
+
+@pytest.mark.parametrize('arguments', [
+    # No signature can say this
+    [(['first'], {'nargs': '*'}), (['second'], {'nargs': '*'})],
+    [(['two words'], {})],
+    [(['--class'], {})],
+])
+def test_parameters_that_cannot_be_told(described, arguments):
+    """Such a command takes anything; its own parser says what is wrong."""
+    assert [parameter[:2] for parameter in described(*arguments)] == [
+        ('args', 'var_positional'), ('options', 'var_keyword')
+    ]
+
+
+def test_hidden_parameters(described):
+    """What the command's author hides is not shown."""
+    assert described((['--secret'], {'help': '==SUPPRESS=='})) == []
+
+
+def test_form():
+    """The form of a command is made of its options, with their help, and leaves out what was left empty."""
+    task = CeleryTask(name=CLEARSESSIONS, **describe_task(get_django_command_task('clearsessions')))
+    form = RunForm(task, {'parameter_verbosity': '2'})
+
+    assert form.is_valid(), form.errors
+    assert form.arguments == ([], {'verbosity': 2})
+    assert 'Verbosity level' in form.fields['parameter_verbosity'].help_text
+    with pytest.raises(InvalidArguments, match='volume: is not a parameter'):
+        check_arguments(task, [], {'volume': 11})
