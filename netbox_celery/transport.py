@@ -1,10 +1,11 @@
-"""Kombu's transports for Redis, with one client object a channel.
+"""Kombu's transports for Redis, with one client object a channel, and with channels that outlive the loss of Redis.
 
 Kombu makes a new client of redis-py whenever it sends something: 50 microseconds, for each message that is published,
 taken and acknowledged, and a fifth of what a worker's main process does. Clients of redis-py take their connections
 from the channel's pool and hold nothing else, so one can be used again.
 """
 from kombu.transport import redis
+from redis.exceptions import ConnectionError
 
 __all__ = (
     'SentinelTransport',
@@ -12,8 +13,18 @@ __all__ = (
 )
 
 
-class OneClientMixin:
-    """Keeps a channel's client as long as its pool of connections: a fork, or a broken connection, makes a new one."""
+#: Tags of messages that a lost connection left in the hands of this process.
+_left = set()
+
+
+class ChannelMixin:
+    """Keeps a channel's client as long as its pool of connections: a fork, or a broken connection, makes a new one.
+
+    A channel that is closed gives back what was not acknowledged. Where that is not possible, since Redis is gone, the
+    next channel does it, instead of Redis after the visibility timeout of an hour. And a channel that is closed has
+    nothing left to reach Redis by, when Celery closes it once more, or acknowledges a message that came by it. To
+    Kombu that is an error which ends the worker; here it is one of the connection, which Celery expects.
+    """
     _kept_client = None
 
     def _create_client(self, asynchronous=False):
@@ -24,12 +35,30 @@ class OneClientMixin:
             self._kept_client = super()._create_client()
         return self._kept_client
 
+    def _get_pool(self, *args, **kwargs):
+        if getattr(self.connection, 'client', None) is None:
+            raise ConnectionError('The channel is closed')
+        return super()._get_pool(*args, **kwargs)
 
-class Channel(OneClientMixin, redis.Channel):
+    def close(self):
+        try:
+            super().close()
+        finally:
+            if self._qos is not None:
+                _left.update(self._qos._delivered)
+
+    def basic_consume(self, *args, **kwargs):
+        for tag in tuple(_left):
+            self.qos.restore_by_tag(tag)
+            _left.discard(tag)
+        return super().basic_consume(*args, **kwargs)
+
+
+class Channel(ChannelMixin, redis.Channel):
     pass
 
 
-class SentinelChannel(OneClientMixin, redis.SentinelChannel):
+class SentinelChannel(ChannelMixin, redis.SentinelChannel):
     pass
 
 

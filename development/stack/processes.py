@@ -7,6 +7,7 @@ find, after `kill -9` of whoever started it, what is still there, and never to s
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -142,14 +143,19 @@ def boot_id():
 def free_port(preferred=None):
     """
     Return a TCP port of 127.0.0.1 that nobody listens on: the preferred one, if it is free.
+
+    It is below those that the system gives to outgoing connections: one of these could take the port of a server that
+    is being restarted; even a client that tries to reach the server, which then speaks to itself.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(('127.0.0.1', preferred or 0))
-        except OSError:
-            probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
+    for port in (preferred, *random.sample(range(15_000, 32_000), 200)):
+        if port is None:
+            continue
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):
+                probe.bind(('127.0.0.1', port))
+                return port
+    raise StackError('No TCP port of 127.0.0.1 is free')
 
 
 def wait_until(condition, timeout, interval=0.05):

@@ -10,6 +10,7 @@ import pytest
 from django.db import connection
 from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
+from redis import Redis
 
 from netbox_celery.celery import app
 from netbox_celery.engine.database import EngineConnection
@@ -51,9 +52,12 @@ def processes_in(directory):
 
 
 @contextmanager
-def redis_away(services):
-    """Kill Redis, which forgets everything, and start it again on the same port after the block."""
+def redis_away(services, forgets=True):
+    """Kill Redis, which forgets everything or nothing, and start it again on the same port after the block."""
     redis, port = services.redis, services.redis.port
+    if not forgets:
+        with Redis.from_url(redis.url()) as client:
+            client.save()
     os.kill(redis.process.pid, signal.SIGKILL)
     until(lambda: not redis.process.running)
     try:
@@ -61,6 +65,7 @@ def redis_away(services):
     finally:
         redis.start(services.directory / 'log' / 'redis.log', port=port, die_with_parent=True)
         assert redis.port == port
+        (redis.directory / 'dump.rdb').unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -123,11 +128,37 @@ def test_call_without_postgresql(services, prefork):
     assert not CeleryResult.objects.exists()
 
 
+def test_messages_in_hand_come_back(services, prefork, gate):
+    """What a worker had fetched but not begun when its broker went away comes back at once, and runs once.
+
+    Without that it would come back after the visibility timeout of Redis, which kept it: an hour.
+    """
+    running = [prefork.send(tasks.hold_late, gate, 1) for __ in range(2)]
+    for run in running:
+        until(lambda: notes(run.id))
+    fetched = [prefork.send(tasks.echo, number) for number in range(3)]
+    with Redis.from_url(services.redis.url()) as client:
+        until(lambda: not client.llen(f'netbox_celery:{prefork.queue}'))
+
+    with redis_away(services, forgets=False):
+        pass
+    pid = prefork.process.pid
+    open_gate(gate)
+
+    for run in (*running, *fetched):
+        assert ended(run, 60).status == 'completed'
+    assert prefork.process.pid == pid and prefork.process.poll() is None
+    assert [what for __, what in notes(running[0].id)] == ['started', 'ended']
+    assert [len(notes(run.id)) for run in fetched] == [1, 1, 1]
+
+
 def test_redis_restarted(services, all_workers, gate):
     """A run ends in its row though its result finds no backend; workers come back; lost messages are sent again."""
-    runs = [worker.send(tasks.hold, gate, 2) for worker in all_workers]
+    # One of each is acknowledged when it ends, when Redis does not know of it any more
+    runs = [worker.send(task, gate, 2) for worker in all_workers for task in (tasks.hold, tasks.hold_late)]
     for run in runs:
         until(lambda: notes(run.id))
+    pids = [worker.process.pid for worker in all_workers]
     waiting = tasks.echo.apply_async(('lost',), queue='nobody-yet')
     until(lambda: row(waiting).sent)
 
@@ -138,6 +169,7 @@ def test_redis_restarted(services, all_workers, gate):
 
     for worker in all_workers:
         assert worker.run(tasks.echo, timeout=180).status == 'completed'
+    assert [worker.process.pid for worker in all_workers] == pids
     for run in runs:
         assert lines(run) == ['line 0', 'line 1', 'after the gate']
         assert [what for __, what in notes(run.id)] == ['started', 'ended']
