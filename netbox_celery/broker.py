@@ -37,6 +37,7 @@ def celery_settings(redis, config, timezone='UTC'):
         'timezone': timezone,
         'enable_utc': True,
         'broker_connection_retry_on_startup': True,
+        'beat_scheduler': 'netbox_celery.scheduler:DatabaseScheduler',
     }
     settings |= {key: value for key, value in config.celery.items() if not key.endswith('transport_options')}
 

@@ -66,7 +66,9 @@ def sync(force=False):
     Does nothing if the process did it less than a minute ago, unless `force` is set.
     """
     global _last_sync
+    from ..celery import app
     from ..models import CeleryTask
+    from . import sources
 
     if not force and time.monotonic() - _last_sync < SYNC_INTERVAL:
         return
@@ -92,6 +94,7 @@ def sync(force=False):
     CeleryTask.objects.filter(present=True, last_seen__lt=now - ABSENT_AFTER).exclude(name__in=tasks).update(
         present=False
     )
+    sources.sync(app, app.conf.beat_schedule)
     if touched:
         host.index_for_search(CeleryTask.objects.filter(name__in=touched))
 

@@ -23,6 +23,7 @@ from ..choices import ScheduleKindChoices as Kind
 __all__ = (
     'describe',
     'due_times',
+    'last_due',
     'next_due',
     'parse_crontab',
     'parse_timezone',
@@ -130,6 +131,45 @@ def due_times(schedule, after, until=None):
     """
     while (after := next_due(schedule, after)) is not None and (until is None or after <= until):
         yield after
+
+
+def last_due(schedule, first, until, count=1):
+    """Return the last times at which a schedule was due, and the one that comes next.
+
+    Takes no longer for a year than for a day: beat may have been down for that.
+
+    Args:
+        schedule: As for `next_due`.
+        first: A time at which it was due, such as its `next_run`.
+        until: Not later than this: now, usually.
+        count: How many at the most.
+
+    Returns:
+        A list of aware `datetime`s from `first` to `until`, the latest one last, and the first one after `until`, or
+        `None` if there is none.
+    """
+    if schedule.kind == Kind.KIND_INTERVAL:
+        return _last_interval(schedule, first, until, count)
+    window = DAY
+    while True:
+        after = max(until - window, first - TICK)
+        found = list(due_times(schedule, after, until))
+        if len(found) >= count or after < first:
+            # Its times may be others by now than when `first` was reckoned
+            return found[-count:] or [first], next_due(schedule, until)
+        window *= 4
+
+
+def _last_interval(schedule, first, until, count):
+    interval = timedelta(seconds=schedule.interval)
+    last = (until - first) // interval
+    if schedule.end:
+        last = min(last, max((schedule.end - first) // interval, 0))
+    following = first + (last + 1) * interval
+    return (
+        [first + number * interval for number in range(max(0, last - count + 1), last + 1)],
+        None if schedule.end and following > schedule.end else following,
+    )
 
 
 def _next_interval(schedule, after):

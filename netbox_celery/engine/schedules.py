@@ -1,0 +1,233 @@
+"""What happens when a schedule is due: its run, or a failed run that says why there is none, and its next time.
+
+Beat does this (`netbox_celery.scheduler`), in any number of processes: whoever locks the schedule's row starts its run.
+"""
+import logging
+from datetime import timedelta
+from uuid import uuid4
+
+from django.db import connection, transaction
+from django.db.models import Q
+from django.db.models.functions import Now
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from ..choices import ResultReasonChoices as Reason
+from ..choices import ResultStatusChoices as Status
+from ..choices import ScheduleKindChoices as Kind
+from ..choices import ScheduleMissedChoices as Missed
+from ..choices import ScheduleOriginChoices as Origin
+from ..choices import ScheduleOverlapChoices as Overlap
+from . import due
+from .database import UNAVAILABLE
+from .payload import clean_text
+
+__all__ = (
+    'DUE_HEADER',
+    'fire_next',
+    'resume_after_clock',
+    'run_now',
+)
+
+logger = logging.getLogger(__name__)
+
+#: The message header that says for which time a run was due (ISO 8601, UTC); `self.request` has it.
+DUE_HEADER = 'netbox_celery_due'
+#: What is later than this was missed. Longer than a standby needs to take over.
+LATE = timedelta(seconds=60)
+#: When a schedule whose tick failed for a reason of our own is looked at again.
+PUT_OFF = timedelta(seconds=60)
+#: A transaction of a beat that hangs lets go of its schedule after so long.
+HANGING = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
+
+
+def fire_next(permissions):
+    """Start the run of the schedule that is due for longest, and reckon when it is due next.
+
+    GUARANTEE: each due time is acted upon once. The row of the schedule is locked, and its next time is written in the
+    transaction that makes the row of the run, whose message goes out on commit; one that did not is sent by the sweep.
+    So a beat that dies anywhere, or a second one at the same time, neither loses nor repeats a run.
+
+    Args:
+        permissions: A dict that remembers who may run what, for as long as that may be remembered.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        django.db.OperationalError: The database is away; nothing has happened.
+    """
+    from ..models import CelerySchedule
+
+    pk = None
+    try:
+        with transaction.atomic():
+            with connection.cursor() as cursor:
+                cursor.execute(HANGING)
+            schedule = CelerySchedule.objects.select_related('task', 'owner').select_for_update(
+                skip_locked=True, no_key=True, of=('self',)
+            ).filter(enabled=True, next_run__lte=Now()).annotate(now=Now()).order_by('next_run').first()
+            if schedule is None:
+                return False
+            pk = schedule.pk
+            CelerySchedule.objects.filter(pk=pk).update(**_fire(schedule, permissions))
+    except UNAVAILABLE:
+        raise
+    except Exception:
+        if pk is None:
+            raise
+        logger.exception('Schedule %s could not be run, it is tried again in %s', pk, PUT_OFF)
+        CelerySchedule.objects.filter(pk=pk).update(next_run=Now() + PUT_OFF)
+    return True
+
+
+def _fire(schedule, permissions):
+    """Start what is due, and return what is to be written to the schedule."""
+    is_all = schedule.missed == Missed.MISSED_RUN_ALL
+    try:
+        times, following = due.last_due(
+            schedule, schedule.next_run, schedule.now, schedule.missed_max if is_all else 1
+        )
+    except ValueError as exc:
+        _fail(schedule, schedule.next_run, Reason.REASON_INVALID_CALL, _(
+            'The schedule was disabled: nobody can tell when it is due. {error}'
+        ).format(error=exc))
+        return {'enabled': False, 'next_run': None, 'last_run': schedule.now}
+    written = {'next_run': following}
+    if following is None and schedule.kind == Kind.KIND_ONCE:
+        written['enabled'] = False
+    if schedule.missed == Missed.MISSED_SKIP and schedule.now - times[-1] > LATE:
+        logger.info('Schedule %s: skipped what was due until %s', schedule, times[-1])
+        return written
+    written['last_run'] = schedule.now
+    if why := why_not_permitted(schedule, permissions):
+        _fail(schedule, times[-1], Reason.REASON_NOT_PERMITTED, why)
+        return written | {'enabled': False, 'next_run': None}
+    if not schedule.task.enabled:
+        _fail(schedule, times[-1], Reason.REASON_TASK_DISABLED, _('The task {task} is disabled.').format(
+            task=schedule.task
+        ))
+        return written
+    for moment in times:
+        _start(schedule, moment)
+    return written
+
+
+def why_not_permitted(schedule, permissions):
+    """Return in words why a schedule may not run in the name of its owner, or an empty string.
+
+    What the settings and the code schedule runs in nobody's name, unless somebody took it over.
+    """
+    from ..models import CeleryTask
+
+    owner = schedule.owner
+    if owner is None:
+        if schedule.origin != Origin.ORIGIN_USER:
+            return ''
+        return _('The schedule was disabled: its owner is gone. Somebody else may take it over.')
+    if not owner.is_active:
+        return _('The schedule was disabled: its owner {owner} is not active any more.').format(owner=owner)
+    key = owner.pk, schedule.task_id
+    if key not in permissions:
+        permissions[key] = CeleryTask.objects.restrict(owner, 'run').filter(pk=schedule.task_id).exists()
+    if not permissions[key]:
+        return _('The schedule was disabled: its owner {owner} may not run the task {task}.').format(
+            owner=owner, task=schedule.task
+        )
+    return ''
+
+
+def _start(schedule, moment):
+    """Start a run; one that cannot be called like that ends here, and says so."""
+    from ..models import CeleryResult
+
+    options = call_options(schedule, moment)
+    try:
+        with transaction.atomic():
+            result = CeleryResult.enqueue(
+                schedule.task.name, args=schedule.args, kwargs=schedule.kwargs, user=schedule.owner_id, **options
+            )
+    except UNAVAILABLE:
+        raise
+    except Exception as exc:
+        logger.warning('Schedule %s: %s cannot be called: %s', schedule, schedule.task, exc)
+        _fail(schedule, moment, Reason.REASON_INVALID_CALL, f'{type(exc).__name__}: {exc}')
+    else:
+        logger.info('Schedule %s: %s[%s], due %s', schedule, schedule.task, result.task_id, moment)
+
+
+def call_options(schedule, moment):
+    """Return the options of a run that is due at `moment`, for `CeleryResult.enqueue`."""
+    options = dict(schedule.options)
+    options['headers'] = {**(options.get('headers') or {}), DUE_HEADER: moment.isoformat()}
+    if schedule.queue:
+        options['queue'] = schedule.queue
+    if schedule.priority is not None:
+        options['priority'] = schedule.priority
+    if schedule.expires is not None:
+        options['expires'] = moment + timedelta(seconds=schedule.expires)
+    if schedule.overlap != Overlap.OVERLAP_ALLOW:
+        options |= {
+            'concurrency_key': f'schedule:{schedule.pk}', 'limit': 1, 'on_conflict': schedule.overlap,
+        }
+    return options | {'netbox_schedule': schedule.pk, 'instance': schedule.object}
+
+
+def _fail(schedule, moment, reason, error):
+    """Make the row of a run that ended before it was sent."""
+    from ..models import CeleryResult
+
+    logger.error('Schedule %s: %s', schedule, error)
+    task_id = uuid4()
+    CeleryResult.objects.bulk_create([CeleryResult(
+        task_id=task_id, root_id=task_id, request_id=task_id, celery_name=schedule.task.name, name=schedule.task.name,
+        args=schedule.args, kwargs=schedule.kwargs, queue=schedule.queue, user_id=schedule.owner_id,
+        options={'headers': {DUE_HEADER: moment.isoformat()}}, schedule=schedule,
+        object_type_id=schedule.object_type_id, object_id=schedule.object_id, status=Status.STATUS_FAILED,
+        reason=reason, error=clean_text(error), completed=schedule.now
+    )])
+
+
+def run_now(schedule, user):
+    """Run a schedule's task now, beside its times; its overlap policy holds.
+
+    Args:
+        schedule: The `CelerySchedule`.
+        user: In whose name. They need the permission to run its task, which the caller checks.
+
+    Returns:
+        The new `CeleryResult`.
+
+    Raises:
+        TypeError: The arguments do not fit the task's signature.
+        kombu.exceptions.OperationalError: The broker refused the message (outside a transaction).
+    """
+    from ..models import CeleryResult
+
+    return CeleryResult.enqueue(
+        schedule.task.name, args=schedule.args, kwargs=schedule.kwargs, user=user,
+        **call_options(schedule, timezone.now())
+    )
+
+
+def resume_after_clock():
+    """Reckon anew when schedules are due that were written to in the future: the clock was wrong then.
+
+    One that goes back a little repeats nothing: what was due is not due again. One that was ahead by more than a minute
+    would keep them waiting until it is as late again.
+    """
+    from ..models import CelerySchedule
+
+    ahead = CelerySchedule.objects.filter(
+        Q(last_run__gt=Now() + LATE) | Q(last_updated__gt=Now() + LATE), enabled=True, present=True
+    ).annotate(now=Now())
+    for pk in list(ahead.values_list('pk', flat=True)):
+        with transaction.atomic():
+            schedule = ahead.select_for_update(no_key=True).filter(pk=pk).first()
+            if schedule is None:
+                continue
+            logger.warning('Schedule %s was written to in the future: the clock has changed', schedule)
+            CelerySchedule.objects.filter(pk=pk).update(
+                last_run=schedule.last_run and min(schedule.last_run, schedule.now), last_updated=schedule.now,
+                next_run=due.next_due(schedule, schedule.now),
+            )
