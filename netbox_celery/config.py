@@ -56,6 +56,8 @@ class Config:
     sweep_interval: float = 10
     #: Django's management commands that are tasks too: options of the task by name of the command, or names alone.
     command_tasks: dict = field(default_factory=dict)
+    #: For how many days runs are kept after their end, with their logs; 0: for ever; by default NetBox's JOB_RETENTION.
+    retention: int | None = None
 
     @classmethod
     def from_dict(cls, user_config):
@@ -84,6 +86,8 @@ class Config:
         ):
             if getattr(self, name) <= 0:
                 raise wrong(name, f'must be greater than 0, not {getattr(self, name)!r}')
+        if self.retention is not None and self.retention < 0:
+            raise wrong('retention', f'must be a number of days, or 0 for ever, not {self.retention!r}')
         if self.track not in ('base', 'all'):
             raise wrong('track', f"must be 'base' or 'all', not {self.track!r}")
         if self.worker_lost_after < 3 * self.heartbeat_interval:
@@ -99,9 +103,11 @@ class Config:
 
 
 def _check_type(name, value, expected):
-    accepted: tuple[type, ...] = {float: (int, float), int: (int,), str: (str,), dict: (dict,)}[expected]
+    accepted: tuple[type, ...] = {
+        float: (int, float), int: (int,), int | None: (int,), str: (str,), dict: (dict,),
+    }[expected]
     if not isinstance(value, accepted) or isinstance(value, bool):
-        raise wrong(name, f'must be of type {expected.__name__}, not {type(value).__name__} ({value!r})')
+        raise wrong(name, f'must be of type {accepted[-1].__name__}, not {type(value).__name__} ({value!r})')
 
 
 def _options_by_name(setting, value):

@@ -5,8 +5,11 @@ A NetBox upgrade breaks here or nowhere.
 from contextlib import contextmanager
 
 from django.conf import settings
+from django.contrib.contenttypes.fields import GenericRelation
+from django.contrib.contenttypes.models import ContentType
 
 from core.choices import ObjectChangeActionChoices
+from netbox.config import Config
 from netbox.context import current_request
 from netbox.registry import registry
 from utilities.request import NetBoxFakeRequest, apply_request_processors
@@ -14,7 +17,9 @@ from utilities.request import NetBoxFakeRequest, apply_request_processors
 __all__ = (
     'change_tracking',
     'current_user',
+    'delete_references',
     'index_for_search',
+    'job_retention',
     'netbox_version',
     'plugin_packages',
     'record_change',
@@ -37,6 +42,29 @@ def current_user():
     request = current_request.get()
     user = getattr(request, 'user', None)
     return user if user is not None and user.is_authenticated else None
+
+
+def job_retention():
+    """Return for how many days NetBox keeps its own jobs; 0: for ever. People set it in the user interface."""
+    return Config().JOB_RETENTION
+
+
+def delete_references(model, ids):
+    """Delete what NetBox has about objects that are about to be deleted without its signals: tags, journals, ...
+
+    Args:
+        model: The objects' model.
+        ids: Their primary keys.
+    """
+    from extras.models import CachedValue, Notification, TaggedItem
+
+    object_type = ContentType.objects.get_for_model(model)
+    related = {field.related_model: (field.content_type_field_name, field.object_id_field_name)
+               for field in model._meta.private_fields if isinstance(field, GenericRelation)}
+    related |= {TaggedItem: ('content_type', 'object_id'), Notification: ('object_type', 'object_id'),
+                CachedValue: ('object_type', 'object_id')}
+    for about, (type_field, id_field) in related.items():
+        about.objects.filter(**{type_field: object_type, f'{id_field}__in': ids}).delete()
 
 
 @contextmanager

@@ -5,13 +5,14 @@ from django.utils import timezone
 
 from core.models import ObjectType
 from netbox_celery.choices import ResultStatusChoices
-from netbox_celery.models import CeleryLogEntry, CeleryResult, CeleryTask, CeleryWorker
+from netbox_celery.models import CeleryLogEntry, CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
 from users.models import ObjectPermission
 
 __all__ = (
     'grant',
     'make_log',
     'make_result',
+    'make_schedule',
     'make_task',
     'make_worker',
 )
@@ -43,6 +44,15 @@ def make_task(name=HELLO_WORLD, **columns):
     }]
     columns = {'plugin': name.partition(':')[0], 'parameters': parameters, 'last_seen': timezone.now(), **columns}
     return CeleryTask.objects.create(name=name, **columns)
+
+
+def make_schedule(name='Hello', task=None, **columns):
+    """Make a schedule: by default of `hello_world`, every hour."""
+    if task is None:
+        task = CeleryTask.objects.filter(name=HELLO_WORLD).first() or make_task()
+    if 'kind' not in columns:
+        columns.setdefault('crontab', '0 * * * *')
+    return CelerySchedule.objects.create(name=name, task=task, **columns)
 
 
 def make_worker(name='celery@test', **columns):

@@ -148,6 +148,8 @@ def last_due(schedule, first, until, count=1):
         A list of aware `datetime`s from `first` to `until`, the latest one last, and the first one after `until`, or
         `None` if there is none.
     """
+    if schedule.kind == Kind.KIND_ONCE:
+        return [first], None
     if schedule.kind == Kind.KIND_INTERVAL:
         return _last_interval(schedule, first, until, count)
     window = DAY

@@ -300,8 +300,6 @@ class CelerySchedule(NetBoxModel):
         errors = self._check_timing()
         if self.start and self.end and self.start >= self.end:
             errors['end'] = _('The end must be later than the start.')
-        if (self.object_type_id is None) != (self.object_id is None):
-            errors['object_id'] = _('Object type and object ID must be given together.')
         errors |= self._check_arguments()
         if errors:
             raise ValidationError(errors)
@@ -309,14 +307,14 @@ class CelerySchedule(NetBoxModel):
 
     def _check_source(self):
         """Refuse to change what the settings, or the code, would change back."""
-        if self._state.adding or not self.is_read_only:
+        before = None if self._state.adding else type(self).objects.filter(pk=self.pk).first()
+        if before is None or not before.is_read_only:
             return
-        before = type(self).objects.get(pk=self.pk)
         fields = map(self._meta.get_field, self.SOURCED)
         if changed := [f.name for f in fields if getattr(before, f.attname) != getattr(self, f.attname)]:
             raise ValidationError({
                 name: _('This schedule comes from {origin}: this is changed there.').format(
-                    origin=self.get_origin_display()
+                    origin=before.get_origin_display()
                 ) for name in changed
             })
 
@@ -357,7 +355,11 @@ class CelerySchedule(NetBoxModel):
         """Refuse a schedule that is never due again, unless that is what became of it."""
         if not self.enabled or not self._is_timing_changed(self._stored()):
             return
-        if due.next_due(self, timezone.now()) is None:
+        try:
+            following = due.next_due(self, timezone.now())
+        except ValueError:
+            return  # what is wrong has been said by the fields
+        if following is None:
             field = 'at' if self.kind == ScheduleKindChoices.KIND_ONCE else 'end'
             raise ValidationError({field: _('It would never be due: this must lie in the future.')})
 

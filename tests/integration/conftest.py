@@ -113,6 +113,22 @@ def make_worker(instance, worker_log, side):
         worker.stop()
 
 
+@pytest.fixture
+def make_beat(instance, worker_log, side):
+    """Make a beat of the test's own, which it may kill; it is gone after the test."""
+    from .support import Beat
+
+    made = []
+
+    def make(name='beat', *, instance=instance, **options):
+        made.append(Beat(instance, worker_log, name, **options))
+        return made[-1].start()
+
+    yield make
+    for beat in made:
+        beat.stop()
+
+
 @pytest.fixture(autouse=True)
 def committed(django_db_blocker, cleaner):
     """Let the test commit, and clear what it left. Workers and their tasks stay: they live on."""

@@ -12,6 +12,7 @@ from development.stack.processes import tail
 from netbox_celery.models import CeleryLogEntry, CeleryResult, CeleryWorker
 
 __all__ = (
+    'Beat',
     'Worker',
     'ended',
     'lines',
@@ -59,18 +60,12 @@ def lines(run):
     ))
 
 
-class Worker:
-    """A real worker process: `celery -A netbox_celery worker`, with its own queue."""
+class Program:
+    """A real process of Celery's in a session of its own, with its output in a file."""
 
-    def __init__(self, instance, directory, name, *, pool='prefork', concurrency=2, options=(), env=None, cwd='/'):
-        self.name = name
-        self.pool = pool
-        self.queue = name
-        self.log = Path(directory) / f'{name}.log'
-        self.command = [
-            CELERY, '-A', 'netbox_celery', 'worker', '-E', '-l', 'INFO', '-P', pool, '-c', str(concurrency),
-            '-n', f'{name}@%h', '-Q', self.queue, *options,
-        ]
+    def __init__(self, instance, log, command, *, env=None, cwd='/'):
+        self.log = Path(log)
+        self.command = command
         self.env = {**os.environ, **instance.environ, **(env or {})}
         self.cwd = cwd
         self.process = None
@@ -84,14 +79,6 @@ class Worker:
             )
         return self
 
-    def ready(self, timeout=90):
-        until(
-            lambda: self.process.poll() is not None or f'{self.name}@' in self.output and ' ready.' in self.output,
-            timeout, lambda: f'{self.name} is not ready:\n{tail(self.log, 40)}'
-        )
-        assert self.process.poll() is None, f'{self.name} has ended:\n{tail(self.log, 40)}'
-        return self
-
     @property
     def output(self):
         return self.log.read_text(errors='replace')
@@ -100,24 +87,10 @@ class Worker:
     def pid(self):
         return self.process.pid
 
-    @property
-    def children(self):
-        with suppress(FileNotFoundError):
-            return [int(pid) for pid in Path(f'/proc/{self.pid}/task/{self.pid}/children').read_text().split()]
-        return []
-
-    @property
-    def row(self):
-        """The worker's own row: that of its latest start."""
-        return CeleryWorker.objects.filter(name__startswith=f'{self.name}@').order_by('-started').first()
-
-    def send(self, task, *args, **options):
-        """Send a task to this worker's queue; `kwargs` are among the options."""
-        return task.apply_async(args, options.pop('kwargs', None), queue=self.queue, **options)
-
-    def run(self, task, *args, timeout=20, **options):
-        """Send a task to this worker's queue and return its row when it has ended."""
-        return ended(self.send(task, *args, **options), timeout)
+    def says(self, text, timeout=90):
+        """Wait until it has written something, and return all that it has written."""
+        return until(lambda: text in self.output and self.output, timeout,
+                     lambda: f'{text!r} is not in:\n{tail(self.log, 40)}')
 
     def signal(self, number):
         os.kill(self.pid, number)
@@ -142,6 +115,64 @@ class Worker:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.process.wait(10)
+
+
+class Beat(Program):
+    """A real beat: `celery -A netbox_celery beat`."""
+
+    def __init__(self, instance, directory, name, **options):
+        super().__init__(instance, Path(directory) / f'{name}.log', [
+            CELERY, '-A', 'netbox_celery', 'beat', '-l', 'INFO', '--pidfile=',
+        ], **options)
+        self.log.unlink(missing_ok=True)
+
+    @property
+    def is_leader(self):
+        return 'this one sends what is due' in self.output
+
+    @property
+    def is_standby(self):
+        return not self.is_leader and 'nothing is sent from here' in self.output
+
+
+class Worker(Program):
+    """A real worker process: `celery -A netbox_celery worker`, with its own queue."""
+
+    def __init__(self, instance, directory, name, *, pool='prefork', concurrency=2, options=(), env=None, cwd='/'):
+        self.name = name
+        self.pool = pool
+        self.queue = name
+        super().__init__(instance, Path(directory) / f'{name}.log', [
+            CELERY, '-A', 'netbox_celery', 'worker', '-E', '-l', 'INFO', '-P', pool, '-c', str(concurrency),
+            '-n', f'{name}@%h', '-Q', self.queue, *options,
+        ], env=env, cwd=cwd)
+
+    def ready(self, timeout=90):
+        until(
+            lambda: self.process.poll() is not None or f'{self.name}@' in self.output and ' ready.' in self.output,
+            timeout, lambda: f'{self.name} is not ready:\n{tail(self.log, 40)}'
+        )
+        assert self.process.poll() is None, f'{self.name} has ended:\n{tail(self.log, 40)}'
+        return self
+
+    @property
+    def children(self):
+        with suppress(FileNotFoundError):
+            return [int(pid) for pid in Path(f'/proc/{self.pid}/task/{self.pid}/children').read_text().split()]
+        return []
+
+    @property
+    def row(self):
+        """The worker's own row: that of its latest start."""
+        return CeleryWorker.objects.filter(name__startswith=f'{self.name}@').order_by('-started').first()
+
+    def send(self, task, *args, **options):
+        """Send a task to this worker's queue; `kwargs` are among the options."""
+        return task.apply_async(args, options.pop('kwargs', None), queue=self.queue, **options)
+
+    def run(self, task, *args, timeout=20, **options):
+        """Send a task to this worker's queue and return its row when it has ended."""
+        return ended(self.send(task, *args, **options), timeout)
 
     def tracebacks(self):
         """Return the lines of its output that tell of errors of the engine's own."""

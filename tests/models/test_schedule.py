@@ -1,0 +1,111 @@
+"""Schedules: what may be said, and what a change does to their times."""
+from datetime import timedelta
+
+import pytest
+from django.core.exceptions import ValidationError
+from django.db.models import ProtectedError
+from django.utils import timezone
+
+from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
+from tests.factories import make_result, make_schedule, make_task
+from users.models import User
+
+pytestmark = pytest.mark.django_db
+
+
+def build(**columns):
+    task = CeleryTask.objects.first() or make_task()
+    return CelerySchedule(**{'name': 'A', 'task': task, 'crontab': '0 * * * *', **columns})
+
+
+def test_valid():
+    for columns in (
+        {}, {'kind': 'interval', 'crontab': '', 'interval': 90.5}, {'timezone': 'Europe/Berlin'},
+        {'kind': 'once', 'crontab': '', 'at': timezone.now() + timedelta(seconds=5)}, {'kwargs': {'name': 'Bob'}},
+    ):
+        build(**columns).full_clean()
+
+
+@pytest.mark.parametrize(('columns', 'field'), [
+    ({'crontab': ''}, 'crontab'),
+    ({'crontab': '61 * * * *'}, 'crontab'),
+    ({'timezone': 'Nowhere/Else'}, 'timezone'),
+    ({'timezone': ''}, 'timezone'),
+    ({'timezone': '../../etc/passwd'}, 'timezone'),
+    ({'interval': 5}, 'interval'),
+    ({'kind': 'interval', 'crontab': ''}, 'interval'),
+    ({'kind': 'interval', 'crontab': '', 'interval': 0}, 'interval'),
+    ({'kind': 'interval', 'interval': 5}, 'crontab'),
+    ({'kind': 'once', 'crontab': ''}, 'at'),
+    ({'kind': 'once', 'crontab': '', 'at': timezone.now() - timedelta(seconds=5)}, 'at'),
+    ({'start': timezone.now() + timedelta(days=2), 'end': timezone.now() + timedelta(days=1)}, 'end'),
+    ({'end': timezone.now() - timedelta(days=1)}, 'end'),
+    ({'args': {'name': 'Bob'}}, 'args'),
+    ({'kwargs': ['Bob']}, 'kwargs'),
+    ({'kwargs': {'nobody': 'Bob'}}, 'kwargs'),
+    ({'args': ['Bob', 'Eve']}, 'kwargs'),
+    ({'object_id': 5}, 'object_type'),
+    ({'missed_max': 0}, 'missed_max'),
+    ({'kind': 'solar'}, 'kind'),
+])
+def test_invalid(columns, field):
+    with pytest.raises(ValidationError) as caught:
+        build(**columns).full_clean()
+    assert field in caught.value.message_dict
+
+
+def test_change_of_time():
+    """Whatever says when it is due, reckons anew; whatever does not, leaves the time alone."""
+    schedule = make_schedule()
+    soon = timezone.now() + timedelta(seconds=5)
+    for name, value, is_reckoned in (
+        ('description', 'x', False), ('kwargs', {'name': 'x'}, False), ('missed', 'skip', False),
+        ('crontab', '5 * * * *', True), ('timezone', 'Asia/Kolkata', True),
+        ('start', timezone.now() + timedelta(days=1), True), ('end', timezone.now() + timedelta(days=3), True),
+    ):
+        CelerySchedule.objects.update(next_run=soon)
+        setattr(schedule, name, value)
+        schedule.save()
+        schedule.refresh_from_db()
+        assert (schedule.next_run != soon) is is_reckoned, name
+
+
+def test_enabled_again():
+    """What was due while it was disabled is not made up for."""
+    schedule = make_schedule(kind='interval', interval=60)
+    CelerySchedule.objects.update(next_run=timezone.now() - timedelta(hours=1))
+    schedule.enabled = False
+    schedule.save()
+    assert schedule.next_run is None
+    schedule.enabled = True
+    schedule.save(update_fields=['enabled'])
+    schedule.refresh_from_db()
+    assert timezone.now() < schedule.next_run < timezone.now() + timedelta(seconds=61)
+
+
+def test_due_times():
+    """What a preview shows: the stored next time first, or what a form would come to."""
+    schedule = make_schedule(kind='interval', interval=60)
+    first = timezone.now() + timedelta(seconds=5)
+    CelerySchedule.objects.update(next_run=first)
+    schedule.refresh_from_db()
+    times = schedule.due_times()
+    assert [next(times) for _ in range(3)] == [first + timedelta(seconds=60 * n) for n in range(3)]
+    assert next(build(name='B').due_times()).minute == 0
+
+
+def test_change_log_leaves_ticks_out():
+    assert not {'next_run', 'last_run'} & set(make_schedule().serialize_object())
+
+
+def test_deletion():
+    """Runs stay, and forget their schedule; an owner may go, a task that is scheduled may not."""
+    schedule = make_schedule(owner=User.objects.create_user('olga'))
+    run = make_result(schedule=schedule)
+    with pytest.raises(ProtectedError):
+        type(schedule.task).objects.filter(pk=schedule.task_id).delete()
+    schedule.owner.delete()
+    schedule.refresh_from_db()
+    assert schedule.owner is None
+    schedule.delete()
+    assert CeleryResult.objects.get(pk=run.pk).schedule is None
