@@ -34,8 +34,8 @@ class NetBoxCeleryConfig(PluginConfig):
         super().ready()
 
         # `celery` makes ours the current Celery app in every NetBox process, so that `shared_task` binds to it;
-        # `signals` connects itself to the deletion of runs and tasks; `commands` has tasks of its own to make.
-        from . import celery, commands, signals  # noqa: F401
+        # `signals` connects itself to the deletion of runs and tasks; the others have tasks and jobs of their own.
+        from . import celery, commands, housekeeping, jobs, signals  # noqa: F401
         commands.register()
 
 

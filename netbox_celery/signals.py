@@ -8,11 +8,12 @@ from utilities.exceptions import AbortRequest
 
 from . import host
 from .engine import control
-from .models import CeleryResult, CeleryTask
+from .models import CeleryResult, CelerySchedule, CeleryTask
 
 __all__ = (
     'cancel_deleted_run',
     'keep_registered_task',
+    'keep_sourced_schedule',
 )
 
 
@@ -30,3 +31,12 @@ def keep_registered_task(instance, **kwargs):
         raise AbortRequest(_(
             'The task {task} is registered and would come back. Disable it, or remove its plugin first.'
         ).format(task=escape(instance)))
+
+
+@receiver(pre_delete, sender=CelerySchedule)
+def keep_sourced_schedule(instance, **kwargs):
+    """Refuse to delete a schedule that the settings or the code have: it would come back, without its policies."""
+    if instance.is_read_only and instance.present:
+        raise AbortRequest(_(
+            'The schedule {schedule} comes from {origin} and would come back. Disable it, or remove it there first.'
+        ).format(schedule=escape(instance), origin=instance.get_origin_display()))

@@ -64,6 +64,8 @@ class CeleryBaseTask(DjangoTask):
     #: Seconds before each retry, one after the other: `(1, 2, 3)` makes four attempts at the most, unless `max_retries`
     #: says otherwise; the last holds for further ones. `retry_backoff` and a `countdown` or `eta` win over it.
     default_retry_delays = None
+    #: When beat runs the task by itself: a `celery.schedules.crontab`, a number of seconds, or a `timedelta`.
+    schedule = None
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

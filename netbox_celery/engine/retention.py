@@ -71,12 +71,13 @@ def cutoff(days=None):
     return timezone.now() - timedelta(days=days) if days > 0 else None
 
 
-def count_old(before):
+def count_old(before, with_lines=True):
     """Return how many runs, and how many lines of their logs, `prune` would delete, as a `Pruned`."""
     from ..models import CeleryLogEntry, CeleryResult
 
-    old = CeleryResult.objects.filter(completed__lt=before)
-    return Pruned(runs=old.count(), lines=CeleryLogEntry.objects.filter(result__in=old.order_by()).count())
+    old = CeleryResult.objects.filter(completed__lt=before).order_by()
+    lines = CeleryLogEntry.objects.filter(result__in=old).count() if with_lines else 0
+    return Pruned(runs=old.count(), lines=lines)
 
 
 def prune(before, report=None, is_cancelled=None):

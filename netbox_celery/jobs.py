@@ -1,0 +1,38 @@
+"""NetBox's own background jobs of the plugin, which `netbox rqworker` runs: for those who run no beat."""
+from datetime import timedelta
+
+from django.utils import timezone
+
+from core.choices import JobIntervalChoices
+from netbox.jobs import JobRunner, system_job
+
+from .engine import retention
+from .housekeeping import PRUNE
+from .models import CelerySchedule
+
+__all__ = (
+    'PruneJob',
+)
+
+
+@system_job(interval=JobIntervalChoices.INTERVAL_DAILY)
+class PruneJob(JobRunner):
+    """Deletes old runs, unless beat has been doing it."""
+
+    class Meta:
+        name = 'Celery: delete old runs'
+
+    def run(self, *args, **kwargs):
+        recently = timezone.now() - timedelta(days=2)
+        if CelerySchedule.objects.filter(name=PRUNE, enabled=True, last_run__gt=recently).exists():
+            self.logger.info('Skipped: beat does it, by its schedule %s', PRUNE)
+            return
+        before = retention.cutoff()
+        if before is None:
+            self.logger.info('Runs are kept for ever')
+            return
+        pruned = retention.prune(before)
+        if pruned.is_busy:
+            self.logger.info('Skipped: old runs are being deleted already')
+        else:
+            self.logger.info('Deleted %s runs and %s lines of their logs', pruned.runs, pruned.lines)
