@@ -1,6 +1,8 @@
 """Python logging inside a task lands in the run's log."""
 import logging
 
+from celery.utils.log import task_logger
+
 from .. import host
 from ..choices import LogLevelChoices
 from ..config import get_config
@@ -38,11 +40,26 @@ class RunLogHandler(logging.Handler):
             self.handleError(record)
 
 
+def _logger(name):
+    """Return a logger, without taking Celery's task loggers below it away from their parent.
+
+    A logger that is new becomes the parent of those below it, also where Celery has given them another one.
+    """
+    known = [found for found in logging.Logger.manager.loggerDict.values() if isinstance(found, logging.Logger)]
+    parents = {found: found.parent for found in known if found.parent is task_logger}
+    logger = logging.getLogger(name)
+    for found, parent in parents.items():
+        found.parent = parent
+    if logger not in known and logger.parent is task_logger:
+        logger.parent = logging.root
+    return logger
+
+
 def install_log_handler():
     """Listen to Celery's task loggers (`get_task_logger`) and to the loggers of all plugins."""
     for name in ('celery.task', *host.plugin_packages()):
         if name == 'netbox_celery':
             continue  # what the engine has to say is for the worker's log
-        target = logging.getLogger(name)
+        target = _logger(name)
         if not any(isinstance(handler, RunLogHandler) for handler in target.handlers):
             target.addHandler(RunLogHandler(level=get_config().log_level))
