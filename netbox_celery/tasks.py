@@ -72,6 +72,8 @@ class CeleryBaseTask(DjangoTask):
         if '__header__' in vars(cls) and '__wrapped__' in vars(cls):
             # Made by a decorator: `__header__` is what Celery checks the arguments of a call against.
             cls.__header__ = staticmethod(_header(vars(cls)['__wrapped__']))
+        if dump := cls.__dict__.get('_dump_pydantic_arguments'):
+            cls._dump_pydantic_arguments = staticmethod(_with_task_id(dump.__func__))
 
     def __call__(self, *args, **kwargs):
         """Run the body: for the worker's tracer with the ID of the run, or called directly with an ID of its own."""
@@ -171,6 +173,10 @@ class CeleryBaseTask(DjangoTask):
     @override_max_retries.setter
     def override_max_retries(self, value: int | None) -> None:
         self.request.netbox_max_retries = value
+
+    @override_max_retries.deleter
+    def override_max_retries(self) -> None:
+        del self.request.netbox_max_retries
 
     def _merged_arguments(self, args, kwargs):
         """Return the arguments of a retry that names only some: the request's others stay.
@@ -325,6 +331,16 @@ def _header(run):
         pass
     stub.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return head_from_fun(stub, bound=bound)
+
+
+def _with_task_id(dump):
+    """Return what dumps the Pydantic models among a call's arguments, for a function that takes the ID before them."""
+    def dump_after_task_id(args, kwargs):
+        if not isinstance(args, list | tuple | None):
+            return args, kwargs  # Celery says what is wrong
+        dumped, kwargs = dump((None, *(args or ())), kwargs)
+        return dumped[1:], kwargs
+    return dump_after_task_id
 
 
 def _set_by_author(task):
