@@ -22,7 +22,7 @@ from ..choices import ResultStatusChoices as Status
 from ..config import get_config
 from . import lifecycle, presence
 from .database import get_connection
-from .exceptions import TaskFailed
+from .exceptions import RetryNotSent, TaskFailed
 from .outcome import finish_run, retry_run
 from .payload import cut_json, cut_text, dumps, limited_jsonb, to_jsonb
 from .recorder import recorder
@@ -126,6 +126,8 @@ class TrackingMixin:
 
     def mark_as_retry(self, task_id, exc, traceback=None, request=None, store_result=True, state=states.RETRY):
         run = get_run(request)
+        if run is not None and not run.continued:
+            return self.mark_as_failure(task_id, RetryNotSent(), traceback, request, store_result)
         if run is not None:
             row = retry_run(run, describe(exc), _text(traceback))
             if row is None or row[1] != Status.STATUS_RETRYING:
@@ -168,11 +170,13 @@ class TrackingMixin:
     def store_result(self, task_id, result, state, traceback=None, request=None, **kwargs):
         if request is not None and getattr(request, 'id', None) == task_id:
             request.netbox_stored = True
+        run = get_run(request)
+        if run is None or run.task_id != task_id:
+            return super().store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
         if state not in states.ALL_STATES:
-            run = get_run(request)
-            if run is not None and run.task_id == task_id:
-                _record_custom_state(run, state, result)
-        return super().store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
+            _record_custom_state(run, state, result)
+        with _settled(task_id):
+            return super().store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
 
     def _get_task_meta_for(self, task_id):
         if getattr(_thread, 'settled', None) == task_id:
@@ -202,7 +206,7 @@ def _settled(task_id):
     """Store a result without asking for an earlier one.
 
     Celery's key-value backends fetch what they hold of a task before they write, lest a copy of a message overwrite a
-    success. The row has just ruled that out, which saves a round trip for each task.
+    success. The row has ruled that out, which saves a round trip for each task.
     """
     _thread.settled = task_id
     try:
@@ -234,7 +238,7 @@ def _goes_back(exc, request):
 def _raised(exc):
     """Return what the body raised: Celery hands over a stand-in for exceptions that cannot be pickled."""
     original = sys.exception()
-    return original if original is not None and type(original) is not type(exc) else exc
+    return exc if original is None or isinstance(exc, RetryNotSent) or type(original) is type(exc) else original
 
 
 def _record_custom_state(run, state, meta):

@@ -147,6 +147,7 @@ def _continue(publish, name, args, kwargs, options, parent, run):
         if (name, list(args or ()), kwargs or {}) != (parent.name, list(request.args or ()), request.kwargs or {}):
             _remember(run.task_id, name, args, kwargs, options, claims=run.claims)
         run.next_eta = _when(options)
+        run.continued = True
     return publish(name, args, kwargs, **options)
 
 
@@ -276,8 +277,10 @@ def build_row(app, name, args, kwargs, options, own, task, run=None):
     """Return the column values of a new run.
 
     Raises:
-        kombu.exceptions.EncodeError: An argument cannot be written as JSON.
+        kombu.exceptions.EncodeError: An argument cannot be written as JSON, or the message is to be something else.
     """
+    if options.get('serializer') not in (None, *app.conf.accept_content):
+        raise EncodeError(f'{name}: serializer {options["serializer"]!r} is not accepted by any worker; "json" is')
     args, kwargs = list(args or ()), dict(kwargs or {})
     payload = payload_columns(name, args, kwargs, options)
     now = datetime.now(UTC)

@@ -3,6 +3,7 @@
 __all__ = (
     'InvalidArguments',
     'NotRerunnable',
+    'RetryNotSent',
     'TaskFailed',
 )
 
@@ -16,6 +17,13 @@ class TaskFailed(Exception):
 
 class NotRerunnable(Exception):
     """The row of a run does not hold the arguments any more: they were redacted by the caller, or too large."""
+
+
+class RetryNotSent(Exception):
+    """A task raised `celery.exceptions.Retry` by itself: nothing was sent that would run it again."""
+
+    def __init__(self):
+        super().__init__('The task asked to be tried again and sent no message for it: raise self.retry(...) instead')
 
 
 class InvalidArguments(ValueError):

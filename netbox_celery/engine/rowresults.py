@@ -63,13 +63,22 @@ class RowResultsMixin:
 
     def get(self, key):
         value = super().get(key)
-        return value if value is not None else self._from_rows([key]).get(key)
+        return value if self._is_last(key, value) else self._from_rows([key]).get(key, value)
 
     def mget(self, keys):
         values = super().mget(keys)
-        missing = [key for key, value in zip(keys, values) if value is None]
-        found = self._from_rows(missing) if missing else {}
-        return [found.get(key) if value is None else value for key, value in zip(keys, values)]
+        open_ends = [key for key, value in zip(keys, values) if not self._is_last(key, value)]
+        found = self._from_rows(open_ends) if open_ends else {}
+        return [found.get(key, value) for key, value in zip(keys, values)]
+
+    def _is_last(self, key, value):
+        """Whether what Redis holds is how a task ended: of others, a row may know the end.
+
+        Anybody can give a task a state of his own at any time, as `AbortableAsyncResult.abort()` does.
+        """
+        if value is None or not self.key_t(key).startswith(self.task_keyprefix):
+            return value is not None
+        return self.decode(value).get('status') in states.READY_STATES
 
     def _from_rows(self, keys):
         """Return what rows tell of runs that have ended or will be retried, encoded as Redis would hold it, by key."""

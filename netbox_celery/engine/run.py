@@ -15,6 +15,7 @@ class Run:
         'attempt',
         'cancel_checked',
         'claims',
+        'continued',
         'dropped',
         'ended',
         'id',
@@ -46,6 +47,8 @@ class Run:
         self.ended = False
         #: The task replaced itself by another one, which goes on under the same ID.
         self.replaced = False
+        #: The message for the next attempt, or for what replaces the task, is on its way.
+        self.continued = False
         #: The retry is recorded.
         self.retried = False
         #: The time for which `retry()` sent the next attempt.

@@ -26,6 +26,7 @@ from . import lifecycle
 from .backend import describe, describe_failure
 from .database import get_connection
 from .enqueue import HEADER, INSERT, foreign_row, is_tracked
+from .exceptions import RetryNotSent
 from .loghandler import install_log_handler
 from .outcome import finish_run, retry_run
 from .payload import is_uuid
@@ -139,9 +140,13 @@ def _message(exc):
 def on_retry(sender=None, request=None, reason=None, einfo=None, **kwargs):
     """With `ignore_result`, Celery does not tell the backend of a retry."""
     run = get_run(request)
-    if run is None or run.retried:
+    if run is None or run.retried or run.ended:
         return
-    retry_run(run, describe(reason.exc), str(einfo.traceback) if einfo else '')
+    traceback = str(einfo.traceback) if einfo else ''
+    if run.continued:
+        retry_run(run, describe(reason.exc), traceback)
+    else:
+        sender.backend.mark_as_failure(run.task_id, RetryNotSent(), traceback, request, store_result=False)
 
 
 @signals.task_rejected.connect
