@@ -1,0 +1,293 @@
+"""Tasks that use Celery's own options, set in each of the ways that Celery has for it."""
+import os
+import time
+from functools import cached_property
+
+from celery import current_app, shared_task
+from celery.contrib.abortable import AbortableTask
+from celery.exceptions import Retry
+from celery.utils.log import get_task_logger
+from celery.worker.request import Request
+from celery.worker.strategy import default as default_strategy
+from pydantic import BaseModel
+
+from netbox_celery.tasks import CeleryBaseTask, netbox_celery_task
+
+from .side import note, wait_at
+
+logger = get_task_logger(__name__)
+
+
+#
+# What holds for a whole app
+#
+
+class AppWide(CeleryBaseTask):
+    """The class of tasks that name none."""
+    abstract = True
+    app_wide = True
+
+
+if os.environ.get('NETBOX_TEST_APP_WIDE'):
+    current_app.task_cls = AppWide
+    current_app.gen_task_name = lambda name, module: f'generated:{module.rsplit(".", 1)[-1]}.{name}'
+
+
+@shared_task
+def nameless(*args):
+    return list(args)
+
+
+@shared_task(name='netbox_test_plugin:named', bind=True)
+def named(self, *args):
+    return [getattr(self, 'app_wide', False), *args]
+
+
+def make(name, function, options, how):
+    """Make a task whose options stand in its decorator, in the class that it is based on, or in a class of its own."""
+    name = f'netbox_test_plugin:{name}_by_{how}'
+    if how == 'decorator':
+        return shared_task(name=name, base=CeleryBaseTask, bind=True, **options)(function)
+    if how == 'base':
+        base = type('Base', (CeleryBaseTask,), {'abstract': True, **options})
+        return shared_task(name=name, base=base, bind=True)(function)
+    return current_app.register_task(type('Own', (CeleryBaseTask,), {'name': name, 'run': function, **options})())
+
+
+#
+# Retries
+#
+
+class Special(ValueError):
+    """An error that is not to be tried again."""
+
+
+def fail(self, task_id, special=False):
+    raise (Special if special else ValueError)('wrong')
+
+
+#: What the attempts of tasks wait for, seconds: by their options, and by the number of retries so far.
+DELAYS = {
+    'backoff': ({'retry_backoff': True, 'retry_jitter': False}, {0: 1, 1: 2, 2: 4, 3: 8, 9: 512, 10: 600}),
+    'backoff_factor': ({'retry_backoff': 3, 'retry_jitter': False}, {0: 3, 1: 6, 2: 12, 3: 24, 8: 600}),
+    'backoff_max': ({'retry_backoff': 2, 'retry_backoff_max': 5, 'retry_jitter': False}, {0: 2, 1: 4, 2: 5, 8: 5}),
+    'delay_int': ({'default_retry_delay': 7}, {0: 7, 5: 7}),
+    'delay_float': ({'default_retry_delay': 2.5}, {0: 2.5}),
+    'delay_default': ({}, {0: 180}),
+    'delay_kwargs': ({'retry_kwargs': {'countdown': 11}}, {0: 11}),
+}
+HOWS = ('decorator', 'base', 'class')
+
+delayed = {
+    (name, how): make(name, fail, {'autoretry_for': (ValueError,), 'max_retries': None, **options}, how)
+    for name, (options, __) in DELAYS.items() for how in HOWS
+}
+jittered = make('jittered', fail, {'autoretry_for': (ValueError,), 'retry_backoff': 300, 'max_retries': None}, 'base')
+limited = {
+    how: make('limited', fail, {
+        'autoretry_for': (ValueError,), 'dont_autoretry_for': (Special,), 'max_retries': 2, 'default_retry_delay': 0,
+    }, how) for how in HOWS
+}
+
+
+@netbox_celery_task(
+    name='netbox_test_plugin:unthrown', autoretry_for=(ValueError,), retry_kwargs={'throw': False, 'countdown': 0},
+    max_retries=1,
+)
+def unthrown(self, task_id):
+    """Its `retry()` returns what it would raise."""
+    raise ValueError('wrong')
+
+
+@netbox_celery_task(name='netbox_test_plugin:retry_raised')
+def retry_raised(self, task_id):
+    """Say that it will be tried again, and send nothing."""
+    raise Retry('later')
+
+
+#
+# How it is sent and run
+#
+
+def facts(self, task_id):
+    """Return what a run knows of how it was sent."""
+    request = self.request
+    return {
+        'priority': request.delivery_info['priority'], 'limits': list(request.timelimit), 'expires': request.expires,
+        'ignored': request.ignore_result, 'routing_key': request.delivery_info['routing_key'],
+    }
+
+
+SENT = {
+    'priority': 3, 'time_limit': 50, 'soft_time_limit': 40, 'expires': 600, 'ignore_result': True,
+    'compression': 'gzip', 'serializer': 'json',
+}
+plain = make('plain', facts, {}, 'decorator')
+sent = {how: make('sent', facts, SENT, how) for how in HOWS}
+stored = make('stored', facts, {'ignore_result': False}, 'decorator')
+ignored = make('ignored', facts, {'ignore_result': True}, 'decorator')
+
+
+def hold(self, task_id, gate=None):
+    note(task_id, 'started')
+    if gate:
+        wait_at(gate)
+    return 'held'
+
+
+held = {how: make('held', hold, {'track_started': True}, how) for how in HOWS}
+unseen = {how: make('unseen', hold, {'send_events': False}, how) for how in HOWS}
+rated = {how: make('rated', hold, {'rate_limit': '4/s'}, how) for how in HOWS}
+
+
+def sleep(self, task_id):
+    note(task_id, 'started')
+    time.sleep(30)
+
+
+soft = {how: make('soft', sleep, {'soft_time_limit': 0.5, 'time_limit': 20}, how) for how in HOWS}
+late = {how: make('late', hold, {'acks_late': True}, how) for how in HOWS}
+
+
+@netbox_celery_task(name='netbox_test_plugin:spread')
+def spread(self, task_id, calls):
+    """Call tasks where this process' settings hold: pairs of a name and options; returns their IDs."""
+    return [current_app.tasks[name].apply_async(**options).id for name, options in calls]
+
+
+@netbox_celery_task(name='netbox_test_plugin:routed')
+def routed(self, task_id):
+    return self.request.delivery_info['routing_key']
+
+
+@netbox_celery_task(name='netbox_test_plugin:wait_inside')
+def wait_inside(self, task_id, queue):
+    """Wait for another task, which Celery forbids."""
+    logger.info('about to wait')
+    try:
+        plain.apply_async(queue=queue).get(timeout=20)
+    except RuntimeError as exc:
+        return str(exc)
+
+
+#
+# Classes
+#
+
+class NotingRequest(Request):
+    """What Celery's guide has as its example: told in the worker's parent."""
+
+    def on_accepted(self, pid, time_accepted):
+        note(self.id, 'accepted')
+        return super().on_accepted(pid, time_accepted)
+
+    def on_timeout(self, soft, timeout):
+        note(self.id, f'timeout {"soft" if soft else "hard"} {timeout}')
+        return super().on_timeout(soft, timeout)
+
+
+def strategy(task, app, consumer, **options):
+    handle = default_strategy(task, app, consumer, **options)
+
+    def noting(message, body, *args, **kwargs):
+        note(message.headers['id'], 'strategy')
+        return handle(message, body, *args, **kwargs)
+    return noting
+
+
+class OwnRequest(CeleryBaseTask):
+    abstract = True
+    Request = NotingRequest
+
+
+class OwnRequestByName(CeleryBaseTask):
+    abstract = True
+    Request = 'netbox_test_plugin.declared:NotingRequest'
+    Strategy = 'netbox_test_plugin.declared:strategy'
+
+
+def nap(self, task_id, seconds):
+    time.sleep(seconds)
+    return 'awake'
+
+
+own_request = shared_task(
+    name='netbox_test_plugin:own_request', base=OwnRequest, bind=True, soft_time_limit=0.5
+)(nap)
+own_request_by_name = shared_task(
+    name='netbox_test_plugin:own_request_by_name', base=OwnRequestByName, bind=True, time_limit=1
+)(nap)
+
+
+class Counting(CeleryBaseTask):
+    """What its tasks share is a class; what each keeps is its own."""
+    abstract = True
+    factor = 1
+
+    def __init__(self):
+        if 'NETBOX_TEST_SIDE' in os.environ:
+            note(f'init-{self.name.split(":")[1]}', 'made')
+
+    @cached_property
+    def resource(self):
+        note(f'resource-{self.name.split(":")[1]}', 'made')
+        return os.getpid()
+
+    def count(self, number):
+        return [self.name.split(':')[1], self.resource, number * self.factor]
+
+    def on_success(self, retval, task_id, args, kwargs):
+        note(task_id, 'base on_success')
+
+
+class CountingDouble(Counting):
+    abstract = True
+    factor = 2
+
+    def on_success(self, retval, task_id, args, kwargs):
+        note(task_id, 'double on_success')
+        super().on_success(retval, task_id, args, kwargs)
+
+
+def count(self, task_id, number):
+    return self.count(number)
+
+
+counting = {
+    'single': shared_task(name='netbox_test_plugin:single', base=Counting, bind=True)(count),
+    'double': shared_task(name='netbox_test_plugin:double', base=CountingDouble, bind=True)(count),
+}
+
+
+class Abortable(CeleryBaseTask, AbortableTask):
+    """Can be told to stop in Celery's own way."""
+    abstract = True
+
+
+@shared_task(name='netbox_test_plugin:abortable', base=Abortable, bind=True)
+def abortable(self, task_id, gate):
+    note(task_id, f'aborted {self.is_aborted()}')
+    wait_at(gate)
+    return f'aborted {self.is_aborted()}'
+
+
+#
+# Pydantic
+#
+
+class Person(BaseModel):
+    name: str
+    age: int = 0
+
+
+@shared_task(name='netbox_test_plugin:greet', base=CeleryBaseTask, bind=True, pydantic=True)
+def greet(self, task_id, person: Person, more: Person | None = None, *, word: str = 'Hello') -> Person:
+    """Take models, and return one."""
+    assert isinstance(person, Person), type(person)
+    assert more is None or isinstance(more, Person), type(more)
+    return Person(name=f'{word} {person.name}', age=person.age + (more.age if more else 0))
+
+
+@shared_task(name='netbox_test_plugin:greet_unbound', base=CeleryBaseTask, pydantic=True)
+def greet_unbound(task_id, person: Person) -> Person:
+    return Person(name=f'{task_id} {person.name}', age=person.age)
