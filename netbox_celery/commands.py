@@ -1,6 +1,6 @@
 """Django's management commands as tasks, as the setting `command_tasks` names them.
 
-    PLUGINS_CONFIG = {'netbox_celery': {'command_tasks': {'clearsessions': {'queue': 'slow'}}}}
+    PLUGINS_CONFIG = {'netbox_celery': {'command_tasks': {'clearsessions': {'time_limit': 600}}}}
 
 makes the task `command.django.contrib.sessions.clearsessions` on `CeleryBaseTask`, in every NetBox process. What its
 call is given goes to the command, as `django.core.management.call_command` takes it; what the command writes goes to

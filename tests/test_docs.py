@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from celery.exceptions import Retry
 
 import netbox_celery
+from netbox_celery.celery import app
 from netbox_celery.choices import LogLevelChoices, ResultReasonChoices, ResultStatusChoices
 from netbox_celery.config import Config
 from netbox_celery.engine.options import OWN_NAMES
+from netbox_celery.models import CeleryResult
+from netbox_celery.tasks import netbox_celery_task
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', ROOT / 'CHANGELOG.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -65,6 +69,50 @@ def test_examples_are_python(page):
     for example in code(page):
         # An example may be the end of a function, or leave a body out
         ast.parse(example)
+
+
+@pytest.fixture
+def own_tasks(monkeypatch):
+    """Tasks that a test makes are gone after it, and so is what it sets for the whole app."""
+    known = set(app.tasks)
+    for name in ('task_cls', 'gen_task_name'):
+        monkeypatch.setattr(app, name, getattr(app, name))
+    yield
+    for name in set(app.tasks) - known:
+        del app.tasks[name]
+
+
+@pytest.mark.django_db
+def test_examples_run(own_tasks):
+    """The examples of one page run, from top to bottom, and make the runs that they say."""
+    namespace = {'__name__': 'my_plugin.tasks'}
+    for example in code(ROOT / 'docs/celery-options.md'):
+        exec(example, namespace)  # noqa: S102
+
+    assert list(CeleryResult.objects.order_by('pk').values_list('celery_name', 'kwargs', 'args')) == [
+        ('my_plugin:backup', {}, [7]),
+        ('my_plugin:poll', {}, ['switch1']),
+        ('my_plugin:backup', {}, [7]),
+        ('my_plugin:greet', {}, [{'name': 'Ann'}]),
+    ]
+
+
+def test_delays(own_tasks):
+    """The table of delays is what a task with these options waits."""
+    for options, delays in rows('docs/celery-options.md', 'The delay before each attempt, in seconds:'):
+        options = eval(f'dict({options.strip("| `").removeprefix("none")})')  # noqa: S307
+        expected = ast.literal_eval(f'[{delays.strip("| ")}]')
+
+        @netbox_celery_task(name=f'my_plugin:{expected}', autoretry_for=(ValueError,), max_retries=None, **options)
+        def failing(self, task_id):
+            raise ValueError
+
+        for retries, delay in enumerate(expected):
+            failing.push_request(id='x', called_directly=False, is_eager=True, retries=retries, args=[], kwargs={})
+            with pytest.raises(Retry) as caught:
+                failing.run('x')
+            failing.pop_request()
+            assert caught.value.when == delay, options
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
