@@ -67,6 +67,8 @@ def send_many(app, task_or_name, calls, options):
     if task is not None and task.typing and (check := getattr(task, '__header__', None)):
         for args, kwargs in calls:
             check(*args, **kwargs)
+    if dump := getattr(task, '_dump_pydantic_arguments', None):
+        calls = [dump(*call) for call in calls]
     options, own = split(options)
     own = Own.merge(task, own)
     options = _with_defaults(task, options)

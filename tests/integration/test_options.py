@@ -1,6 +1,7 @@
 """Celery's own options and classes, on tasks of ours: in the decorator, in a base class, in a class, and per call."""
 import json
 import threading
+from ast import literal_eval
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 
@@ -95,23 +96,35 @@ def test_limits_of_retries(worker, how):
     assert CeleryResult.objects.count() == 2
 
 
-def test_retry_that_does_not_throw(worker):
-    """`throw=False` among the `retry_kwargs` changes nothing for who looks on."""
-    result = worker.run(declared.unthrown)
+@pytest.mark.parametrize('task', [declared.unthrown, declared.limited_by_kwargs], ids=lambda task: task.name)
+def test_retry_kwargs(worker, task):
+    """`retry_kwargs` are those of `self.retry()`: its own limit, and that it returns what it would raise."""
+    result = worker.run(task)
 
     assert (result.status, result.error, result.attempt) == ('errored', 'ValueError: wrong', 2)
+
+
+def test_options_of_retries(worker):
+    """The next attempt has the options of the one before."""
+    result = worker.run(declared.plain_at_last, **declared.SENT)
+
+    assert (result.status, result.attempt) == ('completed', 2)
+    assert [literal_eval(facts) for facts in words(result.task_id)] == [result.result] * 2
+    assert result.result['priority'] == 3
 
 
 #
 # How it is sent
 #
 
-@pytest.mark.parametrize('how', [*HOWS, 'call'])
+@pytest.mark.parametrize('how', [*HOWS, 'call', 'many'])
 def test_sent(worker, how):
     """What a task says of its messages is so in the message, in the run and in its row."""
     before = datetime.now(UTC)
     if how == 'call':
         result = worker.run(declared.plain, **declared.SENT)
+    elif how == 'many':
+        result = ended(CeleryResult.enqueue_many(declared.sent['base'], [()], queue=worker.queue).get())
     else:
         result = worker.run(declared.sent[how])
 
@@ -128,11 +141,14 @@ def test_sent(worker, how):
     }
 
 
-@pytest.mark.parametrize('how', [*HOWS, 'call'])
+@pytest.mark.parametrize('how', [*HOWS, 'call', 'many'])
 def test_compressed(how):
     """The body of the message is compressed."""
-    task, given = (declared.plain, declared.SENT) if how == 'call' else (declared.sent[how], {})
-    task.apply_async(queue='options-nobody', **given)
+    if how == 'many':
+        CeleryResult.enqueue_many(declared.plain, [()], queue='options-nobody', **declared.SENT)
+    else:
+        task, given = (declared.plain, declared.SENT) if how == 'call' else (declared.sent[how], {})
+        task.apply_async(queue='options-nobody', **given)
 
     with broker() as client:
         # With Redis each priority has a list of its own
@@ -397,6 +413,15 @@ def test_pydantic(worker, args, kwargs, body, expected):
 
     assert (result.error, result.result) == ('', expected)
     assert [result.args, result.kwargs] == body
+
+
+def test_pydantic_many(worker):
+    result, = CeleryResult.enqueue_many(
+        declared.greet, [(declared.Person(name='Ann', age=1),)], queue=worker.queue
+    )
+
+    assert ended(result).result == {'name': 'Hello Ann', 'age': 1}
+    assert result.args == [{'name': 'Ann', 'age': 1}]
 
 
 def test_pydantic_without_self(worker):

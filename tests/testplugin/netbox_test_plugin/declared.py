@@ -99,6 +99,14 @@ def unthrown(self, task_id):
     raise ValueError('wrong')
 
 
+@netbox_celery_task(
+    name='netbox_test_plugin:limited_by_kwargs', autoretry_for=(ValueError,), retry_kwargs={'max_retries': 1},
+    default_retry_delay=0, max_retries=9,
+)
+def limited_by_kwargs(self, task_id):
+    raise ValueError('wrong')
+
+
 @netbox_celery_task(name='netbox_test_plugin:retry_raised')
 def retry_raised(self, task_id):
     """Say that it will be tried again, and send nothing."""
@@ -122,7 +130,16 @@ SENT = {
     'priority': 3, 'time_limit': 50, 'soft_time_limit': 40, 'expires': 600, 'ignore_result': True,
     'compression': 'gzip', 'serializer': 'json',
 }
+def facts_at_last(self, task_id):
+    """Return the facts of two attempts: what differs was lost on the way."""
+    note(task_id, facts(self, task_id))
+    if not self.request.retries:
+        raise self.retry(countdown=0)
+    return facts(self, task_id)
+
+
 plain = make('plain', facts, {}, 'decorator')
+plain_at_last = make('plain_at_last', facts_at_last, {}, 'decorator')
 sent = {how: make('sent', facts, SENT, how) for how in HOWS}
 stored = make('stored', facts, {'ignore_result': False}, 'decorator')
 ignored = make('ignored', facts, {'ignore_result': True}, 'decorator')
