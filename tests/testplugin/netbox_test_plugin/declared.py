@@ -130,6 +130,8 @@ SENT = {
     'priority': 3, 'time_limit': 50, 'soft_time_limit': 40, 'expires': 600, 'ignore_result': True,
     'compression': 'gzip', 'serializer': 'json',
 }
+
+
 def facts_at_last(self, task_id):
     """Return the facts of two attempts: what differs was lost on the way."""
     note(task_id, facts(self, task_id))
