@@ -289,7 +289,7 @@ INSERT_RESULTS = """
     INSERT INTO netbox_celery_celeryresult (
         created, last_updated, custom_field_data, task_id, celery_name, name, args, kwargs, options, queue, user_id,
         status, reason, value, value_max, step, worker, attempt, attempts, sent, started, completed, result, error,
-        traceback, request_id, root_id, claims, nesting
+        traceback, request_id, root_id, claims, nesting, in_backend
     )
     SELECT moment, moment, '{}', task_id, 'my_plugin:task_' || n %% 50, 'my_plugin:task_' || n %% 50, '[]',
         jsonb_build_object('device', n, 'commands', jsonb_build_array('show version', 'show interfaces')), '{}',
@@ -300,7 +300,7 @@ INSERT_RESULTS = """
         moment, moment, moment + interval '3 seconds', jsonb_build_object('output', repeat('x', 300)),
         CASE status WHEN 'completed' THEN '' ELSE 'ConnectionError: the device does not answer' END,
         CASE status WHEN 'errored' THEN repeat('  File "tasks.py", line 12, in task' || chr(10), 20) ELSE '' END,
-        task_id, task_id, 1, 0
+        task_id, task_id, 1, 0, false
     FROM (
         SELECT n, gen_random_uuid() AS task_id, now() - (%(number)s - n) * interval '10 seconds' AS moment,
             CASE n %% 20 WHEN 1 THEN 'errored' WHEN 2 THEN 'failed' WHEN 3 THEN 'revoked' ELSE 'completed' END AS status
@@ -382,6 +382,112 @@ def fill_history(stage, database, number):
     }
 
 
+#
+# Schedules
+#
+
+SCHEDULES = 10_000
+INSERT_SCHEDULES = """
+    INSERT INTO netbox_celery_celeryschedule (
+        created, last_updated, custom_field_data, name, description, enabled, origin, present, kind, crontab, timezone,
+        interval, task_id, owner_id, args, kwargs, queue, options, missed, missed_max, overlap, last_run, next_run
+    )
+    SELECT now(), now(), '{}', 'bench ' || n, '', true, 'user', true, 'crontab', n %% 60 || ' 3 * * *', 'UTC',
+        NULL, %(task)s, %(user)s, '[]', '{}', '', '{}', 'run_once', 10, 'allow', now(), now() + interval '6 hours'
+    FROM generate_series(1, %(number)s) AS n
+"""
+
+
+def make_user(stage):
+    """
+    Return the primary key of the user that the history's probe signs in.
+    """
+    with stage.probe('history') as probe:
+        return probe.do('user')
+
+
+def beat(stage):
+    """
+    Let beat wait with many schedules that are not due, then make some of them due at once.
+    """
+    watch, due = (65, 1000) if stage.quick else (185, 5000)
+    task, = stage.query(
+        'INSERT INTO netbox_celery_celerytask (created, last_updated, custom_field_data, name, plugin, description,'
+        " documentation, enabled, defaults, parameters, present) VALUES (now(), now(), '{}', 'bench:noop', 'bench', '',"
+        " '', true, '{}', '[]', true) ON CONFLICT (name) DO UPDATE SET present = true RETURNING id"
+    )
+    stage.database.execute(INSERT_SCHEDULES, {'task': task, 'user': make_user(stage), 'number': SCHEDULES})
+    stage.database.execute('VACUUM (ANALYZE) netbox_celery_celeryschedule')
+    with stage.beat() as process:
+        # It has looked after what there is to look after when it starts
+        time.sleep(10)
+        before, started = stage.cpu_time(process), time.monotonic()
+        time.sleep(watch)
+        elapsed = time.monotonic() - started
+        used = {part: value - before[part] for part, value in stage.cpu_time(process).items()}
+
+        stage.database.execute(
+            'UPDATE netbox_celery_celeryschedule SET next_run = now() WHERE id IN'
+            " (SELECT id FROM netbox_celery_celeryschedule WHERE name LIKE 'bench %%' LIMIT %s)", (due,)
+        )
+        stage.wait(lambda: stage.query(
+            'SELECT count(*) FROM netbox_celery_celeryresult WHERE schedule_id IS NOT NULL'
+        )[0] == due, process)
+        began, ended = stage.query(
+            'SELECT min(extract(epoch FROM created)), max(extract(epoch FROM created))'
+            ' FROM netbox_celery_celeryresult WHERE schedule_id IS NOT NULL'
+        )
+    stage.database.execute('TRUNCATE netbox_celery_celeryschedule CASCADE')
+    return [
+        Figure('beat_idle_core_share', f'of a core, with {SCHEDULES:,} schedules of which none is due', 'ratio', [
+            used['main'] / elapsed
+        ]),
+        Figure('beat_idle_postgresql_core_share', 'the same, PostgreSQL', 'ratio', [used['postgresql'] / elapsed]),
+        Figure('beat_sends_per_s', f'runs sent, {due:,} that are due at once', 'runs/s', [
+            (due - 1) / float(ended - began)
+        ]),
+    ]
+
+
+#
+# Retention
+#
+
+INSERT_OLD_LINES = """
+    INSERT INTO netbox_celery_celerylogentry (result_id, attempt, level, grouping, message, created)
+    SELECT CASE n %% 2 WHEN 0 THEN %(middle)s ELSE %(first)s + n %% %(runs)s END, 1, 10 + 10 * (n %% 4), 'main',
+        'ams-leaf-01: interface xe-0/0/' || n || ' has no description', now()
+    FROM generate_series(1, %(lines)s) AS n
+"""
+
+
+def prune(stage):
+    """
+    Delete all but the latest tenth of a long history. Half of the lines belong to one run.
+    """
+    runs, lines = (10_000, 500_000) if stage.quick else (100_000, 10_000_000)
+    user = make_user(stage)
+    with stage.probe('history') as probe:
+        stage.database.execute(INSERT_RESULTS, {'user': user, 'number': runs})
+        first, last = stage.query('SELECT min(id), max(id) FROM netbox_celery_celeryresult')
+        stage.database.execute(
+            "UPDATE netbox_celery_celeryresult SET completed = completed - interval '1 year' WHERE id < %s",
+            (old := first + runs * 9 // 10,)
+        )
+        stage.database.execute(INSERT_OLD_LINES, {
+            'first': first, 'middle': first + runs // 2, 'runs': runs, 'lines': lines
+        })
+        stage.database.execute('VACUUM (ANALYZE) netbox_celery_celeryresult, netbox_celery_celerylogentry')
+        answer = probe.do('prune', days=300)
+    if stage.query('SELECT min(id) FROM netbox_celery_celeryresult') != (old,) or answer['runs'] != old - first:
+        raise RuntimeError('Not what was old has gone')
+    return [
+        Figure('prune_s', f"{answer['lines']:,} lines and {answer['runs']:,} runs deleted", 's', [answer['took']]),
+        Figure('prune_lines_per_s', 'the same', 'lines/s', [answer['lines'] / answer['took']]),
+        Figure('prune_longest_s', 'the longest of its transactions', 's', [answer['longest']]),
+    ]
+
+
 MEASURES = {
     'drain': drain,
     'delay': delay,
@@ -389,4 +495,6 @@ MEASURES = {
     'log': log,
     'visible': visible,
     'history': history,
+    'beat': beat,
+    'prune': prune,
 }

@@ -88,9 +88,12 @@ class HistoryProbe:
 
         from users.models import User
 
-        user, __ = User.objects.get_or_create(username='bench', defaults={'is_superuser': True})
+        self.me, __ = User.objects.get_or_create(username='bench', defaults={'is_superuser': True})
         self.client = Client(headers={'host': 'localhost'})
-        self.client.force_login(user)
+        self.client.force_login(self.me)
+
+    def user(self):
+        return self.me.pk
 
     def get(self, url, number):
         """
@@ -104,6 +107,19 @@ class HistoryProbe:
             if response.status_code not in (200, 286):
                 raise RuntimeError(f'{url} is answered with {response.status_code}')
         return took
+
+    def prune(self, days):
+        """
+        Delete old runs, and return how many, how long it took and how long the longest batch took, in seconds.
+        """
+        from netbox_celery.engine import retention
+
+        times = [time.perf_counter()]
+        pruned = retention.prune(retention.cutoff(days), report=lambda pruned: times.append(time.perf_counter()))
+        return {
+            'runs': pruned.runs, 'lines': pruned.lines, 'took': time.perf_counter() - times[0],
+            'longest': max(after - before for before, after in zip(times, times[1:])),
+        }
 
 
 PROBES = {

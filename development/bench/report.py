@@ -31,6 +31,8 @@ AIMS = {
     'log_caller_us': ('<=', 15),
     'log_visible_s': ('<=', 0.5),
     'history_ratio': ('<=', 1.5),
+    'beat_idle_core_share': ('<=', 0.05),
+    'prune_longest_s': ('<=', 1),
 }
 
 

@@ -67,12 +67,28 @@ class Stage:
         """
         Run a worker with two processes; yields a `Worker`.
         """
+        with self.celery(
+            kind, 'worker', '--pool', 'prefork', '--concurrency', '2', '--loglevel', 'WARNING',
+            '--hostname', f'bench-{kind}@%h',
+        ) as worker:
+            yield worker
+
+    @contextmanager
+    def beat(self):
+        """
+        Run a beat; yields it, as a `Worker` without a pool, when it sends what is due.
+        """
+        with self.celery('tracked', 'beat', '--loglevel', 'INFO', '--pidfile=') as process:
+            self.wait(lambda: 'this one sends' in process.log.read_text(errors='replace'), process)
+            yield process
+
+    @contextmanager
+    def celery(self, kind, command, *options):
         log = LOGS / f'bench-{kind}.log'
         log.unlink(missing_ok=True)
         started = time.time()
-        process = Process.start(f'worker ({kind})', [
-            executable('celery'), '-A', APPS[kind], 'worker', '--pool', 'prefork', '--concurrency', '2',
-            '--loglevel', 'WARNING', '--hostname', f'bench-{kind}@%h',
+        process = Process.start(f'{command} ({kind})', [
+            executable('celery'), '-A', APPS[kind], command, *options,
         ], log, env=self.environ(kind), die_with_parent=True)
 
         try:
