@@ -78,7 +78,7 @@ class Stage:
         """
         Run a beat; yields it, as a `Worker` without a pool, when it sends what is due.
         """
-        with self.celery('tracked', 'beat', '--loglevel', 'INFO', '--pidfile=') as process:
+        with self.celery('tracked', 'beat', '--loglevel', 'INFO') as process:
             self.wait(lambda: 'this one sends' in process.log.read_text(errors='replace'), process)
             yield process
 

@@ -2,6 +2,8 @@
 
 import os
 
+from celery.schedules import crontab
+
 ALLOWED_HOSTS = os.environ.get('ALLOWED_HOSTS', '*').split()
 
 DATABASES = {
@@ -38,7 +40,13 @@ API_TOKEN_PEPPERS = {1: os.environ['API_TOKEN_PEPPER']}
 
 PLUGINS = ['netbox_celery', 'netbox_example_plugin']
 
-PLUGINS_CONFIG = {}
+PLUGINS_CONFIG = {
+    'netbox_celery': {
+        # Its health is asked for
+        'celery': {'beat_enable_remote_control': True},
+        'command_tasks': {'clearsessions': {'schedule': crontab(minute=30, hour=2)}},
+    },
+}
 
 CENSUS_REPORTING_ENABLED = False
 ISOLATED_DEPLOYMENT = True

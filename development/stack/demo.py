@@ -1,5 +1,5 @@
 """
-The demo: NetBox, a Celery worker and NetBox's own worker, with example data, to look at and to keep.
+The demo: NetBox, a Celery worker, beat and NetBox's own worker, with example data, to look at and to keep.
 
 `start()` makes it run and answer, whatever state it was left in; what runs already is left alone. What was started is
 written down in `development/.state/demo/processes.json`, so that `stop()` ends all of it, also what somebody else has
@@ -35,6 +35,8 @@ __all__ = (
 USERNAME = 'admin'
 WEB_PORT = 8000
 
+PLUGINS_CONFIG = {'netbox_celery': {'command_tasks': ['clearsessions']}}
+
 STATIC_FILES = (
     ROOT / 'netbox_celery' / 'static',
 )
@@ -66,6 +68,9 @@ PROGRAMS = (
     Program('worker', (
         'celery', '-A', 'netbox_celery', 'worker', '-E', '-l', 'INFO', '--concurrency', '2', '--hostname', 'demo@%h',
     ), ready=' ready.'),
+    Program('beat', (
+        'celery', '-A', 'netbox_celery', 'beat', '-l', 'INFO',
+    ), ready='this one sends what is due'),
     Program('rqworker', ('netbox', 'rqworker', 'high', 'default', 'low'), ready='Listening on'),
 )
 
@@ -184,6 +189,7 @@ class Demo:
     def write_instance(self):
         self.instance = Instance(
             self.root, self.cluster, self.redis, secret_key=secret('secret_key', 64), pepper=secret('pepper', 64),
+            plugins_config=PLUGINS_CONFIG,
         ).write()
 
     def prepare(self):
@@ -283,6 +289,7 @@ class Demo:
 NetBox     {self.url}   ({USERNAME}, {secret('admin')})
 Tasks      {self.url}plugins/celery/tasks/
 Results    {self.url}plugins/celery/results/
+Schedules  {self.url}plugins/celery/schedules/
 REST       {self.url}api/plugins/celery/
 Logs       {self.logs}/*.log
 Access     {self.card}

@@ -59,6 +59,12 @@ RUNS = (
     ('netbox_example_plugin:hello_world', {'name': 'NetBox'}),
 )
 
+SCHEDULES = (
+    # name, task, crontab, arguments, description
+    ('Clear sessions', 'command.django.contrib.sessions.clearsessions', '30 2 * * *', {}, 'As Django advises'),
+    ('Audit Amsterdam', 'netbox_example_plugin:audit_devices', '*/15 * * * *', {'site': 'ams', 'delay': 0.1}, ''),
+)
+
 
 #
 # Before the processes start
@@ -75,7 +81,9 @@ def prepare(username, password, token_key, token, migrate, collectstatic):
     if collectstatic:
         call_command('collectstatic', interactive=False, clear=True, verbosity=0)
     add_devices()
-    add_token(add_superuser(username, password), token_key, token)
+    user = add_superuser(username, password)
+    add_token(user, token_key, token)
+    add_schedules(user)
 
 
 def add_superuser(username, password):
@@ -96,6 +104,21 @@ def add_token(user, key, token):
     if not Token.objects.filter(key=key, user=user).exists():
         Token.objects.filter(key=key).delete()
         Token(user=user, key=key, token=token, description='Demo').save()
+
+
+def add_schedules(user):
+    from netbox_celery.engine import catalogue
+    from netbox_celery.models import CelerySchedule, CeleryTask
+
+    catalogue.sync(force=True)
+    for name, task, crontab, kwargs, description in SCHEDULES:
+        if not CelerySchedule.objects.filter(name=name).exists():
+            schedule = CelerySchedule(
+                name=name, task=CeleryTask.objects.get(name=task), crontab=crontab, kwargs=kwargs, owner=user,
+                description=description
+            )
+            schedule.full_clean()
+            schedule.save()
 
 
 def add_devices():

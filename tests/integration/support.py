@@ -122,7 +122,7 @@ class Beat(Program):
 
     def __init__(self, instance, directory, name, **options):
         super().__init__(instance, Path(directory) / f'{name}.log', [
-            CELERY, '-A', 'netbox_celery', 'beat', '-l', 'INFO', '--pidfile=',
+            CELERY, '-A', 'netbox_celery', 'beat', '-l', 'INFO',
         ], **options)
         self.log.unlink(missing_ok=True)
 

@@ -8,6 +8,7 @@ import random
 import time
 
 from celery import shared_task
+from celery.schedules import crontab
 from celery.utils.log import get_task_logger
 from django.utils import timezone
 
@@ -104,7 +105,7 @@ def note_audit(device, gaps):
     device.save()
 
 
-@netbox_celery_task(name='netbox_example_plugin:backup_configs')
+@netbox_celery_task(name='netbox_example_plugin:backup_configs', schedule=crontab(minute=0, hour=1))
 def backup_configs(self, task_id, delay: float = 0.3):
     """
     Pretend to back up the configuration of every device, a group of log lines for each.
