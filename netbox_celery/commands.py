@@ -136,7 +136,7 @@ def register():
 
 
 def _register(command, name, options):
-    def run(self, task_id, *args, **options):
+    def run(self, task_id, /, *args, **options):
         return self.run_command(args, options)
 
     # The catalogue shows whose command it is

@@ -9,7 +9,7 @@ exceptions, results too large for a row, and results with children.
 from celery import states
 from celery.exceptions import TaskRevokedError
 from celery.utils.time import timezone
-from django.db import connection
+from django.db import DatabaseError, connection
 from kombu.utils.encoding import bytes_to_str
 
 from ..choices import ResultStatusChoices as Status
@@ -63,11 +63,11 @@ class RowResultsMixin:
 
     def get(self, key):
         value = super().get(key)
-        return value if self._is_last(key, value) else self._from_rows([key]).get(key, value)
+        return value if self._is_last(key, value) else self._from_rows({key: value})[key]
 
     def mget(self, keys):
         values = super().mget(keys)
-        open_ends = [key for key, value in zip(keys, values) if not self._is_last(key, value)]
+        open_ends = {key: value for key, value in zip(keys, values) if not self._is_last(key, value)}
         found = self._from_rows(open_ends) if open_ends else {}
         return [found.get(key, value) for key, value in zip(keys, values)]
 
@@ -80,15 +80,24 @@ class RowResultsMixin:
             return value is not None
         return self.decode(value).get('status') in states.READY_STATES
 
-    def _from_rows(self, keys):
-        """Return what rows tell of runs that have ended or will be retried, encoded as Redis would hold it, by key."""
+    def _from_rows(self, values):
+        """Return what rows tell of runs that have ended or will be retried, encoded as Redis would hold it.
+
+        Args:
+            values: What Redis holds, by key; where rows tell nothing, that stays.
+        """
         by_id = {
-            bytes_to_str(self.key_t(key))[len(self.task_keyprefix):]: key for key in keys
+            bytes_to_str(self.key_t(key))[len(self.task_keyprefix):]: key for key in values
             if self.key_t(key).startswith(self.task_keyprefix)
         }
         ids = [id for id in by_id if is_uuid(id)]
-        rows = _query(ids) if ids else []
-        return {by_id[row[0]]: self.encode(meta) for row in rows if (meta := self._meta_from_row(*row))}
+        try:
+            rows = _query(ids) if ids else []
+        except DatabaseError:
+            if None in values.values():
+                raise
+            rows = []
+        return values | {by_id[row[0]]: self.encode(meta) for row in rows if (meta := self._meta_from_row(*row))}
 
     def _meta_from_row(self, task_id, status, result, error, traceback, when):
         state = STATES[status]

@@ -22,7 +22,11 @@ CONFIG = {
     'log_lines': 2_000,
     'command_tasks': {
         'clearsessions': {},
-        'speak': {'max_retries': 1, 'default_retry_delay': 0, 'autoretry_for': ['builtins.ValueError']},
+        'speak': {
+            'max_retries': 1,
+            'default_retry_delay': 0,
+            'autoretry_for': ['builtins.ValueError', 'django.core.management.CommandError'],
+        },
     },
 }
 

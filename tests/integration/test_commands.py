@@ -42,11 +42,13 @@ def test_clearsessions(worker):
 
 def test_arguments(worker):
     """Positional arguments are the command's, by position, and its options are given by name."""
-    run = speak(worker, 'hello', 1, 'two', times=2, tone='loud', end='over')
+    run = speak(worker, 'hello', 1, 'two', times=2, tone='loud', end='over', task_id='of its own')
 
     result = ended(run)
     assert (result.status, result.result) == ('completed', 'over')
-    assert (result.args, result.kwargs) == (['hello', 1, 'two'], {'times': 2, 'tone': 'loud', 'end': 'over'})
+    assert (result.args, result.kwargs) == (['hello', 1, 'two'], {
+        'times': 2, 'tone': 'loud', 'end': 'over', 'task_id': 'of its own'
+    })
     assert lines(run) == ["hello ['1', 'two'] loud"] * 2 + ['over']
 
 
@@ -82,11 +84,11 @@ def test_output_of_commands_in_parallel(threads):
 
 
 @pytest.mark.parametrize('how, status, error, attempts', [
-    ('error', 'failed', 'It did not work', 1),
-    ('exit', 'failed', 'The command ended with exit code 4', 1),
-    ('exit well', 'completed', '', 1),
     # The setting lets it be tried again
+    ('error', 'failed', 'It did not work', 2),
+    ('exit', 'failed', 'The command ended with exit code 4', 2),
     ('exception', 'errored', 'ValueError: unexpected', 2),
+    ('exit well', 'completed', '', 1),
 ])
 def test_ends(worker, how, status, error, attempts):
     """A `CommandError` or an exit code is a failure of the task, any other exception an error."""
@@ -125,5 +127,6 @@ def test_registered(prefork):
         ('aside', 'keyword_only', 'bool', False),
         ('gate', 'keyword_only', 'str | None', None),
         ('end', 'keyword_only', 'str', 'well'),
+        ('task_id', 'keyword_only', 'str | None', None),
         ('interactive', 'keyword_only', 'bool', False),
     ]

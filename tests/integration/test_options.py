@@ -6,6 +6,7 @@ from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from django.db import DatabaseError, connection, transaction
 from kombu.exceptions import EncodeError
 from netbox_test_plugin import declared, tasks
 from netbox_test_plugin.side import notes, open_gate
@@ -217,6 +218,17 @@ def test_track_started(worker, how, gate):
     for each in (run, silent):
         assert each.get(timeout=20) == 'held'
         assert (each.state, row(each).status) == ('SUCCESS', 'completed')
+
+
+def test_state_without_the_database(threads, gate):
+    """What Celery's backend knows is told, where the row that may know more cannot be read."""
+    run = threads.send(declared.held['base'], gate)
+    assert until(lambda: run.state == 'STARTED')
+    with transaction.atomic():
+        with pytest.raises(DatabaseError):
+            connection.cursor().execute('SELECT nonsense')
+        assert run.state == 'STARTED'
+        transaction.set_rollback(True)
 
 
 def test_send_events(worker):
@@ -458,19 +470,17 @@ def test_waiting_asks_the_database_nothing(worker, gate, services):
     seen = []
 
     def watch():
-        with services.cluster.connect('netbox') as connection:
+        with services.cluster.connect('netbox') as other:
             for __ in range(5):
                 threading.Event().wait(0.3)
-                seen.append(connection.execute(
+                seen.append(other.execute(
                     'SELECT pid, query_start FROM pg_stat_activity WHERE client_port IS NOT NULL AND pid = ANY(%s)',
                     (pids,)
                 ).fetchall())
         open_gate(gate)
 
-    from django.db import connection as mine
-
-    mine.ensure_connection()
-    pids = [mine.connection.info.backend_pid]
+    connection.ensure_connection()
+    pids = [connection.connection.info.backend_pid]
     watcher = threading.Thread(target=watch)
     watcher.start()
     assert run.get(timeout=20) == gate

@@ -17,6 +17,7 @@ class Command(BaseCommand):
         parser.add_argument('--aside', action='store_true')
         parser.add_argument('--gate')
         parser.add_argument('--end', default='well')
+        parser.add_argument('--task-id')
         parser.add_argument('--no-input', action='store_false', dest='interactive')
 
     def handle(self, *args, **options):
