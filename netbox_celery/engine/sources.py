@@ -31,6 +31,9 @@ OPTION_FIELDS = ('queue', 'priority', 'expires')
 #: What a `relative` interval is counted from: it falls on whole minutes, hours and days of the clock.
 EPOCH = datetime(2000, 1, 1)
 
+#: What could not be scheduled at the last look, and why.
+_refused: dict = {}
+
 
 class Unschedulable(ValueError):
     """An entry cannot be a schedule of NetBox's; the message says why."""
@@ -44,6 +47,7 @@ def sync(app, beat_schedule, *, is_leader=False):
         beat_schedule: Celery's setting of that name, a dict.
         is_leader: Whether this is the beat that sends; others only add what is new.
     """
+    global _refused
     from ..models import CelerySchedule
 
     wanted, refused = _collect(app, beat_schedule)
@@ -56,7 +60,9 @@ def sync(app, beat_schedule, *, is_leader=False):
         except Exception as exc:  # noqa: BLE001 - one that cannot be written does not keep the others from being it
             refused[name] = f'{type(exc).__name__}: {exc}'
     if is_leader:
-        for name, why in refused.items():
+        # Said once, not each minute
+        said, _refused = dict(_refused), refused
+        for name, why in refused.items() - said.items():
             logger.error('beat: %r of the settings or the code is not scheduled: %s', name, why)
         for name, row in rows.items():
             if row.present and name not in wanted:
