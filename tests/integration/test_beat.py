@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from django.contrib.sessions.models import Session
 from django.utils import timezone
 from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes
@@ -19,6 +20,7 @@ from development.stack.instance import PLUGINS, Instance
 from netbox_celery.engine.leader import LOCK
 from netbox_celery.engine.schedules import DUE_HEADER
 from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
+from netbox_celery.tasks import get_django_command_task
 from users.models import User
 
 from .conftest import CONFIG
@@ -257,6 +259,19 @@ def test_run(prefork, make_beat, make_schedule, owner, tmp_path):
     assert run.expires == due_times(schedule)[0] + timedelta(seconds=60)
     beat.stop()
     assert not list(Path(tmp_path).iterdir())
+
+
+def test_run_of_a_command(prefork, make_beat, make_schedule):
+    """A Django command can be scheduled as any other task: it does its work, and its run names the schedule."""
+    make_beat()
+    Session.objects.create(session_key='old', expire_date=timezone.now() - timedelta(days=1))
+    schedule = make_schedule(
+        task=get_django_command_task('clearsessions'), kwargs={'verbosity': 0}, queue=prefork.queue
+    )
+
+    run = waiting(until(lambda: runs(schedule).first(), 60), 'completed', timeout=60)
+    assert run.celery_name == 'command.django.contrib.sessions.clearsessions'
+    assert not Session.objects.filter(session_key='old').exists()
 
 
 def test_edits_take_effect(make_beat, make_schedule):
