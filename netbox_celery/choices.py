@@ -64,7 +64,6 @@ class ResultReasonChoices(ChoiceSet):
     REASON_QUEUED = 'queued'
     REASON_JOINED = 'joined'
     REASON_SKIPPED = 'skipped'
-    REASON_SUPERSEDED = 'superseded'
     REASON_IGNORE_WINDOW = 'ignore_window'
     REASON_NOT_PERMITTED = 'not_permitted'
     REASON_TASK_DISABLED = 'task_disabled'
@@ -86,7 +85,6 @@ class ResultReasonChoices(ChoiceSet):
         Choice(REASON_QUEUED, _('In line'), description=_('It waits until a run with the same key has ended')),
         Choice(REASON_JOINED, _('Joined'), description=_('The same run was under way already')),
         Choice(REASON_SKIPPED, _('Skipped'), description=_('A run with the same key was under way')),
-        Choice(REASON_SUPERSEDED, _('Superseded'), description=_('A newer run with the same key took its place')),
         Choice(REASON_IGNORE_WINDOW, _('Ignore window'), description=_('It succeeded only a short time ago')),
         Choice(REASON_NOT_PERMITTED, _('Not permitted'), description=_("Its schedule's owner may not run the task")),
         Choice(REASON_TASK_DISABLED, _('Task disabled'), description=_('Somebody disabled its task')),

@@ -1,6 +1,6 @@
 """What plugin authors import: the base class of tasks, and what a task can say about itself while it runs.
 
-    from celery import shared_task
+    from celery import shared_task, states
     from netbox_celery.tasks import CeleryBaseTask
 
     @shared_task(name="netbox_example_plugin:hello_world", base=CeleryBaseTask, bind=True)
@@ -14,31 +14,37 @@ one dict `netbox_kwargs`: `netbox_name`, `netbox_user`, `netbox_object`, `netbox
 """
 import inspect
 import time
+from datetime import timedelta
 from functools import partial
 from uuid import uuid4
 
-from celery import shared_task
+from celery import shared_task, states
 from celery.contrib.django.task import DjangoTask
-from celery.exceptions import TimeoutError
-from celery.result import assert_will_not_block
+from celery.exceptions import CeleryError, TimeoutError
+from celery.result import EagerResult, assert_will_not_block
 from celery.utils.functional import head_from_fun
 from celery.utils.log import get_task_logger
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import Model
 
 from .choices import LogLevelChoices
 from .engine import lifecycle
+from .engine.admission import is_processing, open_window, why_not_now
 from .engine.context import change_context
-from .engine.database import get_connection
-from .engine.exceptions import TaskFailed
+from .engine.database import execute, get_connection
+from .engine.exceptions import TaskConflict, TaskFailed
+from .engine.hooks import TaskHooks, invocation_of, tell
 from .engine.options import lift, parameter_names, split
+from .engine.policies import default_unique_key_generator, policy_of, seconds, take_settings, window_key
 from .engine.recorder import recorder
 from .engine.run import get_run
 from .engine.tracked import TrackedResult
 
 __all__ = (
     'CeleryBaseTask',
+    'TaskConflict',
     'TaskFailed',
+    'default_unique_key_generator',
     'get_django_command_task',
     'netbox_celery_task',
 )
@@ -49,7 +55,7 @@ logger = get_task_logger(__name__)
 CANCEL_CHECK_INTERVAL = 0.5
 
 
-class CeleryBaseTask(DjangoTask):
+class CeleryBaseTask(TaskHooks, DjangoTask):
     """Base class of tasks whose runs NetBox shows.
 
     The function takes Celery's ID of the run as its first argument: `f(self, task_id, ...)` with `bind=True`, else
@@ -66,6 +72,21 @@ class CeleryBaseTask(DjangoTask):
     default_retry_delays = None
     #: When beat runs the task by itself: a `celery.schedules.crontab`, a number of seconds, or a `timedelta`.
     schedule = None
+    #: Only one run at a time with the same arguments: a second call joins the run that is under way.
+    unique = False
+    #: After so long (a `timedelta` or seconds) a run does not keep others from running any more; it is not ended.
+    stale_time_limit = None
+    #: Makes the key of a call: `f(task, prefix, task_args, task_kwargs)`, or the dotted name of such a function.
+    unique_key_generator = default_unique_key_generator
+    #: At most `limit` runs at a time with this key: a text, in which `{name}` stands for an argument of the call, or a
+    #: function `f(task, task_args, task_kwargs)`.
+    concurrency_key = None
+    limit = 1
+    #: What becomes of a call past the limit: `join`, `queue`, `skip`, `replace` or `fail`.
+    on_conflict = 'join'
+    #: After a success, calls with the same arguments are ignored for so long (a `timedelta` or seconds).
+    ignore_task_after_success = False
+    ignore_task_timedelta = None
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -81,6 +102,7 @@ class CeleryBaseTask(DjangoTask):
         if request is None or request.called_directly or request._protected:
             return super().__call__(str(uuid4()), *args, **kwargs)
         request._protected = 1
+        tell(self, 'on_task_start', request.id, args, kwargs)
         with change_context(get_run(request)):
             return self.run(request.id, *args, **kwargs)
 
@@ -134,14 +156,49 @@ class CeleryBaseTask(DjangoTask):
         if transaction.get_connection().in_atomic_block:
             raise RuntimeError('The message goes out when the transaction is committed: waiting in it would not end.')
         result = self.apply_async(args, kwargs, **options)
-        if timeout is not None and timeout <= 0 and not result.ready():
-            raise TimeoutError('The operation timed out.')
-        return result.get(timeout=timeout, propagate=propagate)
+        try:
+            if timeout is not None and timeout <= 0 and not result.ready():
+                raise TimeoutError('The operation timed out.')
+            return result.get(timeout=timeout, propagate=propagate)
+        except TimeoutError as exc:
+            if invocation := getattr(result, 'netbox_invocation', None):
+                invocation.tell('timeout', result, exc)
+            raise
 
     def apply(self, args=None, kwargs=None, **options):
-        """Run the task here and now, untracked (see `celery.app.task.Task.apply`)."""
+        """Run the task here and now, untracked (see `celery.app.task.Task.apply`).
+
+        It is ignored while a run with the same key is under way, or an ignore window is open.
+        """
         kwargs, __ = lift(self, kwargs, {})
-        return super().apply(args, kwargs, **split(options)[0])
+        options, __ = split(options)
+        policy = policy_of(self, args, kwargs, take_settings(options))
+        invocation = invocation_of(self, args, kwargs, options)
+        why_not = policy and why_not_now(policy)
+        if why_not:
+            result = EagerResult(options.get('task_id') or str(uuid4()), None, states.IGNORED, name=self.name)
+        else:
+            result = super().apply(args, kwargs, **options)
+            if policy and policy.window_length and result.successful():
+                open_window(partial(execute, connection), policy.window, policy.window_length, result.id)
+        for what in ('apply', why_not or 'trigger') if invocation else ():
+            invocation.tell(what, result)
+        return result
+
+    def is_processing(self, args=None, kwargs=None) -> bool:
+        """Return whether a run with these arguments is under way: it waits, runs, or will be tried again.
+
+        Args:
+            args: Positional arguments of the task.
+            kwargs: Keyword arguments of the task.
+
+        Raises:
+            celery.exceptions.CeleryError: The task is neither unique nor has it a concurrency key.
+        """
+        policy = policy_of(self, args, kwargs)
+        if policy is None or policy.key is None:
+            raise CeleryError(f'{self.name} is neither unique nor has it a concurrency_key')
+        return is_processing(policy)
 
     def retry(self, args=None, kwargs=None, exc=None, throw=True, eta=None, countdown=None, max_retries=None,
               default_retry_delays=None, **options):
@@ -270,6 +327,26 @@ class CeleryBaseTask(DjangoTask):
         run = get_run(self.request_stack.top)
         if run is not None:
             recorder.progress(run, value=value, value_max=value_max, step=step)
+
+    def set_ignore_task(self, ignore_task_timedelta: timedelta | float | None = None) -> None:
+        """Let calls with the arguments of the current run be ignored from now on, whatever becomes of it.
+
+        Args:
+            ignore_task_timedelta: For how long, a `timedelta` or seconds; by default the task's own.
+
+        Raises:
+            celery.exceptions.CeleryError: The task does not look for ignore windows, or it is not said for how long.
+        """
+        request = self.request
+        run = get_run(self.request_stack.top)
+        if not self.ignore_task_after_success and self.ignore_task_timedelta is None:
+            raise CeleryError(f'{self.name}: without ignore_task_timedelta on the task, no call looks for the window')
+        length = self.ignore_task_timedelta if ignore_task_timedelta is None else ignore_task_timedelta
+        if length is None:
+            raise CeleryError(f'{self.name}: ignore_task_timedelta is not given')
+        run_sql = get_connection().execute if run is not None else partial(execute, connection)
+        key = run.window if run is not None and run.window else window_key(self, request.args, request.kwargs)
+        open_window(run_sql, key, seconds(length), request.id)
 
     def is_cancelled(self) -> bool:
         """Return whether somebody asked to cancel the current run. A long-running task asks now and then, and returns.

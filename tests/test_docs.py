@@ -83,18 +83,23 @@ def own_tasks(monkeypatch):
 
 
 @pytest.mark.django_db
-def test_examples_run(own_tasks):
-    """The examples of one page run, from top to bottom, and make the runs that they say."""
+@pytest.mark.parametrize('page,runs', [
+    ('docs/celery-options.md', [
+        ('my_plugin:backup', {}, [7]), ('my_plugin:poll', {}, ['switch1']), ('my_plugin:backup', {}, [7]),
+        ('my_plugin:greet', {}, [{'name': 'Ann'}]),
+    ]),
+    ('docs/concurrency.md', [
+        ('my_plugin:backup_device', {}, [1]), ('my_plugin:push', {}, [7]), ('my_plugin:push', {}, [7]),
+        ('my_plugin:refresh', {}, [3]), ('my_plugin:refresh', {}, [3]),
+    ]),
+])
+def test_examples_run(own_tasks, page, runs):
+    """The examples of a page run, from top to bottom, and make the runs that they say."""
     namespace = {'__name__': 'my_plugin.tasks'}
-    for example in code(ROOT / 'docs/celery-options.md'):
+    for example in code(ROOT / page):
         exec(example, namespace)  # noqa: S102
 
-    assert list(CeleryResult.objects.order_by('pk').values_list('celery_name', 'kwargs', 'args')) == [
-        ('my_plugin:backup', {}, [7]),
-        ('my_plugin:poll', {}, ['switch1']),
-        ('my_plugin:backup', {}, [7]),
-        ('my_plugin:greet', {}, [{'name': 'Ann'}]),
-    ]
+    assert list(CeleryResult.objects.order_by('pk').values_list('celery_name', 'kwargs', 'args')) == runs
 
 
 def test_delays(own_tasks):

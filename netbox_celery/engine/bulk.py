@@ -13,13 +13,15 @@ from django.db import connection, transaction
 
 from . import lifecycle
 from .database import execute
-from .enqueue import COLUMNS, CONSTANTS, build_row, complete, find_task, mark, note_refusal, payload_columns
-from .options import NOT_SENT, Own, split, tag
+from .enqueue import complete, find_task, note_refusal
+from .options import NOT_SENT, Own, mark, split, tag
 from .recorder import recorder
+from .rows import COLUMNS, CONSTANTS, build_row, payload_columns
 from .run import get_run
 from .workflow import are_orphans, refuse
 
 __all__ = (
+    'normalized',
     'send_many',
 )
 
@@ -63,7 +65,7 @@ def send_many(app, task_or_name, calls, options):
     """
     name = task_or_name if isinstance(task_or_name, str) else task_or_name.name
     task = find_task(app, name)
-    calls = [_normalized(call) for call in calls]
+    calls = [normalized(call) for call in calls]
     if task is not None and task.typing and (check := getattr(task, '__header__', None)):
         for args, kwargs in calls:
             check(*args, **kwargs)
@@ -78,7 +80,7 @@ def send_many(app, task_or_name, calls, options):
     return ids
 
 
-def _normalized(call):
+def normalized(call):
     """Return a call as `(args, kwargs)`."""
     if isinstance(call, dict):
         return (), call

@@ -1,6 +1,8 @@
 """What NetBox code calls to run tasks: `CeleryResult.enqueue` and `CeleryResult.enqueue_many`."""
 from functools import partial
 
+from .policies import SETTINGS, has_policy
+
 __all__ = (
     'enqueue',
     'enqueue_many',
@@ -23,21 +25,30 @@ def _given(user, instance, schedule_at, queue):
 
 def _caller(task_or_name):
     """Return what sends a task: its own `apply_async` if this process knows it, since that checks the arguments."""
-    from .catalogue import get_task
-
-    task = get_task(task_or_name) if isinstance(task_or_name, str) else task_or_name
+    task = _task(task_or_name)
     if task is not None:
         return task.apply_async
     from ..celery import app
     return partial(app.send_task, task_or_name)
 
 
+def _task(task_or_name):
+    from .catalogue import get_task
+
+    return get_task(task_or_name) if isinstance(task_or_name, str) else task_or_name
+
+
 def enqueue_many(task_or_name, calls, *, user=None, instance=None, schedule_at=None, queue=None, **options):
     """Run a task many times (see `CeleryResult.enqueue_many`)."""
     from ..celery import app
     from ..models import CeleryResult
-    from .bulk import send_many
+    from .bulk import normalized, send_many
 
     options |= _given(user, instance, schedule_at, queue)
+    if has_policy(_task(task_or_name), SETTINGS & options.keys()):
+        # Each call is asked for by itself, and may be a run that is under way
+        call = _caller(task_or_name)
+        ids = [call(*normalized(arguments), **options).id for arguments in calls]
+        return CeleryResult.objects.filter(task_id__in=ids).order_by('pk')
     ids = send_many(app, task_or_name, calls, options)
     return CeleryResult.objects.filter(pk__in=ids).order_by('pk')

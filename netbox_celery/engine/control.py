@@ -6,6 +6,8 @@ from django.db import connection, transaction
 from django.utils.translation import gettext as _
 
 from . import lifecycle
+from .admission import advance
+from .database import execute
 from .exceptions import NotRerunnable
 from .upstream import load_requests
 
@@ -68,11 +70,15 @@ def cancel(result, user=None):
     return bool(cancel_many([result.pk], user))
 
 
-def cancel_many(ids, user=None):
-    """Cancel runs by primary key (see `cancel`). Returns the primary keys of those that could be cancelled."""
+def cancel_many(ids, user=None, error=None):
+    """Cancel runs by primary key (see `cancel`), with what is to be said of it, if not by whom.
+
+    Returns:
+        The primary keys of those that could be cancelled.
+    """
+    error = error or (_('Cancelled by {user}').format(user=user) if user else _('Cancelled'))
     with transaction.atomic():
-        by = _('Cancelled by {user}').format(user=user) if user else _('Cancelled')
-        cancelled = lifecycle.cancel(connection, ids, by)
+        cancelled = lifecycle.cancel(connection, ids, error)
         if not cancelled:
             return []
         transaction.on_commit(partial(_tell_workers, cancelled), robust=True)
@@ -83,8 +89,8 @@ def _tell_workers(cancelled):
     """Let Celery know. What fails here delays nothing that waits: the row alone keeps it from running."""
     from ..celery import app
 
-    waiting = [str(task_id) for __, task_id, status, __ in cancelled if status != 'running']
-    running = [(str(task_id), holder) for __, task_id, status, holder in cancelled if status == 'running']
+    waiting = [str(task_id) for __, task_id, status, *__ in cancelled if status != 'running']
+    running = [(str(task_id), holder) for __, task_id, status, holder, __ in cancelled if status == 'running']
     terminable = [task_id for task_id, holder in running if _is_terminable(holder)]
     try:
         requests = load_requests(waiting) if waiting else {}
@@ -94,6 +100,8 @@ def _tell_workers(cancelled):
             app.control.revoke(waiting)
         if terminable:
             app.control.revoke(terminable, terminate=True)
+        for key in {key for *__, key in cancelled if key}:
+            advance(app, partial(execute, connection), key)
     except Exception as exc:  # noqa: BLE001 - brokers and backends fail each in their own way
         logger.warning('Workers could not be told of the cancel of %s runs: %s', len(cancelled), exc)
 

@@ -1,9 +1,12 @@
 """Exceptions of the engine."""
+from celery.exceptions import CeleryError, Ignore
 
 __all__ = (
+    'IgnoredByWindow',
     'InvalidArguments',
     'NotRerunnable',
     'RetryNotSent',
+    'TaskConflict',
     'TaskFailed',
 )
 
@@ -26,6 +29,10 @@ class RetryNotSent(Exception):
         super().__init__('The task asked to be tried again and sent no message for it: raise self.retry(...) instead')
 
 
+class IgnoredByWindow(Ignore):
+    """A run whose task has succeeded a short time ago (`ignore_task_after_success`)."""
+
+
 class InvalidArguments(ValueError):
     """Arguments do not fit a task. `errors` says what is wrong, by parameter (`__all__` for the call as a whole)."""
 
@@ -34,3 +41,11 @@ class InvalidArguments(ValueError):
             message if name == '__all__' else f'{name}: {message}' for name, message in errors.items()
         ))
         self.errors = errors
+
+
+class TaskConflict(CeleryError):
+    """A call with `on_conflict="fail"` whose key has as many runs under way as it may. `task_id` is one of them."""
+
+    def __init__(self, message, task_id=None):
+        super().__init__(message)
+        self.task_id = task_id

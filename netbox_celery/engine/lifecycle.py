@@ -32,6 +32,7 @@ __all__ = (
 
 TABLE = 'netbox_celery_celeryresult'
 WORKERS = 'netbox_celery_celeryworker'
+WINDOWS = 'netbox_celery_ignorewindow'
 
 #: Claims that a run's history keeps: the first ones, and the latest in the place of the last.
 MOST_ATTEMPTS = 100
@@ -39,8 +40,9 @@ MOST_ATTEMPTS = 100
 MOST_LOSSES = 5
 
 WAITING = "status IN ('pending', 'scheduled', 'retrying')"
-#: The row holds what it takes to send it: not that of a task which replaced itself by a chain, before its last step.
-SENDABLE = '(nesting = 0 OR message IS NOT NULL)'
+#: The row holds what it takes to send it (not that of a task which replaced itself by a chain, before its last step),
+#: and does not wait in line for a place under its concurrency key.
+SENDABLE = '(nesting = 0 OR message IS NOT NULL) AND concurrency_slot IS DISTINCT FROM 0'
 UNFINISHED = "status IN ('pending', 'scheduled', 'retrying', 'running')"
 
 # GUARANTEE: of all messages and copies of messages of an attempt, one gets to run, and none after a cancel or an end.
@@ -108,7 +110,7 @@ FINISH = f"""
         completed = now(), last_updated = now(), message = NULL, in_backend = %(in_backend)s,
         attempts = {{attempts}}
     WHERE task_id = %(task_id)s AND {{guard}}
-    RETURNING id, status, reason
+    RETURNING id, status, reason, CASE WHEN concurrency_slot IS NOT NULL THEN concurrency_key END AS key
 """
 # One entry of the history a claim, in order: a claim's own entry is the one before its number.
 END_ATTEMPT = """jsonb_set(jsonb_set(attempts, ARRAY[{index}, 'ended'], to_jsonb(now())),
@@ -124,11 +126,25 @@ FINISH_BY = {
     ),
     'waiting': FINISH.format(attempts='attempts', guard=WAITING),
 }
+# GUARANTEE: an ignore window is in force no later than the success that opens it can be seen.
+OPEN_WINDOW = f"""
+    INSERT INTO {WINDOWS} (key, until, task_id) VALUES (%(key)s, %(until)s, %(task_id)s)
+    ON CONFLICT (key) DO UPDATE SET until = EXCLUDED.until, task_id = EXCLUDED.task_id
+"""
+FINISH_AND_OPEN = f"""
+    WITH ended AS ({FINISH_BY['claim']}), opened AS (
+        INSERT INTO {WINDOWS} (key, until, task_id)
+        SELECT %(window)s, now() + make_interval(secs => %(length)s), %(task_id)s::uuid FROM ended
+        WHERE status = 'completed'
+        ON CONFLICT (key) DO UPDATE SET until = EXCLUDED.until, task_id = EXCLUDED.task_id
+    )
+    SELECT * FROM ended
+"""
 
 
 def finish(
     connection, task_id, status, *, claims=None, holder=None, attempt=None, reason='', result='null', error='',
-    traceback='', in_backend=False, patience=60
+    traceback='', in_backend=False, window=None, patience=60
 ):
     """End a run.
 
@@ -144,16 +160,20 @@ def finish(
         error: What went wrong, in a line.
         traceback: Where it went wrong.
         in_backend: Whether Celery's result backend will hold more of the result than the row.
+        window: With `claims`: the ignore window that a success opens, `(key, seconds)`.
         patience: For how long to try to reach the database, seconds.
 
     Returns:
-        `(id, status, reason)` as written, or `None` if the run was not in a state from which this end may be reached.
+        `(id, status, reason, key)` as written, or `None` if the run was not in a state from which this end may be
+        reached. `key` is the concurrency key under which a place is free now.
     """
     by = 'claim' if claims is not None else 'holder' if holder is not None else 'waiting'
-    rows = connection.execute(FINISH_BY[by], {
+    statement = FINISH_BY[by] if window is None else FINISH_AND_OPEN
+    key, length = window or (None, None)
+    rows = connection.execute(statement, {
         'task_id': task_id, 'status': status, 'claims': claims, 'holder': holder, 'attempt': attempt,
         'reason': reason, 'result': result, 'error': clean_text(error), 'traceback': clean_text(traceback),
-        'in_backend': in_backend,
+        'in_backend': in_backend, 'window': key, 'length': length,
     }, patience=patience)
     return rows[0] if rows else None
 
@@ -241,7 +261,7 @@ CANCEL = f"""
         completed = CASE WHEN {WAITING} THEN now() END,
         message = CASE WHEN {WAITING} THEN NULL ELSE message END
     WHERE id = ANY(%s) AND {UNFINISHED} AND cancelled IS NULL
-    RETURNING id, task_id, status, holder
+    RETURNING id, task_id, status, holder, CASE WHEN completed IS NOT NULL THEN concurrency_key END
 """
 
 
@@ -254,7 +274,8 @@ def cancel(connection, ids, error=''):
         error: By whom, in a line.
 
     Returns:
-        A list of `(id, task_id, status, holder)` of those that could still be cancelled.
+        A list of `(id, task_id, status, holder, key)` of those that could still be cancelled. `key` is the concurrency
+        key under which a place may be free now.
     """
     return execute(connection, CANCEL, (clean_text(error), list(ids)))
 

@@ -11,11 +11,13 @@ from django.contrib.contenttypes.models import ContentType
 from django.db.models import Model, Q
 
 __all__ = (
+    'HEADER',
     'NOT_SENT',
     'Own',
     'is_internal',
     'is_own',
     'lift',
+    'mark',
     'parameter_names',
     'sent_options',
     'split',
@@ -25,6 +27,9 @@ __all__ = (
 OWN_PREFIX = 'netbox_'
 OWN_DICT = 'netbox_kwargs'
 OWN_NAMES = ('name', 'user', 'object', 'value_max', 'data', 'tags', 'track', 'schedule')
+
+#: The message header that says that a run has a row (or, if `False`, shall have none).
+HEADER = 'netbox_celery'
 
 #: Options that mean something only in the process of the call, or that `send()` works out by itself.
 NOT_SENT = frozenset((
@@ -147,6 +152,18 @@ def _reference(obj):
         return ContentType.objects.get_for_model(obj, for_concrete_model=False).pk, obj.pk
     label, pk = obj
     return ContentType.objects.get_by_natural_key(*label.lower().split('.')).pk, int(pk)
+
+
+def mark(options, tracked=True):
+    """Say in the headers of a message whether its run has a row, in the caller's own dict of options.
+
+    Args:
+        tracked: Whether it has, or what the worker has to know of it beside that: a dict.
+    """
+    headers = options.get('headers') or {}
+    if tracked is True and isinstance(headers.get(HEADER), dict):
+        return  # it says so, and more: a retry, or a row that is sent again
+    options['headers'] = {**headers, HEADER: tracked}
 
 
 def sent_options(options, task):

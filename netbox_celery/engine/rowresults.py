@@ -48,18 +48,27 @@ def _query(ids):
     return execute(connection, TOLD, (ids,))
 
 
+# A run that was ignored has ended. With Celery alone, who waits for its result waits for ever.
+states.READY_STATES |= {states.IGNORED}
+
+
 class RowResultsMixin:
     """Lets a Redis backend find results in rows, and publish results without storing them."""
+
+    READY_STATES = states.READY_STATES
 
     def can_publish(self, request):
         """Whether a row holds all that Celery would store of a success: it knows nothing of children."""
         return not request.children and not self.app.conf.result_extended
 
-    def publish_result(self, task_id, result, request):
-        """Tell those who wait that a task succeeded; its row holds the result."""
-        meta = self._get_result_meta(result=result, state=states.SUCCESS, traceback=None, request=request)
+    def publish_result(self, task_id, result, request, state=states.SUCCESS):
+        """Tell those who wait that a task has ended; its row holds the result."""
+        meta = self._get_result_meta(result=result, state=state, traceback=None, request=request)
         meta['task_id'] = task_id
         self.ensure(self.client.publish, (self.get_key_for_task(task_id), self.encode(meta)))
+
+    def get_many(self, *args, **kwargs):
+        return super().get_many(*args, **{'READY_STATES': self.READY_STATES} | kwargs)
 
     def get(self, key):
         value = super().get(key)

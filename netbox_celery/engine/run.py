@@ -22,6 +22,7 @@ class Run:
         'is_cancelled',
         'lines',
         'next_eta',
+        'opens',
         'recorded',
         'refused',
         'replaced',
@@ -30,6 +31,7 @@ class Run:
         'row',
         'task_id',
         'user_id',
+        'window',
     )
 
     def __init__(self, task_id, id=None, claims=0, attempt=1, user_id=None, request_id=None):
@@ -53,6 +55,9 @@ class Run:
         self.retried = False
         #: The time for which `retry()` sent the next attempt.
         self.next_eta = None
+        #: Key of its ignore window, and what its success opens: that key, and seconds.
+        self.window = None
+        self.opens = None
         #: Whether anything of it went to the recorder.
         self.recorded = False
         #: Log lines taken, and those left out over the limit.

@@ -23,15 +23,19 @@ from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
 from ..config import get_config
 from . import lifecycle
+from .admission import is_window_open
 from .backend import describe, describe_failure
 from .database import get_connection
-from .enqueue import HEADER, INSERT, foreign_row, is_tracked
-from .exceptions import RetryNotSent
+from .enqueue import is_tracked
+from .exceptions import IgnoredByWindow, RetryNotSent
 from .loghandler import install_log_handler
+from .options import HEADER
 from .outcome import finish_run, retry_run
 from .payload import is_uuid
 from .presence import Presence, close_run, identity, requeue_run
 from .recorder import recorder
+from .rowresults import RowResultsMixin
+from .rows import INSERT, foreign_row
 from .run import Run, get_run
 from .upstream import end_dependents
 
@@ -56,8 +60,8 @@ def begin(task):
     if request is None or request.called_directly or request.is_eager or 'netbox_run' in request.__dict__:
         return
     request.netbox_run = None
-    tracked_by_caller = bool(request.get(HEADER))
-    if not tracked_by_caller and (request.get(HEADER) is False or not is_tracked(task)):
+    tracked_by_caller = request.get(HEADER)
+    if not tracked_by_caller and (tracked_by_caller is False or not is_tracked(task)):
         return
     if not is_uuid(request.id):
         return
@@ -68,9 +72,20 @@ def begin(task):
     if claimed is None:
         _refuse(task, request)
     id, claims, attempt, user_id, request_id = claimed
-    request.netbox_run = Run(
+    request.netbox_run = run = Run(
         request.id, id=id, claims=claims, attempt=attempt, user_id=user_id, request_id=request_id
     )
+    if isinstance(tracked_by_caller, dict):
+        _look_at_window(run, tracked_by_caller)
+
+
+def _look_at_window(run, header):
+    """Go no further if the task has succeeded since the call."""
+    run.window = header.get('window')
+    if header.get('length'):
+        run.opens = (run.window, header['length'])
+    if run.window and is_window_open(get_connection().execute, run.window, run.task_id):
+        raise IgnoredByWindow('Not run: it succeeded only a short time ago')
 
 
 def _claim(request):
@@ -120,8 +135,11 @@ def on_postrun(sender=None, state=None, retval=None, **kwargs):
         # A thread that leaves by `sys.exit()`: there is no parent to tell of it, and Celery does not.
         finish_run(run, Status.STATUS_ERRORED, error=describe(sys.exception()))
     elif state == states.IGNORED and not run.replaced:
-        finish_run(run, Status.STATUS_IGNORED, error=_message(retval))
+        reason = Reason.REASON_IGNORE_WINDOW if isinstance(retval, IgnoredByWindow) else ''
+        finish_run(run, Status.STATUS_IGNORED, reason=reason, error=_message(retval))
         end_dependents(sender.backend, request, retval or Ignore('ignored'))
+        if isinstance(sender.backend, RowResultsMixin):
+            sender.backend.publish_result(run.task_id, None, request, states.IGNORED)
     elif state == states.REJECTED and retval is not None:
         if retval.requeue and sender.acks_late:
             recorder.flush(run)

@@ -7,7 +7,7 @@ import logging
 from uuid import UUID
 
 from billiard.exceptions import WorkerLostError
-from celery import Celery, states
+from celery import states
 from celery.exceptions import TaskRevokedError
 from celery.worker import state
 from django.db import close_old_connections
@@ -17,10 +17,11 @@ from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
 from ..config import get_config
 from . import catalogue, lifecycle
-from .enqueue import mark
+from .admission import advance_all
 from .missing import GRACE, find_fetched, find_missing
 from .payload import PayloadDecoder, is_uuid
 from .presence import identity
+from .resend import COLUMNS, send_row
 from .upstream import tell_backend
 
 __all__ = (
@@ -57,10 +58,7 @@ HELD = f"""
     WHERE status = 'running' AND completed IS NULL AND holder = %s
 """
 UNSENT = f"""
-    SELECT id, task_id, celery_name, args::text, kwargs::text, options::text, message,
-        -- The message must ask for the attempt that is due, or no claim will take it.
-        CASE WHEN status = 'retrying' THEN attempt ELSE GREATEST(attempt - 1, 0) END, scheduled
-    FROM {lifecycle.TABLE}
+    SELECT id, {COLUMNS} FROM {lifecycle.TABLE}
     WHERE {lifecycle.WAITING} AND completed IS NULL AND sent IS NULL AND {lifecycle.SENDABLE}
         -- What was claimed before has lost its message for sure.
         AND (claims > 0 OR last_updated < now() - make_interval(secs => %(after)s))
@@ -73,6 +71,8 @@ EXPIRED = f"""
 """
 MARK_SENT = f'UPDATE {lifecycle.TABLE} SET sent = now() WHERE id = %s AND sent IS NULL'
 FORGET_WORKERS = f"DELETE FROM {lifecycle.WORKERS} WHERE heartbeat < now() - interval '1 day'"
+
+FORGET_WINDOWS = f'DELETE FROM {lifecycle.WINDOWS} WHERE until < now()'
 
 
 def duties(app):
@@ -108,8 +108,10 @@ def sweep(connection, app, settled):
             close_lost(connection, app)
             find_fetched(connection, app, settled)
         expire(connection, app)
+        advance_all(app, connection.execute)
         resend(connection, app)
         connection.execute(FORGET_WORKERS)
+        connection.execute(FORGET_WINDOWS)
 
 
 def close_lost(connection, app):
@@ -210,13 +212,3 @@ def resend(connection, app):
             continue
         connection.execute(MARK_SENT, (id,))
         logger.info('Task %s[%s] was sent again', name, task_id)
-
-
-def send_row(app, task_id, name, args, kwargs, options, message, retries, scheduled):
-    """Send the message of a row; JSON columns as text."""
-    decode = PayloadDecoder().decode
-    args, kwargs, *instead = decode(message) if message else (decode(args), decode(kwargs))
-    name, options = instead or (name, decode(options))
-    options |= {'retries': retries, 'eta': scheduled}
-    mark(options)
-    Celery.send_task(app, name, args, kwargs, task_id=str(task_id), add_to_parent=False, **options)

@@ -27,6 +27,7 @@ from .database import get_connection
 from .options import Own, lift, split
 from .payload import PayloadDecoder, clean_text, is_uuid
 from .recorder import recorder
+from .rows import build_row, insert_statement
 from .run import Run, get_run
 
 __all__ = (
@@ -154,19 +155,17 @@ class UpstreamMixin:
 
 # GUARANTEE: a step that was sent keeps what becomes of it. A row that is there already is closed only if it waits for
 # an earlier step: that of a task which replaced itself by a chain.
-CLOSE = f"""
-    INSERT INTO {lifecycle.TABLE} AS run ({{names}}, reason, error, completed)
-    VALUES ({{values}}, 'upstream_failed', %(error)s, now())
-    ON CONFLICT (task_id) DO UPDATE SET
+CLOSE = insert_statement(
+    conflict='''DO UPDATE SET
         status = 'errored', reason = 'upstream_failed', error = EXCLUDED.error, completed = now(), last_updated = now()
-    WHERE run.status IN ('pending', 'scheduled', 'retrying') AND run.nesting > 0 AND run.message IS NULL
-    RETURNING id
-"""
+        WHERE run.status IN ('pending', 'scheduled', 'retrying') AND run.nesting > 0 AND run.message IS NULL''',
+    reason="'upstream_failed'", error='%(error)s', completed='now()',
+)
 
 
 def _close(app, signature, exc):
     """Write that a single step will never run. Returns `False` if it was sent."""
-    from .enqueue import COLUMNS, CONSTANTS, build_row, find_task, is_tracked
+    from .enqueue import find_task, is_tracked
 
     options, own = split(signature.get('options') or {})
     name, task_id = signature['task'], options.get('task_id')
@@ -189,13 +188,8 @@ def _close(app, signature, exc):
                 'parent_id': options.get('parent_id') or culprit.task_id}
     row = build_row(app, name, signature.get('args'), kwargs, options, own, task, culprit)
     row |= {'status': Status.STATUS_ERRORED, 'message': None, 'error': clean_text(culprit.sentence)}
-    constants = {key: value for key, value in CONSTANTS.items() if key not in ('reason', 'error')}
     connection = get_connection()
-    written = connection.execute(CLOSE.format(
-        names=', '.join((*constants, *COLUMNS)),
-        values=', '.join((*constants.values(), *(f'%({column})s' for column in COLUMNS))),
-    ), row, patience=5)
-    if written:
+    if connection.execute(CLOSE, row, patience=5):
         return True
     found = connection.execute(EXISTING, (task_id,), patience=5)
     return not found or found[0][1] in (Reason.REASON_UPSTREAM_FAILED, Reason.REASON_PUBLISH_FAILED)

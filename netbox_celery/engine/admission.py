@@ -1,0 +1,249 @@
+"""Whether a call gets to run: the places under its concurrency key, the line before them, and ignore windows.
+
+A place is a number in the row of a run. Of the runs under a key that have not ended, no two have the same: that is a
+unique index of PostgreSQL, so there is no lock that could outlive its owner, and whatever ends a run - itself, its
+worker's parent, a sweep, a cancel - frees its place in the same statement. A run without a place waits in line (place
+0), unsent; who ends a run gives its place to the next in line, and the sweep does if nobody else did.
+
+A window is a row of its own, written by the statement that ends a run with success.
+"""
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from django.db import IntegrityError, connection
+
+from ..choices import ResultReasonChoices as Reason
+from ..choices import ResultStatusChoices as Status
+from . import lifecycle
+from .database import execute
+from .exceptions import TaskConflict
+from .lifecycle import TABLE
+from .resend import COLUMNS, send_row
+from .rows import INSERT, insert_statement
+
+__all__ = (
+    'Admission',
+    'admit',
+    'advance',
+    'advance_all',
+    'evict',
+    'is_processing',
+    'is_window_open',
+    'open_window',
+    'why_not_now',
+)
+
+logger = logging.getLogger(__name__)
+
+#: Who waits for the end of the call itself, whose ID they know: such a call cannot become another run.
+DEPENDENTS = ('chain', 'chord', 'link', 'group_id')
+#: So often a place that was just freed may be gone again before a call gives up.
+ATTEMPTS = 100
+
+TAKEN = f'SELECT FROM {TABLE} WHERE concurrency_key = %(key)s::text AND concurrency_slot = slot AND completed IS NULL'
+HOLDING = 'concurrency_key = %(key)s AND concurrency_slot > 0 AND completed IS NULL'
+PLACE = {'concurrency_key': '%(key)s::text', 'concurrency_limit': '%(limit)s::int', 'stale_after': '%(stale_after)s'}
+
+# GUARANTEE: of all calls and processes, `limit` at most have a place under a key. With none free this asks for the
+# first, which the unique index refuses; a call in a transaction that has not ended yet is waited for.
+TAKE = insert_statement(**PLACE, concurrency_slot=f'''COALESCE((
+    SELECT min(slot) FROM generate_series(1, %(limit)s::int) AS slot WHERE NOT EXISTS ({TAKEN})
+), 1)''')
+LINE_UP = insert_statement(**PLACE, concurrency_slot='0', reason=f"'{Reason.REASON_QUEUED}'")
+CLOSED = insert_statement(reason='%(reason)s', error='%(error)s', completed='now()')
+
+HOLDER = f'SELECT task_id::text FROM {TABLE} WHERE {HOLDING} ORDER BY id LIMIT 1'
+EARLIER = f'''
+    SELECT id FROM {TABLE} WHERE concurrency_key = %(key)s AND completed IS NULL AND concurrency_slot >= 0
+        AND cancelled IS NULL AND id < %(id)s
+'''
+EXISTS = f'SELECT 1 FROM {TABLE} WHERE task_id = %(task_id)s'
+# GUARANTEE: who lost its place does not get it back, and ends without touching that of its successor.
+EVICT = f'''
+    UPDATE {TABLE} SET concurrency_slot = NULL, last_updated = now() WHERE {HOLDING} AND stale_after < now()
+    RETURNING task_id::text
+'''
+# GUARANTEE: first in line, first served. Who else gives places away waits for the row of the first, and finds it gone.
+GIVE = f'''
+    UPDATE {TABLE} AS run SET
+        concurrency_slot = (
+            SELECT min(slot) FROM generate_series(1, concurrency_limit) AS slot WHERE NOT EXISTS ({TAKEN})
+        ),
+        reason = '', last_updated = now()
+    WHERE id = (
+        SELECT id FROM {TABLE} WHERE concurrency_key = %(key)s AND concurrency_slot = 0 AND completed IS NULL
+        ORDER BY id LIMIT 1
+    ) AND concurrency_slot = 0 AND completed IS NULL AND EXISTS (
+        SELECT FROM generate_series(1, concurrency_limit) AS slot WHERE NOT EXISTS ({TAKEN})
+    )
+    RETURNING id, {COLUMNS}
+'''
+LINES = f'SELECT DISTINCT concurrency_key FROM {TABLE} WHERE completed IS NULL AND concurrency_slot = 0'
+# What somebody else sends meanwhile is sent twice at the worst, and claimed once.
+MARK_SENT = f'UPDATE {TABLE} SET sent = now() WHERE id = %(id)s AND sent IS NULL'
+
+IS_OPEN = f'''
+    SELECT 1 FROM {lifecycle.WINDOWS}
+    WHERE key = %(key)s AND until > now() AND task_id IS DISTINCT FROM %(task_id)s::uuid
+'''
+
+
+@dataclass
+class Admission:
+    """What became of a call."""
+    #: Primary key of its row; `None` if the ID was taken, or it is another run.
+    id: int | None = None
+    #: The run under way that it is: its ID.
+    joined: str | None = None
+    #: It waits in line; its message goes out when it is its turn.
+    waits: bool = False
+    #: Why it has ended as ignored, and whether that is an ignore window.
+    ignored: str = ''
+    in_window: bool = False
+
+
+def admit(policy, row, options, insert):
+    """Insert the row of a call that has a policy, if the policy lets it.
+
+    Args:
+        policy: The `Policy`.
+        row: The column values of the row.
+        options: Options of the call.
+        insert: Called with an `INSERT` statement: executes it for the row, and returns the primary key, or `None`.
+
+    Returns:
+        An `Admission`.
+
+    Raises:
+        TaskConflict: The policy says so.
+    """
+    start = max(filter(None, (row['created'], row['scheduled'])))
+    row |= {'key': policy.key, 'limit': policy.limit, 'stale_after': None if policy.stale_after is None else (
+        start + timedelta(seconds=policy.stale_after)
+    )}
+    if policy.window and is_window_open(_execute, policy.window):
+        return _ignore(row, insert, Reason.REASON_IGNORE_WINDOW, 'Not run: it succeeded only a short time ago')
+    if policy.key is None:
+        return Admission(insert(INSERT))
+    if policy.on_conflict in ('queue', 'replace'):
+        id = insert(LINE_UP)
+        if id is not None and policy.on_conflict == 'replace':
+            _supersede(policy, id, row['task_id'])
+        return Admission(id, waits=id is not None)
+    for __ in range(ATTEMPTS):
+        id = insert(TAKE)
+        if id is not None or _execute(EXISTS, row):
+            return Admission(id)
+        if not evict(_execute, policy.key) and (holders := _execute(HOLDER, row)):
+            return _settle(policy, row, options, insert, holders[0][0])
+    raise TaskConflict(f'{policy.task}: no place under the key {policy.key} could be had')
+
+
+def _execute(sql, params):
+    return execute(connection, sql, params)
+
+
+def _settle(policy, row, options, insert, holder):
+    """Decide what becomes of a call whose key has no place left."""
+    if policy.on_conflict == 'fail':
+        raise TaskConflict(f'{policy.task} is under way already, as {holder} (key {policy.key})', holder)
+    if policy.on_conflict == 'skip':
+        return _ignore(row, insert, Reason.REASON_SKIPPED, f'Not run: [{holder}] with the same key was under way')
+    if any(options.get(name) for name in DEPENDENTS):
+        # What is to happen after it cannot be hung on a run that was sent
+        return _ignore(row, insert, Reason.REASON_JOINED, f'Not run: [{holder}] with the same arguments was under way')
+    return Admission(joined=holder)
+
+
+def _ignore(row, insert, reason, error):
+    row |= {'status': Status.STATUS_IGNORED, 'reason': reason, 'error': error, 'message': None}
+    return Admission(insert(CLOSED), ignored=error, in_window=reason == Reason.REASON_IGNORE_WINDOW)
+
+
+def _supersede(policy, id, task_id):
+    """Cancel those that came before under a key."""
+    from .control import cancel_many
+
+    ids = [id for (id,) in _execute(EARLIER, {'key': policy.key, 'id': id})]
+    if ids:
+        cancel_many(ids, error=f'Superseded by {task_id}')
+
+
+def is_processing(policy):
+    """Whether a run with the key of a policy is under way, and not stale."""
+    return not evict(_execute, policy.key) and bool(_execute(HOLDER, {'key': policy.key}))
+
+
+def why_not_now(policy):
+    """Return why a call that makes no row must not run now, as the name of its hook; `None` if it may."""
+    if policy.window and is_window_open(_execute, policy.window):
+        return 'ignored'
+    return 'unique' if policy.key and is_processing(policy) else None
+
+
+# The line
+
+def evict(run_sql, key):
+    """Take the places of runs that are stale. Returns whether there were any."""
+    evicted = run_sql(EVICT, {'key': key})
+    for (task_id,) in evicted:
+        logger.warning('Task %s is stale: it keeps no others with the key %s from running any more', task_id, key)
+    return bool(evicted)
+
+
+def advance(app, run_sql, key, but=None):
+    """Give free places under a key to those that are first in line, and send their messages.
+
+    Args:
+        app: The Celery app.
+        run_sql: Executes a statement, outside of transactions.
+        key: The concurrency key.
+        but: Primary key of a run that the caller sends itself.
+
+    Returns:
+        Whether that run got a place.
+    """
+    found = False
+    while rows := _give(run_sql, key):
+        id, *row = rows[0]
+        if id == but:
+            found = True
+            continue
+        try:
+            send_row(app, *row)
+        except Exception as exc:  # noqa: BLE001 - brokers fail each in their own way
+            logger.error('Task %s could not be sent, it will be sent again: %s', row[0], exc)
+        else:
+            run_sql(MARK_SENT, {'id': id})
+    return found
+
+
+def _give(run_sql, key):
+    for __ in range(ATTEMPTS):
+        try:
+            return run_sql(GIVE, {'key': key})
+        except IntegrityError:
+            continue  # a call has just taken the place that was free
+    return []
+
+
+def advance_all(app, run_sql):
+    """Do so for every line: whoever should have done it may have died."""
+    for (key,) in run_sql(LINES, {}):
+        evict(run_sql, key)
+        advance(app, run_sql, key)
+
+
+# Ignore windows
+
+def is_window_open(run_sql, key, task_id=None):
+    """Whether calls with a key are to be ignored now. Windows of the run that asks (`task_id`) do not count."""
+    return bool(run_sql(IS_OPEN, {'key': key, 'task_id': task_id}))
+
+
+def open_window(run_sql, key, length, task_id):
+    """Let calls with a key be ignored from now on, for a length in seconds."""
+    run_sql(lifecycle.OPEN_WINDOW, {
+        'key': key, 'until': datetime.now(UTC) + timedelta(seconds=length), 'task_id': task_id
+    })

@@ -1,0 +1,205 @@
+"""Concurrency keys: at most so many runs at a time, and what becomes of a call past the limit."""
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from django.db import connection, transaction
+from netbox_test_plugin import policies, tasks
+from netbox_test_plugin.side import notes, open_gate
+
+from netbox_celery.engine.admission import advance_all
+from netbox_celery.engine.database import EngineConnection
+from netbox_celery.engine.sweep import resend
+from netbox_celery.models import CeleryResult
+from netbox_celery.tasks import TaskConflict
+
+from .support import ended, row, until, waiting
+
+keyed = policies.keyed
+
+
+def test_line(worker, gate):
+    """One runs, the others wait in line, unsent; each end lets the next one begin, in the order of the calls."""
+    runs = [worker.send(keyed, 'sw1', gate) for __ in range(4)]
+    until(lambda: notes(runs[0].id))
+    other = worker.send(keyed, 'sw2')
+    assert ended(other).status == 'completed'
+    for run in runs[1:]:
+        assert (row(run).status, row(run).reason, row(run).sent) == ('pending', 'queued', None)
+
+    open_gate(gate)
+    rows = [ended(run) for run in runs]
+    assert [found.status for found in rows] == ['completed'] * 4
+    for before, after in zip(rows, rows[1:]):
+        assert after.started >= before.completed
+    assert [len(notes(run.id)) for run in runs] == [2] * 4
+    assert runs[3].get(timeout=10) == 'sw1'
+
+
+def test_limit(threads, gate):
+    """With a limit of three there are three at a time, of whatever task."""
+    runs = [threads.send(tasks.hold, gate, concurrency_key='site', limit=3, on_conflict='queue') for __ in range(3)]
+    runs += [threads.send(tasks.echo, concurrency_key='site', limit=3, on_conflict='queue') for __ in range(3)]
+    for run in runs[:3]:
+        until(lambda: notes(run.id))
+    assert [row(run).reason for run in runs] == [''] * 3 + ['queued'] * 3
+    open_gate(gate)
+    assert {ended(run).status for run in runs} == {'completed'}
+
+
+def test_skip(threads, gate):
+    """The call has a row that says so, and nobody waits for it."""
+    first = threads.send(keyed, 'sw1', gate, on_conflict='skip')
+    second = threads.send(keyed, 'sw1', gate, on_conflict='skip')
+    assert (second.state, second.get(timeout=5)) == ('IGNORED', None)
+    assert (row(second).status, row(second).reason) == ('ignored', 'skipped')
+    assert first.id in row(second).error
+    open_gate(gate)
+    assert ended(first).status == 'completed'
+    assert notes(second.id) == []
+
+
+def test_join(threads, gate):
+    first = threads.send(keyed, 'sw1', gate, on_conflict='join')
+    assert threads.send(keyed, 'sw1', 'whatever', on_conflict='join').id == first.id
+    open_gate(gate)
+
+
+def test_fail(threads, gate):
+    first = threads.send(keyed, 'sw1', gate, on_conflict='fail')
+    with pytest.raises(TaskConflict, match='under way') as caught:
+        threads.send(keyed, 'sw1', on_conflict='fail')
+    assert caught.value.task_id == first.id
+    assert CeleryResult.objects.count() == 1
+    open_gate(gate)
+    ended(first)
+    assert threads.run(keyed, 'sw1', on_conflict='fail').status == 'completed'
+
+
+def test_fail_does_not_spoil_a_transaction(threads, gate):
+    first = threads.send(keyed, 'sw1', gate, on_conflict='fail')
+    with transaction.atomic():
+        with pytest.raises(TaskConflict):
+            threads.send(keyed, 'sw1', on_conflict='fail')
+        assert threads.send(keyed, 'sw1', on_conflict='join').id == first.id
+    open_gate(gate)
+
+
+def test_replace(prefork, gate):
+    """The newest takes over: what runs is ended, what waits never starts."""
+    first = prefork.send(keyed, 'sw1', 'never', on_conflict='replace')
+    until(lambda: notes(first.id))
+    second = keyed.apply_async(('sw1', 'never'), queue='nobody', on_conflict='replace')
+    third = prefork.send(keyed, 'sw1', on_conflict='replace')
+
+    assert ended(third, 30).status == 'completed'
+    for run in (first, second):
+        assert ended(run).status == 'revoked'
+    assert third.id in row(second).error
+    assert [what for __, what in notes(first.id)] == ['started']
+    assert notes(second.id) == []
+    assert row(third).started >= row(first).completed
+
+
+def test_cancel_in_line(threads, gate):
+    """Who leaves the line lets others pass; who holds the place and has not begun gives it to the next."""
+    holder = keyed.apply_async(('sw1',), queue='nobody')
+    leaves = threads.send(keyed, 'sw1')
+    last = threads.send(keyed, 'sw1')
+    row(leaves).cancel()
+    assert row(last).reason == 'queued'
+    row(holder).cancel()
+    assert ended(last).status == 'completed'
+    assert notes(leaves.id) == []
+
+
+@pytest.mark.parametrize('how', ['child', 'worker'])
+def test_death_of_the_holder(make_worker, threads, how):
+    """The line goes on after what held the place was lost, and after the worker of those in it died, too."""
+    victim = make_worker('victim-line').start().ready()
+    first = victim.send(keyed, 'sw1', 'never')
+    second = threads.send(keyed, 'sw1')
+    pid = until(lambda: notes(first.id))[0][0]
+    os.kill(victim.process.pid if how == 'worker' else pid, signal.SIGKILL)
+    assert ended(first, 90).reason == 'worker_lost'
+    assert ended(second, 60).status == 'completed'
+
+
+def test_transaction(threads, gate):
+    """In line since the commit; a rollback leaves nobody in it."""
+    with transaction.atomic():
+        first = threads.send(keyed, 'sw1')
+        second = threads.send(keyed, 'sw1')
+        assert (row(first).reason, row(second).reason) == ('queued', 'queued')
+    assert ended(first).status == ended(second).status == 'completed'
+    with transaction.atomic():
+        threads.send(keyed, 'sw1', 'never')
+        transaction.set_rollback(True)
+    assert threads.run(keyed, 'sw1').status == 'completed'
+
+
+def test_many_in_line(threads):
+    """Many callers and many ends at once: never two at a time, nobody is forgotten, each runs once."""
+    def call(number):
+        try:
+            return threads.send(keyed, f'sw{number % 3}')
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(call, range(90)))
+    rows = [ended(run, 60) for run in runs]
+    assert {found.status for found in rows} == {'completed'}
+    assert [len(notes(run.id)) for run in runs] == [2] * 90
+    for number in range(3):
+        times = CeleryResult.objects.filter(concurrency_key=f'device-sw{number}').order_by('started').values_list(
+            'started', 'completed'
+        )
+        assert all(after[0] >= before[1] for before, after in zip(times, times[1:]))
+
+
+def test_line_is_found_by_the_sweep():
+    """Whoever should have let the next one begin may have died: before it gave the place away, or before it sent."""
+    holder = keyed.apply_async(('sw1',), queue='nobody')
+    following = keyed.apply_async(('sw1',), queue='nobody-either')
+    CeleryResult.objects.filter(task_id=holder.id).update(status='completed', completed='2026-01-01T00:00Z')
+    own = EngineConnection()
+    from netbox_celery.celery import app
+    advance_all(app, own.execute)
+    assert (row(following).reason, row(following).concurrency_slot) == ('', 1)
+    assert row(following).sent
+    # As if it had died in between
+    CeleryResult.objects.filter(task_id=following.id).update(sent=None, last_updated='2026-01-01T00:00Z')
+    resend(own, app)
+    assert row(following).sent
+    own.close()
+
+
+def test_unsent_line_is_not_sent(threads):
+    """The sweep sends what was not sent, and that is not what waits in line."""
+    keyed.apply_async(('sw1',), queue='nobody')
+    following = threads.send(keyed, 'sw1')
+    CeleryResult.objects.update(last_updated='2026-01-01T00:00Z')
+    own = EngineConnection()
+    from netbox_celery.celery import app
+    resend(own, app)
+    own.close()
+    assert (row(following).sent, row(following).reason) == (None, 'queued')
+
+
+def test_key_from_a_function(threads, gate):
+    first = threads.send(tasks.hold, gate, concurrency_key=lambda task, args, kwargs: f'{task.name} {len(args)}')
+    assert row(first).concurrency_key == 'netbox_test_plugin:hold 1'
+    open_gate(gate)
+
+
+def test_key_that_lacks_an_argument():
+    with pytest.raises(Exception, match='names an argument'):
+        tasks.echo.apply_async(concurrency_key='{device}')
+
+
+def test_long_key(threads):
+    keys = {waiting(threads.send(tasks.echo, concurrency_key='x' * 300 + end), 'completed').concurrency_key
+            for end in 'ab'}
+    assert len(keys) == 2

@@ -1,0 +1,133 @@
+"""Hooks of a task: what it hears of its calls and of its runs."""
+from uuid import UUID
+
+import pytest
+from celery.exceptions import TimeoutError
+from django.db import transaction
+from kombu.exceptions import OperationalError
+from netbox_test_plugin import policies
+from netbox_test_plugin.side import notes, open_gate
+
+from netbox_celery.celery import app
+
+from .support import ended, until, waiting
+
+telling = policies.telling
+
+
+@pytest.fixture(autouse=True)
+def heard():
+    policies.Telling.heard.clear()
+    return policies.Telling.heard
+
+
+def told(run):
+    return [what for __, what in notes(run.id)]
+
+
+def whole(run, *last):
+    """Return what was told of a run when the last of it has come."""
+    return until(lambda: (found := told(run)) and found[-1].startswith(last) and found, 20, lambda: told(run))
+
+
+def test_run(worker, heard):
+    run = worker.send(telling, 'x', kwargs={'y': 1})
+    ended(run)
+    assert whole(run, 'success') == ["start ['x'] {'y': 1}", "success ['x'] {'y': 1} x"]
+    (apply, *first), (trigger, *second) = heard
+    assert (apply, trigger) == ('apply', 'trigger')
+    assert first == second
+    invocation_id, args, kwargs, task_id = first
+    assert UUID(invocation_id)
+    assert (args, kwargs, task_id) == (('x',), {'y': 1}, run.id)
+
+
+def test_invocations_differ(threads, heard):
+    threads.run(telling)
+    threads.run(telling)
+    assert len({entry[1] for entry in heard}) == 2
+
+
+def test_retry_and_failure(worker):
+    run = worker.send(telling, 'retry')
+    ended(run)
+    assert whole(run, 'success') == [
+        "start ['retry'] {}", "retry ['retry'] {} ValueError('once more') True", "start ['retry'] {}",
+        "success ['retry'] {} retry",
+    ]
+    run = worker.send(telling, 'fail')
+    ended(run)
+    assert whole(run, 'failure') == ["start ['fail'] {}", "failure ['fail'] {} ValueError ExceptionInfo"]
+
+
+@pytest.mark.parametrize('how,options,error', [
+    ('kill', {}, 'WorkerLostError'), ('long', {'time_limit': 1}, 'TimeLimitExceeded'),
+])
+def test_failure_that_the_parent_tells(prefork, how, options, error):
+    """Once, also where Celery reports it twice."""
+    run = prefork.send(telling, how, **options)
+    ended(run, 30)
+    prefork.run(telling)
+    assert [line for line in whole(run, 'failure') if line.startswith('failure')] == [
+        f"failure ['{how}'] {{}} {error} ExceptionInfo"
+    ]
+
+
+def test_commit(threads, heard):
+    """It has been called in the transaction, and is sent after it; or never."""
+    with transaction.atomic():
+        run = threads.send(telling)
+        assert [entry[0] for entry in heard] == ['apply']
+    assert [entry[0] for entry in heard] == ['apply', 'trigger']
+    ended(run)
+    with transaction.atomic():
+        threads.send(telling)
+        transaction.set_rollback(True)
+    assert [entry[0] for entry in heard] == ['apply', 'trigger', 'apply']
+
+
+def test_broker_refuses(heard):
+    with pytest.raises(OperationalError):
+        telling.apply_async(queue='x', connection=app.connection('redis://127.0.0.1:1/'), retry=False)
+    assert [entry[0] for entry in heard] == ['apply']
+
+
+def test_unique_and_ignored(threads, gate, heard):
+    task = app.tasks['netbox_test_plugin:telling_twice']
+    first = threads.send(task, gate)
+    second = threads.send(task, gate)
+    open_gate(gate)
+    waiting(first, 'completed')
+    third = threads.send(task, gate)
+    assert [(what, task_id) for what, __, __, __, task_id in heard] == [
+        ('apply', first.id), ('trigger', first.id), ('apply', first.id), ('unique', first.id), ('apply', third.id),
+        ('ignored', third.id),
+    ]
+    assert second.id == first.id
+
+
+def test_timeout(threads, heard):
+    with pytest.raises(TimeoutError):
+        telling.apply_async_and_get_result(timeout=0, countdown=2, queue=threads.queue)
+    assert [entry[0] for entry in heard] == ['apply', 'trigger', 'timeout']
+    assert heard[2][1] == heard[0][1]
+    assert heard[2][-1] == 'TimeoutError'
+    ended(heard[0][4])
+
+
+def test_eager(heard):
+    result = telling.apply(('x',))
+    assert [entry[0] for entry in heard] == ['apply', 'trigger']
+    assert told(result) == ["start ['x'] {}", "success ['x'] {} x"]
+    failed = telling.apply(('fail',))
+    assert told(failed)[-1] == "failure ['fail'] {} ValueError ExceptionInfo"
+
+
+def test_hook_that_raises(worker, heard):
+    """Changes nothing: neither the call, nor the run, nor that the next one may begin."""
+    raising = app.tasks['netbox_test_plugin:raising']
+    for __ in range(2):
+        result = worker.run(raising)
+        assert (result.status, result.result) == ('completed', 'done')
+    assert worker.run(raising, 'wrong').error == 'ValueError: wrong'
+    assert not raising.is_processing(('wrong',))
