@@ -97,8 +97,10 @@ class DatabaseScheduler(Scheduler):
     def _send(self):
         permissions, number = {}, 0
         until = time.monotonic() + SENDING_TIME
-        while time.monotonic() < until and schedules.fire_next(permissions):
-            number += 1
+        for pk in schedules.find_due():
+            number += schedules.fire(pk, permissions)
+            if time.monotonic() > until:
+                break
         return 0 if number else SHORT_WAIT
 
     def close(self):

@@ -24,7 +24,8 @@ from .payload import clean_text
 
 __all__ = (
     'DUE_HEADER',
-    'fire_next',
+    'find_due',
+    'fire',
     'resume_after_clock',
     'run_now',
 )
@@ -37,44 +38,54 @@ DUE_HEADER = 'netbox_celery_due'
 LATE = timedelta(seconds=60)
 #: When a schedule whose tick failed for a reason of our own is looked at again.
 PUT_OFF = timedelta(seconds=60)
+#: Schedules that are looked for at a time.
+BATCH = 100
 #: A transaction of a beat that hangs lets go of its schedule after so long.
 HANGING = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
 
 
-def fire_next(permissions):
-    """Start the run of the schedule that is due for longest, and reckon when it is due next.
+def find_due():
+    """Return the primary keys of schedules that are due, those that are due for longest first; not all if many are."""
+    return list(_due().order_by('next_run').values_list('pk', flat=True)[:BATCH])
+
+
+def _due():
+    from ..models import CelerySchedule
+
+    return CelerySchedule.objects.filter(enabled=True, next_run__lte=Now())
+
+
+def fire(pk, permissions):
+    """Start the run of a schedule that is due, and reckon when it is due next.
 
     GUARANTEE: each due time is acted upon once. The row of the schedule is locked, and its next time is written in the
     transaction that makes the row of the run, whose message goes out on commit; one that did not is sent by the sweep.
     So a beat that dies anywhere, or a second one at the same time, neither loses nor repeats a run.
 
     Args:
+        pk: Its primary key.
         permissions: A dict that remembers who may run what, for as long as that may be remembered.
 
     Returns:
-        Whether there was one.
+        Whether it was due, and in nobody else's hands.
 
     Raises:
         django.db.OperationalError: The database is away; nothing has happened.
     """
     from ..models import CelerySchedule
 
-    pk = None
     try:
         with transaction.atomic():
             with connection.cursor() as cursor:
                 cursor.execute(HANGING)
-            schedule = CelerySchedule.objects.select_related('task', 'owner').select_for_update(
+            schedule = _due().filter(pk=pk).select_related('task', 'owner').select_for_update(
                 skip_locked=True, no_key=True, of=('self',)
-            ).filter(enabled=True, next_run__lte=Now()).annotate(now=Now()).order_by('next_run').first()
+            ).annotate(now=Now()).first()
             if schedule is None:
                 return False
-            pk = schedule.pk
             CelerySchedule.objects.filter(pk=pk).update(**_fire(schedule, permissions))
-    except UNAVAILABLE:
-        raise
-    except Exception:
-        if pk is None:
+    except Exception as exc:
+        if isinstance(exc, UNAVAILABLE) and not connection.is_usable():
             raise
         logger.exception('Schedule %s could not be run, it is tried again in %s', pk, PUT_OFF)
         CelerySchedule.objects.filter(pk=pk).update(next_run=Now() + PUT_OFF)
