@@ -48,6 +48,9 @@ MEANINGLESS = frozenset((
     'help', 'version', 'settings', 'pythonpath', 'traceback', 'no_color', 'force_color', 'skip_checks',
 ))
 
+#: Defaults of options by which commands ask nobody anything: there is nobody who could answer.
+UNATTENDED = {'interactive': False, 'no_input': True, 'noinput': True}
+
 #: A signature that says nothing.
 ANYTHING = Signature([Parameter('args', Parameter.VAR_POSITIONAL), Parameter('options', Parameter.VAR_KEYWORD)])
 #: Kinds of values by what the parser does with an argument, else by the type that it makes of it.
@@ -88,9 +91,8 @@ class DjangoCommandTask(CeleryBaseTask):
 
     def run_command(self, args, options):
         """Run the command, with its output in the log of the current run; returns what the command returns."""
-        if 'interactive' in self.call_signature.parameters:
-            # There is nobody who could answer
-            options = {'interactive': False} | options
+        unattended = {name: UNATTENDED[name] for name in UNATTENDED.keys() & self.call_signature.parameters.keys()}
+        options = unattended | options
         with _written_to(self.log) as streams:
             try:
                 return call_command(self.command, *args, **options, **streams)
@@ -195,7 +197,7 @@ def _actions(parser):
 
 
 def _parameter(action, kind, required):
-    default = action.default if action.default != argparse.SUPPRESS and action.dest != 'interactive' else False
+    default = UNATTENDED.get(action.dest, action.default if action.default != argparse.SUPPRESS else None)
     return Parameter(
         action.dest, kind, annotation=_annotation(action, required or default is not None),
         default=Parameter.empty if required else default

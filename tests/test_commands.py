@@ -1,7 +1,9 @@
 """Django's commands as tasks: the setting, and what a command's parser tells of its calls."""
+import json
+
 import pytest
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management import CommandParser
+from django.core.management import CommandParser, get_commands
 from django.test import override_settings
 
 from netbox_celery import commands
@@ -107,6 +109,8 @@ def described():
     (['--quiet'], {'action': 'store_false'}, ('quiet', 'keyword_only', 'bool', False, True)),
     (['--noinput'], {'action': 'store_false', 'dest': 'interactive'},
      ('interactive', 'keyword_only', 'bool', False, False)),
+    (['--no-input'], {'action': 'store_true'}, ('no_input', 'keyword_only', 'bool', False, True)),
+    (['--shuffle'], {'type': int, 'default': '==SUPPRESS=='}, ('shuffle', 'keyword_only', 'int | None', False, None)),
 ])
 def test_parameters(described, names, options, expected):
     assert described((names, options)) == [expected]
@@ -128,6 +132,18 @@ def test_parameters_that_cannot_be_told(described, arguments):
 def test_hidden_parameters(described):
     """What the command's author hides is not shown."""
     assert described((['--secret'], {'help': '==SUPPRESS=='})) == []
+
+
+def test_every_command():
+    """Whatever Django, NetBox and its plugins have can be described, and what is shown of it is JSON."""
+    for command in get_commands():
+        parser = commands._load(command).create_parser('', command)
+        task = type('task', (), {
+            'call_signature': commands._signature(parser), '__doc__': commands._documentation(parser), 'run': None
+        })
+        described = describe_task(task)
+        assert json.dumps(described), command
+        RunForm(CeleryTask(name=command, **described))
 
 
 def test_form():
