@@ -1,6 +1,6 @@
 """Django's management commands as tasks, as the setting `command_tasks` names them.
 
-    PLUGINS_CONFIG = {'netbox_celery': {'command_tasks': {'clearsessions': {'time_limit': 600}}}}
+    PLUGINS_CONFIG = {'netbox_celery': {'command_tasks': {'clearsessions': {'unique': True}}}}
 
 makes the task `command.django.contrib.sessions.clearsessions` on `CeleryBaseTask`, in every NetBox process. What its
 call is given goes to the command, as `django.core.management.call_command` takes it; what the command writes goes to
@@ -12,6 +12,7 @@ import logging
 import sys
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import timedelta
 from inspect import Parameter, Signature, cleandoc
 
 from celery import shared_task
@@ -77,6 +78,8 @@ class DjangoCommandTask(CeleryBaseTask):
     command: str = ''
     #: What the catalogue takes for the signature of its calls.
     call_signature = ANYTHING
+    #: A unique command needs nothing said of this: its place is free again at its end, whatever that is.
+    stale_time_limit = timedelta(days=1)
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

@@ -36,7 +36,7 @@ signal.signal(signal.SIGTERM, interrupt)
 
 running_services = Services(
     'test', for_tests=True,
-    plugins_config={'netbox_celery': {'command_tasks': {'clearsessions': {'time_limit': 600}}}},
+    plugins_config={'netbox_celery': {'command_tasks': {'clearsessions': {'unique': True, 'time_limit': 600}}}},
 ).__enter__()
 atexit.register(stop_services)
 os.environ.update(running_services.instance.environ)

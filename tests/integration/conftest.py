@@ -21,7 +21,7 @@ CONFIG = {
     # A run's log can reach its limit within a test
     'log_lines': 2_000,
     'command_tasks': {
-        'clearsessions': {},
+        'clearsessions': {'unique': True},
         'speak': {
             'max_retries': 1,
             'default_retry_delay': 0,

@@ -11,7 +11,7 @@ from netbox_celery.celery import app
 from netbox_celery.models import CeleryLogEntry, CeleryResult, CeleryTask
 from netbox_celery.tasks import get_django_command_task
 
-from .support import ended, lines, until
+from .support import ended, lines, row, until
 
 SPEAK = 'command.netbox_test_plugin.speak'
 
@@ -38,6 +38,18 @@ def test_clearsessions(worker):
     assert (result.celery_name, result.status) == ('command.django.contrib.sessions.clearsessions', 'completed')
     assert result.queue == worker.queue
     assert list(Session.objects.filter(pk__in=(old.pk, kept.pk))) == [kept]
+
+
+def test_unique(worker):
+    """A command that is unique runs once for all calls that find it waiting, and again after its end."""
+    task = get_django_command_task('clearsessions')
+    first, second = (worker.send(task, countdown=1) for __ in range(2))
+    other = worker.send(task, kwargs={'verbosity': 2})
+
+    assert first.id == second.id != other.id
+    assert [ended(run).status for run in (first, other)] == ['completed'] * 2
+    assert ended(worker.send(task)).task_id != row(first).task_id
+    assert CeleryResult.objects.count() == 3
 
 
 def test_arguments(worker):
