@@ -6,6 +6,7 @@ from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from celery import chain, chord, group
 from django.db import DatabaseError, connection, transaction
 from kombu.exceptions import EncodeError
 from netbox_test_plugin import declared, tasks
@@ -161,6 +162,23 @@ def test_compressed(how):
     assert b'\x163' in key
 
 
+@pytest.mark.parametrize('shape', [
+    chain, group, lambda *steps: chord(steps[:1], steps[1]),
+], ids=['chain', 'group', 'chord'])
+def test_sent_in_a_workflow(threads, shape):
+    """What a signature says holds for its step, wherever that stands."""
+    steps = [declared.plain.si().set(queue=threads.queue, **declared.SENT | {'priority': priority})
+             for priority in (3, 6)]
+    shape(*steps).apply_async()
+    until(lambda: CeleryResult.objects.filter(status='completed').count() == 2)
+
+    results = [run.result | {'expires': None} for run in CeleryResult.objects.order_by('pk')]
+    assert results == [
+        {'priority': priority, 'limits': [50, 40], 'expires': None, 'ignored': True, 'routing_key': threads.queue}
+        for priority in (3, 6)
+    ]
+
+
 def test_call_beats_task(worker):
     """What the call says wins over what the task says."""
     result = worker.run(declared.sent['decorator'], priority=6, time_limit=30, soft_time_limit=20, ignore_result=False)
@@ -170,12 +188,21 @@ def test_call_beats_task(worker):
     }
 
 
-@pytest.mark.parametrize('serializer', ['pickle', 'yaml'])
-def test_serializer_that_is_not_accepted(worker, serializer):
-    """No worker reads anything but JSON: the call says so, and leaves nothing behind."""
-    with pytest.raises(EncodeError):
-        worker.send(declared.plain, serializer=serializer)
+@pytest.mark.parametrize('task, given, error', [
+    # No worker reads anything but JSON
+    (declared.plain, {'serializer': 'pickle'}, EncodeError),
+    (declared.plain, {'serializer': 'yaml'}, EncodeError),
+    (declared.unreadable, {}, EncodeError),
+    (declared.plain, {'kwargs': {'surplus': 1}}, TypeError),
+    (declared.contradicting, {}, ValueError),
+], ids=str)
+def test_refused(task, given, error):
+    """What cannot work is an error of the call, and leaves nothing behind."""
+    with pytest.raises(error):
+        task.apply_async(queue='options-nobody', **given)
     assert not CeleryResult.objects.exists()
+    with broker() as client:
+        assert client.keys(f'{get_config().key_prefix}options-nobody*') == []
 
 
 #

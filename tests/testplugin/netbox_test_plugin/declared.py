@@ -143,6 +143,8 @@ def facts_at_last(self, task_id):
 plain = make('plain', facts, {}, 'decorator')
 plain_at_last = make('plain_at_last', facts_at_last, {}, 'decorator')
 sent = {how: make('sent', facts, SENT, how) for how in HOWS}
+contradicting = make('contradicting', facts, {'time_limit': 1, 'soft_time_limit': 2}, 'decorator')
+unreadable = make('unreadable', facts, {'serializer': 'pickle'}, 'decorator')
 stored = make('stored', facts, {'ignore_result': False}, 'decorator')
 ignored = make('ignored', facts, {'ignore_result': True}, 'decorator')
 
