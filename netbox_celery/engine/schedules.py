@@ -19,6 +19,7 @@ from ..choices import ScheduleMissedChoices as Missed
 from ..choices import ScheduleOriginChoices as Origin
 from ..choices import ScheduleOverlapChoices as Overlap
 from . import due
+from .catalogue import get_task
 from .database import UNAVAILABLE
 from .payload import clean_text
 
@@ -178,10 +179,16 @@ def call_options(schedule, moment):
     if schedule.expires is not None:
         options['expires'] = moment + timedelta(seconds=schedule.expires)
     if schedule.overlap != Overlap.OVERLAP_ALLOW:
-        options |= {
-            'concurrency_key': f'schedule:{schedule.pk}', 'limit': 1, 'on_conflict': schedule.overlap,
-        }
+        options['on_conflict'] = schedule.overlap
+        if not _has_own_key(schedule.task.name):
+            options |= {'concurrency_key': f'schedule:{schedule.pk}', 'limit': 1}
     return options | {'netbox_schedule': schedule.pk, 'instance': schedule.object}
+
+
+def _has_own_key(name):
+    """Whether a task has a key of its own: it stands for more than one schedule, so it goes before it."""
+    task = get_task(name)
+    return bool(getattr(task, 'unique', False) or getattr(task, 'concurrency_key', None))
 
 
 def _fail(schedule, moment, reason, error):

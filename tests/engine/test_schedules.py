@@ -9,7 +9,8 @@ from core.models import ObjectChange
 from netbox_celery.engine import schedules
 from netbox_celery.engine.schedules import DUE_HEADER, resume_after_clock, run_now
 from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
-from tests.factories import grant, make_schedule, make_task
+from tests.factories import grant, make_schedule
+from tests.factories import make_task as make_task_row
 from users.models import User
 
 pytestmark = pytest.mark.django_db
@@ -193,7 +194,7 @@ def test_task_disabled(make_due):
 
 def test_task_absent(make_due):
     """It is sent: a worker that has it may be back before long, and one that has not says so."""
-    schedule = make_due(task=make_task('nobody:has_it', present=False))
+    schedule = make_due(task=make_task_row('nobody:has_it', present=False))
     fire()
     assert [run.status for run in runs(schedule)] == ['pending']
 
@@ -269,6 +270,51 @@ def test_edited_while_due(make_due):
     assert fire() == 0 and len(runs(schedule)) == 1
     schedule.refresh_from_db()
     assert schedule.last_run is not None
+
+
+def make_due_again(schedule):
+    CelerySchedule.objects.filter(pk=schedule.pk).update(next_run=timezone.now())
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(('overlap', 'first', 'second'), [
+    ('allow', ('pending', ''), ('pending', '')),
+    ('skip', ('pending', ''), ('ignored', 'skipped')),
+    ('queue', ('pending', ''), ('pending', 'queued')),
+    ('replace', ('revoked', 'cancelled'), ('pending', '')),
+])
+def test_overlap(make_due, overlap, first, second):
+    """A run that is due while an earlier one has not ended; those of other schedules of the task do not matter."""
+    make_due(name='other', overlap='skip')
+    schedule = make_due(overlap=overlap)
+    assert fire() == 2
+    make_due_again(schedule)
+    assert fire() == 1
+    assert [(run.status, run.reason) for run in runs(schedule)] == [first, second]
+    assert {run.schedule for run in runs(schedule)} == {schedule}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_overlap_of_missed_runs(make_due):
+    """What is made up for at once overlaps as well: it waits in line."""
+    schedule = make_due(35, interval=10, missed='run_all', overlap='queue')
+    fire()
+    assert [run.reason for run in runs(schedule)] == ['', 'queued', 'queued', 'queued']
+
+
+def test_overlap_with_run_now(make_due, owner):
+    schedule = make_due(overlap='skip')
+    fire()
+    assert schedule.run_now(owner).reason == 'skipped'
+
+
+def test_overlap_of_a_unique_task(make_task, make_due, owner):
+    """The task's own key holds, also against calls that no schedule makes."""
+    task = make_task(lambda self, task_id: None, name='tests:unique', unique=True, stale_time_limit=60)
+    CeleryResult.enqueue(task)
+    schedule = make_due(task=make_task_row(task.name, parameters=[]), overlap='skip')
+    fire()
+    assert [run.reason for run in runs(schedule)] == ['skipped']
 
 
 def test_run_now(make_due, owner):
