@@ -5,7 +5,8 @@
 #
 # What the machine lacks is installed from the distribution's packages where that is possible without asking (as root,
 # or with sudo that wants no password); else one message names it, with the command that gets it. Where everything is
-# there already, no rights are needed. "test" also wants a browser. All that follows is Python: see development/stack/.
+# there already, no rights are needed. "test" also wants a browser, and RabbitMQ, without which some tests are skipped.
+# All that follows is Python: see development/stack/.
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
@@ -136,10 +137,29 @@ Install it the way this system does, and start again."
     }
 }
 
+# Tests start a RabbitMQ of their own: the service that the package brings is not wanted
+install_rabbitmq() {
+    [ ! -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || return 0
+    if ! can_install; then
+        say "The tests with RabbitMQ will be skipped: get it with: sudo apt-get install --yes rabbitmq-server"
+        return 0
+    fi
+    say "Installing rabbitmq-server"
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends -qq rabbitmq-server >&2 || {
+        say "The tests with RabbitMQ will be skipped: rabbitmq-server could not be installed"
+        return 0
+    }
+    if [ -d /run/systemd/system ]; then
+        as_root systemctl disable --quiet --now rabbitmq-server.service epmd.socket epmd.service >&2 || true
+    fi
+}
+
 # --------------------------------------------------------------------------------------------------------- the venv
 
 find_missing
 install_missing
+[ "$purpose" != test ] || install_rabbitmq
 [ -n "$python" ] || find_python || fail "Python was installed, but is not found: $(candidates | tr '\n' ' ')"
 
 # Two runs in one checkout: the second waits for the first

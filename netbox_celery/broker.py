@@ -52,6 +52,9 @@ def celery_settings(redis, config, timezone='UTC'):
             options['global_keyprefix'] = config.key_prefix
         if own:
             options |= _sentinel_options(redis)
+        if key == 'broker_transport_options' and _speaks_amqp(url):
+            # Or a call returns before RabbitMQ has the message safe, and it may be lost without a word
+            options['confirm_publish'] = True
         settings[key] = options | config.celery.get(key, {})
     if tls := _tls(redis):
         if not config.broker_url:
@@ -63,6 +66,10 @@ def celery_settings(redis, config, timezone='UTC'):
 
 def _speaks_redis(url):
     return url.split(':', 1)[0].split('+')[0] in ('redis', 'rediss', 'sentinel')
+
+
+def _speaks_amqp(url):
+    return url.split(':', 1)[0] in ('amqp', 'amqps', 'pyamqp')
 
 
 def _redis_url(redis):

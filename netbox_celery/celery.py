@@ -6,6 +6,7 @@ from here.
 """
 import inspect
 import os
+from functools import partial
 
 import django
 from celery import Celery
@@ -25,6 +26,7 @@ from . import broker, host  # noqa: E402
 from .config import get_config  # noqa: E402
 from .engine.backend import tracking  # noqa: E402
 from .engine.enqueue import send  # noqa: E402
+from .engine.publish import publish  # noqa: E402
 from .engine.upstream import with_upstream  # noqa: E402
 
 __all__ = (
@@ -41,7 +43,7 @@ class NetBoxCelery(Celery):
 
         Takes the `netbox_*` options beside Celery's own (see `netbox_celery.tasks`).
         """
-        return send(self, super().send_task, name, args, kwargs, options)
+        return send(self, partial(publish, self), name, args, kwargs, options)
 
     def _get_backend(self):
         return tracking(with_upstream(super()._get_backend()))

@@ -15,6 +15,7 @@ from . import lifecycle
 from .database import execute
 from .enqueue import complete, find_task, note_refusal
 from .options import NOT_SENT, Own, mark, split, tag
+from .publish import is_delayed, publish
 from .recorder import recorder
 from .rows import COLUMNS, CONSTANTS, build_row, payload_columns
 from .run import get_run
@@ -143,6 +144,12 @@ def _publish(app, name, task, messages, options):
             refuse(app, name, {**options, 'task_id': task_id})
         return
     options = {key: value for key, value in options.items() if key not in NOT_SENT}
+    if is_delayed(app, options):
+        # Its way through RabbitMQ is Celery's to know. By the queue itself, it would keep a place at a worker.
+        for task_id, (args, kwargs), id in messages:
+            publish(app, name, args, kwargs, **{**options, 'task_id': task_id})
+            recorder.sent(id)
+        return
     own_root = options.pop('root_id', None)
     in_message = {
         key: options.pop(key) for key in IN_MESSAGE if key in options

@@ -1,8 +1,7 @@
 """Send the message of a run again, from its row."""
-from celery import Celery
-
 from .options import mark
 from .payload import PayloadDecoder
+from .publish import publish
 
 __all__ = (
     'COLUMNS',
@@ -23,4 +22,4 @@ def send_row(app, task_id, name, args, kwargs, options, message, retries, schedu
     name, options = instead or (name, decode(options))
     options |= {'retries': retries, 'eta': scheduled}
     mark(options)
-    Celery.send_task(app, name, args, kwargs, task_id=str(task_id), add_to_parent=False, **options)
+    publish(app, name, args, kwargs, task_id=str(task_id), add_to_parent=False, **options)

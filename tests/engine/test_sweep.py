@@ -5,12 +5,13 @@ from unittest import mock
 from uuid import uuid4
 
 import pytest
+from celery import Celery
 from celery.worker import state
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from netbox_celery.celery import app
-from netbox_celery.engine import missing, resend, sweep
+from netbox_celery.engine import missing, sweep
 from netbox_celery.models import CeleryResult
 from tests.factories import make_result, make_worker
 
@@ -43,7 +44,7 @@ def sent(monkeypatch):
 
     def send(app, name, args, kwargs, **options):
         sent.append((options['task_id'], name, args, kwargs, options))
-    monkeypatch.setattr(resend.Celery, 'send_task', send)
+    monkeypatch.setattr(Celery, 'send_task', send)
     return sent
 
 
@@ -208,7 +209,7 @@ def test_broker_refuses(shared, monkeypatch, error, others_sent, status):
         if name == 'tests:first':
             raise error
         sent.append(name)
-    monkeypatch.setattr(resend.Celery, 'send_task', send)
+    monkeypatch.setattr(Celery, 'send_task', send)
     sweep.resend(shared, app)
 
     assert now(first).status == status

@@ -5,13 +5,17 @@ They belong to a NetBox of their own, on the database and the Redis of the test 
 sent for real, and is cleared away after it.
 """
 import os
+import secrets
+import shutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from development.stack.instance import PLUGINS, Instance
+from development.stack.rabbitmq import RabbitMQServer
 
 TESTPLUGIN = Path(__file__).parents[1] / 'testplugin'
 CONFIG = {
@@ -78,9 +82,13 @@ def shared_workers(instance, worker_log, side, django_db_blocker):
                 workers[pool].start().ready()
         return workers[pool]
 
+    def stop():
+        for worker in workers.values():
+            worker.stop()
+
+    get.stop = stop
     yield get
-    for worker in workers.values():
-        worker.stop()
+    stop()
 
 
 @pytest.fixture
@@ -101,9 +109,8 @@ def worker(request, shared_workers):
     return shared_workers(request.param)
 
 
-@pytest.fixture
-def make_worker(instance, worker_log, side):
-    """Make a worker of the test's own, which it may kill; it is gone after the test."""
+@contextmanager
+def workers_made(instance, worker_log):
     from .support import Worker
 
     made = []
@@ -115,6 +122,39 @@ def make_worker(instance, worker_log, side):
     yield make
     for worker in made:
         worker.stop()
+
+
+@pytest.fixture
+def make_worker(instance, worker_log, side):
+    """Make a worker of the test's own, which it may kill; it is gone after the test."""
+    with workers_made(instance, worker_log) as make:
+        yield make
+
+
+@pytest.fixture(scope='module')
+def make_module_worker(instance, worker_log, side):
+    """Make a worker for all tests of a module."""
+    with workers_made(instance, worker_log) as make:
+        yield make
+
+
+@pytest.fixture(scope='module')
+def without_shared_workers(shared_workers):
+    """Stop the workers that tests share: what a test sends by another broker is none of theirs to find again."""
+    shared_workers.stop()
+
+
+@pytest.fixture(scope='session')
+def rabbitmq(services):
+    """A RabbitMQ server."""
+    if not RabbitMQServer.is_installed():
+        if os.geteuid() == 0 and shutil.which('apt-get'):
+            pytest.fail('RabbitMQ is missing, which `make test` should have installed: apt-get install rabbitmq-server')
+        pytest.skip('RabbitMQ is not installed: sudo apt-get install rabbitmq-server')
+    server = RabbitMQServer(services.directory / 'rabbitmq', secrets.token_hex(8))
+    server.start(services.directory / 'log' / 'rabbitmq.log', die_with_parent=True)
+    yield server
+    server.stop()
 
 
 @pytest.fixture

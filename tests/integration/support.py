@@ -5,10 +5,11 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from development.stack.processes import tail
+from netbox_celery.celery import app
 from netbox_celery.models import CeleryLogEntry, CeleryResult, CeleryWorker
 
 __all__ = (
@@ -17,6 +18,7 @@ __all__ = (
     'ended',
     'lines',
     'row',
+    'speaking_to',
     'until',
     'waiting',
 )
@@ -58,6 +60,27 @@ def lines(run):
     return list(CeleryLogEntry.objects.filter(result__task_id=row(run).task_id).order_by('pk').values_list(
         'message', flat=True
     ))
+
+
+@contextmanager
+def speaking_to(broker_url, **settings):
+    """Let this process send to another broker than the one of NetBox's settings, with other settings of Celery's."""
+    def renew():
+        # As Celery does after a fork: what it has worked out from the settings, and its connections, are forgotten
+        app._after_fork()
+        app.__dict__.pop('amqp', None)
+
+    settings = {'broker_url': broker_url, 'broker_read_url': None, 'broker_write_url': None, **settings}
+    before = {name: app.conf.changes[name] for name in settings if name in app.conf.changes}
+    app.conf.update(settings)
+    renew()
+    try:
+        yield
+    finally:
+        for name in settings:
+            del app.conf.changes[name]
+        app.conf.update(before)
+        renew()
 
 
 class Program:
@@ -136,16 +159,16 @@ class Beat(Program):
 
 
 class Worker(Program):
-    """A real worker process: `celery -A netbox_celery worker`, with its own queue."""
+    """A real worker process: `celery -A netbox_celery worker`, with its own queue unless another is named."""
 
-    def __init__(self, instance, directory, name, *, pool='prefork', concurrency=2, options=(), env=None, cwd='/'):
+    def __init__(self, instance, directory, name, *, queue=None, pool='prefork', concurrency=2, options=(), **program):
         self.name = name
         self.pool = pool
-        self.queue = name
+        self.queue = queue or name
         super().__init__(instance, Path(directory) / f'{name}.log', [
             CELERY, '-A', 'netbox_celery', 'worker', '-E', '-l', 'INFO', '-P', pool, '-c', str(concurrency),
             '-n', f'{name}@%h', '-Q', self.queue, *options,
-        ], env=env, cwd=cwd)
+        ], **program)
 
     def ready(self, timeout=90):
         until(

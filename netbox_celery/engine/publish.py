@@ -1,0 +1,52 @@
+"""Celery's own `send_task`, and what it wants where RabbitMQ keeps messages until their time.
+
+With quorum queues Celery sends what has an ETA to exchanges that hold it back ("native delayed delivery"), by whole
+seconds. For less than one it raises a `ValueError`. And a retry, which names the exchange and the routing key of the
+message that it repeats, but no queue, would go to the default queue.
+"""
+import re
+from datetime import UTC, datetime, timedelta
+
+from celery import Celery
+from celery.utils.quorum_queues import detect_quorum_queues
+from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE
+
+__all__ = (
+    'is_delayed',
+    'publish',
+)
+
+#: The least that can be held back, with time for the call itself.
+SHORTEST = timedelta(seconds=1.1)
+#: What a message that was held back has before its routing key.
+HELD_BACK = re.compile(rf'^(?:[01]\.){{{MAX_NUMBER_OF_BITS_TO_USE}}}')
+
+
+def publish(app, name, args=None, kwargs=None, **options):
+    """Send a message (see `Celery.send_task`): not before its time, at most a second later."""
+    if is_delayed(app, options):
+        now = datetime.now(UTC)
+        countdown = options.pop('countdown', None)
+        eta = now + timedelta(seconds=countdown) if countdown else options['eta']
+        if isinstance(eta, datetime) and eta.tzinfo and now < eta < now + SHORTEST:
+            eta = now + SHORTEST
+        options['eta'] = eta
+        if not options.get('queue') and (queue := _queue(app, options.get('routing_key'))):
+            options['queue'] = queue
+            del options['routing_key']
+            options.pop('exchange', None)
+    return Celery.send_task(app, name, args, kwargs, **options)
+
+
+def is_delayed(app, options):
+    """Whether the broker, and not a worker, keeps a message with these options until its time."""
+    if not options.get('eta') and not options.get('countdown'):
+        return False
+    driver = app.producer_pool.connections.connection.transport.driver_type
+    return detect_quorum_queues(app, driver)[0]
+
+
+def _queue(app, routing_key):
+    """Return the name of the queue that a routing key leads to, or `None`."""
+    key = HELD_BACK.sub('', routing_key or '')
+    return next((queue.name for queue in app.amqp.queues.values() if key and queue.routing_key == key), None)
