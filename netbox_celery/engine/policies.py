@@ -26,6 +26,7 @@ __all__ = (
     'SETTINGS',
     'Policy',
     'default_unique_key_generator',
+    'has_key',
     'has_policy',
     'policy_of',
     'seconds',
@@ -70,11 +71,15 @@ def take_settings(options):
     return {name: options.pop(name) for name in SETTINGS & options.keys()}
 
 
+def has_key(task):
+    """Whether a task itself says that its runs have a concurrency key."""
+    return bool(getattr(task, 'unique', False) or getattr(task, 'concurrency_key', None))
+
+
 def has_policy(task, settings=()):
-    """Whether calls of a task may have a policy; that of most have none."""
-    return bool(settings) or task is not None and bool(
-        getattr(task, 'unique', False) or getattr(task, 'concurrency_key', None)
-        or getattr(task, 'ignore_task_after_success', False) or getattr(task, 'ignore_task_timedelta', None)
+    """Whether calls of a task may have a policy; those of most have none."""
+    return bool(settings) or has_key(task) or bool(
+        getattr(task, 'ignore_task_after_success', False) or getattr(task, 'ignore_task_timedelta', None)
     )
 
 
@@ -93,15 +98,15 @@ def policy_of(task, args, kwargs, settings=None):
     settings = settings or {}
     if not has_policy(task, settings):
         return None
-    if task is None:
-        raise CeleryError(f'{", ".join(sorted(settings))}: for this the task must be registered where it is called')
+    if task is None and (unknown := settings.keys() - {'concurrency_key', 'limit', 'on_conflict', 'stale_time_limit'}):
+        raise CeleryError(f'{", ".join(sorted(unknown))}: for this the task must be registered where it is called')
 
     def setting(name, default=None):
         value = settings.get(name)
         return getattr(task, name, default) if value is None else value
 
     args, kwargs = tuple(args or ()), dict(kwargs or {})
-    found = {'task': task.name}
+    found = {'task': getattr(task, 'name', 'the task')}
     if setting('unique') or setting('concurrency_key'):
         found |= _concurrency(task, args, kwargs, setting)
     after_success, length = setting('ignore_task_after_success'), setting('ignore_task_timedelta')
@@ -175,7 +180,7 @@ def _made(task, key, args, kwargs):
     """Return a concurrency key: as given, with the call's arguments in its braces, or from a function."""
     if callable(key):
         return str(_unbound(key)(task, args, kwargs))
-    if '{' not in key:
+    if '{' not in key or task is None:
         return key
     try:
         return key.format(*args, **{**kwargs, **_bound(task, args, kwargs)})

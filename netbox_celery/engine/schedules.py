@@ -22,6 +22,7 @@ from . import due
 from .catalogue import get_task
 from .database import UNAVAILABLE
 from .payload import clean_text
+from .policies import has_key
 
 __all__ = (
     'DUE_HEADER',
@@ -180,15 +181,9 @@ def call_options(schedule, moment):
         options['expires'] = moment + timedelta(seconds=schedule.expires)
     if schedule.overlap != Overlap.OVERLAP_ALLOW:
         options['on_conflict'] = schedule.overlap
-        if not _has_own_key(schedule.task.name):
+        if not has_key(get_task(schedule.task.name)):
             options |= {'concurrency_key': f'schedule:{schedule.pk}', 'limit': 1}
     return options | {'netbox_schedule': schedule.pk, 'instance': schedule.object}
-
-
-def _has_own_key(name):
-    """Whether a task has a key of its own: it stands for more than one schedule, so it goes before it."""
-    task = get_task(name)
-    return bool(getattr(task, 'unique', False) or getattr(task, 'concurrency_key', None))
 
 
 def _fail(schedule, moment, reason, error):
