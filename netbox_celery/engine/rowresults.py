@@ -67,6 +67,13 @@ class RowResultsMixin:
         meta['task_id'] = task_id
         self.ensure(self.client.publish, (self.get_key_for_task(task_id), self.encode(meta)))
 
+    def tell_ignored(self, task_id, request):
+        """Tell those who wait that a task was ignored, for which Celery has no end."""
+        if getattr(request, 'netbox_stored', False):
+            self.store_result(task_id, None, states.IGNORED, request=request)  # it holds that it has started
+        else:
+            self.publish_result(task_id, None, request, states.IGNORED)
+
     def get_many(self, *args, **kwargs):
         return super().get_many(*args, **{'READY_STATES': self.READY_STATES} | kwargs)
 

@@ -139,7 +139,7 @@ def on_postrun(sender=None, state=None, retval=None, **kwargs):
         finish_run(run, Status.STATUS_IGNORED, reason=reason, error=_message(retval))
         end_dependents(sender.backend, request, retval or Ignore('ignored'))
         if isinstance(sender.backend, RowResultsMixin):
-            sender.backend.publish_result(run.task_id, None, request, states.IGNORED)
+            sender.backend.tell_ignored(run.task_id, request)
     elif state == states.REJECTED and retval is not None:
         if retval.requeue and sender.acks_late:
             recorder.flush(run)
