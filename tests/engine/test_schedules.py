@@ -354,24 +354,3 @@ def test_rolled_back(make_due):
         raise KeyboardInterrupt
     assert not runs(schedule)
     assert fire() == 1 and len(runs(schedule)) == 1
-
-
-@pytest.mark.parametrize('overlap,statuses', [
-    ('allow', [('pending', ''), ('pending', '')]), ('skip', [('pending', ''), ('ignored', 'skipped')]),
-    ('queue', [('pending', ''), ('pending', 'queued')]), ('replace', [('revoked', 'cancelled'), ('pending', '')]),
-])
-@pytest.mark.parametrize('task,key', [
-    ('tests:unknown', 'schedule:'), ('netbox_test_plugin:echo', 'schedule:'), ('netbox_test_plugin:unique', 'unique:'),
-])
-@pytest.mark.django_db(transaction=True)
-def test_overlap(make_due, task, key, overlap, statuses):
-    """Whether a run may begin while an earlier one is under way; a unique task sees to that by its own key."""
-    if (task, overlap) == ('netbox_test_plugin:unique', 'allow'):
-        statuses = statuses[:1]  # the second joins
-    schedule = make_due(task=make_task(name=task), overlap=overlap, queue='nobody')
-    fire()
-    CelerySchedule.objects.update(next_run=timezone.now() - timedelta(seconds=1))
-    fire()
-    assert [(run.status, run.reason) for run in runs(schedule)] == statuses
-    if overlap != 'allow':
-        assert runs(schedule)[-1].concurrency_key is None or runs(schedule)[-1].concurrency_key.startswith(key)
