@@ -26,12 +26,15 @@ __all__ = (
     'last_due',
     'next_due',
     'parse_crontab',
+    'parse_interval',
     'parse_timezone',
 )
 
 TICK = timedelta(microseconds=1)
 MINUTE = timedelta(minutes=1)
 DAY = timedelta(days=1)
+#: Longest interval, seconds.
+LONGEST = 100 * 366 * 86400
 
 #: The five fields, and what reads a name in one of them.
 FIELDS = (
@@ -92,6 +95,17 @@ def parse_timezone(name):
         return ZoneInfo(name)
     except (KeyError, OSError, ValueError) as exc:
         raise ValueError(_('There is no time zone {name!r}').format(name=name)) from exc
+
+
+def parse_interval(seconds):
+    """Return the `timedelta` of an interval.
+
+    Raises:
+        ValueError: It is none, or longer than a lifetime.
+    """
+    if not seconds or not 0 < seconds <= LONGEST:
+        raise ValueError(_('An interval must be longer than 0 seconds, and not longer than a hundred years'))
+    return timedelta(seconds=seconds)
 
 
 def next_due(schedule, after):
@@ -163,7 +177,7 @@ def last_due(schedule, first, until, count=1):
 
 
 def _last_interval(schedule, first, until, count):
-    interval = timedelta(seconds=schedule.interval)
+    interval = parse_interval(schedule.interval)
     last = (until - first) // interval
     if schedule.end:
         last = min(last, max((schedule.end - first) // interval, 0))
@@ -175,9 +189,7 @@ def _last_interval(schedule, first, until, count):
 
 
 def _next_interval(schedule, after):
-    if not schedule.interval or schedule.interval <= 0:
-        raise ValueError(_('An interval must be longer than 0 seconds'))
-    interval = timedelta(seconds=schedule.interval)
+    interval = parse_interval(schedule.interval)
     if not schedule.start:
         return after + interval
     if after < schedule.start:

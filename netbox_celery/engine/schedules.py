@@ -240,7 +240,11 @@ def resume_after_clock():
             if schedule is None:
                 continue
             logger.warning('Schedule %s was written to in the future: the clock has changed', schedule)
-            CelerySchedule.objects.filter(pk=pk).update(
-                last_run=schedule.last_run and min(schedule.last_run, schedule.now), last_updated=schedule.now,
-                next_run=due.next_due(schedule, schedule.now),
-            )
+            written = {
+                'last_run': schedule.last_run and min(schedule.last_run, schedule.now), 'last_updated': schedule.now,
+            }
+            try:
+                written['next_run'] = due.next_due(schedule, schedule.now)
+            except ValueError:
+                written['next_run'] = schedule.now  # what is wrong with it is said there
+            CelerySchedule.objects.filter(pk=pk).update(**written)

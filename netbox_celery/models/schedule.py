@@ -329,7 +329,9 @@ class CelerySchedule(NetBoxModel):
                 errors[name] = _('A schedule of this kind needs it.')
             elif of_kind != kind and is_given:
                 errors[name] = _('A schedule of this kind has none.')
-        for name, parse in (('crontab', due.parse_crontab), ('timezone', due.parse_timezone)):
+        for name, parse in (
+            ('crontab', due.parse_crontab), ('timezone', due.parse_timezone), ('interval', due.parse_interval),
+        ):
             if value := getattr(self, name):
                 try:
                     parse(value)

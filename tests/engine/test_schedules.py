@@ -212,6 +212,7 @@ def test_arguments_that_do_not_fit(make_due):
 
 @pytest.mark.parametrize('columns', [
     {'kind': 'crontab', 'crontab': 'nonsense'}, {'kind': 'crontab', 'crontab': '* * * * *', 'timezone': 'Nowhere/Else'},
+    {'kind': 'interval', 'interval': None}, {'kind': 'interval', 'interval': -1},
 ])
 def test_times_that_cannot_be_reckoned(make_due, columns):
     """Such a schedule is stopped, once, and says why; others are not held up."""

@@ -35,6 +35,8 @@ def test_valid():
     ({'interval': 5}, 'interval'),
     ({'kind': 'interval', 'crontab': ''}, 'interval'),
     ({'kind': 'interval', 'crontab': '', 'interval': 0}, 'interval'),
+    ({'kind': 'interval', 'crontab': '', 'interval': float('nan')}, 'interval'),
+    ({'kind': 'interval', 'crontab': '', 'interval': 1e300}, 'interval'),
     ({'kind': 'interval', 'interval': 5}, 'crontab'),
     ({'kind': 'once', 'crontab': ''}, 'at'),
     ({'kind': 'once', 'crontab': '', 'at': timezone.now() - timedelta(seconds=5)}, 'at'),
