@@ -103,6 +103,7 @@ def test_eager():
 def test_sent_again_with_its_window(threads, gate):
     """The sweep, which sends from rows, sends the window along."""
     run = fresh.apply_async(('again',), queue='nobody')
+    until(lambda: row(run).sent)
     CeleryResult.objects.update(sent=None, last_updated='2026-01-01T00:00Z', options={
         **row(run).options, 'queue': threads.queue
     })
