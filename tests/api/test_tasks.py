@@ -152,6 +152,19 @@ class RunTest(ActionTestCases.ActionTestCase):
         ])
         self.assertWrong(self.run_task(kwargs={'greeting': 'Hi'}), 'detail')
 
+    def test_command(self):
+        """A Django command is run like any other task, and takes its own options alone."""
+        catalogue.sync(force=True)
+        task = CeleryTask.objects.get(name='command.django.contrib.sessions.clearsessions')
+        grant(self.user, CeleryTask, actions=['view', 'run'])
+        response = self.post({'kwargs': {'volume': 11}}, task)
+        self.assertHttpStatus(response, status.HTTP_400_BAD_REQUEST)
+        self.assertIn('volume', str(response.json()))
+        response = self.post({'kwargs': {'verbosity': 2}}, task)
+        self.assertHttpStatus(response, status.HTTP_201_CREATED)
+        result = CeleryResult.objects.get()
+        self.assertEqual((result.celery_name, result.kwargs), (task.name, {'verbosity': 2}))
+
     def test_malformed_requests(self):
         for data, *path in (
             ({'args': 'Bob'}, 'args'),
