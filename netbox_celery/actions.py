@@ -47,10 +47,11 @@ def run(request, task, args=(), kwargs=None, **options):
         **options: As for `CeleryResult.enqueue`.
 
     Returns:
-        The new `CeleryResult`.
+        What `CeleryResult.enqueue` does.
     """
     result = CeleryResult.enqueue(task.name, args=args, kwargs=kwargs, user=request.user, **options)
-    record_change(result, request, ACTION_CREATE)
+    if not result.joined:
+        record_change(result, request, ACTION_CREATE)
     return result
 
 
@@ -117,11 +118,12 @@ def _to_cancel(runs):
 
 
 def rerun(request, result):
-    """Run a task again with the same arguments, under the name of the request's user. Returns the new row.
+    """Run a task again with the same arguments, under the name of the request's user. Returns what `enqueue` does.
 
     Raises:
         netbox_celery.engine.control.NotRerunnable: The row does not hold the arguments (too large, or redacted).
     """
     new = control.rerun(result, user=request.user)
-    record_change(new, request, ACTION_CREATE, message=_('Run again from {result}').format(result=result.pk))
+    if not new.joined:
+        record_change(new, request, ACTION_CREATE, message=_('Run again from {result}').format(result=result.pk))
     return new

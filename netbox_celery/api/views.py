@@ -6,7 +6,7 @@ failed allocation of an address and hides the reason.)
 """
 from contextlib import contextmanager
 
-from celery.exceptions import QueueNotFound
+from celery.exceptions import CeleryError, QueueNotFound
 from django.db.models import Prefetch, prefetch_related_objects
 from django.http import Http404
 from django.shortcuts import get_object_or_404
@@ -90,10 +90,11 @@ class EngineModelViewSet(NetBoxModelViewSet):
         return obj
 
     def created(self, result):
-        """Answer that a run has been created."""
+        """Answer that a run has been created, or with which one that is under way the call has become."""
         serializer = serializers.CeleryResultSerializer(result, context=self.get_serializer_context())
         return Response(
-            serializer.data, status=status.HTTP_201_CREATED, headers=self.get_success_headers(serializer.data)
+            serializer.data, status=status.HTTP_200_OK if result.joined else status.HTTP_201_CREATED,
+            headers=self.get_success_headers(serializer.data)
         )
 
 
@@ -106,8 +107,8 @@ def sending():
         raise BrokerUnavailable from exc
     except QueueNotFound as exc:
         raise ValidationError({'queue': [_('There is no such queue.')]}) from exc
-    except (EncodeError, TypeError) as exc:
-        # The code has changed since the catalogue was brought up to date, or since the earlier run
+    except (CeleryError, EncodeError, TypeError) as exc:
+        # Its policy says no; or the code has changed since the catalogue was brought up to date, or the earlier run
         raise ValidationError({'detail': str(exc)}) from exc
 
 

@@ -1,4 +1,5 @@
 """What NetBox code calls to run tasks: `CeleryResult.enqueue` and `CeleryResult.enqueue_many`."""
+from datetime import UTC, datetime
 from functools import partial
 
 from .policies import SETTINGS, has_policy
@@ -14,8 +15,11 @@ def enqueue(task_or_name, *, args=(), kwargs=None, user=None, instance=None, sch
     from ..models import CeleryResult
 
     options |= _given(user, instance, schedule_at, queue)
+    called = datetime.now(UTC)
     result = _caller(task_or_name)(args, kwargs, **options)
-    return CeleryResult.objects.get(task_id=result.id)
+    row = CeleryResult.objects.get(task_id=result.id)
+    row.joined = row.created < called
+    return row
 
 
 def _given(user, instance, schedule_at, queue):

@@ -295,6 +295,9 @@ class CeleryResult(NetBoxModel):
         help_text=_('When the run loses its place under its key to a new one; it is not ended for that')
     )
 
+    #: Of what `enqueue` returns: the call has become this run, which was under way already.
+    joined = False
+
     objects = HistoryQuerySet.as_manager()
 
     class Meta:
@@ -421,10 +424,12 @@ class CeleryResult(NetBoxModel):
             **options: Any option of Celery's `apply_async` and any `netbox_*` option.
 
         Returns:
-            The new `CeleryResult`.
+            The new `CeleryResult`, or that of the run which the call has joined: its `joined` is `True`.
 
         Raises:
             TypeError: The arguments do not fit the task's signature.
+            celery.exceptions.CeleryError: The task's policies keep it from being called (`TaskConflict`), or contradict
+                each other.
             kombu.exceptions.EncodeError: An argument cannot be written as JSON (a model instance, for example).
             kombu.exceptions.OperationalError: The broker refused the message (outside a transaction).
         """

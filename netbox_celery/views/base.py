@@ -1,7 +1,8 @@
 """What the views of runs and tasks share: asking before doing, and saying why a task was not started."""
 from contextlib import contextmanager
 
-from celery.exceptions import QueueNotFound
+from celery.exceptions import CeleryError, QueueNotFound
+from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
@@ -13,6 +14,7 @@ from utilities.permissions import get_permission_for_model
 from utilities.views import GetReturnURLMixin
 
 from .. import actions
+from ..choices import ResultStatusChoices
 from ..engine.control import NotRerunnable
 from ..models import CeleryTask
 
@@ -21,6 +23,7 @@ __all__ = (
     'NotStarted',
     'check_task',
     'starting',
+    'tell_started',
 )
 
 
@@ -42,9 +45,25 @@ def starting():
         raise NotStarted(_('The task was not started, because there is no such queue.')) from exc
     except NotRerunnable as exc:
         raise NotStarted(str(exc)) from exc
-    except (EncodeError, TypeError) as exc:
-        # The code has changed since the catalogue was brought up to date, or since the earlier run
+    except (CeleryError, EncodeError, TypeError) as exc:
+        # Its policy says no; or the code has changed since the catalogue was brought up to date, or the earlier run
         raise NotStarted(_('The task was not started: {error}').format(error=exc)) from exc
+
+
+def tell_started(request, run, message):
+    """Tell who started a task what has become of it.
+
+    Args:
+        request: The request.
+        run: What `enqueue` returned.
+        message: What is said of a new run, with a place for `{run}`.
+    """
+    if run.joined:
+        messages.info(request, _('{run} is under way already, with the same key').format(run=run))
+    elif run.status == ResultStatusChoices.STATUS_IGNORED:
+        messages.warning(request, run.error)
+    else:
+        messages.success(request, message.format(run=run))
 
 
 def check_task(user, name):

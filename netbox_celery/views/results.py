@@ -17,7 +17,7 @@ from .. import actions, filtersets, forms, panels, tables
 from ..engine.control import cancellation
 from ..models import CeleryResult
 from ..object_actions import BulkCancel, BulkRerun, CancelResult, RerunResult
-from .base import ConfirmView, NotStarted, check_task, starting
+from .base import ConfirmView, NotStarted, check_task, starting, tell_started
 
 __all__ = (
     'CeleryResultBulkDeleteView',
@@ -213,5 +213,5 @@ class CeleryResultRerunView(ConfirmView):
         except NotStarted as exc:
             messages.error(request, str(exc))
             return None
-        messages.success(request, _('Started {run} again').format(run=new))
+        tell_started(request, new, _('Started {run} again'))
         return new.get_absolute_url()

@@ -20,7 +20,7 @@ from ..choices import ResultStatusChoices
 from ..engine import catalogue
 from ..models import CeleryResult, CeleryTask
 from ..object_actions import DeleteAbsentTask, RunTask
-from .base import NotStarted, starting
+from .base import NotStarted, starting, tell_started
 
 __all__ = (
     'CeleryTaskBulkDeleteView',
@@ -149,7 +149,7 @@ class CeleryTaskRunView(GetReturnURLMixin, BaseObjectView):
             else:
                 is_scheduled = result.status == ResultStatusChoices.STATUS_SCHEDULED
                 message = _('Scheduled {run}') if is_scheduled else _('Started {run}')
-                messages.success(request, message.format(run=result))
+                tell_started(request, result, message)
                 return redirect(result.get_absolute_url())
         return self.ask(request, task, form)
 

@@ -10,12 +10,16 @@ import pytest
 from celery import chain, chord, group
 from celery.exceptions import CeleryError
 from django.db import connection, transaction
+from django.urls import reverse
 from kombu.exceptions import EncodeError, OperationalError
 from netbox_test_plugin import policies, tasks
 from netbox_test_plugin.side import notes, open_gate
 
+from core.models import ObjectChange
 from netbox_celery.celery import app
-from netbox_celery.models import CeleryResult
+from netbox_celery.engine import catalogue
+from netbox_celery.models import CeleryResult, CeleryTask
+from users.models import User
 
 from .support import ended, row, until, waiting
 
@@ -276,3 +280,38 @@ def test_many_at_once():
     """`enqueue_many` asks for each call."""
     runs = CeleryResult.enqueue_many(unique, [('one',), ('two',), ('one',)], queue='nobody')
     assert [run.args for run in runs] == [['one'], ['two']]
+
+
+@pytest.fixture
+def admin(client):
+    client.force_login(User.objects.create_superuser('admin'))
+    catalogue.sync(force=True)
+    return client
+
+
+@pytest.mark.parametrize('name,policy,message,code', [
+    ('unique', {}, 'is under way already', 200), ('keyed', {'on_conflict': 'skip'}, 'same key was under way', 201),
+    ('keyed', {'on_conflict': 'fail'}, 'is under way already, as', 400),
+])
+def test_started_by_people_and_programs(admin, monkeypatch, name, policy, message, code):
+    """They are told which run it is, or why there is none; what was under way has no second entry in the change log."""
+    task = getattr(policies, name)
+    for attribute, value in policy.items():
+        monkeypatch.setattr(task, attribute, value)
+    run = task.apply_async(('x',), queue='nobody')
+    found = CeleryTask.objects.get(name=task.name)
+
+    page = admin.post(
+        reverse('plugins:netbox_celery:celerytask_run', args=[found.pk]),
+        {'parameter_how': 'x', 'parameter_device': 'x', 'queue': 'nobody'}, follow=True,
+    )
+    assert message in page.content.decode()
+    answer = admin.post(
+        reverse('plugins-api:netbox_celery-api:celerytask-run', args=[found.pk]), {'args': ['x'], 'queue': 'nobody'},
+        content_type='application/json',
+    )
+    assert answer.status_code == code, answer.content
+    if code == 200:
+        assert answer.json()['task_id'] == run.id
+        assert not ObjectChange.objects.exists()
+    assert CeleryResult.objects.filter(status='pending').count() == 1
