@@ -68,6 +68,8 @@ def dumps(value):
 
 def to_jsonb(value):
     """Return `value` as JSON text that PostgreSQL's `jsonb` accepts, and whether it had to be changed for that."""
+    if value is None:
+        return 'null', False  # what most tasks return
     text = dumps(value)
     if not _SUSPECT.search(text):
         return text, False
