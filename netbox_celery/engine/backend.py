@@ -94,7 +94,7 @@ class TrackingMixin:
         if status != Status.STATUS_COMPLETED:
             return self._mark_as_ended(task_id, status, request, store_result)
         if row_is_enough:
-            self.publish_result(task_id, self.encode_result(result, state), request)
+            self.publish_result(task_id, text, request)
         with _settled(task_id):
             return super().mark_as_done(task_id, result, request, store_result and not row_is_enough, state)
 

@@ -6,6 +6,10 @@ what a result costs, and whoever asks later gets it from the row. A retry is tol
 is told of it could come after the end. Redis holds what a row cannot: states of untracked tasks and custom states,
 exceptions, results too large for a row, and results with children.
 """
+import json
+from datetime import UTC, datetime
+from functools import cached_property
+
 from celery import states
 from celery.exceptions import TaskRevokedError
 from celery.utils.time import timezone
@@ -59,20 +63,39 @@ class RowResultsMixin:
 
     def can_publish(self, request):
         """Whether a row holds all that Celery would store of a success: it knows nothing of children."""
-        return not request.children and not self.app.conf.result_extended
+        return not request.children and self._is_plain
+
+    @cached_property
+    def _is_plain(self):
+        """Whether results are what Celery makes of them if nobody says anything else."""
+        return not self.app.conf.result_extended and not getattr(self, 'compression', None)
 
     def publish_result(self, task_id, result, request, state=states.SUCCESS):
-        """Tell those who wait that a task has ended; its row holds the result."""
-        meta = self._get_result_meta(result=result, state=state, traceback=None, request=request)
-        meta['task_id'] = task_id
-        self.ensure(self.client.publish, (self.get_key_for_task(task_id), self.encode(meta)))
+        """Tell those who wait that a task has ended; its row holds the result.
+
+        Args:
+            task_id: ID of the run.
+            result: Its result as JSON text, which is not encoded a second time.
+            request: The request of the run.
+            state: Celery's state.
+        """
+        meta = {
+            'status': state, 'traceback': None, 'children': [], 'date_done': datetime.now(UTC).isoformat(),
+            'task_id': task_id,
+        }
+        if request.group:
+            meta['group_id'] = request.group
+        if request.parent_id:
+            meta['parent_id'] = request.parent_id
+        message = f'{json.dumps(meta)[:-1]}, "result": {result}}}'
+        self.ensure(self.client.publish, (self.get_key_for_task(task_id), message))
 
     def tell_ignored(self, task_id, request):
         """Tell those who wait that a task was ignored, for which Celery has no end."""
         if getattr(request, 'netbox_stored', False):
             self.store_result(task_id, None, states.IGNORED, request=request)  # it holds that it has started
         else:
-            self.publish_result(task_id, None, request, states.IGNORED)
+            self.publish_result(task_id, 'null', request, states.IGNORED)
 
     def get_many(self, *args, **kwargs):
         return super().get_many(*args, **{'READY_STATES': self.READY_STATES} | kwargs)
