@@ -32,6 +32,10 @@ def execute(wrapper, sql, params=None):
     cost. A connection pooler that switches sessions between transactions may not know of them; Django's setting for
     such poolers, `DISABLE_SERVER_SIDE_CURSORS`, turns it off.
 
+    A kept connection may be broken without anybody's notice, as after a restart of PostgreSQL. Outside of a transaction
+    the statement is then executed again on a new one: every statement of the engine is guarded so that a second
+    execution changes nothing. In a transaction, what came before is lost with it, and the caller has to know.
+
     Args:
         wrapper: A connection of Django's, such as `django.db.connection`.
         sql: The statement, with psycopg's named or positional parameters.
@@ -40,6 +44,16 @@ def execute(wrapper, sql, params=None):
     Raises:
         django.db.DatabaseError: As Django's own cursors do.
     """
+    try:
+        return _execute(wrapper, sql, params)
+    except UNAVAILABLE:
+        if wrapper.in_atomic_block or not wrapper.autocommit or wrapper.is_usable():
+            raise
+        wrapper.close()
+    return _execute(wrapper, sql, params)
+
+
+def _execute(wrapper, sql, params):
     wrapper.ensure_connection()
     connection = wrapper.connection
     prepare = not wrapper.settings_dict.get('DISABLE_SERVER_SIDE_CURSORS')
@@ -76,9 +90,6 @@ class EngineConnection:
     def execute(self, sql, params=None, patience=0):
         """Execute one statement, which is a transaction of its own, and return its rows (`[]` if it has none).
 
-        A statement that fails because the connection is broken is executed again on a new one: every statement of
-        the engine is guarded so that a second execution changes nothing.
-
         Args:
             sql: The statement.
             params: Its parameters.
@@ -88,15 +99,12 @@ class EngineConnection:
             django.db.OperationalError: The database stayed unavailable.
         """
         deadline = time.monotonic() + patience
-        wait, broken = 0.1, False
+        wait = 0.1
         while True:
             try:
                 return execute(self._connection(), sql, params)
             except UNAVAILABLE as exc:
                 self.close()
-                first, broken = not broken, True
-                if first:
-                    continue  # the kept connection was stale: no reason to wait yet
                 if time.monotonic() >= deadline:
                     raise
                 logger.warning('The database is unavailable, trying again in %.1f s: %s', wait, exc)

@@ -200,7 +200,8 @@ class Call:
         except DatabaseError:
             # The task is worth more than its row.
             logger.exception('Task %s[%s] is sent without being tracked', self.name, options['task_id'])
-            mark(options, False)
+            if not self.row['nesting']:  # what takes the place of another task may have its row, which it is to end
+                mark(options, False)
         else:
             mark(options)
         return self._send()

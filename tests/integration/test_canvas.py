@@ -305,6 +305,12 @@ def test_replacement_by_a_chain_fails(on, prefork):
     assert [run.reason for run in runs].count('upstream_failed') == 2
 
 
+def test_replacement_by_a_chain_loses_its_connection(prefork):
+    """A step that is sent when PostgreSQL has ended the connection ends the row that it takes over."""
+    run = prefork.send(tasks.replace_by, kwargs={'how': 'stale', 'queue': prefork.queue})
+    assert (ended(run).status, row(run).result) == ('completed', 2)
+
+
 def test_revoked_in_the_queue(make_worker):
     """What waits for a run that is cancelled before a worker is up ends at once, the body of a chord too."""
     worker = make_worker('later')

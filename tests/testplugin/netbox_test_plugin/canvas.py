@@ -6,8 +6,9 @@ from contextlib import nullcontext
 
 from celery import chain, chord, group, shared_task
 from celery.exceptions import Ignore, Reject
-from django.db import transaction
+from django.db import connection, transaction
 
+from netbox_celery.engine.database import get_connection
 from netbox_celery.models import CeleryResult
 from netbox_celery.tasks import CeleryBaseTask, TaskFailed, netbox_celery_task
 
@@ -59,6 +60,16 @@ def errback(self, task_id, failed):
     note(failed, 'published')
 
 
+@netbox_celery_task(name='netbox_test_plugin:lose_connection')
+def lose_connection(self, task_id):
+    """Let PostgreSQL end Django's connection, as a restart does."""
+    execute = get_connection().execute
+    with connection.cursor() as cursor:
+        pid = cursor.connection.info.backend_pid
+    execute('SELECT pg_terminate_backend(%s)', (pid,))
+    return 1
+
+
 @netbox_celery_task(name='netbox_test_plugin:replace_by')
 def replace_by(self, task_id, *args, how, queue):
     """Let a workflow take its place."""
@@ -69,6 +80,7 @@ def replace_by(self, task_id, *args, how, queue):
         'group': lambda: group(step.clone(), step.clone()),
         'chord': lambda: chord([add.si(1).set(queue=queue), add.si(2).set(queue=queue)], step),
         'broken': lambda: chain(break_.si().set(queue=queue), step),
+        'stale': lambda: chain(lose_connection.si().set(queue=queue), step),
     }[how]())
 
 
