@@ -9,6 +9,7 @@ import atexit
 import ctypes
 import gc
 import logging
+import os
 import signal
 import sys
 import threading
@@ -216,16 +217,29 @@ _presence = None
 
 @signals.celeryd_after_setup.connect
 def on_worker_setup(instance=None, **kwargs):
-    """Prepare a worker before its pool forks: its row must exist before it claims anything."""
+    """Prepare a worker before its pool forks. One that cannot be prepared ends: its claims would not hold.
+
+    Raises:
+        SystemExit: Celery swallows any other exception.
+    """
+    try:
+        _prepare(instance)
+    except Exception as exc:
+        logger.critical('This worker ends, since it could not be registered: %s', exc, exc_info=exc)
+        raise SystemExit(os.EX_SOFTWARE) from None
+
+
+def _prepare(worker):
     from .sweep import duties
 
     global _presence
-    identity.take(instance.hostname)
-    _claim_all_tasks(instance.app)
-    _keep_connections(instance.app)
+    identity.take(worker.hostname)
+    _claim_all_tasks(worker.app)
+    _keep_connections(worker.app)
     install_log_handler()
-    _presence = Presence(instance, duties(instance.app))
-    _presence.register()
+    presence = Presence(worker, duties(worker.app))
+    presence.register()  # its row must exist before it claims anything
+    _presence = presence
     atexit.register(on_worker_shutdown)  # a cold shutdown sends no signal
     # NetBox's hundreds of thousands of objects stay for good: the children's garbage collector need not look at them.
     gc.collect()

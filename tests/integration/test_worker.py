@@ -63,6 +63,18 @@ def test_worker_row(worker):
     until(lambda: worker.row.heartbeat > before, 5)
 
 
+def test_worker_that_cannot_register(make_worker):
+    """A worker whose row PostgreSQL refuses takes no task: it ends, and says why."""
+    worker = make_worker('refused', concurrency=1)
+    worker.command[worker.command.index('-n') + 1] = 'refused@' + 'n' * 300
+    run = worker.send(tasks.echo)
+    worker.start()
+
+    assert worker.wait(90) not in (0, None)
+    assert 'This worker ends, since it could not be registered: value too long' in worker.output
+    assert notes(run.id) == []
+
+
 def test_deleted_worker_row(prefork):
     """A worker whose row somebody deleted makes itself known again; its runs are not taken for lost."""
     CeleryWorker.objects.filter(pk=prefork.row.pk).delete()
