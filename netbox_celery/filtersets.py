@@ -1,4 +1,4 @@
-"""How runs, log lines, tasks and workers are filtered, in lists and in REST."""
+"""How runs, log lines, tasks, schedules and workers are filtered, in lists and in REST."""
 from uuid import UUID
 
 import django_filters
@@ -18,12 +18,20 @@ from utilities.filters import (
 )
 from utilities.filtersets import register_filterset
 
-from .choices import ResultReasonChoices, ResultStatusChoices
-from .models import CeleryLogEntry, CeleryResult, CeleryTask, CeleryWorker
+from .choices import (
+    ResultReasonChoices,
+    ResultStatusChoices,
+    ScheduleKindChoices,
+    ScheduleMissedChoices,
+    ScheduleOriginChoices,
+    ScheduleOverlapChoices,
+)
+from .models import CeleryLogEntry, CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
 
 __all__ = (
     'CeleryLogEntryFilterSet',
     'CeleryResultFilterSet',
+    'CeleryScheduleFilterSet',
     'CeleryTaskFilterSet',
     'CeleryWorkerFilterSet',
 )
@@ -104,6 +112,16 @@ class CeleryResultFilterSet(SingleTableMixin, NetBoxModelFilterSet):
         to_field_name='username',
         label=_('User name')
     )
+    schedule_id = django_filters.ModelMultipleChoiceFilter(
+        queryset=CelerySchedule.objects.all(),
+        label=_('Schedule (ID)')
+    )
+    schedule = django_filters.ModelMultipleChoiceFilter(
+        field_name='schedule__name',
+        queryset=CelerySchedule.objects.all(),
+        to_field_name='name',
+        label=_('Schedule (name)')
+    )
     object_type = MultiValueContentTypeFilter()
     object_type_id = django_filters.ModelMultipleChoiceFilter(
         queryset=ContentType.objects.all(),
@@ -122,7 +140,7 @@ class CeleryResultFilterSet(SingleTableMixin, NetBoxModelFilterSet):
         model = CeleryResult
         fields = (
             'id', 'celery_name', 'name', 'queue', 'worker', 'object_id', 'value', 'value_max', 'step', 'attempt',
-            'scheduled', 'expires', 'sent', 'started', 'completed', 'cancelled',
+            'scheduled', 'expires', 'sent', 'started', 'completed', 'cancelled', 'concurrency_key', 'stale_after',
         )
 
     def search(self, queryset, name, value):
@@ -174,6 +192,10 @@ class CeleryLogEntryFilterSet(SingleTableMixin, BaseFilterSet):
 
 @register_filterset
 class CeleryTaskFilterSet(NetBoxModelFilterSet):
+    runnable = django_filters.BooleanFilter(
+        method='filter_runnable',
+        label=_('You may run it')
+    )
 
     class Meta:
         model = CeleryTask
@@ -186,6 +208,79 @@ class CeleryTaskFilterSet(NetBoxModelFilterSet):
             Q(name__icontains=value) |
             Q(plugin__icontains=value) |
             Q(description__icontains=value)
+        )
+
+    def filter_runnable(self, queryset, name, value):
+        user = getattr(self.request, 'user', None)
+        if user is None:
+            return queryset
+        runnable = queryset.model.objects.restrict(user, 'run').values('pk')
+        return queryset.filter(pk__in=runnable) if value else queryset.exclude(pk__in=runnable)
+
+
+@register_filterset
+class CeleryScheduleFilterSet(NetBoxModelFilterSet):
+    task_id = django_filters.ModelMultipleChoiceFilter(
+        queryset=CeleryTask.objects.all(),
+        label=_('Task (ID)')
+    )
+    task = django_filters.ModelMultipleChoiceFilter(
+        field_name='task__name',
+        queryset=CeleryTask.objects.all(),
+        to_field_name='name',
+        label=_('Task (name)')
+    )
+    owner_id = django_filters.ModelMultipleChoiceFilter(
+        queryset=User.objects.all(),
+        null_label=_('Nobody'),
+        label=_('Owner (ID)')
+    )
+    owner = django_filters.ModelMultipleChoiceFilter(
+        field_name='owner__username',
+        queryset=User.objects.all(),
+        to_field_name='username',
+        label=_('Owner name')
+    )
+    kind = django_filters.MultipleChoiceFilter(
+        choices=ScheduleKindChoices,
+        null_value=None
+    )
+    origin = django_filters.MultipleChoiceFilter(
+        choices=ScheduleOriginChoices,
+        null_value=None
+    )
+    missed = django_filters.MultipleChoiceFilter(
+        choices=ScheduleMissedChoices,
+        null_value=None
+    )
+    overlap = django_filters.MultipleChoiceFilter(
+        choices=ScheduleOverlapChoices,
+        null_value=None
+    )
+    object_type = MultiValueContentTypeFilter()
+    object_type_id = django_filters.ModelMultipleChoiceFilter(
+        queryset=ContentType.objects.all(),
+        label=_('Object type (ID)')
+    )
+    next_run__before = before('next_run')
+    next_run__after = after('next_run')
+    last_run__before = before('last_run')
+    last_run__after = after('last_run')
+
+    class Meta:
+        model = CelerySchedule
+        fields = (
+            'id', 'name', 'description', 'enabled', 'present', 'crontab', 'timezone', 'interval', 'at', 'start', 'end',
+            'queue', 'priority', 'expires', 'object_id', 'missed_max', 'last_run', 'next_run',
+        )
+
+    def search(self, queryset, name, value):
+        if not value.strip():
+            return queryset
+        return queryset.filter(
+            Q(name__icontains=value) |
+            Q(description__icontains=value) |
+            Q(task__name__icontains=value)
         )
 
 

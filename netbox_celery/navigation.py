@@ -1,18 +1,28 @@
 """The menu."""
 from django.utils.translation import gettext_lazy as _
 
-from netbox.plugins import PluginMenu, PluginMenuItem
+from netbox.plugins import PluginMenu, PluginMenuButton, PluginMenuItem
 
 __all__ = (
     'menu',
 )
 
 
-def item(model, text):
+def item(model, text, buttons=()):
     return PluginMenuItem(
         link=f'plugins:netbox_celery:{model}_list',
         link_text=text,
-        permissions=[f'netbox_celery.view_{model}']
+        permissions=[f'netbox_celery.view_{model}'],
+        buttons=buttons
+    )
+
+
+def button(model, action, title, icon):
+    return PluginMenuButton(
+        link=f'plugins:netbox_celery:{model}_{action}',
+        title=title,
+        icon_class=f'mdi mdi-{icon}',
+        permissions=[f'netbox_celery.add_{model}']
     )
 
 
@@ -23,6 +33,10 @@ menu = PluginMenu(
         (_('Tasks'), (
             item('celeryresult', _('Results')),
             item('celerytask', _('Tasks')),
+            item('celeryschedule', _('Schedules'), (
+                button('celeryschedule', 'add', _('Add'), 'plus-thick'),
+                button('celeryschedule', 'bulk_import', _('Import'), 'upload'),
+            )),
         )),
         (_('Execution'), (
             item('celeryworker', _('Workers')),

@@ -1,4 +1,4 @@
-"""Buttons: what can be done to a run or a task, shown to those who may do it where it can be done."""
+"""Buttons: what can be done to a run, a task or a schedule, shown to those who may do it where it can be done."""
 from django.utils.translation import gettext_lazy as _
 
 from netbox.object_actions import DeleteObject, ObjectAction
@@ -9,8 +9,13 @@ __all__ = (
     'BulkRerun',
     'CancelResult',
     'DeleteAbsentTask',
+    'DeleteSchedule',
+    'DisableSchedule',
+    'EnableSchedule',
     'RerunResult',
+    'RunSchedule',
     'RunTask',
+    'TakeOverSchedule',
 )
 
 
@@ -37,15 +42,20 @@ class ConditionalAction(ObjectAction):
 
     @classmethod
     def get_context(cls, context, obj):
-        user = context['request'].user
-        permissions = (get_permission_for_model(obj, action) for action in cls.permissions_required)
         return {
             'name': cls.name,
             'icon': cls.icon,
             'color': cls.color,
             'confirm': cls.confirm,
-            'offered': cls.is_applicable(obj) and all(user.has_perm(name, obj) for name in permissions),
+            'offered': cls.is_applicable(obj) and cls.is_permitted(context['request'].user, obj),
         }
+
+    @classmethod
+    def is_permitted(cls, user, obj):
+        """Whether a user may do it to this very object."""
+        return all(
+            user.has_perm(get_permission_for_model(obj, action), obj) for action in cls.permissions_required
+        )
 
 
 class CancelResult(ConditionalAction):
@@ -92,6 +102,77 @@ class DeleteAbsentTask(DeleteObject):
     @classmethod
     def render(cls, context, obj, **kwargs):
         return '' if obj.present else super().render(context, obj, **kwargs)
+
+
+class ScheduleAction(ConditionalAction):
+    """A button of a schedule, for those who may run its task."""
+
+    @classmethod
+    def is_permitted(cls, user, obj):
+        return super().is_permitted(user, obj) and user.has_perm('netbox_celery.run_celerytask', obj.task)
+
+
+class RunSchedule(ScheduleAction):
+    """Run the task of a schedule now."""
+    name = 'run'
+    label = _('Run Now')
+    permissions_required = {'view'}
+    icon = 'play'
+
+    @classmethod
+    def is_applicable(cls, obj):
+        return obj.task.enabled and obj.task.present
+
+
+class EnableSchedule(ScheduleAction):
+    """Enable a schedule."""
+    name = 'enable'
+    label = _('Enable')
+    permissions_required = {'change'}
+    icon = 'calendar-check'
+    color = 'success'
+
+    @classmethod
+    def is_applicable(cls, obj):
+        return not obj.enabled
+
+
+class DisableSchedule(ScheduleAction):
+    """Disable a schedule."""
+    name = 'disable'
+    label = _('Disable')
+    permissions_required = {'change'}
+    icon = 'calendar-remove'
+    color = 'secondary'
+
+    @classmethod
+    def is_applicable(cls, obj):
+        return obj.enabled
+
+
+class TakeOverSchedule(ScheduleAction):
+    """Become the owner of a schedule."""
+    name = 'take_over'
+    label = _('Take Over')
+    permissions_required = {'change'}
+    icon = 'account-arrow-left'
+    color = 'secondary'
+
+    @classmethod
+    def is_applicable(cls, obj):
+        return True
+
+    @classmethod
+    def is_permitted(cls, user, obj):
+        return obj.owner_id != user.pk and super().is_permitted(user, obj)
+
+
+class DeleteSchedule(DeleteObject):
+    """Delete a schedule. Those of the settings and the code would come back."""
+
+    @classmethod
+    def render(cls, context, obj, **kwargs):
+        return '' if obj.is_read_only and obj.present else super().render(context, obj, **kwargs)
 
 
 class BulkResultAction(ObjectAction):

@@ -1,4 +1,4 @@
-"""The panels of the pages of runs, tasks and workers.
+"""The panels of the pages of runs, tasks, schedules and workers.
 
 Those of a run are *live*: each stands in an element of its own, which an answer to a poll replaces.
 """
@@ -12,12 +12,14 @@ from django.utils.translation import gettext_lazy
 from netbox.ui import attrs, panels
 
 from . import __version__
-from .choices import ResultReasonChoices, ResultStatusChoices
+from .choices import ResultReasonChoices, ResultStatusChoices, ScheduleMissedChoices, ScheduleOverlapChoices
 from .engine.payload import plain
 from .forms import LogForm
 from .forms.parameters import parameter_help
 from .live import is_worker_alive, open_log
 from .progress import measure_pace
+from .scheduling import why_not_runnable_as_owner
+from .upcoming import upcoming
 
 __all__ = (
     'LIVE',
@@ -30,9 +32,16 @@ __all__ = (
     'ResultRunPanel',
     'ResultStatusPanel',
     'ResultValuePanel',
+    'ScheduleArgumentsPanel',
+    'ScheduleNextPanel',
+    'ScheduleOptionsPanel',
+    'SchedulePanel',
+    'SchedulePolicyPanel',
+    'ScheduleTimesPanel',
     'TaskDocumentationPanel',
     'TaskPanel',
     'TaskParametersPanel',
+    'TaskSchedulesPanel',
     'WorkerPanel',
     'explain_status',
 )
@@ -108,6 +117,24 @@ class StatusAttr(attrs.ChoiceAttr):
         return super().get_context(obj, attr, value, context) | {'object': obj, 'explanation': explain_status(obj)}
 
 
+class PolicyAttr(attrs.ChoiceAttr):
+    """A policy, and what it means.
+
+    Args:
+        choices: Its `ChoiceSet`.
+    """
+    template_name = 'netbox_celery/attrs/status.html'
+
+    def __init__(self, accessor, choices, **kwargs):
+        super().__init__(accessor, **kwargs)
+        self.choices = choices
+
+    def get_context(self, obj, attr, value, context):
+        return super().get_context(obj, attr, value, context) | {
+            'explanation': _describe(self.choices, getattr(obj, self.accessor))
+        }
+
+
 class LaterAttemptAttr(attrs.NumericAttr):
     """The number of an attempt, from the second on."""
 
@@ -121,6 +148,13 @@ class WaitingUntilAttr(attrs.DateTimeAttr):
 
     def get_value(self, obj):
         return super().get_value(obj) if obj.status in ResultStatusChoices.WAITING else None
+
+
+class UnfinishedAttr(attrs.DateTimeAttr):
+    """A time that matters until the run ends."""
+
+    def get_value(self, obj):
+        return None if obj.is_finished else super().get_value(obj)
 
 
 #
@@ -148,9 +182,14 @@ class ResultRunPanel(SparseAttributesPanel):
     )
     object = attrs.GenericForeignKeyAttr('object', label=gettext_lazy('Object'), linkify=True)
     user = attrs.RelatedObjectAttr('user', label=gettext_lazy('User'), linkify=True)
+    schedule = attrs.RelatedObjectAttr('schedule', label=gettext_lazy('Schedule'), linkify=True)
     created = attrs.DateTimeAttr('created', label=gettext_lazy('Created'))
     expires = WaitingUntilAttr('expires', label=gettext_lazy('Expires'))
     queue = attrs.TextAttr('queue', label=gettext_lazy('Queue'))
+    concurrency_key = attrs.TextAttr(
+        'concurrency_key', label=gettext_lazy('Concurrency key'), style='font-monospace'
+    )
+    stale_after = UnfinishedAttr('stale_after', label=gettext_lazy('Stale after'))
     task_id = attrs.TextAttr(
         'task_id', label=gettext_lazy('Task ID'), style='font-monospace', copy_button=True
     )
@@ -294,6 +333,104 @@ class TaskParametersPanel(panels.ObjectPanel):
                 'help': described.get(parameter['name'], ''),
             } for parameter in ctx['object'].parameters
         ]}
+
+
+class TaskSchedulesPanel(panels.ObjectsTablePanel):
+    """The schedules of a task, if there are any."""
+    title = gettext_lazy('Schedules')
+
+    def get_context(self, context):
+        return super().get_context(context) | {
+            'is_scheduled': context['object'].schedules.restrict(context['request'].user, 'view').exists()
+        }
+
+    def should_render(self, context):
+        return context['is_scheduled'] and super().should_render(context)
+
+
+#
+# A schedule
+#
+
+class OwnerAttr(attrs.RelatedObjectAttr):
+    """In whose name it runs, and what is wrong with that."""
+    template_name = 'netbox_celery/attrs/owner.html'
+    placeholder = ''
+
+    def get_context(self, obj, attr, value, context):
+        return super().get_context(obj, attr, value, context) | {
+            'object': obj, 'obstacle': why_not_runnable_as_owner(obj)
+        }
+
+    def get_value(self, obj):
+        # Nobody is somebody to tell of
+        return super().get_value(obj) or obj
+
+
+class SchedulePanel(panels.ObjectAttributesPanel):
+    title = gettext_lazy('Schedule')
+    name = attrs.TextAttr('name', label=gettext_lazy('Name'))
+    description = attrs.TextAttr('description', label=gettext_lazy('Description'))
+    enabled = attrs.BooleanAttr('enabled', label=gettext_lazy('Enabled'))
+    task = attrs.RelatedObjectAttr('task', label=gettext_lazy('Task'), linkify=True)
+    owner = OwnerAttr('owner', label=gettext_lazy('Runs act as'))
+    origin = attrs.TemplatedAttr(
+        'origin', label=gettext_lazy('Origin'), template_name='netbox_celery/attrs/origin.html'
+    )
+
+
+class ScheduleTimesPanel(SparseAttributesPanel):
+    title = gettext_lazy('When')
+    in_words = attrs.TextAttr('in_words', label=gettext_lazy('In words'))
+    kind = attrs.ChoiceAttr('kind', label=gettext_lazy('Kind'))
+    crontab = attrs.TextAttr('crontab', label=gettext_lazy('Crontab'), style='font-monospace', copy_button=True)
+    start = attrs.DateTimeAttr('start', label=gettext_lazy('Start'))
+    end = attrs.DateTimeAttr('end', label=gettext_lazy('End'))
+    last_run = attrs.DateTimeAttr('last_run', label=gettext_lazy('Last due'))
+    next_run = attrs.DateTimeAttr('next_run', label=gettext_lazy('Next run'))
+
+
+class ScheduleNextPanel(panels.ObjectPanel):
+    """The next runs, by the clock of who looks."""
+    template_name = 'netbox_celery/panels/next_runs.html'
+    title = gettext_lazy('Next Runs')
+
+    def get_context(self, context):
+        ctx = super().get_context(context)
+        return ctx | upcoming(ctx['object']) | {'version': __version__}
+
+
+class ScheduleArgumentsPanel(panels.ObjectPanel):
+    template_name = 'netbox_celery/panels/arguments.html'
+    title = gettext_lazy('Arguments')
+
+    def get_context(self, context):
+        ctx = super().get_context(context)
+        return ctx | {
+            'positional': list(enumerate(plain(ctx['object'].args), start=1)),
+            'named': list(plain(ctx['object'].kwargs).items()),
+            'representations': [],
+            'kept': True,
+        }
+
+
+class ScheduleOptionsPanel(SparseAttributesPanel):
+    title = gettext_lazy('Options')
+    object = attrs.GenericForeignKeyAttr('object', label=gettext_lazy('Object'), linkify=True)
+    queue = attrs.TextAttr('queue', label=gettext_lazy('Queue'))
+    priority = attrs.NumericAttr('priority', label=gettext_lazy('Priority'))
+    expires = attrs.TextAttr(
+        'expires', label=gettext_lazy('Expires'), format_string=gettext_lazy('{} seconds after it was due')
+    )
+
+    def should_render(self, context):
+        return bool(context['attrs'])
+
+
+class SchedulePolicyPanel(panels.ObjectAttributesPanel):
+    title = gettext_lazy('Policies')
+    overlap = PolicyAttr('overlap', ScheduleOverlapChoices, label=gettext_lazy('Overlap'))
+    missed = PolicyAttr('missed', ScheduleMissedChoices, label=gettext_lazy('Missed runs'))
 
 
 #

@@ -1,9 +1,10 @@
-"""What NetBox's global search finds: tasks. Runs are too many, and an index costs a write for each change of theirs."""
+"""What NetBox's global search finds: tasks and schedules. Runs are too many: an index costs a write for each change."""
 from netbox.search import SearchIndex, register_search
 
-from .models import CeleryTask
+from .models import CelerySchedule, CeleryTask
 
 __all__ = (
+    'CeleryScheduleIndex',
     'CeleryTaskIndex',
 )
 
@@ -17,3 +18,13 @@ class CeleryTaskIndex(SearchIndex):
         ('documentation', 5000),
     )
     display_attrs = ('plugin', 'description')
+
+
+@register_search
+class CeleryScheduleIndex(SearchIndex):
+    model = CelerySchedule
+    fields = (
+        ('name', 100),
+        ('description', 500),
+    )
+    display_attrs = ('task', 'kind', 'enabled', 'description')

@@ -1,4 +1,4 @@
-"""Lists of runs, tasks and workers."""
+"""Lists of runs, tasks, schedules and workers."""
 import django_tables2 as tables
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
@@ -6,10 +6,11 @@ from django.utils.translation import gettext_lazy as _
 from netbox.tables import NetBoxTable, columns
 from utilities.string import humanize_duration
 
-from .models import CeleryResult, CeleryTask, CeleryWorker
+from .models import CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
 
 __all__ = (
     'CeleryResultTable',
+    'CeleryScheduleTable',
     'CeleryTaskTable',
     'CeleryWorkerTable',
 )
@@ -38,6 +39,15 @@ TASK_BUTTONS = """
 {% endif %}
 """
 
+SCHEDULE_BUTTONS = """
+{% load i18n %}
+{% if perms.netbox_celery.run_celerytask and record.task.enabled and record.task.present %}
+  <a class="btn btn-sm btn-primary" href="{% url 'plugins:netbox_celery:celeryschedule_run' pk=record.pk %}"
+      title="{% trans "Run now" %}" aria-label="{% trans "Run now" %}"
+    ><i class="mdi mdi-play" aria-hidden="true"></i></a>
+{% endif %}
+"""
+
 RUN_COUNT = """
 {% if value %}
   <a href="{% url 'plugins:netbox_celery:celeryresult_list' %}?celery_name={{ record.name|urlencode:"" }}">
@@ -47,13 +57,13 @@ RUN_COUNT = """
 
 
 class ResultStatusColumn(columns.ChoiceFieldColumn):
-    """The status of a task's last run, which is annotated, as a badge that leads to the run."""
+    """The status of the last run of a task or a schedule, which is annotated, as a badge that leads to the run."""
 
     def render(self, record, bound_column, value):
         run = CeleryResult(status=value)
         return format_html(
             '<a href="{}" class="badge text-bg-{}">{}</a>',
-            CeleryResult(pk=record.last_run).get_absolute_url(), run.get_status_color(), run.get_status_display()
+            CeleryResult(pk=record.last_result).get_absolute_url(), run.get_status_color(), run.get_status_display()
         )
 
     def value(self, value):
@@ -73,6 +83,10 @@ class CeleryResultTable(NetBoxTable):
     )
     user = tables.Column(
         verbose_name=_('User'),
+        linkify=True
+    )
+    schedule = tables.Column(
+        verbose_name=_('Schedule'),
         linkify=True
     )
     object_type = columns.ContentTypeColumn(
@@ -112,6 +126,9 @@ class CeleryResultTable(NetBoxTable):
         template_code='{{ value|truncatechars:120 }}',
         export_raw=True
     )
+    stale_after = columns.DateTimeColumn(
+        verbose_name=_('Stale After')
+    )
     request_id = tables.Column(
         verbose_name=_('Request ID')
     )
@@ -127,9 +144,10 @@ class CeleryResultTable(NetBoxTable):
     class Meta(NetBoxTable.Meta):
         model = CeleryResult
         fields = (
-            'pk', 'id', 'name', 'celery_name', 'status', 'reason', 'progress', 'step', 'user', 'object_type', 'object',
-            'queue', 'worker', 'attempt', 'created', 'scheduled', 'expires', 'sent', 'started', 'completed',
-            'duration', 'error', 'task_id', 'request_id', 'parent_id', 'root_id', 'group_id', 'tags', 'last_updated',
+            'pk', 'id', 'name', 'celery_name', 'status', 'reason', 'progress', 'step', 'user', 'schedule',
+            'object_type', 'object', 'queue', 'worker', 'attempt', 'created', 'scheduled', 'expires', 'sent',
+            'started', 'completed', 'duration', 'error', 'concurrency_key', 'stale_after', 'task_id', 'request_id',
+            'parent_id', 'root_id', 'group_id', 'tags', 'last_updated',
         )
         default_columns = (
             'pk', 'id', 'name', 'status', 'progress', 'user', 'object', 'created', 'duration',
@@ -186,6 +204,88 @@ class CeleryTaskTable(NetBoxTable):
         )
         default_columns = (
             'pk', 'name', 'plugin', 'description', 'enabled', 'present', 'last_status', 'run_count',
+        )
+
+
+class CeleryScheduleTable(NetBoxTable):
+    name = tables.Column(
+        verbose_name=_('Name'),
+        linkify=True
+    )
+    task = tables.Column(
+        verbose_name=_('Task'),
+        linkify=True
+    )
+    in_words = tables.Column(
+        verbose_name=_('When'),
+        orderable=False
+    )
+    kind = columns.ChoiceFieldColumn(
+        verbose_name=_('Kind')
+    )
+    enabled = columns.BooleanColumn(
+        verbose_name=_('Enabled')
+    )
+    present = columns.BooleanColumn(
+        verbose_name=_('Present')
+    )
+    origin = columns.ChoiceFieldColumn(
+        verbose_name=_('Origin')
+    )
+    owner = tables.Column(
+        verbose_name=_('Owner'),
+        linkify=True
+    )
+    next_run = columns.DateTimeColumn(
+        verbose_name=_('Next Run')
+    )
+    last_run = columns.DateTimeColumn(
+        verbose_name=_('Last Due')
+    )
+    last_status = ResultStatusColumn(
+        verbose_name=_('Last Run'),
+        accessor='last_status'
+    )
+    at = columns.DateTimeColumn(
+        verbose_name=_('At')
+    )
+    start = columns.DateTimeColumn(
+        verbose_name=_('Start')
+    )
+    end = columns.DateTimeColumn(
+        verbose_name=_('End')
+    )
+    overlap = columns.ChoiceFieldColumn(
+        verbose_name=_('Overlap')
+    )
+    missed = columns.ChoiceFieldColumn(
+        verbose_name=_('Missed Runs')
+    )
+    object_type = columns.ContentTypeColumn(
+        verbose_name=_('Object Type')
+    )
+    object = tables.Column(
+        verbose_name=_('Object'),
+        linkify=True,
+        orderable=False
+    )
+    tags = columns.TagColumn(
+        url_name='plugins:netbox_celery:celeryschedule_list'
+    )
+    actions = columns.ActionsColumn(
+        extra_buttons=SCHEDULE_BUTTONS
+    )
+
+    class Meta(NetBoxTable.Meta):
+        model = CelerySchedule
+        fields = (
+            'pk', 'id', 'name', 'description', 'task', 'in_words', 'kind', 'crontab', 'timezone', 'interval', 'at',
+            'start', 'end', 'enabled', 'next_run', 'last_run', 'last_status', 'owner', 'origin', 'present', 'queue',
+            'priority', 'expires', 'object_type', 'object', 'overlap', 'missed', 'missed_max', 'tags', 'created',
+            'last_updated',
+        )
+        default_columns = (
+            'pk', 'name', 'task', 'in_words', 'enabled', 'next_run', 'last_status', 'owner', 'overlap', 'missed',
         )
 
 

@@ -10,6 +10,7 @@ urlpatterns = tuple(
     for prefix, model in (
         ('results/', 'celeryresult'),
         ('tasks/', 'celerytask'),
+        ('schedules/', 'celeryschedule'),
         ('workers/', 'celeryworker'),
     )
     for suffix in ('', '<int:pk>/')

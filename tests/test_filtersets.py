@@ -1,5 +1,6 @@
 """Each model field can be filtered by, and the filters find what they say."""
 from datetime import timedelta
+from types import SimpleNamespace
 from uuid import UUID, uuid4
 
 from django.contrib.contenttypes.models import ContentType
@@ -11,11 +12,12 @@ from dcim.models import Site
 from netbox_celery.filtersets import (
     CeleryLogEntryFilterSet,
     CeleryResultFilterSet,
+    CeleryScheduleFilterSet,
     CeleryTaskFilterSet,
     CeleryWorkerFilterSet,
 )
-from netbox_celery.models import CeleryLogEntry, CeleryResult, CeleryTask, CeleryWorker
-from tests.factories import make_log, make_result, make_task, make_worker
+from netbox_celery.models import CeleryLogEntry, CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
+from tests.factories import grant, make_log, make_result, make_schedule, make_task, make_worker
 from users.models import User
 from utilities.testing.filtersets import BaseFilterSetTestMixin, ChangeLoggedFilterSetTestMixin
 
@@ -38,8 +40,7 @@ class CeleryResultFilterSetTest(FilterAssertions, TestCase, ChangeLoggedFilterSe
     # Data of tasks, and what only the engine uses
     ignore_fields = (
         'args', 'kwargs', 'options', 'data', 'result', 'traceback', 'attempts', 'message', 'holder', 'claims',
-        'nesting',
-        'in_backend',
+        'nesting', 'in_backend', 'concurrency_slot', 'concurrency_limit',
         # NetBox's own class of generic foreign keys is passed over, but no subclass of it
         'object',
     )
@@ -113,6 +114,19 @@ class CeleryResultFilterSetTest(FilterAssertions, TestCase, ChangeLoggedFilterSe
     def test_user(self):
         self.assertFinds({'user': ['alice']}, self.running)
         self.assertFinds({'user_id': [self.user.pk]}, self.running)
+
+    def test_schedule(self):
+        schedule = make_schedule('Nightly')
+        CeleryResult.objects.filter(pk=self.failed.pk).update(schedule=schedule)
+        self.assertFinds({'schedule': ['Nightly']}, self.failed)
+        self.assertFinds({'schedule_id': [schedule.pk]}, self.failed)
+        self.assertRejected({'schedule': ['Daily']})
+
+    def test_concurrency(self):
+        CeleryResult.objects.filter(pk=self.running.pk).update(concurrency_key='device:7', stale_after=self.now)
+        self.assertFinds({'concurrency_key': ['device:7']}, self.running)
+        self.assertFinds({'concurrency_key__isw': ['device:']}, self.running)
+        self.assertFinds({'stale_after__lte': [self.now.isoformat()]}, self.running)
 
     def test_object(self):
         self.assertFinds({'object_type': ['dcim.site'], 'object_id': [self.site.pk]}, self.running)
@@ -236,6 +250,91 @@ class CeleryTaskFilterSetTest(FilterAssertions, TestCase, ChangeLoggedFilterSetT
         self.assertFinds({'enabled': False}, self.audit)
         self.assertFinds({'present': True}, self.backup, self.audit)
         self.assertFinds({'last_seen__lt': [(self.now - timedelta(hours=1)).isoformat()]}, self.gone)
+
+    def test_runnable(self):
+        """What the user may run, and nobody else."""
+        user = User.objects.create_user('alice')
+        grant(user, CeleryTask, actions=['run'], constraints={'name': 'plugin_a:backup'})
+        for value, expected in ((True, [self.backup]), (False, [self.audit, self.gone])):
+            filterset = self.filterset({'runnable': value}, self.queryset, request=SimpleNamespace(user=user))
+            self.assertEqual(list(filterset.qs), expected)
+
+
+class CeleryScheduleFilterSetTest(FilterAssertions, TestCase, ChangeLoggedFilterSetTestMixin):
+    queryset = CelerySchedule.objects.all()
+    filterset = CeleryScheduleFilterSet
+    ignore_fields = ('args', 'kwargs', 'options', 'object')
+
+    @classmethod
+    def setUpTestData(cls):
+        cls.now = timezone.now().replace(microsecond=0)
+        cls.site = Site.objects.create(name='Site 1', slug='site-1')
+        cls.user = User.objects.create_user(username='alice')
+        cls.backup, cls.audit = make_task('plugin_a:backup'), make_task('plugin_a:audit')
+        cls.nightly = make_schedule(
+            'Nightly', cls.backup, description='Save configurations', owner=cls.user, timezone='Europe/Berlin',
+            queue='slow', priority=3, expires=60, object=cls.site, missed='skip', overlap='queue', missed_max=5
+        )
+        cls.often = make_schedule('Often', cls.audit, kind='interval', interval=60, origin='code', present=False)
+        cls.once = make_schedule(
+            'Once', cls.audit, kind='once', at=cls.now + timedelta(days=1), enabled=False,
+            start=cls.now, end=cls.now + timedelta(days=2)
+        )
+        CelerySchedule.objects.filter(pk=cls.nightly.pk).update(
+            next_run=cls.now + timedelta(hours=1), last_run=cls.now - timedelta(hours=1)
+        )
+
+    def test_search(self):
+        self.assertFinds({'q': 'night'}, self.nightly)
+        self.assertFinds({'q': 'config'}, self.nightly)
+        self.assertFinds({'q': 'PLUGIN_A:audit'}, self.often, self.once)
+        self.assertFinds({'q': ' '}, self.nightly, self.often, self.once)
+
+    def test_fields(self):
+        for params, *expected in (
+            ({'name': ['Nightly', 'Once']}, self.nightly, self.once),
+            ({'description__ic': ['save']}, self.nightly),
+            ({'enabled': False}, self.once),
+            ({'present': False}, self.often),
+            ({'origin': ['code']}, self.often),
+            ({'kind': ['interval', 'once']}, self.often, self.once),
+            ({'crontab': ['0 * * * *']}, self.nightly),
+            ({'timezone': ['Europe/Berlin']}, self.nightly),
+            ({'interval__lt': [61]}, self.often),
+            ({'queue': ['slow']}, self.nightly),
+            ({'priority': [3]}, self.nightly),
+            ({'expires__gte': [60]}, self.nightly),
+            ({'missed': ['skip']}, self.nightly),
+            ({'overlap__n': ['allow']}, self.nightly),
+            ({'missed_max': [5]}, self.nightly),
+            ({'at__gt': [self.now.isoformat()]}, self.once),
+            ({'start': [self.now.isoformat()]}, self.once),
+            ({'end__gt': [self.now.isoformat()]}, self.once),
+        ):
+            with self.subTest(params):
+                self.assertFinds(params, *expected)
+        for name in ('kind', 'origin', 'missed', 'overlap'):
+            self.assertRejected({name: ['never']})
+
+    def test_task_and_owner(self):
+        self.assertFinds({'task': ['plugin_a:audit']}, self.often, self.once)
+        self.assertFinds({'task_id': [self.backup.pk]}, self.nightly)
+        self.assertFinds({'owner': ['alice']}, self.nightly)
+        self.assertFinds({'owner_id': [self.user.pk]}, self.nightly)
+        self.assertFinds({'owner_id': ['null']}, self.often, self.once)
+
+    def test_object(self):
+        self.assertFinds({'object_type': ['dcim.site'], 'object_id': [self.site.pk]}, self.nightly)
+        self.assertFinds({'object_type_id': [ContentType.objects.get_for_model(Site).pk]}, self.nightly)
+
+    def test_times(self):
+        soon = (self.now + timedelta(hours=2)).isoformat()
+        CelerySchedule.objects.filter(pk=self.often.pk).update(next_run=self.now + timedelta(days=1))
+        self.assertFinds({'next_run__before': soon}, self.nightly)
+        self.assertFinds({'next_run__after': soon}, self.often)
+        self.assertFinds({'last_run__before': self.now.isoformat()}, self.nightly)
+        self.assertFinds({'last_run__after': self.now.isoformat()})
+        self.assertFinds({'next_run__empty': True}, self.once)
 
 
 class CeleryWorkerFilterSetTest(FilterAssertions, TestCase, BaseFilterSetTestMixin):

@@ -1,9 +1,9 @@
-"""NetBox's global search finds tasks, by name and by what their docstrings say, and no runs."""
+"""NetBox's global search finds tasks, by name and by what their docstrings say, schedules, and no runs."""
 from django.test import TestCase
 
 from netbox.registry import registry
 from netbox.search.backends import search_backend
-from tests.factories import make_result, make_task
+from tests.factories import make_result, make_schedule, make_task
 from users.models import User
 
 
@@ -19,10 +19,16 @@ class SearchTest(TestCase):
         for value in ('backup', 'configurations', 'switch'):
             self.assertEqual(self.search(value), [task])
 
+    def test_schedules(self):
+        with self.captureOnCommitCallbacks(execute=True):
+            schedule = make_schedule('Nightly', make_task('plugin_a:backup'), description='Save configurations')
+        for value in ('nightly', 'configurations'):
+            self.assertEqual(self.search(value), [schedule])
+
     def test_runs_are_not_indexed(self):
         """An index would cost a write each time the engine moves a run on."""
         with self.captureOnCommitCallbacks(execute=True):
             make_result(name='needle')
         self.assertEqual(self.search('needle'), [])
         ours = {label for label in registry['search'] if label.startswith('netbox_celery.')}
-        self.assertEqual(ours, {'netbox_celery.celerytask'})
+        self.assertEqual(ours, {'netbox_celery.celerytask', 'netbox_celery.celeryschedule'})

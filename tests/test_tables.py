@@ -5,8 +5,8 @@ from django.test import RequestFactory
 from django.utils import timezone
 
 from dcim.models import Site
-from netbox_celery.tables import CeleryResultTable, CeleryTaskTable, CeleryWorkerTable
-from tests.factories import make_result, make_task, make_worker
+from netbox_celery.tables import CeleryResultTable, CeleryScheduleTable, CeleryTaskTable, CeleryWorkerTable
+from tests.factories import make_result, make_schedule, make_task, make_worker
 from utilities.testing import TableTestCases
 
 
@@ -36,7 +36,7 @@ class CeleryResultTableTest(FilledTableMixin, TableTestCases.StandardTableTestCa
         site = Site.objects.create(name='Site 1', slug='site-1')
         make_result('running', user=self.user, object=site, value=1, value_max=3, started=timezone.now())
         make_result('errored', reason='expired', error='Why', started=timezone.now() - timedelta(days=1))
-        make_result('pending')
+        make_result('pending', schedule=make_schedule(), concurrency_key='k', stale_after=timezone.now())
 
 
 class CeleryTaskTableTest(FilledTableMixin, TableTestCases.StandardTableTestCase):
@@ -46,6 +46,15 @@ class CeleryTaskTableTest(FilledTableMixin, TableTestCases.StandardTableTestCase
         make_task()
         make_result('completed')
         make_task('plugin:never', enabled=False, present=False)
+
+
+class CeleryScheduleTableTest(FilledTableMixin, TableTestCases.StandardTableTestCase):
+    table = CeleryScheduleTable
+
+    def make_rows(self):
+        site = Site.objects.create(name='Site 1', slug='site-1')
+        make_result('completed', schedule=make_schedule(owner=self.user, object=site))
+        make_schedule('Never', enabled=False, kind='once', at=timezone.now(), origin='code')
 
 
 class CeleryWorkerTableTest(FilledTableMixin, TableTestCases.StandardTableTestCase):

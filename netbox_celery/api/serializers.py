@@ -1,8 +1,9 @@
-"""What REST shows of runs, log lines, tasks and workers, and what it lets people write: little.
+"""What REST shows of runs, log lines, tasks, schedules and workers, and what it lets people write.
 
-A run's columns belong to the engine, which writes them while people look. So a change of tags or custom fields saves
-these columns alone.
+That is little, but for schedules. A run's columns belong to the engine, which writes them while people look. So a
+change of tags or custom fields saves these columns alone.
 """
+from django.contrib.contenttypes.models import ContentType
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.utils.urls import remove_query_param, replace_query_param
@@ -12,28 +13,42 @@ from netbox.api.gfk_fields import GFKSerializerField
 from netbox.api.serializers import BaseModelSerializer, NetBoxModelSerializer, ValidatedModelSerializer
 from users.api.serializers_.users import UserSerializer
 
-from ..choices import LogLevelChoices, ResultReasonChoices, ResultStatusChoices
+from .. import scheduling
+from ..choices import (
+    LogLevelChoices,
+    ResultReasonChoices,
+    ResultStatusChoices,
+    ScheduleKindChoices,
+    ScheduleMissedChoices,
+    ScheduleOriginChoices,
+    ScheduleOverlapChoices,
+)
 from ..engine.payload import plain
-from ..models import CeleryLogEntry, CeleryResult, CeleryTask, CeleryWorker
+from ..models import CeleryLogEntry, CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
 
 __all__ = (
     'CeleryLogEntrySerializer',
     'CeleryResultSerializer',
+    'CeleryScheduleSerializer',
     'CeleryTaskSerializer',
     'CeleryWorkerSerializer',
     'LogLineSerializer',
     'LogPageSerializer',
+    'SchedulePreviewSerializer',
 )
 
 
-class PlainJSONField(serializers.JSONField):
+class PayloadField(serializers.JSONField):
     """JSON as people and programs read it, without Kombu's type markers."""
-
-    def __init__(self, **kwargs):
-        super().__init__(read_only=True, **kwargs)
 
     def to_representation(self, value):
         return plain(value)
+
+
+class PlainJSONField(PayloadField):
+
+    def __init__(self, **kwargs):
+        super().__init__(read_only=True, **kwargs)
 
 
 class NarrowSaveSerializer(ValidatedModelSerializer):
@@ -47,10 +62,76 @@ class NarrowSaveSerializer(ValidatedModelSerializer):
         return instance
 
 
+class CeleryTaskSerializer(NetBoxModelSerializer, NarrowSaveSerializer):
+
+    class Meta:
+        model = CeleryTask
+        fields = [
+            'id', 'url', 'display_url', 'display', 'name', 'plugin', 'description', 'documentation', 'enabled',
+            'present', 'last_seen', 'defaults', 'parameters', 'tags', 'custom_fields', 'created', 'last_updated',
+        ]
+        read_only_fields = [
+            'name', 'plugin', 'description', 'documentation', 'present', 'last_seen', 'defaults', 'parameters',
+        ]
+        brief_fields = ('id', 'url', 'display', 'name', 'description', 'enabled', 'present')
+
+
+class CeleryScheduleSerializer(NetBoxModelSerializer):
+    kind = ChoiceField(choices=ScheduleKindChoices, required=False)
+    origin = ChoiceField(choices=ScheduleOriginChoices, read_only=True)
+    missed = ChoiceField(choices=ScheduleMissedChoices, required=False)
+    overlap = ChoiceField(choices=ScheduleOverlapChoices, required=False)
+    owner = UserSerializer(nested=True, read_only=True)
+    task = CeleryTaskSerializer(nested=True)
+    args = PayloadField(required=False, help_text='Positional arguments, an array')
+    kwargs = PayloadField(required=False, help_text='Keyword arguments, an object')
+    options = PlainJSONField()
+    object_type = ContentTypeField(queryset=ContentType.objects.all(), required=False, allow_null=True)
+    object = GFKSerializerField(read_only=True, allow_missing_serializer=True)
+    in_words = serializers.CharField(read_only=True, help_text='When it is due, in words')
+
+    class Meta:
+        model = CelerySchedule
+        fields = [
+            'id', 'url', 'display_url', 'display', 'name', 'description', 'enabled', 'origin', 'present', 'owner',
+            'kind', 'in_words', 'crontab', 'timezone', 'interval', 'at', 'start', 'end', 'task', 'args', 'kwargs',
+            'queue', 'priority', 'expires', 'options', 'object_type', 'object_id', 'object', 'missed', 'missed_max',
+            'overlap', 'last_run', 'next_run', 'tags', 'custom_fields', 'created', 'last_updated',
+        ]
+        read_only_fields = ['present', 'last_run', 'next_run']
+        brief_fields = ('id', 'url', 'display', 'name', 'description', 'enabled', 'next_run')
+
+    def validate(self, data):
+        if self.nested:
+            return data
+        user, before = self.context['request'].user, self.instance
+        # Before anything is told about the task's parameters
+        scheduling.check_may_run(
+            user, data['task'].pk if 'task' in data else None, before.task_id if before else None
+        )
+        data = super().validate(data)
+        schedule = before
+        if schedule is None:
+            columns = {field.name for field in CelerySchedule._meta.concrete_fields}
+            schedule = CelerySchedule(**{name: value for name, value in data.items() if name in columns})
+        scheduling.authorize(user, schedule)
+        return {**data, 'owner': schedule.owner}
+
+
+class SchedulePreviewSerializer(serializers.Serializer):
+    """When a schedule is due."""
+    in_words = serializers.CharField()
+    next_runs = serializers.ListField(
+        child=serializers.DateTimeField(),
+        help_text='The next times at which it is due, if it is enabled.'
+    )
+
+
 class CeleryResultSerializer(NetBoxModelSerializer, NarrowSaveSerializer):
     status = ChoiceField(choices=ResultStatusChoices, read_only=True)
     reason = ChoiceField(choices=ResultReasonChoices, read_only=True)
     user = UserSerializer(nested=True, read_only=True)
+    schedule = CeleryScheduleSerializer(nested=True, read_only=True)
     object_type = ContentTypeField(read_only=True)
     # Not every model that a run can concern has a serializer
     object = GFKSerializerField(read_only=True, allow_missing_serializer=True)
@@ -67,15 +148,16 @@ class CeleryResultSerializer(NetBoxModelSerializer, NarrowSaveSerializer):
         model = CeleryResult
         fields = [
             'id', 'url', 'display_url', 'display', 'task_id', 'celery_name', 'name', 'status', 'reason', 'user',
-            'object_type', 'object_id', 'object', 'queue', 'worker', 'value', 'value_max', 'percentage', 'step',
-            'attempt', 'scheduled', 'expires', 'sent', 'started', 'completed', 'cancelled', 'duration', 'error',
-            'args', 'kwargs', 'options', 'data', 'result', 'traceback', 'attempts', 'request_id', 'parent_id',
-            'root_id', 'group_id', 'tags', 'custom_fields', 'created', 'last_updated',
+            'schedule', 'object_type', 'object_id', 'object', 'queue', 'worker', 'value', 'value_max', 'percentage',
+            'step', 'attempt', 'scheduled', 'expires', 'sent', 'started', 'completed', 'cancelled', 'duration',
+            'error', 'args', 'kwargs', 'options', 'data', 'result', 'traceback', 'attempts', 'concurrency_key',
+            'stale_after', 'request_id', 'parent_id', 'root_id', 'group_id', 'tags', 'custom_fields', 'created',
+            'last_updated',
         ]
         read_only_fields = [
             'task_id', 'celery_name', 'name', 'object_id', 'queue', 'worker', 'value', 'value_max', 'step', 'attempt',
             'scheduled', 'expires', 'sent', 'started', 'completed', 'cancelled', 'error', 'traceback', 'attempts',
-            'request_id', 'parent_id', 'root_id', 'group_id',
+            'concurrency_key', 'stale_after', 'request_id', 'parent_id', 'root_id', 'group_id',
         ]
         brief_fields = ('id', 'url', 'display', 'task_id', 'celery_name', 'name', 'status')
 
@@ -142,20 +224,6 @@ class LogPageSerializer(serializers.Serializer):
             return None
         url = replace_query_param(self.context['request'].build_absolute_uri(), 'after', page.next_after)
         return remove_query_param(url, 'offset')
-
-
-class CeleryTaskSerializer(NetBoxModelSerializer, NarrowSaveSerializer):
-
-    class Meta:
-        model = CeleryTask
-        fields = [
-            'id', 'url', 'display_url', 'display', 'name', 'plugin', 'description', 'documentation', 'enabled',
-            'present', 'last_seen', 'defaults', 'parameters', 'tags', 'custom_fields', 'created', 'last_updated',
-        ]
-        read_only_fields = [
-            'name', 'plugin', 'description', 'documentation', 'present', 'last_seen', 'defaults', 'parameters',
-        ]
-        brief_fields = ('id', 'url', 'display', 'name', 'description', 'enabled', 'present')
 
 
 class CeleryWorkerSerializer(BaseModelSerializer):

@@ -1,6 +1,6 @@
 from netbox.api.routers import NetBoxRouter
 
-from . import views
+from . import schedules, views
 
 app_name = 'netbox_celery-api'
 
@@ -9,6 +9,7 @@ router.APIRootView = views.CeleryRootView
 
 router.register('log-entries', views.CeleryLogEntryViewSet)
 router.register('results', views.CeleryResultViewSet)
+router.register('schedules', schedules.CeleryScheduleViewSet)
 router.register('tasks', views.CeleryTaskViewSet)
 router.register('workers', views.CeleryWorkerViewSet)
 

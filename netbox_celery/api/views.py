@@ -4,19 +4,12 @@ Rows appear by running tasks, so nothing is created by a POST to a list. What ca
 answered with 400 and the reason, as elsewhere in NetBox. (409 would say it better, but pynetbox takes that for a
 failed allocation of an address and hides the reason.)
 """
-from contextlib import contextmanager
-
-from celery.exceptions import CeleryError, QueueNotFound
 from django.db.models import Prefetch, prefetch_related_objects
 from django.http import Http404
-from django.shortcuts import get_object_or_404
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
 from drf_spectacular.utils import extend_schema
-from kombu.exceptions import EncodeError, OperationalError
-from rest_framework import status
 from rest_framework.decorators import action
-from rest_framework.exceptions import APIException, PermissionDenied, ValidationError
+from rest_framework.exceptions import PermissionDenied, ValidationError
 from rest_framework.response import Response
 from rest_framework.routers import APIRootView
 
@@ -29,6 +22,7 @@ from ..engine.control import NotRerunnable
 from ..engine.reader import read_log
 from ..models import CeleryLogEntry, CeleryResult, CeleryTask, CeleryWorker
 from . import serializers
+from .base import ActionsMixin, require_runnable, sending
 from .pagination import HistoryPagination
 from .parameters import LogQuerySerializer, TaskRunSerializer
 from .permissions import token_permission
@@ -52,15 +46,6 @@ class CeleryRootView(APIRootView):
         return 'Celery'
 
 
-class BrokerUnavailable(APIException):
-    status_code = status.HTTP_503_SERVICE_UNAVAILABLE
-    default_detail = gettext_lazy(
-        'The message broker cannot be reached, so the task was not started. Check that it is up and that the address '
-        'of the broker in the configuration is right, then try again.'
-    )
-    default_code = 'broker_unavailable'
-
-
 class NotOffered:
     """Takes a method of a base class away. Routers bind what a viewset has: this one has it not."""
 
@@ -71,51 +56,10 @@ class NotOffered:
         raise AttributeError(self.name)
 
 
-class EngineModelViewSet(NetBoxModelViewSet):
+class EngineModelViewSet(ActionsMixin, NetBoxModelViewSet):
     """Base class for rows that the engine makes and keeps: people annotate and delete them."""
     http_method_names = [name for name in NetBoxModelViewSet.http_method_names if name != 'put']
     create = NotOffered()
-
-    def get_object_to_act_on(self):
-        """Return the object of an action with a permission of its own (see `token_permission`).
-
-        Raises:
-            Http404: The user may not view it.
-            PermissionDenied: The user may view it, but not do this to it.
-        """
-        # The viewset's own queryset is restricted by the permission to add, which has nothing to do with this
-        viewable = self.queryset.model.objects.restrict(self.request.user, 'view')
-        obj = get_object_or_404(viewable, pk=self.kwargs['pk'])
-        self.check_object_permissions(self.request, obj)
-        return obj
-
-    def created(self, result):
-        """Answer that a run has been created, or with which one that is under way the call has become."""
-        serializer = serializers.CeleryResultSerializer(result, context=self.get_serializer_context())
-        return Response(
-            serializer.data, status=status.HTTP_200_OK if result.joined else status.HTTP_201_CREATED,
-            headers=self.get_success_headers(serializer.data)
-        )
-
-
-@contextmanager
-def sending():
-    """Answer what may keep a task from being sent."""
-    try:
-        yield
-    except OperationalError as exc:
-        raise BrokerUnavailable from exc
-    except QueueNotFound as exc:
-        raise ValidationError({'queue': [_('There is no such queue.')]}) from exc
-    except (CeleryError, EncodeError, TypeError) as exc:
-        # Its policy says no; or the code has changed since the catalogue was brought up to date, or the earlier run
-        raise ValidationError({'detail': str(exc)}) from exc
-
-
-def require_runnable(task):
-    """Raise `AbortRequest` if a task of the catalogue is not to be run."""
-    if reason := actions.why_not_runnable(task):
-        raise AbortRequest(reason)
 
 
 class CeleryResultViewSet(WorkflowMixin, EngineModelViewSet):

@@ -15,6 +15,7 @@ from celery.schedules import ParseException, crontab
 from celery.utils.time import weekday, yearmonth
 from cron_descriptor import DescriptionTypeEnum, ExpressionDescriptor, Options
 from cron_descriptor.Exception import FormatError, WrongArgumentError
+from django.utils.timezone import localtime
 from django.utils.translation import get_language, ngettext, to_locale
 from django.utils.translation import gettext as _
 
@@ -253,7 +254,9 @@ def describe(schedule):
         )
     if schedule.kind == Kind.KIND_INTERVAL:
         return _describe_interval(schedule.interval)
-    return _('Once')
+    if schedule.at is None:
+        return _('Once')
+    return _('Once, at {time}').format(time=localtime(schedule.at).strftime('%Y-%m-%d %H:%M:%S'))
 
 
 def _describe_crontab(text):

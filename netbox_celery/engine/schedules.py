@@ -114,7 +114,7 @@ def _fire(schedule, permissions):
         return written
     written['last_run'] = schedule.now
     if why := why_not_permitted(schedule, permissions):
-        _fail(schedule, times[-1], Reason.REASON_NOT_PERMITTED, why)
+        _fail(schedule, times[-1], Reason.REASON_NOT_PERMITTED, _('The schedule was disabled. {why}').format(why=why))
         return written | {'enabled': False, 'next_run': None}
     if not schedule.task.enabled:
         _fail(schedule, times[-1], Reason.REASON_TASK_DISABLED, _('The task {task} is disabled.').format(
@@ -130,6 +130,10 @@ def why_not_permitted(schedule, permissions):
     """Return in words why a schedule may not run in the name of its owner, or an empty string.
 
     What the settings and the code schedule runs in nobody's name, unless somebody took it over.
+
+    Args:
+        schedule: The `CelerySchedule`.
+        permissions: A dict that remembers who may run what, for as long as that may be remembered.
     """
     from ..models import CeleryTask
 
@@ -137,14 +141,14 @@ def why_not_permitted(schedule, permissions):
     if owner is None:
         if schedule.origin != Origin.ORIGIN_USER:
             return ''
-        return _('The schedule was disabled: its owner is gone. Somebody else may take it over.')
+        return _('Its owner is gone. Somebody else may take it over.')
     if not owner.is_active:
-        return _('The schedule was disabled: its owner {owner} is not active any more.').format(owner=owner)
+        return _('Its owner {owner} is not active any more.').format(owner=owner)
     key = owner.pk, schedule.task_id
     if key not in permissions:
         permissions[key] = CeleryTask.objects.restrict(owner, 'run').filter(pk=schedule.task_id).exists()
     if not permissions[key]:
-        return _('The schedule was disabled: its owner {owner} may not run the task {task}.').format(
+        return _('Its owner {owner} may not run the task {task}.').format(
             owner=owner, task=schedule.task
         )
     return ''

@@ -1,4 +1,4 @@
-"""Filters of the lists of runs, tasks and workers."""
+"""Filters of the lists of runs, tasks, schedules and workers."""
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
@@ -11,11 +11,19 @@ from utilities.forms.fields import ContentTypeChoiceField, DynamicModelMultipleC
 from utilities.forms.rendering import FieldSet
 from utilities.forms.widgets import DateTimePicker
 
-from ..choices import ResultReasonChoices, ResultStatusChoices
-from ..models import CeleryResult, CeleryTask, CeleryWorker
+from ..choices import (
+    ResultReasonChoices,
+    ResultStatusChoices,
+    ScheduleKindChoices,
+    ScheduleMissedChoices,
+    ScheduleOriginChoices,
+    ScheduleOverlapChoices,
+)
+from ..models import CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
 
 __all__ = (
     'CeleryResultFilterForm',
+    'CeleryScheduleFilterForm',
     'CeleryTaskFilterForm',
     'CeleryWorkerFilterForm',
 )
@@ -35,8 +43,8 @@ class CeleryResultFilterForm(NetBoxModelFilterSetForm):
     model = CeleryResult
     fieldsets = (
         FieldSet('q', 'filter_id', 'tag'),
-        FieldSet('status', 'reason', 'celery_name', 'name', 'user_id', 'object_type_id', name=_('Run')),
-        FieldSet('queue', 'worker', name=_('Execution')),
+        FieldSet('status', 'reason', 'celery_name', 'name', 'user_id', 'schedule_id', 'object_type_id', name=_('Run')),
+        FieldSet('queue', 'worker', 'concurrency_key', name=_('Execution')),
         FieldSet(
             'created__after', 'created__before', 'scheduled__after', 'scheduled__before', 'started__after',
             'started__before', 'completed__after', 'completed__before', name=_('Times')
@@ -68,6 +76,11 @@ class CeleryResultFilterForm(NetBoxModelFilterSetForm):
         required=False,
         label=_('User')
     )
+    schedule_id = DynamicModelMultipleChoiceField(
+        queryset=CelerySchedule.objects.all(),
+        required=False,
+        label=_('Schedule')
+    )
     object_type_id = ContentTypeChoiceField(
         queryset=ObjectType.objects.public(),
         required=False,
@@ -79,6 +92,10 @@ class CeleryResultFilterForm(NetBoxModelFilterSetForm):
     )
     worker = forms.CharField(
         label=_('Worker'),
+        required=False
+    )
+    concurrency_key = forms.CharField(
+        label=_('Concurrency key'),
         required=False
     )
     created__after = time_field(_('Created after'))
@@ -121,6 +138,66 @@ class CeleryTaskFilterForm(NetBoxModelFilterSetForm):
     )
     enabled = boolean_field(_('Enabled'))
     present = boolean_field(_('Present'))
+    tag = TagFilterField(model)
+
+
+class CeleryScheduleFilterForm(NetBoxModelFilterSetForm):
+    model = CelerySchedule
+    fieldsets = (
+        FieldSet('q', 'filter_id', 'tag'),
+        FieldSet('enabled', 'task_id', 'owner_id', 'origin', 'present', name=_('Schedule')),
+        FieldSet('kind', 'timezone', 'next_run__after', 'next_run__before', name=_('When')),
+        FieldSet('overlap', 'missed', name=_('Policies')),
+        FieldSet('queue', 'object_type_id', name=_('Options')),
+    )
+    enabled = boolean_field(_('Enabled'))
+    task_id = DynamicModelMultipleChoiceField(
+        queryset=CeleryTask.objects.all(),
+        required=False,
+        label=_('Task')
+    )
+    owner_id = DynamicModelMultipleChoiceField(
+        queryset=User.objects.all(),
+        required=False,
+        null_option=_('Nobody'),
+        label=_('Owner')
+    )
+    origin = forms.MultipleChoiceField(
+        label=_('Origin'),
+        choices=ScheduleOriginChoices,
+        required=False
+    )
+    present = boolean_field(_('Present'))
+    kind = forms.MultipleChoiceField(
+        label=_('Kind'),
+        choices=ScheduleKindChoices,
+        required=False
+    )
+    timezone = forms.CharField(
+        label=_('Time zone'),
+        required=False
+    )
+    next_run__after = time_field(_('Next run after'))
+    next_run__before = time_field(_('Next run before'))
+    overlap = forms.MultipleChoiceField(
+        label=_('Overlap'),
+        choices=ScheduleOverlapChoices,
+        required=False
+    )
+    missed = forms.MultipleChoiceField(
+        label=_('Missed runs'),
+        choices=ScheduleMissedChoices,
+        required=False
+    )
+    queue = forms.CharField(
+        label=_('Queue'),
+        required=False
+    )
+    object_type_id = ContentTypeChoiceField(
+        queryset=ObjectType.objects.public(),
+        required=False,
+        label=_('Object type')
+    )
     tag = TagFilterField(model)
 
 

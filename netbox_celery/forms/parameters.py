@@ -2,6 +2,7 @@
 import ast
 import json
 import re
+from contextlib import suppress
 
 from django import forms
 from django.utils.html import escape, format_html
@@ -14,6 +15,7 @@ __all__ = (
     'OMITTED',
     'field_for',
     'parameter_help',
+    'present',
 )
 
 
@@ -124,10 +126,12 @@ class FreeParameter(JSONParameter):
     widget = forms.TextInput(attrs={'class': 'font-monospace'})
 
     def __init__(self, *args, initial=None, **kwargs):
-        if isinstance(initial, str) and _is_json(initial):
-            # In quotes, or the text "5" would come back as the number
-            initial = json.dumps(initial, ensure_ascii=False)
-        super().__init__(*args, initial=initial, **kwargs)
+        super().__init__(*args, initial=self.quote(initial), **kwargs)
+
+    @staticmethod
+    def quote(value):
+        # In quotes, or the text "5" would come back as the number
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, str) and _is_json(value) else value
 
     def to_python(self, value):
         try:
@@ -157,6 +161,8 @@ def _choice(annotation, options):
     if not values:
         raise ValueError(annotation)
     by_text = {str(value): value for value in values}
+    if 'initial' in options:
+        options['initial'] = str(options['initial'])
     blank = [] if options['required'] or 'initial' in options else [('', '---------')]
     return ChoiceParameter(
         choices=[*blank, *((text, text) for text in by_text)], coerce=by_text.__getitem__, **options
@@ -229,6 +235,20 @@ def _kind(parameter):
         # Nothing is declared: the default tells
         return type(parameter['default']).__name__, ''
     return None, annotation
+
+
+def present(field, value):
+    """Show an argument in the field of its parameter, instead of the default."""
+    if isinstance(field, ChoiceParameter):
+        keys = {key for key, __ in field.choices}
+        value = next((key for key in (str(value), str(value).lower()) if key in keys), '')
+    elif isinstance(field, FreeParameter):
+        value = field.quote(value)
+    elif isinstance(field, forms.DateField | forms.DateTimeField):
+        # By REST or from a file it came as text
+        with suppress(forms.ValidationError):
+            value = field.to_python(value)
+    field.initial = value
 
 
 def _with_note(help_text, annotation):

@@ -8,18 +8,14 @@ from utilities.datetime import local_now
 from utilities.forms.rendering import FieldSet
 from utilities.forms.widgets import DateTimePicker
 
-from ..engine.catalogue import InvalidArguments, check_arguments
-from .parameters import OMITTED, field_for, parameter_help
+from .arguments import ArgumentsMixin
 
 __all__ = (
     'RunForm',
 )
 
-#: Fields of parameters are named apart from those of options: a task may well have a parameter `queue`.
-PREFIX = 'parameter_'
 
-
-class RunForm(forms.Form):
+class RunForm(ArgumentsMixin, forms.Form):
     """Arguments and options of a run.
 
     Once it is valid, `arguments` is the pair `(args, kwargs)` and `options` what `netbox_celery.actions.run` takes.
@@ -55,13 +51,9 @@ class RunForm(forms.Form):
 
     def __init__(self, task, data=None, **kwargs):
         super().__init__(data, **kwargs)
-        self.task = task
-        self.arguments = ([], {})
-        described = parameter_help(task.documentation)
-        for parameter in task.parameters:
-            self.fields[PREFIX + parameter['name']] = field_for(parameter, described.get(parameter['name'], ''))
+        self.add_parameters(task)
         self.fieldsets = (
-            FieldSet(*(PREFIX + parameter['name'] for parameter in task.parameters), name=_('Parameters')),
+            FieldSet(*self.parameter_fields, name=_('Parameters')),
             FieldSet(*self.OPTIONS, name=_('Options')),
         )[0 if task.parameters else 1:]
         self.fields['schedule_at'].help_text = format_html(
@@ -78,45 +70,8 @@ class RunForm(forms.Form):
 
     def clean(self):
         super().clean()
-        if self.errors:
-            return
-        try:
-            self.arguments = self._bind()
-            check_arguments(self.task, *self.arguments)
-        except InvalidArguments as exc:
-            for name, message in exc.errors.items():
-                field = PREFIX + name
-                self.add_error(field if field in self.fields else None, f'{name} {message}'.removeprefix('__all__ '))
-
-    def _bind(self):
-        """Return positional and keyword arguments. By name wherever that is possible: a run shows what was what."""
-        values = {p['name']: self.cleaned_data[PREFIX + p['name']] for p in self.task.parameters}
-        further, kwargs, by_position = [], {}, {}
-        for parameter in self.task.parameters:
-            if parameter['kind'] == 'var_positional' and values[parameter['name']] is not OMITTED:
-                further = values[parameter['name']]
-        for parameter in self.task.parameters:
-            name, kind, value = parameter['name'], parameter['kind'], values[parameter['name']]
-            if kind == 'positional_only' or kind == 'positional_or_keyword' and further:
-                by_position[name] = parameter.get('default', OMITTED) if value is OMITTED else value
-            elif kind == 'var_keyword' and value is not OMITTED:
-                # Always the last one
-                if twice := sorted(kwargs.keys() & value.keys()):
-                    raise InvalidArguments({name: _('repeats {names}').format(names=', '.join(twice))})
-                kwargs |= value
-            elif kind in ('positional_or_keyword', 'keyword_only') and value is not OMITTED:
-                kwargs[name] = value
-        return [*self._in_order(by_position, further), *further], kwargs
-
-    @staticmethod
-    def _in_order(by_position, further):
-        """Return arguments by position: the last ones can be left out, but none before another."""
-        names = list(by_position)
-        while names and not further and by_position[names[-1]] is OMITTED:
-            names.pop()
-        if missing := [name for name in names if by_position[name] is OMITTED]:
-            raise InvalidArguments({name: _('is required before the arguments after it') for name in missing})
-        return [by_position[name] for name in names]
+        if not self.errors:
+            self.bind_arguments()
 
     @property
     def options(self):

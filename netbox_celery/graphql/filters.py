@@ -8,16 +8,24 @@ from strawberry_django import BaseFilterLookup, DatetimeFilterLookup, FilterLook
 from netbox.graphql.filters import BaseModelFilter, NetBoxModelFilter
 
 from .. import models
-from .enums import CeleryResultReasonEnum, CeleryResultStatusEnum
+from .enums import (
+    CeleryResultReasonEnum,
+    CeleryResultStatusEnum,
+    CeleryScheduleKindEnum,
+    CeleryScheduleMissedEnum,
+    CeleryScheduleOriginEnum,
+    CeleryScheduleOverlapEnum,
+)
 
 if TYPE_CHECKING:
     from core.graphql.filters import ContentTypeFilter
-    from netbox.graphql.filter_lookups import BigIntegerLookup, IntegerLookup
+    from netbox.graphql.filter_lookups import BigIntegerLookup, FloatLookup, IntegerLookup
     from users.graphql.filters import UserFilter
 
 __all__ = (
     'CeleryLogEntryFilter',
     'CeleryResultFilter',
+    'CeleryScheduleFilter',
     'CeleryTaskFilter',
     'CeleryWorkerFilter',
 )
@@ -38,6 +46,12 @@ class CeleryResultFilter(NetBoxModelFilter):
     )
     user: Annotated['UserFilter', strawberry.lazy('users.graphql.filters')] | None = strawberry_django.filter_field()
     user_id: ID | None = strawberry_django.filter_field()
+    schedule: Annotated['CeleryScheduleFilter', strawberry.lazy('netbox_celery.graphql.filters')] | None = (
+        strawberry_django.filter_field()
+    )
+    schedule_id: ID | None = strawberry_django.filter_field()
+    concurrency_key: StrFilterLookup | None = strawberry_django.filter_field()
+    stale_after: DatetimeFilterLookup | None = strawberry_django.filter_field()
     object_type: Annotated['ContentTypeFilter', strawberry.lazy('core.graphql.filters')] | None = (
         strawberry_django.filter_field()
     )
@@ -80,6 +94,48 @@ class CeleryLogEntryFilter(BaseModelFilter):
         strawberry_django.filter_field()
     )
     created: DatetimeFilterLookup | None = strawberry_django.filter_field()
+
+
+@strawberry_django.filter_type(models.CelerySchedule, lookups=True)
+class CeleryScheduleFilter(NetBoxModelFilter):
+    name: StrFilterLookup | None = strawberry_django.filter_field()
+    description: StrFilterLookup | None = strawberry_django.filter_field()
+    enabled: FilterLookup[bool] | None = strawberry_django.filter_field()
+    present: FilterLookup[bool] | None = strawberry_django.filter_field()
+    origin: BaseFilterLookup[CeleryScheduleOriginEnum] | None = strawberry_django.filter_field()
+    owner: Annotated['UserFilter', strawberry.lazy('users.graphql.filters')] | None = strawberry_django.filter_field()
+    owner_id: ID | None = strawberry_django.filter_field()
+    kind: BaseFilterLookup[CeleryScheduleKindEnum] | None = strawberry_django.filter_field()
+    crontab: StrFilterLookup | None = strawberry_django.filter_field()
+    timezone: StrFilterLookup | None = strawberry_django.filter_field()
+    interval: Annotated['FloatLookup', strawberry.lazy('netbox.graphql.filter_lookups')] | None = (
+        strawberry_django.filter_field()
+    )
+    at: DatetimeFilterLookup | None = strawberry_django.filter_field()
+    start: DatetimeFilterLookup | None = strawberry_django.filter_field()
+    end: DatetimeFilterLookup | None = strawberry_django.filter_field()
+    task: Annotated['CeleryTaskFilter', strawberry.lazy('netbox_celery.graphql.filters')] | None = (
+        strawberry_django.filter_field()
+    )
+    task_id: ID | None = strawberry_django.filter_field()
+    queue: StrFilterLookup | None = strawberry_django.filter_field()
+    priority: Annotated['IntegerLookup', strawberry.lazy('netbox.graphql.filter_lookups')] | None = (
+        strawberry_django.filter_field()
+    )
+    expires: Annotated['IntegerLookup', strawberry.lazy('netbox.graphql.filter_lookups')] | None = (
+        strawberry_django.filter_field()
+    )
+    object_type: Annotated['ContentTypeFilter', strawberry.lazy('core.graphql.filters')] | None = (
+        strawberry_django.filter_field()
+    )
+    object_type_id: ID | None = strawberry_django.filter_field()
+    object_id: Annotated['BigIntegerLookup', strawberry.lazy('netbox.graphql.filter_lookups')] | None = (
+        strawberry_django.filter_field()
+    )
+    missed: BaseFilterLookup[CeleryScheduleMissedEnum] | None = strawberry_django.filter_field()
+    overlap: BaseFilterLookup[CeleryScheduleOverlapEnum] | None = strawberry_django.filter_field()
+    last_run: DatetimeFilterLookup | None = strawberry_django.filter_field()
+    next_run: DatetimeFilterLookup | None = strawberry_django.filter_field()
 
 
 @strawberry_django.filter_type(models.CeleryTask, lookups=True)

@@ -1,7 +1,7 @@
 import strawberry
 import strawberry_django
 
-from .types import CeleryLogEntryType, CeleryResultType, CeleryTaskType, CeleryWorkerType
+from .types import CeleryLogEntryType, CeleryResultType, CeleryScheduleType, CeleryTaskType, CeleryWorkerType
 
 __all__ = (
     'CeleryQuery',
@@ -16,6 +16,9 @@ class CeleryQuery:
 
     celery_result: CeleryResultType = strawberry_django.field()
     celery_result_list: list[CeleryResultType] = strawberry_django.field()
+
+    celery_schedule: CeleryScheduleType = strawberry_django.field()
+    celery_schedule_list: list[CeleryScheduleType] = strawberry_django.field()
 
     celery_task: CeleryTaskType = strawberry_django.field()
     celery_task_list: list[CeleryTaskType] = strawberry_django.field()

@@ -14,7 +14,13 @@ from netbox.graphql.types import BaseObjectType, NetBoxObjectType
 
 from .. import models
 from ..engine.payload import plain
-from .filters import CeleryLogEntryFilter, CeleryResultFilter, CeleryTaskFilter, CeleryWorkerFilter
+from .filters import (
+    CeleryLogEntryFilter,
+    CeleryResultFilter,
+    CeleryScheduleFilter,
+    CeleryTaskFilter,
+    CeleryWorkerFilter,
+)
 
 if TYPE_CHECKING:
     from netbox.graphql.types import ContentTypeType
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = (
     'CeleryLogEntryType',
     'CeleryResultType',
+    'CeleryScheduleType',
     'CeleryTaskType',
     'CeleryWorkerType',
 )
@@ -33,13 +40,14 @@ __all__ = (
     fields=[
         'id', 'task_id', 'celery_name', 'name', 'status', 'reason', 'queue', 'worker', 'step', 'attempt', 'scheduled',
         'expires', 'sent', 'started', 'completed', 'cancelled', 'error', 'traceback', 'request_id', 'parent_id',
-        'root_id', 'group_id', 'created', 'last_updated',
+        'root_id', 'group_id', 'concurrency_key', 'stale_after', 'created', 'last_updated',
     ],
     filters=CeleryResultFilter,
     pagination=True
 )
 class CeleryResultType(NetBoxObjectType):
     user: Annotated['UserType', strawberry.lazy('users.graphql.types')] | None
+    schedule: Annotated['CeleryScheduleType', strawberry.lazy('netbox_celery.graphql.types')] | None
     object_type: Annotated['ContentTypeType', strawberry.lazy('netbox.graphql.types')] | None
     object_id: BigInt | None
     value: BigInt | None
@@ -93,6 +101,44 @@ class CeleryLogEntryType(BaseObjectType):
     @strawberry_django.field(only=['message'])
     def display(self) -> str:
         return str(self)
+
+
+@strawberry_django.type(
+    models.CelerySchedule,
+    fields=[
+        'id', 'name', 'description', 'enabled', 'origin', 'present', 'kind', 'crontab', 'timezone', 'interval', 'at',
+        'start', 'end', 'queue', 'priority', 'expires', 'missed', 'missed_max', 'overlap', 'last_run', 'next_run',
+        'created', 'last_updated',
+    ],
+    filters=CeleryScheduleFilter,
+    pagination=True
+)
+class CeleryScheduleType(NetBoxObjectType):
+    owner: Annotated['UserType', strawberry.lazy('users.graphql.types')] | None
+    # There always is one, but not everybody may view it
+    task: Annotated['CeleryTaskType', strawberry.lazy('netbox_celery.graphql.types')] | None
+    object_type: Annotated['ContentTypeType', strawberry.lazy('netbox.graphql.types')] | None
+    object_id: BigInt | None
+
+    @strawberry_django.field(only=['name'])
+    def display(self) -> str:
+        return str(self)
+
+    @strawberry_django.field(only=['kind', 'crontab', 'timezone', 'interval', 'at'])
+    def in_words(self) -> str:
+        return self.in_words
+
+    @strawberry_django.field(only=['args'])
+    def args(self) -> JSON:
+        return plain(self.args)
+
+    @strawberry_django.field(only=['kwargs'])
+    def kwargs(self) -> JSON:
+        return plain(self.kwargs)
+
+    @strawberry_django.field(only=['options'])
+    def options(self) -> JSON:
+        return plain(self.options)
 
 
 @strawberry_django.type(

@@ -3,6 +3,8 @@
 Beat (`netbox_celery.scheduler`) goes by `next_run`. Two write it: beat, together with the run that was due, and
 `save()`, when somebody changes what says when. So what beat has done is never undone by a form that was open meanwhile.
 """
+import json
+
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
@@ -235,8 +237,8 @@ class CelerySchedule(NetBoxModel):
     )
 
     clone_fields = (
-        'description', 'enabled', 'kind', 'crontab', 'timezone', 'interval', 'at', 'start', 'end', 'task', 'args',
-        'kwargs', 'queue', 'priority', 'expires', 'object_type', 'object_id', 'missed', 'missed_max', 'overlap',
+        'description', 'enabled', 'kind', 'crontab', 'timezone', 'interval', 'at', 'start', 'end', 'task', 'queue',
+        'priority', 'expires', 'object', 'missed', 'missed_max', 'overlap',
     )
 
     class Meta:
@@ -270,6 +272,13 @@ class CelerySchedule(NetBoxModel):
     def serialize_object(self, exclude=None):
         """Leave what beat writes out of the change log."""
         return super().serialize_object(exclude=[*(exclude or ()), 'last_run', 'next_run'])
+
+    def clone(self):
+        arguments = {
+            name: json.dumps(value, cls=PayloadEncoder)
+            for name in ('args', 'kwargs') if (value := getattr(self, name))
+        }
+        return super().clone() | arguments
 
     @property
     def is_read_only(self):

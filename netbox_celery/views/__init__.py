@@ -14,6 +14,23 @@ from .results import (
     CeleryResultRerunView,
     CeleryResultView,
 )
+from .schedule_actions import (
+    CeleryScheduleDisableView,
+    CeleryScheduleEnableView,
+    CeleryScheduleRunView,
+    CeleryScheduleTakeOverView,
+)
+from .schedules import (
+    CeleryScheduleBulkDeleteView,
+    CeleryScheduleBulkEditView,
+    CeleryScheduleBulkImportView,
+    CeleryScheduleDeleteView,
+    CeleryScheduleEditView,
+    CeleryScheduleListView,
+    CeleryScheduleRunsView,
+    CeleryScheduleView,
+    SchedulePreviewView,
+)
 from .tasks import (
     CeleryTaskBulkDeleteView,
     CeleryTaskBulkEditView,
@@ -42,6 +59,18 @@ __all__ = (
     'CeleryResultRerunView',
     'CeleryResultView',
     'CeleryResultWorkflowView',
+    'CeleryScheduleBulkDeleteView',
+    'CeleryScheduleBulkEditView',
+    'CeleryScheduleBulkImportView',
+    'CeleryScheduleDeleteView',
+    'CeleryScheduleDisableView',
+    'CeleryScheduleEditView',
+    'CeleryScheduleEnableView',
+    'CeleryScheduleListView',
+    'CeleryScheduleRunView',
+    'CeleryScheduleRunsView',
+    'CeleryScheduleTakeOverView',
+    'CeleryScheduleView',
     'CeleryTaskBulkDeleteView',
     'CeleryTaskBulkEditView',
     'CeleryTaskDeleteView',
@@ -51,4 +80,5 @@ __all__ = (
     'CeleryTaskView',
     'CeleryWorkerListView',
     'CeleryWorkerView',
+    'SchedulePreviewView',
 )

@@ -50,7 +50,7 @@ class CeleryResultListView(generic.ObjectListView):
 
 @register_model_view(CeleryResult)
 class CeleryResultView(generic.ObjectView):
-    queryset = CeleryResult.objects.select_related('user')
+    queryset = CeleryResult.objects.select_related('user', 'schedule')
     template_name = 'generic/object.html'
     actions = (CancelResult, RerunResult, DeleteObject)
     layout = layout.Layout(

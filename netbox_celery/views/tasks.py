@@ -46,7 +46,7 @@ def with_runs(tasks, results):
     runs = results.filter(celery_name=OuterRef('name')).order_by('-pk')
     return tasks.annotate(
         run_count=Coalesce(Count(runs.values('pk')[:COUNTED + 1]), 0),
-        last_run=Subquery(runs.values('pk')[:1]),
+        last_result=Subquery(runs.values('pk')[:1]),
         last_status=Subquery(runs.values('status')[:1]),
     )
 
@@ -88,6 +88,11 @@ class CeleryTaskView(generic.ObjectView):
             CustomFieldsPanel(),
         ],
         bottom_panels=[
+            panels.TaskSchedulesPanel(
+                model='netbox_celery.CelerySchedule',
+                filters={'task_id': lambda context: context['object'].pk},
+                exclude_columns=['task'],
+            ),
             ObjectsTablePanel(
                 model='netbox_celery.CeleryResult',
                 title=gettext_lazy('Last Runs'),

@@ -1,9 +1,11 @@
 """`results/`: what NetBox's own tests ask of an endpoint, and what is different about rows that the engine writes."""
+from datetime import datetime
 from unittest.mock import patch
 
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils import timezone
 from rest_framework import status
 
 from dcim.models import Site
@@ -11,7 +13,7 @@ from extras.models import Tag
 from netbox_celery import querysets
 from netbox_celery.engine import control
 from netbox_celery.models import CeleryResult
-from tests.factories import make_log, make_result
+from tests.factories import grant, make_log, make_result, make_schedule
 from utilities.testing import APITestCase, APIViewTestCases, create_tags
 
 LARGE = {'args', 'kwargs', 'options', 'data', 'result', 'traceback', 'attempts'}
@@ -275,10 +277,30 @@ class ResultWriteTest(APITestCase):
         self.assertFalse(CeleryResult.objects.exists())
 
 
+class ScheduledResultTest(APITestCase):
+    """A run says which schedule started it, and under which key it stands."""
+    view_namespace = 'plugins-api:netbox_celery'
+    model = CeleryResult
+
+    def test_schedule_and_key(self):
+        grant(self.user, CeleryResult)
+        schedule = make_schedule('Nightly')
+        stale = timezone.now().replace(microsecond=0)
+        result = make_result(schedule=schedule, concurrency_key='device:7', stale_after=stale)
+        make_result()
+        for params in ({'schedule_id': schedule.pk}, {'schedule': 'Nightly'}, {'concurrency_key': 'device:7'}):
+            rows = self.client.get(self._get_list_url(), params, **self.header).json()['results']
+            self.assertEqual([row['id'] for row in rows], [result.pk])
+        row, = rows
+        self.assertEqual((row['schedule']['id'], row['schedule']['name']), (schedule.pk, 'Nightly'))
+        self.assertEqual(row['concurrency_key'], 'device:7')
+        self.assertEqual(datetime.fromisoformat(row['stale_after']), stale)
+
+
 class RootTest(APITestCase):
 
     def test_root_lists_the_endpoints(self):
         response = self.client.get(reverse('plugins-api:netbox_celery-api:api-root'), **self.header)
         self.assertHttpStatus(response, status.HTTP_200_OK)
-        self.assertEqual(list(response.json()), ['log-entries', 'results', 'tasks', 'workers'])
+        self.assertEqual(list(response.json()), ['log-entries', 'results', 'schedules', 'tasks', 'workers'])
         self.assertIn('/api/plugins/celery/results/', response.json()['results'])

@@ -44,6 +44,10 @@ class SchemaTest(TestCase):
             'results/{id}/logs/': {'get'},
             'results/{id}/rerun/': {'post'},
             'results/{id}/workflow/': {'get'},
+            'schedules/': {'get', 'post', 'put', 'patch', 'delete'},
+            'schedules/{id}/': {'get', 'put', 'patch', 'delete'},
+            'schedules/{id}/preview/': {'get'},
+            'schedules/{id}/run/': {'post'},
             'tasks/': {'get', 'patch', 'delete'},
             'tasks/{id}/': {'get', 'patch', 'delete'},
             'tasks/{id}/run/': {'post'},
@@ -72,3 +76,14 @@ class SchemaTest(TestCase):
         reference = self.operation('results/{id}/', 'patch')['requestBody']['content']['application/json']['schema']
         request = self.schema['components']['schemas'][reference['$ref'].rpartition('/')[2]]
         self.assertEqual(set(request['properties']), {'tags', 'custom_fields'})
+
+    def test_schedules(self):
+        """What beat writes, and the owner, are nobody's to write."""
+        reference = self.operation('schedules/', 'post')['requestBody']['content']['application/json']['schema']
+        one = reference.get('oneOf', [reference])[0]
+        request = self.schema['components']['schemas'][one['$ref'].rpartition('/')[2]]
+        self.assertLessEqual({'name', 'task', 'crontab', 'kwargs', 'overlap'}, set(request['properties']))
+        self.assertFalse({'owner', 'origin', 'present', 'next_run', 'last_run', 'options'} & set(request['properties']))
+        names = {parameter['name'] for parameter in self.operation('schedules/{id}/preview/')['parameters']}
+        self.assertIn('count', names)
+        self.assertNotIn('crontab', names)

@@ -138,7 +138,7 @@ def check_stopped(schedule, words):
 def test_owner_gone(make_due, owner):
     schedule = make_due()
     owner.delete()
-    check_stopped(schedule, 'its owner is gone')
+    check_stopped(schedule, 'Its owner is gone')
 
 
 def test_owner_inactive(make_due, owner):

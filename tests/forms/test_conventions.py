@@ -1,7 +1,12 @@
 """What holds for all forms."""
 from netbox_celery import forms
 from netbox_celery import views as all_views
-from netbox_celery.filtersets import CeleryResultFilterSet, CeleryTaskFilterSet, CeleryWorkerFilterSet
+from netbox_celery.filtersets import (
+    CeleryResultFilterSet,
+    CeleryScheduleFilterSet,
+    CeleryTaskFilterSet,
+    CeleryWorkerFilterSet,
+)
 from netbox_celery.models import CeleryTask
 from utilities.testing import TestCase
 
@@ -9,6 +14,7 @@ from utilities.testing import TestCase
 class FilterFormTest(TestCase):
     FORMS = {
         forms.CeleryResultFilterForm: CeleryResultFilterSet,
+        forms.CeleryScheduleFilterForm: CeleryScheduleFilterSet,
         forms.CeleryTaskFilterForm: CeleryTaskFilterSet,
         forms.CeleryWorkerFilterForm: CeleryWorkerFilterSet,
     }
@@ -26,8 +32,9 @@ class FilterFormTest(TestCase):
                         self.assertIn(name, filterset.base_filters)
 
     def test_fields_are_shown(self):
-        for form in (*self.FORMS, forms.CeleryTaskForm, forms.CeleryTaskBulkEditForm):
-            kwargs = {'initial': {'pk': []}} if form is forms.CeleryTaskBulkEditForm else {}
+        bulk = (forms.CeleryTaskBulkEditForm, forms.CeleryScheduleBulkEditForm)
+        for form in (*self.FORMS, forms.CeleryTaskForm, *bulk):
+            kwargs = {'initial': {'pk': []}} if form in bulk else {}
             shown = {item for fieldset in form.fieldsets for item in fieldset.items}
             for name, field in form(**kwargs).fields.items():
                 if name not in ('pk', 'add_tags', 'remove_tags', 'changelog_message', 'background_job', '_init_time'):

@@ -1,0 +1,75 @@
+"""REST: schedules, their next runs, and a run beside their times."""
+from itertools import islice
+
+from django.utils.translation import gettext_lazy as _
+from drf_spectacular.utils import extend_schema
+from rest_framework import serializers
+from rest_framework.decorators import action
+from rest_framework.response import Response
+
+from netbox.api.viewsets import NetBoxModelViewSet
+
+from .. import filtersets, scheduling
+from ..models import CelerySchedule
+from .base import ActionsMixin, require_runnable, sending
+from .permissions import token_permission
+from .serializers import CeleryResultSerializer, CeleryScheduleSerializer, SchedulePreviewSerializer
+
+__all__ = (
+    'CeleryScheduleViewSet',
+)
+
+MAX_PREVIEW = 100
+
+
+class PreviewQuerySerializer(serializers.Serializer):
+    count = serializers.IntegerField(
+        min_value=1,
+        max_value=MAX_PREVIEW,
+        default=10,
+        help_text=_('How many times, {maximum} at most').format(maximum=MAX_PREVIEW)
+    )
+
+
+class CeleryScheduleViewSet(ActionsMixin, NetBoxModelViewSet):
+    """
+    Schedules. Whoever makes or changes one needs the permission to run its task. Its runs act as its owner: who made
+    it, or was the last to change its task, arguments, options or object. Of schedules that come from the settings or
+    the code, what they run and when cannot be changed.
+    """
+    queryset = CelerySchedule.objects.all()
+    serializer_class = CeleryScheduleSerializer
+    filterset_class = filtersets.CeleryScheduleFilterSet
+
+    @extend_schema(
+        operation_id='plugins_celery_schedules_preview',
+        description='When the schedule is due next, and in words.',
+        parameters=[PreviewQuerySerializer],
+        responses={200: SchedulePreviewSerializer},
+        filters=False
+    )
+    @action(detail=True, pagination_class=None, filterset_class=None)
+    def preview(self, request, pk):
+        query = PreviewQuerySerializer(data=request.query_params)
+        query.is_valid(raise_exception=True)
+        schedule = self.get_object_to_act_on()
+        return Response(SchedulePreviewSerializer({
+            'in_words': schedule.in_words,
+            'next_runs': list(islice(schedule.due_times(), query.validated_data['count'])),
+        }).data)
+
+    @extend_schema(
+        operation_id='plugins_celery_schedules_run',
+        description='Run the task of the schedule now, beside its times, under the name of the requesting user, who '
+                    'needs the permission to run the task. The schedule\'s overlap policy holds.',
+        request=None,
+        responses={201: CeleryResultSerializer}
+    )
+    @action(detail=True, methods=['post'], permission_classes=[token_permission('view')])
+    def run(self, request, pk):
+        schedule = self.get_object_to_act_on()
+        scheduling.check_may_run(request.user, schedule.task_id)
+        require_runnable(schedule.task)
+        with sending():
+            result = scheduling.run_now(request, schedule)
+        return self.created(result)

@@ -1,0 +1,120 @@
+"""The arguments of a task in a form: a field for each of its parameters."""
+from django import forms
+from django.utils.translation import gettext as _
+
+from ..engine.catalogue import InvalidArguments, check_arguments
+from .parameters import OMITTED, field_for, parameter_help, present
+
+__all__ = (
+    'ArgumentsForm',
+    'ArgumentsMixin',
+    'spread',
+)
+
+#: Fields of parameters are named apart from those of options: a task may well have a parameter `queue`.
+PREFIX = 'parameter_'
+
+
+class ArgumentsMixin:
+    """A form with a field for each parameter of a task.
+
+    Once `bind_arguments()` has found no error, `arguments` is the pair `(args, kwargs)`.
+    """
+    task = None
+    arguments = ([], {})
+
+    def add_parameters(self, task, values=None):
+        """Add the fields.
+
+        Args:
+            task: The `CeleryTask`.
+            values: What to show instead of the defaults, by name of the parameter.
+        """
+        self.task = task
+        described = parameter_help(task.documentation)
+        for parameter in task.parameters:
+            name = parameter['name']
+            field = self.fields[PREFIX + name] = field_for(parameter, described.get(name, ''))
+            if values and name in values:
+                present(field, values[name])
+
+    @property
+    def parameter_fields(self):
+        """The names of the fields."""
+        return [PREFIX + parameter['name'] for parameter in self.task.parameters] if self.task else []
+
+    def bind_arguments(self):
+        """Make arguments out of what was entered, and check them against the task's signature."""
+        try:
+            self.arguments = self._bind()
+            check_arguments(self.task, *self.arguments)
+        except InvalidArguments as exc:
+            for name, message in exc.errors.items():
+                field = PREFIX + name
+                self.add_error(field if field in self.fields else None, f'{name} {message}'.removeprefix('__all__ '))
+
+    def _bind(self):
+        """Return positional and keyword arguments. By name wherever that is possible: a run shows what was what."""
+        values = {p['name']: self.cleaned_data[PREFIX + p['name']] for p in self.task.parameters}
+        further, kwargs, by_position = [], {}, {}
+        for parameter in self.task.parameters:
+            if parameter['kind'] == 'var_positional' and values[parameter['name']] is not OMITTED:
+                further = values[parameter['name']]
+        for parameter in self.task.parameters:
+            name, kind, value = parameter['name'], parameter['kind'], values[parameter['name']]
+            if kind == 'positional_only' or kind == 'positional_or_keyword' and further:
+                by_position[name] = parameter.get('default', OMITTED) if value is OMITTED else value
+            elif kind == 'var_keyword' and value is not OMITTED:
+                # Always the last one
+                if twice := sorted(kwargs.keys() & value.keys()):
+                    raise InvalidArguments({name: _('repeats {names}').format(names=', '.join(twice))})
+                kwargs |= value
+            elif kind in ('positional_or_keyword', 'keyword_only') and value is not OMITTED:
+                kwargs[name] = value
+        return [*self._in_order(by_position, further), *further], kwargs
+
+    @staticmethod
+    def _in_order(by_position, further):
+        """Return arguments by position: the last ones can be left out, but none before another."""
+        names = list(by_position)
+        while names and not further and by_position[names[-1]] is OMITTED:
+            names.pop()
+        if missing := [name for name in names if by_position[name] is OMITTED]:
+            raise InvalidArguments({name: _('is required before the arguments after it') for name in missing})
+        return [by_position[name] for name in names]
+
+
+class ArgumentsForm(ArgumentsMixin, forms.Form):
+    """Nothing but the arguments of a task."""
+
+    def __init__(self, task, data=None, **kwargs):
+        super().__init__(data, **kwargs)
+        self.add_parameters(task)
+
+    def clean(self):
+        super().clean()
+        if not self.errors:
+            self.bind_arguments()
+
+
+def spread(task, args, kwargs):
+    """Return arguments by name of the parameter, or `None` if they do not fit the task's parameters."""
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        return None
+    kinds = {p['name']: p['kind'] for p in task.parameters}
+    by_position = [name for name, kind in kinds.items() if kind in ('positional_only', 'positional_or_keyword')]
+    variadic = {kind: name for name, kind in kinds.items() if kind in ('var_positional', 'var_keyword')}
+    values = dict(zip(by_position, args))
+    if further := args[len(by_position):]:
+        if 'var_positional' not in variadic:
+            return None
+        values[variadic['var_positional']] = further
+    rest = {}
+    for name, value in kwargs.items():
+        is_named = kinds.get(name) in ('positional_or_keyword', 'keyword_only')
+        if name in values or not is_named and 'var_keyword' not in variadic:
+            return None
+        (values if is_named else rest)[name] = value
+    if rest:
+        values[variadic['var_keyword']] = rest
+    return values

@@ -1,0 +1,96 @@
+"""Schedules from CSV, JSON and YAML."""
+from django import forms
+from django.contrib.contenttypes.models import ContentType
+from django.utils.translation import gettext_lazy as _
+
+from netbox.forms import NetBoxModelImportForm
+from utilities.forms.fields import CSVChoiceField, CSVContentTypeField, CSVModelChoiceField, JSONField
+
+from ..choices import ScheduleKindChoices, ScheduleMissedChoices, ScheduleOverlapChoices
+from ..engine.payload import PayloadDecoder, PayloadEncoder
+from ..models import CelerySchedule, CeleryTask
+
+__all__ = (
+    'CeleryScheduleImportForm',
+)
+
+
+class CeleryScheduleImportForm(NetBoxModelImportForm):
+    enabled = forms.BooleanField(
+        label=_('Enabled'),
+        required=False,
+        initial=True
+    )
+    task = CSVModelChoiceField(
+        label=_('Task'),
+        queryset=CeleryTask.objects.all(),
+        to_field_name='name',
+        help_text=_('Name of the task')
+    )
+    kind = CSVChoiceField(
+        label=_('Kind'),
+        choices=ScheduleKindChoices,
+        required=False,
+        help_text=_('By default crontab')
+    )
+    timezone = forms.CharField(
+        label=_('Time zone'),
+        required=False,
+        help_text=_("By default NetBox's")
+    )
+    args = JSONField(
+        label=_('Arguments'),
+        required=False,
+        encoder=PayloadEncoder,
+        decoder=PayloadDecoder,
+        help_text=_('Positional arguments, a JSON array')
+    )
+    kwargs = JSONField(
+        label=_('Keyword arguments'),
+        required=False,
+        encoder=PayloadEncoder,
+        decoder=PayloadDecoder,
+        help_text=_('A JSON object')
+    )
+    object_type = CSVContentTypeField(
+        label=_('Object type'),
+        queryset=ContentType.objects.all(),
+        required=False,
+        help_text=_('Type of the object that the runs concern (app & model)')
+    )
+    missed = CSVChoiceField(
+        label=_('Missed runs'),
+        choices=ScheduleMissedChoices,
+        required=False
+    )
+    missed_max = forms.IntegerField(
+        label=_('Most missed runs'),
+        required=False
+    )
+    overlap = CSVChoiceField(
+        label=_('Overlap'),
+        choices=ScheduleOverlapChoices,
+        required=False
+    )
+
+    class Meta:
+        model = CelerySchedule
+        fields = (
+            'name', 'description', 'enabled', 'task', 'kind', 'crontab', 'timezone', 'interval', 'at', 'start', 'end',
+            'args', 'kwargs', 'queue', 'priority', 'expires', 'object_type', 'object_id', 'missed', 'missed_max',
+            'overlap', 'tags',
+        )
+
+    def __init__(self, data=None, *args, **kwargs):
+        if data is not None and not data.get('id'):
+            # What a record leaves out is as it is in a new schedule: a box that nobody ticked would be "no"
+            data = {'enabled': True} | data
+        super().__init__(data, *args, **kwargs)
+
+    def clean(self):
+        data = super().clean() or self.cleaned_data
+        for name in ('kind', 'timezone', 'missed', 'missed_max', 'overlap', 'args', 'kwargs'):
+            if name in data and data[name] in (None, ''):
+                field = CelerySchedule._meta.get_field(name)
+                data[name] = field.get_default()
+        return data

@@ -1,0 +1,327 @@
+"""The form with which a person makes or edits a schedule.
+
+It has the fields of the chosen kind, and of the chosen task; a change of one of these has them rendered anew by htmx
+(`netbox_celery.views.schedules`). Arguments are entered by parameter or, where they do not fit or somebody prefers
+that, as JSON; what was entered goes along from one to the other.
+"""
+import json
+from functools import cache
+from zoneinfo import available_timezones
+
+from django import forms
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from core.models import ObjectType
+from netbox.forms import NetBoxModelForm
+from utilities.datetime import local_now
+from utilities.forms import GenericObjectFormMixin
+from utilities.forms.fields import DynamicModelChoiceField, GenericObjectChoiceField, JSONField
+from utilities.forms.rendering import FieldSet, InlineFields
+from utilities.forms.widgets import DateTimePicker, HTMXSelect, Select
+
+from .. import scheduling
+from ..choices import ScheduleKindChoices as Kind
+from ..choices import ScheduleMissedChoices, ScheduleOverlapChoices
+from ..engine.payload import PayloadDecoder, PayloadEncoder
+from ..models import CelerySchedule, CeleryTask
+from .arguments import ArgumentsForm, ArgumentsMixin, spread
+from .parameters import OMITTED
+
+__all__ = (
+    'CeleryScheduleForm',
+    'descriptions',
+    'timezones',
+)
+
+BY_PARAMETER, AS_JSON = 'parameters', 'json'
+
+#: Seconds in each unit of an interval, the longest last.
+UNITS = {
+    1: gettext_lazy('seconds'), 60: gettext_lazy('minutes'), 3600: gettext_lazy('hours'), 86400: gettext_lazy('days'),
+}
+
+#: The fields that say when, by kind.
+WHEN = {
+    Kind.KIND_CRONTAB: ('crontab', 'timezone', 'start', 'end'),
+    Kind.KIND_INTERVAL: ('interval', 'interval_unit', 'start', 'end'),
+    Kind.KIND_ONCE: ('at',),
+}
+
+
+@cache
+def timezones():
+    """Return the choices of a time zone."""
+    return [(name, name) for name in sorted(available_timezones())]
+
+
+def descriptions(choices):
+    """Return the descriptions of choices, for a widget that shows them."""
+    return {choice.value: choice.description for choice in choices.CHOICES}
+
+
+def rendered_anew(target, include=None, **kwargs):
+    """Return a select whose change has a fieldset rendered anew.
+
+    Args:
+        target: ID of the fieldset.
+        include: ID of the element whose fields it depends on; by default the fieldset.
+        **kwargs: Arguments of the widget.
+    """
+    return HTMXSelect(method='post', hx_include_id=include or target, hx_target_id=target, **kwargs)
+
+
+class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm):
+    """
+    Args:
+        user: Who fills it in. They become the owner, if they change what runs.
+    """
+    kind = forms.ChoiceField(
+        label=gettext_lazy('Kind'),
+        choices=Kind,
+        initial=Kind.KIND_CRONTAB,
+        widget=rendered_anew('schedule-when', descriptions=descriptions(Kind))
+    )
+    timezone = forms.ChoiceField(
+        label=gettext_lazy('Time zone'),
+        choices=timezones
+    )
+    interval = forms.FloatField(
+        label=gettext_lazy('Every'),
+        min_value=0,
+        widget=forms.NumberInput(attrs={'step': 'any'})
+    )
+    interval_unit = forms.TypedChoiceField(
+        label=gettext_lazy('Unit'),
+        choices=tuple(UNITS.items()),
+        coerce=int,
+        initial=60
+    )
+    task = DynamicModelChoiceField(
+        label=gettext_lazy('Task'),
+        queryset=CeleryTask.objects.all(),
+        query_params={'runnable': 'true', 'enabled': 'true', 'present': 'true'},
+        help_text=gettext_lazy('Those that you may run')
+    )
+    arguments_as = forms.ChoiceField(
+        label=gettext_lazy('Arguments'),
+        choices=((BY_PARAMETER, gettext_lazy('By parameter')), (AS_JSON, gettext_lazy('As JSON'))),
+        initial=BY_PARAMETER,
+        required=False,
+        widget=rendered_anew('schedule-what')
+    )
+    args = JSONField(
+        label=gettext_lazy('Positional arguments'),
+        required=False,
+        encoder=PayloadEncoder,
+        decoder=PayloadDecoder,
+        widget=forms.Textarea(attrs={'rows': 2}),
+        help_text=gettext_lazy('An array, such as <code>["ams", 5]</code>')
+    )
+    kwargs = JSONField(
+        label=gettext_lazy('Keyword arguments'),
+        required=False,
+        encoder=PayloadEncoder,
+        decoder=PayloadDecoder,
+        widget=forms.Textarea(attrs={'rows': 5}),
+        help_text=gettext_lazy('An object, such as <code>{"site": "ams"}</code>')
+    )
+    overlap = forms.ChoiceField(
+        label=gettext_lazy('Overlap'),
+        choices=ScheduleOverlapChoices,
+        widget=Select(descriptions=descriptions(ScheduleOverlapChoices)),
+        help_text=CelerySchedule._meta.get_field('overlap').help_text
+    )
+    missed = forms.ChoiceField(
+        label=gettext_lazy('Missed runs'),
+        choices=ScheduleMissedChoices,
+        widget=Select(descriptions=descriptions(ScheduleMissedChoices)),
+        help_text=CelerySchedule._meta.get_field('missed').help_text
+    )
+    object = GenericObjectChoiceField(
+        label=gettext_lazy('Object'),
+        content_type_queryset=ObjectType.objects.with_feature('tags'),
+        required=False,
+        selector=True,
+        hx_method='post',
+        hx_include_id='schedule-options',
+        hx_target_id='schedule-options',
+        help_text=gettext_lazy('The NetBox object that the runs concern: they are listed on its page')
+    )
+
+    class Meta:
+        model = CelerySchedule
+        fields = (
+            'name', 'description', 'enabled', 'kind', 'crontab', 'timezone', 'interval', 'at', 'start', 'end', 'task',
+            'args', 'kwargs', 'queue', 'priority', 'expires', 'missed', 'missed_max', 'overlap', 'tags',
+        )
+        widgets = {
+            'crontab': forms.TextInput(attrs={
+                'class': 'font-monospace', 'placeholder': '30 2 * * mon-fri', 'autocomplete': 'off',
+            }),
+            'at': DateTimePicker(), 'start': DateTimePicker(), 'end': DateTimePicker(),
+        }
+
+    def __init__(self, *args, user, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.user = user
+        self._init_texts()
+        fieldsets = [FieldSet('name', 'description', 'enabled', 'tags', name=_('Schedule'))]
+        if self.instance.is_read_only:
+            for name in (*self.instance.SOURCED, 'interval_unit', 'arguments_as'):
+                self.fields.pop(name, None)
+            fieldsets.append(FieldSet('object', name=_('Options'), html_id='schedule-options'))
+        else:
+            fieldsets += [
+                FieldSet('kind', *self._init_when(), name=_('When'), html_id='schedule-when'),
+                FieldSet('task', *self._init_what(), name=_('What'), html_id='schedule-what'),
+                FieldSet('queue', 'priority', 'expires', 'object', name=_('Options'), html_id='schedule-options'),
+            ]
+        self.fieldsets = (*fieldsets, FieldSet('overlap', 'missed', 'missed_max', name=_('Policies')))
+
+    #: Whether what is stored can be shown by parameter.
+    is_fitting = True
+
+    def _init_texts(self):
+        fields = self.fields
+        now = _('In the time zone of NetBox, where it is {time}').format(
+            time=local_now().strftime('%Y-%m-%d %H:%M:%S %Z')
+        )
+        for name in ('at', 'start', 'end'):
+            fields[name].help_text = f'{fields[name].help_text}. {now}'
+        fields['task'].widget.attrs |= rendered_anew('schedule-what', 'id_task').attrs
+        fields['queue'].help_text = _('By default what the task or the configuration says')
+
+    def _value(self, name):
+        """Return what a field holds, before it is cleaned."""
+        return self.data.get(name) if self.is_bound else self.get_initial_for_field(self.fields[name], name)
+
+    def _init_when(self):
+        """Leave the fields of the chosen kind, and return their names."""
+        kind = self._value('kind')
+        wanted = WHEN.get(kind, WHEN[Kind.KIND_CRONTAB])
+        for name in set().union(*WHEN.values()) - set(wanted):
+            del self.fields[name]
+        for name in ('crontab', 'interval', 'at'):
+            if name in self.fields:
+                self.fields[name].required = True
+        if 'interval' in self.fields and self.initial.get('interval') and 'interval_unit' not in self.initial:
+            unit = next(unit for unit in reversed(UNITS) if self.initial['interval'] % unit == 0 or unit == 1)
+            self.initial |= {'interval': self.initial['interval'] / unit, 'interval_unit': unit}
+        if 'interval' in self.initial and self.initial['interval'] not in (None, ''):
+            # 5, not 5.0
+            self.initial['interval'] = f'{float(self.initial["interval"]):g}'
+        if 'interval' in self.fields:
+            return (InlineFields('interval', 'interval_unit', label=_('Every')), 'start', 'end')
+        return wanted
+
+    def _init_what(self):
+        """Add the fields for the arguments of the chosen task, and return their names."""
+        task = self._chosen_task()
+        if task is None:
+            return self._without('args', 'kwargs', 'arguments_as')
+        values = self._values(task)
+        if values is None or self._value('arguments_as') == AS_JSON:
+            self.initial['arguments_as'] = AS_JSON
+            self.task = task
+            return 'arguments_as', 'args', 'kwargs'
+        self._without('args', 'kwargs')
+        self.add_parameters(task, values)
+        if not task.parameters:
+            return self._without('arguments_as')
+        return 'arguments_as', *self.parameter_fields
+
+    def _without(self, *names):
+        for name in names:
+            del self.fields[name]
+        return ()
+
+    def _chosen_task(self):
+        chosen = self._value('task')
+        pk = getattr(chosen, 'pk', chosen)
+        if self.instance.task_id is not None and str(pk) == str(self.instance.task_id):
+            return self.instance.task
+        if not str(pk).isdecimal():
+            return None
+        # What one may not view does not show its parameters
+        return CeleryTask.objects.restrict(self.user, 'view').filter(pk=pk).first()
+
+    def _values(self, task):
+        """Return what the fields of the parameters are to show, by name, or `None` if it takes JSON to show it.
+
+        On the way, what was entered by parameter becomes JSON.
+        """
+        args, kwargs = ([], {}) if task.pk != self.instance.task_id else (self.instance.args, self.instance.kwargs)
+        if self.is_bound:
+            values = spread(task, args, kwargs)
+            self.is_fitting = values is not None
+            return values or {}
+        given = {name: self.initial.pop(name) for name in list(self.initial) if name.startswith('parameter_')}
+        if self.initial.get('arguments_as') == AS_JSON:
+            if given:
+                self.initial['args'], self.initial['kwargs'] = _to_json(task, given)
+            return None
+        for name, value in (('args', args), ('kwargs', kwargs)):
+            entered = self.initial.get(name)
+            if isinstance(entered, str) and entered:
+                try:
+                    value = json.loads(entered, cls=PayloadDecoder)
+                except ValueError:
+                    return None
+            args, kwargs = (value, kwargs) if name == 'args' else (args, value)
+        return spread(task, args, kwargs)
+
+    # What was entered
+
+    def clean(self):
+        super().clean()
+        data, schedule = self.cleaned_data, self.instance
+        if schedule.is_read_only:
+            return data
+        if data.get('interval') and data.get('interval_unit'):
+            data['interval'] *= data['interval_unit']
+        for name, empty in (('crontab', ''), ('interval', None), ('at', None), ('start', None), ('end', None)):
+            if name not in self.fields:
+                setattr(schedule, name, empty)
+        if 'args' in self.fields:
+            data['args'] = [] if data.get('args') is None else data['args']
+            data['kwargs'] = {} if data.get('kwargs') is None else data['kwargs']
+        elif self.task is not None and not self.errors:
+            # The defaults that the fields show are not written into a schedule of which nobody has touched them
+            is_another = schedule.task_id != self.task.pk or not self.is_fitting
+            if is_another or set(self.changed_data) & set(self.parameter_fields):
+                self.bind_arguments()
+                schedule.args, schedule.kwargs = self.arguments
+        return data
+
+    def _post_clean(self):
+        super()._post_clean()
+        if self.errors:
+            return
+        try:
+            scheduling.authorize(self.user, self.instance)
+        except PermissionDenied as exc:
+            self.add_error('task' if 'task' in self.fields else None, str(exc))
+        except ValidationError as exc:
+            self._update_errors(exc)
+
+    def _update_errors(self, errors):
+        """Show what the model finds wrong with a field that the form has not."""
+        if hasattr(errors, 'error_dict'):
+            shown = {}
+            for name, messages in errors.error_dict.items():
+                name = 'object' if name in ('object_type', 'object_id') else name
+                shown.setdefault(name if name in self.fields else forms.forms.NON_FIELD_ERRORS, []).extend(messages)
+            errors = ValidationError(shown)
+        super()._update_errors(errors)
+
+
+def _to_json(task, entered):
+    """Return what was entered by parameter as a pair of JSON texts: arguments and keyword arguments."""
+    form = ArgumentsForm(task, entered)
+    args, kwargs = form.arguments if form.is_valid() else ([], {
+        p['name']: value for p in task.parameters
+        if (value := form.cleaned_data.get(f'parameter_{p["name"]}', OMITTED)) is not OMITTED
+    })
+    return tuple(json.dumps(value, cls=PayloadEncoder, ensure_ascii=False) for value in (args, kwargs))

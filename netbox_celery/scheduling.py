@@ -1,0 +1,136 @@
+"""What people do to schedules, from the user interface and from REST: who may, and in whose name it then runs.
+
+Runs act as the owner of their schedule, so who may decide what they do is decided here, for each way to do it: the
+form, bulk edit, import and REST all call `authorize()` before they save.
+"""
+import json
+
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.utils.translation import gettext as _
+
+from .choices import ResultReasonChoices
+from .engine.payload import PayloadEncoder
+from .engine.schedules import why_not_permitted
+from .host import ACTION_CREATE, record_change
+from .models import CeleryResult, CelerySchedule, CeleryTask
+
+__all__ = (
+    'authorize',
+    'check_may_run',
+    'may_run',
+    'run_now',
+    'set_enabled',
+    'take_over',
+    'was_stopped',
+    'why_not_runnable_as_owner',
+)
+
+#: What a run does. Whoever changes one of these becomes the owner.
+WHAT_RUNS = (
+    'task_id', 'args', 'kwargs', 'queue', 'priority', 'expires', 'options', 'object_type_id', 'object_id',
+)
+
+
+def may_run(user, task_id):
+    """Whether a user may run a task of the catalogue, with the constraints of their permissions."""
+    return CeleryTask.objects.restrict(user, 'run').filter(pk=task_id).exists()
+
+
+def check_may_run(user, *task_ids):
+    """Raise `PermissionDenied` if a user may not run each of some tasks."""
+    for task_id in dict.fromkeys(task_ids):
+        if task_id is not None and not may_run(user, task_id):
+            raise PermissionDenied(_('You need the permission to run its task.'))
+
+
+def why_not_runnable_as_owner(schedule):
+    """Return in words why a schedule may not run in its owner's name, or an empty string."""
+    return why_not_permitted(schedule, {})
+
+
+def authorize(user, schedule):
+    """Check that a user may save a schedule as it is now, and make them its owner if they change what it runs.
+
+    GUARANTEE: nobody lets a run act as somebody else. The owner is never what a request says: it is the one who is
+    stored, if all that is run is what is stored with them, and else the user. Both are written in the same statement,
+    so that somebody who saves at the same time cannot come between them.
+
+    Args:
+        user: Who makes or changes the schedule.
+        schedule: The `CelerySchedule`, validated and not saved yet; its owner is set.
+
+    Raises:
+        django.core.exceptions.PermissionDenied: They may not run its task, or the one that it had.
+        django.core.exceptions.ValidationError: It is to be enabled, and its owner may not run its task any more; or
+            there is no such object that they may view.
+    """
+    before = None if schedule._state.adding else CelerySchedule.objects.filter(pk=schedule.pk).first()
+    check_may_run(user, schedule.task_id, before and before.task_id)
+    if before is None or _what_runs(before) != _what_runs(schedule):
+        _check_object(user, before, schedule)
+        schedule.owner = user
+    else:
+        schedule.owner_id = before.owner_id
+    is_being_enabled = schedule.enabled and not (before and before.enabled)
+    if is_being_enabled and (why := why_not_runnable_as_owner(schedule)):
+        raise ValidationError({'enabled': why})
+
+
+def _check_object(user, before, schedule):
+    """Refuse an object that a user may not view: it is not to be found out that it exists."""
+    if schedule.object_id is None or before and (
+        (before.object_type_id, before.object_id) == (schedule.object_type_id, schedule.object_id)
+    ):
+        return
+    manager = getattr(schedule.object_type.model_class(), 'objects', None)
+    if not hasattr(manager, 'restrict') or not manager.restrict(user, 'view').filter(pk=schedule.object_id).exists():
+        raise ValidationError({'object_id': _('There is no such object.')})
+
+
+def _what_runs(schedule):
+    # As JSON: in Python, `1` is the same as `true`
+    return [
+        json.dumps(getattr(schedule, name), cls=PayloadEncoder, sort_keys=True) for name in WHAT_RUNS
+    ]
+
+
+def run_now(request, schedule):
+    """Run a schedule's task now, in the name of the request's user. Returns the new `CeleryResult`."""
+    result = schedule.run_now(request.user)
+    record_change(result, request, ACTION_CREATE, message=_('Run by hand from the schedule {schedule}').format(
+        schedule=schedule
+    ))
+    return result
+
+
+def set_enabled(user, schedule, enabled):
+    """Enable or disable a schedule (see `authorize`)."""
+    schedule.snapshot()
+    schedule.enabled = enabled
+    authorize(user, schedule)
+    schedule.full_clean()
+    schedule.save()
+
+
+def was_stopped(schedule):
+    """Whether beat has disabled a schedule because its owner may not run its task."""
+    if schedule.enabled:
+        return False
+    reasons = CeleryResult.objects.filter(schedule=schedule).order_by('-pk').values_list('reason', flat=True)[:1]
+    return list(reasons) == [ResultReasonChoices.REASON_NOT_PERMITTED]
+
+
+def take_over(user, schedule):
+    """Make a user the owner of a schedule, and enable it if it was stopped for want of one.
+
+    Raises:
+        django.core.exceptions.PermissionDenied: They may not run its task.
+        django.core.exceptions.ValidationError: It cannot be enabled: it would never be due.
+    """
+    check_may_run(user, schedule.task_id)
+    is_to_be_enabled = was_stopped(schedule)
+    schedule.snapshot()
+    schedule.owner = user
+    schedule.enabled = schedule.enabled or is_to_be_enabled
+    schedule.full_clean()
+    schedule.save()

@@ -1,0 +1,39 @@
+"""The next runs of a schedule as a page shows them, also of one that is still being filled in."""
+from itertools import islice
+from zoneinfo import ZoneInfo
+
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from .choices import ScheduleKindChoices
+
+__all__ = (
+    'upcoming',
+)
+
+#: So many are shown.
+SHOWN = 10
+
+
+def upcoming(schedule):
+    """Return what the template of the next runs needs, a dict.
+
+    The times are those of NetBox's time zone; the page's script shows them in the browser's. By a crontab in another
+    time zone than NetBox's, the time on the schedule's own clock stands beside them.
+    """
+    try:
+        times = list(islice(schedule.due_times(), SHOWN))
+        obstacle = '' if times else _('It is not due any more.')
+    except (ValueError, OverflowError) as exc:
+        times, obstacle = [], str(exc)
+    current = timezone.get_current_timezone_name()
+    is_elsewhere = schedule.kind == ScheduleKindChoices.KIND_CRONTAB and schedule.timezone != current
+    zone = ZoneInfo(schedule.timezone) if is_elsewhere and times else None
+    return {
+        'in_words': schedule.in_words,
+        'times': [(moment, zone and moment.astimezone(zone)) for moment in times],
+        'zone': current,
+        'other_zone': schedule.timezone if zone else '',
+        'obstacle': obstacle,
+        'is_enabled': schedule.enabled and schedule.present,
+    }

@@ -1,0 +1,134 @@
+"""What people do to one schedule: run it now, enable, disable and take it over."""
+from django.contrib import messages
+from django.core.exceptions import ValidationError
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from utilities.views import register_model_view
+
+from .. import actions, scheduling
+from ..models import CelerySchedule
+from .base import ConfirmView, NotStarted, starting
+
+__all__ = (
+    'CeleryScheduleDisableView',
+    'CeleryScheduleEnableView',
+    'CeleryScheduleRunView',
+    'CeleryScheduleTakeOverView',
+)
+
+
+class ScheduleConfirmView(ConfirmView):
+    """Ask before something is done to a schedule, by those who may run its task."""
+    queryset = CelerySchedule.objects.select_related('task', 'owner')
+    permission = 'change'
+
+    def get_object(self, **kwargs):
+        schedule = super().get_object(**kwargs)
+        scheduling.check_may_run(self.request.user, schedule.task_id)
+        return schedule
+
+    def change(self, schedule):
+        """Do it."""
+        raise NotImplementedError
+
+    def perform(self, request, obj):
+        if obstacle := self.why_not(request, obj):
+            messages.info(request, obstacle)
+            return
+        try:
+            self.change(obj)
+        except ValidationError as exc:
+            for message in exc.messages:
+                messages.error(request, message)
+        else:
+            messages.success(request, self.done.format(schedule=obj))
+
+
+@register_model_view(CelerySchedule, 'run')
+class CeleryScheduleRunView(ScheduleConfirmView):
+    permission = 'view'
+    title = gettext_lazy('Run this now?')
+    button = gettext_lazy('Run Now')
+
+    def why_not(self, request, obj):
+        return actions.why_not_runnable(obj.task)
+
+    def describe(self, obj):
+        return [_(
+            'Its task is started with its arguments and options, under your name. When it is due next stays as it is.'
+        )]
+
+    def perform(self, request, obj):
+        try:
+            if obstacle := self.why_not(request, obj):
+                raise NotStarted(obstacle)
+            with starting():
+                result = scheduling.run_now(request, obj)
+        except NotStarted as exc:
+            messages.error(request, str(exc))
+            return None
+        messages.success(request, _('Started {run}').format(run=result))
+        return result.get_absolute_url()
+
+
+@register_model_view(CelerySchedule, 'enable')
+class CeleryScheduleEnableView(ScheduleConfirmView):
+    title = gettext_lazy('Enable this schedule?')
+    button = gettext_lazy('Enable')
+    color = 'success'
+    done = gettext_lazy('Enabled {schedule}')
+
+    def why_not(self, request, obj):
+        if obj.enabled:
+            return _('It is enabled already.')
+        if why := scheduling.why_not_runnable_as_owner(obj):
+            return _('{why} Take it over first.').format(why=why)
+        return ''
+
+    def describe(self, obj):
+        return [
+            _('It runs again at its times, as {owner}.').format(owner=obj.owner or _('nobody')),
+            _('What was due while it was disabled is not made up for.'),
+        ]
+
+    def change(self, schedule):
+        scheduling.set_enabled(self.request.user, schedule, True)
+
+
+@register_model_view(CelerySchedule, 'disable')
+class CeleryScheduleDisableView(ScheduleConfirmView):
+    title = gettext_lazy('Disable this schedule?')
+    button = gettext_lazy('Disable')
+    color = 'warning'
+    done = gettext_lazy('Disabled {schedule}')
+
+    def why_not(self, request, obj):
+        return '' if obj.enabled else _('It is disabled already.')
+
+    def describe(self, obj):
+        return [_('It does not run until somebody enables it again. What runs at the moment goes on.')]
+
+    def change(self, schedule):
+        scheduling.set_enabled(self.request.user, schedule, False)
+
+
+@register_model_view(CelerySchedule, 'take_over', path='take-over')
+class CeleryScheduleTakeOverView(ScheduleConfirmView):
+    title = gettext_lazy('Take this schedule over?')
+    button = gettext_lazy('Take Over')
+    done = gettext_lazy('You are the owner of {schedule} now')
+
+    def why_not(self, request, obj):
+        return _('It is yours already.') if obj.owner_id == request.user.pk else ''
+
+    def describe(self, obj):
+        sentences = [_('Its runs act as you from now on, no longer as {owner}.').format(owner=obj.owner or _('nobody'))]
+        if scheduling.was_stopped(obj):
+            sentences.append(_('It was disabled because its owner could not run its task. It is enabled again.'))
+        elif not obj.enabled:
+            sentences.append(_('It stays disabled.'))
+        return sentences
+
+    def change(self, schedule):
+        scheduling.take_over(self.request.user, schedule)

@@ -1,0 +1,268 @@
+"""Schedules: list, detail, history, and making and changing them."""
+from functools import partial
+
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db.models import OuterRef, Subquery
+from django.http import Http404
+from django.shortcuts import render
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+from django.views.generic import View
+
+from extras.ui.panels import CustomFieldsPanel, TagsPanel
+from netbox.object_actions import AddObject, BulkDelete, BulkEdit, BulkExport, BulkImport, CloneObject, EditObject
+from netbox.ui import layout
+from netbox.ui.panels import ObjectsTablePanel
+from netbox.views import generic
+from utilities.htmx import htmx_partial
+from utilities.querydict import normalize_querydict
+from utilities.string import humanize_duration
+from utilities.views import ConditionalLoginRequiredMixin, ViewTab, register_model_view
+
+from .. import __version__, filtersets, forms, panels, scheduling, tables
+from ..choices import ResultStatusChoices
+from ..engine import catalogue
+from ..history import HISTORY, measure, runs_of
+from ..models import CeleryResult, CelerySchedule
+from ..object_actions import (
+    DeleteSchedule,
+    DisableSchedule,
+    EnableSchedule,
+    RunSchedule,
+    TakeOverSchedule,
+)
+from ..upcoming import upcoming
+from .results import listed
+
+__all__ = (
+    'CeleryScheduleBulkDeleteView',
+    'CeleryScheduleBulkEditView',
+    'CeleryScheduleBulkImportView',
+    'CeleryScheduleDeleteView',
+    'CeleryScheduleEditView',
+    'CeleryScheduleListView',
+    'CeleryScheduleRunsView',
+    'CeleryScheduleView',
+    'SchedulePreviewView',
+)
+
+#: The form's fields that say when. The preview tells what is wrong with them, and with no other.
+WHEN = ('kind', 'crontab', 'timezone', 'interval', 'interval_unit', 'at', 'start', 'end')
+
+
+def with_last_run(schedules, results):
+    """Annotate schedules with their last run, out of `results`."""
+    runs = results.filter(schedule=OuterRef('pk')).order_by('-pk')
+    return schedules.annotate(
+        last_result=Subquery(runs.values('pk')[:1]),
+        last_status=Subquery(runs.values('status')[:1]),
+    )
+
+
+class WithLastRunMixin:
+    """Schedules with what the user may see of their runs."""
+    queryset = with_last_run(CelerySchedule.objects.all(), CeleryResult.objects.all())
+
+    def get_queryset(self, request):
+        return with_last_run(CelerySchedule.objects.all(), CeleryResult.objects.restrict(request.user, 'view'))
+
+
+@register_model_view(CelerySchedule, 'list', path='', detail=False)
+class CeleryScheduleListView(WithLastRunMixin, generic.ObjectListView):
+    filterset = filtersets.CeleryScheduleFilterSet
+    filterset_form = forms.CeleryScheduleFilterForm
+    table = tables.CeleryScheduleTable
+    actions = (AddObject, BulkImport, BulkExport, BulkEdit, BulkDelete)
+
+
+@register_model_view(CelerySchedule)
+class CeleryScheduleView(generic.ObjectView):
+    queryset = CelerySchedule.objects.select_related('task', 'owner')
+    template_name = 'generic/object.html'
+    actions = (
+        RunSchedule, EnableSchedule, DisableSchedule, TakeOverSchedule, CloneObject, EditObject, DeleteSchedule,
+    )
+    layout = layout.SimpleLayout(
+        left_panels=[
+            panels.SchedulePanel(),
+            panels.ScheduleTimesPanel(),
+            panels.SchedulePolicyPanel(),
+            TagsPanel(),
+        ],
+        right_panels=[
+            panels.ScheduleNextPanel(),
+            panels.ScheduleArgumentsPanel(),
+            panels.ScheduleOptionsPanel(),
+            panels.PayloadPanel('options', title=gettext_lazy('Further Options')),
+            CustomFieldsPanel(),
+        ],
+        bottom_panels=[
+            ObjectsTablePanel(
+                model='netbox_celery.CeleryResult',
+                title=gettext_lazy('Last Runs'),
+                filters={'schedule_id': lambda context: context['object'].pk},
+                exclude_columns=['schedule', 'celery_name'],
+            ),
+        ],
+    )
+
+
+@register_model_view(CelerySchedule, 'runs')
+class CeleryScheduleRunsView(generic.ObjectChildrenView):
+    """The runs of a schedule: how often they succeed, how long they take, and each of them."""
+    queryset = CelerySchedule.objects.select_related('task', 'owner')
+    child_model = CeleryResult
+    table = tables.CeleryResultTable
+    filterset = filtersets.CeleryResultFilterSet
+    filterset_form = forms.CeleryResultFilterForm
+    template_name = 'netbox_celery/schedule/runs.html'
+    actions = (BulkExport, BulkDelete)
+    tab = ViewTab(
+        label=gettext_lazy('Runs'),
+        badge=lambda schedule: CeleryResult.objects.filter(schedule=schedule).order_by()[:HISTORY].count(),
+        permission='netbox_celery.view_celeryresult',
+        weight=500
+    )
+
+    def get_children(self, request, parent):
+        return listed(runs_of(parent, request.user).with_bounded_count())
+
+    def get_extra_context(self, request, instance):
+        history = measure(runs_of(instance, request.user))
+        labels = dict(ResultStatusChoices)
+        return {
+            'history': history,
+            'statuses': [
+                (labels[status], ResultStatusChoices.colors.get(status), count)
+                for status, count in history.statuses.items()
+            ],
+            'durations': [
+                (label, None if duration is None else _words(duration)) for label, duration in (
+                    (_('median'), history.median), (_('95th percentile'), history.p95),
+                    (_('shortest'), history.shortest), (_('mean'), history.mean), (_('longest'), history.longest),
+                )
+            ],
+        }
+
+
+def _words(duration):
+    seconds = duration.total_seconds()
+    return _('{seconds} s').format(seconds=f'{seconds:.2f}') if seconds < 60 else humanize_duration(duration)
+
+
+#
+# Making and changing them
+#
+
+@register_model_view(CelerySchedule, 'add', detail=False)
+@register_model_view(CelerySchedule, 'edit')
+class CeleryScheduleEditView(generic.ObjectEditView):
+    queryset = CelerySchedule.objects.select_related('task', 'owner')
+    template_name = 'netbox_celery/schedule/edit.html'
+    htmx_template_name = 'netbox_celery/schedule/form.html'
+
+    def setup(self, request, *args, **kwargs):
+        super().setup(request, *args, **kwargs)
+        self.form = partial(forms.CeleryScheduleForm, user=request.user)
+
+    def get(self, request, *args, **kwargs):
+        catalogue.sync()
+        return super().get(request, *args, **kwargs)
+
+    def post(self, request, *args, **kwargs):
+        if not htmx_partial(request):
+            return super().post(request, *args, **kwargs)
+        # Another kind, task or type of object was chosen: other fields, and nothing is saved
+        form = self.form(instance=self.get_object(**kwargs), initial=normalize_querydict(request.POST))
+        response = render(request, self.htmx_template_name, {'form': form})
+        response['HX-Trigger-After-Settle'] = 'celery-schedule-form'
+        return response
+
+    def get_extra_context(self, request, instance):
+        return {'notes': list(self._notes(request.user, instance)), 'version': __version__, 'is_empty': True}
+
+    @staticmethod
+    def _notes(user, schedule):
+        if not schedule.pk:
+            return
+        if schedule.is_read_only and schedule.present:
+            yield {'level': 'info', 'icon': 'lock-outline', 'text': _(
+                'This schedule comes from {origin}, where it is said what it runs, and when. It would come back if it '
+                'was deleted; it can be disabled.'
+            ).format(origin=schedule.get_origin_display())}
+        if not scheduling.may_run(user, schedule.task_id):
+            yield {'level': 'warning', 'icon': 'alert', 'text': _(
+                'You cannot save changes: you need the permission to run its task.'
+            )}
+        elif schedule.owner_id != user.pk:
+            what = _('its object') if schedule.is_read_only else _('its task, arguments, options or object')
+            yield {'level': 'info', 'icon': 'account-arrow-left', 'text': _(
+                'Its runs act as {owner}. If you change {what}, you become its owner, and its runs act as you.'
+            ).format(owner=schedule.owner or _('nobody'), what=what)}
+
+
+@register_model_view(CelerySchedule, 'preview', detail=False)
+class SchedulePreviewView(ConditionalLoginRequiredMixin, View):
+    """When a schedule would be due that is being filled in: a part of the form, asked for while somebody types."""
+
+    def post(self, request):
+        user = request.user
+        schedule = CelerySchedule()
+        if pk := request.GET.get('id', ''):
+            schedule = CelerySchedule.objects.restrict(user, 'change').filter(pk=pk if pk.isdecimal() else 0).first()
+            if schedule is None:
+                raise Http404
+        elif not user.has_perm('netbox_celery.add_celeryschedule'):
+            raise PermissionDenied
+        form = forms.CeleryScheduleForm(request.POST, instance=schedule, user=user)
+        errors = [
+            error for name in WHEN if name in form.errors and request.POST.get(name) for error in form.errors[name]
+        ]
+        is_empty = not errors and any(name in form.errors for name in WHEN)
+        context = {'errors': errors, 'is_empty': is_empty}
+        if not errors and not is_empty:
+            if set(form.changed_data) & set(WHEN):
+                schedule.next_run = None
+            context |= upcoming(schedule)
+        return render(request, 'netbox_celery/schedule/preview.html', context)
+
+
+@register_model_view(CelerySchedule, 'delete')
+class CeleryScheduleDeleteView(generic.ObjectDeleteView):
+    queryset = CelerySchedule.objects.all()
+
+
+@register_model_view(CelerySchedule, 'bulk_import', path='import', detail=False)
+class CeleryScheduleBulkImportView(generic.BulkImportView):
+    queryset = CelerySchedule.objects.all()
+    model_form = forms.CeleryScheduleImportForm
+
+    def save_object(self, object_form, request):
+        _authorize(request.user, object_form.instance)
+        return super().save_object(object_form, request)
+
+
+@register_model_view(CelerySchedule, 'bulk_edit', path='edit', detail=False)
+class CeleryScheduleBulkEditView(WithLastRunMixin, generic.BulkEditView):
+    filterset = filtersets.CeleryScheduleFilterSet
+    table = tables.CeleryScheduleTable
+    form = forms.CeleryScheduleBulkEditForm
+
+    def pre_save_operations(self, form, obj):
+        _authorize(self.request.user, obj)
+
+
+def _authorize(user, schedule):
+    """Check that a user may save one of several schedules; what is wrong is said with its name."""
+    try:
+        scheduling.authorize(user, schedule)
+    except PermissionDenied as exc:
+        raise ValidationError(f'{schedule}: {exc}') from exc
+    except ValidationError as exc:
+        raise ValidationError([f'{schedule}: {message}' for message in exc.messages]) from exc
+
+
+@register_model_view(CelerySchedule, 'bulk_delete', path='delete', detail=False)
+class CeleryScheduleBulkDeleteView(WithLastRunMixin, generic.BulkDeleteView):
+    filterset = filtersets.CeleryScheduleFilterSet
+    table = tables.CeleryScheduleTable

@@ -1,0 +1,330 @@
+"""Who may make and change schedules, and as whom their runs act: the same by form, bulk edit, import and REST."""
+from uuid import uuid4
+
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.urls import reverse
+
+from dcim.models import Site
+from netbox_celery import scheduling
+from netbox_celery.models import CelerySchedule, CeleryTask
+from tests.factories import HELLO_WORLD, grant, make_result, make_schedule, make_task
+from tests.views.bases import PageTestCase
+from users.constants import TOKEN_PREFIX
+from users.models import Token, User
+from utilities.testing import disable_warnings
+
+LIST = '/plugins/celery/schedules/'
+
+
+class WaysMixin:
+    """The ways to make and to change a schedule. Each returns the answer; what it did is to be looked up."""
+
+    def setUp(self):
+        super().setUp()
+        token = Token.objects.create(user=self.user)
+        self.rest_client = {'HTTP_AUTHORIZATION': f'Bearer {TOKEN_PREFIX}{token.key}.{token.token}'}
+        self.task = make_task()
+        self.other_task = make_task('plugin:other')
+
+    def rest(self, method, path, data):
+        with disable_warnings('django.request'):
+            return getattr(self.client, method)(
+                f'/api{LIST}{path}', data, content_type='application/json', **self.rest_client
+            )
+
+    def form_data(self, schedule=None, **changes):
+        row = {
+            'name': f'made-{uuid4()}', 'enabled': 'on', 'kind': 'crontab', 'crontab': '0 * * * *', 'timezone': 'UTC',
+            'task': self.task.pk, 'arguments_as': 'json', 'args': '[]', 'kwargs': '{}', 'missed': 'run_once',
+            'missed_max': 10, 'overlap': 'allow',
+        }
+        if schedule is not None:
+            row |= {'name': schedule.name, 'task': schedule.task_id, 'enabled': 'on' if schedule.enabled else ''}
+        for name, value in changes.items():
+            row[name] = {True: 'on', False: ''}.get(value, value) if isinstance(value, bool) else value
+        return row
+
+    def make_by_form(self, **values):
+        return self.client.post(f'{LIST}add/', self.form_data(**values))
+
+    def make_by_rest(self, **values):
+        row = {'name': f'made-{uuid4()}', 'task': self.task.pk, 'crontab': '0 * * * *'}
+        return self.rest('post', '', row | values)
+
+    def make_by_import(self, **values):
+        row = {'name': f'made-{uuid4()}', 'task': CeleryTask.objects.get(pk=values.pop('task', self.task.pk)).name,
+               'crontab': '0 * * * *', **values}
+        return self.import_(row)
+
+    def import_(self, row):
+        return self.client.post(f'{LIST}import/', {
+            'data': ','.join(row) + '\n' + ','.join(map(str, row.values())), 'format': 'csv', 'csv_delimiter': ',',
+        })
+
+    def change_by_form(self, schedule, **changes):
+        return self.client.post(f'{LIST}{schedule.pk}/edit/', self.form_data(schedule, **changes))
+
+    def change_by_rest(self, schedule, **changes):
+        return self.rest('patch', f'{schedule.pk}/', changes)
+
+    def change_by_bulk_rest(self, schedule, **changes):
+        return self.rest('patch', '', [{'id': schedule.pk, **changes}])
+
+    def change_by_bulk_edit(self, schedule, **changes):
+        changes = {name: {True: 2, False: 3}[value] if isinstance(value, bool) else value
+                   for name, value in changes.items()}
+        return self.client.post(f'{LIST}edit/', {'pk': [schedule.pk], '_apply': True, **changes})
+
+    def change_by_import(self, schedule, **changes):
+        return self.import_({'id': schedule.pk, **changes})
+
+    MAKING = ('make_by_form', 'make_by_rest', 'make_by_import')
+    CHANGING = ('change_by_form', 'change_by_rest', 'change_by_bulk_rest', 'change_by_bulk_edit', 'change_by_import')
+
+    def each(self, ways):
+        for way in ways:
+            with self.subTest(way):
+                yield getattr(self, way)
+
+
+class MakeTest(WaysMixin, PageTestCase):
+
+    def setUp(self):
+        super().setUp()
+        grant(self.user, CelerySchedule, actions=['view', 'add'])
+        grant(self.user, CeleryTask)
+
+    def test_without_run(self):
+        for make in self.each(self.MAKING):
+            make()
+            self.assertFalse(CelerySchedule.objects.exists())
+
+    def test_other_permissions_on_the_task_do_not_help(self):
+        grant(self.user, CeleryTask, actions=['view', 'add', 'change', 'delete'])
+        for make in self.each(self.MAKING):
+            make()
+            self.assertFalse(CelerySchedule.objects.exists())
+
+    def test_constraints(self):
+        grant(self.user, CeleryTask, actions=['run'], constraints={'name': HELLO_WORLD})
+        for make in self.each(self.MAKING):
+            make(task=self.other_task.pk)
+            self.assertFalse(CelerySchedule.objects.exists())
+            make()
+            schedule = CelerySchedule.objects.get()
+            self.assertEqual((schedule.owner, schedule.task), (self.user, self.task))
+            schedule.delete()
+
+    def test_run_alone_does_not_help(self):
+        """Schedules have permissions of their own."""
+        self.user.object_permissions.all().delete()
+        grant(self.user, CelerySchedule)
+        grant(self.user, CeleryTask, actions=['view', 'run'])
+        with disable_warnings('django.request'):
+            for make in self.each(self.MAKING):
+                self.assertHttpStatus(make(), 403)
+                self.assertFalse(CelerySchedule.objects.exists())
+
+    def test_nobody_makes_others_act(self):
+        """Whatever a request says of an owner: it is who asks."""
+        boss = User.objects.create_superuser('boss')
+        grant(self.user, CeleryTask, actions=['run'])
+        for make in self.each(('make_by_form', 'make_by_rest')):
+            make(owner=boss.pk)
+            schedule = CelerySchedule.objects.get()
+            self.assertEqual(schedule.owner, self.user)
+            schedule.delete()
+        self.make_by_import(owner=boss.pk)  # there is no such column
+        self.assertFalse(CelerySchedule.objects.exists())
+
+    def test_reason(self):
+        """Who may not is told why."""
+        self.assertIn('You need the permission to run its task.', self.make_by_form().content.decode())
+        self.assertIn('You need the permission to run its task.', self.make_by_import().content.decode())
+        response = self.make_by_rest()
+        self.assertHttpStatus(response, 403)
+        self.assertIn('You need the permission to run its task.', response.json()['detail'])
+
+    def test_parameters_of_hidden_tasks_stay_hidden(self):
+        """Neither the form nor an error tells of parameters of a task that one may not see, or not run."""
+        self.user.object_permissions.all().delete()
+        grant(self.user, CelerySchedule, actions=['view', 'add'])
+        CeleryTask.objects.update(parameters=[
+            {'name': 'secretive', 'kind': 'keyword_only', 'annotation': '', 'required': True}
+        ])
+        for page in (
+            self.page(f'{LIST}add/', {'task': self.task.pk}),
+            self.client.post(f'{LIST}add/', {'task': self.task.pk}, headers=self.htmx).content.decode(),
+            self.make_by_form().content.decode(),
+            self.make_by_rest().content.decode(),
+        ):
+            self.assertNotIn('secretive', page)
+
+
+class ChangeTest(WaysMixin, PageTestCase):
+
+    def setUp(self):
+        super().setUp()
+        grant(self.user, CelerySchedule, actions=['view', 'add', 'change'])
+        grant(self.user, CeleryTask)
+        self.owner = User.objects.create_user('olga')
+        grant(self.owner, CeleryTask, actions=['run'])
+        self.schedule = make_schedule(owner=self.owner, timezone='UTC')
+
+    def stored(self):
+        return CelerySchedule.objects.get(pk=self.schedule.pk)
+
+    def test_without_run(self):
+        for change in self.each(self.CHANGING):
+            change(self.schedule, description='Changed')
+            self.assertEqual(self.stored().description, '')
+
+    def test_without_run_nothing_is_switched(self):
+        for enabled in (True, False):
+            CelerySchedule.objects.update(enabled=enabled)
+            for change in self.each(self.CHANGING):
+                change(self.schedule, enabled=not enabled)
+                self.assertEqual(self.stored().enabled, enabled)
+
+    def test_constraints(self):
+        grant(self.user, CeleryTask, actions=['run'], constraints={'name': 'plugin:other'})
+        for change in self.each(self.CHANGING):
+            change(self.schedule, description='Changed')
+            self.assertEqual(self.stored().description, '')
+
+    def test_without_change(self):
+        """`run` on the task does not make up for `change` on the schedule."""
+        self.user.object_permissions.all().delete()
+        grant(self.user, CelerySchedule, actions=['view', 'add'])
+        grant(self.user, CeleryTask, actions=['view', 'run'])
+        for change in self.each(self.CHANGING):
+            with disable_warnings('django.request'):
+                change(self.schedule, description='Changed')
+            self.assertEqual(self.stored().description, '')
+
+    def test_owner_stays(self):
+        """Who changes nothing of what is run does not become the owner."""
+        grant(self.user, CeleryTask, actions=['run'])
+        for number, change in enumerate(self.each(self.CHANGING)):
+            change(self.schedule, description=f'Changed {number}', overlap='skip', enabled=False)
+            schedule = self.stored()
+            self.assertEqual((schedule.description, schedule.enabled), (f'Changed {number}', False))
+            self.assertEqual(schedule.owner, self.owner)
+            CelerySchedule.objects.update(enabled=True)
+
+    def test_what_is_run_is_whose_it_is(self):
+        """Who changes what is run becomes the owner: the runs do not act as somebody who wanted something else."""
+        grant(self.user, CeleryTask, actions=['run'])
+        grant(self.user, Site)
+        for change in self.each(self.CHANGING):
+            change(self.schedule, queue='slow')
+            self.assertEqual((self.stored().queue, self.stored().owner), ('slow', self.user))
+            CelerySchedule.objects.update(queue='', owner=self.owner)
+        site = Site.objects.create(name='Site 1', slug='site-1')
+        for changes in (
+            {'kwargs': {'name': 'Eve'}}, {'args': ['Eve']}, {'task': self.other_task.pk}, {'priority': 3},
+            {'expires': 60}, {'object_type': 'dcim.site', 'object_id': site.pk},
+        ):
+            with self.subTest(changes):
+                before = CelerySchedule.objects.filter(pk=self.schedule.pk).values()[0]
+                self.assertHttpStatus(self.change_by_rest(self.schedule, **changes), 200)
+                self.assertEqual(self.stored().owner, self.user)
+                CelerySchedule.objects.filter(pk=self.schedule.pk).update(**before)
+
+    def test_task_of_another(self):
+        """To put another task in the place of one, one must be allowed to run both."""
+        for name in (HELLO_WORLD, 'plugin:other'):
+            permission = grant(self.user, CeleryTask, actions=['run'], constraints={'name': name})
+            for change in self.each(('change_by_form', 'change_by_rest')):
+                change(self.schedule, task=self.other_task.pk)
+                self.assertEqual(self.stored().task, self.task)
+            permission.delete()
+        grant(self.user, CeleryTask, actions=['run'])
+        self.change_by_form(self.schedule, task=self.other_task.pk)
+        self.assertEqual((self.stored().task, self.stored().owner), (self.other_task, self.user))
+
+    def test_true_is_not_one(self):
+        """In Python they are the same; to a task they are not."""
+        CeleryTask.objects.update(parameters=[
+            {'name': 'value', 'kind': 'keyword_only', 'annotation': '', 'required': True}
+        ])
+        CelerySchedule.objects.update(kwargs={'value': 1})
+        grant(self.user, CeleryTask, actions=['run'])
+        self.change_by_rest(self.schedule, kwargs={'value': True})
+        self.assertIs(self.stored().kwargs['value'], True)
+        self.assertEqual(self.stored().owner, self.user)
+
+    def test_enabled_without_an_owner(self):
+        """A schedule whose owner may not run its task would only fail: it must be taken over first."""
+        grant(self.user, CeleryTask, actions=['run'])
+        for owner in (None, User.objects.create_user('guest')):
+            CelerySchedule.objects.update(enabled=False, owner=owner)
+            self.schedule.refresh_from_db()
+            for change in self.each(self.CHANGING):
+                change(self.schedule, enabled=True)
+                self.assertFalse(self.stored().enabled)
+
+    def test_settings_and_code(self):
+        """Of those only what is people's is changed, whichever way."""
+        grant(self.user, CeleryTask, actions=['run'])
+        for origin in ('settings', 'code'):
+            CelerySchedule.objects.update(origin=origin, owner=None)
+            self.schedule.refresh_from_db()
+            for change in self.each(self.CHANGING):
+                change(self.schedule, queue='slow')
+                self.assertEqual(self.stored().queue, '')
+                change(self.schedule, enabled=False, overlap='queue')
+                self.assertEqual((self.stored().enabled, self.stored().overlap), (False, 'queue'))
+                self.assertIsNone(self.stored().owner)
+                CelerySchedule.objects.update(enabled=True, overlap='allow')
+
+
+class ConcurrentTest(WaysMixin, PageTestCase):
+
+    def test_owner_goes_with_what_is_run(self):
+        """Somebody who saves an old copy does not put words into the mouth of who came between."""
+        grant(self.user, CeleryTask, actions=['run'])
+        owner = User.objects.create_user('olga')
+        schedule = make_schedule(owner=owner, kwargs={'name': 'Old'})
+        CelerySchedule.objects.update(kwargs={'name': 'New'})
+        schedule.description = 'Changed'
+        scheduling.authorize(self.user, schedule)
+        schedule.save()
+        schedule.refresh_from_db()
+        self.assertEqual((schedule.kwargs, schedule.owner), ({'name': 'Old'}, self.user))
+
+
+class TakeOverTest(PageTestCase):
+    """`scheduling.take_over`; the button is tested with the others."""
+
+    def setUp(self):
+        super().setUp()
+        self.schedule = make_schedule(owner=None, enabled=False)
+
+    def test_needs_run(self):
+        with self.assertRaises(PermissionDenied):
+            scheduling.take_over(self.user, self.schedule)
+
+    def test_one_that_was_stopped_goes_on(self):
+        make_result('failed', schedule=self.schedule, reason='not_permitted')
+        grant(self.user, CeleryTask, actions=['run'])
+        scheduling.take_over(self.user, self.schedule)
+        self.schedule.refresh_from_db()
+        self.assertEqual((self.schedule.owner, self.schedule.enabled), (self.user, True))
+        self.assertIsNotNone(self.schedule.next_run)
+
+    def test_one_that_somebody_disabled_stays_so(self):
+        make_result('failed', schedule=self.schedule, reason='not_permitted')
+        make_result('completed', schedule=self.schedule)
+        grant(self.user, CeleryTask, actions=['run'])
+        scheduling.take_over(self.user, self.schedule)
+        self.schedule.refresh_from_db()
+        self.assertEqual((self.schedule.owner, self.schedule.enabled), (self.user, False))
+
+    def test_authorize_says_what_is_wrong(self):
+        grant(self.user, CeleryTask, actions=['run'])
+        self.schedule.enabled = True
+        with self.assertRaises(ValidationError) as caught:
+            scheduling.authorize(self.user, self.schedule)
+        self.assertIn('Its owner is gone', caught.exception.message_dict['enabled'][0])
+        self.assertEqual(reverse('plugins:netbox_celery:celeryschedule_list'), LIST)
