@@ -95,11 +95,12 @@ def _what_runs(schedule):
 
 
 def run_now(request, schedule):
-    """Run a schedule's task now, in the name of the request's user. Returns the new `CeleryResult`."""
+    """Run a schedule's task now, in the name of the request's user. Returns what `CeleryResult.enqueue` does."""
     result = schedule.run_now(request.user)
-    record_change(result, request, ACTION_CREATE, message=_('Run by hand from the schedule {schedule}').format(
-        schedule=schedule
-    ))
+    if not result.joined:
+        record_change(result, request, ACTION_CREATE, message=_('Run by hand from the schedule {schedule}').format(
+            schedule=schedule
+        ))
     return result
 
 

@@ -8,7 +8,7 @@ from utilities.views import register_model_view
 
 from .. import actions, scheduling
 from ..models import CelerySchedule
-from .base import ConfirmView, NotStarted, starting
+from .base import ConfirmView, NotStarted, starting, tell_started
 
 __all__ = (
     'CeleryScheduleDisableView',
@@ -68,7 +68,7 @@ class CeleryScheduleRunView(ScheduleConfirmView):
         except NotStarted as exc:
             messages.error(request, str(exc))
             return None
-        messages.success(request, _('Started {run}').format(run=result))
+        tell_started(request, result, _('Started {run}'))
         return result.get_absolute_url()
 
 
