@@ -34,6 +34,12 @@ test: ## Run the tests: make test, or make test ARGS="tests/engine -k claim -x"
 	@$(STACK) template
 	@$(PYTHON) -m pytest $(ARGS)
 
+.PHONY: chaos
+chaos: ## Kill all there is while 2,000 tasks run, and compare rows with side effects: make chaos, make chaos N=500 SEED=7
+	@development/bootstrap.sh test
+	@$(STACK) template
+	@NETBOX_CHAOS=$(or $(N),2000) NETBOX_CHAOS_SEED=$(SEED) $(PYTHON) -m pytest tests/integration/test_chaos.py $(ARGS)
+
 .PHONY: bench
 bench: venv ## Measure against bare Celery: make bench, or make bench ARGS="drain delay --quick"
 	@$(PYTHON) -m development.bench $(ARGS)

@@ -12,6 +12,7 @@ from redis.retry import Retry
 __all__ = (
     'TRANSPORTS',
     'celery_settings',
+    'speaks_redis',
 )
 
 #: Transports that take the place of Kombu's, by the scheme of the broker's URL.
@@ -48,7 +49,7 @@ def celery_settings(redis, config, timezone='UTC'):
         ('result_backend_transport_options', settings['result_backend'], not config.result_backend),
     ):
         options = {}
-        if _speaks_redis(url):
+        if speaks_redis(url):
             options['global_keyprefix'] = config.key_prefix
         if own:
             options |= _sentinel_options(redis)
@@ -64,7 +65,8 @@ def celery_settings(redis, config, timezone='UTC'):
     return settings
 
 
-def _speaks_redis(url):
+def speaks_redis(url):
+    """Whether the URL of a broker or a result backend is that of a Redis server."""
     return url.split(':', 1)[0].split('+')[0] in ('redis', 'rediss', 'sentinel')
 
 

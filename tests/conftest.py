@@ -118,5 +118,5 @@ def pytest_collection_modifyitems(items):
     The report counts them as rerun. One that fails now and then is to be looked at all the same.
     """
     for item in items:
-        if {'integration', 'browser'} & set(item.path.parts):
+        if {'integration', 'browser'} & set(item.path.parts) and not item.get_closest_marker('flaky'):
             item.add_marker(pytest.mark.flaky(reruns=1))

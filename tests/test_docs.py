@@ -128,6 +128,18 @@ def test_commands_exist(page):
     assert {one or other for one, other in commands} <= targets
 
 
+def test_guarantees_are_attacked():
+    """Each guarantee names tests, and there are such."""
+    text = (ROOT / 'docs' / 'guarantees.md').read_text()
+    guarantees = [line for line in re.findall(r'^\|.*$', text, re.MULTILINE) if not re.match(r'\| (When|---)', line)]
+    for guarantee in guarantees:
+        names = re.findall(r'`([\w/]+\.py)::(\w+)`', guarantee.split(' | ')[-1])
+        assert names, guarantee
+        for path, name in names:
+            tree = ast.parse((ROOT / 'tests' / path).read_text())
+            assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, guarantee
+
+
 def test_plugin_file():
     """netbox-plugin.yaml says the same as the plugin's configuration."""
     document = yaml.safe_load((ROOT / 'netbox-plugin.yaml').read_text())

@@ -19,7 +19,7 @@ class RedisServer:
     Args:
         directory: Where it may write
         password: What clients have to say
-        durable: Whether its contents shall be there after a restart
+        durable: Whether its contents shall be there after a restart, or a crash
     """
 
     def __init__(self, directory, password, *, durable=True):
@@ -48,8 +48,8 @@ class RedisServer:
                     f'port {self.port}',
                     f'requirepass {self.password}',
                     f'dir "{self.directory}"',
-                    'appendonly no',
-                    'save 60 1' if self.durable else 'save ""',
+                    f'appendonly {"yes" if self.durable else "no"}',
+                    'save ""',
                     '',
                 )))
             self.process = Process.start('redis', [server, configuration], log, die_with_parent=die_with_parent)

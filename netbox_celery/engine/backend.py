@@ -23,7 +23,7 @@ from ..config import get_config
 from . import lifecycle, presence
 from .database import get_connection
 from .exceptions import RetryNotSent, TaskFailed
-from .outcome import finish_run, retry_run
+from .outcome import finish_run, finish_unclaimed, retry_run
 from .payload import cut_json, cut_text, dumps, limited_jsonb, to_jsonb
 from .recorder import recorder
 from .rowresults import RowResultsMixin
@@ -71,6 +71,8 @@ class TrackingMixin:
 
     def mark_as_done(self, task_id, result, request=None, store_result=True, state=states.SUCCESS):
         run = get_run(request)
+        if getattr(request, 'netbox_unclaimed', False):
+            finish_unclaimed(task_id, Status.STATUS_COMPLETED, result=_shown(result), in_backend=store_result)
         if run is None:
             return super().mark_as_done(task_id, result, request, store_result, state)
         limit, exact = get_config().payload_length, False
@@ -112,6 +114,11 @@ class TrackingMixin:
         elif _goes_back(exc, request):
             presence.requeue_run(
                 task_id, attempt=_attempt(request), reason=Reason.REASON_TIME_LIMIT, error=describe(exc)
+            )
+        elif getattr(request, 'netbox_unclaimed', False):
+            status, reason, error = describe_failure(_raised(exc))
+            finish_unclaimed(
+                task_id, status, reason=reason, error=error, traceback=_text(traceback), in_backend=store_result
             )
         elif not getattr(request, 'is_eager', False):
             status, reason, error = describe_failure(exc)
@@ -213,6 +220,14 @@ def _settled(task_id):
         yield
     finally:
         _thread.settled = None
+
+
+def _shown(result):
+    """Return a result as JSON that a row can hold."""
+    try:
+        return limited_jsonb(result, get_config().payload_length)
+    except (TypeError, ValueError):
+        return dumps(saferepr(result))
 
 
 def _app_backend():

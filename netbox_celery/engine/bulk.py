@@ -19,6 +19,7 @@ from .publish import is_delayed, publish
 from .recorder import recorder
 from .rows import COLUMNS, CONSTANTS, build_row, payload_columns
 from .run import get_run
+from .visibility import warn_of_eta
 from .workflow import are_orphans, refuse
 
 __all__ = (
@@ -150,6 +151,7 @@ def _publish(app, name, task, messages, options):
             publish(app, name, args, kwargs, **{**options, 'task_id': task_id})
             recorder.sent(id)
         return
+    warn_of_eta(app, name, options.get('eta'))
     own_root = options.pop('root_id', None)
     in_message = {
         key: options.pop(key) for key in IN_MESSAGE if key in options

@@ -10,7 +10,7 @@ import threading
 import time
 from contextlib import contextmanager
 
-from django.db import DEFAULT_DB_ALIAS, InterfaceError, OperationalError, connections
+from django.db import DEFAULT_DB_ALIAS, InterfaceError, InternalError, OperationalError, ProgrammingError, connections
 from psycopg import Cursor
 
 __all__ = (
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 # What is raised when PostgreSQL is gone, going or starting up; trying again makes sense.
 UNAVAILABLE = (OperationalError, InterfaceError)
+# Or it is there, and cannot be used at the moment: a table is away, a privilege is missing, a standby only reads.
+UNUSABLE = (*UNAVAILABLE, ProgrammingError, InternalError)
 
 
 def execute(wrapper, sql, params=None):

@@ -6,6 +6,7 @@ follow each other at once. A row without `sent` is one whose message may not hav
 and the claim makes sure that it runs once.
 """
 import logging
+import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
@@ -21,7 +22,7 @@ from ..config import get_config
 from . import lifecycle
 from .admission import admit, advance
 from .canvas import as_request, make_portable, root_of
-from .database import execute, get_connection
+from .database import UNAVAILABLE, execute, get_connection
 from .hooks import invocation_of
 from .options import HEADER, NOT_SENT, Own, is_internal, lift, mark, sent_options, split, tag
 from .payload import dumps
@@ -41,6 +42,9 @@ __all__ = (
 )
 
 logger = logging.getLogger(__name__)
+
+#: For how long a worker waits for the database before it sends what a task calls without a row, seconds.
+PATIENCE = 60
 
 
 def is_tracked(task):
@@ -194,7 +198,7 @@ class Call:
         try:
             # A row that cannot be made does not spoil the caller's transaction.
             with transaction.atomic() if connection.in_atomic_block else nullcontext():
-                self.id = self._insert(own)
+                self.id = self._insert_patiently(own)
             if self.id is None and self.row['nesting']:
                 _remember(options['task_id'], self.name, self.args, self.kwargs, options, nesting=self.row['nesting'])
         except DatabaseError:
@@ -215,6 +219,26 @@ class Call:
         if own.tags:
             tag(rows[0][:1], own.tags)
         return rows[0][0]
+
+    def _insert_patiently(self, own):
+        """Insert the row though the caller's connection has broken; a worker waits for a database that is away.
+
+        A task is sent without a row rather than not at all. But what a task in a worker starts, such as the next step
+        of its chain, can wait as well as the end of that task, which is written next.
+        """
+        deadline = time.monotonic() + (PATIENCE if self.app.current_worker_task is not None else 0)
+        wait = 0
+        while True:
+            try:
+                return self._insert(own)
+            except UNAVAILABLE as exc:
+                if connection.in_atomic_block or wait and time.monotonic() >= deadline:
+                    raise
+                connection.close()
+                if wait:
+                    logger.warning('The database is unavailable, trying again in %.1f s: %s', wait, exc)
+                time.sleep(wait)
+                wait = min(wait * 2, 5) or 0.1
 
     def _send_if_admitted(self, policy, own):
         """Do what a policy says. Without a row there is no guarantee: so if that cannot be made, nothing is sent."""

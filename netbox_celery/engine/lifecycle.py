@@ -47,10 +47,11 @@ UNFINISHED = "status IN ('pending', 'scheduled', 'retrying', 'running')"
 
 # GUARANTEE: of all messages and copies of messages of an attempt, one gets to run, and none after a cancel or an end.
 # `nesting` orders what replaced itself, `attempt` the retries: a row never goes back. An attempt that is running may
-# be taken over by a later one (its message is sent before the end of the earlier one is written) or, if its worker is
-# dead, by a copy of its own message.
+# be taken over by a later one: its message is sent before the end of the earlier one is written. A copy of its own
+# message gets nothing, also if its worker is dead. Whether that is so, and whether the task may be repeated, is for the
+# sweep to say, which gives the run back: nothing that was acknowledged early is run again.
 CLAIM = f"""
-    UPDATE {TABLE} AS run SET
+    UPDATE {TABLE} SET
         status = 'running', reason = '', worker = %(worker)s::text, holder = %(holder)s::uuid,
         attempt = %(attempt)s, nesting = %(nesting)s, claims = claims + 1,
         started = COALESCE(started, now()), sent = COALESCE(sent, now()), last_updated = now(),
@@ -60,17 +61,12 @@ CLAIM = f"""
     WHERE task_id = %(task_id)s AND cancelled IS NULL AND (
         status IN ('pending', 'scheduled') AND (nesting, attempt) <= (%(nesting)s, %(attempt)s)
         OR status IN ('retrying', 'running') AND (nesting, attempt) < (%(nesting)s, %(attempt)s)
-        OR status = 'running' AND (nesting, attempt) = (%(nesting)s, %(attempt)s)
-            AND holder IS DISTINCT FROM %(holder)s::uuid AND NOT EXISTS (
-            SELECT FROM {WORKERS} AS worker WHERE worker.key = run.holder AND worker.stopped IS NULL
-                AND worker.heartbeat > now() - make_interval(secs => %(lost_after)s)
-        )
     )
     RETURNING id, claims, attempt, user_id, request_id
 """
 
 
-def claim(connection, *, task_id, attempt, nesting, worker, holder, lost_after):
+def claim(connection, *, task_id, attempt, nesting, worker, holder):
     """Claim a run for this delivery of its message.
 
     Args:
@@ -80,14 +76,12 @@ def claim(connection, *, task_id, attempt, nesting, worker, holder, lost_after):
         nesting: How often the task had replaced itself when the message was sent.
         worker: Node name of the worker.
         holder: Key of the worker process group (`CeleryWorker.key`).
-        lost_after: Silence after which a worker is dead, seconds.
 
     Returns:
         `(id, claims, attempt, user_id, request_id)`, or `None` if the claim is refused.
     """
     rows = connection.execute(CLAIM, {
         'task_id': task_id, 'attempt': attempt, 'nesting': nesting, 'worker': worker, 'holder': holder,
-        'lost_after': lost_after,
     }, patience=float('inf'))
     return rows[0] if rows else None
 

@@ -1,15 +1,21 @@
-"""The ends of a run that this process executes: what it logged is written first, then how it ended."""
+"""The ends of a run that this process executes: what it logged is written first, then how it ended.
+
+An end that cannot be written, since the database is away for long or does not take it, the recorder writes later.
+"""
 import logging
+from functools import partial
 
 from django.db import DatabaseError
 
+from ..choices import ResultStatusChoices as Status
 from . import lifecycle
 from .admission import advance
-from .database import get_connection
+from .database import UNUSABLE, get_connection
 from .recorder import recorder
 
 __all__ = (
     'finish_run',
+    'finish_unclaimed',
     'retry_run',
 )
 
@@ -30,9 +36,24 @@ def finish_run(run, status, **values):
     recorder.flush(run)
     # What replaced the run is not claimed yet, if it could be sent at all.
     claims = None if run.replaced else run.claims
-    connection = get_connection()
-    row = lifecycle.finish(connection, run.task_id, status, claims=claims, window=run.opens, **values)
+    finish = partial(_finish, run.task_id, status, claims=claims, window=run.opens, **values)
+    try:
+        row = finish(get_connection())
+    except UNUSABLE as exc:
+        logger.error('The end of task %s (%s) cannot be written yet: %s', run.task_id, status, exc)
+        recorder.end_later(run.task_id, partial(finish, patience=0))
+        row = run.id, status, values.get('reason', ''), None
     run.ended = True
+    return row
+
+
+def finish_unclaimed(task_id, status, **values):
+    """End a run whose body has run though it could not be claimed, if its row still waits; arguments as above."""
+    recorder.end_later(task_id, partial(_finish, task_id, status, patience=0, **values))
+
+
+def _finish(task_id, status, connection, **values):
+    row = lifecycle.finish(connection, task_id, status, **values)
     if row is not None and row[3]:
         _advance(connection, row[3])
     return row
@@ -60,8 +81,13 @@ def retry_run(run, error, traceback):
         `(id, status)`, or `None` if the run has ended.
     """
     recorder.flush(run)
-    row = lifecycle.retry(
-        get_connection(), run.task_id, claims=run.claims, eta=run.next_eta, error=error, traceback=traceback
-    )
+    write = partial(lifecycle.retry, task_id=run.task_id, claims=run.claims, eta=run.next_eta, error=error,
+                    traceback=traceback)
+    try:
+        row = write(get_connection())
+    except UNUSABLE as exc:
+        logger.error('The retry of task %s cannot be written yet: %s', run.task_id, exc)
+        recorder.end_later(run.task_id, partial(write, patience=0))
+        row = run.id, Status.STATUS_RETRYING
     run.retried = True
     return row

@@ -11,6 +11,8 @@ from celery import Celery
 from celery.utils.quorum_queues import detect_quorum_queues
 from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE
 
+from .visibility import warn_of_eta
+
 __all__ = (
     'is_delayed',
     'publish',
@@ -35,6 +37,8 @@ def publish(app, name, args=None, kwargs=None, **options):
             options['queue'] = queue
             del options['routing_key']
             options.pop('exchange', None)
+    elif options.get('eta'):
+        warn_of_eta(app, name, options['eta'])
     return Celery.send_task(app, name, args, kwargs, **options)
 
 

@@ -18,7 +18,7 @@ from django.db import DatabaseError, IntegrityError
 
 from ..choices import LogLevelChoices
 from ..config import get_config
-from .database import UNAVAILABLE, EngineConnection
+from .database import UNAVAILABLE, UNUSABLE, EngineConnection
 from .lifecycle import TABLE
 from .payload import clean_line, cut_text
 
@@ -70,6 +70,7 @@ class Recorder:
         self._lines = deque()
         self._progress = {}
         self._sent = deque()
+        self._ends = deque()
         self._lost = 0
         self._state_lock = threading.Lock()
         self._write_lock = threading.RLock()
@@ -160,6 +161,22 @@ class Recorder:
         if self._idle:
             self._notify()
 
+    def end_later(self, task_id, write):
+        """Write the end of a run that could not be written, as soon as the database takes it.
+
+        Args:
+            task_id: ID of the run.
+            write: A function that writes it, with the connection that it is given.
+        """
+        self._ends.append((task_id, write))
+        self._notify()
+
+    def close(self):
+        """Write what waits before this process ends, and say what is lost with it."""
+        self.flush(timeout=2)
+        for task_id, __ in self._ends:
+            logger.critical('The end of task %s is lost, it could not be written before its process ended', task_id)
+
     def flush(self, run=None, timeout=10):
         """Write everything that waits, in the calling thread.
 
@@ -216,7 +233,7 @@ class Recorder:
                 self._wake.clear()
             self._write_pending()
             self._idle = True
-            if self._lines or self._progress or self._sent:
+            if self._lines or self._progress or self._sent or self._ends:
                 self._wake.set()
 
     # Writing
@@ -228,6 +245,7 @@ class Recorder:
                 self._write_lines()
                 self._write_progress()
                 self._write_sent()
+                self._write_ends()
             except UNAVAILABLE as exc:
                 self._connection.close()
                 self._shed(exc)
@@ -297,6 +315,22 @@ class Recorder:
                 self._sent.extend(ids)
                 raise
 
+    def _write_ends(self):
+        while self._ends:
+            task_id, write = self._ends[0]
+            try:
+                write(self._connection)
+            except UNAVAILABLE:
+                raise
+            except UNUSABLE:
+                time.sleep(0.2)
+                return  # it was said when it came here
+            except Exception:
+                logger.exception('The end of task %s is lost', task_id)
+            else:
+                logger.warning('The end of task %s has been written', task_id)
+            self._ends.popleft()
+
     def _shed(self, exc):
         """While the database is away: keep memory within bounds."""
         lost = 0
@@ -353,4 +387,4 @@ def _reference(obj):
 #: The recorder of this process.
 recorder = Recorder()
 os.register_at_fork(after_in_child=recorder._reset)
-atexit.register(recorder.flush, timeout=2)
+atexit.register(recorder.close)

@@ -7,24 +7,27 @@ is told of it could come after the end. Redis holds what a row cannot: states of
 exceptions, results too large for a row, and results with children.
 """
 import json
+import logging
 from datetime import UTC, datetime
 from functools import cached_property
 
 from celery import states
 from celery.exceptions import TaskRevokedError
 from celery.utils.time import timezone
-from django.db import DatabaseError, connection
+from django.db import connection
 from kombu.utils.encoding import bytes_to_str
 
 from ..choices import ResultStatusChoices as Status
 from . import lifecycle
-from .database import execute, get_connection
+from .database import UNUSABLE, execute, get_connection
 from .payload import PayloadDecoder, is_cut, is_uuid
 from .presence import identity
 
 __all__ = (
     'RowResultsMixin',
 )
+
+logger = logging.getLogger(__name__)
 
 TOLD = f"""
     SELECT task_id::text, status, result::text, error, traceback, last_updated FROM {lifecycle.TABLE}
@@ -46,10 +49,17 @@ STATES = {
 
 
 def _query(ids):
-    """Read rows with the caller's connection; in a worker, whose parent keeps none of Django's, with the engine's."""
-    if identity.key is not None:
-        return get_connection().execute(TOLD, (ids,), patience=5)
-    return execute(connection, TOLD, (ids,))
+    """Read rows with the caller's connection; in a worker, whose parent keeps none of Django's, with the engine's.
+
+    What cannot be read is as good as unknown: no task fails for it.
+    """
+    try:
+        if identity.key is not None:
+            return get_connection().execute(TOLD, (ids,), patience=5)
+        return execute(connection, TOLD, (ids,))
+    except UNUSABLE as exc:
+        logger.warning('Results cannot be read from rows: %s', exc)
+        return []
 
 
 # A run that was ignored has ended. With Celery alone, who waits for its result waits for ever.
@@ -130,12 +140,7 @@ class RowResultsMixin:
             if self.key_t(key).startswith(self.task_keyprefix)
         }
         ids = [id for id in by_id if is_uuid(id)]
-        try:
-            rows = _query(ids) if ids else []
-        except DatabaseError:
-            if None in values.values():
-                raise
-            rows = []
+        rows = _query(ids) if ids else []
         return values | {by_id[row[0]]: self.encode(meta) for row in rows if (meta := self._meta_from_row(*row))}
 
     def _meta_from_row(self, task_id, status, result, error, traceback, when):

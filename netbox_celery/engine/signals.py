@@ -13,20 +13,20 @@ import os
 import signal
 import sys
 import threading
+import time
 from functools import wraps
 
 from billiard.exceptions import WorkerLostError
 from celery import signals, states
 from celery.exceptions import Ignore
-from django.db import close_old_connections, connections
+from django.db import DatabaseError, close_old_connections, connections
 
 from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
-from ..config import get_config
 from . import lifecycle
 from .admission import is_window_open
 from .backend import describe, describe_failure
-from .database import get_connection
+from .database import UNUSABLE, get_connection
 from .enqueue import is_tracked
 from .exceptions import IgnoredByWindow, RetryNotSent
 from .loghandler import install_log_handler
@@ -39,6 +39,7 @@ from .rowresults import RowResultsMixin
 from .rows import INSERT, foreign_row
 from .run import Run, get_run
 from .upstream import end_dependents
+from .visibility import warn_of_limits
 
 __all__ = (
     'begin',
@@ -47,6 +48,8 @@ __all__ = (
 logger = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
+#: For how long a run waits to be claimed if the database is there, and cannot be used, seconds.
+PATIENCE = 5
 
 
 # The claim
@@ -66,10 +69,13 @@ def begin(task):
         return
     if not is_uuid(request.id):
         return
-    claimed = _claim(request)
-    if claimed is None and not tracked_by_caller:
-        get_connection().execute(INSERT, foreign_row(task, request), patience=float('inf'))
-        claimed = _claim(request)
+    try:
+        claimed = _claim_patiently(task, request, tracked_by_caller)
+    except DatabaseError:
+        # The task is worth more than its row.
+        logger.exception('Task %s is run without being tracked: it cannot be claimed', request.id)
+        request.netbox_unclaimed = True
+        return
     if claimed is None:
         _refuse(task, request)
     id, claims, attempt, user_id, request_id = claimed
@@ -89,10 +95,27 @@ def _look_at_window(run, header):
         raise IgnoredByWindow('Not run: it succeeded only a short time ago')
 
 
+def _claim_patiently(task, request, tracked_by_caller):
+    """Claim a run, making its row if it comes without one; a database that is away is waited for."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            claimed = _claim(request)
+            if claimed is None and not tracked_by_caller:
+                get_connection().execute(INSERT, foreign_row(task, request), patience=float('inf'))
+                claimed = _claim(request)
+            return claimed
+        except UNUSABLE as exc:
+            if time.monotonic() >= deadline:
+                raise
+            logger.warning('Task %s cannot be claimed, trying again: %s', request.id, exc)
+            time.sleep(0.5)
+
+
 def _claim(request):
     return lifecycle.claim(
         get_connection(), task_id=request.id, attempt=request.retries + 1, nesting=request.replaced_task_nesting or 0,
-        worker=identity.name or request.hostname or '', holder=identity.key, lost_after=get_config().worker_lost_after
+        worker=identity.name or request.hostname or '', holder=identity.key
     )
 
 
@@ -235,6 +258,7 @@ def _prepare(worker):
     global _presence
     identity.take(worker.hostname)
     _claim_all_tasks(worker.app)
+    warn_of_limits(worker.app)
     _keep_connections(worker.app)
     install_log_handler()
     presence = Presence(worker, duties(worker.app))
@@ -278,7 +302,7 @@ def on_worker_process_init(**kwargs):
 
 @signals.worker_process_shutdown.connect
 def on_worker_process_shutdown(**kwargs):
-    recorder.flush(timeout=2)
+    recorder.close()
 
 
 def _claim_all_tasks(app):

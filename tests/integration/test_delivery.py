@@ -184,7 +184,7 @@ def test_one_of_many_claims_wins(prefork):
         own.execute('SELECT 1')
         barrier.wait()
         claimed = lifecycle.claim(
-            own, task_id=run.id, attempt=1, nesting=0, worker='w', holder=holder, lost_after=60
+            own, task_id=run.id, attempt=1, nesting=0, worker='w', holder=holder
         )
         if claimed:
             granted.append(claimed)

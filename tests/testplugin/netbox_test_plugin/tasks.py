@@ -15,7 +15,7 @@ from django.db import connection, transaction
 from dcim.models import Site
 from netbox_celery.tasks import CeleryBaseTask, TaskFailed, netbox_celery_task
 
-from . import canvas, declared, policies, waiting  # noqa: F401 - more tasks
+from . import canvas, chaos, declared, policies, waiting  # noqa: F401 - more tasks
 from .side import note, notes, wait_at
 
 task_logger = get_task_logger(__name__)
@@ -146,6 +146,23 @@ def hold_retrying(self, task_id, gate):
         raise self.retry(args=(f'{gate}-second',), countdown=0)
     wait_at(gate)
     return gate
+
+
+@netbox_celery_task(name='netbox_test_plugin:hold_and_fail')
+def hold_and_fail(self, task_id, gate, lines=0):
+    """Wait at a gate, and fail."""
+    _hold(self, task_id, gate, lines)
+    raise ValueError('after the gate')
+
+
+@netbox_celery_task(name='netbox_test_plugin:hold_and_retry', max_retries=2)
+def hold_and_retry(self, task_id, gate):
+    """Wait at a gate, and be tried again."""
+    if self.request.retries:
+        return self.request.retries + 1
+    note(task_id, 'started')
+    wait_at(gate)
+    raise self.retry(exc=ValueError('once more'), countdown=1)
 
 
 @netbox_celery_task(name='netbox_test_plugin:retry_on_lost', retry_on_worker_lost=True, default_retry_delay=0)

@@ -1,0 +1,134 @@
+"""The database is there, and takes nothing: a table is away, or a privilege. No task fails for it."""
+from contextlib import contextmanager
+
+import pytest
+from netbox_test_plugin import tasks
+from netbox_test_plugin.side import notes, open_gate
+
+from netbox_celery.models import CeleryResult
+
+from .support import ended, lines, row, until
+
+RESULTS, LOG = 'netbox_celery_celeryresult', 'netbox_celery_celerylogentry'
+
+
+@contextmanager
+def table_away(services, table=RESULTS):
+    """Rename a table for the duration of the block, as good as dropping it."""
+    with services.cluster.connect('netbox') as admin:
+        admin.execute(f'ALTER TABLE {table} RENAME TO away')
+        try:
+            yield
+        finally:
+            admin.execute(f'ALTER TABLE away RENAME TO {table}')
+
+
+@contextmanager
+def no_insert(services, table):
+    """Refuse inserts for the duration of the block, as a revoked privilege does: superusers have all of those."""
+    with services.cluster.connect('netbox') as admin:
+        admin.execute(f"""
+            CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                RAISE insufficient_privilege USING MESSAGE = 'permission denied for table {table}';
+            END $$;
+            CREATE TRIGGER refuse BEFORE INSERT ON {table} FOR EACH STATEMENT EXECUTE FUNCTION refuse();
+        """)
+        try:
+            yield
+        finally:
+            admin.execute(f'DROP TRIGGER refuse ON {table}; DROP FUNCTION refuse();')
+
+
+def happened(run):
+    return [what for __, what in notes(run.id)]
+
+
+@pytest.mark.parametrize('task, status', [(tasks.hold, 'completed'), (tasks.hold_and_fail, 'errored')], ids=str)
+def test_table_away_at_the_end(services, worker, gate, task, status):
+    """The body goes on to its end, the log of the worker names the run, and the end is written when the table is back.
+    """
+    run = worker.send(task, gate, 2)
+    until(lambda: 'started' in happened(run))
+    until(lambda: len(lines(run)) == 2)
+    with table_away(services):
+        open_gate(gate)
+        until(lambda: 'ended' in happened(run))
+        until(lambda: f'The end of task {run.id} ({status}) cannot be written yet' in worker.output)
+
+    result = ended(run)
+    assert (result.status, result.claims, result.reason) == (status, 1, '')
+    assert result.error == ('' if status == 'completed' else 'ValueError: after the gate')
+    assert happened(run) == ['started', 'ended']
+    assert lines(run) == ['line 0', 'line 1', 'after the gate']
+    assert worker.run(tasks.echo).status == 'completed'
+
+
+def test_table_away_at_a_retry(services, worker, gate):
+    """The next attempt is sent, and runs."""
+    run = worker.send(tasks.hold_and_retry, gate)
+    until(lambda: 'started' in happened(run))
+    with table_away(services):
+        open_gate(gate)
+        until(lambda: f'The retry of task {run.id} cannot be written yet' in worker.output)
+
+    result = ended(run)
+    assert (result.status, result.result, len(result.attempts)) == ('completed', 2, 2)
+    assert result.attempts[0]['error'] == 'ValueError: once more'
+
+
+def test_table_away_at_the_claim(services, worker):
+    """A body that cannot be claimed runs without its row, which ends when the table is back: it is not run again."""
+    run = worker.send(tasks.whoami, countdown=1)
+    until(lambda: row(run).sent)
+    with table_away(services):
+        assert run.get(timeout=30) == {'row': None, 'id': run.id, 'task_id': run.id, 'cancelled': False}
+        assert f'Task {run.id} is run without being tracked' in worker.output
+
+    assert ended(run).status == 'completed'
+    assert row(run).result['row'] is None
+
+
+def test_table_away_for_a_moment(services, worker):
+    """A claim waits for a table that comes back."""
+    run = worker.send(tasks.echo, countdown=1)
+    until(lambda: row(run).sent)
+    with table_away(services):
+        until(lambda: f'Task {run.id} cannot be claimed, trying again' in worker.output)
+
+    assert (ended(run).status, row(run).claims) == ('completed', 1)
+
+
+def test_table_away_at_the_call(services, worker):
+    """The task is sent and run, without a row."""
+    with table_away(services):
+        run = worker.send(tasks.whoami)
+        assert run.get(timeout=30)['row'] is None
+
+    assert not CeleryResult.objects.exists()
+
+
+def test_insert_refused(services, worker):
+    """Calls, and what bodies call, go on without rows; so does a run whose message came without one."""
+    with no_insert(services, RESULTS):
+        run = worker.send(tasks.whoami)
+        assert run.get(timeout=30)['row'] is None
+        parent = worker.send(tasks.call, worker.queue)
+        child = parent.get(timeout=30)
+        until(lambda: notes(child))
+
+    assert not CeleryResult.objects.exists()
+    assert worker.run(tasks.echo).status == 'completed'
+
+
+def test_log_refused(services, worker, gate):
+    """Lines are lost, which the log of the worker says; the run is none the worse."""
+    run = worker.send(tasks.hold, gate, 3)
+    until(lambda: 'started' in happened(run))
+    until(lambda: len(lines(run)) == 3)
+    with no_insert(services, LOG):
+        open_gate(gate)
+        result = ended(run)
+
+    assert (result.status, result.result) == ('completed', gate)
+    assert lines(run) == ['line 0', 'line 1', 'line 2']
+    assert 'log line(s) could not be written' in worker.output
