@@ -135,6 +135,13 @@ class PolicyAttr(attrs.ChoiceAttr):
         }
 
 
+class MissedMaxAttr(attrs.NumericAttr):
+    """How many missed runs are made up for, if more than one may be."""
+
+    def get_value(self, obj):
+        return super().get_value(obj) if obj.missed == ScheduleMissedChoices.MISSED_RUN_ALL else None
+
+
 class LaterAttemptAttr(attrs.NumericAttr):
     """The number of an attempt, from the second on."""
 
@@ -427,10 +434,11 @@ class ScheduleOptionsPanel(SparseAttributesPanel):
         return bool(context['attrs'])
 
 
-class SchedulePolicyPanel(panels.ObjectAttributesPanel):
+class SchedulePolicyPanel(SparseAttributesPanel):
     title = gettext_lazy('Policies')
     overlap = PolicyAttr('overlap', ScheduleOverlapChoices, label=gettext_lazy('Overlap'))
     missed = PolicyAttr('missed', ScheduleMissedChoices, label=gettext_lazy('Missed runs'))
+    missed_max = MissedMaxAttr('missed_max', label=gettext_lazy('Most missed runs'))
 
 
 #

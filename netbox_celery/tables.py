@@ -15,6 +15,9 @@ __all__ = (
     'CeleryWorkerTable',
 )
 
+#: A cell whose text, such as the name of a task, breaks anywhere rather than push other columns out of sight.
+BREAKABLE = {'style': 'min-width: 10rem; overflow-wrap: anywhere'}
+
 RESULT_BUTTONS = """
 {% load i18n %}
 {% if record.is_finished %}
@@ -210,15 +213,18 @@ class CeleryTaskTable(NetBoxTable):
 class CeleryScheduleTable(NetBoxTable):
     name = tables.Column(
         verbose_name=_('Name'),
-        linkify=True
+        linkify=True,
+        attrs={'td': BREAKABLE}
     )
     task = tables.Column(
         verbose_name=_('Task'),
-        linkify=True
+        linkify=True,
+        attrs={'td': BREAKABLE}
     )
     in_words = tables.Column(
         verbose_name=_('When'),
-        orderable=False
+        orderable=False,
+        attrs={'td': {'style': 'min-width: 9rem'}}
     )
     kind = columns.ChoiceFieldColumn(
         verbose_name=_('Kind')
@@ -285,7 +291,7 @@ class CeleryScheduleTable(NetBoxTable):
             'last_updated',
         )
         default_columns = (
-            'pk', 'name', 'task', 'in_words', 'enabled', 'next_run', 'last_status', 'owner', 'overlap', 'missed',
+            'pk', 'name', 'task', 'in_words', 'enabled', 'next_run', 'last_status', 'owner',
         )
 
 

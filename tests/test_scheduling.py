@@ -1,4 +1,5 @@
-"""Who may make and change schedules, and as whom their runs act: the same by form, bulk edit, import and REST."""
+"""Who may make and change schedules, and as whom their runs act: the same whichever way they are changed."""
+from functools import partial
 from uuid import uuid4
 
 from django.core.exceptions import PermissionDenied, ValidationError
@@ -77,6 +78,11 @@ class WaysMixin:
 
     def change_by_import(self, schedule, **changes):
         return self.import_({'id': schedule.pk, **changes})
+
+    def change_by_rename(self, schedule, name):
+        return self.client.post(f'{LIST}rename/', {
+            'pk': [schedule.pk], 'find': '.+', 'replace': name, 'use_regex': 'on', '_apply': '1',
+        })
 
     MAKING = ('make_by_form', 'make_by_rest', 'make_by_import')
     CHANGING = ('change_by_form', 'change_by_rest', 'change_by_bulk_rest', 'change_by_bulk_edit', 'change_by_import')
@@ -185,6 +191,31 @@ class ChangeTest(WaysMixin, PageTestCase):
             for change in self.each(self.CHANGING):
                 change(self.schedule, enabled=not enabled)
                 self.assertEqual(self.stored().enabled, enabled)
+
+    def test_renamed(self):
+        """To rename one is to change it, and changes nothing of what is run."""
+        ways = ('change_by_form', 'change_by_rest', 'change_by_bulk_rest', 'change_by_import', 'change_by_rename')
+        for change in self.each(ways):
+            change(self.schedule, name='Renamed')
+            self.assertEqual(self.stored().name, 'Hello')
+        grant(self.user, CeleryTask, actions=['run'])
+        for change in self.each(ways):
+            change(self.schedule, name='Renamed')
+            self.assertEqual((self.stored().name, self.stored().owner), ('Renamed', self.owner))
+            CelerySchedule.objects.update(name='Hello')
+
+    def test_wrong_by_now(self):
+        """A schedule whose arguments do not fit its task any more can be disabled and described, not enabled."""
+        grant(self.user, CeleryTask, actions=['run'])
+        for change in self.each(self.CHANGING):
+            CelerySchedule.objects.update(enabled=True, kwargs={'nobody': 1})
+            if change == self.change_by_form:
+                change = partial(change, kwargs='{"nobody": 1}')
+            change(self.schedule, enabled=False, description='Broken')
+            self.assertEqual((self.stored().enabled, self.stored().description), (False, 'Broken'))
+            change(self.schedule, enabled=True)
+            self.assertFalse(self.stored().enabled)
+            self.assertEqual(self.stored().owner, self.owner)
 
     def test_constraints(self):
         grant(self.user, CeleryTask, actions=['run'], constraints={'name': 'plugin:other'})
@@ -295,7 +326,7 @@ class ConcurrentTest(WaysMixin, PageTestCase):
 
 
 class TakeOverTest(PageTestCase):
-    """`scheduling.take_over`; the button is tested with the others."""
+    """`scheduling.take_over`; the button is tested with the others, in `test_schedule_actions.py`."""
 
     def setUp(self):
         super().setUp()

@@ -1,6 +1,7 @@
 """REST: schedules, their next runs, and a run beside their times."""
 from itertools import islice
 
+from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers
@@ -73,3 +74,19 @@ class CeleryScheduleViewSet(ActionsMixin, NetBoxModelViewSet):
         with sending():
             result = scheduling.run_now(request, schedule)
         return self.created(result)
+
+    @extend_schema(
+        operation_id='plugins_celery_schedules_take_over',
+        description='Become the owner of the schedule: its runs act as you from now on. One that was disabled because '
+                    'its owner is gone, or may not run its task any more, is enabled again.',
+        request=None,
+        responses={200: CeleryScheduleSerializer}
+    )
+    @action(detail=True, methods=['post'], url_path='take-over', permission_classes=[token_permission('change')])
+    def take_over(self, request, pk):
+        schedule = self.get_object_to_act_on()
+        try:
+            scheduling.take_over(request.user, schedule)
+        except ValidationError as exc:
+            raise serializers.ValidationError(exc.message_dict) from exc
+        return Response(self.get_serializer(schedule).data)

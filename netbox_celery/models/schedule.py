@@ -230,6 +230,8 @@ class CelerySchedule(NetBoxModel):
 
     #: What says when it is due.
     TIMING = ('kind', 'crontab', 'timezone', 'interval', 'at', 'start', 'end', 'enabled', 'present')
+    #: What it runs, so far as the task's signature has a say in it.
+    CALL = ('task_id', 'args', 'kwargs')
     #: What the settings, or the code, say of a schedule that comes from there.
     SOURCED = (
         'name', 'origin', 'kind', 'crontab', 'timezone', 'interval', 'at', 'start', 'end', 'task', 'args', 'kwargs',
@@ -306,13 +308,18 @@ class CelerySchedule(NetBoxModel):
     def clean(self):
         super().clean()
         self._check_source()
-        errors = self._check_timing()
-        if self.start and self.end and self.start >= self.end:
-            errors['end'] = _('The end must be later than the start.')
-        errors |= self._check_arguments()
+        stored = self._stored()
+        errors = {}
+        # The code may have changed, or a time zone be gone: what nobody touches keeps nobody from switching it off
+        is_resumed = self.enabled and not (stored and stored['enabled'])
+        if is_resumed or self._is_changed(stored, set(self.TIMING) - {'enabled'}):
+            errors |= self._check_timing()
+        if is_resumed or self._is_called_otherwise(stored):
+            errors |= self._check_arguments()
         if errors:
             raise ValidationError(errors)
-        self._check_future()
+        if self.enabled and self._is_changed(stored, self.TIMING):
+            self._check_future()
 
     def _check_source(self):
         """Refuse to change what the settings, or the code, would change back."""
@@ -346,6 +353,8 @@ class CelerySchedule(NetBoxModel):
                     parse(value)
                 except ValueError as exc:
                     errors.setdefault(name, str(exc))
+        if self.start and self.end and self.start >= self.end:
+            errors['end'] = _('The end must be later than the start.')
         return errors
 
     def _check_arguments(self):
@@ -364,8 +373,6 @@ class CelerySchedule(NetBoxModel):
 
     def _check_future(self):
         """Refuse a schedule that is never due again, unless that is what became of it."""
-        if not self.enabled or not self._is_timing_changed(self._stored()):
-            return
         try:
             following = due.next_due(self, timezone.now())
         except ValueError:
@@ -383,7 +390,7 @@ class CelerySchedule(NetBoxModel):
             stored = self._stored(lock=True)
             if stored is not None:
                 self.last_run, self.next_run = stored['last_run'], stored['next_run']
-            if self._is_timing_changed(stored):
+            if self._is_changed(stored, self.TIMING):
                 is_due = self.enabled and self.present
                 self.next_run = due.next_due(self, timezone.now()) if is_due else None
                 if update_fields is not None:
@@ -391,16 +398,20 @@ class CelerySchedule(NetBoxModel):
             super().save(*args, update_fields=update_fields, **kwargs)
 
     def _stored(self, lock=False):
-        """Return what says when the stored schedule is due, a dict, or `None` if it is not stored."""
+        """Return what the stored schedule runs and when, a dict, or `None` if it is not stored."""
         if self._state.adding:
             return None
         rows = type(self).objects.filter(pk=self.pk)
         if lock:
             rows = rows.select_for_update(no_key=True)  # runs may be started that name the schedule
-        return rows.values(*self.TIMING, 'last_run', 'next_run').first()
+        return rows.values(*self.TIMING, *self.CALL, 'last_run', 'next_run').first()
 
-    def _is_timing_changed(self, stored):
-        return stored is None or any(stored[name] != getattr(self, name) for name in self.TIMING)
+    def _is_changed(self, stored, names):
+        return stored is None or any(stored[name] != getattr(self, name) for name in names)
+
+    def _is_called_otherwise(self, stored):
+        # As text: in Python, `1` is the same as `True`
+        return stored is None or any(repr(stored[name]) != repr(getattr(self, name)) for name in self.CALL)
 
     def run_now(self, user):
         """Run the task now, in the name of a user (see `netbox_celery.engine.schedules.run_now`). Returns the row."""

@@ -1,4 +1,5 @@
 """Schedules: list, detail, history, and making and changing them."""
+from copy import copy
 from functools import partial
 
 from django.core.exceptions import PermissionDenied, ValidationError
@@ -10,10 +11,20 @@ from django.utils.translation import gettext_lazy
 from django.views.generic import View
 
 from extras.ui.panels import CustomFieldsPanel, TagsPanel
-from netbox.object_actions import AddObject, BulkDelete, BulkEdit, BulkExport, BulkImport, CloneObject, EditObject
+from netbox.object_actions import (
+    AddObject,
+    BulkDelete,
+    BulkEdit,
+    BulkExport,
+    BulkImport,
+    BulkRename,
+    CloneObject,
+    EditObject,
+)
 from netbox.ui import layout
 from netbox.ui.panels import ObjectsTablePanel
 from netbox.views import generic
+from utilities.exceptions import AbortRequest
 from utilities.htmx import htmx_partial
 from utilities.querydict import normalize_querydict
 from utilities.string import humanize_duration
@@ -38,6 +49,7 @@ __all__ = (
     'CeleryScheduleBulkDeleteView',
     'CeleryScheduleBulkEditView',
     'CeleryScheduleBulkImportView',
+    'CeleryScheduleBulkRenameView',
     'CeleryScheduleDeleteView',
     'CeleryScheduleEditView',
     'CeleryScheduleListView',
@@ -72,7 +84,7 @@ class CeleryScheduleListView(WithLastRunMixin, generic.ObjectListView):
     filterset = filtersets.CeleryScheduleFilterSet
     filterset_form = forms.CeleryScheduleFilterForm
     table = tables.CeleryScheduleTable
-    actions = (AddObject, BulkImport, BulkExport, BulkEdit, BulkDelete)
+    actions = (AddObject, BulkImport, BulkExport, BulkEdit, BulkRename, BulkDelete)
 
 
 @register_model_view(CelerySchedule)
@@ -250,6 +262,26 @@ class CeleryScheduleBulkEditView(WithLastRunMixin, generic.BulkEditView):
 
     def pre_save_operations(self, form, obj):
         _authorize(self.request.user, obj)
+
+
+@register_model_view(CelerySchedule, 'bulk_rename', path='rename', detail=False)
+class CeleryScheduleBulkRenameView(generic.BulkRenameView):
+    queryset = CelerySchedule.objects.all()
+    filterset = filtersets.CeleryScheduleFilterSet
+
+    def _rename_objects(self, form, selected_objects, field_names=None):
+        # NetBox saves them as they are. What it is told here it shows, and nothing is renamed
+        pks = super()._rename_objects(form, selected_objects, field_names)
+        for schedule in selected_objects:
+            if schedule.has_changes:
+                renamed = copy(schedule)
+                renamed.name = schedule.new_names.name
+                try:
+                    _authorize(self.request.user, renamed)
+                    renamed.full_clean(validate_unique=False)  # the database sees to that when all have their names
+                except ValidationError as exc:
+                    raise AbortRequest(' '.join(exc.messages)) from exc
+        return pks
 
 
 def _authorize(user, schedule):

@@ -1,4 +1,4 @@
-"""`schedules/`, `schedules/{id}/run/` and `schedules/{id}/preview/`."""
+"""`schedules/`, and below `schedules/{id}/`: `run/`, `preview/` and `take-over/`."""
 from datetime import datetime, timedelta
 from unittest.mock import patch
 
@@ -10,7 +10,7 @@ from rest_framework import status
 from core.models import ObjectChange
 from dcim.models import Site
 from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
-from tests.factories import HELLO_WORLD, grant, make_schedule, make_task
+from tests.factories import HELLO_WORLD, grant, make_result, make_schedule, make_task
 from users.constants import TOKEN_PREFIX
 from users.models import Token, User
 from utilities.testing import APITestCase, APIViewTestCases
@@ -244,3 +244,64 @@ class RunTest(APITestCase):
         self.assertRefused(status.HTTP_400_BAD_REQUEST)
         CeleryTask.objects.update(enabled=False)
         self.assertIn('is disabled', self.post().json()['detail'])
+
+
+class TakeOverTest(APITestCase):
+    """`take-over/` needs to change the schedule and to run its task."""
+    view_namespace = 'plugins-api:netbox_celery'
+    model = CelerySchedule
+
+    def setUp(self):
+        super().setUp()
+        self.schedule = make_schedule(enabled=False)
+        make_result('failed', schedule=self.schedule, reason='not_permitted')
+
+    def post(self, **header):
+        url = reverse('plugins-api:netbox_celery-api:celeryschedule-take-over', kwargs={'pk': self.schedule.pk})
+        return self.client.post(url, **(header or self.header))
+
+    def assertRefused(self, code, **header):
+        self.assertHttpStatus(self.post(**header), code)
+        self.schedule.refresh_from_db()
+        self.assertEqual((self.schedule.owner, self.schedule.enabled), (None, False))
+
+    def test_permitted(self):
+        grant(self.user, CelerySchedule, actions=['view', 'change'], constraints={'name': 'Hello'})
+        grant(self.user, CeleryTask, actions=['run'], constraints={'name': HELLO_WORLD})
+        response = self.post()
+        self.assertHttpStatus(response, status.HTTP_200_OK)
+        data = response.json()
+        self.assertEqual((data['owner']['username'], data['enabled']), (self.user.username, True))
+        self.schedule.refresh_from_db()
+        self.assertEqual((self.schedule.owner, self.schedule.enabled), (self.user, True))
+        change = ObjectChange.objects.get()
+        self.assertEqual((change.prechange_data['owner'], change.postchange_data['owner']), (None, self.user.pk))
+
+    def test_refused(self):
+        self.assertRefused(status.HTTP_403_FORBIDDEN)
+        grant(self.user, CeleryTask, actions=['view', 'run'])
+        self.assertRefused(status.HTTP_403_FORBIDDEN)
+        grant(self.user, CelerySchedule, actions=['view', 'add', 'delete'])
+        self.assertRefused(status.HTTP_403_FORBIDDEN)
+        grant(self.user, CelerySchedule, actions=['change'], constraints={'name': 'another'})
+        self.assertRefused(status.HTTP_403_FORBIDDEN)
+
+    def test_task_is_not_theirs(self):
+        grant(self.user, CelerySchedule, actions=['view', 'change'])
+        grant(self.user, CeleryTask, actions=['view', 'change'])
+        self.assertRefused(status.HTTP_403_FORBIDDEN)
+
+    def test_read_only_token(self):
+        grant(self.user, CelerySchedule, actions=['view', 'change'])
+        grant(self.user, CeleryTask, actions=['run'])
+        token = Token.objects.create(user=self.user, write_enabled=False)
+        header = {'HTTP_AUTHORIZATION': f'Bearer {TOKEN_PREFIX}{token.key}.{token.token}'}
+        self.assertRefused(status.HTTP_403_FORBIDDEN, **header)
+
+    def test_never_due_again(self):
+        grant(self.user, CelerySchedule, actions=['view', 'change'])
+        grant(self.user, CeleryTask, actions=['run'])
+        CelerySchedule.objects.update(kind='once', crontab='', at=timezone.now())
+        response = self.post()
+        self.assertHttpStatus(response, status.HTTP_400_BAD_REQUEST)
+        self.assertIn('never be due', response.json()['at'][0])

@@ -48,6 +48,7 @@ class SchemaTest(TestCase):
             'schedules/{id}/': {'get', 'put', 'patch', 'delete'},
             'schedules/{id}/preview/': {'get'},
             'schedules/{id}/run/': {'post'},
+            'schedules/{id}/take-over/': {'post'},
             'tasks/': {'get', 'patch', 'delete'},
             'tasks/{id}/': {'get', 'patch', 'delete'},
             'tasks/{id}/run/': {'post'},
