@@ -12,7 +12,6 @@ progress, arguments and result. Calls take these options beside Celery's own, in
 one dict `netbox_kwargs`: `netbox_name`, `netbox_user`, `netbox_object`, `netbox_value_max`, `netbox_data`,
 `netbox_tags`, and `netbox_track` (`False`: no row).
 """
-import inspect
 import time
 from datetime import timedelta
 from functools import partial
@@ -22,7 +21,6 @@ from celery import shared_task, states
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import CeleryError, TimeoutError
 from celery.result import EagerResult, assert_will_not_block
-from celery.utils.functional import head_from_fun
 from celery.utils.log import get_task_logger
 from django.db import connection, transaction
 from django.db.models import Model
@@ -30,6 +28,7 @@ from django.db.models import Model
 from .choices import LogLevelChoices
 from .engine import lifecycle
 from .engine.admission import is_processing, open_window, why_not_now
+from .engine.arguments import dump_after_task_id, header, merge_arguments
 from .engine.context import change_context
 from .engine.database import execute, get_connection
 from .engine.exceptions import TaskConflict, TaskFailed
@@ -87,14 +86,19 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
     #: After a success, calls with the same arguments are ignored for so long (a `timedelta` or seconds).
     ignore_task_after_success = False
     ignore_task_timedelta = None
+    #: Errors that are no surprise: a worker logs them without a traceback. `TaskFailed` always is among them.
+    throws = (TaskFailed,)
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
+        if 'throws' in vars(cls):
+            throws = cls.throws if isinstance(cls.throws, tuple) else (cls.throws,)
+            cls.throws = (*throws, TaskFailed)
         if '__header__' in vars(cls) and '__wrapped__' in vars(cls):
             # Made by a decorator: `__header__` is what Celery checks the arguments of a call against.
-            cls.__header__ = staticmethod(_header(vars(cls)['__wrapped__']))
+            cls.__header__ = staticmethod(header(vars(cls)['__wrapped__']))
         if dump := cls.__dict__.get('_dump_pydantic_arguments'):
-            cls._dump_pydantic_arguments = staticmethod(_with_task_id(dump.__func__))
+            cls._dump_pydantic_arguments = staticmethod(dump_after_task_id(dump.__func__))
 
     def __call__(self, *args, **kwargs):
         """Run the body: for the worker's tracer with the ID of the run, or called directly with an ID of its own."""
@@ -208,7 +212,7 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
         (`override_max_retries`), where it leaks into other runs of the process.
         """
         if (args is None) != (kwargs is None):
-            args, kwargs = self._merged_arguments(args, kwargs)
+            args, kwargs = merge_arguments(self, args, kwargs)
         delays = default_retry_delays or self.default_retry_delays
         if delays and not eta and countdown is None:
             countdown = delays[min(self.request.retries, len(delays) - 1)]
@@ -234,24 +238,6 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
     @override_max_retries.deleter
     def override_max_retries(self) -> None:
         del self.request.netbox_max_retries
-
-    def _merged_arguments(self, args, kwargs):
-        """Return the arguments of a retry that names only some: the request's others stay.
-
-        Celery binds the request's arguments to the signature of `run`, where ours has the ID in the first place.
-        """
-        request = self.request
-        names = [parameter.name for parameter in _parameters(self.run)[1:]
-                 if parameter.kind == inspect.Parameter.POSITIONAL_OR_KEYWORD]
-        if args is not None:
-            return args, {key: value for key, value in request.kwargs.items() if key not in names[:len(args)]}
-        positional = list(request.args)
-        for index, name in enumerate(names[:len(positional)]):
-            if name in kwargs:
-                positional[index] = kwargs[name]
-        return positional, request.kwargs | {
-            key: value for key, value in kwargs.items() if key not in names[:len(positional)]
-        }
 
     def on_replace(self, sig):
         """Called by `replace()`: the row waits for the task that takes over."""
@@ -392,41 +378,9 @@ def get_django_command_task(command: str) -> CeleryBaseTask:
     return find_task(command)
 
 
-def _header(run):
-    """Return what checks the arguments of a call: a stub with the function's signature, less `task_id`.
-
-    Celery's own headers, which this one replaces, come from the same `head_from_fun`; for a bound task they are a
-    `partial`, by which Celery tells how to call an errback.
-    """
-    bound = not isinstance(run, staticmethod)
-    parameters = _parameters(run if bound else run.__func__)
-    first = 1 if bound else 0
-    if len(parameters) > first and parameters[first].kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD:
-        del parameters[first]
-
-    def stub():
-        pass
-    stub.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return head_from_fun(stub, bound=bound)
-
-
-def _with_task_id(dump):
-    """Return what dumps the Pydantic models among a call's arguments, for a function that takes the ID before them."""
-    def dump_after_task_id(args, kwargs):
-        if not isinstance(args, list | tuple | None):
-            return args, kwargs  # Celery says what is wrong
-        dumped, kwargs = dump((None, *(args or ())), kwargs)
-        return dumped[1:], kwargs
-    return dump_after_task_id
-
-
 def _set_by_author(task):
     """Return the names of the attributes that a task's decorator or class sets, without those of our base classes."""
     return {
         name for cls in type(task).__mro__ if not cls.__module__.startswith(('celery.', 'netbox_celery.'))
         for name in vars(cls)
     }
-
-
-def _parameters(function):
-    return list(inspect.signature(function).parameters.values())

@@ -163,9 +163,9 @@ def _publish(app, name, task, messages, options):
     with app.producer_or_acquire() as producer, producer.batch(max_size=BATCH):
         for task_id, (args, kwargs), __ in messages:
             message = app.amqp.create_task_message(
-                task_id, name, args, kwargs, root_id=own_root or task_id, reply_to=app.thread_oid,
-                argsrepr=saferepr(args) if args else '()', kwargsrepr=saferepr(kwargs) if kwargs else '{}',
-                **in_message
+                task_id, name, args, kwargs, root_id=own_root or task_id, reply_to=app.thread_oid, **{
+                    'argsrepr': saferepr(args) if args else '()', 'kwargsrepr': saferepr(kwargs) if kwargs else '{}',
+                } | in_message
             )
             app.amqp.send_task_message(producer, name, message, **options)
             options['declare'] = ()  # the first message has declared the queue
@@ -175,5 +175,6 @@ def _publish(app, name, task, messages, options):
 
 #: Options that go into the message; the others say how it is published.
 IN_MESSAGE = (
-    'eta', 'expires', 'group_id', 'time_limit', 'soft_time_limit', 'parent_id', 'shadow', 'ignore_result',
+    'eta', 'expires', 'group_id', 'time_limit', 'soft_time_limit', 'parent_id', 'shadow', 'ignore_result', 'argsrepr',
+    'kwargsrepr',
 )

@@ -2,6 +2,9 @@
 from datetime import UTC, datetime
 from functools import partial
 
+from celery.exceptions import CeleryError
+
+from .payload import is_uuid
 from .policies import SETTINGS, has_policy
 
 __all__ = (
@@ -12,14 +15,23 @@ __all__ = (
 
 def enqueue(task_or_name, *, args=(), kwargs=None, user=None, instance=None, schedule_at=None, queue=None, **options):
     """Run a task in the background and return its row (see `CeleryResult.enqueue`)."""
+    from ..celery import app
     from ..models import CeleryResult
 
+    _refuse_eager(app)
     options |= _given(user, instance, schedule_at, queue)
     called = datetime.now(UTC)
     result = _caller(task_or_name)(args, kwargs, **options)
-    row = CeleryResult.objects.get(task_id=result.id)
+    row = CeleryResult.objects.filter(task_id=result.id).first() if is_uuid(result.id) else None
+    if row is None:
+        raise CeleryError(f'{task_or_name} was sent as {result.id}, and has no row: the log says why')
     row.joined = row.created < called
     return row
+
+
+def _refuse_eager(app):
+    if app.conf.task_always_eager:
+        raise CeleryError('With task_always_eager runs have no rows, so there is none to return: use apply_async()')
 
 
 def _given(user, instance, schedule_at, queue):
@@ -48,6 +60,7 @@ def enqueue_many(task_or_name, calls, *, user=None, instance=None, schedule_at=N
     from ..models import CeleryResult
     from .bulk import normalized, send_many
 
+    _refuse_eager(app)
     options |= _given(user, instance, schedule_at, queue)
     if has_policy(_task(task_or_name), SETTINGS & options.keys()):
         # Each call is asked for by itself, and may be a run that is under way

@@ -55,11 +55,43 @@ def _logger(name):
     return logger
 
 
+class ConsoleFilter(logging.Filter):
+    """Keeps what only the logs of runs are to have, by the setting `log_level`, from the worker's own log.
+
+    Args:
+        levels: For each logger whose level was lowered, the one that held for it before.
+    """
+
+    def __init__(self, levels):
+        super().__init__()
+        self.levels = levels
+
+    def filter(self, record):
+        logger = logging.getLogger(record.name)
+        while not logger.level and logger.parent:
+            logger = logger.parent
+        return record.levelno >= self.levels.get(logger, 0)
+
+
 def install_log_handler():
-    """Listen to Celery's task loggers (`get_task_logger`) and to the loggers of all plugins."""
-    for name in ('celery.task', *host.plugin_packages()):
-        if name == 'netbox_celery':
-            continue  # what the engine has to say is for the worker's log
-        target = _logger(name)
+    """Listen to Celery's task loggers (`get_task_logger`) and to the loggers of all plugins.
+
+    How much a worker writes itself (`-l`) is another matter than what the log of a run has. A level that somebody gave
+    to a plugin's logger holds for both.
+    """
+    log_level = get_config().log_level
+    lowered = {}
+    # What the engine has to say is for the worker's log
+    targets = [task_logger, *(_logger(name) for name in host.plugin_packages() if name != 'netbox_celery')]
+    for target in targets:
         if not any(isinstance(handler, RunLogHandler) for handler in target.handlers):
-            target.addHandler(RunLogHandler(level=get_config().log_level))
+            target.addHandler(RunLogHandler(level=log_level))
+        level = target.getEffectiveLevel()
+        if level > log_level and (target is task_logger or not target.level):
+            lowered[target] = level
+    for target in lowered:
+        target.setLevel(log_level)
+    if lowered:
+        for handler in {*logging.root.handlers, *task_logger.handlers}:
+            if not isinstance(handler, RunLogHandler):
+                handler.addFilter(ConsoleFilter(lowered))

@@ -429,7 +429,8 @@ class CeleryResult(NetBoxModel):
         Raises:
             TypeError: The arguments do not fit the task's signature.
             celery.exceptions.CeleryError: The task's policies keep it from being called (`TaskConflict`), or contradict
-                each other.
+                each other; or there is no row to return: `task_always_eager` is set, nothing having been done, or the
+                row could not be made.
             kombu.exceptions.EncodeError: An argument cannot be written as JSON (a model instance, for example).
             kombu.exceptions.OperationalError: The broker refused the message (outside a transaction).
         """
@@ -451,6 +452,9 @@ class CeleryResult(NetBoxModel):
 
         Returns:
             A queryset of the new rows, in the order of `calls`; they are loaded when it is used.
+
+        Raises:
+            Exception: As for `enqueue`.
         """
         from ..engine.calls import enqueue_many
         return enqueue_many(

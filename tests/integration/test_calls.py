@@ -5,6 +5,7 @@ from uuid import UUID
 
 import pytest
 from celery import group
+from celery.exceptions import CeleryError
 from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
 
@@ -46,7 +47,7 @@ def test_class(worker):
 ])
 def test_arguments_are_checked_at_the_call(args, kwargs):
     """Arguments that do not fit are an error of the call; `task_id` is not among those that a caller passes."""
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r'unbound\(\)'):
         tasks.unbound.delay(*args, **kwargs)
     assert not CeleryResult.objects.exists()
 
@@ -73,6 +74,20 @@ def test_eager(eager):
     assert tasks.whoami.delay().get()['row'] is None
     assert tasks.echo.delay(1, netbox_name='n', a=2).get() == [[1], {'a': 2}]
     assert not CeleryResult.objects.exists()
+
+
+def test_enqueue_when_eager(eager):
+    """There is no row to return, which is said before anything is done."""
+    with pytest.raises(CeleryError, match='task_always_eager'):
+        CeleryResult.enqueue(tasks.echo)
+    with pytest.raises(CeleryError, match='task_always_eager'):
+        CeleryResult.enqueue_many(tasks.echo, [(1,)])
+
+
+def test_enqueue_without_a_row():
+    """A call that cannot have a row says so, and how it was sent."""
+    with pytest.raises(CeleryError, match='sent as not-a-uuid, and has no row'):
+        CeleryResult.enqueue(tasks.echo, queue='nobody', task_id='not-a-uuid')
 
 
 def test_eager_failure():
@@ -181,6 +196,19 @@ def test_redacted_arguments(worker):
     assert (result.display_args, result.display_kwargs) == ("('***',)", '{...}')
     assert 'secret' not in f'{result.args}{result.kwargs}{result.options}{result.message}'
     assert not result.is_rerunnable
+
+
+def test_redacted_arguments_of_many():
+    """So it does in the messages of many, whose headers workers log and tell of."""
+    CeleryResult.enqueue_many(tasks.echo, [('secret',)], argsrepr="('***',)", queue='redacted')
+    with app.connection_for_read() as connection:
+        queue = connection.SimpleQueue('redacted')
+        message = queue.get(timeout=5)
+        message.ack()
+        queue.close()
+
+    assert (message.headers['argsrepr'], message.headers['kwargsrepr']) == ("('***',)", '{}')
+    assert 'secret' not in str(message.headers)
 
 
 def test_large_arguments(worker):

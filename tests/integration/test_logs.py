@@ -58,6 +58,21 @@ def test_python_logging(worker):
     until(lambda: 'foreign logger' in worker.output and 'task logger 1' in worker.output)
 
 
+def test_python_logging_on_a_quiet_worker(make_worker):
+    """What a worker writes to its console does not say what a run's log has, nor the other way round."""
+    worker = make_worker('quiet', concurrency=1, options=['-l', 'WARNING'])
+    worker.command.remove('INFO')
+    worker.command.remove('-l')
+    worker.start()
+    result = ended(worker.send(tasks.say_on_a_quiet_worker), 90)
+
+    assert entries(result, 'level', 'message') == [
+        (20, 'info of the task'), (20, 'info of the plugin'), (30, 'warning')
+    ]
+    until(lambda: 'warning' in worker.output)
+    assert 'info of the' not in worker.output
+
+
 def test_seen_while_the_transaction_is_open(worker, gate):
     """Lines and progress are seen within half a second while the task's transaction is open, and after its rollback."""
     run = worker.send(tasks.open_transaction, gate, 'open')

@@ -1,4 +1,6 @@
 """How a run ends: every end that a body can come to, in the row and in the result backend."""
+import re
+
 import pytest
 from celery.result import AsyncResult
 from netbox_test_plugin import tasks
@@ -44,6 +46,15 @@ def test_exception(worker, how, status, error):
     assert 'in fail\n' in result.traceback
     assert result.attempts[0]['error'] == result.error
     assert lines(result) == ['about to fail']
+
+
+def test_failure_that_a_task_means(worker):
+    """`TaskFailed` is no surprise, of which the worker's log would have a traceback; nor are a task's `throws`."""
+    runs = [worker.send(tasks.fail, how) for how in ('failed', 'expected', 'value')]
+    until(lambda: all(f'[{run.id}] raised' in worker.output for run in runs))
+    said = [re.search(rf'\[{run.id}\] raised (\w+)', worker.output)[1] for run in runs]
+
+    assert said == ['expected', 'expected', 'unexpected']
 
 
 def test_failure_is_celerys_failure(worker):

@@ -244,12 +244,13 @@ ERRORS = {
     'odd': lambda: ValueError('nul \x00 surrogate \ud800 end'),
     'huge': lambda: ValueError('x' * 2_000_000),
     'empty': KeyError,
+    'expected': lambda: LookupError('as expected'),
     'exit': lambda: SystemExit(3),
     'interrupt': lambda: KeyboardInterrupt(),
 }
 
 
-@netbox_celery_task(name='netbox_test_plugin:fail')
+@netbox_celery_task(name='netbox_test_plugin:fail', throws=LookupError)
 def fail(self, task_id, how):
     """End with an exception."""
     self.log('about to fail')
@@ -516,6 +517,15 @@ def use_logging(self, task_id):
     except ValueError:
         plugin_logger.exception('with traceback')
     plugin_logger.error('%d is not a number', 'this')
+
+
+@netbox_celery_task(name='netbox_test_plugin:say_on_a_quiet_worker')
+def say_on_a_quiet_worker(self, task_id):
+    """Log below and at the level of a worker that is started with `-l WARNING`."""
+    task_logger.info('info of the task')
+    logging.getLogger('netbox_test_plugin').info('info of the plugin')
+    logging.getLogger('netbox_test_plugin').debug('too low')
+    task_logger.warning('warning')
 
 
 @netbox_celery_task(name='netbox_test_plugin:open_transaction')

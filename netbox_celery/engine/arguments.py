@@ -1,0 +1,76 @@
+"""The arguments of a task whose function takes the ID of the run first: nobody passes it, and Celery does not know it."""
+import inspect
+
+from celery.utils.functional import head_from_fun
+
+__all__ = (
+    'dump_after_task_id',
+    'header',
+    'merge_arguments',
+)
+
+
+def header(run):
+    """Return what checks the arguments of a call: a stub with the function's signature, less `task_id`.
+
+    Celery's own headers, which this one replaces, come from the same `head_from_fun`; for a bound task they are a
+    `partial`, by which Celery tells how to call an errback.
+
+    Args:
+        run: The function of a task as its class has it: a `staticmethod` unless the task is bound.
+    """
+    bound = not isinstance(run, staticmethod)
+    function = run if bound else run.__func__
+    parameters = _parameters(function)
+    first = 1 if bound else 0
+    if len(parameters) > first and parameters[first].kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD:
+        del parameters[first]
+
+    def stub():
+        pass
+    stub.__signature__ = inspect.Signature(parameters)
+    if function.__name__.isidentifier():
+        stub.__name__ = function.__name__  # a wrong call's TypeError names it
+    return head_from_fun(stub, bound=bound)
+
+
+def dump_after_task_id(dump):
+    """Return what dumps the Pydantic models among a call's arguments, for a function that takes the ID before them.
+
+    Args:
+        dump: What Celery has made for that.
+    """
+    def dump_call(args, kwargs):
+        if not isinstance(args, list | tuple | None):
+            return args, kwargs  # Celery says what is wrong
+        dumped, kwargs = dump((None, *(args or ())), kwargs)
+        return dumped[1:], kwargs
+    return dump_call
+
+
+def merge_arguments(task, args, kwargs):
+    """Return the arguments of a retry that names only some: those of the task's current request stay for the others.
+
+    Celery binds the request's arguments to the signature of `run`, where ours has the ID in the first place.
+
+    Args:
+        task: The task.
+        args: Positional arguments of the retry, or `None`.
+        kwargs: Keyword arguments of the retry, or `None`.
+    """
+    request = task.request
+    names = [parameter.name for parameter in _parameters(task.run)[1:]
+             if parameter.kind == inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    if args is not None:
+        return args, {key: value for key, value in request.kwargs.items() if key not in names[:len(args)]}
+    positional = list(request.args)
+    for index, name in enumerate(names[:len(positional)]):
+        if name in kwargs:
+            positional[index] = kwargs[name]
+    return positional, request.kwargs | {
+        key: value for key, value in kwargs.items() if key not in names[:len(positional)]
+    }
+
+
+def _parameters(function):
+    return list(inspect.signature(function).parameters.values())
