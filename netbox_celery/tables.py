@@ -243,7 +243,8 @@ class CeleryScheduleTable(NetBoxTable):
         linkify=True
     )
     next_run = columns.DateTimeColumn(
-        verbose_name=_('Next Run')
+        verbose_name=_('Next Run'),
+        attrs={'td': {'style': 'min-width: 6.5rem'}}
     )
     last_run = columns.DateTimeColumn(
         verbose_name=_('Last Due')

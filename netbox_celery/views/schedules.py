@@ -36,6 +36,8 @@ from ..engine import catalogue
 from ..history import HISTORY, measure, runs_of
 from ..models import CeleryResult, CelerySchedule
 from ..object_actions import (
+    BulkCancel,
+    BulkRerun,
     DeleteSchedule,
     DisableSchedule,
     EnableSchedule,
@@ -128,7 +130,7 @@ class CeleryScheduleRunsView(generic.ObjectChildrenView):
     filterset = filtersets.CeleryResultFilterSet
     filterset_form = forms.CeleryResultFilterForm
     template_name = 'netbox_celery/schedule/runs.html'
-    actions = (BulkExport, BulkDelete)
+    actions = (BulkCancel, BulkRerun, BulkDelete)
     tab = ViewTab(
         label=gettext_lazy('Runs'),
         badge=lambda schedule: CeleryResult.objects.filter(schedule=schedule).order_by()[:HISTORY].count(),

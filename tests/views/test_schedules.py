@@ -1,10 +1,18 @@
-"""Schedules: NetBox's own promises for each model, the list, the page, the history and the preview."""
+"""Schedules: NetBox's own promises for each model, the list, the page, its history, the form and the preview."""
+import json
+from datetime import timedelta
+from urllib.parse import parse_qs, urlsplit
 
+from django.utils import timezone
 
-from netbox_celery.models import CelerySchedule, CeleryTask
-from tests.factories import HELLO_WORLD, grant, make_schedule, make_task
-from tests.views.bases import PluginURLMixin
-from utilities.testing import ViewTestCases, create_tags
+from core.models import ObjectType
+from dcim.models import Site
+from extras.models import CustomField
+from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
+from tests.factories import HELLO_WORLD, grant, make_result, make_schedule, make_task
+from tests.views.bases import PageTestCase, PluginURLMixin
+from users.models import User
+from utilities.testing import ViewTestCases, create_tags, disable_warnings
 
 LIST = '/plugins/celery/schedules/'
 
@@ -51,5 +59,495 @@ class CeleryScheduleViewTest(
 
     def setUp(self):
         super().setUp()
-        # Without it nobody makes or changes a schedule: see `test_schedule_permissions.py`
+        # Without it nobody makes or changes a schedule: see `tests/test_scheduling.py`
         grant(self.user, CeleryTask, actions=['view', 'run'])
+
+
+class ScheduleListTest(PageTestCase):
+
+    def setUp(self):
+        super().setUp()
+        grant(self.user, CelerySchedule)
+        self.schedule = make_schedule(timezone='Europe/Berlin', crontab='30 2 * * mon-fri')
+
+    def test_words(self):
+        self.assertIn('At 02:30, Monday through Friday (Europe/Berlin)', self.page(LIST))
+
+    def test_last_run(self):
+        """Of the runs that the user may view, and of no others."""
+        visible, hidden = (make_result(status, schedule=self.schedule) for status in ('completed', 'errored'))
+        self.assertNotIn('Completed', self.page(LIST))
+        grant(self.user, CeleryResult, constraints={'pk': visible.pk})
+        page = self.page(LIST)
+        self.assertIn(f'<a href="{visible.get_absolute_url()}" class="badge text-bg-green">Completed</a>', page)
+        self.assertNotIn(hidden.get_absolute_url(), page)
+
+    def test_run_button(self):
+        url = f'{self.schedule.get_absolute_url()}run/'
+        self.assertNotIn(url, self.page(LIST))
+        grant(self.user, CeleryTask, actions=['run'])
+        self.assertIn(url, self.page(LIST))
+        CeleryTask.objects.update(enabled=False)
+        self.assertNotIn(url, self.page(LIST))
+
+
+class SchedulePageTest(PageTestCase):
+
+    def setUp(self):
+        super().setUp()
+        grant(self.user, CelerySchedule, actions=['view', 'change', 'delete'])
+
+    def show(self, **columns):
+        columns.setdefault('owner', self.user)
+        self.schedule = make_schedule(f'S{CelerySchedule.objects.count()}', **columns)
+        return self.page(self.schedule.get_absolute_url())
+
+    def test_what_and_when(self):
+        site = Site.objects.create(name='Site 1', slug='site-1')
+        grant(self.user, CeleryTask, actions=['run'])
+        page = self.show(
+            crontab='30 2 * * *', timezone='Asia/Kolkata', kwargs={'name': 'Bob'}, queue='slow', priority=3, expires=60,
+            object=site, missed='run_all', missed_max=7, overlap='queue', description='Greets'
+        )
+        for text in (
+            'At 02:30 (Asia/Kolkata)', '30 2 * * *', HELLO_WORLD, '&quot;Bob&quot;', 'slow',
+            '60 seconds after it was due', 'Site 1', 'Greets', 'A run for each, up to a limit', 'The new one waits',
+        ):
+            self.assertIn(text, page)
+        self.assertEqual(page.count('data-celery-time'), 10)
+        # The clock of the schedule stands beside the one of who looks
+        self.assertEqual(page.count('02:30:00</td>'), 10)
+        self.assertIn('Most missed runs', page)
+        self.assertNotIn('Most missed runs', self.show())
+
+    def test_owner(self):
+        """What is wrong with the owner is said before the schedule stops."""
+        self.assertIn('may not run the task', self.show())
+        self.assertIn('Its owner is gone. Somebody else may take it over.', self.show(owner=None))
+        grant(self.user, CeleryTask, actions=['run'])
+        page = self.show()
+        self.assertNotIn('may not run the task', page)
+        self.assertNotIn('Its owner is gone', page)
+
+    def test_disabled(self):
+        page = self.show(enabled=False)
+        self.assertIn('It is disabled: these would be its times.', page)
+        self.assertEqual(page.count('data-celery-time'), 10)
+
+    def test_nothing_left(self):
+        self.assertIn('It is not due any more.', self.show(kind='once', at=timezone.now() - timedelta(days=1)))
+
+    def test_sourced(self):
+        """What would come back is not offered to be deleted; what is gone from its source is."""
+        for origin, text in (('settings', 'The settings say'), ('code', 'The task&#x27;s code says')):
+            with self.subTest(origin):
+                page = self.show(origin=origin, owner=None)
+                self.assertIn(text, page.replace("'", '&#x27;'))
+                self.assertNotIn('Its owner is gone', page)
+                self.assertNotIn(f'{self.schedule.get_absolute_url()}delete/', page)
+                page = self.show(origin=origin, owner=None, present=False)
+                self.assertIn('It is gone from there, so it does not run.', page)
+                self.assertIn(f'{self.schedule.get_absolute_url()}delete/', page)
+
+    def test_sourced_is_not_deleted(self):
+        self.show(origin='code', owner=None)
+        for url, data in (
+            (f'{self.schedule.get_absolute_url()}delete/', {'confirm': True}),
+            (f'{LIST}delete/', {'pk': [self.schedule.pk], 'confirm': True, '_confirm': True}),
+        ):
+            page = self.client.post(url, data, follow=True).content.decode()
+            self.assertIn('would come back', page)
+            self.assertTrue(CelerySchedule.objects.exists())
+        CelerySchedule.objects.update(present=False)
+        self.client.post(f'{self.schedule.get_absolute_url()}delete/', {'confirm': True})
+        self.assertFalse(CelerySchedule.objects.exists())
+
+    def test_task_lists_its_schedules(self):
+        self.show()
+        grant(self.user, CeleryTask)
+        self.assertIn('/plugins/celery/schedules/?', self.page(self.schedule.task.get_absolute_url()))
+        self.user.object_permissions.all().delete()
+        grant(self.user, CeleryTask)
+        self.assertNotIn('/plugins/celery/schedules/?', self.page(self.schedule.task.get_absolute_url()))
+
+
+class HistoryTest(PageTestCase):
+    """The tab with the runs of a schedule."""
+
+    def setUp(self):
+        super().setUp()
+        grant(self.user, CelerySchedule)
+        self.schedule = make_schedule()
+        self.url = f'{self.schedule.get_absolute_url()}runs/'
+
+    def run_for(self, seconds, status='completed', **columns):
+        now = timezone.now()
+        return make_result(
+            status, schedule=self.schedule, started=now - timedelta(seconds=seconds), completed=now, **columns
+        )
+
+    def test_permission(self):
+        """It takes the permission to view runs, and shows those that it allows."""
+        visible, hidden = self.run_for(2), self.run_for(8, 'errored')
+        self.assertNotIn(self.url, self.page(self.schedule.get_absolute_url()))
+        self.assertIn('There are no runs that you may view.', self.page(self.url))
+        grant(self.user, CeleryResult, constraints={'pk': visible.pk})
+        self.assertIn(self.url, self.page(self.schedule.get_absolute_url()))
+        page = self.page(self.url)
+        self.assertIn(visible.get_absolute_url(), page)
+        self.assertNotIn(hidden.get_absolute_url(), page)
+        self.assertIn('100.0 %', page)
+        self.assertIn('Of one run.', page)
+
+    def test_figures(self):
+        grant(self.user, CeleryResult)
+        for seconds in (1, 2, 9):
+            self.run_for(seconds)
+        self.run_for(200, 'failed')
+        make_result('revoked', schedule=self.schedule)
+        make_result('pending', schedule=self.schedule)
+        make_result('completed')
+        page = self.page(self.url)
+        for text in ('75.0 %', '5.50 s', '1.00 s', '53.00 s', '3m', 'Of all 6 runs.'):
+            self.assertIn(text, page)
+
+    def test_empty(self):
+        grant(self.user, CeleryResult)
+        page = self.page(self.url)
+        self.assertIn('There are no runs', page)
+        self.assertIn('It is due next at', page)
+        self.assertNotIn('succeeded', page)
+        CelerySchedule.objects.update(enabled=False, next_run=None)
+        self.assertNotIn('It is due next at', self.page(self.url))
+
+    def test_filters(self):
+        grant(self.user, CeleryResult)
+        completed, errored = self.run_for(1), self.run_for(1, 'errored')
+        page = self.page(self.url, {'status': 'errored'}, headers=self.htmx)
+        self.assertIn(errored.get_absolute_url(), page)
+        self.assertNotIn(completed.get_absolute_url(), page)
+        # Where they can be exported, too
+        self.assertIn(f'/plugins/celery/results/?schedule_id={self.schedule.pk}"', self.page(self.url))
+
+
+class FormTest(PageTestCase):
+    """Filling it in: what depends on what, what is wrong, and what is saved."""
+
+    def setUp(self):
+        super().setUp()
+        grant(self.user, CelerySchedule, actions=['view', 'add', 'change'])
+        grant(self.user, CeleryTask, actions=['view', 'run'])
+        self.task = make_task()
+        self.data = {
+            'name': 'Nightly', 'enabled': 'on', 'kind': 'crontab', 'crontab': '30 2 * * *', 'timezone': 'Europe/Berlin',
+            'task': self.task.pk, 'arguments_as': 'parameters', 'parameter_name': 'Bob', 'missed': 'run_once',
+            'missed_max': 10, 'overlap': 'allow',
+        }
+
+    def post(self, schedule=None, leave=(), **values):
+        url = f'{schedule.get_absolute_url()}edit/' if schedule else f'{LIST}add/'
+        data = {name: value for name, value in {**self.data, **values}.items() if name not in leave}
+        return self.client.post(url, data)
+
+    def part(self, **values):
+        """Return the form as it is rendered anew, when something was chosen on which others depend."""
+        response = self.client.post(f'{LIST}add/', {**self.data, **values}, headers=self.htmx)
+        self.assertHttpStatus(response, 200)
+        self.assertFalse(CelerySchedule.objects.exists())
+        return response.content.decode()
+
+    def assertWrong(self, response, field, text):
+        self.assertHttpStatus(response, 200)
+        self.assertIn(text, ' '.join(response.context['form'].errors.get(field, ())))
+
+    def test_kind_has_its_fields(self):
+        for kind, names, others in (
+            ('crontab', ('crontab', 'timezone', 'start', 'end'), ('interval', 'at')),
+            ('interval', ('interval', 'interval_unit', 'start', 'end'), ('crontab', 'timezone', 'at')),
+            ('once', ('at',), ('crontab', 'timezone', 'interval', 'start', 'end')),
+        ):
+            with self.subTest(kind):
+                page = self.part(kind=kind)
+                for name in names:
+                    self.assertIn(f'name="{name}"', page)
+                for name in others:
+                    self.assertNotIn(f'name="{name}"', page)
+
+    def test_task_has_its_parameters(self):
+        other = make_task('plugin:other', parameters=[
+            {'name': 'count', 'kind': 'keyword_only', 'annotation': 'int', 'required': True},
+        ])
+        page = self.part(task=other.pk)
+        self.assertIn('name="parameter_count"', page)
+        self.assertNotIn('name="parameter_name"', page)
+
+    def test_arguments_as_json(self):
+        page = self.part(arguments_as='json')
+        self.assertIn('{&quot;name&quot;:&quot;Bob&quot;}', ''.join(page.split()))
+        self.assertNotIn('name="parameter_name"', page)
+        response = self.post(arguments_as='json', kwargs='{"name": "Eve"}')
+        self.assertHttpStatus(response, 302)
+        self.assertEqual(CelerySchedule.objects.get().kwargs, {'name': 'Eve'})
+
+    def test_made(self):
+        self.assertHttpStatus(self.post(end='2099-01-01 00:00:00', expires=60, priority=3, queue='slow'), 302)
+        schedule = CelerySchedule.objects.get()
+        self.assertEqual((schedule.owner, schedule.origin, schedule.kwargs), (self.user, 'user', {'name': 'Bob'}))
+        self.assertEqual((schedule.expires, schedule.priority, schedule.queue), (60, 3, 'slow'))
+        self.assertEqual(schedule.end.year, 2099)
+        self.assertGreater(schedule.next_run, timezone.now())
+
+    def test_interval(self):
+        self.post(kind='interval', interval='1.5', interval_unit=3600, leave=('crontab', 'timezone'))
+        schedule = CelerySchedule.objects.get()
+        self.assertEqual((schedule.interval, schedule.crontab), (5400, ''))
+        # Shown in the longest unit that has no fraction
+        page = self.page(f'{schedule.get_absolute_url()}edit/')
+        self.assertIn('name="interval" value="90"', page)
+        self.assertIn('<optionvalue="60"selected>', ''.join(page.split()))
+        self.post(schedule, kind='crontab')
+        schedule.refresh_from_db()
+        self.assertEqual((schedule.interval, schedule.crontab), (None, '30 2 * * *'))
+
+    def test_once(self):
+        at = timezone.now() + timedelta(hours=1)
+        self.post(kind='once', at=at.strftime('%Y-%m-%d %H:%M:%S'), leave=('crontab', 'timezone'))
+        schedule = CelerySchedule.objects.get()
+        self.assertEqual(schedule.next_run, at.replace(microsecond=0))
+
+    def test_wrong(self):
+        """It is said where it is wrong, and nothing is made."""
+        make_schedule('Taken')
+        for values, field, text in (
+            ({'crontab': '61 * * * *'}, 'crontab', 'is no crontab'),
+            ({'crontab': ''}, 'crontab', 'required'),
+            ({'crontab': '0 0 30 2 *'}, 'crontab', 'never occurs'),
+            ({'kind': 'interval', 'interval': '0.5', 'interval_unit': 1}, 'interval', '1'),
+            ({'kind': 'interval', 'interval': '9e99', 'interval_unit': 86400}, 'interval', 'a hundred years'),
+            ({'kind': 'once', 'at': '2020-01-01 00:00:00'}, 'at', 'must lie in the future'),
+            ({'end': '2020-01-01 00:00:00'}, 'end', 'must lie in the future'),
+            ({'start': '2099-01-02 00:00:00', 'end': '2099-01-01 00:00:00'}, 'end', 'later than the start'),
+            ({'timezone': 'Mars/Olympus'}, 'timezone', ''),
+            ({'name': 'Taken'}, 'name', 'already exists'),
+            ({'priority': 256}, 'priority', '255'),
+            ({'expires': 0}, 'expires', '1'),
+            ({'task': 0}, 'task', ''),
+            ({'arguments_as': 'json', 'kwargs': '{"nobody": 1}'}, 'kwargs', 'is not a parameter of this task'),
+            ({'arguments_as': 'json', 'kwargs': '{'}, 'kwargs', ''),
+            ({'arguments_as': 'json', 'kwargs': '["Bob"]'}, 'kwargs', 'must be an object'),
+            ({'arguments_as': 'json', 'args': '["Bob", 1]'}, 'kwargs', 'positional'),
+        ):
+            with self.subTest(values):
+                response = self.post(**values)
+                self.assertWrong(response, field, text)
+                self.assertIn(field, response.context['form'].errors)
+                self.assertEqual(CelerySchedule.objects.count(), 1)
+
+    def test_parameters_are_checked(self):
+        CeleryTask.objects.update(parameters=[
+            {'name': 'count', 'kind': 'keyword_only', 'annotation': 'int', 'required': True},
+        ])
+        for value in ('', 'many'):
+            response = self.post(parameter_count=value)
+            self.assertIn('parameter_count', response.context['form'].errors)
+        self.post(parameter_count='3')
+        self.assertEqual(CelerySchedule.objects.get().kwargs, {'count': 3})
+
+    def test_object(self):
+        site = Site.objects.create(name='Site 1', slug='site-1')
+        site_type = ObjectType.objects.get_for_model(Site)
+        page = self.part(object_content_type=site_type.pk)
+        self.assertIn('/api/dcim/sites/', page)
+        response = self.post(object_content_type=site_type.pk, object_object_id=site.pk)
+        self.assertHttpStatus(response, 200)  # who may not view it learns nothing of it
+        grant(self.user, Site)
+        self.assertHttpStatus(self.post(object_content_type=site_type.pk, object_object_id=site.pk), 302)
+        self.assertEqual(CelerySchedule.objects.get().object, site)
+
+    def test_custom_fields(self):
+        field = CustomField.objects.create(name='ticket', type='text', required=True)
+        field.object_types.set([ObjectType.objects.get_for_model(CelerySchedule)])
+        self.assertIn('name="cf_ticket"', self.page(f'{LIST}add/'))
+        self.assertIn('cf_ticket', self.post().context['form'].errors)
+        self.assertHttpStatus(self.post(cf_ticket='NET-1'), 302)
+        schedule = CelerySchedule.objects.get()
+        self.assertEqual(schedule.custom_field_data, {'ticket': 'NET-1'})
+        self.assertIn('NET-1', self.page(schedule.get_absolute_url()))
+
+    def test_clone(self):
+        """All but the name and the owner, which is who clones it."""
+        boss = User.objects.create_superuser('boss')
+        original = make_schedule(
+            owner=boss, kwargs={'name': 'Bob'}, crontab='5 4 * * *', timezone='Asia/Kolkata', overlap='skip'
+        )
+        page = self.page(original.get_absolute_url())
+        url = next(part for part in page.split('"') if part.startswith(f'{LIST}add/?') and 'crontab' in part)
+        self.assertEqual(parse_qs(urlsplit(url.replace('&amp;', '&')).query)['crontab'], ['5 4 * * *'])
+        form = self.page(url.replace('&amp;', '&'))
+        for text in ('value="54***"', '<optionvalue="Asia/Kolkata"selected>', 'value="Bob"'):
+            self.assertIn(text, ''.join(form.split()))
+        self.post(crontab='5 4 * * *')
+        self.assertEqual(CelerySchedule.objects.get(name='Nightly').owner, self.user)
+
+    def test_sourced(self):
+        """Of these there are only the fields that are people's."""
+        schedule = make_schedule(origin='settings', kwargs={'name': 'Bob'})
+        page = self.page(f'{schedule.get_absolute_url()}edit/')
+        self.assertIn('This schedule comes from Settings', page)
+        for name in ('enabled', 'overlap', 'missed', 'missed_max', 'description'):
+            self.assertIn(f'name="{name}"', page)
+        for name in ('name', 'crontab', 'task', 'kwargs', 'parameter_name', 'queue'):
+            self.assertNotIn(f'name="{name}"', page)
+        self.post(schedule, overlap='skip', enabled='', description='Mine')
+        schedule.refresh_from_db()
+        self.assertEqual((schedule.overlap, schedule.enabled, schedule.description), ('skip', False, 'Mine'))
+        self.assertEqual((schedule.name, schedule.crontab, schedule.kwargs), ('Hello', '0 * * * *', {'name': 'Bob'}))
+
+    def test_notes(self):
+        """Before somebody edits: whose name it runs in, and whether they may save at all."""
+        schedule = make_schedule(owner=User.objects.create_user('olga'))
+        self.assertIn('Its runs act as olga.', self.page(f'{schedule.get_absolute_url()}edit/'))
+        self.user.object_permissions.all().delete()
+        grant(self.user, CelerySchedule, actions=['view', 'change'])
+        self.assertIn('You cannot save changes', self.page(f'{schedule.get_absolute_url()}edit/'))
+
+
+class PreviewTest(PageTestCase):
+    """When a schedule would be due, while somebody fills in the form."""
+    url = f'{LIST}preview/'
+
+    def setUp(self):
+        super().setUp()
+        self.data = {'kind': 'crontab', 'crontab': '30 2 * * mon-fri', 'timezone': 'Europe/Berlin', 'enabled': 'on'}
+
+    def post(self, query='', status=200, **values):
+        with disable_warnings('django.request'):
+            response = self.client.post(f'{self.url}{query}', {**self.data, **values}, headers=self.htmx)
+        self.assertHttpStatus(response, status)
+        self.assertFalse(CelerySchedule.objects.filter(name='').exists())
+        return response.content.decode()
+
+    def test_times(self):
+        grant(self.user, CelerySchedule, actions=['add'])
+        page = self.post()
+        self.assertIn('At 02:30, Monday through Friday (Europe/Berlin)', page)
+        self.assertEqual(page.count('data-celery-time'), 10)
+        self.assertEqual(page.count('02:30:00</td>'), 10)
+        self.assertNotIn('Sat ', page)
+        page = self.post(kind='interval', interval='2', interval_unit='3600')
+        self.assertIn('Every 2 hours', page)
+        self.assertEqual(page.count('data-celery-time'), 10)
+        page = self.post(kind='once', at='2099-01-01 00:00:00')
+        self.assertEqual(page.count('data-celery-time'), 1)
+        self.assertIn('It is disabled', self.post(enabled=''))
+
+    def test_end(self):
+        grant(self.user, CelerySchedule, actions=['add'])
+        start = timezone.now() + timedelta(days=1)
+        page = self.post(
+            kind='interval', interval='1', interval_unit='86400', start=start.strftime('%Y-%m-%d %H:%M:%S'),
+            end=(start + timedelta(days=3)).strftime('%Y-%m-%d %H:%M:%S')
+        )
+        self.assertEqual(page.count('data-celery-time'), 4)
+
+    def test_wrong(self):
+        """What is wrong with its times is said; of other fields nobody has asked."""
+        grant(self.user, CelerySchedule, actions=['add'])
+        self.assertIn('is no crontab', self.post(crontab='61 * * * *'))
+        self.assertIn('A crontab has five fields', self.post(crontab='30 2'))
+        self.assertIn('must lie in the future', self.post(kind='once', at='2020-01-01 00:00:00'))
+        for values in ({'crontab': ''}, {'kind': 'interval'}, {'kind': 'interval', 'interval': ''}, {'kind': 'once'}):
+            self.assertIn('Say when it shall run', self.post(**values))
+
+    def test_permission(self):
+        self.post(status=403)
+        grant(self.user, CelerySchedule, actions=['view', 'change'])
+        self.post(status=403)
+        self.client.logout()
+        self.post(status=302)
+
+    def test_permission_to_change(self):
+        schedule, other = make_schedule(), make_schedule('Other')
+        grant(self.user, CelerySchedule, actions=['view', 'add'])
+        self.post(f'?id={schedule.pk}', status=404)
+        grant(self.user, CelerySchedule, actions=['change'], constraints={'name': 'Hello'})
+        self.assertEqual(self.post(f'?id={schedule.pk}').count('data-celery-time'), 10)
+        for pk in (other.pk, 0, 'x'):
+            self.post(f'?id={pk}', status=404)
+        schedule.refresh_from_db()
+        self.assertEqual(schedule.crontab, '0 * * * *')
+
+
+class ImportTest(PageTestCase):
+
+    def setUp(self):
+        super().setUp()
+        grant(self.user, CelerySchedule, actions=['view', 'add', 'change'])
+        grant(self.user, CeleryTask, actions=['view', 'run'])
+        make_task()
+
+    def post(self, data, format='json'):
+        return self.client.post(f'{LIST}import/', {'data': data, 'format': format, 'csv_delimiter': ','})
+
+    def test_json(self):
+        """Arguments are as they are in JSON, and what is left out is as in a new schedule."""
+        response = self.post(json.dumps([
+            {'name': 'A', 'task': HELLO_WORLD, 'crontab': '0 1 * * *', 'kwargs': {'name': 'Bob'}},
+            {'name': 'B', 'task': HELLO_WORLD, 'kind': 'interval', 'interval': 90, 'args': ['Bob'], 'enabled': False},
+        ]))
+        self.assertHttpStatus(response, 302)
+        a, b = CelerySchedule.objects.all()
+        self.assertEqual((a.kwargs, a.enabled, a.kind, a.missed, a.overlap), (
+            {'name': 'Bob'}, True, 'crontab', 'run_once', 'allow'
+        ))
+        self.assertEqual((b.args, b.enabled, b.interval, b.crontab), (['Bob'], False, 90, ''))
+        self.assertEqual({a.owner, b.owner}, {self.user})
+
+    def test_yaml(self):
+        self.post(f'- name: A\n  task: {HELLO_WORLD}\n  crontab: "0 1 * * *"\n  kwargs: {{name: Bob}}\n', 'yaml')
+        self.assertEqual(CelerySchedule.objects.get().kwargs, {'name': 'Bob'})
+
+    def test_all_or_none(self):
+        """One that is wrong keeps all of them out, and the page says which."""
+        good = {'name': 'A', 'task': HELLO_WORLD, 'crontab': '0 1 * * *'}
+        for wrong, text in (
+            ({'crontab': '61 * * * *'}, 'is no crontab'), ({'kwargs': {'nobody': 1}}, 'is not a parameter'),
+            ({'task': 'plugin:unknown'}, 'task'), ({'overlap': 'perhaps'}, 'overlap'),
+        ):
+            with self.subTest(wrong):
+                page = self.post(json.dumps([good, {**good, 'name': 'B', **wrong}])).content.decode()
+                self.assertIn(text, page)
+                self.assertFalse(CelerySchedule.objects.exists())
+
+
+class BulkEditTest(PageTestCase):
+
+    def setUp(self):
+        super().setUp()
+        grant(self.user, CelerySchedule, actions=['view', 'change'])
+        grant(self.user, CeleryTask, actions=['view', 'run'])
+        self.a, self.b = make_schedule('A', owner=self.user), make_schedule('B', owner=self.user)
+
+    def post(self, **changes):
+        return self.client.post(f'{LIST}edit/', {'pk': [self.a.pk, self.b.pk], '_apply': True, **changes})
+
+    def enabled(self):
+        return list(CelerySchedule.objects.values_list('enabled', flat=True))
+
+    def test_enable_and_disable(self):
+        for value, enabled in ((3, False), (2, True)):
+            self.assertHttpStatus(self.post(enabled=value), 302)
+            self.assertEqual(self.enabled(), [enabled] * 2)
+            self.assertEqual(CelerySchedule.objects.filter(next_run__isnull=enabled).count(), 0)
+
+    def test_all_or_none(self):
+        """The page says which schedule is in the way."""
+        CelerySchedule.objects.update(enabled=False)
+        CelerySchedule.objects.filter(pk=self.b.pk).update(owner=None)
+        page = self.post(enabled=2).content.decode()
+        self.assertIn('B: Its owner is gone', page)
+        self.assertEqual(self.enabled(), [False, False])
+        self.assertHttpStatus(self.post(timezone='Asia/Kolkata'), 302)
+        CelerySchedule.objects.filter(pk=self.b.pk).update(origin='settings')
+        self.post(timezone='Europe/Berlin')
+        self.assertEqual(set(CelerySchedule.objects.values_list('timezone', flat=True)), {'Asia/Kolkata'})
