@@ -3,6 +3,7 @@ from django.urls import reverse
 
 import netbox_celery
 from netbox_celery.config import Config
+from tests.factories import make_schedule, make_task
 from utilities.testing import TestCase
 
 
@@ -18,3 +19,12 @@ class PluginTest(TestCase):
         self.user.save()
         self.assertContains(self.client.get(reverse('core:plugin_list')), 'Celery')
         self.assertHttpStatus(self.client.get(reverse('core:plugin', args=['netbox_celery'])), 200)
+
+    def test_no_dead_help(self):
+        """NetBox's forms have a Help button, to a page that NetBox does not have for the models of plugins."""
+        self.user.is_superuser = True
+        self.user.save()
+        for page in (make_schedule().get_absolute_url(), make_task('tests:other').get_absolute_url()):
+            response = self.client.get(f'{page}edit/')
+            self.assertContains(response, '<form')
+            self.assertNotContains(response, 'View model documentation')

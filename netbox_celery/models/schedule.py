@@ -238,6 +238,9 @@ class CelerySchedule(NetBoxModel):
         'queue', 'priority', 'expires', 'options',
     )
 
+    #: NetBox's own is the address of a page that only NetBox's models have: a Help button that leads nowhere.
+    docs_url = None
+
     clone_fields = (
         'description', 'enabled', 'kind', 'crontab', 'timezone', 'interval', 'at', 'start', 'end', 'task', 'queue',
         'priority', 'expires', 'object', 'missed', 'missed_max', 'overlap',

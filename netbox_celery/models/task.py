@@ -67,6 +67,9 @@ class CeleryTask(NetBoxModel):
         help_text=_('When the task was last found registered')
     )
 
+    #: NetBox's own is the address of a page that only NetBox's models have: a Help button that leads nowhere.
+    docs_url = None
+
     class Meta:
         ordering = ('name',)
         permissions = (

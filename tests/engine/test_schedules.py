@@ -309,13 +309,17 @@ def test_overlap_with_run_now(make_due, owner):
     assert schedule.run_now(owner).reason == 'skipped'
 
 
-def test_overlap_of_a_unique_task(make_task, make_due, owner):
-    """The task's own key holds, also against calls that no schedule makes."""
+@pytest.mark.parametrize(('overlap', 'expected'), [('skip', ['skipped']), ('allow', [])])
+def test_overlap_of_a_unique_task(make_task, make_due, owner, overlap, expected):
+    """The task's own key holds, also against calls that no schedule makes; who joins has no run of its own."""
     task = make_task(lambda self, task_id: None, name='tests:unique', unique=True, stale_time_limit=60)
     CeleryResult.enqueue(task)
-    schedule = make_due(task=make_task_row(task.name, parameters=[]), overlap='skip')
-    fire()
-    assert [run.reason for run in runs(schedule)] == ['skipped']
+    schedule = make_due(task=make_task_row(task.name, parameters=[]), overlap=overlap)
+    assert fire() == 1
+    assert [run.reason for run in runs(schedule)] == expected
+    assert CeleryResult.objects.count() == 1 + len(expected)
+    schedule.refresh_from_db()
+    assert schedule.last_run is not None and schedule.next_run > timezone.now()
 
 
 def test_run_now(make_due, owner):
