@@ -87,7 +87,7 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
     ignore_task_after_success = False
     ignore_task_timedelta = None
     #: Errors that are no surprise: a worker logs them without a traceback. `TaskFailed` always is among them.
-    throws = (TaskFailed,)
+    throws: tuple[type[Exception], ...] = (TaskFailed,)
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

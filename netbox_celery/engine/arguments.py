@@ -1,4 +1,4 @@
-"""The arguments of a task whose function takes the ID of the run first: nobody passes it, and Celery does not know it."""
+"""The arguments of a task whose function takes the ID of the run first: nobody passes it, and Celery does not know."""
 import inspect
 
 from celery.utils.functional import head_from_fun

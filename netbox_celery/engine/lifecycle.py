@@ -20,6 +20,7 @@ from .payload import clean_text
 __all__ = (
     'cancel',
     'claim',
+    'count_lines',
     'explain',
     'finish',
     'is_cancelled',
@@ -31,6 +32,7 @@ __all__ = (
 )
 
 TABLE = 'netbox_celery_celeryresult'
+LOG = 'netbox_celery_celerylogentry'
 WORKERS = 'netbox_celery_celeryworker'
 WINDOWS = 'netbox_celery_ignorewindow'
 
@@ -84,6 +86,11 @@ def claim(connection, *, task_id, attempt, nesting, worker, holder):
         'task_id': task_id, 'attempt': attempt, 'nesting': nesting, 'worker': worker, 'holder': holder,
     }, patience=float('inf'))
     return rows[0] if rows else None
+
+
+def count_lines(connection, id):
+    """Return how many lines the log of a run, given by its primary key, has so far."""
+    return connection.execute(f'SELECT count(*) FROM {LOG} WHERE result_id = %s', (id,))[0][0]
 
 
 def explain(connection, task_id):

@@ -19,7 +19,7 @@ from django.db import DatabaseError, IntegrityError
 from ..choices import LogLevelChoices
 from ..config import get_config
 from .database import UNAVAILABLE, UNUSABLE, EngineConnection
-from .lifecycle import TABLE
+from .lifecycle import LOG, TABLE
 from .payload import clean_line, cut_text
 
 __all__ = (
@@ -29,9 +29,8 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-LOG_TABLE = 'netbox_celery_celerylogentry'
 COPY_LINES = f"""
-    COPY {LOG_TABLE} (result_id, attempt, level, grouping, message, object_type_id, object_id, created) FROM STDIN
+    COPY {LOG} (result_id, attempt, level, grouping, message, object_type_id, object_id, created) FROM STDIN
 """
 
 #: The highest number that its column can hold as a level.

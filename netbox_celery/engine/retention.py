@@ -31,7 +31,6 @@ LOCK = 77863
 RUNS = 500
 #: Lines of logs that are deleted in one statement.
 LINES = 10_000
-LOG = 'netbox_celery_celerylogentry'
 
 #: The runs that ended before a time, in order: each statement goes on where the last one stopped.
 OLD = f"""
@@ -40,8 +39,8 @@ OLD = f"""
     ORDER BY id LIMIT {RUNS}
 """
 DELETE_LINES = f"""
-    DELETE FROM {LOG} WHERE id = ANY(ARRAY(
-        SELECT id FROM {LOG} WHERE result_id = ANY(%(ids)s) LIMIT {LINES}
+    DELETE FROM {lifecycle.LOG} WHERE id = ANY(ARRAY(
+        SELECT id FROM {lifecycle.LOG} WHERE result_id = ANY(%(ids)s) LIMIT {LINES}
     ))
 """
 

@@ -82,8 +82,18 @@ def begin(task):
     request.netbox_run = run = Run(
         request.id, id=id, claims=claims, attempt=attempt, user_id=user_id, request_id=request_id
     )
+    if claims > 1:
+        run.lines = _lines_before(id)
     if isinstance(tracked_by_caller, dict):
         _look_at_window(run, tracked_by_caller)
+
+
+def _lines_before(id):
+    """Return how many lines of its log a run has from earlier attempts: the limit is the run's."""
+    try:
+        return lifecycle.count_lines(get_connection(), id)
+    except DatabaseError:
+        return 0  # nor can lines be written
 
 
 def _look_at_window(run, header):

@@ -139,6 +139,16 @@ def test_too_many_lines(worker):
     assert set(found[:-1]) == {'line'}
 
 
+def test_too_many_lines_over_all_attempts(worker):
+    """The limit is that of the run, whichever attempt writes the lines."""
+    result = worker.run(tasks.say_and_retry, 1_500)
+
+    found = entries(result, 'attempt', 'message')
+    assert len(found) == 2_001
+    assert found.count((1, 'line')) == 1_500
+    assert found[-1] == (2, 'The log is limited to 2,000 lines: 1,000 more were left out.')
+
+
 @pytest.mark.parametrize('options, expected', [
     ({'level': 99, 'grouping': 'g' * 500}, (99, 'g' * 100)),
     ({'level': 1_000_000, 'grouping': None}, (32_767, 'None')),

@@ -132,3 +132,17 @@ def test_log_refused(services, worker, gate):
     assert (result.status, result.result) == ('completed', gate)
     assert lines(run) == ['line 0', 'line 1', 'line 2']
     assert 'log line(s) could not be written' in worker.output
+
+
+def test_soft_limit_while_the_claim_waits(services, prefork, gate):
+    """A soft limit that passes before the body has begun ends the run with that reason, and the worker goes on."""
+    run = prefork.send(tasks.hold, gate, countdown=1, soft_time_limit=1)
+    until(lambda: row(run).sent)
+    with services.cluster.connect('netbox') as admin, admin.transaction():
+        admin.execute(f'LOCK TABLE {RESULTS} IN ACCESS EXCLUSIVE MODE')
+        until(lambda: f'Soft time limit (1s) exceeded for {tasks.hold.name}[{run.id}]' in prefork.output)
+
+    result = ended(run)
+    assert (result.status, result.reason) == ('errored', 'soft_time_limit')
+    assert happened(run) == []
+    assert prefork.run(tasks.echo).status == 'completed'

@@ -457,6 +457,15 @@ def say(self, task_id, message, times=1, **options):
         self.log(message, **options)
 
 
+@netbox_celery_task(name='netbox_test_plugin:say_and_retry')
+def say_and_retry(self, task_id, times):
+    """Log a message many times, in each of two attempts."""
+    for __ in range(times):
+        self.log('line')
+    if not self.request.retries:
+        raise self.retry(countdown=0)
+
+
 @netbox_celery_task(name='netbox_test_plugin:say_about')
 def say_about(self, task_id, pk):
     """Log about an object, and about nothing."""
