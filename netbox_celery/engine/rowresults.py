@@ -102,10 +102,14 @@ class RowResultsMixin:
 
     def tell_ignored(self, task_id, request):
         """Tell those who wait that a task was ignored, for which Celery has no end."""
-        if getattr(request, 'netbox_stored', False):
-            self.store_result(task_id, None, states.IGNORED, request=request)  # it holds that it has started
-        else:
-            self.publish_result(task_id, 'null', request, states.IGNORED)
+        try:
+            if getattr(request, 'netbox_stored', False):
+                self.store_result(task_id, None, states.IGNORED, request=request)  # it holds that it has started
+            else:
+                self.publish_result(task_id, 'null', request, states.IGNORED)
+        except self.connection_errors as exc:
+            # Its row has ended, and tells whoever asks later
+            logger.warning('Nobody could be told that task %s was ignored: %s', task_id, exc)
 
     def get_many(self, *args, **kwargs):
         return super().get_many(*args, **{'READY_STATES': self.READY_STATES} | kwargs)
