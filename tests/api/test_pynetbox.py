@@ -28,8 +28,7 @@ class PynetboxTest(LiveServerTestCase):
     def claim(self, task_id):
         """Begin a run, as a worker does. Returns the token of the claim."""
         claimed = lifecycle.claim(
-            self.connection, task_id=task_id, attempt=1, nesting=0, worker='celery@test', holder=uuid4(),
-            lost_after=30
+            self.connection, task_id=task_id, attempt=1, nesting=0, worker='celery@test', holder=uuid4()
         )
         return claimed[1]
 
