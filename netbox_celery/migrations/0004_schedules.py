@@ -52,7 +52,7 @@ class Migration(migrations.Migration):
                 ('overlap', models.CharField(default='allow', max_length=20)),
                 ('last_run', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('next_run', models.DateTimeField(blank=True, editable=False, null=True)),
-                ('object_type', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='contenttypes.contenttype')),
+                ('object_type', models.ForeignKey(blank=True, db_index=False, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='contenttypes.contenttype')),
                 ('owner', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
                 ('tags', taggit.managers.TaggableManager(through='extras.TaggedItem', to='extras.Tag')),
                 ('task', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='schedules', to='netbox_celery.celerytask')),

@@ -5,14 +5,14 @@ from django.utils.translation import gettext_lazy as _
 
 from ..choices import LogLevelChoices
 from ..querysets import CeleryLogEntryQuerySet
-from .fields import HistoricGenericForeignKey
+from .about import AboutObject
 
 __all__ = (
     'CeleryLogEntry',
 )
 
 
-class CeleryLogEntry(models.Model):
+class CeleryLogEntry(AboutObject):
     """A line of a run's log. Its primary key is the cursor of a reader who follows the log."""
     result = models.ForeignKey(
         to='netbox_celery.CeleryResult',
@@ -50,16 +50,6 @@ class CeleryLogEntry(models.Model):
         null=True,
         db_index=False,
         db_constraint=False
-    )
-    object_id = models.PositiveBigIntegerField(
-        verbose_name=_('object ID'),
-        blank=True,
-        null=True
-    )
-    object = HistoricGenericForeignKey(
-        ct_field='object_type',
-        fk_field='object_id',
-        for_concrete_model=False
     )
     created = models.DateTimeField(
         verbose_name=_('created'),

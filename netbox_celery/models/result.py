@@ -17,14 +17,14 @@ from ..choices import ResultReasonChoices, ResultStatusChoices
 from ..engine.payload import PayloadDecoder, PayloadEncoder, plain
 from ..engine.workflow import HAS_OTHER_ROOT
 from ..querysets import HistoryQuerySet
-from .fields import HistoricGenericForeignKey
+from .about import AboutObject
 
 __all__ = (
     'CeleryResult',
 )
 
 
-class CeleryResult(NetBoxModel):
+class CeleryResult(AboutObject, NetBoxModel):
     """One run of a task, whatever its number of attempts."""
 
     # What was called
@@ -80,25 +80,6 @@ class CeleryResult(NetBoxModel):
         blank=True,
         null=True,
         help_text=_('Under whose name the task changes NetBox objects')
-    )
-    object_type = models.ForeignKey(
-        to='contenttypes.ContentType',
-        on_delete=models.SET_NULL,
-        related_name='+',
-        verbose_name=_('object type'),
-        blank=True,
-        null=True,
-        db_index=False
-    )
-    object_id = models.PositiveBigIntegerField(
-        verbose_name=_('object ID'),
-        blank=True,
-        null=True
-    )
-    object = HistoricGenericForeignKey(
-        ct_field='object_type',
-        fk_field='object_id',
-        for_concrete_model=False
     )
     schedule = models.ForeignKey(
         to='netbox_celery.CelerySchedule',

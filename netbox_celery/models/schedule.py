@@ -25,7 +25,7 @@ from ..engine import due
 from ..engine.catalogue import check_arguments
 from ..engine.exceptions import InvalidArguments
 from ..engine.payload import PayloadDecoder, PayloadEncoder
-from .fields import HistoricGenericForeignKey
+from .about import AboutObject
 
 __all__ = (
     'CelerySchedule',
@@ -36,7 +36,7 @@ def default_timezone():
     return settings.TIME_ZONE
 
 
-class CelerySchedule(NetBoxModel):
+class CelerySchedule(AboutObject, NetBoxModel):
     """A task that runs by itself: by a crontab, at intervals, or once."""
     name = models.CharField(
         verbose_name=_('name'),
@@ -170,24 +170,6 @@ class CelerySchedule(NetBoxModel):
         blank=True,
         editable=False,
         help_text=_("Options of `apply_async` that Celery's settings give it")
-    )
-    object_type = models.ForeignKey(
-        to='contenttypes.ContentType',
-        on_delete=models.SET_NULL,
-        related_name='+',
-        verbose_name=_('object type'),
-        blank=True,
-        null=True
-    )
-    object_id = models.PositiveBigIntegerField(
-        verbose_name=_('object ID'),
-        blank=True,
-        null=True
-    )
-    object = HistoricGenericForeignKey(
-        ct_field='object_type',
-        fk_field='object_id',
-        for_concrete_model=False
     )
 
     # If not all goes by the clock

@@ -1,7 +1,10 @@
-"""Fields of our models."""
+"""The NetBox object that a row is about."""
 from django.contrib.contenttypes.fields import GenericForeignKey, GenericForeignKeyDescriptor
+from django.db import models
+from django.utils.translation import gettext_lazy as _
 
 __all__ = (
+    'AboutObject',
     'HistoricGenericForeignKey',
 )
 
@@ -36,3 +39,29 @@ class HistoricGenericForeignKey(GenericForeignKey):
     def contribute_to_class(self, cls, name, **kwargs):
         super().contribute_to_class(cls, name, **kwargs)
         setattr(cls, self.attname, HistoricDescriptor(self))
+
+
+class AboutObject(models.Model):
+    """Rows about a NetBox object of any model, or about none."""
+    object_type = models.ForeignKey(
+        to='contenttypes.ContentType',
+        on_delete=models.SET_NULL,
+        related_name='+',
+        verbose_name=_('object type'),
+        blank=True,
+        null=True,
+        db_index=False
+    )
+    object_id = models.PositiveBigIntegerField(
+        verbose_name=_('object ID'),
+        blank=True,
+        null=True
+    )
+    object = HistoricGenericForeignKey(
+        ct_field='object_type',
+        fk_field='object_id',
+        for_concrete_model=False
+    )
+
+    class Meta:
+        abstract = True
