@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from django.conf import settings
 from django.contrib.contenttypes.fields import GenericRelation
 from django.contrib.contenttypes.models import ContentType
+from django.utils.text import Truncator
 
 from core.choices import ObjectChangeActionChoices
 from netbox.config import Config
@@ -117,6 +118,8 @@ def record_changes(instances, request, action, message=''):
     """Write change log entries for several objects (see `record_change`)."""
     from core.models import ObjectChange
 
+    # Names in it may be long
+    message = Truncator(message).chars(ObjectChange._meta.get_field('message').max_length)
     changes = []
     for instance in instances:
         instance._changelog_message = message

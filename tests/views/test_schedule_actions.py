@@ -174,6 +174,14 @@ class RunTest(ActionTestCase):
         self.client.post(self.url('run'))
         self.assertEqual(CeleryResult.objects.get().user, self.user)
 
+    def test_long_name(self):
+        """The message in the change log is cut, not the run."""
+        self.permit()
+        CelerySchedule.objects.update(name='x' * 255)
+        self.assertHttpStatus(self.client.post(self.url('run')), 302)
+        self.assertEqual(CeleryResult.objects.count(), 1)
+        self.assertIn('xxx…', ObjectChange.objects.get().message)
+
     def test_overlap(self):
         """The policy holds for a run by hand, too, and who asks is told."""
         self.permit()
