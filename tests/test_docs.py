@@ -9,12 +9,14 @@ import yaml
 from celery.exceptions import Retry
 
 import netbox_celery
+from dcim.models import Site
 from netbox_celery.celery import app
 from netbox_celery.choices import LogLevelChoices, ResultReasonChoices, ResultStatusChoices
 from netbox_celery.config import Config
 from netbox_celery.engine.options import OWN_NAMES
 from netbox_celery.models import CeleryResult
 from netbox_celery.tasks import netbox_celery_task
+from users.models import User
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', ROOT / 'CHANGELOG.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -85,8 +87,16 @@ def own_tasks(monkeypatch):
 @pytest.mark.django_db
 @pytest.mark.parametrize('page,runs', [
     ('docs/celery-options.md', [
-        ('my_plugin:backup', {}, [7]), ('my_plugin:poll', {}, ['switch1']), ('my_plugin:backup', {}, [7]),
+        ('my_plugin:backup', {}, [7]), ('my_plugin:backup', {}, [7]), ('my_plugin:backup', {}, [7]),
         ('my_plugin:greet', {}, [{'name': 'Ann'}]),
+    ]),
+    ('docs/retries.md', [
+        (f'my_plugin:{name}', {}, ['switch1']) for name in ('poll', 'push', 'fetch')
+    ]),
+    ('docs/cancel.md', [('my_plugin:sweep', {}, [['switch1', 'switch2']])]),
+    ('docs/workflows.md', [
+        # What begins at once; later steps get their rows when it is their turn
+        *(('my_plugin:fetch', {}, [number]) for number in range(1, 6)), ('my_plugin:fetch', {}, [1_000]),
     ]),
     ('docs/concurrency.md', [
         ('my_plugin:backup_device', {}, [1]), ('my_plugin:push', {}, [7]), ('my_plugin:push', {}, [7]),
@@ -95,7 +105,10 @@ def own_tasks(monkeypatch):
 ])
 def test_examples_run(own_tasks, page, runs):
     """The examples of a page run, from top to bottom, and make the runs that they say."""
-    namespace = {'__name__': 'my_plugin.tasks'}
+    namespace = {
+        '__name__': 'my_plugin.tasks', 'user': User.objects.create(username='ann'),
+        'site': Site.objects.create(pk=1_000, name='ams', slug='ams'),
+    }
     for example in code(ROOT / page):
         exec(example, namespace)  # noqa: S102
 
@@ -104,7 +117,7 @@ def test_examples_run(own_tasks, page, runs):
 
 def test_delays(own_tasks):
     """The table of delays is what a task with these options waits."""
-    for options, delays in rows('docs/celery-options.md', 'The delay before each attempt, in seconds:'):
+    for options, delays in rows('docs/retries.md', 'The delay before each attempt, in seconds:'):
         options = eval(f'dict({options.strip("| `").removeprefix("none")})')  # noqa: S307
         expected = ast.literal_eval(f'[{delays.strip("| ")}]')
 
