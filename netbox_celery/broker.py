@@ -4,7 +4,7 @@
 password, database, TLS, Sentinel. `broker_url` and `result_backend` override it, `celery={...}` passes through.
 """
 import ssl
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -89,14 +89,19 @@ def _redis_url(redis):
 
 
 def _completed(url, redis):
-    """Add to a URL what NetBox lets one say beside it. redis-py's `unix://` is `redis+socket://` to Celery."""
+    """Add to a URL what NetBox lets one say beside it. redis-py's `unix://` is `redis+socket://` to Celery.
+
+    Of the parameters that redis-py takes in a URL, Kombu takes those of TLS, and fails for any other.
+    """
     parts = urlsplit(url)
-    if parts.scheme == 'unix':
-        query = parts.query or f'virtual_host={redis.get("DATABASE", 0)}'
-        return f'redis+socket://{parts.netloc}{parts.path}?{query}'  # urlunsplit() would leave out an empty "//"
+    query = dict(parse_qsl(parts.query))
+    database = query.get('db') or parts.scheme != 'unix' and parts.path.strip('/') or redis.get('DATABASE', 0)
     netloc = parts.netloc if '@' in parts.netloc else _credentials(redis) + parts.netloc
-    path = parts.path if parts.path.strip('/') else f'/{redis.get("DATABASE", 0)}'
-    return urlunsplit((parts.scheme, netloc, path, parts.query, ''))
+    if parts.scheme == 'unix':
+        # urlunsplit() would leave out an empty "//"
+        return f'redis+socket://{netloc}{parts.path}?virtual_host={database}'
+    tls = urlencode({key: value for key, value in query.items() if key.startswith('ssl_')}, quote_via=quote)
+    return urlunsplit((parts.scheme, netloc, f'/{database}', tls, ''))
 
 
 def _credentials(redis):
@@ -113,7 +118,7 @@ def _tls(redis):
     tls = {'ssl_cert_reqs': ssl.CERT_NONE if redis.get('INSECURE_SKIP_TLS_VERIFY') else ssl.CERT_REQUIRED}
     if path := redis.get('CA_CERT_PATH'):
         tls['ssl_ca_certs'] = path
-    return tls
+    return tls | {key: value for key, value in (redis.get('KWARGS') or {}).items() if key.startswith('ssl_')}
 
 
 def _sentinel_options(redis):

@@ -43,14 +43,14 @@ def certificates(tmp_path_factory):
 class Server:
     """A `redis-server` with its own configuration."""
 
-    def __init__(self, folder, *lines, sentinel=False, tls=None):
+    def __init__(self, folder, *lines, sentinel=False, tls=None, clients='no'):
         folder.mkdir(parents=True)
         self.port = free_port()
         # Sentinel writes into its configuration
         configuration = folder / 'redis.conf'
         listen = [f'port {self.port}'] if tls is None else [
             'port 0', f'tls-port {self.port}', f'tls-cert-file {tls}/server.pem', f'tls-key-file {tls}/server.key',
-            f'tls-ca-cert-file {tls}/ca.pem', 'tls-auth-clients no',
+            f'tls-ca-cert-file {tls}/ca.pem', f'tls-auth-clients {clients}',
         ]
         own = [] if sentinel else ['save ""', 'appendonly no', f'unixsocket {folder}/redis.sock']
         configuration.write_text('\n'.join(['bind 127.0.0.1', f'dir {folder}', *listen, *own, *lines]) + '\n')
@@ -157,8 +157,9 @@ def test_url(acl_server):
     round_trip({
         'URL': f'redis://127.0.0.1:{acl_server.port}', 'USERNAME': USER, 'PASSWORD': PASSWORD, 'DATABASE': 6,
     })
+    round_trip({'URL': f'redis://{credentials}@127.0.0.1:{acl_server.port}?db=11&socket_timeout=5'})
 
-    for database in (5, 6):
+    for database in (5, 6, 11):
         assert keys(acl_server, database, username='admin', password='admin')
 
 
@@ -166,8 +167,10 @@ def test_unix_socket(password_server):
     """Redis on a Unix socket."""
     credentials = f':{quote(PASSWORD, safe="")}@'
     round_trip({'URL': f'unix://{credentials}{password_server.folder}/redis.sock', 'DATABASE': 7})
+    round_trip({'URL': f'unix://{credentials}{password_server.folder}/redis.sock?db=10', 'DATABASE': 7})
 
-    assert keys(password_server, 7, password=PASSWORD)
+    for database in (7, 10):
+        assert keys(password_server, database, password=PASSWORD)
 
 
 def test_tls(tls_server, certificates):
@@ -197,6 +200,16 @@ def test_tls_with_a_strangers_certificate(tls_server, certificates, ca):
     } | ({'CA_CERT_PATH': str(certificates / ca)} if ca else {})
 
     with pytest.raises((OperationalError, ssl.SSLError), match='(?i)certificate'):
+        round_trip(redis)
+
+
+def test_client_certificate(start, certificates):
+    """A server that wants to know who calls, by what NetBox passes on to redis-py."""
+    server = start(tls=certificates, clients='yes')
+    redis = {'HOST': '127.0.0.1', 'PORT': server.port, 'SSL': True, 'CA_CERT_PATH': str(certificates / 'ca.pem')}
+    mine = {'ssl_certfile': str(certificates / 'server.pem'), 'ssl_keyfile': str(certificates / 'server.key')}
+    round_trip(redis | {'KWARGS': mine})
+    with pytest.raises((OperationalError, ssl.SSLError)):
         round_trip(redis)
 
 

@@ -1,0 +1,143 @@
+"""NetBox's `REDIS["tasks"]` as Celery's settings; that servers of each kind let them in is tested with such servers."""
+import ssl
+
+import pytest
+from celery import Celery
+from kombu import Connection
+
+from netbox_celery.broker import celery_settings, speaks_redis
+from netbox_celery.config import Config
+from netbox_celery.engine.backend import tracking
+
+ODD = ('p@ss:w/o%72d?#& é"\'\\+=~;,', '%41', '/', '@', ':', '#', ';', ' ', 'None', '0', 'x' * 300, '\n\t', '日本')
+
+
+def settings(redis, **config):
+    return celery_settings(redis, Config.from_dict(config))
+
+
+def of_backend(redis, **config):
+    """Return how the result backend connects."""
+    app = Celery('t', set_as_current=False)
+    app.conf.update(settings(redis, **config))
+    return tracking(app.backend).connparams
+
+
+@pytest.mark.parametrize('secret', ODD)
+@pytest.mark.parametrize('place', [
+    {'HOST': 'h'}, {'URL': 'redis://h'}, {'URL': 'rediss://h:1/2?db=3'}, {'SENTINELS': [('a', 1), ('b', 2)]},
+], ids=['host', 'url', 'url-tls', 'sentinel'])
+@pytest.mark.parametrize('user', ['', 'net:box@here/%41;'])
+def test_credentials(place, user, secret):
+    """Whatever characters they have, Kombu and the result backend read the same ones back."""
+    given = place | {'USERNAME': user, 'PASSWORD': secret}
+    for url in settings(given)['broker_url'].split(';'):
+        connection = Connection(url)
+        assert (connection.userid or '', connection.password) == (user, secret)
+    made = of_backend(given)
+    for host in made.get('hosts', [made]):
+        assert (host.get('username') or '', host['password']) == (user, secret)
+
+
+@pytest.mark.parametrize('redis, url', [
+    ({}, 'redis://localhost:6379/0'),
+    ({'PASSWORD': None, 'USERNAME': None}, 'redis://localhost:6379/0'),
+    ({'HOST': 'h', 'PORT': 1, 'DATABASE': 15}, 'redis://h:1/15'),
+    ({'HOST': 'h', 'SSL': True}, 'rediss://h:6379/0'),
+    ({'HOST': '::1'}, 'redis://[::1]:6379/0'),
+    ({'HOST': '[::1]'}, 'redis://[::1]:6379/0'),
+    ({'USERNAME': 'u', 'HOST': 'h'}, 'redis://u:@h:6379/0'),
+    # A URL is taken as it is, and completed
+    ({'URL': 'redis://h:2/3', 'HOST': 'other', 'DATABASE': 9}, 'redis://h:2/3'),
+    ({'URL': 'redis://h:2', 'DATABASE': 9}, 'redis://h:2/9'),
+    ({'URL': 'redis://h:2/'}, 'redis://h:2/0'),
+    ({'URL': 'redis://a:b@h/1', 'USERNAME': 'c', 'PASSWORD': 'd'}, 'redis://a:b@h/1'),
+    ({'URL': 'redis://[::1]:2'}, 'redis://[::1]:2/0'),
+    ({'URL': 'redis://h/3?db=4', 'DATABASE': 5}, 'redis://h/4'),
+    ({'URL': 'redis://h?db=0&socket_timeout=5&protocol=3', 'DATABASE': 5}, 'redis://h/0'),
+    ({'URL': 'rediss://h/3?ssl_ca_certs=/ca%20file&socket_timeout=5'}, 'rediss://h/3?ssl_ca_certs=%2Fca%20file'),
+    ({'URL': 'unix:///run/redis.sock', 'DATABASE': 4}, 'redis+socket:///run/redis.sock?virtual_host=4'),
+    ({'URL': 'unix://:p@/run/redis.sock?db=5', 'DATABASE': 4}, 'redis+socket://:p@/run/redis.sock?virtual_host=5'),
+    ({'URL': 'unix:///run/redis.sock', 'PASSWORD': 'p'}, 'redis+socket://:p@/run/redis.sock?virtual_host=0'),
+    # Sentinel beats both, as it does for RQ
+    ({'SENTINELS': (('a', 1), ('b', 2)), 'URL': 'redis://h', 'HOST': 'h', 'DATABASE': 3},
+     'sentinel://a:1/3;sentinel://b:2/3'),
+    ({'SENTINELS': [], 'HOST': 'h'}, 'redis://h:6379/0'),
+], ids=str)
+def test_urls(redis, url):
+    """A URL that NetBox takes is one that Kombu and the result backend can read."""
+    made = settings(redis)
+    assert made['broker_url'] == made['result_backend'] == url
+    Connection(url)
+    assert of_backend(redis)
+
+
+@pytest.mark.parametrize('redis, tls', [
+    ({}, None),
+    ({'URL': 'redis://h'}, None),
+    ({'INSECURE_SKIP_TLS_VERIFY': True, 'CA_CERT_PATH': '/ca'}, None),
+    ({'SSL': True}, {'ssl_cert_reqs': ssl.CERT_REQUIRED}),
+    ({'URL': 'rediss://h'}, {'ssl_cert_reqs': ssl.CERT_REQUIRED}),
+    ({'SENTINELS': [('a', 1)], 'SSL': True}, {'ssl_cert_reqs': ssl.CERT_REQUIRED}),
+    ({'SSL': True, 'INSECURE_SKIP_TLS_VERIFY': True}, {'ssl_cert_reqs': ssl.CERT_NONE}),
+    ({'SSL': True, 'CA_CERT_PATH': '/ca'}, {'ssl_cert_reqs': ssl.CERT_REQUIRED, 'ssl_ca_certs': '/ca'}),
+    ({'SSL': True, 'CA_CERT_PATH': False}, {'ssl_cert_reqs': ssl.CERT_REQUIRED}),
+    ({'SSL': True, 'KWARGS': {'ssl_certfile': '/c', 'ssl_check_hostname': False, 'socket_timeout': 5}},
+     {'ssl_cert_reqs': ssl.CERT_REQUIRED, 'ssl_certfile': '/c', 'ssl_check_hostname': False}),
+    ({'KWARGS': {'ssl_certfile': '/c'}}, None),
+], ids=str)
+def test_tls(redis, tls):
+    """Certificates are verified unless somebody says that they are not; no TLS where nobody asked for it."""
+    made = settings(redis)
+    assert made.get('broker_use_ssl') == made.get('redis_backend_use_ssl') == tls
+
+
+@pytest.mark.parametrize('own, other', [
+    ('broker_url', 'redis_backend_use_ssl'), ('result_backend', 'broker_use_ssl'),
+])
+def test_tls_is_not_for_another_server(own, other):
+    """What `REDIS` says of certificates and of Sentinel is about the server in `REDIS`, and no other."""
+    redis = {'SENTINELS': [('a', 1)], 'SENTINEL_SERVICE': 's', 'SSL': True}
+    made = settings(redis, **{own: 'redis://elsewhere/1'})
+
+    assert made[own] == 'redis://elsewhere/1'
+    assert [name for name in ('broker_use_ssl', 'redis_backend_use_ssl') if name in made] == [other]
+    options = {'broker_url': 'broker_transport_options', 'result_backend': 'result_backend_transport_options'}
+    assert ['master_name' in made[options[name]] for name in (own, *options.keys() - {own})] == [False, True]
+
+
+@pytest.mark.parametrize('url, broker_options, is_redis', [
+    ('redis://h', {'global_keyprefix': 'mine:'}, True),
+    ('rediss://h', {'global_keyprefix': 'mine:'}, True),
+    ('redis+socket:///s', {'global_keyprefix': 'mine:'}, True),
+    ('sentinel://a:1;sentinel://b:2', {'global_keyprefix': 'mine:'}, True),
+    ('amqp://h', {'confirm_publish': True}, False),
+    ('amqps://h;amqps://i', {'confirm_publish': True}, False),
+    ('pyamqp://h', {'confirm_publish': True}, False),
+    ('memory://', {}, False),
+])
+def test_options_by_broker(url, broker_options, is_redis):
+    assert settings({}, broker_url=url, key_prefix='mine:')['broker_transport_options'] == broker_options
+    assert speaks_redis(url) is is_redis
+
+
+def test_passed_through():
+    """What `celery` says beats what is worked out, option by option."""
+    made = settings({'SENTINELS': [('a', 1)], 'SSL': True}, celery={
+        'timezone': 'Europe/Berlin', 'broker_use_ssl': False, 'worker_concurrency': 3,
+        'broker_transport_options': {'global_keyprefix': 'x', 'visibility_timeout': 5},
+    })
+    assert (made['timezone'], made['broker_use_ssl'], made['worker_concurrency']) == ('Europe/Berlin', False, 3)
+    options = made['broker_transport_options']
+    assert (options['global_keyprefix'], options['visibility_timeout']) == ('x', 5)
+    assert options['master_name'] == 'default'
+    assert made['result_backend_transport_options']['global_keyprefix'] == 'netbox_celery:'
+    assert made['accept_content'] == ['json']
+
+
+def test_nothing_is_changed():
+    """NetBox's settings and the plugin's stay as they are."""
+    redis, mine = {'SENTINELS': [('a', 1)], 'SSL': True}, {'broker_transport_options': {'visibility_timeout': 5}}
+    settings(redis, celery=mine)
+    assert redis == {'SENTINELS': [('a', 1)], 'SSL': True}
+    assert mine == {'broker_transport_options': {'visibility_timeout': 5}}
