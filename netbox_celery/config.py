@@ -1,5 +1,6 @@
 """The plugin's settings, `PLUGINS_CONFIG["netbox_celery"]`: defaults, validation, and the one place that reads them."""
 import difflib
+import math
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 
@@ -69,7 +70,7 @@ class Config:
         known, values = {f.name: f for f in fields(cls)}, {}
         for name, value in user_config.items():
             if name not in known:
-                raise wrong(name, f'is unknown{suggestion(name, known)}. Settings are: {", ".join(sorted(known))}')
+                raise wrong(name, f'is unknown{suggestion(name, known) or "."} Settings are: {", ".join(sorted(known))}')
             if name == 'command_tasks' and isinstance(value, dict | list | tuple):
                 value = _options_by_name(name, value)
             _check_type(name, value, known[name].type)
@@ -84,7 +85,7 @@ class Config:
             'flush_interval', 'log_message_length', 'log_lines', 'payload_length', 'heartbeat_interval',
             'worker_lost_after', 'sweep_interval',
         ):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise wrong(name, f'must be greater than 0, not {getattr(self, name)!r}')
         if self.retention is not None and self.retention < 0:
             raise wrong('retention', f'must be a number of days, or 0 for ever, not {self.retention!r}')
@@ -104,7 +105,7 @@ class Config:
 
 def _check_type(name, value, expected):
     accepted: tuple[type, ...] = {
-        float: (int, float), int: (int,), int | None: (int,), str: (str,), dict: (dict,),
+        float: (int, float), int: (int,), int | None: (type(None), int), str: (str,), dict: (dict,),
     }[expected]
     if not isinstance(value, accepted) or isinstance(value, bool):
         raise wrong(name, f'must be of type {accepted[-1].__name__}, not {type(value).__name__} ({value!r})')
@@ -128,10 +129,12 @@ def _check_celery(settings):
             raise wrong(f'celery["{name}"]', f'belongs one level up: PLUGINS_CONFIG["{PLUGIN}"]["{name}"]')
         if name not in known:
             hint = (
-                f' (Celery settings are lower-case here: {name.lower()!r})' if name.lower() in known
+                f' (Celery settings are lower-case here: {name.lower()!r})' if str(name).lower() in known
                 else suggestion(name, known)
             )
             raise wrong(f'celery["{name}"]', f'is not a setting of Celery{hint}')
+        if name.endswith('transport_options') and not isinstance(value, dict):
+            raise wrong(f'celery["{name}"]', f'must be a dict, not {value!r}')
         if name in JSON_ONLY and value not in JSON_ONLY[name]:
             raise wrong(f'celery["{name}"]', f'must be {JSON_ONLY[name][0]!r}: only JSON is accepted from the broker')
 

@@ -1,0 +1,103 @@
+"""The plugin's settings: what is unknown or wrong stops the start, and says which setting and what to do."""
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+
+from netbox_celery.celery import app
+from netbox_celery.config import Config, get_config
+
+POSITIVE = (
+    'flush_interval', 'log_message_length', 'log_lines', 'payload_length', 'heartbeat_interval', 'worker_lost_after',
+    'sweep_interval',
+)
+
+
+@pytest.mark.parametrize('name', [field.name for field in fields(Config)])
+def test_defaults(name):
+    """Who writes a default down gets the same."""
+    default = getattr(Config(), name)
+    assert Config.from_dict({name: default}) == Config.from_dict({}) == Config()
+
+
+@pytest.mark.parametrize('given', [
+    {'retention': 0}, {'retention': 1}, {'track': 'all'}, {'flush_interval': 1}, {'flush_interval': 0.001},
+    {'heartbeat_interval': 10, 'worker_lost_after': 30}, {'broker_url': 'amqp://h'}, {'log_level': 0},
+    {'celery': {'task_serializer': 'json', 'accept_content': ('json',), 'result_accept_content': None}},
+    {'celery': {'broker_use_ssl': True, 'beat_schedule': {}, 'worker_prefetch_multiplier': 1}},
+], ids=str)
+def test_accepted(given):
+    config = Config.from_dict(given)
+    assert {name: getattr(config, name) for name in given} == given
+
+
+@pytest.mark.parametrize('given, message', [
+    ({'log_line': 5}, "log_line is unknown. Did you mean 'log_lines'? Settings are: broker_url, celery, command_tasks"),
+    ({'qqq': 5}, 'qqq is unknown. Settings are: '),
+    ({5: 5}, '5 is unknown. Settings are: '),
+    ({'LOG_LINES': 5}, 'LOG_LINES is unknown'),
+    ({'from_dict': 5}, 'from_dict is unknown'),
+    ({'broker_url': ['redis://h']}, "broker_url must be of type str, not list (['redis://h'])"),
+    ({'broker_url': None}, 'broker_url must be of type str, not NoneType'),
+    ({'broker_url': 'redis.example.com'}, "broker_url must be a URL such as 'redis://host:6379/0'"),
+    ({'result_backend': 'redis'}, 'result_backend must be a URL'),
+    ({'log_lines': 5.0}, 'log_lines must be of type int, not float'),
+    ({'log_lines': True}, 'log_lines must be of type int, not bool'),
+    ({'flush_interval': '0.2'}, 'flush_interval must be of type float, not str'),
+    ({'flush_interval': True}, 'flush_interval must be of type float, not bool'),
+    ({'log_level': 'INFO'}, "log_level must be of type int, not str ('INFO')"),
+    ({'celery': []}, 'celery must be of type dict, not list'),
+    *(({name: value}, f'{name} must be greater than 0, not {value}') for name in POSITIVE for value in (0, -1)),
+    ({'heartbeat_interval': float('nan')}, 'heartbeat_interval must be greater than 0, not nan'),
+    ({'sweep_interval': float('inf')}, 'sweep_interval must be greater than 0, not inf'),
+    ({'worker_lost_after': 14.9}, 'worker_lost_after must be at least three times heartbeat_interval (5)'),
+    ({'heartbeat_interval': 11}, 'worker_lost_after must be at least three times heartbeat_interval (11)'),
+    ({'retention': -1}, 'retention must be a number of days, or 0 for ever, not -1'),
+    ({'retention': '30'}, "retention must be of type int, not str ('30')"),
+    ({'track': 'none'}, "track must be 'base' or 'all', not 'none'"),
+    # Celery's own
+    ({'celery': {'broker_url': 'x:'}}, 'celery["broker_url"] belongs one level up: PLUGINS_CONFIG["netbox_celery"]'),
+    ({'celery': {'result_backend': 'x:'}}, 'belongs one level up'),
+    ({'celery': {'task_serialiser': 'json'}}, "not a setting of Celery. Did you mean 'task_serializer'?"),
+    ({'celery': {'TASK_ROUTES': {}}}, "Celery settings are lower-case here: 'task_routes'"),
+    ({'celery': {5: 5}}, 'celery["5"] is not a setting of Celery'),
+    ({'celery': {'broker_transport_options': None}}, 'celery["broker_transport_options"] must be a dict, not None'),
+    ({'celery': {'result_backend_transport_options': [1]}}, 'must be a dict, not [1]'),
+    *(({'celery': {name: value}}, f'celery["{name}"] must be {right!r}: only JSON') for name, value, right in (
+        ('accept_content', ['json', 'pickle'], ['json']), ('accept_content', [], ['json']),
+        ('accept_content', 'json', ['json']), ('result_accept_content', ['pickle'], ['json']),
+        ('task_serializer', 'pickle', 'json'), ('result_serializer', 'yaml', 'json'),
+        ('event_serializer', 'msgpack', 'json'), ('task_serializer', None, 'json'),
+    )),
+], ids=str)
+def test_refused(given, message):
+    with pytest.raises(ImproperlyConfigured) as caught:
+        Config.from_dict(given)
+    assert str(caught.value).startswith('PLUGINS_CONFIG["netbox_celery"]: ')
+    assert message in str(caught.value)
+
+
+def test_settings_are_not_changed():
+    given = {'command_tasks': ['check'], 'celery': {'worker_concurrency': 2}}
+    config = Config.from_dict(given)
+    assert given == {'command_tasks': ['check'], 'celery': {'worker_concurrency': 2}}
+    with pytest.raises(FrozenInstanceError):
+        config.track = 'all'
+
+
+def test_read_once():
+    """One place reads them, and the Celery app runs by them."""
+    assert get_config() is get_config()
+    assert app.conf.broker_transport_options['global_keyprefix'] == get_config().key_prefix
+    with override_settings(PLUGINS_CONFIG={'netbox_celery': {'track': 'all'}}):
+        assert get_config().track == 'base'
+
+
+def test_no_settings_at_all():
+    get_config.cache_clear()
+    try:
+        with override_settings(PLUGINS_CONFIG={}):
+            assert get_config() == Config()
+    finally:
+        get_config.cache_clear()
