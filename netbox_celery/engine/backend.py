@@ -28,6 +28,7 @@ from .payload import cut_json, cut_text, dumps, limited_jsonb, to_jsonb
 from .recorder import recorder
 from .rowresults import RowResultsMixin
 from .run import get_run
+from .upstream import note_errbacks
 
 __all__ = (
     'tracking',
@@ -104,6 +105,8 @@ class TrackingMixin:
         self, task_id, exc, traceback=None, request=None, store_result=True, call_errbacks=True, state=states.FAILURE
     ):
         run = get_run(request)
+        if call_errbacks:
+            note_errbacks(self, request)
         if run is not None:
             status, reason, error = describe_failure(_raised(exc))
             its_status = self._finish(

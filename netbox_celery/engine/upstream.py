@@ -23,7 +23,7 @@ from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
 from . import lifecycle
 from .canvas import as_request, leaves
-from .database import get_connection
+from .database import UNUSABLE, get_connection
 from .options import Own, lift, split
 from .payload import PayloadDecoder, clean_text, is_uuid
 from .recorder import recorder
@@ -35,6 +35,7 @@ __all__ = (
     'culprit_of',
     'end_dependents',
     'load_requests',
+    'note_errbacks',
     'tell_backend',
     'with_upstream',
 )
@@ -149,8 +150,12 @@ class UpstreamMixin:
             return super().chord_error_from_stack(callback, exc)
 
     def _call_task_errbacks(self, request, exc, traceback):
-        _note_errbacks(self, request)
-        return super()._call_task_errbacks(request, exc, traceback)
+        # Of a hard time limit a worker's parent hears twice
+        if getattr(request, 'netbox_called_back', False):
+            return
+        request.netbox_called_back = True
+        note_errbacks(self, request)  # those of a chord's body: there was nothing to note them in before
+        super()._call_task_errbacks(request, exc, traceback)
 
 
 # GUARANTEE: a step that was sent keeps what becomes of it. A row that is there already is closed only if it waits for
@@ -221,21 +226,33 @@ def culprit_of(error):
 
 # Callbacks for errors
 
-def _note_errbacks(backend, request):
-    """Write into a failed run's log which of its `link_error` are called here; the others are runs of their own."""
-    names = [errback.name for errback in map(backend.app.signature, request.errbacks or ())
-             if _is_inline(backend, errback)]
+def note_errbacks(backend, request):
+    """Write into a failed run's log which of its `link_error` are called here; the others are runs of their own.
+
+    That is done before its end is written, as long as somebody follows the log; and not for a run that was cancelled,
+    of whose failure nobody is told.
+
+    Args:
+        backend: The result backend.
+        request: The request of the run, or what a worker's parent knows of it.
+    """
+    errbacks = getattr(request, 'errbacks', None)
+    if not errbacks or getattr(request, 'netbox_noted', False):
+        return
+    names = [errback.name for errback in map(backend.app.signature, errbacks) if _is_inline(backend, errback)]
     if not names:
         return
     run = get_run(request)
     try:
         if run is None and is_uuid(request.id) and (rows := get_connection().execute(ID_OF, (request.id,))):
             run = Run(request.id, id=rows[0][0], attempt=rows[0][1] or 1)
-        if run is not None:
-            for name in names:
-                recorder.log(run, f'Error callback: {name}')
-            recorder.flush(run)
-    except DatabaseError:
+        if run is None or lifecycle.is_cancelled(get_connection(), run.id):
+            return
+        for name in names:
+            recorder.log(run, f'Error callback: {name}')
+        recorder.flush(run)
+        request.netbox_noted = True
+    except UNUSABLE:
         logger.exception('The error callbacks of %s could not be noted', request.id)
 
 

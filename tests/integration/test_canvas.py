@@ -2,14 +2,15 @@
 import pytest
 from celery import chain, chord, group, signature
 from celery.exceptions import TimeoutError as CeleryTimeout
+from django.utils import timezone
 from netbox_test_plugin import canvas as tasks
-from netbox_test_plugin.side import notes
+from netbox_test_plugin.side import notes, open_gate
 
 from dcim.models import Site
 from netbox_celery.engine.upstream import culprit_of
-from netbox_celery.models import CeleryResult
+from netbox_celery.models import CeleryLogEntry, CeleryResult
 
-from .support import Worker, ended, lines, row, until
+from .support import Worker, ended, lines, row, until, waiting
 
 ENDS = ('completed', 'failed', 'errored', 'revoked', 'ignored')
 
@@ -169,6 +170,31 @@ def test_error_callbacks(on):
     )
     assert 'Error callback: netbox_test_plugin:inline_errback' in lines(failed)
     assert {what for __, what in notes(failed.task_id)} == {'ran', 'inline broken', 'published'}
+
+
+@pytest.mark.parametrize(('how', 'options'), [
+    ('error', {}), ('kill', {}), ('slow', {'time_limit': 1}), ('slow', {'soft_time_limit': 1})
+], ids=str)
+def test_log_of_an_error_callback(on, prefork, how, options):
+    """It is called once; the failed run's log names it before the end, and what it says is in the worker's log."""
+    run = on(tasks.break_.s(how=how)).apply_async(link_error=tasks.inline_errback.s(), **options)
+    failed = ended(run)
+    noted, = CeleryLogEntry.objects.filter(result=failed)
+    assert noted.message == 'Error callback: netbox_test_plugin:inline_errback'
+    assert failed.started < noted.created < failed.completed
+    until(lambda: f'called back for {run.id}' in prefork.output)
+    prefork.run(tasks.add)
+    assert len([what for __, what in notes(run.id) if what.startswith('inline')]) == 1
+    assert CeleryLogEntry.objects.get(result=failed) == noted
+
+
+def test_error_callback_of_a_cancelled_run(on, prefork, gate):
+    """A callback that is not called, as the run was cancelled before it failed, is not named."""
+    run = on(tasks.break_at_gate.s(gate=gate)).apply_async(link_error=tasks.inline_errback.s())
+    waiting(run, 'running')
+    CeleryResult.objects.filter(task_id=run.id).update(cancelled=timezone.now())
+    open_gate(gate)
+    assert (ended(run).status, lines(run)) == ('revoked', [])
 
 
 @pytest.fixture(scope='module')

@@ -40,6 +40,13 @@ def break_(self, task_id, *args, how='error'):
     raise ENDS.get(how, ValueError)('broken')
 
 
+@netbox_celery_task(name='netbox_test_plugin:break_at_gate')
+def break_at_gate(self, task_id, gate):
+    """Wait at a gate, and fail."""
+    wait_at(gate)
+    raise ValueError('broken')
+
+
 @netbox_celery_task(name='netbox_test_plugin:pass_gate')
 def pass_gate(self, task_id, *args, gate):
     """Wait at a gate, and look now and then whether it was cancelled."""
@@ -52,6 +59,7 @@ def pass_gate(self, task_id, *args, gate):
 def inline_errback(task_id, request, exc, traceback):
     """Called in the process of the failure: a callback for errors that takes three arguments."""
     note(request.id, f'inline {exc}')
+    inline_errback.log(f'called back for {request.id}')
 
 
 @netbox_celery_task(name='netbox_test_plugin:errback')
