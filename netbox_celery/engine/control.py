@@ -17,12 +17,20 @@ __all__ = (
     'cancel_many',
     'cancellation',
     'rerun',
+    'terminate_cancelled',
 )
 
 logger = logging.getLogger(__name__)
 
 #: Pools whose processes can be ended one by one.
 TERMINABLE_POOLS = ('prefork', 'processes')
+
+# Those that do not end by themselves within the time that it takes to tell a worker of it.
+CANCELLED = f"""
+    SELECT task_id FROM {lifecycle.TABLE} AS run JOIN {lifecycle.WORKERS} AS worker ON worker.key = run.holder
+    WHERE run.status = 'running' AND run.holder = %s AND run.cancelled < now() - interval '3 seconds'
+        AND worker.pool = ANY(%s)
+"""
 
 #: Options of a run that a repetition keeps; times, links and places in a workflow belong to that one run.
 REPEATED = (
@@ -104,6 +112,21 @@ def _tell_workers(cancelled):
             advance(app, partial(execute, connection), key)
     except Exception as exc:  # noqa: BLE001 - brokers and backends fail each in their own way
         logger.warning('Workers could not be told of the cancel of %s runs: %s', len(cancelled), exc)
+
+
+def terminate_cancelled(connection, app, worker):
+    """Tell a worker once more to end the processes of its runs that are cancelled and still go on.
+
+    Celery's broadcast of the cancel reaches nobody who is away from the broker at that moment.
+
+    Args:
+        connection: An `EngineConnection`.
+        app: The Celery app.
+        worker: The `Identity` of the worker.
+    """
+    task_ids = [str(task_id) for (task_id,) in connection.execute(CANCELLED, (worker.key, list(TERMINABLE_POOLS)))]
+    if task_ids:
+        app.control.revoke(task_ids, terminate=True, destination=[worker.name])
 
 
 def rerun(result, user=None):

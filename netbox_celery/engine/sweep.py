@@ -18,6 +18,7 @@ from ..choices import ResultStatusChoices as Status
 from ..config import get_config
 from . import catalogue, lifecycle
 from .admission import advance_all
+from .control import terminate_cancelled
 from .missing import GRACE, find_fetched, find_missing
 from .payload import PayloadDecoder, is_uuid
 from .presence import identity
@@ -82,6 +83,7 @@ def duties(app):
     return (
         (interval, lambda connection: sweep(connection, app, settled)),
         (interval, lambda connection: close_abandoned(connection, app, suspects)),
+        (interval, lambda connection: terminate_cancelled(connection, app, identity)),
         (GRACE, lambda connection: find_missing(connection, app)),
         (catalogue.SYNC_INTERVAL, lambda connection: _sync_catalogue()),
     )

@@ -3,10 +3,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from celery.exceptions import TaskRevokedError
+from django.db import connection
 from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
 
 from netbox_celery.celery import app
+from netbox_celery.engine import lifecycle
+from netbox_celery.engine.control import cancellation
 from netbox_celery.models import CeleryResult
 
 from .support import ended, lines, row, until, waiting
@@ -54,6 +57,26 @@ def test_cancel_of_a_process(prefork, gate, user):
     assert lines(run) == ['line 0', 'line 1', 'line 2']
     assert until(lambda: run.state == 'REVOKED')
     assert prefork.run(tasks.echo).status == 'completed'
+
+
+def test_cancel_that_the_worker_does_not_hear_of(prefork, gate):
+    """A process is terminated though Celery's broadcast is lost: the mark in the row is enough."""
+    run = started(prefork.send(tasks.hold, gate))
+    assert lifecycle.cancel(connection, [row(run).pk], 'Cancelled by nobody')
+
+    assert ended(run).status == 'revoked'
+    assert [what for __, what in notes(run.id)] == ['started']
+
+
+def test_cancel_of_a_solo_worker(make_worker):
+    """A worker without a pool is told by the row as well: it does not hear a broadcast while it runs a task."""
+    solo = make_worker('solo-cancel', pool='solo', concurrency=1).start().ready()
+    run = started(solo.send(tasks.cooperate))
+    assert cancellation(row(run)) == 'cooperative'
+    assert row(run).cancel()
+
+    assert (ended(run).status, row(run).reason) == ('revoked', 'cancelled')
+    assert solo.run(tasks.echo).status == 'completed'
 
 
 def test_cancel_of_a_thread(threads):
