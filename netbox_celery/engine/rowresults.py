@@ -80,15 +80,32 @@ class RowResultsMixin:
         """Whether results are what Celery makes of them if nobody says anything else."""
         return not self.app.conf.result_extended and not getattr(self, 'compression', None)
 
-    def publish_result(self, task_id, result, request, state=states.SUCCESS):
-        """Tell those who wait that a task has ended; its row holds the result.
+    def publish_result(self, task_id, result, request):
+        """Tell those who wait that a task was successful; its row holds the result.
 
         Args:
             task_id: ID of the run.
             result: Its result as JSON text, which is not encoded a second time.
             request: The request of the run.
-            state: Celery's state.
         """
+        message = f'{json.dumps(self._meta(task_id, states.SUCCESS, request))[:-1]}, "result": {result}}}'
+        self.ensure(self.client.publish, (self.get_key_for_task(task_id), message))
+
+    def tell_ignored(self, task_id, request):
+        """Tell those who wait that a task was ignored, for which Celery has no end.
+
+        A Redis that is away is not waited for, as Celery would for 20 seconds: the row tells whoever asks later.
+        """
+        value = self.encode(self._meta(task_id, states.IGNORED, request) | {'result': None})
+        try:
+            # It may hold that the task has started
+            tell = self._set if getattr(request, 'netbox_stored', False) else self.client.publish
+            self.ensure(tell, (self.get_key_for_task(task_id), value), max_retries=1)
+        except self.connection_errors as exc:
+            logger.warning('Nobody could be told that task %s was ignored: %s', task_id, exc)
+
+    @staticmethod
+    def _meta(task_id, state, request):
         meta = {
             'status': state, 'traceback': None, 'children': [], 'date_done': datetime.now(UTC).isoformat(),
             'task_id': task_id,
@@ -97,19 +114,7 @@ class RowResultsMixin:
             meta['group_id'] = request.group
         if request.parent_id:
             meta['parent_id'] = request.parent_id
-        message = f'{json.dumps(meta)[:-1]}, "result": {result}}}'
-        self.ensure(self.client.publish, (self.get_key_for_task(task_id), message))
-
-    def tell_ignored(self, task_id, request):
-        """Tell those who wait that a task was ignored, for which Celery has no end."""
-        try:
-            if getattr(request, 'netbox_stored', False):
-                self.store_result(task_id, None, states.IGNORED, request=request)  # it holds that it has started
-            else:
-                self.publish_result(task_id, 'null', request, states.IGNORED)
-        except self.connection_errors as exc:
-            # Its row has ended, and tells whoever asks later
-            logger.warning('Nobody could be told that task %s was ignored: %s', task_id, exc)
+        return meta
 
     def get_many(self, *args, **kwargs):
         return super().get_many(*args, **{'READY_STATES': self.READY_STATES} | kwargs)
