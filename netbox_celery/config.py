@@ -70,7 +70,8 @@ class Config:
         known, values = {f.name: f for f in fields(cls)}, {}
         for name, value in user_config.items():
             if name not in known:
-                raise wrong(name, f'is unknown{suggestion(name, known) or "."} Settings are: {", ".join(sorted(known))}')
+                hint = suggestion(name, known) or '.'
+                raise wrong(name, f'is unknown{hint} Settings are: {", ".join(sorted(known))}')
             if name == 'command_tasks' and isinstance(value, dict | list | tuple):
                 value = _options_by_name(name, value)
             _check_type(name, value, known[name].type)

@@ -43,7 +43,7 @@ def finish_run(run, status, **values):
         logger.error('The end of task %s (%s) cannot be written yet: %s', run.task_id, status, exc)
         recorder.end_later(run.task_id, partial(finish, patience=0))
         row = run.id, status, values.get('reason', ''), None
-    run.ended = True
+    run.ended = run.ended or row is not None
     return row
 
 

@@ -1,0 +1,155 @@
+"""The end of a run: its log comes first, an end that cannot be written is written later, and it is written once."""
+import pytest
+from django.db import OperationalError
+
+from netbox_celery.engine import outcome
+from netbox_celery.engine.database import EngineConnection
+from netbox_celery.engine.recorder import recorder
+from netbox_celery.engine.run import Run
+from netbox_celery.engine.tracked import TrackedResult
+from netbox_celery.models import CeleryLogEntry, CeleryResult
+from tests.factories import make_result
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def run():
+    row = make_result('running', claims=1, attempt=1, attempts=[{'number': 1}])
+    yield Run(str(row.task_id), id=row.pk, claims=1)
+    recorder.flush()
+
+
+def row():
+    return CeleryResult.objects.get()
+
+
+def test_log_comes_first(run, monkeypatch):
+    """Who sees the end sees the whole log."""
+    for number in range(500):
+        recorder.log(run, str(number))
+    finish = outcome.lifecycle.finish
+
+    def look_first(*args, **kwargs):
+        assert CeleryLogEntry.objects.count() == 500
+        return finish(*args, **kwargs)
+    monkeypatch.setattr(outcome.lifecycle, 'finish', look_first)
+    assert outcome.finish_run(run, 'completed')[1] == row().status == 'completed'
+
+
+def test_lost_claim(run):
+    """Nothing was ended, which the run keeps in mind."""
+    CeleryResult.objects.update(claims=2)
+    assert outcome.finish_run(run, 'completed') is None
+    assert not run.ended
+    assert row().status == 'running'
+
+
+class Away:
+    """A database that is away, for the engine's connection of this thread."""
+
+    def __init__(self, monkeypatch):
+        self.is_away = True
+        execute = EngineConnection.execute
+
+        def failing(connection, sql, params=None, patience=0):
+            if self.is_away and 'UPDATE' in sql:
+                raise OperationalError('away')
+            return execute(connection, sql, params, patience)
+        monkeypatch.setattr(EngineConnection, 'execute', failing)
+
+
+@pytest.mark.parametrize('end, status', [
+    (lambda run: outcome.finish_run(run, 'errored', error='no'), 'errored'),
+    (lambda run: outcome.retry_run(run, 'no', ''), 'retrying'),
+], ids=['end', 'retry'])
+def test_database_away(run, monkeypatch, end, status):
+    """The caller goes on as if it was written, and it is, when the database takes it."""
+    away = Away(monkeypatch)
+    assert end(run)[1] == status
+    assert row().status == 'running'
+    away.is_away = False
+    assert recorder.flush(timeout=10)
+    assert (row().status, row().error) == (status, 'no')
+
+
+def test_cancelled_while_the_end_waited(run, monkeypatch):
+    """An end that comes late finds the row as it is by then."""
+    away = Away(monkeypatch)
+    outcome.finish_run(run, 'completed', result='5')
+    row().cancel()
+    away.is_away = False
+    assert recorder.flush(timeout=10)
+    assert row().status == 'revoked'
+
+
+# Ends that a task sets itself
+
+@pytest.mark.parametrize('first, status', [
+    (lambda it: it.success({'a': 1}), 'completed'), (lambda it: it.success(), 'completed'),
+    (lambda it: it.error('no', 'there'), 'failed'), (lambda it: it.error(ValueError('no')), 'failed'),
+    (lambda it: it.canceled('so be it'), 'revoked'),
+])
+@pytest.mark.parametrize('second', [
+    lambda it: it.success('second'), lambda it: it.error('second'), lambda it: it.canceled('second'),
+], ids=['success', 'error', 'canceled'])
+def test_first_end_holds(run, first, status, second):
+    tracked = TrackedResult(run)
+    first(tracked)
+    before = row().__dict__
+    second(tracked)
+
+    assert run.ended
+    assert tracked.status == status
+    assert {k: v for k, v in row().__dict__.items() if k != '_state'} == {
+        k: v for k, v in before.items() if k != '_state'
+    }
+
+
+def test_progress_of_a_loop(run):
+    """`update_value` writes by steps and by time, the first value always."""
+    tracked = TrackedResult(run)
+    written = []
+    for value in range(100):
+        tracked.update_value(value, value_step=30)
+        recorder.flush(run)
+        if not written or row().value != written[-1]:
+            written.append(row().value)
+    assert written == [0, 30, 60, 90]
+
+    tracked = TrackedResult(run)
+    for value in (7, 8, 9):
+        tracked.update_value(value, rate_limit=1000)
+    recorder.flush(run)
+    assert row().value == 7
+    tracked.update_value(3)
+    recorder.flush(run)
+    assert row().value == 3
+
+
+def test_reads(run):
+    """What the task reads of its row has what it has written, whether it read before or not."""
+    tracked = TrackedResult(run)
+    tracked.update(value=1, value_max=5, step='s', data={'a': [1]})
+    assert (tracked.value, tracked.value_max, tracked.step, tracked.data) == (1, 5, 's', {'a': [1]})
+    tracked.increment_value(2)
+    tracked.update(step='later')
+    assert (tracked.value, tracked.step, tracked.data) == (3, 'later', {'a': [1]})
+    recorder.flush(run)
+    CeleryResult.objects.update(value=50)
+    assert tracked.value == 3
+    tracked.refresh_from_db()
+    assert (tracked.value, tracked.step) == (50, 'later')
+    with pytest.raises(AttributeError):
+        tracked.no_such_thing
+
+
+@pytest.mark.parametrize('data', [object(), {1, 2}, lambda: None])
+def test_data_that_json_cannot_hold(run, data):
+    """The task hears of it at once, and nothing is written."""
+    with pytest.raises(TypeError):
+        TrackedResult(run).update(value=1, data=data)
+    with pytest.raises(TypeError):
+        TrackedResult(run).success(object())
+    recorder.flush(run)
+    assert (row().value, row().status) == (None, 'running')
