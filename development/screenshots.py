@@ -5,11 +5,14 @@ They show the real pages: what has changed there is shown when this is run again
 """
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 
 from playwright.sync_api import expect, sync_playwright
 
+from .stack.instance import environment
 from .stack.paths import ROOT, STATE
 
 IMAGES = ROOT / 'docs' / 'images'
@@ -20,22 +23,40 @@ ARGUMENTS = [
     '--disable-component-update', '--disable-sync',
 ]
 
+# A greeting for everybody, then a backup, which fails, so that the last step is not reached
+WORKFLOW = '''
+import django; django.setup()
+from celery import chain, chord
+from netbox_celery.models import CeleryResult
+from netbox_example_plugin.tasks import audit_devices, backup_configs, flaky, hello_world, slow
+chain(
+    audit_devices.si(delay=0.1).set(netbox_name='Audit'),
+    chord(
+        [hello_world.si(site) for site in ('Amsterdam', 'Frankfurt', 'Lisbon')] + [flaky.si(2), slow.si(3)],
+        backup_configs.si(delay=0.1).set(netbox_name='Backup'),
+    ),
+    hello_world.si('operators').set(netbox_name='Tell the operators'),
+).apply_async()
+print(CeleryResult.objects.latest('pk').root_id)
+'''
+
 
 class Photographer:
     """
     Args:
         page: Of the browser, with somebody signed in
-        url: The demo's address
+        card: How to get into the demo
     """
 
-    def __init__(self, page, url):
+    def __init__(self, page, card):
         self.page = page
-        self.url = url
+        self.card = card
+        self.url = card['url']
 
-    def sign_in(self, username, password):
+    def sign_in(self):
         self.go('login/')
-        self.page.get_by_label('Username').fill(username)
-        self.page.get_by_label('Password').fill(password)
+        self.page.get_by_label('Username').fill(self.card['username'])
+        self.page.get_by_label('Password').fill(self.card['password'])
         self.page.get_by_role('button', name='Sign In').click()
         self.page.wait_for_url(self.url)
 
@@ -72,6 +93,44 @@ class Photographer:
         self.page.get_by_role('button', name='Run', exact=True).click()
         self.page.wait_for_url('**/results/*/')
 
+    def start_workflow(self):
+        """
+        Start a workflow by code, and open the page of its first run.
+        """
+        root = subprocess.run(
+            [self.card['python'], '-c', WORKFLOW], env={**os.environ, **environment(self.card['netbox_root'])},
+            capture_output=True, text=True, check=True,
+        ).stdout.split()[-1]
+        self.go(f'plugins/celery/results/?task_id={root}')
+        self.page.locator('table.object-list tbody a').filter(has_text='Audit').first.click()
+
+    def choose(self, field, text):
+        """
+        Choose from one of NetBox's lists.
+        """
+        box = self.page.locator(f'#id_{field} + .ts-wrapper')
+        box.locator('.ts-control').click()
+        box.get_by_role('option', name=text).first.click()
+
+    def open_schedule(self, name):
+        self.go('plugins/celery/schedules/')
+        self.page.get_by_role('link', name=name, exact=True).click()
+        self.page.wait_for_url('**/schedules/*/')
+
+    def run_schedule(self, name):
+        self.open_schedule(name)
+        self.page.get_by_role('button', name='Run Now').click()
+        self.page.locator('#htmx-modal').get_by_role('button', name='Run Now').click()
+        self.page.wait_for_url('**/results/*/')
+
+    def fill_in_schedule(self):
+        self.go('plugins/celery/schedules/add/')
+        self.page.get_by_label('Name', exact=True).fill('Backup on working days')
+        self.choose('task', 'netbox_example_plugin:backup_configs')
+        self.choose('timezone', 'Europe/Lisbon')
+        self.page.locator('#id_crontab').fill('30 2 * * mon-fri')
+        expect(self.page.locator('#schedule-preview tbody tr')).to_have_count(10)
+
     def until(self, text):
         expect(self.page.locator('#celery-status')).to_contain_text(text, timeout=60_000)
 
@@ -94,6 +153,27 @@ class Photographer:
         self.go('plugins/celery/workers/')
         self.take('workers', 420)
 
+        self.start_workflow()
+        self.until('Completed')
+        self.page.reload()
+        self.page.get_by_role('link', name='Workflow', exact=False).first.click()
+        expect(self.page.locator('#celery-workflow')).to_contain_text('Upstream failed', timeout=60_000)
+        self.page.reload()
+        self.take('workflow', 760)
+
+        for __ in range(4):
+            self.run_schedule('Audit Amsterdam')
+            self.until('Completed')
+        self.go('plugins/celery/schedules/')
+        self.take('schedules', 640)
+        self.open_schedule('Audit Amsterdam')
+        self.take('schedule', 1100)
+        self.page.get_by_role('link', name='Runs').first.click()
+        self.page.wait_for_url('**/runs/')
+        self.take('schedule-runs', 760)
+        self.fill_in_schedule()
+        self.take('schedule-form', 1320)
+
 
 def main():
     try:
@@ -106,8 +186,9 @@ def main():
     IMAGES.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        photographer = Photographer(browser.new_page(color_scheme='light'), card['url'])
-        photographer.sign_in(card['username'], card['password'])
+        # Whoever reads it does not sit where NetBox does
+        photographer = Photographer(browser.new_page(color_scheme='light', timezone_id='Europe/Berlin'), card)
+        photographer.sign_in()
         photographer.all()
         browser.close()
     return 0

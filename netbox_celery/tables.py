@@ -1,6 +1,9 @@
 """Lists of runs, tasks, schedules and workers."""
+import re
+
 import django_tables2 as tables
-from django.utils.html import format_html
+from django.utils.html import escape, format_html
+from django.utils.safestring import mark_safe
 from django.utils.translation import gettext_lazy as _
 
 from netbox.tables import NetBoxTable, columns
@@ -14,9 +17,6 @@ __all__ = (
     'CeleryTaskTable',
     'CeleryWorkerTable',
 )
-
-#: A cell whose text, such as the name of a task, breaks anywhere rather than push other columns out of sight.
-BREAKABLE = {'style': 'min-width: 10rem; overflow-wrap: anywhere'}
 
 RESULT_BUTTONS = """
 {% load i18n %}
@@ -57,6 +57,20 @@ RUN_COUNT = """
     {% if value > 1000 %}1000+{% else %}{{ value }}{% endif %}</a>
 {% else %}0{% endif %}
 """
+
+
+class NameColumn(tables.Column):
+    """A name, or that of a task, which breaks where its parts end rather than push other columns out of sight."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault('attrs', {'td': {'style': 'min-width: 10rem; overflow-wrap: anywhere'}})
+        super().__init__(*args, **kwargs)
+
+    def render(self, value):
+        return mark_safe(re.sub('([:._])', r'\1<wbr>', escape(value)))
+
+    def value(self, value):
+        return str(value)
 
 
 class ResultStatusColumn(columns.ChoiceFieldColumn):
@@ -211,15 +225,13 @@ class CeleryTaskTable(NetBoxTable):
 
 
 class CeleryScheduleTable(NetBoxTable):
-    name = tables.Column(
+    name = NameColumn(
         verbose_name=_('Name'),
-        linkify=True,
-        attrs={'td': BREAKABLE}
+        linkify=True
     )
-    task = tables.Column(
+    task = NameColumn(
         verbose_name=_('Task'),
-        linkify=True,
-        attrs={'td': BREAKABLE}
+        linkify=True
     )
     in_words = tables.Column(
         verbose_name=_('When'),

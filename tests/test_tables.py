@@ -56,6 +56,12 @@ class CeleryScheduleTableTest(FilledTableMixin, TableTestCases.StandardTableTest
         make_result('completed', schedule=make_schedule(owner=self.user, object=site))
         make_schedule('Never', enabled=False, kind='once', at=timezone.now(), origin='code')
 
+    def test_names_break(self):
+        """Where their parts end, and nowhere in an export; what looks like HTML is none."""
+        table = self.table([make_schedule('a:b<i>')])
+        self.assertIn('>a:<wbr>b&lt;i&gt;</a>', table.rows[0].get_cell('name'))
+        self.assertIn('a:b<i>', list(table.as_values())[1])
+
 
 class CeleryWorkerTableTest(FilledTableMixin, TableTestCases.StandardTableTestCase):
     table = CeleryWorkerTable
