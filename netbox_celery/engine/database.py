@@ -10,8 +10,17 @@ import threading
 import time
 from contextlib import contextmanager
 
-from django.db import DEFAULT_DB_ALIAS, InterfaceError, InternalError, OperationalError, ProgrammingError, connections
+from django.db import (
+    DEFAULT_DB_ALIAS,
+    DatabaseError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    ProgrammingError,
+    connections,
+)
 from psycopg import Cursor
+from psycopg.pq import TransactionStatus
 
 __all__ = (
     'EngineConnection',
@@ -112,6 +121,27 @@ class EngineConnection:
                 logger.warning('The database is unavailable, trying again in %.1f s: %s', wait, exc)
                 time.sleep(wait)
                 wait = min(wait * 2, 5)
+            except DatabaseError:
+                raise
+            except BaseException:
+                self._abandon()
+                raise
+
+    def _abandon(self):
+        """Stop the statement that an interruption (a soft time limit) left behind, and close the connection.
+
+        PostgreSQL would carry it out all the same when it gets to it, and who was interrupted would not know. So it is
+        cancelled, and its end is waited for: what is looked at next stays as it is.
+        """
+        connection = self._wrapper and self._wrapper.connection
+        if connection and connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            try:
+                connection.cancel_safe(timeout=5)
+                while connection.pgconn.get_result() is not None:
+                    pass
+            except Exception:  # noqa: BLE001 - the connection is closed in any case
+                logger.warning('A statement that was interrupted could not be cancelled', exc_info=True)
+        self.close()
 
     @contextmanager
     def advisory_lock(self, key):

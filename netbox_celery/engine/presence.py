@@ -20,6 +20,7 @@ from ..choices import ResultStatusChoices as Status
 from ..config import get_config
 from . import lifecycle
 from .database import UNAVAILABLE, EngineConnection, get_connection
+from .recorder import recorder
 
 __all__ = (
     'Presence',
@@ -182,13 +183,13 @@ def describe_worker(worker):
     }
 
 
-def _write(function):
+def _write(task_id, function):
     """Write for a run from a worker's parent, at once or, while the database is away, from the heartbeat thread.
 
     Order is kept: what waits goes first. The parent also moves messages, so it must not wait long; and an error in it
-    would end the worker.
+    would end the worker. A child, which comes here if it could not claim a run, has no heartbeat: its recorder writes.
     """
-    if not _deferred:
+    if identity.is_child or not _deferred:
         try:
             return function(get_connection())
         except UNAVAILABLE as exc:
@@ -196,7 +197,10 @@ def _write(function):
         except Exception:
             logger.exception('What became of a run could not be written')
             return None
-    _deferred.append(function)
+    if identity.is_child:
+        recorder.end_later(task_id, function)
+    else:
+        _deferred.append(function)
     return None
 
 
@@ -216,7 +220,7 @@ def close_run(task_id, status, *, attempt=None, reason='', error='', traceback='
         if identity.key is not None and attempt is not None:
             row = end(holder=identity.key, attempt=attempt)
         return row or end()
-    return _write(write)
+    return _write(task_id, write)
 
 
 def requeue_run(task_id, *, attempt, reason='', error=''):
@@ -234,7 +238,7 @@ def requeue_run(task_id, *, attempt, reason='', error=''):
             error=f'{error}. It is not run again after {lifecycle.MOST_LOSSES} times', patience=0
         )
         return row[1] if row is not None and row[1] != Status.STATUS_PENDING else None
-    return _write(write)
+    return _write(task_id, write)
 
 
 def is_held(task_id):

@@ -76,6 +76,21 @@ def all_workers(prefork, threads):
         assert worker.run(tasks.echo, timeout=180).status == 'completed'
 
 
+def test_soft_limit_while_the_database_is_away(services, prefork, gate):
+    """A run that could not begin in its time ends with that reason once the database takes it; so do later ones."""
+    runs = [prefork.send(tasks.hold, gate, countdown=2, soft_time_limit=1) for __ in range(4)]
+    until(lambda: all(row(run).sent for run in runs))
+    with postgres_away(services):
+        for run in runs:
+            until(lambda run=run: f'Soft time limit (1s) exceeded for {tasks.hold.name}[{run.id}]' in prefork.output)
+            until(lambda run=run: f'[{run.id}] raised' in prefork.output)
+    for run in runs:
+        result = ended(run, 60)
+        assert (result.status, result.reason) == ('errored', 'soft_time_limit')
+        assert notes(run.id) == []
+    assert prefork.run(tasks.echo).status == 'completed'
+
+
 def test_postgresql_restarted(services, all_workers, gate):
     """Tasks that run go on, log, end and are claimed across an outage; what happened in it is written after it."""
     runs = [worker.send(tasks.across, gate) for worker in all_workers]

@@ -1,4 +1,5 @@
 """The database is there, and takes nothing: a table is away, or a privilege. No task fails for it."""
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -134,15 +135,23 @@ def test_log_refused(services, worker, gate):
     assert 'log line(s) could not be written' in worker.output
 
 
-def test_soft_limit_while_the_claim_waits(services, prefork, gate):
-    """A soft limit that passes before the body has begun ends the run with that reason, and the worker goes on."""
-    run = prefork.send(tasks.hold, gate, countdown=1, soft_time_limit=1)
+@pytest.mark.parametrize('lock', [
+    f'LOCK TABLE {RESULTS} IN ACCESS EXCLUSIVE MODE', f'SELECT FROM {RESULTS} FOR UPDATE'
+], ids=['table', 'row'])
+@pytest.mark.parametrize('task', [tasks.hold, tasks.hold_late], ids=['early', 'late'])
+def test_soft_limit_while_the_claim_waits(services, prefork, gate, lock, task):
+    """A soft limit that passes before the body has begun ends the run with that reason, and the worker goes on.
+
+    The claim was sent: should PostgreSQL still carry it out, nobody would be there to end the run.
+    """
+    run = prefork.send(task, gate, countdown=1, soft_time_limit=1)
     until(lambda: row(run).sent)
     with services.cluster.connect('netbox') as admin, admin.transaction():
-        admin.execute(f'LOCK TABLE {RESULTS} IN ACCESS EXCLUSIVE MODE')
-        until(lambda: f'Soft time limit (1s) exceeded for {tasks.hold.name}[{run.id}]' in prefork.output)
+        admin.execute(lock)
+        until(lambda: f'Soft time limit (1s) exceeded for {task.name}[{run.id}]' in prefork.output)
+        time.sleep(0.5)  # for who was interrupted to write what became of the run
 
     result = ended(run)
-    assert (result.status, result.reason) == ('errored', 'soft_time_limit')
+    assert (result.status, result.reason, result.claims) == ('errored', 'soft_time_limit', 0)
     assert happened(run) == []
     assert prefork.run(tasks.echo).status == 'completed'
