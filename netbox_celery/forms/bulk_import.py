@@ -80,6 +80,10 @@ class CeleryScheduleImportForm(NetBoxModelImportForm):
             'args', 'kwargs', 'queue', 'priority', 'expires', 'object_type', 'object_id', 'missed', 'missed_max',
             'overlap', 'tags',
         )
+        help_texts = {
+            # There it is not HTML
+            'crontab': _('Minute, hour, day of the month, month, day of the week, such as 30 2 * * mon-fri'),
+        }
 
     def __init__(self, data=None, *args, **kwargs):
         if data is not None and not data.get('id'):

@@ -123,7 +123,10 @@ class CeleryScheduleTakeOverView(ScheduleConfirmView):
         return _('It is yours already.') if obj.owner_id == request.user.pk else ''
 
     def describe(self, obj):
-        sentences = [_('Its runs act as you from now on, no longer as {owner}.').format(owner=obj.owner or _('nobody'))]
+        sentences = [
+            _('Its runs act as you from now on, no longer as {owner}.').format(owner=obj.owner) if obj.owner else
+            _('Its runs act as you from now on.')
+        ]
         if scheduling.was_stopped(obj):
             sentences.append(_('It was disabled because its owner could not run its task. It is enabled again.'))
         elif not obj.enabled:

@@ -1,13 +1,16 @@
 """GraphQL shows what REST shows, to whom REST shows it. (NetBox's own tests of the types are beside those of REST.)"""
+from datetime import datetime
+
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils import timezone
 from rest_framework import status
 
 from dcim.models import Site
 from netbox.graphql.schema import schema
-from netbox_celery.models import CeleryLogEntry, CeleryResult
-from tests.factories import grant, make_log, make_result, make_task, make_worker
+from netbox_celery.models import CeleryLogEntry, CeleryResult, CelerySchedule, CeleryTask
+from tests.factories import HELLO_WORLD, grant, make_log, make_result, make_schedule, make_task, make_worker
 from users.models import User
 from utilities.testing import APITestCase
 
@@ -40,6 +43,41 @@ class GraphQLTest(APITestCase):
             'object_id': site.pk, 'object_type': {'app_label': 'dcim', 'model': 'site'},
             'user': {'username': 'testuser'},
         })
+
+    def test_schedule(self):
+        site = Site.objects.create(name='Site 1', slug='site-1')
+        grant(self.user, CelerySchedule, CeleryTask, User)
+        schedule = make_schedule(
+            crontab='30 2 * * *', timezone='Europe/Berlin', kwargs={'name': 'Bob'}, owner=self.user, object=site,
+            queue='slow', priority=3, expires=60, missed='run_all', missed_max=3, overlap='queue'
+        )
+        data = self.query(f'''{{
+            celery_schedule(id: {schedule.pk}) {{
+                name display kind crontab timezone in_words enabled present origin args kwargs options queue priority
+                expires missed missed_max overlap next_run object_id object_type {{ model }} owner {{ username }}
+                task {{ name }}
+            }}
+        }}''')['celery_schedule']
+        self.assertEqual(datetime.fromisoformat(data.pop('next_run')), schedule.next_run)
+        self.assertEqual(data, {
+            'name': 'Hello', 'display': 'Hello', 'kind': 'crontab', 'crontab': '30 2 * * *',
+            'timezone': 'Europe/Berlin', 'in_words': 'At 02:30 (Europe/Berlin)', 'enabled': True, 'present': True,
+            'origin': 'user', 'args': [], 'kwargs': {'name': 'Bob'}, 'options': {}, 'queue': 'slow', 'priority': 3,
+            'expires': 60, 'missed': 'run_all', 'missed_max': 3, 'overlap': 'queue', 'object_id': site.pk,
+            'object_type': {'model': 'site'}, 'owner': {'username': 'testuser'}, 'task': {'name': HELLO_WORLD},
+        })
+
+    def test_schedule_and_key_of_a_run(self):
+        """The schedule is shown to those who may view it; the key to whoever may view the run."""
+        grant(self.user, CeleryResult)
+        stale = timezone.now()
+        make_result(schedule=make_schedule(), concurrency_key='device:7', stale_after=stale)
+        query = '{ celery_result_list { concurrency_key stale_after schedule { name task { name } } } }'
+        row, = self.query(query)['celery_result_list']
+        self.assertEqual((row['concurrency_key'], row['schedule']), ('device:7', None))
+        self.assertEqual(datetime.fromisoformat(row['stale_after']), stale)
+        grant(self.user, CelerySchedule)
+        self.assertEqual(self.query(query)['celery_result_list'][0]['schedule'], {'name': 'Hello', 'task': None})
 
     def test_redacted_arguments(self):
         grant(self.user, CeleryResult)
@@ -80,6 +118,10 @@ class GraphQLTest(APITestCase):
         running, failed = make_result('running'), make_result('failed', queue='slow')
         lines = make_log(running, 'info', (30, 'warning'))
         task, worker = make_task(enabled=False), make_worker()
+        schedule, __ = (
+            make_schedule('A', task, overlap='skip', owner=self.user, queue='slow'), make_schedule('B', task)
+        )
+        CeleryResult.objects.filter(pk=failed.pk).update(schedule=schedule, concurrency_key='device:7')
         for query, expected in (
             ('celery_result_list(filters: {status: {exact: STATUS_FAILED}})', failed),
             ('celery_result_list(filters: {queue: {exact: "slow"}})', failed),
@@ -89,6 +131,12 @@ class GraphQLTest(APITestCase):
             ('celery_log_entry_list(filters: {result: {status: {exact: STATUS_RUNNING}}, '
              'message: {exact: "info"}})', lines[0]),
             ('celery_task_list(filters: {enabled: {exact: false}})', task),
+            ('celery_result_list(filters: {schedule: {name: {exact: "A"}}})', failed),
+            (f'celery_result_list(filters: {{schedule_id: {schedule.pk}}})', failed),
+            ('celery_result_list(filters: {concurrency_key: {starts_with: "device:"}})', failed),
+            ('celery_schedule_list(filters: {overlap: {exact: OVERLAP_SKIP}})', schedule),
+            ('celery_schedule_list(filters: {owner: {username: {exact: "testuser"}}})', schedule),
+            (f'celery_schedule_list(filters: {{task_id: {task.pk}, queue: {{exact: "slow"}}}})', schedule),
             ('celery_worker_list(filters: {pool: {exact: "prefork"}})', worker),
         ):
             with self.subTest(query):

@@ -12,7 +12,7 @@ from core.choices import ObjectChangeActionChoices
 from core.models import ObjectChange
 from dcim.models import Manufacturer, Site
 from netbox_celery.models import CeleryResult
-from tests.factories import grant, make_result, make_task, make_worker
+from tests.factories import grant, make_result, make_schedule, make_task, make_worker
 from tests.views.bases import PageTestCase, PluginURLMixin
 from utilities.testing import ViewTestCases, disable_warnings
 
@@ -157,6 +157,18 @@ class ResultPageTest(PageTestCase):
             '2026-01-02', str(result.task_id), 'testuser',
         ):
             self.assertIn(text, page)
+
+    def test_schedule_and_key(self):
+        schedule = make_schedule('Nightly')
+        result = make_result(
+            'running', schedule=schedule, concurrency_key='device:7', stale_after='2099-01-02T03:04:05Z'
+        )
+        page = self.show(result)
+        for text in (f'href="{schedule.get_absolute_url()}"', 'Nightly', 'device:7', '2099-01-02'):
+            self.assertIn(text, page)
+        # When it has ended nobody waits for it any more
+        CeleryResult.objects.update(status='completed', completed=timezone.now())
+        self.assertNotIn('2099-01-02', self.show(result))
 
     def test_values_of_python(self):
         """Rows hold values as Celery sends them: dates and the like are shown as plain JSON."""

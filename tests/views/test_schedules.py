@@ -489,6 +489,9 @@ class ImportTest(PageTestCase):
     def post(self, data, format='json'):
         return self.client.post(f'{LIST}import/', {'data': data, 'format': format, 'csv_delimiter': ','})
 
+    def test_page(self):
+        self.assertNotIn('&lt;code&gt;', self.page(f'{LIST}import/'))
+
     def test_json(self):
         """Arguments are as they are in JSON, and what is left out is as in a new schedule."""
         response = self.post(json.dumps([
