@@ -12,6 +12,8 @@ from netbox_celery.engine.presence import Identity, Presence
 from netbox_celery.models import CeleryWorker
 from tests.factories import make_result
 
+RUN = str(uuid4())
+
 
 @pytest.fixture(autouse=True)
 def nothing_deferred():
@@ -107,7 +109,7 @@ def test_heartbeat_and_duties(identity, config, monkeypatch):
     connection.close()
 
 
-def test_writes_wait_for_the_database(monkeypatch):
+def test_writes_wait_for_the_database(identity, monkeypatch):
     """What a parent cannot write at once is written later, in order, and what cannot be written at all is left out."""
     away, written = True, []
     connection = object()
@@ -122,22 +124,22 @@ def test_writes_wait_for_the_database(monkeypatch):
         return function
     monkeypatch.setattr(presence, 'get_connection', lambda: connection)
 
-    assert presence._write(write('first')) is None
+    assert presence._write(RUN, write('first')) is None
     away = False
     # The database is back, but what waits goes first
-    presence._write(write('hopeless', DataError('odd')))
-    presence._write(write('third'))
+    presence._write(RUN, write('hopeless', DataError('odd')))
+    presence._write(RUN, write('third'))
     assert written == []
     Presence.write_deferred(SimpleNamespace(connection=connection))
     assert written == ['first', 'third']
-    presence._write(write('at once'))
+    presence._write(RUN, write('at once'))
     assert written == ['first', 'third', 'at once']
 
 
 def test_no_error_reaches_the_parent(monkeypatch):
     """An error in a worker's main process would end the worker."""
     monkeypatch.setattr(presence, 'get_connection', mock.Mock(side_effect=RuntimeError))
-    assert presence._write(lambda connection: None) is None
+    assert presence._write(RUN, lambda connection: None) is None
 
 
 @pytest.mark.django_db
