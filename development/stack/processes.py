@@ -133,7 +133,9 @@ def birth_of(pid):
         return ''
     # The name in brackets may contain anything
     state, *fields = stat.rpartition(')')[2].split()
-    return '' if state in 'ZX' else f'{boot_id()}:{fields[18]}'
+    # As long as it has threads, which may outlive the first one by a moment, its ports are taken
+    ended = state == 'X' or state == 'Z' and int(fields[16]) <= 1
+    return '' if ended else f'{boot_id()}:{fields[18]}'
 
 
 def boot_id():

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -40,6 +41,26 @@ def test_a_stranger_with_the_same_id_is_left_alone(sleeper):
     namesake.stop()
 
     assert sleeper.running
+
+
+def test_a_process_runs_as_long_as_it_has_threads(tmp_path):
+    """A server's other threads may outlive its first one by a moment, and hold its port for that long."""
+    code = """
+        import ctypes, platform, socket, threading, time
+        server = socket.create_server(('127.0.0.1', 0))
+        print(server.getsockname()[1], flush=True)
+        threading.Thread(target=time.sleep, args=(60,)).start()
+        ctypes.CDLL(None).syscall({'x86_64': 60, 'aarch64': 93}[platform.machine()], 0)  # exit() of this thread alone
+    """
+    process = Process.start('threads', [sys.executable, '-c', textwrap.dedent(code)], tmp_path / 'log')
+    port = int(wait_until(lambda: (tmp_path / 'log').read_text().strip(), 10))
+    assert wait_until(lambda: is_zombie(process.pid), 10)
+
+    assert process.running
+    assert free_port(port) != port
+    os.kill(process.pid, signal.SIGKILL)
+    assert wait_until(lambda: not process.running, 10)
+    assert free_port(port) == port
 
 
 def test_a_process_dies_with_its_parent(tmp_path):
