@@ -155,3 +155,21 @@ def test_soft_limit_while_the_claim_waits(services, prefork, gate, lock, task):
     assert (result.status, result.reason, result.claims) == ('errored', 'soft_time_limit', 0)
     assert happened(run) == []
     assert prefork.run(tasks.echo).status == 'completed'
+
+
+@pytest.mark.parametrize('task', [tasks.hold, tasks.hold_late, tasks.hold_and_fail], ids=['early', 'late', 'failing'])
+def test_soft_limit_while_the_end_waits(services, prefork, gate, task):
+    """A soft limit that passes while the end is written fails the run as well, once: its row and Celery agree."""
+    run = prefork.send(task, gate, soft_time_limit=2)
+    until(lambda: 'started' in happened(run))
+    with services.cluster.connect('netbox') as admin, admin.transaction():
+        admin.execute(f'SELECT FROM {RESULTS} FOR NO KEY UPDATE')
+        open_gate(gate)
+        until(lambda: 'ended' in happened(run))
+        until(lambda: f'Soft time limit (2s) exceeded for {task.name}[{run.id}]' in prefork.output)
+        time.sleep(0.5)
+
+    result = ended(run)
+    assert (result.status, result.reason, result.claims) == ('errored', 'soft_time_limit', 1)
+    assert happened(run) == ['started', 'ended']
+    until(lambda: run.state == 'FAILURE')
