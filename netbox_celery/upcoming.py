@@ -3,7 +3,9 @@ from itertools import islice
 from zoneinfo import ZoneInfo
 
 from django.utils import timezone
+from django.utils.timesince import timeuntil
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from .choices import ScheduleKindChoices
 
@@ -26,14 +28,23 @@ def upcoming(schedule):
         obstacle = '' if times else _('It is not due any more.')
     except (ValueError, OverflowError) as exc:
         times, obstacle = [], str(exc)
+    now = timezone.now()
     current = timezone.get_current_timezone_name()
     is_elsewhere = schedule.kind == ScheduleKindChoices.KIND_CRONTAB and schedule.timezone != current
     zone = ZoneInfo(schedule.timezone) if is_elsewhere and times else None
     return {
         'in_words': schedule.in_words,
-        'times': [(moment, zone and moment.astimezone(zone)) for moment in times],
+        'times': [(moment, zone and moment.astimezone(zone), _until(moment, now)) for moment in times],
         'zone': current,
         'other_zone': schedule.timezone if zone else '',
         'obstacle': obstacle,
         'is_enabled': schedule.enabled and schedule.present,
     }
+
+
+def _until(moment, now):
+    """Return in words how long it is until then: Django's own words know no seconds."""
+    seconds = round((moment - now).total_seconds())
+    if seconds >= 60:
+        return timeuntil(moment, now)
+    return ngettext('{count} second', '{count} seconds', seconds).format(count=seconds) if seconds > 0 else _('now')

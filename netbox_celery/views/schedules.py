@@ -161,7 +161,9 @@ class CeleryScheduleRunsView(generic.ObjectChildrenView):
 
 def _words(duration):
     seconds = duration.total_seconds()
-    return _('{seconds} s').format(seconds=f'{seconds:.2f}') if seconds < 60 else humanize_duration(duration)
+    if seconds >= 60:
+        return humanize_duration(duration)
+    return _('{seconds} s').format(seconds=f'{seconds:.2f}' if seconds >= 1 else f'{seconds:.3f}')
 
 
 #
