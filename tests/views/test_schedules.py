@@ -22,6 +22,7 @@ class CeleryScheduleViewTest(
     ViewTestCases.ListObjectsViewTestCase,
     ViewTestCases.BulkImportObjectsViewTestCase,
     ViewTestCases.BulkEditObjectsViewTestCase,
+    ViewTestCases.BulkRenameObjectsViewTestCase,
     ViewTestCases.BulkDeleteObjectsViewTestCase,
 ):
     model = CelerySchedule
