@@ -10,9 +10,9 @@ import threading
 import time
 from contextlib import contextmanager
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from django.db import (
     DEFAULT_DB_ALIAS,
-    DatabaseError,
     InterfaceError,
     InternalError,
     OperationalError,
@@ -121,14 +121,12 @@ class EngineConnection:
                 logger.warning('The database is unavailable, trying again in %.1f s: %s', wait, exc)
                 time.sleep(wait)
                 wait = min(wait * 2, 5)
-            except DatabaseError:
-                raise
-            except BaseException:
+            except SoftTimeLimitExceeded:
                 self._abandon()
                 raise
 
     def _abandon(self):
-        """Stop the statement that an interruption (a soft time limit) left behind, and close the connection.
+        """Stop the statement that a soft time limit has interrupted, and close the connection.
 
         PostgreSQL would carry it out all the same when it gets to it, and who was interrupted would not know. So it is
         cancelled, and its end is waited for: what is looked at next stays as it is.
@@ -163,9 +161,13 @@ class EngineConnection:
     def copy(self, sql, rows):
         """Execute `COPY ... FROM STDIN` with the given rows, in one transaction."""
         wrapper = self._connection()
-        with wrapper.wrap_database_errors, wrapper.cursor() as cursor, cursor.copy(sql) as copy:
-            for row in rows:
-                copy.write_row(row)
+        try:
+            with wrapper.wrap_database_errors, wrapper.cursor() as cursor, cursor.copy(sql) as copy:
+                for row in rows:
+                    copy.write_row(row)
+        except SoftTimeLimitExceeded:
+            self._abandon()
+            raise
 
     def close(self):
         """Close the connection; the next statement opens a new one."""

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from datetime import UTC, datetime
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from django.db import DatabaseError, IntegrityError
 
 from ..choices import LogLevelChoices
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 COPY_LINES = f"""
     COPY {LOG} (result_id, attempt, level, grouping, message, object_type_id, object_id, created) FROM STDIN
 """
+
+#: What leaves things to be written later: the database is away, or a task that writes itself is out of time.
+LATER = (*UNAVAILABLE, SoftTimeLimitExceeded)
 
 #: The highest number that its column can hold as a level.
 HIGHEST_LEVEL = 32_767
@@ -250,6 +254,8 @@ class Recorder:
                 self._shed(exc)
                 time.sleep(0.2)
                 return False
+            except SoftTimeLimitExceeded:
+                raise
             except Exception:
                 # Whatever it is, no task fails for it.
                 logger.exception('Log lines or progress could not be written')
@@ -261,7 +267,7 @@ class Recorder:
             batch = [self._lines.popleft() for __ in range(min(len(self._lines), BATCH))]
             try:
                 self._copy(batch)
-            except UNAVAILABLE:
+            except LATER:
                 self._lines.extendleft(reversed(batch))
                 raise
             except Exception:  # noqa: BLE001 - one odd line must not take others with it
@@ -282,7 +288,7 @@ class Recorder:
         for line in batch:
             try:
                 self._copy([line])
-            except UNAVAILABLE:
+            except LATER:
                 raise
             except IntegrityError:
                 logger.debug('Run %s was deleted, its log ends here', line[0])
@@ -298,7 +304,7 @@ class Recorder:
                 id, entry = self._progress.popitem()
             try:
                 self._connection.execute(WRITE_PROGRESS, entry)
-            except UNAVAILABLE:
+            except LATER:
                 with self._state_lock:
                     self._progress[id] = _merged(entry, self._progress.get(id))
                 raise
@@ -310,7 +316,7 @@ class Recorder:
             ids = [self._sent.popleft() for __ in range(len(self._sent))]
             try:
                 self._connection.execute(WRITE_SENT, (ids,))
-            except UNAVAILABLE:
+            except LATER:
                 self._sent.extend(ids)
                 raise
 
@@ -319,7 +325,7 @@ class Recorder:
             task_id, write = self._ends[0]
             try:
                 write(self._connection)
-            except UNAVAILABLE:
+            except LATER:
                 raise
             except UNUSABLE:
                 time.sleep(0.2)

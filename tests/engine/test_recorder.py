@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
 from django.db import OperationalError, connection
 
 from netbox_celery.engine.recorder import BACKLOG_UNAVAILABLE, BATCH, Recorder
@@ -84,9 +85,9 @@ def test_memory_is_bounded(recorder, run):
     assert longest <= 11 * BATCH
 
 
-def away(recorder, times):
+def away(recorder, times, error=OperationalError('away')):
     """Let the database be away for so many writes."""
-    failures = iter([OperationalError('away')] * times)
+    failures = iter([error] * times)
     copy, execute = recorder._connection.copy, recorder._connection.execute
 
     def failing(function):
@@ -145,6 +146,18 @@ def test_database_away_for_long(recorder, run, caplog):
         assert recorder._lines[0][4] == '7'
         recorder._lines.clear()
     assert '7 log line(s) could not be written' in caplog.text
+
+
+def test_soft_time_limit_while_lines_are_written(recorder, run):
+    """A task that floods its log writes itself: its soft time limit is raised in its body then, and costs no line."""
+    with mock.patch.object(recorder, '_notify'):
+        away(recorder, 1, SoftTimeLimitExceeded())
+        with pytest.raises(SoftTimeLimitExceeded):
+            for number in range(20_000):
+                recorder.log(run, str(number))
+        assert number < 19_999
+        assert recorder.flush(run)
+    assert messages() == [str(logged) for logged in range(number + 1)]
 
 
 def test_flush_gives_up(recorder, run):
