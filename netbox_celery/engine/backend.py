@@ -197,7 +197,8 @@ class TrackingMixin:
         """End a run of this process.
 
         Returns:
-            Its status now: another one if it was cancelled, or is not this process's any more.
+            Its status now: another one if it was cancelled, or is not this process's any more; `None` if another claim
+            has brought it to the same end.
         """
         if run.ended:
             return status
@@ -205,7 +206,11 @@ class TrackingMixin:
         if row is not None:
             return row[1]
         found = lifecycle.explain(get_connection(), run.task_id)
-        return found[0] if found is not None else status
+        if found is None:
+            return status
+        its_status, *__, claims = found
+        # The same end by the same claim is this one: its answer was lost with a connection, and it was written again.
+        return its_status if claims == run.claims or its_status != status else None
 
 
 _thread = threading.local()

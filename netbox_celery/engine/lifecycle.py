@@ -94,8 +94,11 @@ def count_lines(connection, id):
 
 
 def explain(connection, task_id):
-    """Return `(status, reason, worker)` of a run, to say why a claim was refused; `None` if there is no such row."""
-    rows = connection.execute(f'SELECT status, reason, worker FROM {TABLE} WHERE task_id = %s', (task_id,))
+    """Return `(status, reason, worker, claims)` of a run, to say why a claim or an end was refused.
+
+    `None` if there is no such row.
+    """
+    rows = connection.execute(f'SELECT status, reason, worker, claims FROM {TABLE} WHERE task_id = %s', (task_id,))
     return rows[0] if rows else None
 
 

@@ -253,6 +253,19 @@ def test_broker_away(monkeypatch, caplog):
     assert 'will be sent again: away' in caplog.text
 
 
+def test_place_taken_meanwhile(sent):
+    """A call that takes the free place first is no error: who gives places away looks again."""
+    make(0)
+    answers = [IntegrityError('taken'), IntegrityError('taken')]
+
+    def taken(sql, params):
+        if answers and sql is admission.GIVE:
+            raise answers.pop()
+        return run_sql(sql, params)
+    admission.advance(app, taken, KEY)
+    assert (slots(), len(sent)) == ([1], 1)
+
+
 def test_those_who_left(sent):
     """Who was cancelled, or has ended, stands in no line."""
     cancelled, waits = make(0), make(0)

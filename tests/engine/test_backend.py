@@ -1,4 +1,5 @@
 """The result backend hears of every end: the row is written first, and says how it was."""
+import json
 import pickle
 from types import SimpleNamespace
 from uuid import uuid4
@@ -8,6 +9,7 @@ from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, Worker
 from celery import states
 from celery.app.task import Context
 from celery.exceptions import ChordError, MaxRetriesExceededError, NotRegistered, Reject, Retry, TaskRevokedError
+from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from netbox_celery.celery import app
@@ -99,6 +101,28 @@ def told(row):
     return app.AsyncResult(str(row.task_id)).state
 
 
+@pytest.fixture
+def listening():
+    """Listen to Redis as who waits for the result of a run; returns what tells the states that were published."""
+    def listen(row):
+        listener = app.backend.client.pubsub(ignore_subscribe_messages=True)
+        listener.subscribe(app.backend.get_key_for_task(str(row.task_id)))
+        listener.get_message(timeout=5)
+        listeners.append(listener)
+
+        def heard():
+            listener.ping()  # its answer comes after all that was published before
+            states = []
+            while (message := listener.get_message(timeout=5)) and message['type'] == 'message':
+                states.append(json.loads(message['data'])['status'])
+            return states
+        return heard
+    listeners = []
+    yield listen
+    for listener in listeners:
+        listener.close()
+
+
 @pytest.mark.parametrize('end, expected', [
     (lambda *it: app.backend.mark_as_done(it[0], 5, it[1]), ('completed', '', 'SUCCESS')),
     (lambda *it: app.backend.mark_as_failure(it[0], ValueError('no'), None, it[1]), ('errored', '', 'FAILURE')),
@@ -106,11 +130,13 @@ def told(row):
     (lambda *it: app.backend.mark_as_retry(it[0], Retry(exc=ValueError()), None, it[1]),
      ('errored', '', 'FAILURE')),
 ], ids=['done', 'errored', 'failed', 'retry that is not sent'])
-def test_ends(started, end, expected):
-    """The row has the end, Celery tells it, and no second end changes either."""
+def test_ends(started, listening, end, expected):
+    """The row has the end, Celery tells it, also to who waits, and no second end changes the row."""
     row, request, __ = started()
+    heard = listening(row)
     end(str(row.task_id), request)
     assert (now(row).status, row.reason, told(row)) == expected
+    assert heard() == [expected[2]]
     before = row.completed
 
     app.backend.mark_as_failure(str(row.task_id), KeyError('second'), None, request)
@@ -119,9 +145,10 @@ def test_ends(started, end, expected):
 
 
 @pytest.mark.parametrize('end', ['done', 'failure', 'retry'])
-def test_cancel_wins(started, end):
+def test_cancel_wins(started, listening, end):
     """Whoever cancelled gets what he wanted, however the body ends; Celery says so too."""
     row, request, run = started()
+    heard = listening(row)
     row.cancel()
     run.continued = True
     if end == 'done':
@@ -131,17 +158,29 @@ def test_cancel_wins(started, end):
     else:
         app.backend.mark_as_retry(run.task_id, ValueError(), None, request)
     assert (now(row).status, row.reason, told(row)) == ('revoked', 'cancelled', 'REVOKED')
+    assert heard() == ['REVOKED']
 
 
 @pytest.mark.parametrize('status', ['running', 'completed', 'pending'])
-def test_another_claim_holds_it(started, status):
+def test_another_claim_holds_it(started, listening, status):
     """Who has lost its claim ends nothing: neither the row, nor what Celery tells of it."""
     row, request, run = started(status)
+    heard = listening(row)
     type(row).objects.update(claims=2)
     app.backend.mark_as_failure(run.task_id, ValueError('late'), None, request)
     app.backend.mark_as_done(run.task_id, 'late', request)
     assert (now(row).status, row.error) == (status, '')
     assert app.backend.client.get(app.backend.get_key_for_task(run.task_id)) is None
+    assert heard() == []
+
+
+def test_answer_that_was_lost(started, listening):
+    """An end that was written, and whose connection broke before the answer, is told like any other."""
+    row, request, run = started()
+    heard = listening(row)
+    type(row).objects.update(status='completed', completed=timezone.now(), result=5)
+    app.backend.mark_as_done(run.task_id, 5, request)
+    assert heard() == ['SUCCESS']
 
 
 def test_next_attempt_has_begun(started):
