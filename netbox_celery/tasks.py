@@ -96,7 +96,7 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
             cls.throws = (*throws, TaskFailed)
         if '__header__' in vars(cls) and '__wrapped__' in vars(cls):
             # Made by a decorator: `__header__` is what Celery checks the arguments of a call against.
-            cls.__header__ = staticmethod(header(vars(cls)['__wrapped__']))
+            cls.__header__ = staticmethod(header(vars(cls)['__wrapped__'], cls.name))
         if dump := cls.__dict__.get('_dump_pydantic_arguments'):
             cls._dump_pydantic_arguments = staticmethod(dump_after_task_id(dump.__func__))
 

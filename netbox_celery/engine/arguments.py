@@ -10,7 +10,7 @@ __all__ = (
 )
 
 
-def header(run):
+def header(run, name):
     """Return what checks the arguments of a call: a stub with the function's signature, less `task_id`.
 
     Celery's own headers, which this one replaces, come from the same `head_from_fun`; for a bound task they are a
@@ -18,6 +18,7 @@ def header(run):
 
     Args:
         run: The function of a task as its class has it: a `staticmethod` unless the task is bound.
+        name: Name of the task, which the `TypeError` of a wrong call gives.
     """
     bound = not isinstance(run, staticmethod)
     function = run if bound else run.__func__
@@ -29,9 +30,9 @@ def header(run):
     def stub():
         pass
     stub.__signature__ = inspect.Signature(parameters)
-    if function.__name__.isidentifier():
-        stub.__name__ = function.__name__  # a wrong call's TypeError names it
-    return head_from_fun(stub, bound=bound)
+    head = head_from_fun(stub, bound=bound)
+    (head.func if bound else head).__qualname__ = name
+    return head
 
 
 def dump_after_task_id(dump):

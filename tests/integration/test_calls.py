@@ -46,9 +46,11 @@ def test_class(worker):
     ((), {}), ((1, 2, 3, 4), {}), ((1,), {'fourth': 4}), ((1,), {'task_id': 'x'}),
 ])
 def test_arguments_are_checked_at_the_call(args, kwargs):
-    """Arguments that do not fit are an error of the call; `task_id` is not among those that a caller passes."""
-    with pytest.raises(TypeError, match=r'unbound\(\)'):
+    """Arguments that do not fit are an error of the call, which names the task; no caller passes `task_id`."""
+    with pytest.raises(TypeError, match=r'^netbox_test_plugin:unbound\(\) '):
         tasks.unbound.delay(*args, **kwargs)
+    with pytest.raises(TypeError, match=r'^netbox_test_plugin:say\(\) missing'):
+        tasks.say.delay()
     assert not CeleryResult.objects.exists()
 
 
