@@ -26,7 +26,7 @@ def upcoming(schedule):
     try:
         times = list(islice(schedule.due_times(), SHOWN))
         obstacle = '' if times else _('It is not due any more.')
-    except (ValueError, OverflowError) as exc:
+    except ValueError as exc:
         times, obstacle = [], str(exc)
     now = timezone.now()
     current = timezone.get_current_timezone_name()

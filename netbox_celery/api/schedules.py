@@ -54,10 +54,11 @@ class CeleryScheduleViewSet(ActionsMixin, NetBoxModelViewSet):
         query = PreviewQuerySerializer(data=request.query_params)
         query.is_valid(raise_exception=True)
         schedule = self.get_object_to_act_on()
-        return Response(SchedulePreviewSerializer({
-            'in_words': schedule.in_words,
-            'next_runs': list(islice(schedule.due_times(), query.validated_data['count'])),
-        }).data)
+        try:
+            times = list(islice(schedule.due_times(), query.validated_data['count']))
+        except ValueError as exc:  # its time zone, or what its crontab may say, is gone
+            raise serializers.ValidationError({'detail': str(exc)}) from exc
+        return Response(SchedulePreviewSerializer({'in_words': schedule.in_words, 'next_runs': times}).data)
 
     @extend_schema(
         operation_id='plugins_celery_schedules_run',

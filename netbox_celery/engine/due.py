@@ -41,8 +41,8 @@ LONGEST = 100 * 366 * 86400
 FIELDS = (
     ('minute', None), ('hour', None), ('day of the month', None), ('month', yearmonth), ('day of the week', weekday),
 )
-#: An item of a field: `*`, `5`, `mon-fri`, each with `/2`.
-ITEM = re.compile(r'(\*|[0-9A-Za-z]+(?:-[0-9A-Za-z]+)?)(/[0-9]+)?')
+#: An item of a field: `*` and `mon-fri`, each with `/2` or without, and `5`.
+ITEM = re.compile(r'(\*|[0-9A-Za-z]+-[0-9A-Za-z]+)(/[0-9]+)?|[0-9A-Za-z]+')
 NAME = re.compile(r'[A-Za-z]+')
 
 
@@ -124,17 +124,21 @@ def next_due(schedule, after):
     Raises:
         ValueError: The crontab, the time zone or the interval is wrong.
     """
+    try:
+        due = _next(schedule, after)
+        return None if due is None or schedule.end and due > schedule.end else due.astimezone(UTC)
+    except (OverflowError, RuntimeError):
+        return None  # the calendar ends with the year 9999; of a crontab Celery says so with a RuntimeError
+
+
+def _next(schedule, after):
     if schedule.kind == Kind.KIND_ONCE:
-        due = schedule.at if schedule.at and schedule.at > after else None
-    elif schedule.kind == Kind.KIND_INTERVAL:
-        due = _next_interval(schedule, after)
-    else:
-        if schedule.start:
-            after = max(after, schedule.start - TICK)
-        due = _next_crontab(parse_crontab(schedule.crontab), parse_timezone(schedule.timezone), after)
-    if due is None or schedule.end and due > schedule.end:
-        return None
-    return due.astimezone(UTC)
+        return schedule.at if schedule.at and schedule.at > after else None
+    if schedule.kind == Kind.KIND_INTERVAL:
+        return _next_interval(schedule, after)
+    if schedule.start:
+        after = max(after, schedule.start - TICK)
+    return _next_crontab(parse_crontab(schedule.crontab), parse_timezone(schedule.timezone), after)
 
 
 def due_times(schedule, after, until=None):

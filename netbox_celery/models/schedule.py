@@ -24,7 +24,7 @@ from ..choices import (
 from ..engine import due
 from ..engine.catalogue import check_arguments
 from ..engine.exceptions import InvalidArguments
-from ..engine.payload import PayloadDecoder, PayloadEncoder
+from ..engine.payload import PayloadDecoder, PayloadEncoder, to_jsonb
 from .about import AboutObject
 
 __all__ = (
@@ -348,6 +348,9 @@ class CelerySchedule(AboutObject, NetBoxModel):
             errors['args'] = _('Positional arguments must be a list.')
         if not isinstance(self.kwargs, dict):
             errors['kwargs'] = _('Keyword arguments must be an object.')
+        for name in ('args', 'kwargs'):
+            if to_jsonb(getattr(self, name))[1]:
+                errors[name] = _('It holds what cannot be stored, such as a NUL character or a number that is none.')
         if errors or self.task_id is None:
             return errors
         try:

@@ -81,6 +81,7 @@ class WriteTest(APITestCase):
             ({'args': ['Bob', 'Eve']}, 'kwargs', 'takes 1 positional arguments'),
             ({'args': {'name': 'Bob'}}, 'args', 'must be a list'),
             ({'kwargs': ['Bob']}, 'kwargs', 'must be an object'),
+            ({'kwargs': {'name': 'a\0b'}}, 'kwargs', 'cannot be stored'),
         ):
             with self.subTest(arguments):
                 self.assertWrong(self.post(**arguments), field, text)
@@ -175,6 +176,14 @@ class PreviewTest(APITestCase):
         self.assertEqual(len(self.get(schedule, count=100).json()['next_runs']), 100)
         for count in (0, 101, 'x'):
             self.assertHttpStatus(self.get(schedule, count=count), status.HTTP_400_BAD_REQUEST)
+
+    def test_wrong_by_now(self):
+        grant(self.user, CelerySchedule)
+        schedule = make_schedule()
+        CelerySchedule.objects.update(timezone='Gone/Away')
+        response = self.get(schedule)
+        self.assertHttpStatus(response, status.HTTP_400_BAD_REQUEST)
+        self.assertIn('There is no time zone', response.json()['detail'])
 
     def test_permission(self):
         schedule = make_schedule()

@@ -1,5 +1,5 @@
 """Schedules: what may be said, and what a change does to their times."""
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.core.exceptions import ValidationError
@@ -45,6 +45,10 @@ def test_valid():
     ({'args': {'name': 'Bob'}}, 'args'),
     ({'kwargs': ['Bob']}, 'kwargs'),
     ({'kwargs': {'nobody': 'Bob'}}, 'kwargs'),
+    ({'kwargs': {'name': 'a\0b'}}, 'kwargs'),
+    ({'args': ['\ud800']}, 'args'),
+    ({'args': [float('nan')]}, 'args'),
+    ({'start': datetime.max.replace(tzinfo=UTC)}, 'end'),
     ({'args': ['Bob', 'Eve']}, 'kwargs'),
     ({'object_id': 5}, 'object_type'),
     ({'missed_max': 0}, 'missed_max'),

@@ -285,6 +285,30 @@ class EnableTest(ActionTestCase):
         self.assertEqual((self.stored().enabled, self.stored().next_run), (True, None))
 
 
+class EscapingTest(ActionTestCase):
+    """A name is shown as it is, wherever a page or a message shows it."""
+
+    def test_escaping(self):
+        self.user.is_superuser = True
+        self.user.save()
+        self.schedule.name = self.schedule.description = self.schedule.queue = '<script>alert(1)</script>'
+        self.schedule.kwargs = {'name': '<script>alert(1)</script>'}
+        self.schedule.save()
+        sourced = make_schedule('<script>alert(2)</script>', origin='code')
+        for path in ('', *(f'{self.schedule.pk}/{page}' for page in ('', 'edit/', 'runs/', 'delete/', 'run/'))):
+            self.assertNotIn('<script>alert(', self.page(f'{LIST}{path}'))
+        for path, data in (
+            *((f'{self.schedule.pk}/{action}/', {}) for action in ('run', 'disable', 'disable', 'enable', 'take-over')),
+            (f'{sourced.pk}/delete/', {'confirm': True}),
+            ('delete/', {'pk': [sourced.pk], 'confirm': True, '_confirm': True}),
+            ('edit/', {'pk': [sourced.pk], '_apply': True, 'queue': 'x'}),
+            ('rename/', {'pk': [sourced.pk], '_apply': True, 'find': '2', 'replace': '3'}),
+        ):
+            page = self.client.post(f'{LIST}{path}', data, follow=True)
+            self.assertHttpStatus(page, 200)
+            self.assertNotIn('<script>alert(', page.content.decode())
+
+
 class TakeOverTest(ActionTestCase):
 
     def setUp(self):
