@@ -12,12 +12,13 @@ from celery.utils.saferepr import saferepr
 from django.db import connection, transaction
 
 from . import lifecycle
+from .canvas import LINKS, make_portable
 from .database import execute
 from .enqueue import complete, find_task, note_refusal
 from .options import NOT_SENT, Own, mark, split, tag
 from .publish import is_delayed, publish
 from .recorder import recorder
-from .rows import COLUMNS, CONSTANTS, build_row, payload_columns
+from .rows import COLUMNS, CONSTANTS, aware, build_row, payload_columns
 from .run import get_run
 from .visibility import warn_of_eta
 from .workflow import are_orphans, refuse
@@ -74,6 +75,7 @@ def send_many(app, task_or_name, calls, options):
     if dump := getattr(task, '_dump_pydantic_arguments', None):
         calls = [dump(*call) for call in calls]
     options, own = split(options)
+    make_portable(options)
     own = Own.merge(task, own)
     options = _with_defaults(task, options)
     ids = []
@@ -103,12 +105,12 @@ def _with_defaults(task, options):
 def _send_batch(app, name, task, calls, options, own):
     parent = app.current_worker_task
     options = complete(app, {**options, 'task_id': str(uuid4())}, parent)
-    mark(options)
     task_ids = [str(uuid4()) for __ in calls]
     payloads = [payload_columns(name, list(args), kwargs, options) for args, kwargs in calls]
     run = get_run(parent.request_stack.top) if parent is not None else None
     row = build_row(app, name, (), {}, options, own, task, run)
     row['root_id'] = options.get('root_id')
+    mark(options)
     ids = _insert(row, task_ids, payloads)
     if own.tags:
         tag(ids, own.tags)
@@ -144,9 +146,10 @@ def _publish(app, name, task, messages, options):
         for task_id, *__ in messages:
             refuse(app, name, {**options, 'task_id': task_id})
         return
-    options = {key: value for key, value in options.items() if key not in NOT_SENT}
-    if is_delayed(app, options):
-        # Its way through RabbitMQ is Celery's to know. By the queue itself, it would keep a place at a worker.
+    options = {key: value for key, value in options.items() if key not in NOT_SENT and key != 'task_id'}
+    if is_delayed(app, options) or any(options.get(name) for name in LINKS):
+        # Its way through RabbitMQ, or what is to happen after it, is Celery's to know. By the queue itself, what is
+        # delayed would keep a place at a worker.
         for task_id, (args, kwargs), id in messages:
             publish(app, name, args, kwargs, **{**options, 'task_id': task_id})
             recorder.sent(id)
@@ -157,7 +160,7 @@ def _publish(app, name, task, messages, options):
         key: options.pop(key) for key in IN_MESSAGE if key in options
     }
     options = app.amqp.router.route(options, name, (), {}, task)
-    if (expires := in_message.get('expires')) is not None:
+    if (expires := aware(in_message.get('expires'))) is not None:
         options['expiration'] = max(0, (expires - app.now()).total_seconds())
     options['retry'] = False  # a batch is sent as a whole, when it is full
     with app.producer_or_acquire() as producer, producer.batch(max_size=BATCH):

@@ -13,6 +13,7 @@ from django.db.models import Model
 from .options import OWN_DICT, OWN_PREFIX, is_own
 
 __all__ = (
+    'LINKS',
     'as_request',
     'leaves',
     'make_portable',
