@@ -62,7 +62,8 @@ ROW = (
 
 
 @pytest.mark.parametrize('options', [
-    {}, {'schedule_at': LATER}, {'expires': LATER.isoformat()}, {'expires': LATER, 'time_limit': 5, 'soft_time_limit': 3}, {'ignore_result': True},
+    {}, {'schedule_at': LATER}, {'expires': LATER.isoformat()}, {'ignore_result': True},
+    {'expires': LATER, 'time_limit': 5, 'soft_time_limit': 3},
     {'headers': {'mine': 'x'}}, {'shadow': 'Shadow'}, {'netbox_name': 'Own', 'netbox_value_max': 7, 'netbox_data': [1]},
     {'compression': 'zlib'}, {'group_id': '6b0d3dbb-9a43-4a45-a4d2-2f0f1f1f1f1f', 'netbox_tags': ['Tag']},
     {'retry': False, 'delivery_mode': 1}, {'link': LINK}, {'link_error': [LINK]}, {'chain': [LINK]}, {'chord': LINK},

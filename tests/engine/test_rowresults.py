@@ -1,20 +1,165 @@
-"""What Redis is told of ends that rows hold."""
+"""Results from rows: what Redis does not hold, or not for long enough, is told by the row, as Celery would tell it."""
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
-from celery.backends.redis import RedisBackend
+from celery import states
+from celery.exceptions import TaskRevokedError
+from celery.result import AsyncResult, GroupResult
+from django.db import OperationalError
+from django.utils import timezone
 
-from development.stack.processes import free_port
 from netbox_celery.celery import app
-from netbox_celery.engine.backend import tracking
+from netbox_celery.choices import ResultStatusChoices
+from netbox_celery.engine import rowresults
+from netbox_celery.engine.presence import identity
+from netbox_celery.models import CeleryResult
+from tests.factories import make_result
+
+pytestmark = pytest.mark.django_db(transaction=True)
 
 
-@pytest.mark.parametrize('stored', [False, True])
-def test_ignored_while_redis_is_away(caplog, stored):
-    """The row has ended: a run that was ignored keeps its worker waiting no longer than for a broken connection."""
-    backend = tracking(RedisBackend(url=f'redis://127.0.0.1:{free_port()}/0', app=app))
+def told(run):
+    app.backend._cache.clear()
+    return app.AsyncResult(str(run.task_id))
+
+
+def stored(state=states.SUCCESS, result='of Redis', status=None):
+    """Make a run of which Redis holds something, and that has come to an end since, if one is given."""
+    run = make_result('running')
+    app.backend.store_result(str(run.task_id), result, state)
+    if status:
+        CeleryResult.objects.filter(pk=run.pk).update(status=status, completed=timezone.now())
+    return run
+
+
+STATES = {
+    'pending': 'PENDING', 'scheduled': 'PENDING', 'running': 'PENDING', 'retrying': 'RETRY', 'completed': 'SUCCESS',
+    'failed': 'FAILURE', 'errored': 'FAILURE', 'revoked': 'REVOKED', 'ignored': 'IGNORED',
+}
+
+
+@pytest.mark.parametrize('status', ResultStatusChoices.values())
+def test_states(status):
+    """Each status is a state of Celery's; what has ended is ready, and the others are not."""
+    result = told(make_result(status))
+    assert result.state == STATES[status]
+    assert result.ready() is (status in ResultStatusChoices.FINISHED)
+    assert result.successful() is (status == 'completed')
+    assert result.failed() is (status in ('failed', 'errored'))
+
+
+@pytest.mark.parametrize('value', [
+    5, None, 'text', [1, {'a': None}], uuid4(), date(2026, 1, 2), datetime(2026, 1, 2, tzinfo=UTC), Decimal('1.5'),
+    b'bytes', 'characters left out',
+], ids=str)
+def test_results(value):
+    assert told(make_result(result=value)).get(timeout=5) == value
+
+
+def test_failures():
+    """The error and the traceback of the row; who waits gets them as an exception."""
+    result = told(make_result('failed', error='The device is away', traceback='File x'))
+    with pytest.raises(Exception, match='The device is away'):
+        result.get(timeout=5)
+    assert result.traceback == 'File x'
+    with pytest.raises(TaskRevokedError, match='By alice'):
+        told(make_result('revoked', error='By alice')).get(timeout=5)
+    assert told(make_result('ignored')).get(timeout=5) is None
+
+
+def test_date_done():
+    run = make_result()
+    assert abs(told(run).date_done - run.last_updated) < timedelta(seconds=1)
+
+
+@pytest.mark.parametrize('status, in_backend, age, told_by_row', [
+    ('completed', False, 0, True), ('completed', True, 0, False), ('completed', True, 3600, True),
+    ('retrying', False, 0, True), ('running', False, 0, False),
+])
+def test_what_redis_holds_as_well(status, in_backend, age, told_by_row):
+    """Where Redis has more it may be about to get it; when it should have, and has not, the row tells."""
+    run = make_result(status, result='of the row', in_backend=in_backend)
+    if age:
+        CeleryResult.objects.update(completed=timezone.now() - timedelta(seconds=age))
+    assert (told(run).state == STATES[status] and status != 'running') is told_by_row
+
+
+def test_redis_beats_the_row():
+    """An end that Redis holds is told as it is: exceptions, children and large results are only there."""
+    run = stored(status='completed')
+    CeleryResult.objects.update(result='of the row')
+    assert told(run).get(timeout=5) == 'of Redis'
+
+
+@pytest.mark.parametrize('state', ['STARTED', 'RETRY', 'PROGRESS', 'ABORTED', 'MINE'])
+def test_end_beats_what_came_before(state):
+    """A state that is no end, left in Redis or put there by anybody, does not hide the end in the row."""
+    run, open_run = (stored(state, ValueError() if state == 'RETRY' else {}) for __ in range(2))
+    CeleryResult.objects.filter(pk=run.pk).update(status='completed', result=5, completed=timezone.now())
+    assert (told(run).state, told(run).result) == ('SUCCESS', 5)
+    assert told(open_run).state == state
+
+
+def test_cut_result():
+    """The beginning of a result is no result."""
+    run = make_result(result='xxx… [cut: 5 of 9 characters left out]')
+    assert told(run).state == 'PENDING'
+
+
+def test_many():
+    """Several at once, in one query: from Redis, from rows, and from neither."""
+    of_row, of_redis, runs = make_result(result=1), stored(result=2, status='completed'), make_result('running')
+    ids = [str(it.task_id) for it in (of_row, of_redis, runs)] + ['not-a-uuid', str(uuid4())]
+    found = dict(zip(ids, app.backend.mget([app.backend.get_key_for_task(id) for id in ids])))
+    assert [value is not None for value in found.values()] == [True, True, False, False, False]
+    group = GroupResult('g', [AsyncResult(id, app=app) for id in ids[:2]], app=app)
+    assert group.get(timeout=5) == [1, 2]
+    assert app.backend.mget([]) == []
+
+
+@pytest.mark.parametrize('key', ['celery-taskset-meta-x', 'something else', str(uuid4())])
+def test_other_keys(key):
+    """What is no task's is Celery's own affair."""
+    assert app.backend.get(key) is None
+    app.backend.set(key, b'value')
+    assert app.backend.get(key) == b'value'
+
+
+@pytest.mark.parametrize('is_worker', [False, True])
+def test_database_away(monkeypatch, caplog, is_worker):
+    """What cannot be read is as good as unknown: who asks gets what Redis has."""
+    def away(*args, **kwargs):
+        raise OperationalError('away')
+    run = make_result()
+    if is_worker:
+        monkeypatch.setattr(identity, 'key', uuid4())
+        monkeypatch.setattr(rowresults, 'get_connection', lambda: SimpleNamespace(execute=away))
+    else:
+        monkeypatch.setattr(rowresults, 'execute', away)
+    assert told(run).state == 'PENDING'
+    assert 'cannot be read from rows: away' in caplog.text
+
+
+@pytest.mark.parametrize('request_, expected', [
+    ({}, {}), ({'group': 'g', 'parent_id': 'p'}, {'group_id': 'g', 'parent_id': 'p'}),
+])
+def test_published(request_, expected):
+    """What is published is what Celery would have: who waits need not know of rows."""
     task_id = str(uuid4())
-    backend.tell_ignored(task_id, SimpleNamespace(id=task_id, group=None, parent_id=None, netbox_stored=stored))
-    assert caplog.text.count('Connection to Redis lost') == 1
-    assert f'Nobody could be told that task {task_id} was ignored' in caplog.text
+    request = SimpleNamespace(**{'group': None, 'parent_id': None, **request_})
+    listener = app.backend.client.pubsub(ignore_subscribe_messages=True)
+    listener.subscribe(app.backend.get_key_for_task(task_id))
+    listener.get_message(timeout=5)
+    app.backend.publish_result(task_id, '{"a": [1, "é"]}', request)
+    meta = app.backend.decode(listener.get_message(timeout=5)['data'])
+    listener.close()
+
+    datetime.fromisoformat(meta.pop('date_done'))
+    assert meta == {
+        'status': 'SUCCESS', 'result': {'a': [1, 'é']}, 'traceback': None, 'children': [], 'task_id': task_id,
+        **expected
+    }
+    assert app.backend.client.get(app.backend.get_key_for_task(task_id)) is None
