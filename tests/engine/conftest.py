@@ -14,21 +14,3 @@ class Shared:
 @pytest.fixture
 def shared():
     return Shared()
-
-
-@pytest.fixture
-def make_task():
-    """Register a task for the duration of the test: `make_task(function, name=...)`, as `netbox_celery_task` does."""
-    from netbox_celery.celery import app
-    from netbox_celery.tasks import CeleryBaseTask
-
-    made = []
-
-    def make(function, **options):
-        task = app.task(**{'base': CeleryBaseTask, 'bind': True, 'lazy': False, **options})(function)
-        made.append(task.name)
-        return task
-
-    yield make
-    for name in made:
-        app.tasks.pop(name, None)

@@ -1,0 +1,194 @@
+"""Beat's scheduler, tick by tick: one sends, the others wait, and it goes on whatever is wrong."""
+import logging
+import threading
+from datetime import timedelta
+
+import pytest
+from django.db import OperationalError, connection, transaction
+from django.utils import timezone
+
+from netbox_celery import scheduler as module
+from netbox_celery.celery import app
+from netbox_celery.engine import catalogue, schedules
+from netbox_celery.housekeeping import PRUNE
+from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
+from netbox_celery.scheduler import HOUSEKEEPING_INTERVAL, SHORT_WAIT, STANDBY_INTERVAL, DatabaseScheduler
+from tests.factories import make_schedule
+from users.models import User
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def make_beat():
+    beats = []
+
+    def make(keeps_house=False, **options):
+        beat = DatabaseScheduler(app, lazy=True, **options)
+        beats.append(beat)
+        if not keeps_house:
+            beat._keep_house = lambda: None
+        return beat
+    yield make
+    for beat in beats:
+        beat.leadership.release()
+
+
+@pytest.fixture
+def make_due(make_task):
+    """Make a schedule that is due since so many seconds (or in so many, if negative), of a task that nobody runs."""
+    make_task(lambda self, task_id: None, name='tests:due', queue='nobody')
+    catalogue.sync(force=True)
+    task = CeleryTask.objects.get(name='tests:due')
+    owner = User.objects.create_superuser('owner')
+
+    def make(name='due', since=1):
+        schedule = make_schedule(name, task, kind='interval', interval=3600, owner=owner)
+        CelerySchedule.objects.filter(pk=schedule.pk).update(next_run=timezone.now() - timedelta(seconds=since))
+        return schedule
+    return make
+
+
+def runs():
+    return list(CeleryResult.objects.order_by('pk').values_list('schedule__name', flat=True))
+
+
+@pytest.mark.parametrize('given, used', [(None, 5), (300, 5), (2, 2)])
+def test_max_interval(make_beat, given, used):
+    """An edit takes effect within five seconds, also if somebody wants beat to sleep longer."""
+    assert make_beat(max_interval=given).max_interval == used
+
+
+def test_one_sends(make_beat, make_due, caplog):
+    """The other waits, says so once, and takes its place."""
+    caplog.set_level(logging.INFO)
+    make_due()
+    first, second = make_beat(), make_beat()
+    assert first.tick() == 0
+    assert [second.tick() for __ in range(3)] == [STANDBY_INTERVAL] * 3
+    assert caplog.text.count('nothing is sent from here, another beat holds the lock') == 1
+    assert runs() == ['due']
+
+    first.close()
+    make_due('later')
+    assert second.tick() == 0
+    assert runs() == ['due', 'later']
+    assert first.tick() == STANDBY_INTERVAL
+
+
+@pytest.mark.parametrize('since, at_least, at_most', [(-2, 1, 2), (-60, 5, 5), (None, 5, 5)])
+def test_nothing_is_due(make_beat, make_due, since, at_least, at_most):
+    """It comes back when something is due, and within five seconds in any case."""
+    if since is not None:
+        make_due(since=since)
+    assert at_least <= make_beat().tick() <= at_most
+    assert runs() == []
+
+
+def test_each_once(make_beat, make_due):
+    """All that is due is sent in one go, once."""
+    for number in range(5):
+        make_due(f'due {number}', since=10 - number)
+    beat = make_beat()
+    assert beat.tick() == 0
+    assert beat.tick() == 5
+    assert runs() == [f'due {number}' for number in range(5)]
+
+
+def test_shows_that_it_is_alive(make_beat, make_due, monkeypatch):
+    """With much to send it asks the database in between, so that its session is not taken for a dead one."""
+    monkeypatch.setattr(module, 'SENDING_TIME', 0)
+    for number in range(3):
+        make_due(f'due {number}')
+    beat = make_beat()
+    for number in range(3):
+        assert beat.tick() == 0
+        assert len(runs()) == number + 1
+
+
+def test_schedule_that_is_being_edited(make_beat, make_due):
+    """It is left for a moment, and keeps none of the others."""
+    edited, __ = make_due('edited', since=5), make_due('other')
+    beat = make_beat()
+    locked, done = threading.Event(), threading.Event()
+
+    def edit():
+        with transaction.atomic():
+            CelerySchedule.objects.select_for_update().get(pk=edited.pk)
+            locked.set()
+            done.wait(20)
+        connection.close()
+    thread = threading.Thread(target=edit)
+    thread.start()
+    locked.wait(20)
+    try:
+        assert beat.tick() == 0
+        assert runs() == ['other']
+        assert beat.tick() == SHORT_WAIT
+    finally:
+        done.set()
+        thread.join()
+    assert beat.tick() == 0
+    assert runs() == ['other', 'edited']
+
+
+def test_lock_lost(make_beat, make_due, caplog):
+    """Who has lost the connection that holds the lock sends nothing before it has it again."""
+    beat = make_beat()
+    beat.tick()
+    make_due()
+    with connection.cursor() as cursor:
+        cursor.execute('SELECT pg_terminate_backend(%s, 5000)', (beat.leadership._session,))
+    assert beat.tick() == SHORT_WAIT
+    assert 'the connection that held the lock is gone' in caplog.text
+    assert runs() == []
+    assert beat.tick() == 0
+    assert runs() == ['due']
+
+
+@pytest.mark.parametrize('error, message', [
+    (OperationalError('away'), 'the database is unavailable: away'),
+    (RuntimeError('odd'), 'something failed, trying again'),
+], ids=['away', 'odd'])
+def test_goes_on(make_beat, make_due, monkeypatch, caplog, error, message):
+    """Neither a database that is away nor anything else ends it."""
+    def fail():
+        raise error
+    make_due()
+    beat = make_beat()
+    beat.tick()
+    make_due('later')
+    with monkeypatch.context() as patch:
+        patch.setattr(schedules, 'find_due', fail)
+        assert beat.tick() == STANDBY_INTERVAL
+    assert message in caplog.text
+    assert beat.tick() == 0
+    assert runs() == ['due', 'later']
+
+
+# What changes seldom
+
+def test_housekeeping(make_beat, monkeypatch):
+    """The first thing that who sends does, and again after a minute; whoever waits does not."""
+    times = []
+    monkeypatch.setattr(schedules, 'resume_after_clock', lambda: times.append(1))
+    beat, standby = make_beat(keeps_house=True), make_beat(keeps_house=True)
+    for __ in range(3):
+        beat.tick(), standby.tick()
+    assert len(times) == 1
+    assert CelerySchedule.objects.filter(name=PRUNE).exists()
+    beat._housekeeping_due -= HOUSEKEEPING_INTERVAL
+    beat.tick()
+    assert len(times) == 2
+
+
+def test_housekeeping_that_fails(make_beat, make_due, monkeypatch, caplog):
+    """What is due is sent all the same, at the next tick."""
+    def fail(*args, **kwargs):
+        raise RuntimeError('odd')
+    monkeypatch.setattr(module.sources, 'sync', fail)
+    make_due()
+    beat = make_beat(keeps_house=True)
+    assert [beat.tick(), beat.tick()] == [STANDBY_INTERVAL, 0]
+    assert 'something failed' in caplog.text
+    assert runs() == ['due']
