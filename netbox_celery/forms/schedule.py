@@ -6,6 +6,7 @@ that, as JSON; what was entered goes along from one to the other.
 """
 import json
 from functools import cache
+from math import isfinite
 from zoneinfo import available_timezones
 
 from django import forms
@@ -206,15 +207,23 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
         for name in ('crontab', 'interval', 'at'):
             if name in self.fields:
                 self.fields[name].required = True
-        if 'interval' in self.fields and self.initial.get('interval') and 'interval_unit' not in self.initial:
-            unit = next(unit for unit in reversed(UNITS) if self.initial['interval'] % unit == 0 or unit == 1)
-            self.initial |= {'interval': self.initial['interval'] / unit, 'interval_unit': unit}
-        if 'interval' in self.initial and self.initial['interval'] not in (None, ''):
-            # 5, not 5.0
-            self.initial['interval'] = f'{float(self.initial["interval"]):g}'
         if 'interval' in self.fields:
+            self._init_interval()
             return (InlineFields('interval', 'interval_unit', label=_('Every')), 'start', 'end')
         return wanted
+
+    def _init_interval(self):
+        """Show an interval in its longest unit without a fraction; as 5, not as 5.0."""
+        try:
+            interval = float(self.initial.get('interval') or 'nan')  # of a clone it is text
+        except ValueError:
+            return
+        if not isfinite(interval):
+            return
+        if 'interval_unit' not in self.initial:
+            unit = next(unit for unit in reversed(UNITS) if interval % unit == 0 or unit == 1)
+            interval, self.initial['interval_unit'] = interval / unit, unit
+        self.initial['interval'] = f'{interval:g}'
 
     def _init_what(self):
         """Add the fields for the arguments of the chosen task, and return their names."""

@@ -176,6 +176,18 @@ class FormTest(PageTestCase):
         self.post(crontab='5 4 * * *')
         self.assertEqual(CelerySchedule.objects.get(name='Nightly').owner, self.user)
 
+    def test_prefilled(self):
+        """Whatever an address says: it is shown to be corrected, or left out."""
+        for query, shown in (
+            ('interval=5400', 'name="interval"value="90"'), ('interval=1.5', 'name="interval"value="1.5"'),
+            ('interval=x', 'name="interval"value="x"'), ('interval=inf', 'name="interval"value="inf"'),
+            ('interval=', 'name="interval"'), ('task=x&kwargs={', 'name="interval"'),
+            (f'task={self.task.pk}&kwargs={{&arguments_as=x', 'name="kwargs"'),
+            (f'task={self.task.pk}&kwargs={{"name":"Eve"}}', 'value="Eve"'),
+        ):
+            with self.subTest(query):
+                self.assertIn(shown, ''.join(self.page(f'{LIST}add/?kind=interval&{query}').split()))
+
     def test_sourced(self):
         """Of these there are only the fields that are people's."""
         schedule = make_schedule(origin='settings', kwargs={'name': 'Bob'})
