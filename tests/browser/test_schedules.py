@@ -1,13 +1,17 @@
 """A schedule from its form to its history, in a real browser, with a real worker."""
+import os
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
 from playwright.sync_api import expect
 
-from .test_pages import PHONE, TOO_WIDE, browser, open_page, session  # noqa: F401 - fixtures
+from .test_pages import PHONE, TOO_WIDE, browser, open_page, session, sign_in  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.browser
 
@@ -195,6 +199,60 @@ def test_schedule_is_disabled_and_enabled(site, open_page):  # noqa: F811
     page.get_by_role('button', name='Apply').click()
     expect(page.locator('body')).to_contain_text('Updated 2 schedules')
     assert [site.rest(f'schedules/{key}/')['enabled'] for key in (pk, other)] == [False, False]
+
+
+#: Somebody who may make and change schedules, see all tasks, and run one of them.
+SOMEBODY = '''
+import django; django.setup()
+from core.models import ObjectType
+from netbox_celery.models import CelerySchedule, CeleryTask
+from users.models import ObjectPermission, User
+user = User.objects.create_user('bob', password='Bob-can-l00k')
+for model, actions, constraints in (
+    (CelerySchedule, ['view', 'add', 'change'], None), (CeleryTask, ['view'], None),
+    (CeleryTask, ['run'], {'name': 'netbox_example_plugin:hello_world'}),
+):
+    permission = ObjectPermission.objects.create(name=f'{model} {actions}', actions=actions, constraints=constraints)
+    permission.users.add(user)
+    permission.object_types.add(ObjectType.objects.get_for_model(model))
+'''
+
+
+@pytest.fixture(scope='module')
+def somebody(site, browser):  # noqa: F811
+    """The cookies of somebody who may run one task only."""
+    subprocess.run([sys.executable, '-c', SOMEBODY], env={**os.environ, **site.environ}, check=True)
+    context = browser.new_context()
+    sign_in(context.new_page(), SimpleNamespace(url=site.url, username='bob', password='Bob-can-l00k'))
+    state = context.storage_state()
+    context.close()
+    return {**state, 'origins': []}
+
+
+def test_somebody_may_run_one_task(site, somebody, open_page):  # noqa: F811
+    """They are offered that task alone, and of schedules of other tasks nothing but to look at them."""
+    page = open_page(f'{LIST}add/', storage_state=somebody)
+    page.locator('#id_task + .ts-wrapper .ts-control').click()
+    options = page.locator('#id_task + .ts-wrapper').get_by_role('option')
+    expect(options).to_have_count(1)
+    expect(options).to_contain_text('netbox_example_plugin:hello_world')
+
+    theirs = make(site)
+    other = make(site, task={'name': 'netbox_example_plugin:audit_devices'})
+    buttons = ('Run Now', 'Disable', 'Take Over')
+    page.goto(f'{site.url}{LIST}{theirs}/')
+    for name in buttons:
+        expect(page.get_by_role('button', name=name, exact=True)).to_be_visible()
+    page.goto(f'{site.url}{LIST}{other}/')
+    expect(page.locator('.celery-next-runs tbody tr')).to_have_count(10)
+    for name in buttons:
+        expect(page.get_by_role('button', name=name, exact=True)).to_have_count(0)
+    page.goto(f'{site.url}{LIST}{other}/edit/')
+    expect(page.locator('body')).to_contain_text('You cannot save changes')
+    page.locator('#id_description').fill('Mine')
+    page.get_by_role('button', name='Save').click()
+    expect(page.locator('body')).to_contain_text('You need the permission to run its task.')
+    assert site.rest(f'schedules/{other}/')['description'] == ''
 
 
 @pytest.fixture(scope='module')
