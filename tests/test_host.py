@@ -1,0 +1,89 @@
+"""What is reached of NetBox beyond its plugin documentation does what the rest of the plugin takes it to do."""
+from types import SimpleNamespace
+from uuid import uuid4
+
+import pytest
+from django.contrib.auth.models import AnonymousUser
+
+from core.models import ObjectChange
+from dcim.models import Site
+from netbox.context import current_request
+from netbox_celery import host
+from netbox_celery.engine.context import change_context
+from netbox_celery.engine.run import Run
+from tests.factories import make_result
+from users.models import User
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def user():
+    return User.objects.create_user('olga')
+
+
+@pytest.fixture
+def request_of():
+    """Serve a request of somebody."""
+    token = current_request.set(None)
+    yield lambda **attributes: current_request.set(SimpleNamespace(**attributes))
+    current_request.reset(token)
+
+
+def test_current_user(request_of, user):
+    """Outside of a request, before NetBox knows who it is, and for strangers there is none."""
+    assert host.current_user() is None
+    for attributes in ({}, {'user': None}, {'user': AnonymousUser()}):
+        request_of(**attributes)
+        assert host.current_user() is None
+    request_of(user=user)
+    assert host.current_user() == user
+
+
+def test_changes_are_joined_by_the_request(user):
+    """By that of the run, be it text or a UUID, or else by the run itself."""
+    request_id, task_id = uuid4(), uuid4()
+    cases = (request_id, request_id), (str(request_id), request_id), (None, task_id)
+    for number, (given, expected) in enumerate(cases):
+        ObjectChange.objects.all().delete()
+        with change_context(Run(str(task_id), user_id=user.pk, request_id=given)):
+            Site.objects.create(name=f'Site {number}', slug=f'site-{number}')
+        change = ObjectChange.objects.get()
+        assert (change.user, change.user_name, change.request_id) == (user, 'olga', expected)
+    assert current_request.get() is None
+
+
+@pytest.mark.parametrize('run', [None, Run(str(uuid4()))], ids=['untracked', 'nobody'])
+def test_nobodys_changes_are_not_recorded(run):
+    with change_context(run):
+        Site.objects.create(name='Site', slug='site')
+    assert not ObjectChange.objects.exists()
+
+
+def test_request_ends_with_an_error(user):
+    with pytest.raises(ValueError, match='in the body'):
+        with change_context(Run(str(uuid4()), user_id=user.pk)):
+            raise ValueError('in the body')
+    assert current_request.get() is None
+
+
+def test_user_is_loaded_when_needed(user, django_assert_num_queries):
+    """A run that changes nothing costs no query for it."""
+    with django_assert_num_queries(0), change_context(Run(str(uuid4()), user_id=user.pk)):
+        pass
+
+
+@pytest.mark.parametrize('length', [0, 200, 201, 5_000])
+def test_messages_of_any_length(user, length):
+    """A change log entry is written whatever the names in its message; what is too long is cut."""
+    results = [make_result(name=f'run {number}') for number in range(2)]
+    host.record_changes(results, SimpleNamespace(user=user, id=uuid4()), host.ACTION_UPDATE, 'x' * length)
+    changes = list(ObjectChange.objects.all())
+    assert {change.changed_object_id for change in changes} == {result.pk for result in results}
+    for change in changes:
+        assert (change.user_name, change.action) == ('olga', 'update')
+        assert len(change.message) == min(length, 200)
+
+
+def test_own_package_is_a_plugin():
+    assert 'netbox_celery' in host.plugin_packages()
