@@ -14,6 +14,7 @@ from .database import UNUSABLE, get_connection
 from .recorder import recorder
 
 __all__ = (
+    'advance_line',
     'finish_run',
     'finish_unclaimed',
     'retry_run',
@@ -55,12 +56,12 @@ def finish_unclaimed(task_id, status, **values):
 def _finish(task_id, status, connection, **values):
     row = lifecycle.finish(connection, task_id, status, **values)
     if row is not None and row[3]:
-        _advance(connection, row[3])
+        advance_line(connection, row[3])
     return row
 
 
-def _advance(connection, key):
-    """Let those begin that wait in line for the end of a run."""
+def advance_line(connection, key):
+    """Let those begin that wait in line for the end of a run with a concurrency key."""
     from ..celery import app
 
     try:

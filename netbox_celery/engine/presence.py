@@ -2,7 +2,8 @@
 
 A worker's parent says every `heartbeat_interval` seconds that it is there, from a thread of its own: a busy pool or a
 slow broker does not silence it. The same thread writes what the parent could not write at once because the database
-was away. A second one sweeps for what was lost (`netbox_celery.engine.sweep`), for which it speaks to the broker too.
+was away. A second one sweeps for what was lost (`netbox_celery.engine.sweep`), for which it speaks to the broker too,
+and sends what waited in line for the end of a run that the parent wrote.
 """
 import logging
 import os
@@ -13,6 +14,7 @@ import time
 from collections import deque
 from functools import partial
 from importlib.metadata import version
+from queue import Empty, SimpleQueue
 from uuid import uuid4
 
 from .. import host
@@ -20,6 +22,7 @@ from ..choices import ResultStatusChoices as Status
 from ..config import get_config
 from . import lifecycle
 from .database import UNAVAILABLE, EngineConnection, get_connection
+from .outcome import advance_line
 from .recorder import recorder
 
 __all__ = (
@@ -81,6 +84,8 @@ class Identity:
 identity = Identity()
 #: Writes of the parent that wait for the database: functions to call with a connection.
 _deferred = deque()
+#: Concurrency keys of runs that the parent has ended; `None` wakes the thread that waits for them.
+_freed: SimpleQueue = SimpleQueue()
 
 
 class Presence:
@@ -108,6 +113,7 @@ class Presence:
     def stop(self):
         """Say goodbye. What this worker still holds is not held any more."""
         self._stopping.set()
+        _freed.put(None)
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(timeout=5)
@@ -148,7 +154,20 @@ class Presence:
                     logger.warning('The sweep waits, the database is unavailable: %s', exc)
                 except Exception:
                     logger.exception('The sweep failed')
-            self._stopping.wait(get_config().heartbeat_interval)
+            self._advance_lines(connection)
+
+    def _advance_lines(self, connection):
+        """Send what waited in line for the runs that the parent ends, until the duties are to be looked at again."""
+        end = time.monotonic() + get_config().heartbeat_interval
+        while not self._stopping.is_set() and (left := end - time.monotonic()) > 0:
+            try:
+                key = _freed.get(timeout=left)
+                if key is not None:
+                    advance_line(connection, key)
+            except Empty:
+                return
+            except Exception:
+                logger.exception('Who waits in line for a run that has ended waits for the next sweep')
 
     def write_deferred(self):
         while _deferred:
@@ -219,8 +238,19 @@ def close_run(task_id, status, *, attempt=None, reason='', error='', traceback='
         row = None
         if identity.key is not None and attempt is not None:
             row = end(holder=identity.key, attempt=attempt)
-        return row or end()
+        row = row or end()
+        if row is not None and row[3]:
+            _let_next_begin(connection, row[3])
+        return row
     return _write(task_id, write)
+
+
+def _let_next_begin(connection, key):
+    """Send what waited in line. A worker's parent leaves it to its thread: a slow broker must not hold it up."""
+    if identity.is_child:
+        advance_line(connection, key)
+    else:
+        _freed.put(key)
 
 
 def requeue_run(task_id, *, attempt, reason='', error=''):
