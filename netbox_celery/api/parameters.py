@@ -1,4 +1,6 @@
 """What clients send: how a task is to be run, and which lines of a log they want."""
+import math
+
 from django.contrib.contenttypes.models import ContentType
 from django.utils.translation import gettext_lazy as _
 from drf_spectacular.utils import extend_schema_field
@@ -15,6 +17,24 @@ __all__ = (
 )
 
 MAX_ID = 2 ** 63 - 1
+#: The longest time that can be said in seconds: that of a schedule's `expires`, 68 years.
+MAX_SECONDS = 2 ** 31 - 1
+
+
+class SecondsField(serializers.FloatField):
+    """A number of seconds that can be added to a time: `nan` and `inf`, numbers for Python, cannot."""
+
+    def __init__(self, **kwargs):
+        super().__init__(max_value=MAX_SECONDS, **kwargs)
+
+    def to_internal_value(self, data):
+        try:
+            value = super().to_internal_value(data)
+        except OverflowError:
+            self.fail('invalid')
+        if not math.isfinite(value):
+            self.fail('invalid')
+        return value
 
 
 @extend_schema_field({'oneOf': [{'type': 'number', 'minimum': 0}, {'type': 'string', 'format': 'date-time'}]})
@@ -25,7 +45,7 @@ class ExpiresField(serializers.DateTimeField):
         if isinstance(value, int | float) and not isinstance(value, bool):
             if value <= 0:
                 raise serializers.ValidationError(_('Must be greater than 0.'))
-            return value
+            return SecondsField().run_validation(value)
         return super().to_internal_value(value)
 
 
@@ -69,7 +89,7 @@ class TaskRunSerializer(serializers.Serializer):
         required=False,
         help_text=_("Celery's name for `schedule_at`")
     )
-    countdown = serializers.FloatField(
+    countdown = SecondsField(
         min_value=0,
         required=False,
         help_text=_('Earliest time of the start, in seconds from now')
@@ -78,12 +98,12 @@ class TaskRunSerializer(serializers.Serializer):
         required=False,
         help_text=_('Give the run up if it has not started by then: a time, or seconds from now')
     )
-    time_limit = serializers.FloatField(
+    time_limit = SecondsField(
         min_value=1,
         required=False,
         help_text=_('End the run after so many seconds')
     )
-    soft_time_limit = serializers.FloatField(
+    soft_time_limit = SecondsField(
         min_value=1,
         required=False,
         help_text=_('Interrupt the task after so many seconds, so that it can tidy up')
@@ -108,7 +128,7 @@ class TaskRunSerializer(serializers.Serializer):
         # A misspelt option that is passed over would run the task otherwise than was meant
         if unknown := set(data) - set(self.fields):
             raise serializers.ValidationError({
-                name: _('There is no such option. Options are: {options}.').format(options=', '.join(self.fields))
+                name: [_('There is no such option. Options are: {options}.').format(options=', '.join(self.fields))]
                 for name in sorted(unknown)
             })
         return values
