@@ -5,6 +5,7 @@ in by one statement, whose constant columns are said once, and Kombu sends the m
 can do that.
 """
 import logging
+from copy import deepcopy
 from functools import partial
 from uuid import uuid4
 
@@ -116,7 +117,8 @@ def _send_batch(app, name, task, calls, options, own):
         tag(ids, own.tags)
     messages = list(zip(task_ids, calls, ids))
     if connection.in_atomic_block:
-        transaction.on_commit(partial(_publish_on_commit, app, name, task, messages, options))
+        # What the rows say is sent, whatever the caller does with its lists until then
+        transaction.on_commit(partial(_publish_on_commit, app, name, task, deepcopy(messages), options))
     else:
         try:
             _publish(app, name, task, messages, options)

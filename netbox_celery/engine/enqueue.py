@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from uuid import UUID, uuid4
@@ -192,6 +193,9 @@ class Call:
         """Make the row, and send the message, on commit if there is a transaction."""
         options = self.options
         self.row = build_row(self.app, self.name, self.args, self.kwargs, options, own, self.task, self.run)
+        if connection.in_atomic_block:
+            # The message goes out later, and says what the row says, whatever the caller does with its dict until then
+            self.args, self.kwargs = deepcopy((self.args, self.kwargs))
         policy = policy_of(self.task, self.args, self.kwargs, settings)
         if policy is not None:
             return self._send_if_admitted(policy, own)

@@ -1,0 +1,194 @@
+"""A call: its row and its message, together or not at all; and nothing of the caller's is changed."""
+import copy
+import json
+from base64 import b64decode
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+from celery import Celery
+from celery.exceptions import CeleryError
+from django.db import connection, transaction
+from kombu import Queue
+
+from netbox_celery.celery import app
+from netbox_celery.config import get_config
+from netbox_celery.engine.enqueue import complete, is_tracked
+from netbox_celery.engine.recorder import recorder
+from netbox_celery.models import CeleryResult
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+NAME = 'tests:call'
+LATER = datetime(2040, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def task(make_task):
+    return make_task(lambda self, task_id, *args, **kwargs: None, name=NAME)
+
+
+@pytest.fixture
+def queue():
+    """A queue that nobody serves: its name, and what is in it."""
+    class Name(str):
+        def __call__(self):
+            return [json.loads(message) for message in client.lrange(key, 0, -1)][::-1]
+    name = Name(f'call-{uuid4().hex}')
+    key = get_config().key_prefix + name
+    with closing(app.backend.client.__class__.from_url(app.conf.broker_url)) as client:
+        yield name
+        client.delete(key)
+
+
+OPTIONS = [
+    {}, {'eta': LATER}, {'countdown': 1000.5}, {'expires': 60}, {'expires': 0.5}, {'expires': LATER.isoformat()},
+    {'time_limit': 5, 'soft_time_limit': 3.5}, {'headers': {'mine': 'x'}}, {'shadow': 'S'}, {'ignore_result': True},
+    {'link': [{'task': 'tests:x', 'args': [], 'kwargs': {}, 'options': {}}]}, {'compression': 'zlib'},
+    {'parent_id': str(uuid4()), 'root_id': str(uuid4())}, {'retries': 3},
+    {'argsrepr': '***'}, {'delivery_mode': 1}, {'priority': 0},
+]
+
+
+@pytest.mark.parametrize('options', OPTIONS, ids=str)
+def test_message(task, queue, options):
+    """The message is Celery's own, with one header more: a worker that knows nothing of rows can run it."""
+    task_id = str(uuid4())
+    given = {'queue': str(queue), 'task_id': task_id, **options}
+    before = copy.deepcopy(given)
+    result = task.apply_async((1, 'x'), {'a': LATER}, **given)
+    Celery.send_task(app, NAME, (1, 'x'), {'a': LATER}, **{'ignore_result': False, **given})
+    recorder.flush()
+
+    assert given == before
+    assert result.id == task_id
+    ours, theirs = queue()
+    headers = ours['headers']
+    assert headers.pop('netbox_celery') is True
+    for message in (ours, theirs):
+        message['properties'].pop('delivery_tag'), message['properties'].pop('reply_to')
+        expiration = message['properties'].pop('expiration', None)
+        assert (expiration is not None) == ('expires' in options)
+    for name in ('eta', 'expires'):
+        mine, others = headers.pop(name), theirs['headers'].pop(name)
+        assert (mine is None) == (others is None)
+        if mine:
+            assert abs(datetime.fromisoformat(mine) - datetime.fromisoformat(others)) < timedelta(seconds=5)
+    assert ours == theirs
+    row = CeleryResult.objects.get()
+    assert (str(row.task_id), row.args, row.queue, row.sent is not None) == (
+        task_id, None if 'argsrepr' in options else [1, 'x'], queue, True
+    )
+
+
+def test_ways_to_call(task, queue):
+    """However a task is called there is one row and one message, with the same ID."""
+    ids = {
+        task.apply_async((1,), queue=str(queue)).id, task.s(1).apply_async(queue=str(queue)).id,
+        app.send_task(NAME, (1,), queue=Queue(str(queue))).id, app.signature(NAME, (1,)).apply_async(queue=queue).id,
+        CeleryResult.enqueue(NAME, args=(1,), queue=str(queue)).task_id,
+    }
+    assert len(ids) == 5
+    assert {str(run.task_id) for run in CeleryResult.objects.all()} == {str(id) for id in ids}
+    assert {message['headers']['id'] for message in queue()} == {str(id) for id in ids}
+
+
+def test_transactions(task, queue):
+    """What is rolled back leaves nothing, in a savepoint too; what is committed goes out in the order of the calls."""
+    def call(number):
+        return task.apply_async((number,), queue=str(queue)).id
+    with transaction.atomic():
+        call(1)
+        with transaction.atomic():
+            call(2)
+            transaction.set_rollback(True)
+        with transaction.atomic():
+            call(3)
+        assert queue() == []
+        call(4)
+    recorder.flush()
+    assert [message['headers']['argsrepr'] for message in queue()] == ['(1,)', '(3,)', '(4,)']
+    runs = CeleryResult.objects.order_by('pk')
+    assert [(run.args, run.sent is not None) for run in runs] == [([1], True), ([3], True), ([4], True)]
+    with pytest.raises(ZeroDivisionError), transaction.atomic():
+        call(5)
+        1 / 0
+    assert (len(queue()), CeleryResult.objects.count()) == (3, 3)
+
+
+@pytest.mark.parametrize('policy', [{}, {'concurrency_key': 'k', 'limit': 9, 'on_conflict': 'queue'}], ids=str)
+def test_arguments_used_again(task, queue, policy):
+    """What goes out on commit is what each call was made with, as its row says, not what became of the dict since."""
+    kwargs, args = {}, [[]]
+    with transaction.atomic():
+        for number in range(3):
+            kwargs['number'] = number
+            args[0].append(number)
+            task.apply_async(args, kwargs, queue=str(queue), **policy)
+    with transaction.atomic():
+        CeleryResult.enqueue_many(task, [(args, kwargs)], queue=str(queue))
+        args[0].append('later')
+        kwargs.clear()
+    bodies = sorted((json.loads(b64decode(message['body']))[:2] for message in queue()), key=lambda it: it[1]['number'])
+    assert bodies == [[[[*range(n + 1)]], {'number': n}] for n in (0, 1, 2, 2)]
+    assert bodies == [[run.args, run.kwargs] for run in CeleryResult.objects.order_by('pk')]
+
+
+def test_same_id_twice(task, queue):
+    """There is one row, that of the first call; the message of the second finds it, and the claim is for one."""
+    task_id = str(uuid4())
+    for number in (1, 2):
+        task.apply_async((number,), queue=str(queue), task_id=task_id)
+    assert CeleryResult.objects.get().args == [1]
+    assert len(queue()) == 2
+
+
+@pytest.mark.parametrize('options, header', [
+    ({'task_id': 'not-a-uuid'}, None), ({'netbox_track': False}, False),
+])
+def test_without_a_row(task, queue, options, header):
+    """Such a call is Celery's alone, sent at once, in a transaction too; no policy can hold for it."""
+    with transaction.atomic():
+        task.apply_async((1,), queue=str(queue), **options)
+        message, = queue()
+        assert message['headers'].get('netbox_celery') is header
+    assert CeleryResult.objects.count() == 0
+    with pytest.raises(CeleryError, match='need a row'):
+        task.apply_async((1,), queue=str(queue), concurrency_key='k', **options)
+    assert len(queue()) == 1
+
+
+@pytest.mark.parametrize('name, track, expected', [
+    ('tests:base', {}, True), ('tests:base', {'netbox_track': False}, False), ('celery.backend_cleanup', {}, False),
+    (None, {}, True),
+])
+def test_tracked(make_task, name, track, expected):
+    task = None
+    if name == 'tests:base':
+        task = make_task(lambda self, task_id: None, name=name, **track)
+    elif name:
+        task = app.tasks[name]
+    assert is_tracked(task) is expected
+
+
+def test_times():
+    """Times are fixed when the call is made, not when its message goes out."""
+    now = datetime.now(UTC)
+    options = complete(app, {'countdown': 60, 'expires': 90.5}, None)
+    assert 'countdown' not in options
+    assert abs(options['eta'] - now - timedelta(seconds=60)) < timedelta(seconds=5)
+    assert abs(options['expires'] - now - timedelta(seconds=90)) < timedelta(seconds=5)
+    assert 'eta' not in complete(app, {'countdown': 0}, None)
+    assert complete(app, {'eta': '2040-01-01T00:00:00Z'}, None)['eta'] == LATER
+    assert complete(app, {'eta': LATER, 'task_id': uuid4()}, None)['eta'] == LATER
+
+
+def test_connection_of_the_caller(task, queue):
+    """A call is part of the caller's transaction on the caller's own connection, which it leaves as it was."""
+    with transaction.atomic():
+        task.apply_async((1,), queue=str(queue))
+        assert connection.in_atomic_block and not connection.needs_rollback
+        assert CeleryResult.objects.filter(sent=None).count() == 1
+        recorder.flush()
+        assert CeleryResult.objects.filter(sent=None).count() == 1
