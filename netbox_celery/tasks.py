@@ -53,6 +53,9 @@ logger = get_task_logger(__name__)
 #: How long an answer of `is_cancelled()` holds, seconds: a tight loop may ask at every turn.
 CANCEL_CHECK_INTERVAL = 0.5
 
+#: Options that may stand among the arguments of `delay()`, unless the function has a parameter of that name.
+DELAY_OPTIONS = frozenset(('ignore_result', 'ignore_task_after_success'))
+
 
 class CeleryBaseTask(TaskHooks, DjangoTask):
     """Base class of tasks whose runs NetBox shows.
@@ -116,11 +119,14 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
     # Calls
 
     def delay(self, *args, **kwargs):
-        """Send the task with the given arguments. `netbox_*` options and `ignore_result` may stand among them."""
+        """Send the task with the given arguments. `netbox_*` options, `ignore_result` and `ignore_task_after_success`
+        may stand among them.
+        """
         kwargs, own = lift(self, kwargs, {})
         options = {f'netbox_{name}': value for name, value in own.items()}
-        if 'ignore_result' in kwargs and 'ignore_result' not in parameter_names(self):
-            options['ignore_result'] = kwargs.pop('ignore_result')
+        for name in DELAY_OPTIONS & kwargs.keys():
+            if name not in parameter_names(self):
+                options[name] = kwargs.pop(name)
         return self.apply_async(args, kwargs, **options)
 
     def apply_async(self, args=None, kwargs=None, **options):

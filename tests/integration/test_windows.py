@@ -37,6 +37,8 @@ def test_ignored_after_success(worker):
 def test_call_bypasses(threads):
     threads.run(fresh)
     assert threads.run(fresh, ignore_task_after_success=False).status == 'completed'
+    assert row(fresh.delay()).status == 'ignored'
+    assert row(fresh.delay(ignore_task_after_success=False)).status == 'pending'
 
 
 def test_call_says_for_how_long(threads):
