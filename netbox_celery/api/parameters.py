@@ -28,10 +28,7 @@ class SecondsField(serializers.FloatField):
         super().__init__(max_value=MAX_SECONDS, **kwargs)
 
     def to_internal_value(self, data):
-        try:
-            value = super().to_internal_value(data)
-        except OverflowError:
-            self.fail('invalid')
+        value = super().to_internal_value(data)
         if not math.isfinite(value):
             self.fail('invalid')
         return value
