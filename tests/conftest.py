@@ -121,7 +121,7 @@ def make_task():
     made = []
 
     def make(function, **options):
-        task = app.task(**{'base': CeleryBaseTask, 'bind': True, 'lazy': False, **options})(function)
+        task = app.task(**{'base': CeleryBaseTask, 'bind': True, 'lazy': False, 'shared': False, **options})(function)
         made.append(task.name)
         return task
 
