@@ -25,6 +25,7 @@ if not apps.ready and not apps.loading:
 from . import broker, host  # noqa: E402
 from .config import get_config  # noqa: E402
 from .engine.backend import tracking  # noqa: E402
+from .engine.canvas import forget_ids  # noqa: E402
 from .engine.enqueue import send  # noqa: E402
 from .engine.publish import publish  # noqa: E402
 from .engine.upstream import with_upstream  # noqa: E402
@@ -75,6 +76,7 @@ def _load_settings():
 
 
 TRANSPORT_ALIASES.update(broker.TRANSPORTS)
+forget_ids()
 
 app = NetBoxCelery('netbox_celery')
 app.set_default()

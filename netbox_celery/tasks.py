@@ -37,7 +37,7 @@ from .engine.options import lift, parameter_names, split
 from .engine.policies import default_unique_key_generator, policy_of, seconds, take_settings, window_key
 from .engine.recorder import recorder
 from .engine.run import get_run
-from .engine.tracked import TrackedResult
+from .engine.tracked import TrackedResult, tell_own_end
 
 __all__ = (
     'CeleryBaseTask',
@@ -110,8 +110,15 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
             return super().__call__(str(uuid4()), *args, **kwargs)
         request._protected = 1
         tell(self, 'on_task_start', request.id, args, kwargs)
-        with change_context(get_run(request)):
-            return self.run(request.id, *args, **kwargs)
+        run = get_run(request)
+        try:
+            with change_context(run):
+                value = self.run(request.id, *args, **kwargs)
+        except Exception:
+            if run is None or run.own_end is None:
+                raise
+            logger.warning('%s[%s] had set its end before it raised this', self.name, request.id, exc_info=True)
+        return value if run is None or run.own_end is None else tell_own_end(self, request, *run.own_end)
 
     def before_start(self, task_id, args, kwargs):
         """Called before the body. The claim of the run comes before this, also before an override of it."""

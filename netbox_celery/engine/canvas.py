@@ -5,8 +5,10 @@ A message holds the rest of its chain (`chain`, last step first), the body of it
 form before the message is sent; and they tell to which workflow a call belongs before anything else of it is sent.
 """
 from collections.abc import Mapping
+from functools import wraps
 
 from celery.app.task import Context
+from celery.canvas import _chain
 from celery.utils.functional import maybe_list
 from django.db.models import Model
 
@@ -15,6 +17,7 @@ from .options import OWN_DICT, OWN_PREFIX, is_own
 __all__ = (
     'LINKS',
     'as_request',
+    'forget_ids',
     'leaves',
     'make_portable',
     'portable',
@@ -32,6 +35,28 @@ PARTS = {
     'celery.starmap': ('task',),
     'celery.chunks': ('task',),
 }
+
+
+def forget_ids():
+    """Let a chain be started more than once.
+
+    Celery keeps the ID of the last step of the first start in the chain, and gives it to that of the next. By our
+    claim, the last step would then run the first time only.
+    """
+    if not hasattr(_chain.run, '__wrapped__'):
+        _chain.run = _without_trace(_chain.run)
+
+
+def _without_trace(run):
+    @wraps(run)
+    def run_without_trace(chain, *args, **kwargs):
+        own = 'task_id' in chain.options
+        try:
+            return run(chain, *args, **kwargs)
+        finally:
+            if not own:
+                chain.options.pop('task_id', None)
+    return run_without_trace
 
 
 # Options of ours in signatures

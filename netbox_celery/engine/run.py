@@ -23,6 +23,7 @@ class Run:
         'lines',
         'next_eta',
         'opens',
+        'own_end',
         'recorded',
         'refused',
         'replaced',
@@ -45,8 +46,11 @@ class Run:
         self.request_id = request_id
         #: The claim was refused: the body does not run, and nothing is written.
         self.refused = False
-        #: The task set the end itself (`self.celery_result.success()` and the like); that end is kept.
+        #: Its end is written, or is on its way to the database.
         self.ended = False
+        #: The end that the task set itself (`self.celery_result.success()` and the like), which is kept: its status,
+        #: and the result or the error.
+        self.own_end = None
         #: The task replaced itself by another one, which goes on under the same ID.
         self.replaced = False
         #: The message for the next attempt, or for what replaces the task, is on its way.

@@ -1,14 +1,19 @@
 """`self.celery_result`: the row of the current run, as its task sees and changes it."""
 import time
 
+from celery.app.task import get_actual_ignore_result
+from celery.exceptions import Ignore
+
 from ..choices import ResultStatusChoices as Status
 from ..config import get_config
+from .exceptions import TaskFailed
 from .outcome import finish_run
 from .payload import limited_jsonb
 from .recorder import recorder
 
 __all__ = (
     'TrackedResult',
+    'tell_own_end',
 )
 
 
@@ -95,7 +100,7 @@ class TrackedResult:
         Args:
             value: Its result, something that JSON can hold.
         """
-        self._end(Status.STATUS_COMPLETED, result=limited_jsonb(value, get_config().payload_length))
+        self._end(Status.STATUS_COMPLETED, value, result=limited_jsonb(value, get_config().payload_length))
 
     def error(self, error='', traceback=''):
         """End the run as failed.
@@ -104,7 +109,7 @@ class TrackedResult:
             error: What went wrong, a text or an exception.
             traceback: Where, a text.
         """
-        self._end(Status.STATUS_FAILED, error=str(error), traceback=str(traceback))
+        self._end(Status.STATUS_FAILED, str(error), error=str(error), traceback=str(traceback))
 
     def canceled(self, error=''):
         """End the run as revoked: the task was asked to stop and did.
@@ -112,8 +117,34 @@ class TrackedResult:
         Args:
             error: What is to be said about it.
         """
-        self._end(Status.STATUS_REVOKED, reason='cancelled', error=str(error))
+        self._end(Status.STATUS_REVOKED, str(error), reason='cancelled', error=str(error))
 
-    def _end(self, status, **values):
-        finish_run(self._run, status, **values)
+    def _end(self, status, said, **values):
+        row = finish_run(self._run, status, **values)
+        if row is not None:
+            self._run.own_end = row[1], said  # another one if somebody has cancelled it
         self._row = None
+
+
+def tell_own_end(task, request, status, said):
+    """Let Celery know of the end that a body has set itself, which the row keeps.
+
+    Args:
+        task: The task.
+        request: Its current request.
+        status: The end, a status of the row.
+        said: The result, or the error, that the body gave.
+
+    Returns:
+        The result, if the run is completed.
+
+    Raises:
+        TaskFailed: It failed.
+        celery.exceptions.Ignore: It was revoked, which the result backend has been told.
+    """
+    if status == Status.STATUS_COMPLETED:
+        return said
+    if status == Status.STATUS_FAILED:
+        raise TaskFailed(said)
+    task.backend.mark_as_revoked(request.id, said, request, store_result=not get_actual_ignore_result(task, request))
+    raise Ignore(said)

@@ -55,6 +55,23 @@ def test_chain(on, user):
     assert [child.id for child in outcome.parent.parent.children] == [outcome.parent.id]
 
 
+@pytest.mark.parametrize('canvas, runs', [
+    (lambda on: chain(on(tasks.add.s(1)), on(tasks.add.s(2))), 2),
+    (lambda on: on(tasks.add.s(1)) | on(tasks.add.s(2)) | on(tasks.add.s(3)), 3),
+    (lambda on: chain(on(tasks.add.s(1)), group(on(tasks.add.s(2)), on(tasks.add.s(3)))), 3),
+    (lambda on: group(chain(on(tasks.add.s(1)), on(tasks.add.s(2))), on(tasks.add.s(3))), 3),
+    (lambda on: chord([on(tasks.add.s(1)), on(tasks.add.s(2))], on(tasks.add.s(3))), 3),
+], ids=['chain', 'or', 'group in chain', 'chain in group', 'chord'])
+def test_started_twice(on, canvas, runs):
+    """What is made once can be started again: all of it runs again, under IDs of its own."""
+    canvas = canvas(on)
+    first, second = canvas.delay(), canvas.delay()
+
+    assert first.get(timeout=20) == second.get(timeout=20)
+    assert first.id != second.id
+    all_ended(2 * runs)
+
+
 def test_options_of_steps(on, user):
     """Later steps carry users and objects; the caller's signatures stay as they are, and can be used again."""
     site = Site.objects.create(name='Berlin', slug='berlin')

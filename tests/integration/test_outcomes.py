@@ -2,12 +2,15 @@
 import re
 
 import pytest
+from celery import chain
+from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
 from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes
 
 from netbox_celery.celery import app
 from netbox_celery.models import CeleryResult
+from netbox_celery.tasks import TaskFailed
 
 from .support import ended, lines, row, until
 
@@ -292,9 +295,23 @@ def test_end_set_by_hand_is_kept(worker, how, status):
     assert result.status == status
     assert result.value is None
     if how == 'success':
-        assert result.result == {'by': 'hand'}
+        assert outcome.get(timeout=20) == result.result == {'by': 'hand'}
     else:
         assert result.error == 'by hand'
+        with pytest.raises((TaskFailed, TaskRevokedError), match='by hand'):
+            outcome.get(timeout=20)
+    assert outcome.state == {'completed': 'SUCCESS', 'failed': 'FAILURE', 'revoked': 'REVOKED'}[status]
+
+
+@pytest.mark.parametrize('how', ['error', 'canceled'])
+def test_end_set_by_hand_ends_the_chain(worker, how):
+    """What comes after a step that says itself that it was no success is not run."""
+    outcome = chain(tasks.end_itself.s(how).set(queue=worker.queue), tasks.echo.si().set(queue=worker.queue))()
+
+    until(lambda: CeleryResult.objects.filter(task_id=outcome.id).exists())
+    result = ended(outcome)
+    assert (result.status, result.reason) == ('errored', 'upstream_failed')
+    assert notes(outcome.id) == []
 
 
 def test_child_killed(prefork):
