@@ -1,0 +1,48 @@
+from .parts import PayloadPanel
+from .results import (
+    LIVE,
+    ResultArgumentsPanel,
+    ResultAttemptsPanel,
+    ResultDataPanel,
+    ResultErrorPanel,
+    ResultLogPanel,
+    ResultRunPanel,
+    ResultStatusPanel,
+    ResultValuePanel,
+    explain_status,
+)
+from .schedules import (
+    ScheduleArgumentsPanel,
+    ScheduleNextPanel,
+    ScheduleOptionsPanel,
+    SchedulePanel,
+    SchedulePolicyPanel,
+    ScheduleTimesPanel,
+)
+from .tasks import TaskDocumentationPanel, TaskPanel, TaskParametersPanel, TaskSchedulesPanel
+from .workers import WorkerPanel
+
+__all__ = (
+    'LIVE',
+    'PayloadPanel',
+    'ResultArgumentsPanel',
+    'ResultAttemptsPanel',
+    'ResultDataPanel',
+    'ResultErrorPanel',
+    'ResultLogPanel',
+    'ResultRunPanel',
+    'ResultStatusPanel',
+    'ResultValuePanel',
+    'ScheduleArgumentsPanel',
+    'ScheduleNextPanel',
+    'ScheduleOptionsPanel',
+    'SchedulePanel',
+    'SchedulePolicyPanel',
+    'ScheduleTimesPanel',
+    'TaskDocumentationPanel',
+    'TaskPanel',
+    'TaskParametersPanel',
+    'TaskSchedulesPanel',
+    'WorkerPanel',
+    'explain_status',
+)

@@ -1,0 +1,230 @@
+"""The panels of the page of a run.
+
+They are *live*: each stands in an element of its own, which an answer to a poll replaces.
+"""
+from datetime import datetime
+
+from django.utils.html import format_html
+from django.utils.safestring import mark_safe
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from netbox.ui import attrs, panels
+
+from .. import __version__
+from ..choices import ResultReasonChoices, ResultStatusChoices
+from ..forms import LogForm
+from ..live import is_worker_alive, open_log
+from ..progress import measure_pace
+from .parts import PayloadPanel, SparseAttributesPanel, description_of
+
+__all__ = (
+    'LIVE',
+    'ResultArgumentsPanel',
+    'ResultAttemptsPanel',
+    'ResultDataPanel',
+    'ResultErrorPanel',
+    'ResultLogPanel',
+    'ResultRunPanel',
+    'ResultStatusPanel',
+    'ResultValuePanel',
+    'explain_status',
+)
+
+
+def explain_status(result):
+    """Return in a sentence why a run is in its status, or what it waits for; an empty string if there is no more."""
+    if result.is_cancelling:
+        return _('Somebody cancelled it. It ends as soon as its worker, or the task itself, takes note.')
+    if result.reason:
+        return description_of(ResultReasonChoices, result.reason)
+    if result.status == ResultStatusChoices.STATUS_PENDING and not is_worker_alive():
+        return _('No worker is running: the run will start when one does.')
+    return description_of(ResultStatusChoices, result.status)
+
+
+class LiveMixin:
+    """A panel that can be replaced while the page is open."""
+    #: ID of the element that it stands in.
+    live_id = None
+
+    def render(self, context, live=False):
+        """
+        Args:
+            context: The template context.
+            live: Whether this is to replace the panel on an open page.
+        """
+        swap = mark_safe(' hx-swap-oob="true"') if live else ''
+        return format_html('<div id="{}" class="celery-live"{}>{}</div>', self.live_id, swap, super().render(context))
+
+
+class ProgressAttr(attrs.ObjectAttribute):
+    """A bar, the numbers behind it, the rate and the time left."""
+    template_name = 'netbox_celery/attrs/progress.html'
+
+    def get_context(self, obj, attr, value, context):
+        return {'object': obj, 'pace': measure_pace(obj)}
+
+
+class StatusAttr(attrs.ChoiceAttr):
+    """The status with its reason in words."""
+    template_name = 'netbox_celery/attrs/status.html'
+
+    def get_context(self, obj, attr, value, context):
+        return super().get_context(obj, attr, value, context) | {'object': obj, 'explanation': explain_status(obj)}
+
+
+class LaterAttemptAttr(attrs.NumericAttr):
+    """The number of an attempt, from the second on."""
+
+    def get_value(self, obj):
+        value = super().get_value(obj)
+        return value if value > 1 else None
+
+
+class WaitingUntilAttr(attrs.DateTimeAttr):
+    """A time that matters until the run begins."""
+
+    def get_value(self, obj):
+        return super().get_value(obj) if obj.status in ResultStatusChoices.WAITING else None
+
+
+class UnfinishedAttr(attrs.DateTimeAttr):
+    """A time that matters until the run ends."""
+
+    def get_value(self, obj):
+        return None if obj.is_finished else super().get_value(obj)
+
+
+class ResultStatusPanel(LiveMixin, SparseAttributesPanel):
+    live_id = 'celery-status'
+    title = gettext_lazy('Status')
+    status = StatusAttr('status', label=gettext_lazy('Status'))
+    progress = ProgressAttr('value', label=gettext_lazy('Progress'))
+    step = attrs.TextAttr('step', label=gettext_lazy('Step'))
+    attempt = LaterAttemptAttr('attempt', label=gettext_lazy('Attempt'))
+    scheduled = WaitingUntilAttr('scheduled', label=gettext_lazy('Not before'))
+    started = attrs.DateTimeAttr('started', label=gettext_lazy('Started'))
+    completed = attrs.DateTimeAttr('completed', label=gettext_lazy('Ended'))
+    duration = attrs.DurationAttr('duration', label=gettext_lazy('Duration'))
+    worker = attrs.TextAttr('worker', label=gettext_lazy('Worker'))
+
+
+class ResultRunPanel(SparseAttributesPanel):
+    title = gettext_lazy('Run')
+    task = attrs.TemplatedAttr(
+        'celery_name', label=gettext_lazy('Task'), template_name='netbox_celery/attrs/task.html'
+    )
+    object = attrs.GenericForeignKeyAttr('object', label=gettext_lazy('Object'), linkify=True)
+    user = attrs.RelatedObjectAttr('user', label=gettext_lazy('User'), linkify=True)
+    schedule = attrs.RelatedObjectAttr('schedule', label=gettext_lazy('Schedule'), linkify=True)
+    created = attrs.DateTimeAttr('created', label=gettext_lazy('Created'))
+    expires = WaitingUntilAttr('expires', label=gettext_lazy('Expires'))
+    queue = attrs.TextAttr('queue', label=gettext_lazy('Queue'))
+    concurrency_key = attrs.TextAttr(
+        'concurrency_key', label=gettext_lazy('Concurrency key'), style='font-monospace'
+    )
+    stale_after = UnfinishedAttr('stale_after', label=gettext_lazy('Stale after'))
+    task_id = attrs.TextAttr(
+        'task_id', label=gettext_lazy('Task ID'), style='font-monospace', copy_button=True
+    )
+    parent = attrs.TemplatedAttr(
+        'parent_id', label=gettext_lazy('Started by'), template_name='netbox_celery/attrs/parent.html'
+    )
+
+
+class ResultErrorPanel(LiveMixin, panels.ObjectPanel):
+    live_id = 'celery-error'
+    template_name = 'netbox_celery/panels/error.html'
+    title = gettext_lazy('Error')
+
+    def should_render(self, context):
+        return bool(context['object'].error or context['object'].traceback)
+
+
+class ResultAttemptsPanel(LiveMixin, panels.ObjectPanel):
+    live_id = 'celery-attempts'
+    template_name = 'netbox_celery/panels/attempts.html'
+    title = gettext_lazy('Attempts')
+
+    def get_context(self, context):
+        ctx = super().get_context(context)
+        return ctx | {'attempts': [self._readable(attempt) for attempt in ctx['object'].attempts]}
+
+    @staticmethod
+    def _readable(attempt):
+        started, ended = (
+            attempt.get(name) and datetime.fromisoformat(attempt[name]) for name in ('started', 'ended')
+        )
+        return attempt | {'started': started, 'ended': ended, 'duration': ended and started and ended - started}
+
+    def should_render(self, context):
+        return len(context['attempts']) > 1
+
+
+class ResultValuePanel(LiveMixin, PayloadPanel):
+    live_id = 'celery-result'
+    title = gettext_lazy('Result')
+
+    def __init__(self, **kwargs):
+        super().__init__('result', **kwargs)
+
+
+class ResultDataPanel(LiveMixin, PayloadPanel):
+    live_id = 'celery-data'
+    title = gettext_lazy('Data')
+
+    def __init__(self, **kwargs):
+        super().__init__('data', **kwargs)
+
+
+class ResultArgumentsPanel(panels.ObjectPanel):
+    """What the task was called with, as its caller wants it to be shown."""
+    template_name = 'netbox_celery/panels/arguments.html'
+    title = gettext_lazy('Arguments')
+
+    def get_context(self, context):
+        ctx = super().get_context(context)
+        args, kwargs = ctx['object'].display_args, ctx['object'].display_kwargs
+        return ctx | {
+            'positional': list(enumerate(args, start=1)) if isinstance(args, list) else [],
+            'named': list(kwargs.items()) if isinstance(kwargs, dict) else [],
+            'representations': [shown for shown in (args, kwargs) if isinstance(shown, str)],
+            'kept': ctx['object'].is_rerunnable,
+        }
+
+
+class ResultLogPanel(panels.ObjectPanel):
+    """The log, opened at its end and followed while the run goes on.
+
+    Args:
+        whole_page: Whether the log is all there is on the page.
+    """
+    template_name = 'netbox_celery/panels/log.html'
+    title = gettext_lazy('Log')
+
+    def __init__(self, whole_page=False, **kwargs):
+        super().__init__(**kwargs)
+        self.whole_page = whole_page
+
+    def get_context(self, context):
+        ctx = super().get_context(context)
+        form = LogForm(ctx['request'].GET)
+        window = open_log(ctx['object'], ctx['request'].user, form.wanted)
+        return ctx | {
+            'form': form,
+            'window': window,
+            'whole_page': self.whole_page,
+            'following': not window.is_complete,
+            'version': __version__,
+        }
+
+
+#: What an open page has replaced when more than the progress of a run has changed.
+LIVE = (
+    ResultStatusPanel(),
+    ResultErrorPanel(),
+    ResultAttemptsPanel(),
+    ResultValuePanel(),
+    ResultDataPanel(),
+)

@@ -1,0 +1,22 @@
+"""The panel of the page of a worker."""
+from django.utils.translation import gettext_lazy
+
+from netbox.ui import attrs, panels
+
+__all__ = (
+    'WorkerPanel',
+)
+
+
+class WorkerPanel(panels.ObjectAttributesPanel):
+    title = gettext_lazy('Worker')
+    name = attrs.TextAttr('name', label=gettext_lazy('Name'), style='font-monospace', copy_button=True)
+    is_alive = attrs.BooleanAttr('is_alive', label=gettext_lazy('Alive'))
+    host = attrs.TextAttr('host', label=gettext_lazy('Host'))
+    pid = attrs.NumericAttr('pid', label=gettext_lazy('Process ID'))
+    pool = attrs.TextAttr('pool', label=gettext_lazy('Pool'))
+    concurrency = attrs.NumericAttr('concurrency', label=gettext_lazy('Concurrency'))
+    queues = attrs.ArrayAttr('queues', label=gettext_lazy('Queues'))
+    started = attrs.DateTimeAttr('started', label=gettext_lazy('Started'))
+    heartbeat = attrs.DateTimeAttr('heartbeat', label=gettext_lazy('Heartbeat'))
+    stopped = attrs.DateTimeAttr('stopped', label=gettext_lazy('Stopped'))
