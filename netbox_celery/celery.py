@@ -39,6 +39,8 @@ __all__ = (
 class NetBoxCelery(Celery):
     """A Celery app whose calls make rows and whose result backend writes their ends."""
 
+    control_cls = 'netbox_celery.engine.revoke:Control'
+
     def send_task(self, name, args=None, kwargs=None, **options):
         """Send a task by name. `apply_async`, canvas, retries and beat all come through here.
 

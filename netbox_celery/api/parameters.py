@@ -140,6 +140,10 @@ class TaskRunSerializer(serializers.Serializer):
             raise serializers.ValidationError({
                 'object_id': _('object_type and object_id must be given together.')
             })
+        if attrs.get('soft_time_limit', 0) >= attrs.get('time_limit', math.inf):
+            raise serializers.ValidationError({
+                'soft_time_limit': _('Must be less than time_limit, or the task is killed before it can tidy up.')
+            })
         return attrs
 
     def validated_options(self):

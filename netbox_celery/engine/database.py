@@ -17,7 +17,9 @@ from django.db import (
     InternalError,
     OperationalError,
     ProgrammingError,
+    connection,
     connections,
+    transaction,
 )
 from psycopg import Cursor
 from psycopg.pq import TransactionStatus
@@ -26,6 +28,7 @@ __all__ = (
     'EngineConnection',
     'execute',
     'get_connection',
+    'now_or_on_commit',
 )
 
 logger = logging.getLogger(__name__)
@@ -77,6 +80,14 @@ def _execute(wrapper, sql, params):
         finally:
             connection.prepare_threshold = threshold
         return cursor.fetchall() if cursor.pgresult.nfields else []
+
+
+def now_or_on_commit(function):
+    """Call a function at once, or, in a transaction, after its commit."""
+    if connection.in_atomic_block:
+        transaction.on_commit(function, robust=True)
+    else:
+        function()
 
 
 class EngineConnection:

@@ -23,7 +23,7 @@ from ..config import get_config
 from . import lifecycle
 from .admission import admit, advance
 from .canvas import as_request, make_portable, root_of
-from .database import UNAVAILABLE, execute, get_connection
+from .database import UNAVAILABLE, execute, get_connection, now_or_on_commit
 from .hooks import invocation_of
 from .options import HEADER, NOT_SENT, Own, is_internal, lift, mark, sent_options, split, tag
 from .payload import dumps
@@ -258,13 +258,13 @@ class Call:
         if admission.joined:
             return self._tell(self._promise(admission.joined), 'unique')
         if admission.ignored:
-            _now_or_on_commit(partial(self._end_ignored, admission.ignored))
+            now_or_on_commit(partial(self._end_ignored, admission.ignored))
             result = EagerResult(options['task_id'], None, states.IGNORED, name=self.name)
             return self._tell(result, 'ignored' if admission.in_window else 'unique')
         if not admission.waits:
             return self._send()
         result = self._tell(self._promise())
-        _now_or_on_commit(partial(self._line_up, policy.key))
+        now_or_on_commit(partial(self._line_up, policy.key))
         return result
 
     def _send(self):
@@ -345,13 +345,6 @@ class Call:
             for name in ('apply', *what):
                 self.invocation.tell(name, result)
         return result
-
-
-def _now_or_on_commit(function):
-    if connection.in_atomic_block:
-        transaction.on_commit(function, robust=True)
-    else:
-        function()
 
 
 def note_refusal(ids, exc):

@@ -56,7 +56,7 @@ class TaskHooks:
         """An attempt has failed with `exc`, and there will be another one at `eta`, a `datetime`."""
 
     def on_task_failure(self, task_id, args, kwargs, exc, einfo):
-        """The run has failed, told once: also where its process was killed, but not where its worker as a whole was."""
+        """The run has failed, told once: by another worker where its own was killed, and then found dead."""
 
     def on_task_success(self, task_id, args, kwargs, retval):
         """The run has succeeded."""

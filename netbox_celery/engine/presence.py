@@ -17,6 +17,8 @@ from importlib.metadata import version
 from queue import Empty, SimpleQueue
 from uuid import uuid4
 
+from django.db import close_old_connections
+
 from .. import host
 from ..choices import ResultStatusChoices as Status
 from ..config import get_config
@@ -143,6 +145,7 @@ class Presence:
     def _work(self):
         connection = EngineConnection()
         while not self._stopping.is_set():
+            close_old_connections()  # those of the duties, and of what hooks do: this thread has no requests
             for duty in self.duties:
                 interval, function, due = duty
                 if time.monotonic() < due:

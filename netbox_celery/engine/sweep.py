@@ -6,11 +6,11 @@ is settled by a guarded transition, so a sweep that is wrong about a worker's de
 import logging
 from uuid import UUID
 
+from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
-from celery import states
+from celery import signals, states
 from celery.exceptions import TaskRevokedError
 from celery.worker import state
-from django.db import close_old_connections
 from kombu.exceptions import EncodeError
 
 from ..choices import ResultReasonChoices as Reason
@@ -47,8 +47,8 @@ ALIVE = f"""
     SELECT key FROM {lifecycle.WORKERS}
     WHERE stopped IS NULL AND heartbeat > now() - make_interval(secs => %(lost_after)s)
 """
-#: A run, as `_let_go` takes it. What replaced it was another task, if that is known.
-RUN = 'task_id, celery_name, claims, nesting, CASE WHEN nesting > 0 THEN message END'
+#: A run, as `_let_go` takes it.
+RUN = 'task_id, celery_name, claims, nesting'
 LOST = f"""
     SELECT {RUN}, worker FROM {lifecycle.TABLE}
     WHERE status = 'running' AND completed IS NULL AND (holder IS NULL OR holder NOT IN ({ALIVE}))
@@ -64,6 +64,10 @@ UNSENT = f"""
         -- What was claimed before has lost its message for sure.
         AND (claims > 0 OR last_updated < now() - make_interval(secs => %(after)s))
     ORDER BY id LIMIT {BATCH}
+"""
+CALL = f"""
+    SELECT COALESCE(message, jsonb_build_array(args, kwargs)::text), message IS NULL FROM {lifecycle.TABLE}
+    WHERE task_id = %s
 """
 EXPIRED = f"""
     SELECT task_id FROM {lifecycle.TABLE}
@@ -85,13 +89,8 @@ def duties(app):
         (interval, lambda connection: close_abandoned(connection, app, suspects)),
         (interval, lambda connection: terminate_cancelled(connection, app, identity)),
         (GRACE, lambda connection: find_missing(connection, app)),
-        (catalogue.SYNC_INTERVAL, lambda connection: _sync_catalogue()),
+        (catalogue.SYNC_INTERVAL, lambda connection: catalogue.sync(force=True)),
     )
-
-
-def _sync_catalogue():
-    close_old_connections()
-    catalogue.sync(force=True)
 
 
 def sweep(connection, app, settled):
@@ -159,9 +158,14 @@ def release(connection, app):
 
 
 def _let_go(connection, app, run, error):
-    task_id, name, claims, nesting, message = run
+    task_id, name, claims, nesting = run
+    found = connection.execute(CALL, (task_id,))
+    if not found:
+        return  # somebody has deleted it
+    message, is_original = found[0]
     if nesting:
-        name = PayloadDecoder().decode(message)[2] if message else None
+        # What replaced it was another task, if that is known
+        name = None if is_original else PayloadDecoder().decode(message)[2]
     task = app.tasks.get(name)
     row = task is not None and task.acks_late and lifecycle.requeue(
         connection, task_id, by='claim', claims=claims, reason=Reason.REASON_WORKER_LOST, error=error, resend=True
@@ -177,6 +181,20 @@ def _let_go(connection, app, run, error):
     else:
         logger.error('Task %s[%s] is lost: %s', name, task_id, error)
         _tell_backend(app, task_id, WorkerLostError(error), states.FAILURE)
+        if task is not None:
+            _tell_task(task, task_id, message, WorkerLostError(error))
+
+
+def _tell_task(task, task_id, message, exc):
+    """Send Celery's signal of a failure, for hooks and whoever else listens: the worker that was lost did not."""
+    args, kwargs, *_ = PayloadDecoder().decode(message)
+    try:
+        raise exc
+    except WorkerLostError:
+        signals.task_failure.send(
+            sender=task, task_id=str(task_id), exception=exc, args=args, kwargs=kwargs, traceback=exc.__traceback__,
+            einfo=ExceptionInfo()
+        )
 
 
 def _tell_backend(app, task_id, exc, state):

@@ -183,6 +183,7 @@ class RunTest(ActionTestCases.ActionTestCase):
             ({'name': ''}, 'name'),
             ({'name': 'x' * 256}, 'name'),
             ({'time_limit': 0}, 'time_limit'),
+            ({'time_limit': 10, 'soft_time_limit': 10}, 'soft_time_limit'),
             ({'object_type': 'dcim.site'}, 'object_id'),
             ({'object_id': 1}, 'object_id'),
             ({'object_type': 'dcim.nonsense', 'object_id': 1}, 'object_type'),

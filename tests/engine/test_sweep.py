@@ -5,7 +5,8 @@ from unittest import mock
 from uuid import uuid4
 
 import pytest
-from celery import Celery
+from billiard.exceptions import WorkerLostError
+from celery import Celery, signals
 from celery.worker import state
 from django.utils import timezone
 from kombu.exceptions import OperationalError
@@ -94,6 +95,24 @@ def test_replacements_of_dead_workers(shared, sent, message, status):
 
     assert now(run).status == status
     assert [entry[1:4] for entry in sent] == ([('tests:late', [1], {})] if status == 'pending' else [])
+
+
+@pytest.mark.parametrize('columns', [
+    {'args': [5], 'kwargs': {'a': 1}},
+    {'args': ['what is shown'], 'message': '[[5], {"a": 1}]'},
+])
+def test_failure_is_told(shared, columns):
+    """Celery's signal tells of a run that is lost for good, with the arguments of its message; of no other."""
+    heard = []
+
+    def hear(sender, task_id, exception, args, kwargs, einfo, **others):
+        heard.append((sender.name, task_id, type(exception), args, kwargs, einfo.type))
+    signals.task_failure.connect(hear)
+    lost = running(**columns)
+    running('tests:late'), running('tests:unknown'), running(cancelled=ago(1))
+    sweep.close_lost(shared, app)
+    signals.task_failure.disconnect(hear)
+    assert heard == [('tests:early', str(lost.task_id), WorkerLostError, [5], {'a': 1}, WorkerLostError)]
 
 
 def test_cancelled_run_of_a_dead_worker(shared, backend):

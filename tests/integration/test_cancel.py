@@ -1,9 +1,13 @@
 """Cancel, revoke, terminate and expire: before the body, in it, with and without a worker."""
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import pytest
+from celery.app.control import Control
 from celery.exceptions import TaskRevokedError
-from django.db import connection
+from celery.platforms import EX_UNAVAILABLE
+from celery.result import GroupResult
+from django.db import connection, transaction
 from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
 
@@ -12,7 +16,7 @@ from netbox_celery.engine import lifecycle
 from netbox_celery.engine.control import cancellation
 from netbox_celery.models import CeleryResult
 
-from .support import ended, lines, row, until, waiting
+from .support import CELERY, Program, ended, lines, row, until, waiting
 
 NOWHERE = 'a-queue-that-nobody-serves'
 
@@ -104,8 +108,6 @@ def test_cancel_wins_over_success_and_failure(threads, gate):
 
 def test_cancel_in_a_transaction(prefork, gate):
     """A cancel that is rolled back has not happened."""
-    from django.db import transaction
-
     run = started(prefork.send(tasks.hold, gate))
     with transaction.atomic():
         assert row(run).cancel()
@@ -129,6 +131,51 @@ def test_celerys_revoke_before_the_start(make_worker, gate):
     result = ended(run)
     assert (result.status, result.reason) == ('revoked', 'cancelled')
     assert notes(run.id) == []
+
+
+@pytest.fixture
+def deaf(monkeypatch):
+    """No worker hears what this process broadcasts."""
+    monkeypatch.setattr(Control, 'broadcast', lambda self, *args, **options: None)
+
+
+@pytest.mark.parametrize('revoke', [
+    lambda run: run.revoke(),
+    lambda run: run.revoke(terminate=True),
+    lambda run: GroupResult('group', [run]).revoke(),
+    lambda run: app.control.terminate(UUID(run.id)),
+], ids=['result', 'terminate', 'group', 'control'])
+def test_celerys_revoke_without_a_worker(make_worker, deaf, revoke):
+    """Celery tells only the workers that are up: here it stands in the row, which the next worker looks at."""
+    worker = make_worker('after-revoke')
+    run, other = worker.send(tasks.echo), worker.send(tasks.echo)
+    revoke(run)
+
+    assert (row(run).status, row(run).reason, run.state) == ('revoked', 'cancelled', 'REVOKED')
+    worker.start().ready()
+    assert ended(other).status == 'completed'
+    assert notes(run.id) == []
+
+
+def test_revoke_command(instance, tmp_path):
+    """`celery control revoke`, of several runs."""
+    runs = [tasks.echo.apply_async(queue=NOWHERE) for __ in range(3)]
+    command = Program(instance, tmp_path / 'log', [
+        CELERY, '-A', 'netbox_celery', 'control', 'revoke', runs[0].id, runs[1].id,
+    ]).start()
+    assert command.wait() in (0, EX_UNAVAILABLE), command.output
+    assert [row(run).status for run in runs] == ['revoked', 'revoked', 'pending']
+
+
+def test_celerys_revoke_of_a_run_under_way(prefork, gate, deaf):
+    """Without `terminate` it goes on; with it, its process ends though no broadcast was heard."""
+    goes_on, ends = started(prefork.send(tasks.hold, gate)), started(prefork.send(tasks.hold, 'never'))
+    goes_on.revoke()
+    ends.revoke(terminate=True)
+    assert (ended(ends).status, row(ends).reason) == ('revoked', 'terminated')
+    assert row(goes_on).cancelled is None
+    open_gate(gate)
+    assert ended(goes_on).status == 'completed'
 
 
 @pytest.mark.parametrize('signal', ['SIGTERM', 'SIGKILL'])

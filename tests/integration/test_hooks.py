@@ -73,6 +73,18 @@ def test_failure_that_the_parent_tells(prefork, how, options, error):
     ]
 
 
+def test_failure_that_another_worker_tells(make_worker, prefork):
+    """With its own killed as a whole, there is nobody else."""
+    victim = make_worker('victim').start().ready()
+    run = victim.send(telling, 'long', kwargs={'y': 1})
+    until(lambda: told(run))
+    victim.kill()
+    ended(run, 60)
+    assert whole(run, 'failure') == [
+        "start ['long'] {'y': 1}", "failure ['long'] {'y': 1} WorkerLostError ExceptionInfo",
+    ]
+
+
 def test_commit(threads, heard):
     """It has been called in the transaction, and is sent after it; or never."""
     with transaction.atomic():

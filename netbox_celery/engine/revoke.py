@@ -1,0 +1,50 @@
+"""Celery's `revoke` and `terminate`, so that they hold.
+
+Celery tells them to the workers that are up, which keep them in their memory. Here they are marks in the rows as well,
+as any cancel is: a worker that starts later does not run what was revoked.
+"""
+from functools import partial
+
+from celery.app import control
+from django.db import DatabaseError, connection
+from kombu.utils.functional import maybe_list
+
+from . import lifecycle
+from .control import cancel_many, logger
+from .database import execute, now_or_on_commit
+from .payload import is_uuid
+
+__all__ = (
+    'Control',
+)
+
+COMMANDS = ('revoke', 'terminate')
+
+# To terminate is to end what runs; to revoke is to keep from running what waits.
+REVOKABLE = f"""
+    SELECT id FROM {lifecycle.TABLE}
+    WHERE task_id = ANY(%s::uuid[]) AND completed IS NULL AND cancelled IS NULL AND ({lifecycle.WAITING} OR %s)
+"""
+
+
+class Control(control.Control):
+    """Celery's remote control (`app.control`, `AsyncResult.revoke()`, `celery control`)."""
+
+    def broadcast(self, command, arguments=None, destination=None, **options):
+        """Broadcast a command to workers; see `celery.app.control.Control.broadcast`.
+
+        A `revoke` or `terminate` for all of them is written into the rows of the tasks first: in a transaction, on
+        commit, while the workers that are up are told at once.
+        """
+        if command in COMMANDS and not destination:
+            terminate = command == 'terminate' or arguments.get('terminate', False)
+            now_or_on_commit(partial(_cancel, maybe_list(arguments['task_id']), terminate))
+        return super().broadcast(command, arguments, destination, **options)
+
+
+def _cancel(task_ids, terminate):
+    try:
+        found = execute(connection, REVOKABLE, ([id for id in map(str, task_ids) if is_uuid(id)], terminate))
+        cancel_many([id for (id,) in found], error='Revoked')
+    except DatabaseError:
+        logger.exception('The revoke of %s could not be written', ', '.join(map(str, task_ids)))
