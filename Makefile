@@ -5,8 +5,9 @@ SHELL := /bin/bash
 # Each of the private clusters and servers is started by the recipe that needs it: nothing is gained by -j
 .NOTPARALLEL:
 
-PYTHON := .venv/bin/python
-STACK := $(PYTHON) -m development.stack
+# Not PYTHON: that is whose Python the venv is to be made with, from the environment
+VENV_PYTHON := .venv/bin/python
+STACK := $(VENV_PYTHON) -m development.stack
 
 .PHONY: help
 help: ## Show this list
@@ -32,28 +33,28 @@ down: venv ## Stop it
 test: ## Run the tests: make test, or make test ARGS="tests/engine -k claim -x"
 	@development/bootstrap.sh test
 	@$(STACK) template
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(VENV_PYTHON) -m pytest $(ARGS)
 
 .PHONY: chaos
 chaos: ## Kill all there is while 2,000 tasks run, and compare rows with side effects: make chaos, make chaos N=500 SEED=7
 	@development/bootstrap.sh test
 	@$(STACK) template
-	@NETBOX_CHAOS=$(or $(N),2000) NETBOX_CHAOS_SEED=$(SEED) $(PYTHON) -m pytest tests/integration/test_chaos.py $(ARGS)
+	@NETBOX_CHAOS=$(or $(N),2000) NETBOX_CHAOS_SEED=$(SEED) $(VENV_PYTHON) -m pytest tests/integration/test_chaos.py $(ARGS)
 
 .PHONY: bench
 bench: venv ## Measure against bare Celery: make bench, or make bench ARGS="drain delay --quick"
-	@$(PYTHON) -m development.bench $(ARGS)
+	@$(VENV_PYTHON) -m development.bench $(ARGS)
 
 .PHONY: check
 check: lint types migrations-check compose-check docs wheel-check ## All that can be checked without running a test
 
 .PHONY: lint
 lint: venv ## NetBox's rules of style
-	$(PYTHON) -m ruff check
+	$(VENV_PYTHON) -m ruff check
 
 .PHONY: types
 types: venv ## The types of what plugin authors import
-	$(PYTHON) -m mypy
+	$(VENV_PYTHON) -m mypy
 
 .PHONY: migrations-check
 migrations-check: venv ## No model has changed without a migration
@@ -61,8 +62,8 @@ migrations-check: venv ## No model has changed without a migration
 
 .PHONY: compose-check
 compose-check: venv ## docker-compose.yml, against the schema of compose files
-	$(PYTHON) -m check_jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
-	$(PYTHON) -m development.checks compose
+	$(VENV_PYTHON) -m check_jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	$(VENV_PYTHON) -m development.checks compose
 
 .PHONY: docs
 docs: venv ## Build the documentation into site/
@@ -70,11 +71,11 @@ docs: venv ## Build the documentation into site/
 
 .PHONY: screenshots
 screenshots: venv ## Make the pictures of the documentation from the running demo (make up)
-	@$(PYTHON) -m development.screenshots
+	@$(VENV_PYTHON) -m development.screenshots
 
 .PHONY: wheel-check
 wheel-check: venv ## Build the wheel, and use it in a fresh venv
-	$(PYTHON) -m development.checks wheel
+	$(VENV_PYTHON) -m development.checks wheel
 
 .PHONY: migrations
 migrations: venv ## Write the migrations for changed models
