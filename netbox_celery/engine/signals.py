@@ -23,7 +23,7 @@ from django.db import DatabaseError, close_old_connections, connections
 
 from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
-from . import lifecycle
+from . import lifecycle, pool
 from .admission import is_window_open
 from .backend import describe, describe_failure
 from .database import UNUSABLE, get_connection
@@ -269,6 +269,7 @@ def _prepare(worker):
     identity.take(worker.hostname)
     _claim_all_tasks(worker.app)
     warn_of_limits(worker.app)
+    pool.install()
     _keep_connections(worker.app)
     install_log_handler()
     presence = Presence(worker, duties(worker.app))

@@ -197,3 +197,22 @@ def test_redis_restarted(services, all_workers, gate):
     own.close()
     CeleryResult.objects.filter(task_id=waiting.id, sent=None).update(last_updated=old)
     assert ended(waiting).result == [['lost'], {}]
+
+
+def test_connection_lost_while_a_process_dies(services, make_worker, gate):
+    """The worker connects again, and goes on with the other process and the successor of the dying one."""
+    worker = make_worker('fading', concurrency=2).start().ready()
+    run = worker.send(tasks.fade, gate)
+    until(lambda: notes(run.id))
+    time.sleep(1)  # its parent has seen that the files are closed
+    with Redis.from_url(services.redis.url()) as client:
+        for kind in ('normal', 'pubsub'):
+            client.client_kill_filter(_type=kind, skipme=True)
+
+    worker.says('Connection to broker lost')
+    assert worker.run(tasks.echo).status == 'completed'
+    open_gate(gate)
+    assert (ended(run, 60).status, row(run).reason) == ('errored', 'worker_lost')
+    assert worker.run(tasks.echo).status == 'completed'
+    assert until(lambda: len(worker.children) == 2)
+    assert worker.process.poll() is None

@@ -694,3 +694,12 @@ def across(self, task_id, gate):
 def query(self, task_id):
     """Use Django's database connection."""
     return [Site.objects.count(), id(connection.connection), os.getpid()]
+
+
+@netbox_celery_task(name='netbox_test_plugin:fade')
+def fade(self, task_id, gate):
+    """Die slowly: the process has closed its files, and is there until the gate opens."""
+    note(task_id, 'started')
+    os.closerange(3, 4096)
+    wait_at(gate)
+    os.kill(os.getpid(), signal.SIGKILL)
