@@ -116,8 +116,9 @@ class Cluster:
             options = [f'-c{name}={value}' for name, value in {**settings, 'port': self.port}.items()]
             self.process = Process.start(
                 'postgres',
-                as_owner(binary('postgres'), '-D', self.directory, *options),
+                [binary('postgres'), '-D', self.directory, *options],
                 log,
+                identity=change_of_user(),
                 # It may be that PostgreSQL's user can't read the folder in which we are
                 cwd='/',
                 stop_signal='SIGINT' if self.durable else 'SIGQUIT',
@@ -243,7 +244,9 @@ def binary(name):
 
 
 def run(name, *arguments):
-    result = subprocess.run(as_owner(binary(name), *arguments), cwd='/', capture_output=True, text=True)
+    result = subprocess.run(
+        [*change_of_user(), binary(name), *arguments], cwd='/', capture_output=True, text=True
+    )
     if result.returncode:
         raise StackError(f'{name} failed:\n\n{result.stdout}{result.stderr}')
 
@@ -261,15 +264,11 @@ def owner_of_clusters():
     raise StackError('PostgreSQL does not run as root, and there is no user "postgres".')
 
 
-def as_owner(*command):
-    """
-    Return a command as it has to be started for PostgreSQL's user to run it.
-    """
-    return [*change_of_user(), *command]
-
-
 @cache
 def change_of_user():
+    """
+    Return what goes before a command for PostgreSQL's user to run it: nothing if that is the present one.
+    """
     if not (owner := owner_of_clusters()):
         return []
     group = str(pwd.getpwnam(owner).pw_gid)

@@ -52,27 +52,25 @@ class Process:
     stop_signal: str = 'SIGTERM'
 
     @classmethod
-    def start(cls, name, command, log, *, env=None, cwd=ROOT, stop_signal='SIGTERM', die_with_parent=False):
+    def start(
+        cls, name, command, log, *, identity=(), env=None, cwd=ROOT, stop_signal='SIGTERM', die_with_parent=False,
+    ):
         """
         Start a command in the background, in its own process group, so that Ctrl-C in the terminal does not reach it.
 
         Args:
             log: The file that takes its output
+            identity: What goes before the command so that another user runs it
             env: Variables to set, beside the present ones
             die_with_parent: End it when this process ends, however that happens
         """
-        command = [str(argument) for argument in command]
-        if die_with_parent and (setpriv := shutil.which('setpriv')):
-            # A command that is run as another user goes through setpriv already
-            if Path(command[0]).name == 'setpriv':
-                command[1:1] = ['--pdeathsig', stop_signal[3:]]
-            else:
-                command = [setpriv, '--pdeathsig', stop_signal[3:], *command]
+        # A change of user forgets whose death is to be told, so it comes first
+        bond = bond_with_parent(stop_signal) if die_with_parent else ()
         log = Path(log)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open('ab') as output:
             process = subprocess.Popen(
-                command,
+                [str(argument) for argument in (*identity, *bond, *command)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -121,6 +119,16 @@ class Process:
 
     def to_dict(self):
         return asdict(self)
+
+
+def bond_with_parent(stop_signal):
+    """
+    Return what goes before a command so that the signal is sent to it when this process ends; nothing if the system
+    can't do that. Of a parent that has ended before this is arranged nothing is told: then it does not start at all.
+    """
+    if not (setpriv := shutil.which('setpriv')):
+        return ()
+    return setpriv, '--pdeathsig', stop_signal[3:], 'sh', '-c', '[ "$PPID" = "$0" ] && exec "$@"', os.getpid()
 
 
 def birth_of(pid):

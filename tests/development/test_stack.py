@@ -1,6 +1,7 @@
 """What the development stack promises: it leaves nothing behind, and never touches what is not its own."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from development.stack import scratch
 from development.stack.paths import ROOT
-from development.stack.processes import Process, free_port, wait_until
+from development.stack.processes import Process, birth_of, free_port, wait_until
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def test_a_process_ends_with_its_children(tmp_path):
     process.stop(timeout=0.2)
 
     assert not process.running
-    assert wait_until(lambda: not os.path.exists(f'/proc/{child}') or is_zombie(child), 5)
+    assert wait_until(lambda: not birth_of(child), 5)
 
 
 def test_a_stranger_with_the_same_id_is_left_alone(sleeper):
@@ -63,21 +64,52 @@ def test_a_process_runs_as_long_as_it_has_threads(tmp_path):
     assert free_port(port) == port
 
 
-def test_a_process_dies_with_its_parent(tmp_path):
-    """Nothing outlives a run of the tests, also if that is killed."""
+@pytest.fixture
+def parent(tmp_path):
+    """Starts a process that starts `sleep 60` to die with it, and returns both: the second one by its id."""
     code = (
         'import time; from development.stack.processes import Process;'
         f'print(Process.start("x", ["sleep", "60"], "{tmp_path}/log", die_with_parent=True).pid, flush=True);'
         'time.sleep(60)'
     )
-    parent = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    child = int(parent.stdout.readline())
-    assert os.path.exists(f'/proc/{child}')
+    started = []
 
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
+    def start(**env):
+        started.append(subprocess.Popen(
+            [sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, **env}
+        ))
+        return started[-1], int(started[-1].stdout.readline())
 
-    assert wait_until(lambda: not os.path.exists(f'/proc/{child}') or is_zombie(child), 5)
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_process_dies_with_its_parent(parent):
+    """Nothing outlives a run of the tests, also if that is killed."""
+    process, child = parent()
+    assert wait_until(lambda: name_of(child) == 'sleep', 5)
+
+    process.kill()
+    process.wait()
+
+    assert wait_until(lambda: not birth_of(child), 5)
+
+
+def test_a_process_dies_with_its_parent_at_once(parent, tmp_path):
+    """Also if that is killed before the system has been told of the bond."""
+    slow = tmp_path / 'bin' / 'setpriv'
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\nsleep 1\nexec {shutil.which("setpriv")} "$@"\n')
+    slow.chmod(0o755)
+    process, child = parent(PATH=f'{slow.parent}:{os.environ["PATH"]}')
+    assert name_of(child) == 'setpriv'
+
+    process.kill()
+    process.wait()
+
+    assert wait_until(lambda: not birth_of(child), 5)
 
 
 def test_abandoned_folders_are_swept(tmp_path, monkeypatch):
@@ -102,6 +134,11 @@ def test_a_port_that_is_taken_is_not_chosen(services):
 def test_secrets_are_for_their_owner_alone(services):
     configuration = services.instance.root / 'conf' / 'configuration.py'
     assert configuration.stat().st_mode & 0o077 == 0
+
+
+def name_of(pid):
+    with open(f'/proc/{pid}/comm') as handle:
+        return handle.read().strip()
 
 
 def is_zombie(pid):
