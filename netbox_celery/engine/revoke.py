@@ -3,6 +3,7 @@
 Celery tells them to the workers that are up, which keep them in their memory. Here they are marks in the rows as well,
 as any cancel is: a worker that starts later does not run what was revoked.
 """
+import logging
 from functools import partial
 
 from celery.app import control
@@ -10,13 +11,15 @@ from django.db import DatabaseError, connection
 from kombu.utils.functional import maybe_list
 
 from . import lifecycle
-from .control import cancel_many, logger
+from .control import cancel_many
 from .database import execute, now_or_on_commit
 from .payload import is_uuid
 
 __all__ = (
     'Control',
 )
+
+logger = logging.getLogger(__name__)
 
 COMMANDS = ('revoke', 'terminate')
 

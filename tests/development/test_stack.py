@@ -26,12 +26,12 @@ def test_a_process_ends_with_its_children(tmp_path):
     process = Process.start(
         'family', ['sh', '-c', 'trap "" TERM; sleep 60 & echo $!; while :; do wait; done'], tmp_path / 'log'
     )
-    child = int(wait_until(lambda: (tmp_path / 'log').read_text().strip(), 5))
+    child = int(wait_until(lambda: (tmp_path / 'log').read_text().strip(), 20))
 
     process.stop(timeout=0.2)
 
     assert not process.running
-    assert wait_until(lambda: not birth_of(child), 5)
+    assert wait_until(lambda: not birth_of(child), 20)
 
 
 def test_a_stranger_with_the_same_id_is_left_alone(sleeper):
@@ -54,13 +54,13 @@ def test_a_process_runs_as_long_as_it_has_threads(tmp_path):
         ctypes.CDLL(None).syscall({'x86_64': 60, 'aarch64': 93}[platform.machine()], 0)  # exit() of this thread alone
     """
     process = Process.start('threads', [sys.executable, '-c', textwrap.dedent(code)], tmp_path / 'log')
-    port = int(wait_until(lambda: (tmp_path / 'log').read_text().strip(), 10))
-    assert wait_until(lambda: is_zombie(process.pid), 10)
+    port = int(wait_until(lambda: (tmp_path / 'log').read_text().strip(), 20))
+    assert wait_until(lambda: is_zombie(process.pid), 20)
 
     assert process.running
     assert free_port(port) != port
     os.kill(process.pid, signal.SIGKILL)
-    assert wait_until(lambda: not process.running, 10)
+    assert wait_until(lambda: not process.running, 20)
     assert free_port(port) == port
 
 
@@ -89,12 +89,12 @@ def parent(tmp_path):
 def test_a_process_dies_with_its_parent(parent):
     """Nothing outlives a run of the tests, also if that is killed."""
     process, child = parent()
-    assert wait_until(lambda: name_of(child) == 'sleep', 5)
+    assert wait_until(lambda: name_of(child) == 'sleep', 20)
 
     process.kill()
     process.wait()
 
-    assert wait_until(lambda: not birth_of(child), 5)
+    assert wait_until(lambda: not birth_of(child), 20)
 
 
 def test_a_process_dies_with_its_parent_at_once(parent, tmp_path):
@@ -109,7 +109,7 @@ def test_a_process_dies_with_its_parent_at_once(parent, tmp_path):
     process.kill()
     process.wait()
 
-    assert wait_until(lambda: not birth_of(child), 5)
+    assert wait_until(lambda: not birth_of(child), 20)
 
 
 def test_abandoned_folders_are_swept(tmp_path, monkeypatch):

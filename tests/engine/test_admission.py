@@ -178,7 +178,7 @@ def test_transaction_under_way(rollback):
         thread.join(0.3)
         assert thread.is_alive()
         transaction.set_rollback(rollback)
-    thread.join(10)
+    thread.join(30)
     assert isinstance(found[0], admission.Admission if rollback else TaskConflict)
     assert slots() == [1]
 

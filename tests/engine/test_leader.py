@@ -32,7 +32,7 @@ def test_one_at_a_time(two):
     assert (first.is_held, second.is_held) == (True, False)
     assert second.seconds_to_next() is None
     first.release()
-    wait_until(second.acquire, 5)
+    wait_until(second.acquire, 20)
     assert second.is_held
 
 

@@ -1,5 +1,5 @@
 """Heartbeats, who may judge others, and what a worker's parent writes."""
-import time
+import threading
 from types import SimpleNamespace
 from unittest import mock
 from uuid import uuid4
@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 from django.db import DataError, OperationalError, connection
 
+from development.stack.processes import wait_until
 from netbox_celery.engine import presence
 from netbox_celery.engine.presence import Identity, Presence
 from netbox_celery.models import CeleryWorker
@@ -36,30 +37,46 @@ def config(monkeypatch):
     return config
 
 
-def test_nobody_judges_at_once(identity, config):
+class Clock:
+    """A clock that a test sets by hand."""
+
+    now = 1_000.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(presence, 'time', clock)
+    return clock
+
+
+def test_nobody_judges_at_once(identity, config, clock):
     """A worker judges others when it has been heard for as long as they may be silent, and no longer than that."""
     assert not identity.can_judge
-    beat(identity, 0.5)
+    beat(identity, clock, 0.5)
     assert identity.can_judge
-    time.sleep(0.25)
+    clock.now += 0.25
     assert not identity.can_judge
 
 
-def test_nobody_judges_after_an_outage(identity, config):
+def test_nobody_judges_after_an_outage(identity, config, clock):
     """After a gap in its own heartbeats a worker waits anew: others had the same outage."""
-    beat(identity, 0.5)
-    time.sleep(0.25)
+    beat(identity, clock, 0.5)
+    clock.now += 0.25
     identity.note_beat()
     assert not identity.can_judge
-    beat(identity, 0.5)
+    beat(identity, clock, 0.5)
     assert identity.can_judge
 
 
-def beat(identity, seconds):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+def beat(identity, clock, seconds):
+    end = clock.now + seconds
+    while clock.now < end:
         identity.note_beat()
-        time.sleep(0.02)
+        clock.now += 0.02
 
 
 def test_new_key_at_each_start(identity):
@@ -77,6 +94,7 @@ def test_heartbeat_and_duties(identity, config, monkeypatch):
         'queues': '[]', 'versions': '{}',
     })
     done = {'failing': 0, 'hanging': 0}
+    released = threading.Event()
 
     def failing(connection):
         done['failing'] += 1
@@ -84,25 +102,23 @@ def test_heartbeat_and_duties(identity, config, monkeypatch):
 
     def hanging(connection):
         done['hanging'] += 1
-        time.sleep(1)
+        released.wait(60)
+
+    def beats_after(time):
+        return wait_until(lambda: (now := CeleryWorker.objects.get().heartbeat) > time and now, 20, 0.01)
 
     worker = Presence(None, [(0.01, failing), (0.01, failing), (0.01, hanging)])
     worker.register()
-    first = CeleryWorker.objects.get().heartbeat
     worker.start()
-    deadline = time.monotonic() + 0.9
-    while time.monotonic() < deadline and not (done['hanging'] and CeleryWorker.objects.get().heartbeat > first):
-        time.sleep(0.01)
+    assert wait_until(lambda: done['hanging'], 20, 0.01)
     hung = CeleryWorker.objects.get().heartbeat
-    time.sleep(0.2)
-    assert CeleryWorker.objects.get().heartbeat > hung > first
+    assert beats_after(beats_after(hung))
     assert done == {'failing': 2, 'hanging': 1}
 
     # Somebody deletes the row
     CeleryWorker.objects.all().delete()
-    deadline = time.monotonic() + 2
-    while not CeleryWorker.objects.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    assert wait_until(CeleryWorker.objects.exists, 20, 0.01)
+    released.set()
     worker.stop()
     row = CeleryWorker.objects.get()
     assert (row.key, row.stopped is not None, row.is_alive) == (identity.key, True, False)

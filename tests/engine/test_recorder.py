@@ -9,6 +9,7 @@ import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 from django.db import OperationalError, connection
 
+from development.stack.processes import wait_until
 from netbox_celery.engine.recorder import BACKLOG_UNAVAILABLE, BATCH, Recorder
 from netbox_celery.engine.run import Run
 from netbox_celery.models import CeleryLogEntry, CeleryResult
@@ -36,12 +37,9 @@ def messages():
 
 
 def test_lines_are_written_soon(recorder, run):
-    """A line is there within half a second, without anybody's flush."""
+    """A line is there without anybody's flush. How soon is measured by the benchmark."""
     recorder.log(run, 'soon')
-    deadline = time.monotonic() + 0.5
-    while messages() != ['soon'] and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert messages() == ['soon']
+    assert wait_until(lambda: messages() == ['soon'], 20, 0.01)
 
 
 def test_a_hundred_thousand_lines(recorder, run):
@@ -167,7 +165,7 @@ def test_flush_gives_up(recorder, run):
         away(recorder, 1_000)
         started = time.monotonic()
         assert not recorder.flush(run, timeout=0.5)
-        assert time.monotonic() - started < 3
+        assert 0.5 <= time.monotonic() - started < 20
         recorder._lines.clear()
 
 
@@ -244,15 +242,15 @@ def test_fork(recorder, run):
 
 
 def test_caller_does_not_wait(recorder, run):
-    """A line costs its caller microseconds, also while the database is slow."""
+    """A line does not wait for the database, which nobody can write to here."""
     recorder.log(run, 'first')
+    caller = threading.Thread(target=lambda: [recorder.log(run, 'x') for __ in range(1_000)])
     with connection.cursor() as cursor:
         cursor.execute('BEGIN; LOCK TABLE netbox_celery_celerylogentry IN EXCLUSIVE MODE')
-        started = time.perf_counter()
-        for __ in range(1_000):
-            recorder.log(run, 'x')
-        took = time.perf_counter() - started
+        caller.start()
+        caller.join(20)
+        has_waited = caller.is_alive()
         cursor.execute('COMMIT')
-    assert took < 0.2
+    assert not has_waited
     assert recorder.flush()
     assert len(messages()) == 1_001

@@ -74,7 +74,7 @@ def test_child_waits_for_a_cancel():
         thread, found = in_thread(lambda: insert_child(INSERT, row))
         thread.join(0.5)
         assert thread.is_alive()
-    thread.join(10)
+    thread.join(30)
     assert found and row['refused']
     assert result(row).status == 'revoked'
 
@@ -87,7 +87,7 @@ def test_cancel_rolled_back():
         thread, found = in_thread(lambda: insert_child(INSERT, row))
         thread.join(0.3)
         transaction.set_rollback(True)
-    thread.join(10)
+    thread.join(30)
     assert found and 'refused' not in row
     assert result(row).status == 'pending'
 
@@ -99,7 +99,7 @@ def test_cancel_during_the_tasks_transaction():
     with transaction.atomic():
         id = insert_child(INSERT, row)[0][0]
         thread, found = in_thread(parent.cancel)
-        thread.join(10)
+        thread.join(30)
         assert found == [True]
     assert result(row).status == 'pending'
     assert are_orphans([id], parent.task_id)
