@@ -1,4 +1,5 @@
 """The next runs of a schedule as a page shows them, also of one that is still being filled in."""
+from datetime import timedelta
 from itertools import islice
 from zoneinfo import ZoneInfo
 
@@ -46,5 +47,6 @@ def _until(moment, now):
     """Return in words how long it is until then: Django's own words know no seconds."""
     seconds = round((moment - now).total_seconds())
     if seconds >= 60:
-        return timeuntil(moment, now)
+        # Django rounds down: of a minute that is a moment short it would say "0 minutes"
+        return timeuntil(now + timedelta(seconds=seconds), now)
     return ngettext('{count} second', '{count} seconds', seconds).format(count=seconds) if seconds > 0 else _('now')

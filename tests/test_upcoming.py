@@ -38,6 +38,14 @@ def test_how_long():
     assert show(kind='interval', interval=90000)['times'][0][2] == '1\xa0day, 1\xa0hour'
 
 
+@pytest.mark.parametrize(('seconds', 'until'), [
+    (59.4, '59 seconds'), (59.7, '1\xa0minute'), (119.7, '2\xa0minutes'), (3599.9, '1\xa0hour'), (0.3, 'now'),
+])
+def test_how_long_to_the_nearest_second(seconds, until):
+    """The clock has gone on since the times were counted: a minute from now is no "0 minutes"."""
+    assert show(kind='once', at=NOW + timedelta(seconds=seconds))['times'][0][2] == until
+
+
 def test_clocks():
     """The time on the schedule's own clock is shown if that is another one than NetBox's."""
     shown = show(kind='crontab', crontab='30 2 * * *', timezone='Asia/Kolkata')
