@@ -2,12 +2,12 @@
 from contextlib import contextmanager
 
 from celery.exceptions import CeleryError, QueueNotFound
-from django.shortcuts import get_object_or_404
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from kombu.exceptions import EncodeError, OperationalError
 from rest_framework import status
 from rest_framework.exceptions import APIException, ValidationError
+from rest_framework.generics import get_object_or_404
 from rest_framework.response import Response
 
 from utilities.exceptions import AbortRequest
@@ -38,7 +38,7 @@ class ActionsMixin:
         """Return the object of an action with a permission of its own (see `token_permission`).
 
         Raises:
-            Http404: The user may not view it.
+            Http404: The user may not view it, or the ID is none.
             PermissionDenied: The user may view it, but not do this to it.
         """
         # The viewset's own queryset is restricted by the permission to add, which has nothing to do with this

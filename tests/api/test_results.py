@@ -11,6 +11,7 @@ from rest_framework import status
 from dcim.models import Site
 from extras.models import Tag
 from netbox_celery import querysets
+from netbox_celery.api.urls import router
 from netbox_celery.engine import control
 from netbox_celery.models import CeleryResult
 from tests.factories import grant, make_log, make_result, make_schedule
@@ -304,3 +305,20 @@ class RootTest(APITestCase):
         self.assertHttpStatus(response, status.HTTP_200_OK)
         self.assertEqual(list(response.json()), ['log-entries', 'results', 'schedules', 'tasks', 'workers'])
         self.assertIn('/api/plugins/celery/results/', response.json()['results'])
+
+    def test_what_is_no_id_is_not_found(self):
+        """Whatever one asks of an object, with whatever in the place of its ID."""
+        self.user.is_superuser = True
+        self.user.save()
+        addresses = [pattern for pattern in router.urls if 'pk' in pattern.pattern.regex.groupindex]
+        asked = set()
+        for pattern in addresses:
+            for pk in ('0', 'abc', '1e3', str(10 ** 30)):
+                url = reverse(f'plugins-api:netbox_celery-api:{pattern.name}', kwargs={'pk': pk})
+                for method, action in list(pattern.callback.actions.items()):
+                    with self.subTest(url=url, method=method):
+                        response = getattr(self.client, method)(url, format='json', **self.header)
+                        if method in pattern.callback.cls.http_method_names:
+                            self.assertHttpStatus(response, status.HTTP_404_NOT_FOUND)
+                            asked.add(action)
+        self.assertLess({'retrieve', 'logs', 'workflow', 'cancel', 'rerun', 'run', 'preview', 'take_over'}, asked)
