@@ -7,6 +7,7 @@ from functools import lru_cache
 from django.core.exceptions import ImproperlyConfigured
 
 __all__ = (
+    'MOST_DAYS',
     'Config',
     'get_config',
     'suggestion',
@@ -14,6 +15,9 @@ __all__ = (
 )
 
 PLUGIN = 'netbox_celery'
+
+#: Longest time that runs can be kept, days: a thousand years before now, there still is a date.
+MOST_DAYS = 365_000
 
 # Rows and messages are JSON and nothing else: unpickling what a broker delivers would run it.
 JSON_ONLY = {
@@ -88,8 +92,10 @@ class Config:
         ):
             if not 0 < getattr(self, name) < math.inf:
                 raise wrong(name, f'must be greater than 0, not {getattr(self, name)!r}')
-        if self.retention is not None and self.retention < 0:
-            raise wrong('retention', f'must be a number of days, or 0 for ever, not {self.retention!r}')
+        if self.retention is not None and not 0 <= self.retention <= MOST_DAYS:
+            raise wrong(
+                'retention', f'must be a number of days up to {MOST_DAYS}, or 0 for ever, not {self.retention!r}'
+            )
         if self.track not in ('base', 'all'):
             raise wrong('track', f"must be 'base' or 'all', not {self.track!r}")
         if self.worker_lost_after < 3 * self.heartbeat_interval:

@@ -53,7 +53,8 @@ def test_accepted(given):
     ({'sweep_interval': float('inf')}, 'sweep_interval must be greater than 0, not inf'),
     ({'worker_lost_after': 14.9}, 'worker_lost_after must be at least three times heartbeat_interval (5)'),
     ({'heartbeat_interval': 11}, 'worker_lost_after must be at least three times heartbeat_interval (11)'),
-    ({'retention': -1}, 'retention must be a number of days, or 0 for ever, not -1'),
+    ({'retention': -1}, 'retention must be a number of days up to 365000, or 0 for ever, not -1'),
+    ({'retention': 10 ** 6}, 'retention must be a number of days up to 365000, or 0 for ever, not 1000000'),
     ({'retention': '30'}, "retention must be of type int, not str ('30')"),
     ({'track': 'none'}, "track must be 'base' or 'all', not 'none'"),
     # Celery's own

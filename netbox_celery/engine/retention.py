@@ -11,7 +11,7 @@ from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
 from .. import host
-from ..config import get_config
+from ..config import MOST_DAYS, get_config
 from . import lifecycle
 from .database import EngineConnection, execute
 
@@ -65,8 +65,13 @@ def cutoff(days=None):
 
     Args:
         days: For how long they are kept; by default what the settings say.
+
+    Raises:
+        ValueError: There is no date so long ago.
     """
     days = retention_days() if days is None else days
+    if days > MOST_DAYS:
+        raise ValueError(f'Runs are kept for {MOST_DAYS} days at most, or for ever, not for {days} days')
     return timezone.now() - timedelta(days=days) if days > 0 else None
 
 

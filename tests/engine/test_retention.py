@@ -121,8 +121,10 @@ def test_command():
     assert CeleryResult.objects.count() == 2
     assert call().startswith('Deleted 1 results')
     assert call('--days', '4').startswith('Deleted 1 results')
-    with pytest.raises(CommandError):
-        call('--days', '0')
+    for days in ('0', '365001', '99999999999'):
+        with pytest.raises(CommandError, match='days'):
+            call('--days', days)
+    assert call('--days', '365000').startswith('Deleted 0 results')
 
 
 def test_kept_for_ever(settings_of_the_plugin):

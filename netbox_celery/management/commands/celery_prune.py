@@ -18,7 +18,10 @@ class Command(BaseCommand):
     def handle(self, *args, days, dry_run, **options):
         if days is not None and days < 1:
             raise CommandError('--days must be 1 or more')
-        before = retention.cutoff(days)
+        try:
+            before = retention.cutoff(days)
+        except ValueError as exc:
+            raise CommandError(str(exc)) from exc
         if before is None:
             self.stdout.write('They are kept for ever: the setting "retention", or NetBox\'s JOB_RETENTION, is 0.')
             return
