@@ -2,6 +2,7 @@
 from functools import partial
 from uuid import uuid4
 
+from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.urls import reverse
 
@@ -216,6 +217,40 @@ class ChangeTest(WaysMixin, PageTestCase):
             change(self.schedule, enabled=True)
             self.assertFalse(self.stored().enabled)
             self.assertEqual(self.stored().owner, self.owner)
+
+    def test_object_is_gone(self):
+        """It keeps nobody from changing the rest; it is dropped by nobody who does not say so."""
+        grant(self.user, CeleryTask, actions=['run'])
+        site = Site.objects.create(name='Site 1', slug='site-1')
+        about_site = ContentType.objects.get_for_model(Site), site.pk
+        site.delete()
+        # Its plugin is removed; and what that leaves is cleaned up
+        about_type = ContentType.objects.create(app_label='gone_plugin', model='thing'), 5
+        for object_type, object_id in (about_site, about_type, (None, 5)):
+            CelerySchedule.objects.update(object_type=object_type, object_id=object_id)
+            for number, change in enumerate(self.each(self.CHANGING)):
+                CelerySchedule.objects.update(enabled=True)
+                change(self.schedule, enabled=False, description=f'Changed {number}')
+                schedule = self.stored()
+                self.assertEqual((schedule.enabled, schedule.description), (False, f'Changed {number}'))
+                self.assertEqual((schedule.object_type, schedule.object_id), (object_type, object_id))
+                self.assertEqual(schedule.owner, self.owner)
+                change(self.schedule, enabled=True)
+                self.assertTrue(self.stored().enabled)
+            self.change_by_rename(self.schedule, f'Renamed {object_id}')
+            self.assertEqual(self.stored().name, f'Renamed {object_id}')
+            self.schedule.refresh_from_db()
+
+    def test_object_that_is_gone_is_another(self):
+        """What does not exist cannot be chosen, also instead of what exists no more."""
+        grant(self.user, CeleryTask, actions=['run'])
+        grant(self.user, Site)
+        CelerySchedule.objects.update(object_type=ContentType.objects.get_for_model(Site), object_id=4711)
+        for change in self.each(('change_by_rest', 'change_by_bulk_rest', 'change_by_import')):
+            change(self.schedule, object_id=4712)
+            self.assertEqual(self.stored().object_id, 4711)
+        self.change_by_rest(self.schedule, object_type=None, object_id=None)
+        self.assertEqual((self.stored().object_id, self.stored().owner), (None, self.user))
 
     def test_constraints(self):
         grant(self.user, CeleryTask, actions=['run'], constraints={'name': 'plugin:other'})

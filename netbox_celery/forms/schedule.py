@@ -284,8 +284,14 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
     # What was entered
 
     def clean(self):
+        schedule = self.instance
+        about = schedule.object_type_id, schedule.object_id
+        is_object_gone = schedule.is_object_gone
         super().clean()
-        data, schedule = self.cleaned_data, self.instance
+        data = self.cleaned_data
+        if is_object_gone and schedule.object_id is None:
+            # The form has no way to show it, so nobody has taken it away
+            schedule.object_type_id, schedule.object_id = about
         if schedule.is_read_only:
             return data
         if data.get('interval') and data.get('interval_unit'):

@@ -3,6 +3,8 @@ from django.contrib.contenttypes.fields import GenericForeignKey, GenericForeign
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
+from netbox.models import BaseModel
+
 __all__ = (
     'AboutObject',
     'HistoricGenericForeignKey',
@@ -41,8 +43,11 @@ class HistoricGenericForeignKey(GenericForeignKey):
         setattr(cls, self.attname, HistoricDescriptor(self))
 
 
-class AboutObject(models.Model):
-    """Rows about a NetBox object of any model, or about none."""
+class AboutObject(BaseModel):
+    """Rows about a NetBox object of any model, or about none.
+
+    As a base class it stands behind NetBox's, so that its `clean()` is the last one before `BaseModel.clean()`.
+    """
     object_type = models.ForeignKey(
         to='contenttypes.ContentType',
         on_delete=models.SET_NULL,
@@ -65,3 +70,28 @@ class AboutObject(models.Model):
 
     class Meta:
         abstract = True
+
+    @property
+    def is_object_gone(self):
+        """Whether the object has been deleted since."""
+        return self.object_id is not None and self.object is None
+
+    def clean(self):
+        """Check that the object exists, as NetBox does, if it is another one than is stored.
+
+        One that is stored may be gone by now, and with it its model: that keeps nobody from changing the rest.
+        """
+        about = self.object_type_id, self.object_id
+        if not self._is_stored_about(*about):
+            super().clean()
+            return
+        self.object_type_id = self.object_id = None
+        try:
+            super().clean()
+        finally:
+            self.object_type_id, self.object_id = about
+
+    def _is_stored_about(self, object_type_id, object_id):
+        return object_id is not None and not self._state.adding and type(self).objects.filter(
+            pk=self.pk, object_type_id=object_type_id, object_id=object_id
+        ).exists()

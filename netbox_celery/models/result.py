@@ -24,7 +24,7 @@ __all__ = (
 )
 
 
-class CeleryResult(AboutObject, NetBoxModel):
+class CeleryResult(NetBoxModel, AboutObject):
     """One run of a task, whatever its number of attempts."""
 
     # What was called

@@ -36,7 +36,7 @@ def default_timezone():
     return settings.TIME_ZONE
 
 
-class CelerySchedule(AboutObject, NetBoxModel):
+class CelerySchedule(NetBoxModel, AboutObject):
     """A task that runs by itself: by a crontab, at intervals, or once."""
     name = models.CharField(
         verbose_name=_('name'),

@@ -206,6 +206,10 @@ class CeleryScheduleEditView(generic.ObjectEditView):
                 'This schedule comes from {origin}, where it is said what it runs, and when. It would come back if it '
                 'was deleted; it can be disabled.'
             ).format(origin=schedule.get_origin_display())}
+        if schedule.is_object_gone:
+            yield {'level': 'info', 'icon': 'link-off', 'text': _(
+                'The object that its runs concern was deleted. That stays noted until you choose another one.'
+            )}
         if not scheduling.may_run(user, schedule.task_id):
             yield {'level': 'warning', 'icon': 'alert', 'text': _(
                 'You cannot save changes: you need the permission to run its task.'

@@ -1,8 +1,10 @@
 """What a run is about may be gone, and with it the plugin that it came from."""
 from django.contrib.contenttypes.models import ContentType
+from django.core.exceptions import ValidationError
 from django.test import TestCase
 
 from dcim.models import Site
+from extras.models import Tag
 from netbox_celery.models import CeleryLogEntry, CeleryResult
 from tests.factories import make_log, make_result
 from users.models import User
@@ -48,3 +50,23 @@ class HistoricGenericForeignKeyTest(TestCase):
         ):
             with self.subTest(url):
                 self.assertEqual(self.client.get(url).status_code, 200)
+
+    def test_annotated(self):
+        """Tags and custom fields of such a row can be changed."""
+        user = User.objects.create_superuser(username='admin')
+        self.client.force_login(user)
+        tag = Tag.objects.create(name='Known', slug='known')
+        for result in (self.about_gone, self.about_deleted):
+            response = self.client.patch(
+                f'/api/plugins/celery/results/{result.pk}/', {'tags': [tag.pk]}, content_type='application/json'
+            )
+            self.assertEqual(response.status_code, 200, response.content)
+            self.assertEqual(list(result.tags.all()), [tag])
+            result.refresh_from_db()
+            self.assertIsNotNone(result.object_id)
+            result.full_clean()
+
+    def test_another_that_is_gone(self):
+        self.about_site.object_id = 4711
+        with self.assertRaises(ValidationError):
+            self.about_site.full_clean()

@@ -2,10 +2,12 @@
 from contextlib import contextmanager
 from unittest.mock import patch
 
+from django.contrib.contenttypes.models import ContentType
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from core.models import ObjectChange
+from dcim.models import Site
 from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
 from tests.factories import HELLO_WORLD, grant, make_result, make_schedule
 from tests.views.bases import PageTestCase
@@ -263,6 +265,15 @@ class EnableTest(ActionTestCase):
                 CelerySchedule.objects.update(**before)
                 self.post('enable')
                 self.assertTrue(self.stored().enabled)
+
+    def test_object_is_gone(self):
+        CelerySchedule.objects.update(object_type=ContentType.objects.get_for_model(Site), object_id=4711)
+        self.post('disable')
+        self.assertFalse(self.stored().enabled)
+        self.post('enable')
+        self.assertTrue(self.stored().enabled)
+        self.post('take-over')
+        self.assertEqual((self.stored().owner, self.stored().object_id), (self.user, 4711))
 
     def test_never_due_again(self):
         CelerySchedule.objects.update(kind='once', crontab='', at=timezone.now(), enabled=False)
