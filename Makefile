@@ -30,10 +30,10 @@ down: venv ## Stop it
 	@$(STACK) down
 
 .PHONY: test
-test: ## Run the tests: make test, or make test ARGS="tests/engine -k claim -x"
+test: ## Run all tests in two processes, or some in one: make test ARGS="tests/engine -k claim -x"
 	@development/bootstrap.sh test
 	@$(STACK) template
-	@$(VENV_PYTHON) -m pytest $(ARGS)
+	@$(VENV_PYTHON) -m pytest $(or $(ARGS),-n 2 --dist loadfile --no-loadscope-reorder)
 
 .PHONY: chaos
 chaos: ## Kill all there is while 2,000 tasks run, and compare rows with side effects: make chaos, make chaos N=500 SEED=7

@@ -1,12 +1,13 @@
 """
 Every test runs on a real NetBox with a real PostgreSQL and a real Redis, which belong to this run of pytest alone.
 
-They are started here, before Django reads its settings, from a cluster that has all migrations applied (see
+They are started before Django reads its settings, from a cluster that has all migrations applied (see
 `development/stack/`), and end with the run. So any number of runs can go on at the same time, `pytest` needs no
 arguments and no environment, and what a test commits is seen by real workers: the database is the one that the
 configuration in `NETBOX_ROOT` names, not a second one of Django's making.
 
-`make test` prepares the template and runs pytest; with that done once, `.venv/bin/pytest tests/...` is the same.
+`make test` prepares the template and runs pytest, all tests in two processes with services of their own; with the
+template there, `.venv/bin/pytest tests/...` is the same in one.
 """
 
 import atexit
@@ -20,33 +21,42 @@ from django.test import TransactionTestCase
 
 from development.stack.services import Services
 
+running_services = Services(
+    'test', for_tests=True,
+    plugins_config={'netbox_celery': {'command_tasks': {'clearsessions': {'unique': True, 'time_limit': 600}}}},
+)
+CLEANER = pytest.StashKey()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    """Start NetBox, but not in a process that only hands the tests out to others, which come here themselves."""
+    if config.getoption('numprocesses', None):
+        return
+    # Being told to stop means to clean up first
+    signal.signal(signal.SIGTERM, interrupt)
+    running_services.__enter__()
+    atexit.register(stop_services, os.getpid())
+    os.environ.update(running_services.instance.environ)
+    django.setup()
+
+    from utilities.testing import query_counts
+
+    # NetBox's test bases count the queries of lists, and keep the numbers inside the app. After a change that is meant:
+    # UPDATE_QUERY_COUNTS=1 .venv/bin/pytest tests/api tests/views
+    query_counts._baseline_path = lambda app_label: Path(__file__).parent / 'query_counts.json'
+    clean = config.stash[CLEANER] = Cleaner(running_services.cluster)
+    TransactionTestCase._fixture_teardown = lambda self: clean()
+
 
 def interrupt(number, frame):
     raise KeyboardInterrupt
 
 
-def stop_services(owner=os.getpid()):
+def stop_services(owner):
     # Not in a process that a test has forked
     if os.getpid() == owner:
         running_services.__exit__(None, None, None)
-
-
-# Being told to stop means to clean up first
-signal.signal(signal.SIGTERM, interrupt)
-
-running_services = Services(
-    'test', for_tests=True,
-    plugins_config={'netbox_celery': {'command_tasks': {'clearsessions': {'unique': True, 'time_limit': 600}}}},
-).__enter__()
-atexit.register(stop_services)
-os.environ.update(running_services.instance.environ)
-django.setup()
-
-from utilities.testing import query_counts  # noqa: E402
-
-# NetBox's test bases count the queries of lists, and keep the numbers inside the app. After a change that is meant:
-# UPDATE_QUERY_COUNTS=1 .venv/bin/pytest tests/api tests/test_views.py
-query_counts._baseline_path = lambda app_label: Path(__file__).parent / 'query_counts.json'
 
 
 @pytest.fixture(scope='session')
@@ -100,16 +110,12 @@ class Cleaner:
                 connection.execute(f'DELETE FROM {name}')
 
 
-clean = Cleaner(running_services.cluster)
-TransactionTestCase._fixture_teardown = lambda self: clean()
-
-
 @pytest.fixture(scope='session')
-def cleaner():
+def cleaner(pytestconfig):
     """
     Empties the tables that a test has filled: `cleaner(keep=[...])` leaves some of them.
     """
-    return clean
+    return pytestconfig.stash[CLEANER]
 
 
 @pytest.fixture
@@ -130,11 +136,18 @@ def make_task():
         app.tasks.pop(name, None)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Try tests on real workers and browsers a second time: they have deadlines, and machines have bad moments.
 
-    The report counts them as rerun. One that fails now and then is to be looked at all the same.
+    The report counts them as rerun. One that fails now and then is to be looked at all the same. Where two processes
+    share the tests, these come first: they wait for the most part, the others fill up what is left.
     """
     for item in items:
-        if {'integration', 'browser'} & set(item.path.parts) and not item.get_closest_marker('flaky'):
+        if is_real(item) and not item.get_closest_marker('flaky'):
             item.add_marker(pytest.mark.flaky(reruns=1))
+    if hasattr(config, 'workerinput'):
+        items.sort(key=is_real, reverse=True)
+
+
+def is_real(item):
+    return not {'integration', 'browser'}.isdisjoint(item.path.parts)

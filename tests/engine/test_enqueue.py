@@ -46,7 +46,8 @@ OPTIONS = [
     {}, {'eta': LATER}, {'countdown': 1000.5}, {'expires': 60}, {'expires': 0.5}, {'expires': LATER.isoformat()},
     {'time_limit': 5, 'soft_time_limit': 3.5}, {'headers': {'mine': 'x'}}, {'shadow': 'S'}, {'ignore_result': True},
     {'link': [{'task': 'tests:x', 'args': [], 'kwargs': {}, 'options': {}}]}, {'compression': 'zlib'},
-    {'parent_id': str(uuid4()), 'root_id': str(uuid4())}, {'retries': 3},
+    {'parent_id': '9df05662-6c24-4e23-ab2e-2b2b775043bc', 'root_id': 'd85c7910-a6be-4de9-af45-a6bed8f27e72'},
+    {'retries': 3},
     {'argsrepr': '***'}, {'delivery_mode': 1}, {'priority': 0},
 ]
 

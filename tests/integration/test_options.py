@@ -195,7 +195,7 @@ def test_call_beats_task(worker):
     (declared.unreadable, {}, EncodeError),
     (declared.plain, {'kwargs': {'surplus': 1}}, TypeError),
     (declared.contradicting, {}, ValueError),
-], ids=str)
+], ids=['pickle', 'yaml', 'unreadable', 'surplus', 'contradicting'])
 def test_refused(task, given, error):
     """What cannot work is an error of the call, and leaves nothing behind."""
     with pytest.raises(error):

@@ -44,7 +44,9 @@ def happened(run):
     return [what for __, what in notes(run.id)]
 
 
-@pytest.mark.parametrize('task, status', [(tasks.hold, 'completed'), (tasks.hold_and_fail, 'errored')], ids=str)
+@pytest.mark.parametrize('task, status', [
+    (tasks.hold, 'completed'), (tasks.hold_and_fail, 'errored'),
+], ids=['completed', 'errored'])
 def test_table_away_at_the_end(services, worker, gate, task, status):
     """The body goes on to its end, the log of the worker names the run, and the end is written when the table is back.
     """
