@@ -85,4 +85,6 @@ app.set_default()
 app.add_defaults(_load_settings)
 app.autodiscover_tasks(host.plugin_packages)
 
-from .engine import signals  # noqa: E402, F401 - connects itself to Celery's signals
+from .engine import signals  # noqa: E402 - connects itself to Celery's signals
+
+app.steps['consumer'].add(signals.Undecodable)

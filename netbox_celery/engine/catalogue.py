@@ -10,7 +10,8 @@ from django.utils.translation import gettext as _
 
 from .. import host
 from .exceptions import InvalidArguments
-from .options import is_internal
+from .options import is_internal, is_own
+from .payload import check_markers, dumps
 
 __all__ = (
     'InvalidArguments',
@@ -203,6 +204,8 @@ def check_arguments(task, args, kwargs):
             errors[name] = _('is given twice, by position and by name')
         elif name not in by_name and 'var_keyword' not in kinds:
             errors[name] = _('is not a parameter of this task')
+        elif name not in by_name and is_own(name):
+            errors[name] = _('is an option of a call in code, not an argument')
         given.setdefault(name, value)
     for parameter in task.parameters:
         if parameter['required'] and parameter['name'] not in given:
@@ -210,6 +213,10 @@ def check_arguments(task, args, kwargs):
         elif parameter['name'] in given and parameter['name'] not in errors:
             if wrong := _wrong_type(parameter, given[parameter['name']]):
                 errors[parameter['name']] = wrong
+    try:
+        check_markers(dumps([args, kwargs]))
+    except ValueError as exc:
+        errors.setdefault('__all__', str(exc))
     if errors:
         raise InvalidArguments(errors)
 

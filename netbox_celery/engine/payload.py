@@ -9,11 +9,12 @@ import re
 from uuid import UUID
 
 from django.core.serializers.json import DjangoJSONEncoder
-from kombu.utils.json import JSONEncoder, object_hook
+from kombu.utils.json import JSONEncoder, loads, object_hook
 
 __all__ = (
     'PayloadDecoder',
     'PayloadEncoder',
+    'check_markers',
     'clean',
     'clean_text',
     'cut_json',
@@ -64,6 +65,22 @@ def dumps(value):
         ValueError: It contains itself.
     """
     return json.dumps(value, cls=PayloadEncoder)
+
+
+def check_markers(text):
+    """Check that a worker can read what a message says in JSON.
+
+    What looks like one of Kombu's type markers and is none ends the decoding of the whole message.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    if '"__type__"' not in text:
+        return
+    try:
+        loads(text)
+    except Exception as exc:
+        raise ValueError(f'"__type__" and "__value__" mark a type of Kombu\'s, and this is none: {exc}') from exc
 
 
 def to_jsonb(value):

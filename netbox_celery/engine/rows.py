@@ -10,7 +10,7 @@ from .. import host
 from ..config import get_config
 from .lifecycle import TABLE
 from .options import Own, sent_options
-from .payload import clean_line, cut_json, dumps, limited_jsonb, to_jsonb
+from .payload import check_markers, clean_line, cut_json, dumps, limited_jsonb, to_jsonb
 
 __all__ = (
     'COLUMNS',
@@ -110,10 +110,13 @@ def payload_columns(name, args, kwargs, options):
     for column, value in (('args', args), ('kwargs', kwargs)):
         try:
             text, changed = to_jsonb(value)
-        except (TypeError, ValueError) as exc:
+            check_markers(text)
+        except TypeError as exc:
             raise EncodeError(
                 f'{name}: {column} cannot be sent as JSON ({exc}). Pass primary keys instead of model instances.'
             ) from exc
+        except ValueError as exc:
+            raise EncodeError(f'{name}: {column} cannot be sent as JSON ({exc})') from exc
         if options.get(f'{column}repr') is not None:
             text, changed = None, True
         elif (shown := cut_json(text, get_config().payload_length)) != text:
@@ -126,7 +129,9 @@ def payload_columns(name, args, kwargs, options):
 
 def options_json(name, options, task):
     try:
-        return to_jsonb(sent_options(options, task))[0]
+        text = to_jsonb(sent_options(options, task))[0]
+        check_markers(text)
+        return text
     except (TypeError, ValueError) as exc:
         raise EncodeError(f'{name}: an option cannot be sent as JSON ({exc})') from exc
 

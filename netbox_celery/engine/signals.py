@@ -17,9 +17,10 @@ import time
 from functools import wraps
 
 from billiard.exceptions import WorkerLostError
-from celery import signals, states
+from celery import bootsteps, signals, states
 from celery.exceptions import Ignore
 from django.db import DatabaseError, close_old_connections, connections
+from kombu.exceptions import DecodeError
 
 from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
@@ -38,10 +39,11 @@ from .recorder import recorder
 from .rowresults import RowResultsMixin
 from .rows import INSERT, foreign_row
 from .run import Run, get_run
-from .upstream import end_dependents
+from .upstream import end_dependents, tell_backend
 from .visibility import warn_of_limits
 
 __all__ = (
+    'Undecodable',
     'begin',
 )
 
@@ -202,14 +204,29 @@ def on_retry(sender=None, request=None, reason=None, einfo=None, **kwargs):
 
 
 @signals.task_rejected.connect
-def on_rejected(message=None, exc=None, **kwargs):
+def on_rejected(sender=None, message=None, exc=None, **kwargs):
     """A message that Celery could not make a task of."""
     task_id = (getattr(message, 'headers', None) or {}).get('id')
     if is_uuid(task_id):
-        close_run(
-            task_id, Status.STATUS_ERRORED, reason=Reason.REASON_REJECTED,
-            error=f'The message could not be read: {describe(exc)}' if exc else 'The message could not be read'
-        )
+        error = f'The message could not be read: {describe(exc)}' if exc else 'The message could not be read'
+        if close_run(task_id, Status.STATUS_ERRORED, reason=Reason.REASON_REJECTED, error=error):
+            tell_backend(sender.app, task_id, DecodeError(error), states.FAILURE)
+
+
+class Undecodable(bootsteps.Step):
+    """Lets a worker send Celery's signal `task_rejected` of what it cannot decode as well.
+
+    Celery itself only writes it to its log, and acknowledges the message.
+    """
+
+    def __init__(self, consumer, **kwargs):
+        super().__init__(consumer, **kwargs)
+        said = consumer.on_decode_error
+
+        def on_decode_error(message, exc):
+            said(message, exc)
+            signals.task_rejected.send(sender=consumer, message=message, exc=exc)
+        consumer.on_decode_error = on_decode_error
 
 
 @signals.task_received.connect

@@ -177,10 +177,10 @@ def _let_go(connection, app, run, error):
     if row[1] == Status.STATUS_PENDING:
         logger.warning('Task %s[%s] will be run again: %s', name, task_id, error)
     elif row[1] == Status.STATUS_REVOKED:
-        _tell_backend(app, task_id, TaskRevokedError('revoked'), states.REVOKED)
+        tell_backend(app, task_id, TaskRevokedError('revoked'), states.REVOKED)
     else:
         logger.error('Task %s[%s] is lost: %s', name, task_id, error)
-        _tell_backend(app, task_id, WorkerLostError(error), states.FAILURE)
+        tell_backend(app, task_id, WorkerLostError(error), states.FAILURE)
         if task is not None:
             _tell_task(task, task_id, message, WorkerLostError(error))
 
@@ -197,14 +197,6 @@ def _tell_task(task, task_id, message, exc):
         )
 
 
-def _tell_backend(app, task_id, exc, state):
-    """Let those who wait for the result know of its end."""
-    try:
-        tell_backend(app, task_id, exc, state)
-    except Exception as error:  # noqa: BLE001 - backends fail each in their own way
-        logger.warning('The end of %s could not be stored in the result backend: %s', task_id, error)
-
-
 def expire(connection, app):
     """End runs that expired while they waited; a broker may drop their messages without a word."""
     for (task_id,) in connection.execute(EXPIRED):
@@ -212,7 +204,7 @@ def expire(connection, app):
             connection, task_id, Status.STATUS_REVOKED, reason=Reason.REASON_EXPIRED,
             error='It expired before a worker began it'
         ):
-            _tell_backend(app, task_id, TaskRevokedError('expired'), states.REVOKED)
+            tell_backend(app, task_id, TaskRevokedError('expired'), states.REVOKED)
 
 
 def resend(connection, app):

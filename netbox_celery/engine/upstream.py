@@ -314,10 +314,13 @@ def load_requests(task_ids):
 def tell_backend(app, task_id, exc, state):
     """Let those who wait for the result of a run know of its end, and end what depends on it."""
     task_id = str(task_id)
-    request = load_requests([task_id]).get(task_id)
-    if request is None:
-        app.backend.store_result(task_id, exc, state)
-    elif state == states.REVOKED:
-        app.backend.mark_as_revoked(task_id, str(exc), request)
-    else:
-        app.backend.mark_as_failure(task_id, exc, request=request)
+    try:
+        request = load_requests([task_id]).get(task_id)
+        if request is None:
+            app.backend.store_result(task_id, exc, state)
+        elif state == states.REVOKED:
+            app.backend.mark_as_revoked(task_id, str(exc), request)
+        else:
+            app.backend.mark_as_failure(task_id, exc, request=request)
+    except Exception as error:  # noqa: BLE001 - backends fail each in their own way
+        logger.warning('The end of %s could not be stored in the result backend: %s', task_id, error)

@@ -135,6 +135,17 @@ class RunTest(ActionTestCases.ActionTestCase):
         self.assertWrong(self.run_task(kwargs={'name': 1}), 'parameters', 'name')
         self.assertWrong(self.run_task(args=['Bob'], kwargs={'name': 'Bob'}), 'parameters', 'name')
         self.assertWrong(self.run_task(args=['Bob', 'Alice']), 'parameters', '__all__')
+        unreadable = {'__type__': 'uuid', '__value__': 'x'}
+        self.assertWrong(self.run_task(args=[unreadable]), 'parameters', '__all__')
+
+    def test_options_among_the_arguments(self):
+        """Nobody reaches what only code may say, such as an object that he may not see, past what takes anything."""
+        CeleryTask.objects.update(parameters=[
+            {'name': 'rest', 'kind': 'var_keyword', 'annotation': '', 'required': False},
+        ])
+        site = Site.objects.create(name='S', slug='s')
+        response = self.run_task(kwargs={'netbox_object': ['dcim.site', site.pk]})
+        self.assertWrong(response, 'parameters', 'netbox_object')
 
     def test_missing_arguments(self):
         CeleryTask.objects.update(parameters=[

@@ -1,4 +1,5 @@
 """The catalogue of tasks, and what their signatures allow."""
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -100,6 +101,30 @@ def test_check_arguments(args, kwargs, wrong):
         with pytest.raises(InvalidArguments) as raised:
             check_arguments(task, args, kwargs)
         assert sorted(raised.value.errors) == wrong
+
+
+def test_options_are_not_arguments():
+    """Code may pass `netbox_*` options among the arguments; people may not, not even to a task that takes anything."""
+    task = CeleryTask(name='t', parameters=[
+        {'name': 'netbox_mine', 'kind': 'keyword_only', 'annotation': '', 'required': False},
+        {'name': 'rest', 'kind': 'var_keyword', 'annotation': '', 'required': False},
+    ])
+    check_arguments(task, [], {'netbox_mine': 1, 'other': 2})
+    with pytest.raises(InvalidArguments) as raised:
+        check_arguments(task, [], {'netbox_object': ['dcim.device', 1], 'netbox_schedule': 1, 'netbox_x': 1})
+    assert sorted(raised.value.errors) == ['netbox_object', 'netbox_schedule', 'netbox_x']
+
+
+@pytest.mark.parametrize('value, wrong', [
+    ({'__type__': 'uuid', '__value__': 'x'}, True), ({'__type__': 'mine', '__value__': 1}, True),
+    ({'__type__': 'date', '__value__': '2030-01-02'}, False), ({'__type__': 'mine'}, False),
+])
+def test_arguments_that_no_worker_could_read(value, wrong):
+    task = CeleryTask(name='t', parameters=[
+        {'name': 'rest', 'kind': 'var_keyword', 'annotation': '', 'required': False},
+    ])
+    with pytest.raises(InvalidArguments, match='mark a type') if wrong else nullcontext():
+        check_arguments(task, [], {'deep': [{'value': value}]})
 
 
 @pytest.mark.parametrize('annotation, right, wrong', [

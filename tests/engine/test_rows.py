@@ -78,6 +78,10 @@ def test_redacted():
     ({'kwargs': {'user': User(username='x')}}, 'tests:rows: kwargs cannot be sent as JSON'),
     ({'headers': {'x': object()}}, 'tests:rows: an option cannot be sent as JSON'),
     ({'serializer': 'pickle'}, "serializer 'pickle' is not accepted by any worker"),
+    # What looks like a type marker of Kombu's would make the whole message unreadable
+    ({'args': [{'__type__': 'uuid', '__value__': 'x'}]}, 'args cannot be sent as JSON .* mark a type of Kombu'),
+    ({'kwargs': {'__type__': 'mine', '__value__': 1}}, 'kwargs cannot be sent as JSON .* mark a type of Kombu'),
+    ({'headers': {'x': {'__type__': 'date', '__value__': None}}}, 'an option cannot be sent as JSON .* mark a type'),
 ])
 def test_what_cannot_be_sent(options, message):
     """Such a call fails, with the task's name and what is wrong."""

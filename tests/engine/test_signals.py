@@ -177,9 +177,11 @@ def test_message_that_cannot_be_read(status, headers, expected):
     run = make_result(status)
     if headers == {}:
         headers = {'id': str(run.task_id)}
-    on_rejected(message=SimpleNamespace(headers=headers), exc=ValueError('bad JSON'))
+    on_rejected(sender=SimpleNamespace(app=app), message=SimpleNamespace(headers=headers), exc=ValueError('bad JSON'))
     assert row().status == expected
     assert ('bad JSON' in row().error) is (expected == 'errored')
+    # Who waits for it hears of it
+    assert app.AsyncResult(str(run.task_id)).failed() is (expected == 'errored')
 
 
 @pytest.mark.parametrize('requeue, columns, goes_back, status', [

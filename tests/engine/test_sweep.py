@@ -35,7 +35,7 @@ def identity(monkeypatch):
 @pytest.fixture(autouse=True)
 def backend(monkeypatch):
     told = mock.Mock()
-    monkeypatch.setattr(sweep, '_tell_backend', lambda app, task_id, exc, state: told(str(task_id), state))
+    monkeypatch.setattr(sweep, 'tell_backend', lambda app, task_id, exc, state: told(str(task_id), state))
     return told
 
 

@@ -146,6 +146,19 @@ def message_of(run, task, *args, **changes):
     return copy
 
 
+def test_message_that_cannot_be_read(worker):
+    """It ends its run, which is not sent again and again, and who waits for the result hears of it."""
+    run = tasks.echo.apply_async(queue=NOWHERE)
+    push(worker.queue, message_of(run, tasks.echo, {'__type__': 'uuid', '__value__': 'x'}))
+
+    result = ended(run)
+    assert (result.status, result.reason) == ('errored', 'rejected')
+    assert result.error.startswith('The message could not be read: DecodeError')
+    with pytest.raises(Exception, match='could not be read'):
+        run.get(timeout=10)
+    assert worker.run(tasks.echo).status == 'completed'
+
+
 def test_copy_of_an_earlier_attempt(prefork):
     """A copy of the first attempt's message does nothing while the run waits for its second."""
     run = prefork.send(tasks.retry, 1, 2)
