@@ -2,6 +2,7 @@
 from uuid import UUID
 
 import django_filters
+from django import forms
 from django.contrib.contenttypes.models import ContentType
 from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
@@ -62,6 +63,31 @@ def after(field_name):
     return django_filters.DateTimeFilter(field_name=field_name, lookup_expr='gte')
 
 
+class StrictForm(forms.Form):
+    """Takes nothing but true and false for a boolean: to Django's field, all else is unknown, and filters nothing."""
+
+    def clean(self):
+        super().clean()
+        for name, field in self.fields.items():
+            entered = self.data.get(name) if isinstance(field, forms.NullBooleanField) else None
+            if entered not in (None, '') and self.cleaned_data.get(name) is None:
+                self.add_error(name, _('Enter true or false, not {value}.').format(value=entered))
+
+
+class StrictMixin:
+    """Who filters by a wrong value finds nothing, and not everything: they may be about to delete what they find.
+
+    (REST answers 400.)
+    """
+
+    def get_form_class(self):
+        form = super().get_form_class()
+        return type(form.__name__, (StrictForm, form), {})
+
+    def filter_queryset(self, queryset):
+        return super().filter_queryset(queryset) if self.is_valid() else queryset.none()
+
+
 class SingleTableMixin:
     """Filters of one table's own columns match a row once at most.
 
@@ -87,7 +113,7 @@ def parse_uuid(value):
 
 
 @register_filterset
-class CeleryResultFilterSet(SingleTableMixin, NetBoxModelFilterSet):
+class CeleryResultFilterSet(StrictMixin, SingleTableMixin, NetBoxModelFilterSet):
     task_id = MultiValueUUIDFilter()
     root_id = MultiValueUUIDFilter()
     parent_id = MultiValueUUIDFilter()
@@ -157,7 +183,7 @@ class CeleryResultFilterSet(SingleTableMixin, NetBoxModelFilterSet):
 
 
 @register_filterset
-class CeleryLogEntryFilterSet(SingleTableMixin, BaseFilterSet):
+class CeleryLogEntryFilterSet(StrictMixin, SingleTableMixin, BaseFilterSet):
     q = django_filters.CharFilter(
         method='search',
         label=_('Search')
@@ -191,7 +217,7 @@ class CeleryLogEntryFilterSet(SingleTableMixin, BaseFilterSet):
 
 
 @register_filterset
-class CeleryTaskFilterSet(NetBoxModelFilterSet):
+class CeleryTaskFilterSet(StrictMixin, NetBoxModelFilterSet):
     runnable = django_filters.BooleanFilter(
         method='filter_runnable',
         label=_('You may run it')
@@ -219,7 +245,7 @@ class CeleryTaskFilterSet(NetBoxModelFilterSet):
 
 
 @register_filterset
-class CeleryScheduleFilterSet(NetBoxModelFilterSet):
+class CeleryScheduleFilterSet(StrictMixin, NetBoxModelFilterSet):
     task_id = django_filters.ModelMultipleChoiceFilter(
         queryset=CeleryTask.objects.all(),
         label=_('Task (ID)')
@@ -285,7 +311,7 @@ class CeleryScheduleFilterSet(NetBoxModelFilterSet):
 
 
 @register_filterset
-class CeleryWorkerFilterSet(BaseFilterSet):
+class CeleryWorkerFilterSet(StrictMixin, BaseFilterSet):
     q = django_filters.CharFilter(
         method='search',
         label=_('Search')

@@ -31,7 +31,10 @@ class FilterAssertions:
         self.assertEqual({row.pk for row in filterset.qs}, {row.pk for row in expected})
 
     def assertRejected(self, params):
+        """REST answers 400 to that, and a list that does not ask is empty: a wrong filter is not none."""
         self.assertFalse(self.filterset(params, self.queryset).is_valid())
+        self.assertTrue(self.queryset.exists())
+        self.assertQuerySetEqual(self.filterset(params, self.queryset).qs, [])
 
 
 class CeleryResultFilterSetTest(FilterAssertions, TestCase, ChangeLoggedFilterSetTestMixin):
@@ -110,6 +113,8 @@ class CeleryResultFilterSetTest(FilterAssertions, TestCase, ChangeLoggedFilterSe
         self.assertFinds({'root_id': [str(UUID(int=0))]})
         for name in ('task_id', 'root_id', 'group_id', 'parent_id', 'request_id'):
             self.assertRejected({name: ['not-a-uuid']})
+            self.assertRejected({f'{name}__n': ['not-a-uuid']})
+        self.assertRejected({'task_id': [str(self.running.task_id), 'abc'], 'status': ['running']})
 
     def test_user(self):
         self.assertFinds({'user': ['alice']}, self.running)
@@ -144,6 +149,8 @@ class CeleryResultFilterSetTest(FilterAssertions, TestCase, ChangeLoggedFilterSe
         self.assertFinds({'step__ic': ['site']}, self.running)
         self.assertFinds({'attempt__gt': [1]}, self.running)
         self.assertFinds({'value': [10 ** 30]})
+        self.assertRejected({'value': ['ten']})
+        self.assertRejected({'value_max__empty': 'perhaps'})
 
     def test_error(self):
         self.assertFinds({'error__ic': ['LONG']}, self.failed)
@@ -357,6 +364,11 @@ class CeleryWorkerFilterSetTest(FilterAssertions, TestCase, BaseFilterSetTestMix
     def test_fields(self):
         self.assertFinds({'key': [str(self.one.key)]}, self.one)
         self.assertRejected({'key': ['x']})
+        self.assertRejected({'pid': ['x']})
+        self.assertRejected({'started__gt': ['soon']})
+        for wrong in ('maybe', '1', 'None'):
+            self.assertRejected({'running': wrong})
+        self.assertFinds({'running': ''}, self.one, self.two, self.three)
         self.assertFinds({'name': ['celery@two']}, self.two)
         self.assertFinds({'host': ['two']}, self.two, self.three)
         self.assertFinds({'pool': ['threads']}, self.two)

@@ -11,6 +11,7 @@ from utilities.forms.fields import ContentTypeChoiceField, DynamicModelMultipleC
 from utilities.forms.rendering import FieldSet
 from utilities.forms.widgets import DateTimePicker
 
+from .. import filtersets
 from ..choices import (
     ResultReasonChoices,
     ResultStatusChoices,
@@ -39,8 +40,26 @@ def boolean_field(label):
     )
 
 
-class CeleryResultFilterForm(NetBoxModelFilterSetForm):
+class StrictMixin:
+    """Says at the field what the filters say of a value, also of one that another lookup takes (`task_id__isw`).
+
+    Attributes:
+        filterset: The class of the filters.
+    """
+    filterset = None
+
+    def clean(self):
+        super().clean()
+        wrong = self.filterset(self.data).errors if self.data else {}
+        for name, errors in wrong.items():
+            field = name if name in self.fields else name.partition('__')[0]
+            if field in self.fields and field not in self.errors:
+                self.add_error(field, list(errors))
+
+
+class CeleryResultFilterForm(StrictMixin, NetBoxModelFilterSetForm):
     model = CeleryResult
+    filterset = filtersets.CeleryResultFilterSet
     fieldsets = (
         FieldSet('q', 'filter_id', 'tag'),
         FieldSet('status', 'reason', 'celery_name', 'name', 'user_id', 'schedule_id', 'object_type_id', name=_('Run')),
@@ -122,8 +141,9 @@ class CeleryResultFilterForm(NetBoxModelFilterSetForm):
     tag = TagFilterField(model)
 
 
-class CeleryTaskFilterForm(NetBoxModelFilterSetForm):
+class CeleryTaskFilterForm(StrictMixin, NetBoxModelFilterSetForm):
     model = CeleryTask
+    filterset = filtersets.CeleryTaskFilterSet
     fieldsets = (
         FieldSet('q', 'filter_id', 'tag'),
         FieldSet('name', 'plugin', 'enabled', 'present', name=_('Task')),
@@ -141,8 +161,9 @@ class CeleryTaskFilterForm(NetBoxModelFilterSetForm):
     tag = TagFilterField(model)
 
 
-class CeleryScheduleFilterForm(NetBoxModelFilterSetForm):
+class CeleryScheduleFilterForm(StrictMixin, NetBoxModelFilterSetForm):
     model = CelerySchedule
+    filterset = filtersets.CeleryScheduleFilterSet
     fieldsets = (
         FieldSet('q', 'filter_id', 'tag'),
         FieldSet('enabled', 'task_id', 'owner_id', 'origin', 'present', name=_('Schedule')),
@@ -201,8 +222,9 @@ class CeleryScheduleFilterForm(NetBoxModelFilterSetForm):
     tag = TagFilterField(model)
 
 
-class CeleryWorkerFilterForm(SavedFiltersMixin, FilterForm):
+class CeleryWorkerFilterForm(StrictMixin, SavedFiltersMixin, FilterForm):
     model = CeleryWorker
+    filterset = filtersets.CeleryWorkerFilterSet
     fieldsets = (
         FieldSet('q', 'filter_id'),
         FieldSet('running', 'name', 'host', name=_('Worker')),

@@ -20,6 +20,7 @@ from ..models import CeleryTask
 
 __all__ = (
     'ConfirmView',
+    'FilteredMixin',
     'NotStarted',
     'check_task',
     'starting',
@@ -80,6 +81,19 @@ def check_task(user, name):
         raise PermissionDenied
     if reason := actions.why_not_runnable(task):
         raise NotStarted(reason)
+
+
+class FilteredMixin:
+    """For lists: if nothing is found because a filter has a wrong value, the page says so."""
+
+    def get(self, request, *args, **kwargs):
+        if request.GET and not htmx_partial(request):
+            form = self.filterset(request.GET, request=request).form
+            for name, errors in form.errors.items():
+                messages.error(request, _('Nothing is found, because the filter "{name}" is wrong: {error}').format(
+                    name=form[name].label, error=' '.join(errors)
+                ))
+        return super().get(request, *args, **kwargs)
 
 
 class ConfirmView(GetReturnURLMixin, BaseObjectView):

@@ -17,7 +17,7 @@ from .. import actions, filtersets, forms, panels, tables
 from ..engine.control import cancellation
 from ..models import CeleryResult
 from ..object_actions import BulkCancel, BulkRerun, CancelResult, RerunResult
-from .base import ConfirmView, NotStarted, check_task, starting, tell_started
+from .base import ConfirmView, FilteredMixin, NotStarted, check_task, starting, tell_started
 
 __all__ = (
     'CeleryResultBulkDeleteView',
@@ -40,7 +40,7 @@ def listed(results):
 
 
 @register_model_view(CeleryResult, 'list', path='', detail=False)
-class CeleryResultListView(generic.ObjectListView):
+class CeleryResultListView(FilteredMixin, generic.ObjectListView):
     queryset = listed(CeleryResult.objects.with_bounded_count())
     filterset = filtersets.CeleryResultFilterSet
     filterset_form = forms.CeleryResultFilterForm

@@ -45,6 +45,7 @@ from ..object_actions import (
     TakeOverSchedule,
 )
 from ..upcoming import upcoming
+from .base import FilteredMixin
 from .results import listed
 
 __all__ = (
@@ -82,7 +83,7 @@ class WithLastRunMixin:
 
 
 @register_model_view(CelerySchedule, 'list', path='', detail=False)
-class CeleryScheduleListView(WithLastRunMixin, generic.ObjectListView):
+class CeleryScheduleListView(FilteredMixin, WithLastRunMixin, generic.ObjectListView):
     filterset = filtersets.CeleryScheduleFilterSet
     filterset_form = forms.CeleryScheduleFilterForm
     table = tables.CeleryScheduleTable
@@ -122,7 +123,7 @@ class CeleryScheduleView(generic.ObjectView):
 
 
 @register_model_view(CelerySchedule, 'runs')
-class CeleryScheduleRunsView(generic.ObjectChildrenView):
+class CeleryScheduleRunsView(FilteredMixin, generic.ObjectChildrenView):
     """The runs of a schedule: how often they succeed, how long they take, and each of them."""
     queryset = CelerySchedule.objects.select_related('task', 'owner')
     child_model = CeleryResult

@@ -20,7 +20,7 @@ from ..choices import ResultStatusChoices
 from ..engine import catalogue
 from ..models import CeleryResult, CeleryTask
 from ..object_actions import DeleteAbsentTask, RunTask
-from .base import NotStarted, starting, tell_started
+from .base import FilteredMixin, NotStarted, starting, tell_started
 
 __all__ = (
     'CeleryTaskBulkDeleteView',
@@ -60,7 +60,7 @@ class WithRunsMixin:
 
 
 @register_model_view(CeleryTask, 'list', path='', detail=False)
-class CeleryTaskListView(WithRunsMixin, generic.ObjectListView):
+class CeleryTaskListView(FilteredMixin, WithRunsMixin, generic.ObjectListView):
     filterset = filtersets.CeleryTaskFilterSet
     filterset_form = forms.CeleryTaskFilterForm
     table = tables.CeleryTaskTable

@@ -10,6 +10,7 @@ from utilities.views import register_model_view
 from .. import filtersets, forms, panels, tables
 from ..choices import ResultStatusChoices
 from ..models import CeleryWorker
+from .base import FilteredMixin
 
 __all__ = (
     'CeleryWorkerListView',
@@ -18,7 +19,7 @@ __all__ = (
 
 
 @register_model_view(CeleryWorker, 'list', path='', detail=False)
-class CeleryWorkerListView(generic.ObjectListView):
+class CeleryWorkerListView(FilteredMixin, generic.ObjectListView):
     queryset = CeleryWorker.objects.all()
     filterset = filtersets.CeleryWorkerFilterSet
     filterset_form = forms.CeleryWorkerFilterForm

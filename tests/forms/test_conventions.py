@@ -1,4 +1,6 @@
 """What holds for all forms."""
+from django.http import QueryDict
+
 from netbox_celery import forms
 from netbox_celery import views as all_views
 from netbox_celery.filtersets import (
@@ -8,6 +10,7 @@ from netbox_celery.filtersets import (
     CeleryWorkerFilterSet,
 )
 from netbox_celery.models import CeleryTask
+from netbox_celery.views.base import FilteredMixin
 from utilities.testing import TestCase
 
 
@@ -30,6 +33,27 @@ class FilterFormTest(TestCase):
                 if name != 'filter_id':
                     with self.subTest(form=form.__name__, field=name):
                         self.assertIn(name, filterset.base_filters)
+
+    def test_wrong_filters_are_said_at_their_fields(self):
+        for form, query, field, message in (
+            (forms.CeleryResultFilterForm, 'task_id=abc', 'task_id', '“abc” is not a valid UUID.'),
+            (forms.CeleryResultFilterForm, 'root_id__n=abc', 'root_id', '“abc” is not a valid UUID.'),
+            (forms.CeleryResultFilterForm, 'created__after=soon', 'created__after', 'Enter a valid date/time.'),
+            (forms.CeleryScheduleFilterForm, 'enabled=maybe', 'enabled', 'Enter true or false, not maybe.'),
+            (forms.CeleryTaskFilterForm, 'present=maybe', 'present', 'Enter true or false, not maybe.'),
+            (forms.CeleryWorkerFilterForm, 'running=maybe', 'running', 'Enter true or false, not maybe.'),
+        ):
+            with self.subTest(query):
+                self.assertEqual(form(QueryDict(query)).errors, {field: [message]})
+        for query in ('', 'task_id__isw=abc', 'enabled=true&present=False', 'value=abc', 'q=abc'):
+            for form in self.FORMS:
+                with self.subTest(query, form=form):
+                    self.assertEqual(form(QueryDict(query)).errors, {})
+
+    def test_every_list_says_that_a_filter_is_wrong(self):
+        for view in vars(all_views).values():
+            if getattr(view, 'filterset_form', None):
+                self.assertTrue(issubclass(view, FilteredMixin), view)
 
     def test_fields_are_shown(self):
         bulk = (forms.CeleryTaskBulkEditForm, forms.CeleryScheduleBulkEditForm)

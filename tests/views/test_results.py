@@ -101,6 +101,26 @@ class ResultListTest(PageTestCase):
                 self.assertIn('Found', page)
                 self.assertNotIn('Other', page)
 
+    def test_wrong_filters(self):
+        """A filter with a wrong value is not none at all: "all that match" must not become all there are."""
+        grant(self.user, CeleryResult, actions=['delete'])
+        make_result('completed', name='Not meant')
+        for name, value in (
+            ('task_id', 'abc'), ('root_id__n', 'abc'), ('created__before', 'soon'), ('user_id', '0'), ('value', 'x'),
+            ('queue__empty', 'perhaps'),
+        ):
+            with self.subTest(name=name):
+                page = self.page(LIST, {name: value})
+                self.assertNotIn('Not meant', page)
+                self.assertIn('Nothing is found, because the filter &quot;', page)
+                self.assertNotIn('Not meant', self.page(LIST, {name: value}, headers=self.htmx))
+                self.assertNotIn('Not meant', b''.join(self.get(LIST, {name: value, 'export': 'table'})).decode())
+                # Nothing is left to ask about
+                question = self.client.post(f'{LIST}delete/?{name}={value}', {'_all': 'on'})
+                self.assertHttpStatus(question, 302)
+        question = self.client.post(f'{LIST}delete/?name=Not+meant', {'_all': 'on'})
+        self.assertIn('Not meant', question.content.decode())
+
     def test_buttons(self):
         """Rows offer what can be done to them, to who may do it."""
         ended, running = make_result('completed'), make_result('running')
