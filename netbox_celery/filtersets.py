@@ -297,7 +297,7 @@ class CeleryScheduleFilterSet(StrictMixin, NetBoxModelFilterSet):
         model = CelerySchedule
         fields = (
             'id', 'name', 'description', 'enabled', 'present', 'crontab', 'timezone', 'interval', 'at', 'start', 'end',
-            'queue', 'priority', 'expires', 'object_id', 'missed_max', 'last_run', 'next_run',
+            'queue', 'priority', 'expires', 'object_id', 'missed_max', 'last_run', 'next_run', 'stopped',
         )
 
     def search(self, queryset, name, value):

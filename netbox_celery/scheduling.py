@@ -8,11 +8,10 @@ import json
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.utils.translation import gettext as _
 
-from .choices import ResultReasonChoices
 from .engine.payload import PayloadEncoder
 from .engine.schedules import why_not_permitted
 from .host import ACTION_CREATE, record_change
-from .models import CeleryResult, CelerySchedule, CeleryTask
+from .models import CelerySchedule, CeleryTask
 
 __all__ = (
     'authorize',
@@ -21,7 +20,6 @@ __all__ = (
     'run_now',
     'set_enabled',
     'take_over',
-    'was_stopped',
     'why_not_runnable_as_owner',
 )
 
@@ -113,25 +111,16 @@ def set_enabled(user, schedule, enabled):
     schedule.save()
 
 
-def was_stopped(schedule):
-    """Whether beat has disabled a schedule because its owner may not run its task."""
-    if schedule.enabled:
-        return False
-    reasons = CeleryResult.objects.filter(schedule=schedule).order_by('-pk').values_list('reason', flat=True)[:1]
-    return list(reasons) == [ResultReasonChoices.REASON_NOT_PERMITTED]
-
-
 def take_over(user, schedule):
-    """Make a user the owner of a schedule, and enable it if it was stopped for want of one.
+    """Make a user the owner of a schedule, and enable it if beat has stopped it for want of one.
 
     Raises:
         django.core.exceptions.PermissionDenied: They may not run its task.
         django.core.exceptions.ValidationError: It cannot be enabled: it would never be due.
     """
     check_may_run(user, schedule.task_id)
-    is_to_be_enabled = was_stopped(schedule)
     schedule.snapshot()
     schedule.owner = user
-    schedule.enabled = schedule.enabled or is_to_be_enabled
+    schedule.enabled = schedule.enabled or schedule.stopped is not None
     schedule.full_clean()
     schedule.save()

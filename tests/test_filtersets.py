@@ -342,6 +342,9 @@ class CeleryScheduleFilterSetTest(FilterAssertions, TestCase, ChangeLoggedFilter
         self.assertFinds({'last_run__before': self.now.isoformat()}, self.nightly)
         self.assertFinds({'last_run__after': self.now.isoformat()})
         self.assertFinds({'next_run__empty': True}, self.once)
+        CelerySchedule.objects.filter(pk=self.once.pk).update(stopped=self.now)
+        self.assertFinds({'stopped__empty': False}, self.once)
+        self.assertFinds({'stopped__gte': [self.now.isoformat()]}, self.once)
 
 
 class CeleryWorkerFilterSetTest(FilterAssertions, TestCase, BaseFilterSetTestMixin):

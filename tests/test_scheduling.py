@@ -5,6 +5,7 @@ from uuid import uuid4
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.urls import reverse
+from django.utils import timezone
 
 from dcim.models import Site
 from netbox_celery import scheduling
@@ -345,6 +346,48 @@ class ChangeTest(WaysMixin, PageTestCase):
                 CelerySchedule.objects.update(enabled=True, overlap='allow')
 
 
+class StoppedTest(WaysMixin, PageTestCase):
+    """What beat has stopped is stopped until people enable it, in each way; then it is theirs to disable."""
+
+    def setUp(self):
+        super().setUp()
+        grant(self.user, CelerySchedule, actions=['view', 'add', 'change'])
+        grant(self.user, CeleryTask, actions=['view', 'run'])
+        self.schedule = make_schedule(owner=self.user, timezone='UTC')
+
+    def stored(self):
+        return CelerySchedule.objects.get(pk=self.schedule.pk)
+
+    def test_stopped(self):
+        for change in self.each(self.CHANGING):
+            stopped = timezone.now()
+            CelerySchedule.objects.update(enabled=False, next_run=None, stopped=stopped, description='')
+            self.schedule.refresh_from_db()
+            change(self.schedule, description='Changed')
+            self.assertEqual((self.stored().description, self.stored().stopped), ('Changed', stopped))
+            for enabled in (True, False):
+                change(self.schedule, enabled=enabled)
+                self.assertEqual((self.stored().enabled, self.stored().stopped), (enabled, None))
+
+    def test_another_owner(self):
+        """Who changes what it runs and leaves it disabled has decided that it shall not run."""
+        for change in self.each(self.CHANGING):
+            CelerySchedule.objects.update(enabled=False, next_run=None, stopped=timezone.now(), owner=None, queue='')
+            self.schedule.refresh_from_db()
+            change(self.schedule, queue='slow')
+            self.assertEqual((self.stored().owner, self.stored().enabled), (self.user, False))
+            self.assertIsNone(self.stored().stopped)
+
+    def test_it_is_not_the_clients(self):
+        now = timezone.now()
+        self.change_by_rest(self.schedule, enabled=False, stopped=now.isoformat())
+        self.change_by_import(self.schedule, description='x', stopped=now.isoformat())
+        self.assertIsNone(self.stored().stopped)
+        CelerySchedule.objects.update(enabled=False, stopped=now)
+        self.change_by_rest(self.schedule, stopped=None)
+        self.assertEqual(self.stored().stopped, now)
+
+
 class ConcurrentTest(WaysMixin, PageTestCase):
 
     def test_owner_goes_with_what_is_run(self):
@@ -372,16 +415,19 @@ class TakeOverTest(PageTestCase):
             scheduling.take_over(self.user, self.schedule)
 
     def test_one_that_was_stopped_goes_on(self):
-        make_result('failed', schedule=self.schedule, reason='not_permitted')
+        """Whatever runs there have been since."""
+        CelerySchedule.objects.update(stopped=timezone.now())
+        make_result('completed', schedule=self.schedule)
+        self.schedule.refresh_from_db()
         grant(self.user, CeleryTask, actions=['run'])
         scheduling.take_over(self.user, self.schedule)
         self.schedule.refresh_from_db()
         self.assertEqual((self.schedule.owner, self.schedule.enabled), (self.user, True))
         self.assertIsNotNone(self.schedule.next_run)
+        self.assertIsNone(self.schedule.stopped)
 
     def test_one_that_somebody_disabled_stays_so(self):
         make_result('failed', schedule=self.schedule, reason='not_permitted')
-        make_result('completed', schedule=self.schedule)
         grant(self.user, CeleryTask, actions=['run'])
         scheduling.take_over(self.user, self.schedule)
         self.schedule.refresh_from_db()

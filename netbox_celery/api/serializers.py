@@ -96,9 +96,9 @@ class CeleryScheduleSerializer(NetBoxModelSerializer):
             'id', 'url', 'display_url', 'display', 'name', 'description', 'enabled', 'origin', 'present', 'owner',
             'kind', 'in_words', 'crontab', 'timezone', 'interval', 'at', 'start', 'end', 'task', 'args', 'kwargs',
             'queue', 'priority', 'expires', 'options', 'object_type', 'object_id', 'object', 'missed', 'missed_max',
-            'overlap', 'last_run', 'next_run', 'tags', 'custom_fields', 'created', 'last_updated',
+            'overlap', 'last_run', 'next_run', 'stopped', 'tags', 'custom_fields', 'created', 'last_updated',
         ]
-        read_only_fields = ['present', 'last_run', 'next_run']
+        read_only_fields = ['present', 'last_run', 'next_run', 'stopped']
         brief_fields = ('id', 'url', 'display', 'name', 'description', 'enabled', 'next_run')
 
     def validate(self, data):

@@ -115,7 +115,7 @@ def _fire(schedule, permissions):
     written['last_run'] = schedule.now
     if why := why_not_permitted(schedule, permissions):
         _fail(schedule, times[-1], Reason.REASON_NOT_PERMITTED, _('The schedule was disabled. {why}').format(why=why))
-        return written | {'enabled': False, 'next_run': None}
+        return written | {'enabled': False, 'next_run': None, 'stopped': schedule.now}
     if not schedule.task.enabled:
         _fail(schedule, times[-1], Reason.REASON_TASK_DISABLED, _('The task {task} is disabled.').format(
             task=schedule.task

@@ -136,6 +136,7 @@ class CeleryScheduleFilter(NetBoxModelFilter):
     overlap: BaseFilterLookup[CeleryScheduleOverlapEnum] | None = strawberry_django.filter_field()
     last_run: DatetimeFilterLookup | None = strawberry_django.filter_field()
     next_run: DatetimeFilterLookup | None = strawberry_django.filter_field()
+    stopped: DatetimeFilterLookup | None = strawberry_django.filter_field()
 
 
 @strawberry_django.filter_type(models.CeleryTask, lookups=True)

@@ -108,7 +108,7 @@ class CeleryLogEntryType(BaseObjectType):
     fields=[
         'id', 'name', 'description', 'enabled', 'origin', 'present', 'kind', 'crontab', 'timezone', 'interval', 'at',
         'start', 'end', 'queue', 'priority', 'expires', 'missed', 'missed_max', 'overlap', 'last_run', 'next_run',
-        'created', 'last_updated',
+        'stopped', 'created', 'last_updated',
     ],
     filters=CeleryScheduleFilter,
     pagination=True

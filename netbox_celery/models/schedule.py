@@ -2,6 +2,7 @@
 
 Beat (`netbox_celery.scheduler`) goes by `next_run`. Two write it: beat, together with the run that was due, and
 `save()`, when somebody changes what says when. So what beat has done is never undone by a form that was open meanwhile.
+The same goes for `stopped`: beat sets it when it disables a schedule, and `save()` clears it when people take over.
 """
 import json
 
@@ -209,6 +210,13 @@ class CelerySchedule(NetBoxModel, AboutObject):
         editable=False,
         help_text=_('When it is due next')
     )
+    stopped = models.DateTimeField(
+        verbose_name=_('stopped'),
+        blank=True,
+        null=True,
+        editable=False,
+        help_text=_('When beat disabled it, because its owner could not run its task')
+    )
 
     #: What says when it is due.
     TIMING = ('kind', 'crontab', 'timezone', 'interval', 'at', 'start', 'end', 'enabled', 'present')
@@ -258,7 +266,7 @@ class CelerySchedule(NetBoxModel, AboutObject):
 
     def serialize_object(self, exclude=None):
         """Leave what beat writes out of the change log."""
-        return super().serialize_object(exclude=[*(exclude or ()), 'last_run', 'next_run'])
+        return super().serialize_object(exclude=[*(exclude or ()), 'last_run', 'next_run', 'stopped'])
 
     def clone(self):
         arguments = {
@@ -374,10 +382,15 @@ class CelerySchedule(NetBoxModel, AboutObject):
     def save(self, *args, update_fields=None, **kwargs):
         with transaction.atomic():
             # GUARANTEE: beat's writes are not undone, and nothing is due that was due under other times. The row is
-            # locked, so beat is not at it; `last_run` and `next_run` are what is stored, whatever this instance holds.
+            # locked, so beat is not at it; what it writes is what is stored, whatever this instance holds.
             stored = self._stored(lock=True)
             if stored is not None:
                 self.last_run, self.next_run = stored['last_run'], stored['next_run']
+                # Whoever enables it, or becomes its owner, decides from then on whether it is to run
+                is_as_beat_left_it = not self.enabled and self.owner_id == stored['owner_id']
+                self.stopped = stored['stopped'] if is_as_beat_left_it else None
+                if update_fields is not None and self.stopped != stored['stopped']:
+                    update_fields = {*update_fields, 'stopped'}
             if self._is_changed(stored, self.TIMING):
                 is_due = self.enabled and self.present
                 self.next_run = due.next_due(self, timezone.now()) if is_due else None
@@ -392,7 +405,7 @@ class CelerySchedule(NetBoxModel, AboutObject):
         rows = type(self).objects.filter(pk=self.pk)
         if lock:
             rows = rows.select_for_update(no_key=True)  # runs may be started that name the schedule
-        return rows.values(*self.TIMING, *self.CALL, 'last_run', 'next_run').first()
+        return rows.values(*self.TIMING, *self.CALL, 'owner_id', 'last_run', 'next_run', 'stopped').first()
 
     def _is_changed(self, stored, names):
         return stored is None or any(stored[name] != getattr(self, name) for name in names)

@@ -81,6 +81,7 @@ class ScheduleTimesPanel(SparseAttributesPanel):
     end = attrs.DateTimeAttr('end', label=gettext_lazy('End'))
     last_run = attrs.DateTimeAttr('last_run', label=gettext_lazy('Last due'))
     next_run = attrs.DateTimeAttr('next_run', label=gettext_lazy('Next run'))
+    stopped = attrs.DateTimeAttr('stopped', label=gettext_lazy('Stopped'))
 
 
 class ScheduleNextPanel(panels.ObjectPanel):

@@ -127,7 +127,7 @@ class CeleryScheduleTakeOverView(ScheduleConfirmView):
             _('Its runs act as you from now on, no longer as {owner}.').format(owner=obj.owner) if obj.owner else
             _('Its runs act as you from now on.')
         ]
-        if scheduling.was_stopped(obj):
+        if obj.stopped:
             sentences.append(_('It was disabled because its owner could not run its task. It is enabled again.'))
         elif not obj.enabled:
             sentences.append(_('It stays disabled.'))

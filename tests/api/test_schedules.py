@@ -10,7 +10,7 @@ from rest_framework import status
 from core.models import ObjectChange
 from dcim.models import Site
 from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
-from tests.factories import HELLO_WORLD, grant, make_result, make_schedule, make_task
+from tests.factories import HELLO_WORLD, grant, make_schedule, make_task
 from users.constants import TOKEN_PREFIX
 from users.models import Token, User
 from utilities.testing import APITestCase, APIViewTestCases
@@ -262,8 +262,7 @@ class TakeOverTest(APITestCase):
 
     def setUp(self):
         super().setUp()
-        self.schedule = make_schedule(enabled=False)
-        make_result('failed', schedule=self.schedule, reason='not_permitted')
+        self.schedule = make_schedule(enabled=False, stopped=timezone.now())
 
     def post(self, **header):
         url = reverse('plugins-api:netbox_celery-api:celeryschedule-take-over', kwargs={'pk': self.schedule.pk})
@@ -281,6 +280,7 @@ class TakeOverTest(APITestCase):
         self.assertHttpStatus(response, status.HTTP_200_OK)
         data = response.json()
         self.assertEqual((data['owner']['username'], data['enabled']), (self.user.username, True))
+        self.assertIsNone(data['stopped'])
         self.schedule.refresh_from_db()
         self.assertEqual((self.schedule.owner, self.schedule.enabled), (self.user, True))
         change = ObjectChange.objects.get()

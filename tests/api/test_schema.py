@@ -84,7 +84,8 @@ class SchemaTest(TestCase):
         one = reference.get('oneOf', [reference])[0]
         request = self.schema['components']['schemas'][one['$ref'].rpartition('/')[2]]
         self.assertLessEqual({'name', 'task', 'crontab', 'kwargs', 'overlap'}, set(request['properties']))
-        self.assertFalse({'owner', 'origin', 'present', 'next_run', 'last_run', 'options'} & set(request['properties']))
+        written = {'owner', 'origin', 'present', 'next_run', 'last_run', 'stopped', 'options'}
+        self.assertFalse(written & set(request['properties']))
         names = {parameter['name'] for parameter in self.operation('schedules/{id}/preview/')['parameters']}
         self.assertIn('count', names)
         self.assertNotIn('crontab', names)

@@ -133,6 +133,7 @@ def check_stopped(schedule, words):
     assert words in run.error and run.completed and run.sent is None
     schedule.refresh_from_db()
     assert (schedule.enabled, schedule.next_run) == (False, None)
+    assert schedule.stopped == run.completed
 
 
 def test_owner_gone(make_due, owner):
@@ -170,6 +171,7 @@ def test_taken_over(make_due, owner):
     schedule.refresh_from_db()
     schedule.owner, schedule.enabled = other, True
     schedule.save()
+    assert schedule.stopped is None
     assert fire() == 0
     CelerySchedule.objects.filter(pk=schedule.pk).update(next_run=timezone.now())
     fire()

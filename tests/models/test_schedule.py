@@ -89,6 +89,46 @@ def test_enabled_again():
     assert timezone.now() < schedule.next_run < timezone.now() + timedelta(seconds=61)
 
 
+def stop(schedule):
+    """Do what beat does when the owner may not run the task."""
+    now = timezone.now()
+    CelerySchedule.objects.filter(pk=schedule.pk).update(enabled=False, next_run=None, stopped=now)
+    return now
+
+
+@pytest.mark.parametrize(('columns', 'update_fields', 'remains'), [
+    ({}, None, True),
+    ({'description': 'Changed', 'stopped': None}, None, True),
+    ({'stopped': None}, ['stopped'], True),
+    ({'enabled': True}, None, False),
+    ({'enabled': True}, ['enabled'], False),
+    ({'owner': 'eve'}, None, False),
+    ({'owner': 'eve'}, ['owner'], False),
+])
+def test_stopped(columns, update_fields, remains):
+    """Beat says so, and no form that was open meanwhile unsays it: only who enables it or becomes its owner."""
+    if 'owner' in columns:
+        columns = {**columns, 'owner': User.objects.create_user(columns['owner'])}
+    schedule = make_schedule(owner=User.objects.create_user('olga'), enabled=False)
+    stopped = stop(schedule)
+    for name, value in columns.items():
+        setattr(schedule, name, value)
+    schedule.save(update_fields=update_fields)
+    schedule.refresh_from_db()
+    assert schedule.stopped == (stopped if remains else None)
+
+
+def test_stopped_is_over():
+    """One that people enabled and disabled again was disabled by them."""
+    schedule = make_schedule()
+    stop(schedule)
+    for enabled in (True, False):
+        schedule.enabled = enabled
+        schedule.save()
+    schedule.refresh_from_db()
+    assert (schedule.enabled, schedule.stopped) == (False, None)
+
+
 def test_due_times():
     """What a preview shows: the stored next time first, or what a form would come to."""
     schedule = make_schedule(kind='interval', interval=60)
@@ -101,7 +141,7 @@ def test_due_times():
 
 
 def test_change_log_leaves_ticks_out():
-    assert not {'next_run', 'last_run'} & set(make_schedule().serialize_object())
+    assert not {'next_run', 'last_run', 'stopped'} & set(make_schedule().serialize_object())
 
 
 def test_deletion():

@@ -9,7 +9,7 @@ from kombu.exceptions import OperationalError
 from core.models import ObjectChange
 from dcim.models import Site
 from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
-from tests.factories import HELLO_WORLD, grant, make_result, make_schedule
+from tests.factories import HELLO_WORLD, grant, make_schedule
 from tests.views.bases import PageTestCase
 from users.models import User
 from utilities.testing import disable_warnings
@@ -342,11 +342,18 @@ class TakeOverTest(ActionTestCase):
         self.owner.delete()
         CelerySchedule.objects.update(enabled=False)
         self.assertIn('It stays disabled.', self.page(self.url('take-over')))
-        make_result('failed', schedule=self.schedule, reason='not_permitted')
+        CelerySchedule.objects.update(stopped=timezone.now())
+        self.client.post(self.url('run'))  # to try it first
         self.assertIn('It is enabled again.', self.page(self.url('take-over')))
         self.post('take-over')
         self.assertEqual((self.stored().owner, self.stored().enabled), (self.user, True))
         self.assertGreater(self.stored().next_run, timezone.now())
+        # That is over: one that its new owner disables is not enabled by the next one
+        self.post('disable')
+        CelerySchedule.objects.update(owner=User.objects.create_user('eve'))
+        self.assertIn('It stays disabled.', self.page(self.url('take-over')))
+        self.post('take-over')
+        self.assertEqual((self.stored().owner, self.stored().enabled), (self.user, False))
 
 
 class RenameTest(ActionTestCase):
