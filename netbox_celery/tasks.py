@@ -103,7 +103,7 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
         if dump := cls.__dict__.get('_dump_pydantic_arguments'):
             cls._dump_pydantic_arguments = staticmethod(dump_after_task_id(dump.__func__))
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, /, *args, **kwargs):
         """Run the body: for the worker's tracer with the ID of the run, or called directly with an ID of its own."""
         request = self.request_stack.top
         if request is None or request.called_directly or request._protected:
@@ -125,7 +125,7 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
 
     # Calls
 
-    def delay(self, *args, **kwargs):
+    def delay(self, /, *args, **kwargs):
         """Send the task with the given arguments. `netbox_*` options, `ignore_result` and `ignore_task_after_success`
         may stand among them.
         """

@@ -25,6 +25,16 @@ def test_without_self(worker):
     assert result.result == [str(result.task_id), 1, 'two', 3]
 
 
+def test_positional_only(worker):
+    """Names of what is positional only are free for further arguments, in the call as in the body."""
+    rest = {'first': 2, 'self': 3, 'task_id': 'x'}
+    assert worker.run(tasks.positional, 1, kwargs=rest).result == [1, rest]
+    result = CeleryResult.objects.get(task_id=tasks.positional.delay(1, **rest).id)
+    assert result.kwargs == rest
+    with pytest.raises(TypeError, match=r'missing 1 required positional argument'):
+        tasks.positional.delay(first=1)
+
+
 def test_callables(worker):
     """A lambda with a name, a callable object and a function with several decorators are tasks."""
     assert worker.run(tasks.anonymous, 21).result == 42

@@ -40,6 +40,11 @@ def unbound(task_id, first, second='two', *, third='three'):
     return [task_id, first, second, third]
 
 
+@netbox_celery_task(name='netbox_test_plugin:positional')
+def positional(self, task_id, first, /, **rest):
+    return [first, rest]
+
+
 @shared_task(name='netbox_test_plugin:plain')
 def plain(value):
     """A task without the base class."""
