@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from django.conf import settings
 from django.contrib.contenttypes.fields import GenericRelation
 from django.contrib.contenttypes.models import ContentType
+from django.db import transaction
 from django.utils.text import Truncator
 
 from core.choices import ObjectChangeActionChoices
+from core.signals import clear_events
 from netbox.config import Config
 from netbox.context import current_request
 from netbox.registry import registry
+from utilities.exceptions import PermissionsViolation
 from utilities.request import NetBoxFakeRequest, apply_request_processors
 
 __all__ = (
@@ -25,6 +28,7 @@ __all__ = (
     'plugin_packages',
     'record_change',
     'record_changes',
+    'save_permitted',
 )
 
 
@@ -93,6 +97,25 @@ def change_tracking(user, request_id):
     })
     with apply_request_processors(request):
         yield
+
+
+def save_permitted(user, instance):
+    """Save a changed object, unless it then is one that its user may not change.
+
+    As in NetBox's own views the constraints of a permission hold of an object before and after, and event rules hear
+    nothing of what was rolled back.
+
+    Raises:
+        utilities.exceptions.PermissionsViolation: They may not; nothing has changed.
+    """
+    try:
+        with transaction.atomic():
+            instance.save()
+            if not type(instance).objects.restrict(user, 'change').filter(pk=instance.pk).exists():
+                raise PermissionsViolation
+    except Exception:
+        clear_events.send(sender=type(instance))
+        raise
 
 
 def index_for_search(instances):

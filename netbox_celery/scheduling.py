@@ -10,7 +10,7 @@ from django.utils.translation import gettext as _
 
 from .engine.payload import PayloadEncoder
 from .engine.schedules import why_not_permitted
-from .host import ACTION_CREATE, record_change
+from .host import ACTION_CREATE, record_change, save_permitted
 from .models import CelerySchedule, CeleryTask
 
 __all__ = (
@@ -103,12 +103,12 @@ def run_now(request, schedule):
 
 
 def set_enabled(user, schedule, enabled):
-    """Enable or disable a schedule (see `authorize`)."""
+    """Enable or disable a schedule (see `authorize` and `save_permitted`)."""
     schedule.snapshot()
     schedule.enabled = enabled
     authorize(user, schedule)
     schedule.full_clean()
-    schedule.save()
+    save_permitted(user, schedule)
 
 
 def take_over(user, schedule):
@@ -117,10 +117,11 @@ def take_over(user, schedule):
     Raises:
         django.core.exceptions.PermissionDenied: They may not run its task.
         django.core.exceptions.ValidationError: It cannot be enabled: it would never be due.
+        utilities.exceptions.PermissionsViolation: They may not change it then.
     """
     check_may_run(user, schedule.task_id)
     schedule.snapshot()
     schedule.owner = user
     schedule.enabled = schedule.enabled or schedule.stopped is not None
     schedule.full_clean()
-    schedule.save()
+    save_permitted(user, schedule)

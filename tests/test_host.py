@@ -7,12 +7,13 @@ from django.contrib.auth.models import AnonymousUser
 
 from core.models import ObjectChange
 from dcim.models import Site
-from netbox.context import current_request
+from netbox.context import current_request, events_queue
 from netbox_celery import host
 from netbox_celery.engine.context import change_context
 from netbox_celery.engine.run import Run
-from tests.factories import make_result
+from tests.factories import grant, make_result
 from users.models import User
+from utilities.exceptions import PermissionsViolation
 
 pytestmark = pytest.mark.django_db
 
@@ -87,3 +88,20 @@ def test_messages_of_any_length(user, length):
 
 def test_own_package_is_a_plugin():
     assert 'netbox_celery' in host.plugin_packages()
+
+
+def test_save_permitted(user):
+    """Event rules hear of what was saved, and nothing of what was refused."""
+    grant(user, Site, actions=['change'], constraints={'description': ''})
+    site = Site.objects.create(name='Site', slug='site')
+    with host.change_tracking(user, uuid4()):
+        site.description = 'Mine'
+        with pytest.raises(PermissionsViolation):
+            host.save_permitted(user, site)
+        assert not events_queue.get()
+        site.name, site.description = 'Renamed', ''
+        host.save_permitted(user, site)
+        assert len(events_queue.get()) == 1
+    site.refresh_from_db()
+    assert (site.name, site.description) == ('Renamed', '')
+    assert ObjectChange.objects.count() == 1

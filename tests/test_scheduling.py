@@ -269,6 +269,21 @@ class ChangeTest(WaysMixin, PageTestCase):
                 change(self.schedule, description='Changed')
             self.assertEqual(self.stored().description, '')
 
+    def test_what_it_would_become(self):
+        """Constraints hold of a schedule before and after, one or many."""
+        self.user.object_permissions.all().delete()
+        grant(self.user, CelerySchedule, actions=['view', 'add'])
+        grant(self.user, CeleryTask, actions=['view', 'run'])
+        grant(self.user, CelerySchedule, actions=['change'], constraints={'enabled': True, 'owner': self.owner.pk})
+        for change in self.each(self.CHANGING):
+            change(self.schedule, description='Changed')
+            self.assertEqual(self.stored().description, 'Changed')
+            change(self.schedule, enabled=False)
+            self.assertTrue(self.stored().enabled)
+            change(self.schedule, queue='slow')  # which would make it theirs
+            self.assertEqual((self.stored().queue, self.stored().owner), ('', self.owner))
+            CelerySchedule.objects.update(description='')
+
     def test_owner_stays(self):
         """Who changes nothing of what is run does not become the owner."""
         grant(self.user, CeleryTask, actions=['run'])
@@ -409,6 +424,7 @@ class TakeOverTest(PageTestCase):
     def setUp(self):
         super().setUp()
         self.schedule = make_schedule(owner=None, enabled=False)
+        grant(self.user, CelerySchedule, actions=['change'])
 
     def test_needs_run(self):
         with self.assertRaises(PermissionDenied):

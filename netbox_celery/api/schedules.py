@@ -6,9 +6,11 @@ from django.utils.translation import gettext_lazy as _
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers
 from rest_framework.decorators import action
+from rest_framework.exceptions import PermissionDenied
 from rest_framework.response import Response
 
 from netbox.api.viewsets import NetBoxModelViewSet
+from utilities.exceptions import PermissionsViolation
 
 from .. import filtersets, scheduling
 from ..models import CelerySchedule
@@ -90,4 +92,6 @@ class CeleryScheduleViewSet(ActionsMixin, NetBoxModelViewSet):
             scheduling.take_over(request.user, schedule)
         except ValidationError as exc:
             raise serializers.ValidationError(exc.message_dict) from exc
+        except PermissionsViolation as exc:
+            raise PermissionDenied from exc
         return Response(self.get_serializer(schedule).data)

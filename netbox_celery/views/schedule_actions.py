@@ -4,6 +4,7 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from utilities.exceptions import PermissionsViolation
 from utilities.views import register_model_view
 
 from .. import actions, scheduling
@@ -41,6 +42,8 @@ class ScheduleConfirmView(ConfirmView):
         except ValidationError as exc:
             for message in exc.messages:
                 messages.error(request, message)
+        except PermissionsViolation as exc:
+            messages.error(request, exc.message)
         else:
             messages.success(request, self.done.format(schedule=obj))
 

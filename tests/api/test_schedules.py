@@ -295,6 +295,17 @@ class TakeOverTest(APITestCase):
         grant(self.user, CelerySchedule, actions=['change'], constraints={'name': 'another'})
         self.assertRefused(status.HTTP_403_FORBIDDEN)
 
+    def test_what_it_would_become(self):
+        """Constraints hold of the object before and after."""
+        grant(self.user, CelerySchedule)
+        grant(self.user, CeleryTask, actions=['view', 'run'])
+        for constraints in ({'enabled': False}, {'owner': None}):
+            permission = grant(self.user, CelerySchedule, actions=['change'], constraints=constraints)
+            self.assertRefused(status.HTTP_403_FORBIDDEN)
+            self.assertIsNotNone(self.schedule.stopped)
+            permission.delete()
+        self.assertFalse(ObjectChange.objects.exists())
+
     def test_task_is_not_theirs(self):
         grant(self.user, CelerySchedule, actions=['view', 'change'])
         grant(self.user, CeleryTask, actions=['view', 'change'])

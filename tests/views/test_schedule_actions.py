@@ -120,6 +120,22 @@ class PermissionTest(ActionTestCase):
             ):
                 self.assertRefused(action, 404)
 
+    def test_what_it_would_become(self):
+        """Constraints hold of the object before and after, as in NetBox's own views; else nothing has happened."""
+        for action, constraints in (
+            ('enable', {'enabled': False}), ('disable', {'enabled': True}), ('take-over', {'owner': self.owner.pk}),
+        ):
+            with self.subTest(action), self.permissions(
+                ((CelerySchedule,), {'actions': ['change'], 'constraints': constraints}),
+                ((CeleryTask,), {'actions': ['view', 'run']}),
+            ):
+                self.prepare(action)
+                self.assertHttpStatus(self.client.post(self.url(action)), 302)
+                self.assertEqual(self.state(), self.before)
+                self.assertFalse(ObjectChange.objects.exists())
+                grant(self.user, CelerySchedule)
+                self.assertIn('permissions violation', self.post(action))
+
     def test_anonymous(self):
         self.client.logout()
         for action, permission in self.each():
