@@ -61,8 +61,16 @@ def measure_pace(result):
     if elapsed < SETTLED_AFTER:
         return None
     rate = result.value / elapsed
-    left = timedelta(seconds=max(0, result.value_max - result.value) / rate) if result.value_max else None
-    return Pace(rate=rate, left=left)
+    return Pace(rate=rate, left=_time_left(result, rate))
+
+
+def _time_left(result, rate):
+    if not result.value_max:
+        return None
+    try:
+        return timedelta(seconds=max(0, result.value_max - result.value) / rate)
+    except OverflowError:
+        return None  # longer than people have counted the years
 
 
 def _begin_of_attempt(result):

@@ -319,8 +319,9 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
         """Show how far the current run is.
 
         Args:
-            value: How far it is, a whole number.
-            value_max: Where it ends; stays as it was if not given.
+            value: How far it is, a whole number. What is none, or too large a one, is left out; the worker's log says
+                so once a run.
+            value_max: Where it ends, likewise; stays as it was if not given.
             step: What it is doing, in a few words.
         """
         run = get_run(self.request_stack.top)

@@ -30,6 +30,7 @@ def run(seconds, value, value_max=None, **columns):
     (600, 1, 100, '6.0/h', 'about 16h 30m left'),
     (864_000, 1, 2, '0.0/h', 'about 10d left'),
     (7, 12, 10, '1.7/s', 'about 1s left'),
+    (10, 1, 2 ** 63 - 1, '6.0/min', ''),
 ])
 def test_pace(seconds, value, value_max, rate, left):
     pace = measure_pace(run(seconds, value, value_max))

@@ -24,7 +24,7 @@ from . import lifecycle, presence
 from .database import get_connection
 from .exceptions import RetryNotSent, TaskFailed
 from .outcome import finish_run, finish_unclaimed, retry_run
-from .payload import cut_json, cut_text, dumps, limited_jsonb, to_jsonb
+from .payload import cut_json, cut_text, dumps, limited_jsonb, to_jsonb, whole_number
 from .recorder import recorder
 from .rowresults import RowResultsMixin
 from .run import get_run
@@ -269,19 +269,17 @@ def _record_custom_state(run, state, meta):
     if not isinstance(meta, dict):
         return
     value, value_max = meta.get('current'), meta.get('total')
-    if value is None and isinstance(meta.get('percent'), int | float):
-        value, value_max = meta['percent'], 100
+    if value is None:
+        value = meta.get('percent')
+        value_max = value_max if whole_number(value) is None else 100
     step = meta.get('step') or meta.get('status')
     try:
         data = limited_jsonb(meta, get_config().payload_length)
     except (TypeError, ValueError):
         data = None
     recorder.progress(
-        run,
-        value=int(value) if isinstance(value, int | float) else None,
-        value_max=int(value_max) if isinstance(value_max, int | float) else None,
-        step=str(step) if step is not None else (state if state != 'PROGRESS' else None),
-        data=data,
+        run, value=value, value_max=value_max, data=data,
+        step=step if step is not None else (state if state != 'PROGRESS' else None),
     )
 
 

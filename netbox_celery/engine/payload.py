@@ -6,6 +6,7 @@ refuses some JSON that Python writes (NUL, lone surrogates, NaN); such text is c
 """
 import json
 import re
+from numbers import Number
 from uuid import UUID
 
 from django.core.serializers.json import DjangoJSONEncoder
@@ -25,6 +26,7 @@ __all__ = (
     'limited_jsonb',
     'plain',
     'to_jsonb',
+    'whole_number',
 )
 
 # What jsonb refuses, as `json.dumps` writes it. A match may be a false alarm (an escaped backslash); cleaning is exact.
@@ -33,6 +35,9 @@ _UNSTORABLE = re.compile('[\x00\ud800-\udfff]')
 # Terminal control sequences: CSI (colours, cursor), OSC (titles, links), character sets, and the two-character ones.
 _ANSI = re.compile(r'\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]+[0-~]|[0-?@-Z\\-~])')
 _CONTROL = re.compile(r'[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]')
+
+#: The highest number that a column of ours can hold.
+HIGHEST = 2 ** 63 - 1
 
 #: How the note of `cut_text` ends.
 CUT_END = 'characters left out]'
@@ -139,6 +144,17 @@ def cut_text(text, limit):
     if len(text) <= limit:
         return text
     return f'{text[:limit]}… [cut: {len(text) - limit:,} of {len(text):,} {CUT_END}'
+
+
+def whole_number(value):
+    """Return a number without its fraction; `None` for what is no number, or more than a column can hold."""
+    if not isinstance(value, Number) or isinstance(value, bool):
+        return None
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None  # it is complex, not a number, or infinite
+    return number if -HIGHEST <= number <= HIGHEST else None
 
 
 def is_cut(value):

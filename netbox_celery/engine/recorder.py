@@ -21,7 +21,7 @@ from ..choices import LogLevelChoices
 from ..config import get_config
 from .database import UNAVAILABLE, UNUSABLE, EngineConnection
 from .lifecycle import LOG, TABLE
-from .payload import clean_line, cut_text
+from .payload import clean_line, cut_text, whole_number
 
 __all__ = (
     'Recorder',
@@ -131,14 +131,13 @@ class Recorder:
 
         Args:
             run: The `Run`.
-            value: How far it is, or with `increment` how much further.
-            value_max: Where it ends.
+            value: How far it is, or with `increment` how much further; what is no number is left out.
+            value_max: Where it ends, likewise.
             step: What it does at the moment.
             data: The task's own data, as JSON text that `jsonb` accepts.
         """
         run.recorded = True
-        value = None if value is None else int(value)
-        value_max = None if value_max is None else int(value_max)
+        value, value_max = _number(run, value), _number(run, value_max)
         with self._state_lock:
             entry = self._progress.setdefault(
                 run.id, {'id': run.id, 'absolute': False, 'value': None, 'value_max': None, 'step': None, 'data': None}
@@ -152,7 +151,7 @@ class Recorder:
             if value_max is not None:
                 entry['value_max'] = value_max
             if step is not None:
-                entry['step'] = clean_line(str(step))[:255]
+                entry['step'] = clean_line(_text(step))[:255]
             if data is not None:
                 entry['data'] = data
         if self._idle:
@@ -356,6 +355,18 @@ def _text(message):
         return str(message)
     except Exception as exc:  # noqa: BLE001 - a line that cannot be made fails no task
         return f'<{type(message).__name__}, whose text could not be made: {type(exc).__name__}>'
+
+
+def _number(run, value):
+    """Return a number of progress as one that can be stored, or `None`."""
+    if value is None:
+        return None
+    number = whole_number(value)
+    if number is None and run.tell_once('number'):
+        logger.warning(
+            'Task %s: progress that is no number, or too large a one, is left out: %s', run.task_id, _text(value)[:100]
+        )
+    return number
 
 
 def _level(level):

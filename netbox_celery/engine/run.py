@@ -31,6 +31,7 @@ class Run:
         'request_id',
         'row',
         'task_id',
+        'told',
         'user_id',
         'window',
     )
@@ -70,8 +71,17 @@ class Run:
         #: The answer of the last look for a cancel, and when that was (monotonic seconds).
         self.is_cancelled = False
         self.cancel_checked = 0.0
+        #: What has been said of it in the worker's log, and is not to be said again.
+        self.told = ()
         #: The handle that the author gets as `self.celery_result`.
         self.row = None
+
+    def tell_once(self, what):
+        """Return whether something is told of the run for the first time: a loop may meet it at each turn."""
+        if what in self.told:
+            return False
+        self.told += (what,)
+        return True
 
 
 def get_run(request):

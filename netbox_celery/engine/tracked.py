@@ -8,7 +8,7 @@ from ..choices import ResultStatusChoices as Status
 from ..config import get_config
 from .exceptions import TaskFailed
 from .outcome import finish_run
-from .payload import limited_jsonb
+from .payload import limited_jsonb, whole_number
 from .recorder import recorder
 
 __all__ = (
@@ -57,15 +57,16 @@ class TrackedResult:
         """Set the progress, the step or the task's own data.
 
         Args:
-            value: How far the task is, a whole number.
-            value_max: Where it ends.
+            value: How far the task is, a whole number; what is none is left out.
+            value_max: Where it ends, likewise.
             step: What it is doing, in a few words.
             data: Data of its own that JSON can hold; it replaces the earlier data.
         """
         text = None if data is None else limited_jsonb(data, get_config().payload_length)
         recorder.progress(self._run, value=value, value_max=value_max, step=step, data=text)
         if self._row is not None:
-            for name, new in (('value', value), ('value_max', value_max), ('step', step), ('data', data)):
+            written = {'value': whole_number(value), 'value_max': whole_number(value_max), 'step': step, 'data': data}
+            for name, new in written.items():
                 if new is not None:
                     setattr(self._row, name, new)
 
@@ -73,7 +74,7 @@ class TrackedResult:
         """Add `n` to the progress."""
         recorder.progress(self._run, value=n, increment=True)
         if self._row is not None:
-            self._row.value = (self._row.value or 0) + n
+            self._row.value = (self._row.value or 0) + (whole_number(n) or 0)
 
     def update_value(self, value, value_step=None, rate_limit=None):
         """Set the progress, but not at every call of a tight loop.
@@ -83,6 +84,8 @@ class TrackedResult:
             value_step: Write only if it is this much further than at the last write.
             rate_limit: Write at most so often, in seconds between two writes.
         """
+        if whole_number(value) is None:
+            return self.update(value=value)  # which says so
         when, last = self._written
         now = time.monotonic()
         if value_step is not None and last is not None and abs(value - last) < value_step:

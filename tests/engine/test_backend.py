@@ -273,9 +273,14 @@ def test_revoked_while_it_waits(held, reason, expected, error):
     ('PROGRESS', {'status': 'doing'}, (None, None, 'doing')),
     ('UPLOADING', {}, (None, None, 'UPLOADING')),
     ('PROGRESS', {'current': 'three', 'total': None, 'step': 5}, (None, None, '5')),
+    ('PROGRESS', {'percent': float('nan')}, (None, None, '')),
+    ('PROGRESS', {'percent': '40'}, (None, None, '')),
+    ('PROGRESS', {'current': float('inf'), 'total': 1}, (None, 1, '')),
+    ('PROGRESS', {'current': 10 ** 30, 'total': [10], 'step': ['s']}, (None, None, "['s']")),
+    ('PROGRESS', {'current': True, 'total': 10 ** 400}, (None, None, '')),
     ('PROGRESS', 'text', (None, None, '')),
     (states.STARTED, {'current': 3}, (None, None, '')),
-], ids=str)
+], ids=lambda value: type(value).__name__)
 def test_custom_states(started, state, meta, expected):
     """A state of the task's own moves the progress of its row; its status stays."""
     row, request, run = started()

@@ -144,6 +144,23 @@ def test_reads(run):
         tracked.no_such_thing
 
 
+@pytest.mark.parametrize('odd', [float('nan'), float('inf'), 10 ** 30, '5', [5], True, object()], ids=repr)
+@pytest.mark.parametrize('is_read', [True, False])
+def test_progress_that_is_no_number(run, odd, is_read, caplog):
+    """It is left out, and the rest is written; the worker's log says so once, not at each turn of a loop."""
+    tracked = TrackedResult(run)
+    tracked.update(value=3, value_max=5)
+    assert not is_read or tracked.value == 3
+    for __ in range(3):
+        tracked.update(value=odd, value_max=odd, step='s')
+        tracked.increment_value(odd)
+        tracked.update_value(odd, value_step=1)
+    tracked.update_value(4, value_step=1)
+    recorder.flush(run)
+    assert (row().value, row().value_max, row().step) == (tracked.value, tracked.value_max, tracked.step) == (4, 5, 's')
+    assert caplog.text.count('is left out') == 1
+
+
 @pytest.mark.parametrize('data', [object(), {1, 2}, lambda: None])
 def test_data_that_json_cannot_hold(run, data):
     """The task hears of it at once, and nothing is written."""

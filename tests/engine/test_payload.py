@@ -2,6 +2,7 @@
 import json
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from fractions import Fraction
 from uuid import UUID
 
 import pytest
@@ -17,6 +18,7 @@ from netbox_celery.engine.payload import (
     limited_jsonb,
     plain,
     to_jsonb,
+    whole_number,
 )
 
 
@@ -108,3 +110,13 @@ def test_plain():
 ])
 def test_is_uuid(value, expected):
     assert is_uuid(value) == expected
+
+
+@pytest.mark.parametrize('value, expected', [
+    (0, 0), (-5, -5), (7.9, 7), (Decimal('2.5'), 2), (Fraction(7, 2), 3), (2 ** 63 - 1, 2 ** 63 - 1),
+    (2 ** 63, None), (10 ** 30, None), (-10 ** 30, None), (float('nan'), None), (float('inf'), None),
+    (Decimal('NaN'), None), (Decimal('Infinity'), None), (1j, None), ('5', None), (None, None), ([], None), (True, None),
+], ids=repr)
+def test_whole_number(value, expected):
+    """What no column can hold as a number is none."""
+    assert whole_number(value) == expected
