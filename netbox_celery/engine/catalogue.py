@@ -1,7 +1,6 @@
 """The catalogue of tasks: rows for what Celery has registered, and what their signatures allow."""
 import inspect
 import logging
-import re
 import time
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -9,6 +8,7 @@ from functools import cache
 from django.utils.translation import gettext as _
 
 from .. import host
+from .annotations import is_allowed
 from .exceptions import InvalidArguments
 from .options import is_internal, is_own
 from .payload import check_markers, dumps
@@ -190,29 +190,15 @@ def check_arguments(task, args, kwargs):
     Raises:
         InvalidArguments: They do not fit; `errors` says what is wrong with which parameter.
     """
-    errors = {}
-    by_position = [p for p in task.parameters if p['kind'] in ('positional_only', 'positional_or_keyword')]
-    by_name = {p['name']: p for p in task.parameters if p['kind'] in ('positional_or_keyword', 'keyword_only')}
-    kinds = {p['kind'] for p in task.parameters}
-    if len(args) > len(by_position) and 'var_positional' not in kinds:
-        errors['__all__'] = _('takes {most} positional arguments, {given} were given').format(
-            most=len(by_position), given=len(args)
-        )
-    given = dict(zip((p['name'] for p in by_position), args))
-    for name, value in kwargs.items():
-        if name in by_name and name in given:
-            errors[name] = _('is given twice, by position and by name')
-        elif name not in by_name and 'var_keyword' not in kinds:
-            errors[name] = _('is not a parameter of this task')
-        elif name not in by_name and is_own(name):
-            errors[name] = _('is an option of a call in code, not an argument')
-        given.setdefault(name, value)
+    given, errors = _bind(task, args, kwargs)
+    passed = {parameter['name'] for parameter, __ in given}
     for parameter in task.parameters:
-        if parameter['required'] and parameter['name'] not in given:
-            errors[parameter['name']] = _('is required')
-        elif parameter['name'] in given and parameter['name'] not in errors:
-            if wrong := _wrong_type(parameter, given[parameter['name']]):
-                errors[parameter['name']] = wrong
+        name = parameter['name']
+        if parameter['required'] and name not in passed:
+            errors[name] = _('must be given by position') if name in kwargs else _('is required')
+    for parameter, value in given:
+        if parameter['name'] not in errors and (wrong := _wrong_type(parameter, value)):
+            errors[parameter['name']] = wrong
     try:
         check_markers(dumps([args, kwargs]))
     except ValueError as exc:
@@ -221,20 +207,40 @@ def check_arguments(task, args, kwargs):
         raise InvalidArguments(errors)
 
 
-#: Annotations whose values JSON can tell apart.
-TYPES = {'int': int, 'float': (int, float), 'str': str, 'bool': bool, 'list': list, 'dict': dict}
+def _bind(task, args, kwargs):
+    """Return which parameter of a task gets which argument, a list of pairs, and what is wrong with the others."""
+    errors = {}
+    by_position = [p for p in task.parameters if p['kind'] in ('positional_only', 'positional_or_keyword')]
+    by_name = {p['name']: p for p in task.parameters if p['kind'] in ('positional_or_keyword', 'keyword_only')}
+    variadic = {p['kind']: p for p in task.parameters if p['kind'] in ('var_positional', 'var_keyword')}
+    given = [*zip(by_position, args)]
+    passed = {parameter['name'] for parameter, __ in given}
+    if further := args[len(by_position):]:
+        if 'var_positional' in variadic:
+            given += ((variadic['var_positional'], value) for value in further)
+        else:
+            errors['__all__'] = _('takes {most} positional arguments, {given} were given').format(
+                most=len(by_position), given=len(args)
+            )
+    for name, value in kwargs.items():
+        if name in by_name and name in passed:
+            errors[name] = _('is given twice, by position and by name')
+        elif name in by_name:
+            given.append((by_name[name], value))
+        elif 'var_keyword' not in variadic:
+            is_known = name in (p['name'] for p in by_position)
+            errors[name] = _('must be given by position') if is_known else _('is not a parameter of this task')
+        elif is_own(name):
+            errors[name] = _('is an option of a call in code, not an argument')
+        else:
+            given.append((variadic['var_keyword'], value))
+    return given, errors
 
 
 def _wrong_type(parameter, value):
-    annotation = parameter['annotation'].replace(' ', '')
-    while annotation != (annotation := re.sub(r'\[[^\[\]]*\]', '', annotation)):
-        pass  # what a list or dict holds is not looked at
-    names = annotation.split('|')
-    if not names or any(name not in TYPES and name != 'None' for name in names):
+    default = parameter.get('default')
+    if 'default' in parameter and type(value) is type(default) and value == default:
+        return None  # whatever the annotation says, as in `items: list = None`
+    if is_allowed(parameter['annotation'], value):
         return None
-    for name in names:
-        if name == 'None' and value is None:
-            return None
-        if name in TYPES and isinstance(value, TYPES[name]) and (name == 'bool' or not isinstance(value, bool)):
-            return None
     return _('must be {annotation}, not {value}').format(annotation=parameter['annotation'], value=repr(value)[:100])

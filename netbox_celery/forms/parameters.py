@@ -1,5 +1,4 @@
 """Form fields for the parameters of a task, by what the catalogue knows of them: annotation, default, docstring."""
-import ast
 import json
 import re
 from contextlib import suppress
@@ -10,6 +9,8 @@ from django.utils.safestring import mark_safe
 from django.utils.translation import gettext_lazy as _
 
 from utilities.forms.widgets import DatePicker, DateTimePicker
+
+from ..engine.annotations import Alternative, alternatives
 
 __all__ = (
     'OMITTED',
@@ -96,6 +97,8 @@ class JSONParameter(ParameterMixin, forms.CharField):
             return text
         try:
             value = json.loads(text)
+            # Python reads NaN and numbers that are too large; JSON has none
+            json.dumps(value, allow_nan=False)
         except ValueError as exc:
             raise forms.ValidationError(
                 self.error_messages['invalid_json'].format(error=exc), code='invalid_json'
@@ -156,10 +159,7 @@ def _boolean(options):
     return ChoiceParameter(choices=choices, coerce=lambda value: value == 'true', **options)
 
 
-def _choice(annotation, options):
-    values = ast.literal_eval(f'[{annotation.split("[", 1)[1].rstrip("]")}]')
-    if not values:
-        raise ValueError(annotation)
+def _choice(values, options):
     by_text = {str(value): value for value in values}
     if 'initial' in options:
         options['initial'] = str(options['initial'])
@@ -211,30 +211,24 @@ def field_for(parameter, help_text=''):
 
 
 def _typed_field(parameter, options):
-    kind, annotation = _kind(parameter)
-    if kind == 'Literal':
-        try:
-            return _choice(annotation, options)
-        except (SyntaxError, ValueError, IndexError):
-            kind = None
-    if kind in FIELDS:
-        return FIELDS[kind](options)
+    kind = _kind(parameter)
+    if kind.values:
+        return _choice(kind.values, options)
+    if kind.name in FIELDS:
+        return FIELDS[kind.name](options)
     options['help_text'] = _with_note(options['help_text'], parameter['annotation'])
     return FreeParameter(**options)
 
 
 def _kind(parameter):
-    """Return the name of a parameter's type and the annotation that it stands in, without `None`."""
-    annotation = parameter['annotation'].replace('typing.', '').replace('datetime.', '')
-    if match := re.fullmatch(r'Optional\[(.*)\]', annotation):
-        annotation = match[1]
-    alternatives = [part.strip() for part in re.split(r'\|(?![^\[]*\])', annotation) if part.strip() != 'None']
-    if len(alternatives) == 1 and alternatives[0]:
-        return alternatives[0].split('[')[0].removesuffix('.datetime'), alternatives[0]
+    """Return the type of a parameter beside `None`, an `Alternative`; of several, or of none, one without a name."""
+    found = [alternative for alternative in alternatives(parameter['annotation']) if alternative.name != 'None']
+    if len(found) == 1:
+        return found[0]
     if not parameter['annotation'] and parameter.get('default') is not None:
         # Nothing is declared: the default tells
-        return type(parameter['default']).__name__, ''
-    return None, annotation
+        return Alternative(type(parameter['default']).__name__)
+    return Alternative('')
 
 
 def present(field, value):

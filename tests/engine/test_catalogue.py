@@ -136,7 +136,17 @@ def test_arguments_that_no_worker_could_read(value, wrong):
     ('list[int] | None', [[], None], [{}]),
     ('dict[str, list[int]] | list[str | None]', [{}, []], [None, 'x']),
     ('Device', [1, None], []),
-    ('Literal["a", "b"]', ['a', 'c'], []),
+    ('Literal["a", "b"]', ['a'], ['c', None, ['a']]),
+    ("typing.Literal['a', 1, False] | None", ['a', 1, None, False], [True, 0, '1']),
+    ('Literal["a"] | int', ['a', 5], ['b', 1.5]),
+    ('Optional[int]', [1, None], ['x']),
+    ('typing.Union[int, typing.List[str]]', [1, 'not known'], []),
+    ('Union[int, list[str]]', [1, ['x']], ['x', None]),
+    ('Literal[Color.RED]', ['x', None], []),
+    ('Literal', ['x'], []),
+    ('int |', ['x'], []),
+    ('"int"', ['x'], []),
+    ('x' * 5000 + '[', ['x'], []),
 ], ids=str)
 def test_annotations(annotation, right, wrong):
     """Values are checked against annotations that JSON can tell apart; others are the task's own affair."""
@@ -148,3 +158,40 @@ def test_annotations(annotation, right, wrong):
     for value in wrong:
         with pytest.raises(InvalidArguments):
             check_arguments(task, [value], {})
+
+
+KINDS = [
+    {'name': 'pos', 'kind': 'positional_only', 'annotation': 'int', 'required': True},
+    {'name': 'items', 'kind': 'positional_or_keyword', 'annotation': 'list', 'required': False, 'default': None},
+    {'name': 'flag', 'kind': 'positional_or_keyword', 'annotation': 'bool', 'required': False, 'default': True},
+    {'name': 'more', 'kind': 'var_positional', 'annotation': 'int', 'required': False},
+    {'name': 'rest', 'kind': 'var_keyword', 'annotation': 'Literal[1, 2]', 'required': False},
+]
+
+
+@pytest.mark.parametrize('args, kwargs, wrong', [
+    ([1], {}, {}),
+    ([1, None, True, 5, 6], {'x': 1, 'pos': 2, 'more': 1, 'rest': 1}, {}),
+    ([], {'pos': 1}, {'pos': 'must be given by position'}),
+    ([1, 'x', 1], {}, {'items': "must be list, not 'x'", 'flag': 'must be bool, not 1'}),
+    ([1, None, True, 5, 'five'], {}, {'more': "must be int, not 'five'"}),
+    ([1], {'x': 1, 'y': 3}, {'rest': 'must be Literal[1, 2], not 3'}),
+    ([1], {'items': None, 'pos': True}, {'rest': 'must be Literal[1, 2], not True'}),
+], ids=str)
+def test_kinds_of_parameters(args, kwargs, wrong):
+    """What goes into which parameter is what Python says; a default is right, whatever the annotation says."""
+    task = CeleryTask(name='t', parameters=KINDS)
+    if not wrong:
+        check_arguments(task, args, kwargs)
+        return
+    with pytest.raises(InvalidArguments) as raised:
+        check_arguments(task, args, kwargs)
+    assert raised.value.errors == wrong
+
+
+def test_positional_only_by_name():
+    """Also without further arguments by name, and where it could be left out."""
+    for required in (True, False):
+        task = CeleryTask(name='t', parameters=[KINDS[0] | {'required': required}])
+        with pytest.raises(InvalidArguments, match='pos: must be given by position'):
+            check_arguments(task, [], {'pos': 1})

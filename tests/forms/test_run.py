@@ -53,6 +53,7 @@ class TypeTest(RunFormTestCase):
             ('dict', '{"a": 1}', {'a': 1}), ('dict[str, int]', '{}', {}), ('tuple[int, ...]', '[1]', [1]),
             ("Literal['a', 'b']", 'b', 'b'), ('typing.Literal[1, 2]', '2', 2),
             ('datetime.date', '2026-05-01', date(2026, 5, 1)),
+            ("typing.Literal['a'] | None", 'a', 'a'), ('Union[int, None]', '5', 5), ('', '[NaN]', '[NaN]'),
             ('', '5', 5), ('', 'Bob', 'Bob'), ('', '"5"', '5'), ('', '[1]', [1]), ('', 'null', None),
             ('int | str', '5', 5), ('int | str', 'x', 'x'), ('Decimal', '1.5', 1.5), ('Any', 'true', True),
         ):
@@ -81,7 +82,9 @@ class TypeTest(RunFormTestCase):
         for annotation, entered, message in (
             ('int', 'x', 'Enter a whole number.'), ('float', 'x', 'Enter a number.'),
             ('list', '{}', 'Enter a JSON array'), ('dict', '[]', 'Enter a JSON object'),
-            ('dict', '{', 'Enter valid JSON'), ("Literal['a']", 'x', 'Select a valid choice'),
+            ('dict', '{', 'Enter valid JSON'), ('list', '[NaN]', 'Enter valid JSON'),
+            ('list', '[1e999]', 'Enter valid JSON'), ('dict', '{"a": [-Infinity]}', 'Enter valid JSON'),
+            ('float', 'nan', 'Enter a number.'), ("Literal['a']", 'x', 'Select a valid choice'),
             ('datetime.date', 'x', 'Enter a valid date'),
         ):
             with self.subTest(annotation=annotation, entered=entered):
@@ -165,6 +168,20 @@ class BindingTest(RunFormTestCase):
             self.arguments(*described, a='1', rest='[2, 3]', more='{"x": 4}'), ([1, 2, 3], {'x': 4})
         )
         self.assertEqual(list(self.errors(*described, a='1', rest='{}', more='[]')), ['rest', 'more'])
+
+    def test_defaults_before_further_arguments(self):
+        """What stands before them must be passed, too: a default that the annotation does not allow is right."""
+        described = (
+            parameter('items', 'list', default=None), parameter('choice', "Literal['a']", default=None),
+            parameter('more', 'int', kind='var_positional'), parameter('rest', 'int', kind='var_keyword'),
+        )
+        self.assertEqual(
+            self.arguments(*described, items='', choice='', more='[1]', rest=''), ([None, None, 1], {})
+        )
+        self.assertEqual(
+            self.errors(*described, items='', choice='', more='["x"]', rest='{"a": "y"}'),
+            {'more': ["more must be int, not 'x'"], 'rest': ["rest must be int, not 'y'"]}
+        )
 
     def test_signature_is_checked(self):
         """What the fields cannot know is said by the check that REST makes, too."""
