@@ -19,7 +19,7 @@ from uuid import NAMESPACE_OID, uuid5
 from celery.exceptions import CeleryError
 from kombu.utils.imports import symbol_by_name
 
-from .payload import PayloadEncoder
+from .payload import PayloadEncoder, clean_text
 
 __all__ = (
     'ON_CONFLICT',
@@ -180,8 +180,8 @@ def _made(task, key, args, kwargs):
     """Return a concurrency key: as given, with the call's arguments in its braces, or from a function."""
     if callable(key):
         return str(_unbound(key)(task, args, kwargs))
-    if '{' not in key or task is None:
-        return key
+    if not isinstance(key, str) or '{' not in key or task is None:
+        return str(key)
     try:
         return key.format(*args, **{**kwargs, **_bound(task, args, kwargs)})
     except (LookupError, AttributeError) as exc:
@@ -206,5 +206,9 @@ def _bound(task, args, kwargs):
 
 
 def _fitting(key):
-    """Return a key that fits its column; too long a one by its digest."""
-    return key if len(key) <= LONGEST_KEY else f'{key[:200]}:{uuid5(NAMESPACE_OID, key)}'
+    """Return a key that fits its column: one that is too long, or has characters that it cannot hold, by its digest."""
+    shown = clean_text(key)
+    if shown == key and len(key) <= LONGEST_KEY:
+        return key
+    # Of the JSON, which writes each character as ASCII: what is cleaned alike stays apart
+    return f'{shown[:200]}:{uuid5(NAMESPACE_OID, json.dumps(key))}'

@@ -10,7 +10,7 @@ from .. import host
 from ..config import get_config
 from .lifecycle import TABLE
 from .options import Own, sent_options
-from .payload import check_markers, clean_line, cut_json, dumps, limited_jsonb, to_jsonb
+from .payload import check_markers, clean_line, clean_text, cut_json, dumps, limited_jsonb, to_jsonb, whole_number
 
 __all__ = (
     'COLUMNS',
@@ -83,17 +83,17 @@ def build_row(app, name, args, kwargs, options, own, task, run=None):
         'created': now,
         'last_updated': now,
         'task_id': task_id,
-        'celery_name': name[:255],
+        'celery_name': clean_text(name)[:255],
         'name': clean_line(str(own.name or options.get('shadow') or _default_name(name, kwargs)))[:255],
         'options': options_json(name, options, task),
-        'queue': _queue_name(app, name, args, kwargs, options, task)[:255],
+        'queue': clean_text(_queue_name(app, name, args, kwargs, options, task))[:255],
         'user_id': own.user_id if own.user_id is not None else _starter(run),
         'object_type_id': own.object_type_id,
         'object_id': own.object_id,
         'status': 'scheduled' if scheduled else 'pending',
         'scheduled': scheduled,
         'expires': aware(options.get('expires')),
-        'value_max': own.value_max,
+        'value_max': whole_number(own.value_max),
         'data': None if own.data is None else limited_jsonb(own.data, get_config().payload_length),
         'request_id': task_id,
         'parent_id': _uuid(parent_id) if parent_id != task_id else None,

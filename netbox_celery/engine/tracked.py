@@ -84,15 +84,15 @@ class TrackedResult:
             value_step: Write only if it is this much further than at the last write.
             rate_limit: Write at most so often, in seconds between two writes.
         """
-        if whole_number(value) is None:
-            return self.update(value=value)  # which says so
         when, last = self._written
         now = time.monotonic()
-        if value_step is not None and last is not None and abs(value - last) < value_step:
-            return
-        if rate_limit is not None and now - when < rate_limit:
-            return
-        self._written = (now, value)
+        # What is no number `update` leaves out
+        if whole_number(value) is not None:
+            if value_step is not None and last is not None and abs(value - last) < value_step:
+                return
+            if rate_limit is not None and now - when < rate_limit:
+                return
+            self._written = (now, value)
         self.update(value=value)
 
     # Ends that the task sets itself; they are kept, whatever comes after

@@ -115,7 +115,8 @@ def test_is_uuid(value, expected):
 @pytest.mark.parametrize('value, expected', [
     (0, 0), (-5, -5), (7.9, 7), (Decimal('2.5'), 2), (Fraction(7, 2), 3), (2 ** 63 - 1, 2 ** 63 - 1),
     (2 ** 63, None), (10 ** 30, None), (-10 ** 30, None), (float('nan'), None), (float('inf'), None),
-    (Decimal('NaN'), None), (Decimal('Infinity'), None), (1j, None), ('5', None), (None, None), ([], None), (True, None),
+    (Decimal('NaN'), None), (Decimal('Infinity'), None), (1j, None), ('5', None), (None, None), ([], None),
+    (True, None),
 ], ids=repr)
 def test_whole_number(value, expected):
     """What no column can hold as a number is none."""

@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 from celery.exceptions import CeleryError
+from django.db import connection
 
+from netbox_celery.engine.database import execute
 from netbox_celery.engine.policies import Policy, default_unique_key_generator, policy_of, take_settings
 
 
@@ -70,6 +72,37 @@ def test_call_beats_task(tasks):
 
 def test_key_by_name(tasks):
     assert policy_of(tasks.keyed, (), {'device': 'sw2'}).key == 'device-sw2'
+
+
+ODD = ['a\x00b', 'a\ufffdb', 'a\ud800b', 'a\udfffb', 'x' * 300, 'x' * 301, 'x' * 300 + '\x00', 'x' * 300 + '\ud800']
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize('settings', [
+    {'concurrency_key': 'device-{device}'}, {'concurrency_key': lambda task, args, kwargs: f'device-{args[0]}'},
+    {'unique': True, 'stale_time_limit': 60},
+    {'unique': True, 'stale_time_limit': 60, 'unique_key_generator': lambda task, prefix, args, kwargs: args[0]},
+    {'ignore_task_timedelta': 60},
+    {'ignore_task_timedelta': 60, 'unique_key_generator': lambda task, prefix, args, kwargs: args[0]},
+], ids=lambda settings: ' '.join(settings))
+def test_odd_keys(make_task, settings):
+    """Keys that PostgreSQL would refuse as they are still are as many as there are, and the same for the same call."""
+    def device(self, task_id, device):
+        pass
+
+    task = make_task(device, name='tests:odd', **settings)
+    keys = set()
+    for value in ODD:
+        policy = policy_of(task, (value,), {})
+        key = policy.key or policy.window
+        assert (policy_of(task, (value,), {}).key or policy.window) == key
+        assert execute(connection, 'SELECT %s::varchar(255)', (key,)) == [(key,)]
+        keys.add(key)
+    assert len(keys) == len(ODD)
+
+
+def test_key_that_is_no_text(tasks):
+    assert policy_of(tasks.anything, (), {}, {'concurrency_key': 17}).key == '17'
 
 
 @pytest.mark.parametrize('task,settings', [

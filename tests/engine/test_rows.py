@@ -102,6 +102,9 @@ def test_arguments_that_contain_themselves():
     ({'name': 'a\x00b\x1b[31mred\x1b[0m'}, {}, 'a\ufffdbred'),
     ({'name': 'n' * 300}, {}, 'n' * 255),
     ({'name': 17}, {}, '17'),
+    ({'name': 'a\ud800b'}, {}, 'a\ufffdb'),
+    ({}, {'shadow': 'a\x00b'}, 'a\ufffdb'),
+    ({}, {'name': 'tests:a\x00b\ud800'}, 'tests:a\ufffdb\ufffd'),
     ({}, {'name': 'tests:' + 'n' * 300}, 'tests:' + 'n' * 249),
     ({}, {'name': 'celery.map', 'kwargs': {'task': {'task': 'tests:x'}, 'it': [1, 2]}}, 'tests:x (map 2)'),
     ({}, {'name': 'celery.starmap', 'kwargs': {'task': {'task': 'tests:x'}}}, 'tests:x (starmap 0)'),
@@ -111,8 +114,16 @@ def test_name(own, options, name):
     assert insert(build(own=own, **options)).name == name
 
 
+@pytest.mark.parametrize('value_max, expected', [
+    (7, 7), (2.5, 2), (float('nan'), None), ('many', None), (10 ** 30, None),
+])
+def test_value_max(value_max, expected):
+    assert insert(build(own={'value_max': value_max})).value_max == expected
+
+
 @pytest.mark.parametrize('options, queue', [
     ({}, 'celery'), ({'queue': 'q'}, 'q'), ({'queue': Queue('q')}, 'q'), ({'queue': 'q' * 300}, 'q' * 255),
+    ({'queue': 'a\x00b\ud800'}, 'a\ufffdb\ufffd'),
     ({'exchange': 'e', 'routing_key': 'r'}, 'celery'),
 ])
 def test_queue(options, queue):

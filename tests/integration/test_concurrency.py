@@ -48,6 +48,16 @@ def test_limit(threads, gate):
     assert {ended(run).status for run in runs} == {'completed'}
 
 
+@pytest.mark.parametrize('device, other', [('a\x00b', 'a\ufffdb'), ('\ud800', '\udfff')], ids=['nul', 'surrogates'])
+def test_odd_keys(threads, gate, device, other):
+    """A key of characters that PostgreSQL cannot hold is a key as well, and none of another's."""
+    runs = [threads.send(keyed, device, gate) for __ in range(2)]
+    assert ended(threads.send(keyed, other)).status == 'completed'
+    assert row(runs[1]).reason == 'queued'
+    open_gate(gate)
+    assert [ended(run).status for run in runs] == ['completed'] * 2
+
+
 def test_skip(threads, gate):
     """The call has a row that says so, and nobody waits for it."""
     first = threads.send(keyed, 'sw1', gate, on_conflict='skip')
