@@ -1,4 +1,5 @@
 """What a person sees: a real browser, a real web process, a real worker."""
+import re
 import shutil
 from urllib.parse import urlsplit
 
@@ -14,6 +15,8 @@ ARGUMENTS = (
 )
 DESKTOP = {'width': 1280, 'height': 900}
 PHONE = {'width': 390, 'height': 844}
+#: What htmx says of a request that a newer one replaces, or that ends with its page.
+ABORTED = re.compile('htmx:(sendAbort|afterRequest)')
 
 
 @pytest.fixture(scope='module')
@@ -57,7 +60,8 @@ def open_page(browser, site, session):
         contexts.append(context)
         page = context.new_page()
         page.on('pageerror', lambda error: problems.append(f'{page.url}: {error}'))
-        page.on('console', lambda message: message.type == 'error' and problems.append(f'{page.url}: {message.text}'))
+        page.on('console', lambda message: message.type == 'error' and not ABORTED.match(message.text)
+                and problems.append(f'{page.url}: {message.text}'))
         page.on('request', lambda request: urlsplit(request.url).netloc not in (urlsplit(site.url).netloc, '')
                 and problems.append(f'{page.url} loads {request.url}'))
         page.goto(f'{site.url}{path}')
