@@ -136,17 +136,17 @@ def make_task():
         app.tasks.pop(name, None)
 
 
-def pytest_collection_modifyitems(config, items):
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
     """Try tests on real workers and browsers a second time: they have deadlines, and machines have bad moments.
 
-    The report counts them as rerun. One that fails now and then is to be looked at all the same. Where two processes
-    share the tests, these come first: they wait for the most part, the others fill up what is left.
+    The report counts them as rerun. One that fails now and then is to be looked at all the same. They come last: their
+    workers live on until the end, and would lend the others a hand.
     """
     for item in items:
         if is_real(item) and not item.get_closest_marker('flaky'):
             item.add_marker(pytest.mark.flaky(reruns=1))
-    if hasattr(config, 'workerinput'):
-        items.sort(key=is_real, reverse=True)
+    items.sort(key=is_real)
 
 
 def is_real(item):
