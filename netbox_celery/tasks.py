@@ -114,6 +114,8 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
         try:
             with change_context(run):
                 value = self.run(request.id, *args, **kwargs)
+            if run is not None:
+                run.returned = True
         except Exception:
             if run is None or run.own_end is None:
                 raise

@@ -57,7 +57,10 @@ HOLDER = f'SELECT task_id::text FROM {TABLE} WHERE {HOLDING} ORDER BY id LIMIT 1
 EARLIER = f'''
     SELECT id FROM {TABLE} WHERE concurrency_key = %(key)s AND completed IS NULL AND concurrency_slot >= 0
         AND cancelled IS NULL AND id < %(id)s
+    ORDER BY id DESC OFFSET %(limit)s - 1
 '''
+# The step before in a chain, whose body has returned. It has yet to write its end.
+HAND_OVER = f'UPDATE {TABLE} SET concurrency_slot = NULL WHERE task_id = %(predecessor)s AND {HOLDING}'
 EXISTS = f'SELECT 1 FROM {TABLE} WHERE task_id = %(task_id)s'
 # GUARANTEE: who lost its place does not get it back, and ends without touching that of its successor.
 EVICT = f'''
@@ -103,7 +106,7 @@ class Admission:
     in_window: bool = False
 
 
-def admit(policy, row, options, insert):
+def admit(policy, row, options, insert, *, id_is_known=False, predecessor=None):
     """Insert the row of a call that has a policy, if the policy lets it.
 
     Args:
@@ -111,6 +114,8 @@ def admit(policy, row, options, insert):
         row: The column values of the row.
         options: Options of the call.
         insert: Called with an `INSERT` statement: executes it for the row, and returns the primary key, or `None`.
+        id_is_known: Whether somebody knows its ID already, and may wait for its end.
+        predecessor: ID of the run that it follows, and whose place it takes if the key is the same.
 
     Returns:
         An `Admission`.
@@ -126,6 +131,8 @@ def admit(policy, row, options, insert):
         return _ignore(row, insert, Reason.REASON_IGNORE_WINDOW, 'Not run: it succeeded only a short time ago')
     if policy.key is None:
         return Admission(insert(INSERT))
+    if predecessor:
+        _execute(HAND_OVER, {'predecessor': predecessor, 'key': policy.key})
     if policy.on_conflict in ('queue', 'replace'):
         id = insert(LINE_UP)
         if id is not None and policy.on_conflict == 'replace':
@@ -136,7 +143,8 @@ def admit(policy, row, options, insert):
         if id is not None or _execute(EXISTS, row):
             return Admission(id)
         if not evict(_execute, policy.key) and (holders := _execute(HOLDER, row)):
-            return _settle(policy, row, options, insert, holders[0][0])
+            id_is_known = id_is_known or any(options.get(name) for name in DEPENDENTS)
+            return _settle(policy, row, insert, holders[0][0], id_is_known)
     raise TaskConflict(f'{policy.task}: no place under the key {policy.key} could be had')
 
 
@@ -144,13 +152,13 @@ def _execute(sql, params):
     return execute(connection, sql, params)
 
 
-def _settle(policy, row, options, insert, holder):
+def _settle(policy, row, insert, holder, id_is_known):
     """Decide what becomes of a call whose key has no place left."""
     if policy.on_conflict == 'fail':
         raise TaskConflict(f'{policy.task} is under way already, as {holder} (key {policy.key})', holder)
     if policy.on_conflict == 'skip':
         return _ignore(row, insert, Reason.REASON_SKIPPED, f'Not run: [{holder}] with the same key was under way')
-    if any(options.get(name) for name in DEPENDENTS):
+    if id_is_known:
         # What is to happen after it cannot be hung on a run that was sent
         return _ignore(row, insert, Reason.REASON_JOINED, f'Not run: [{holder}] with the same arguments was under way')
     return Admission(joined=holder)
@@ -162,10 +170,10 @@ def _ignore(row, insert, reason, error):
 
 
 def _supersede(policy, id, task_id):
-    """Cancel those that came before under a key."""
+    """Cancel those that came before under a key, as far as the limit does not leave them their places."""
     from .control import cancel_many
 
-    ids = [id for (id,) in _execute(EARLIER, {'key': policy.key, 'id': id})]
+    ids = [id for (id,) in _execute(EARLIER, {'key': policy.key, 'id': id, 'limit': policy.limit})]
     if ids:
         cancel_many(ids, error=f'Superseded by {task_id}')
 

@@ -29,6 +29,7 @@ from .options import HEADER, NOT_SENT, Own, is_internal, lift, mark, sent_option
 from .payload import dumps
 from .policies import policy_of, take_settings
 from .recorder import recorder
+from .rowresults import RowResultsMixin
 from .rows import INSERT, aware, build_row, options_json
 from .run import get_run
 from .upstream import close_dependents, end_dependents
@@ -92,6 +93,9 @@ def send(app, publish, name, args, kwargs, options):
     own = Own.merge(inner or task, own)
     tracked = is_tracked(inner or task) or takes_over(name, options) if own.track is None else own.track
     call = Call(app, publish, name, args, kwargs, options, task, run)
+    call.id_is_known = parent is not None and bool(options.get('task_id'))
+    if run is not None and run.returned and options.get('parent_id') == run.task_id:
+        call.predecessor = run.task_id
     if not tracked or not _usable_id(options):
         if policy_of(task, args, kwargs, settings):
             raise CeleryError(f'{name}: unique, concurrency keys and ignore windows need a row, which it has not')
@@ -186,6 +190,9 @@ class Call:
         #: Who wants to hear of it.
         self.invocation = invocation_of(task, args, kwargs, options)
         self.row = None
+        #: Whether it is a step of a workflow, whose ID somebody may wait for, and the run that it follows in a chain.
+        self.id_is_known = False
+        self.predecessor = None
         #: Primary key of its row.
         self.id = None
 
@@ -253,7 +260,10 @@ class Call:
         else:
             mark(options)
         with transaction.atomic() if connection.in_atomic_block else nullcontext():
-            admission = admit(policy, self.row, options, partial(self._insert, own))
+            admission = admit(
+                policy, self.row, options, partial(self._insert, own), id_is_known=self.id_is_known,
+                predecessor=self.predecessor,
+            )
         self.id = admission.id
         if admission.joined:
             return self._tell(self._promise(admission.joined), 'unique')
@@ -323,6 +333,8 @@ class Call:
     def _end_ignored(self, why):
         request = as_request(self.options['task_id'], self.name, self.options)
         end_dependents(self.app.backend, request, Ignore(why))
+        if self.id_is_known and isinstance(self.app.backend, RowResultsMixin):
+            self.app.backend.tell_ignored(request.id, request)
 
     def _result(self, task_id=None):
         """Return an `AsyncResult` of this run, or of another one."""

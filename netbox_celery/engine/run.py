@@ -28,6 +28,7 @@ class Run:
         'refused',
         'replaced',
         'retried',
+        'returned',
         'request_id',
         'row',
         'task_id',
@@ -52,6 +53,8 @@ class Run:
         #: The end that the task set itself (`self.celery_result.success()` and the like), which is kept: its status,
         #: and the result or the error.
         self.own_end = None
+        #: The body has returned: what is sent now comes after it, such as the next step of a chain.
+        self.returned = False
         #: The task replaced itself by another one, which goes on under the same ID.
         self.replaced = False
         #: The message for the next attempt, or for what replaces the task, is on its way.

@@ -149,6 +149,28 @@ def test_replace():
     assert new.concurrency_slot == 0
 
 
+@pytest.mark.parametrize('slots, cancelled', [((1, 2), 0), ((1, 2, 3), 1), ((1, 2, 3, 0), 2)])
+def test_replace_within_the_limit(slots, cancelled):
+    """The oldest make room, as many as it takes and no more."""
+    runs = [make(slot, 'running' if slot else 'pending', concurrency_limit=3) for slot in slots]
+    admit(policy(on_conflict='replace', limit=3))
+    for run in runs:
+        run.refresh_from_db()
+    assert [run.cancelled is not None for run in runs] == [number < cancelled for number in range(len(slots))]
+
+
+def test_predecessor():
+    """Who follows a run under the same key takes its place; the places of others stay theirs."""
+    before, other = make(1, 'running'), make(2, 'running')
+    own = {'predecessor': str(before.task_id)}
+    row = build_row(app, 'tests:x', (), {}, {'task_id': str(uuid4())}, Own(), None)
+    made = admission.admit(policy(limit=2), row, {}, lambda sql: run_sql(sql, row)[0][0], **own)
+    assert CeleryResult.objects.get(pk=made.id).concurrency_slot == 1
+    for run in (before, other):
+        run.refresh_from_db()
+    assert (before.concurrency_slot, other.concurrency_slot) == (None, 2)
+
+
 def test_place_that_is_gone_again():
     """Who finds a place free again and again, and never gets it, gives up with an error."""
     with pytest.raises(TaskConflict, match='no place under the key'):

@@ -4,6 +4,7 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from celery import chain
 from django.db import connection, transaction
 from netbox_test_plugin import policies, tasks
 from netbox_test_plugin.side import notes, open_gate
@@ -110,6 +111,18 @@ def test_replace(prefork, gate):
     assert [what for __, what in notes(first.id)] == ['started']
     assert notes(second.id) == []
     assert row(third).started >= row(first).completed
+
+
+@pytest.mark.parametrize('on_conflict', ['join', 'queue', 'skip', 'replace', 'fail'])
+def test_steps_of_a_chain(worker, on_conflict):
+    """A step is sent before the one before it has ended, whose body has returned: it takes over its place."""
+    step = keyed.si('sw1').set(queue=worker.queue, on_conflict=on_conflict)
+    result = chain(step, step.clone(), tasks.echo.si('end').set(queue=worker.queue)).apply_async()
+
+    assert result.get(timeout=30) == [['end'], {}]
+    rows = [row(result.parent.parent), row(result.parent), ended(result)]
+    assert [found.status for found in rows] == ['completed'] * 3
+    assert [what for __, what in notes(rows[0].task_id)] == [what for __, what in notes(rows[1].task_id)]
 
 
 def test_cancel_in_line(threads, gate):

@@ -268,6 +268,25 @@ def test_head_of_a_workflow_that_joins(prefork, workflow):
     assert CeleryResult.objects.filter(status='ignored', reason='joined').count() == 1
 
 
+def test_last_step_that_joins(worker):
+    """Who started the chain knows the ID of its last step, which so cannot become another one."""
+    unique.apply_async(('last',), queue='nobody')
+    result = chain(
+        tasks.echo.si(1).set(queue=worker.queue), unique.si('last').set(queue=worker.queue)
+    ).apply_async()
+
+    assert result.get(timeout=30) is None
+    assert (row(result).status, row(result).reason) == ('ignored', 'joined')
+
+
+def test_chain_within_a_run(worker):
+    """What a body starts comes not after it, also if it is a chain: the body still goes on."""
+    run = worker.send(unique, 'again')
+    assert ended(run).status == 'completed'
+    head = CeleryResult.objects.get(parent_id=run.id)
+    assert (head.status, head.reason) == ('ignored', 'joined')
+
+
 def test_group_that_joins():
     """Its members have their IDs before they are sent: those that join are ignored, and nobody waits for them."""
     unique.apply_async(('member',), queue='nobody')

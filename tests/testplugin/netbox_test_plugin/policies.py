@@ -3,6 +3,7 @@ import os
 import signal
 from datetime import timedelta
 
+from celery import chain
 from celery.exceptions import Ignore, SoftTimeLimitExceeded
 
 from netbox_celery.tasks import CeleryBaseTask, TaskFailed, netbox_celery_task
@@ -37,6 +38,8 @@ def unique(self, task_id, how='', gate=None, **kwargs):
         raise SoftTimeLimitExceeded()
     if how == 'retry' and self.request.retries < 2:
         raise self.retry(countdown=0.3)
+    if how == 'again':
+        chain(unique.si(how).set(queue='nobody'), unique.si(how)).apply_async()
     return how
 
 
