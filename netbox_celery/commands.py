@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from inspect import Parameter, Signature, cleandoc
+from traceback import walk_tb
 
 from celery import shared_task
 from django.core.management import CommandError, call_command, get_commands, load_command_class
@@ -67,7 +68,7 @@ _streams: ContextVar[dict] = ContextVar('netbox_celery_streams', default={})
 
 
 class CommandFailed(TaskFailed, CommandError):
-    """A command ended with a `CommandError`, or by leaving with an exit code."""
+    """A command ended with a `CommandError`, by leaving with an exit code, or was called with an option it has not."""
 
 
 class DjangoCommandTask(CeleryBaseTask):
@@ -101,6 +102,11 @@ class DjangoCommandTask(CeleryBaseTask):
                 return call_command(self.command, *args, **options, **streams)
             except CommandError as exc:
                 raise CommandFailed(str(exc), returncode=exc.returncode) from exc
+            except TypeError as exc:
+                if len(list(walk_tb(exc.__traceback__))) > 2:
+                    raise
+                # Not from within the command, but of `call_command` itself: an option that the command has not
+                raise CommandFailed(str(exc)) from exc
             except SystemExit as exc:
                 if exc.code:
                     why = exc.code if isinstance(exc.code, str) else f'The command ended with exit code {exc.code}'

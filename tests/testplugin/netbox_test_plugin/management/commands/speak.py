@@ -1,6 +1,7 @@
 """A command that writes, prints and ends in every way that a command can."""
 import sys
 
+from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 
 from netbox_test_plugin.side import wait_at
@@ -43,4 +44,6 @@ class Command(BaseCommand):
             sys.exit()
         if how == 'exception':
             raise ValueError('unexpected')
+        if how == 'another':
+            call_command('speak', 'hello', volume=11)
         return None if how == 'well' else how
