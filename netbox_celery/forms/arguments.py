@@ -3,11 +3,11 @@ from django import forms
 from django.utils.translation import gettext as _
 
 from ..engine.catalogue import InvalidArguments, check_arguments
-from .parameters import OMITTED, field_for, parameter_help, present
+from .parameters import EMPTY, OMITTED, field_for, parameter_help, present
 
 __all__ = (
-    'ArgumentsForm',
     'ArgumentsMixin',
+    'as_entered',
     'spread',
 )
 
@@ -46,55 +46,92 @@ class ArgumentsMixin:
     def bind_arguments(self):
         """Make arguments out of what was entered, and check them against the task's signature."""
         try:
-            self.arguments = self._bind()
+            self.arguments = _bind(self.task, {
+                parameter['name']: self.cleaned_data[PREFIX + parameter['name']] for parameter in self.task.parameters
+            })
             check_arguments(self.task, *self.arguments)
         except InvalidArguments as exc:
             for name, message in exc.errors.items():
                 field = PREFIX + name
                 self.add_error(field if field in self.fields else None, f'{name} {message}'.removeprefix('__all__ '))
 
-    def _bind(self):
-        """Return positional and keyword arguments. By name wherever that is possible: a run shows what was what."""
-        values = {p['name']: self.cleaned_data[PREFIX + p['name']] for p in self.task.parameters}
-        further, kwargs, by_position = [], {}, {}
-        for parameter in self.task.parameters:
-            if parameter['kind'] == 'var_positional' and values[parameter['name']] is not OMITTED:
-                further = values[parameter['name']]
-        for parameter in self.task.parameters:
-            name, kind, value = parameter['name'], parameter['kind'], values[parameter['name']]
-            if kind == 'positional_only' or kind == 'positional_or_keyword' and further:
-                by_position[name] = parameter.get('default', OMITTED) if value is OMITTED else value
-            elif kind == 'var_keyword' and value is not OMITTED:
-                # Always the last one
-                if twice := sorted(kwargs.keys() & value.keys()):
-                    raise InvalidArguments({name: _('repeats {names}').format(names=', '.join(twice))})
-                kwargs |= value
-            elif kind in ('positional_or_keyword', 'keyword_only') and value is not OMITTED:
-                kwargs[name] = value
-        return [*self._in_order(by_position, further), *further], kwargs
-
-    @staticmethod
-    def _in_order(by_position, further):
-        """Return arguments by position: the last ones can be left out, but none before another."""
-        names = list(by_position)
-        while names and not further and by_position[names[-1]] is OMITTED:
-            names.pop()
-        if missing := [name for name in names if by_position[name] is OMITTED]:
-            raise InvalidArguments({name: _('is required before the arguments after it') for name in missing})
-        return [by_position[name] for name in names]
-
 
 class ArgumentsForm(ArgumentsMixin, forms.Form):
-    """Nothing but the arguments of a task."""
+    """Nothing but the fields of the parameters of a task."""
 
-    def __init__(self, task, data=None, **kwargs):
-        super().__init__(data, **kwargs)
+    def __init__(self, task, data):
+        super().__init__(data)
         self.add_parameters(task)
 
-    def clean(self):
-        super().clean()
-        if not self.errors:
-            self.bind_arguments()
+
+def as_entered(task, data):
+    """Return the arguments that somebody is entering, as far as they go: what is wrong stands there as its text.
+
+    Args:
+        task: The `CeleryTask`.
+        data: The data of a form with `ArgumentsMixin`.
+
+    Returns:
+        Positional arguments, a list, and keyword arguments, a dict.
+    """
+    values = {}
+    for bound in ArgumentsForm(task, data):
+        name = bound.name.removeprefix(PREFIX)
+        try:
+            values[name] = bound.field.clean(bound.data)
+        except forms.ValidationError:
+            values[name] = OMITTED if bound.data in EMPTY else bound.data
+    for parameter in task.parameters:
+        name, value = parameter['name'], values[parameter['name']]
+        if value is not OMITTED and parameter['kind'] == 'var_positional' and not isinstance(value, list):
+            values[name] = [value]
+        elif value is not OMITTED and parameter['kind'] == 'var_keyword' and not isinstance(value, dict):
+            values[name] = {name: value}
+    while True:
+        try:
+            return _bind(task, values)
+        except InvalidArguments as exc:
+            # What is missing before others leaves a gap; what repeats others cannot stand beside them
+            for name in exc.errors:
+                values[name] = None if values[name] is OMITTED else {name: values[name]}
+
+
+def _bind(task, values):
+    """Return positional and keyword arguments. By name wherever that is possible: a run shows what was what.
+
+    Args:
+        task: The `CeleryTask`.
+        values: The argument for each parameter, by name, or `OMITTED`.
+
+    Raises:
+        InvalidArguments: They cannot be passed together.
+    """
+    further, kwargs, by_position = [], {}, {}
+    for parameter in task.parameters:
+        if parameter['kind'] == 'var_positional' and values[parameter['name']] is not OMITTED:
+            further = values[parameter['name']]
+    for parameter in task.parameters:
+        name, kind, value = parameter['name'], parameter['kind'], values[parameter['name']]
+        if kind == 'positional_only' or kind == 'positional_or_keyword' and further:
+            by_position[name] = parameter.get('default', OMITTED) if value is OMITTED else value
+        elif kind == 'var_keyword' and value is not OMITTED:
+            # Always the last one
+            if twice := sorted(kwargs.keys() & value.keys()):
+                raise InvalidArguments({name: _('repeats {names}').format(names=', '.join(twice))})
+            kwargs |= value
+        elif kind in ('positional_or_keyword', 'keyword_only') and value is not OMITTED:
+            kwargs[name] = value
+    return [*_in_order(by_position, further), *further], kwargs
+
+
+def _in_order(by_position, further):
+    """Return arguments by position: the last ones can be left out, but none before another."""
+    names = list(by_position)
+    while names and not further and by_position[names[-1]] is OMITTED:
+        names.pop()
+    if missing := [name for name in names if by_position[name] is OMITTED]:
+        raise InvalidArguments({name: _('is required before the arguments after it') for name in missing})
+    return [by_position[name] for name in names]
 
 
 def spread(task, args, kwargs):
@@ -112,7 +149,7 @@ def spread(task, args, kwargs):
     rest = {}
     for name, value in kwargs.items():
         is_named = kinds.get(name) in ('positional_or_keyword', 'keyword_only')
-        if name in values or not is_named and 'var_keyword' not in variadic:
+        if name in values if is_named else 'var_keyword' not in variadic:
             return None
         (values if is_named else rest)[name] = value
     if rest:

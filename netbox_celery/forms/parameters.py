@@ -13,6 +13,7 @@ from utilities.forms.widgets import DatePicker, DateTimePicker
 from ..engine.annotations import Alternative, alternatives
 
 __all__ = (
+    'EMPTY',
     'OMITTED',
     'field_for',
     'parameter_help',

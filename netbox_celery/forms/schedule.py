@@ -27,8 +27,7 @@ from ..choices import ScheduleKindChoices as Kind
 from ..choices import ScheduleMissedChoices, ScheduleOverlapChoices
 from ..engine.payload import PayloadDecoder, PayloadEncoder
 from ..models import CelerySchedule, CeleryTask
-from .arguments import ArgumentsForm, ArgumentsMixin, spread
-from .parameters import OMITTED
+from .arguments import ArgumentsMixin, as_entered, spread
 
 __all__ = (
     'CeleryScheduleForm',
@@ -269,7 +268,9 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
         given = {name: self.initial.pop(name) for name in list(self.initial) if name.startswith('parameter_')}
         if self.initial.get('arguments_as') == AS_JSON:
             if given:
-                self.initial['args'], self.initial['kwargs'] = _to_json(task, given)
+                self.initial['args'], self.initial['kwargs'] = (
+                    json.dumps(value, cls=PayloadEncoder, ensure_ascii=False) for value in as_entered(task, given)
+                )
             return None
         for name, value in (('args', args), ('kwargs', kwargs)):
             entered = self.initial.get(name)
@@ -330,13 +331,3 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
                 shown.setdefault(name if name in self.fields else forms.forms.NON_FIELD_ERRORS, []).extend(messages)
             errors = ValidationError(shown)
         super()._update_errors(errors)
-
-
-def _to_json(task, entered):
-    """Return what was entered by parameter as a pair of JSON texts: arguments and keyword arguments."""
-    form = ArgumentsForm(task, entered)
-    args, kwargs = form.arguments if form.is_valid() else ([], {
-        p['name']: value for p in task.parameters
-        if (value := form.cleaned_data.get(f'parameter_{p["name"]}', OMITTED)) is not OMITTED
-    })
-    return tuple(json.dumps(value, cls=PayloadEncoder, ensure_ascii=False) for value in (args, kwargs))

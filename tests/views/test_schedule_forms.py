@@ -43,6 +43,9 @@ class FormTest(PageTestCase):
         self.assertFalse(CelerySchedule.objects.exists())
         return response.content.decode()
 
+    def form(self, **values):
+        return self.client.post(f'{LIST}add/', {**self.data, **values}, headers=self.htmx).context['form']
+
     def assertWrong(self, response, field, text):
         self.assertHttpStatus(response, 200)
         self.assertIn(text, ' '.join(response.context['form'].errors.get(field, ())))
@@ -75,6 +78,45 @@ class FormTest(PageTestCase):
         response = self.post(arguments_as='json', kwargs='{"name": "Eve"}')
         self.assertHttpStatus(response, 302)
         self.assertEqual(CelerySchedule.objects.get().kwargs, {'name': 'Eve'})
+
+    def test_what_was_entered_goes_along(self):
+        """From the parameters to JSON and back, also what is wrong, missing or in the wrong place so far."""
+        task = make_task('plugin:kinds', parameters=[
+            {'name': 'pos', 'kind': 'positional_only', 'annotation': 'int', 'required': True},
+            {'name': 'text', 'kind': 'positional_or_keyword', 'annotation': 'str', 'required': True},
+            {'name': 'items', 'kind': 'positional_or_keyword', 'annotation': 'list', 'required': False},
+            {'name': 'more', 'kind': 'var_positional', 'annotation': 'int', 'required': False},
+            {'name': 'when', 'kind': 'keyword_only', 'annotation': 'datetime.date', 'required': False},
+            {'name': 'rest', 'kind': 'var_keyword', 'annotation': '', 'required': False},
+        ])
+        day = {'__type__': 'date', '__value__': '2026-05-01'}
+        for entered, args, kwargs, shown in (
+            ({'pos': 'five', 'text': 'a', 'when': '2026-05-01'}, ['five'], {'text': 'a', 'when': day}, {}),
+            ({'pos': '5', 'items': '[1,'}, [5], {'items': '[1,'}, {}),
+            ({'pos': '5', 'when': 'soon'}, [5], {'when': 'soon'}, {}),
+            ({'text': 'a'}, [], {'text': 'a'}, {}),
+            ({'pos': '5', 'text': 'a', 'rest': '{"x": 1}'}, [5], {'text': 'a', 'x': 1}, {}),
+            ({'pos': '5', 'text': 'a', 'rest': '{"pos": 1, "more": 2}'}, [5], {'text': 'a', 'pos': 1, 'more': 2}, {}),
+            # Wrong by the signature, each for itself right
+            ({'pos': '5', 'text': 'a', 'items': '[]', 'more': '["x"]'}, [5, 'a', [], 'x'], {}, {}),
+            # What is left out before others is a gap
+            ({'text': 'a', 'more': '[6]'}, [None, 'a', None, 6], {}, {}),
+            # What could not stand there by itself is kept in something that can
+            ({'pos': '5', 'rest': '{"x'}, [5], {'rest': '{"x'}, {'rest': '{"rest": "{\\"x"}'}),
+            ({'pos': '5', 'text': 'a', 'rest': '{"text": 1}'}, [5], {'text': 'a', 'rest': {'text': 1}},
+             {'rest': '{"rest": {"text": 1}}'}),
+            ({'pos': '5', 'more': '[6'}, [5, None, None, '[6'], {}, {'more': '["[6"]'}),
+        ):
+            with self.subTest(entered):
+                parameters = {
+                    f'parameter_{name}': entered.get(name, '') for name in (p['name'] for p in task.parameters)
+                }
+                form = self.form(task=task.pk, arguments_as='json', **parameters)
+                self.assertEqual([json.loads(form[name].value()) for name in ('args', 'kwargs')], [args, kwargs])
+                back = self.form(task=task.pk, args=form['args'].value(), kwargs=form['kwargs'].value())
+                self.assertEqual(
+                    {name: str(back[f'parameter_{name}'].value() or '') for name in entered | shown}, entered | shown
+                )
 
     def test_made(self):
         self.assertHttpStatus(self.post(end='2099-01-01 00:00:00', expires=60, priority=3, queue='slow'), 302)
