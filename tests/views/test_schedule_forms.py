@@ -96,7 +96,7 @@ class FormTest(PageTestCase):
             ({'pos': '5', 'when': 'soon'}, [5], {'when': 'soon'}, {}),
             ({'text': 'a'}, [], {'text': 'a'}, {}),
             ({'pos': '5', 'text': 'a', 'rest': '{"x": 1}'}, [5], {'text': 'a', 'x': 1}, {}),
-            ({'pos': '5', 'text': 'a', 'rest': '{"pos": 1, "more": 2}'}, [5], {'text': 'a', 'pos': 1, 'more': 2}, {}),
+            ({'pos': '5', 'text': 'a', 'rest': '{"more": 1, "pos": 2}'}, [5], {'text': 'a', 'more': 1, 'pos': 2}, {}),
             # Wrong by the signature, each for itself right
             ({'pos': '5', 'text': 'a', 'items': '[]', 'more': '["x"]'}, [5, 'a', [], 'x'], {}, {}),
             # What is left out before others is a gap
