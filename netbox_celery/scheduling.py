@@ -16,6 +16,7 @@ from .models import CelerySchedule, CeleryTask
 __all__ = (
     'authorize',
     'check_may_run',
+    'check_object',
     'may_run',
     'run_now',
     'set_enabled',
@@ -65,7 +66,7 @@ def authorize(user, schedule):
     before = None if schedule._state.adding else CelerySchedule.objects.filter(pk=schedule.pk).first()
     check_may_run(user, schedule.task_id, before and before.task_id)
     if before is None or _what_runs(before) != _what_runs(schedule):
-        _check_object(user, before, schedule)
+        check_object(user, before, schedule.object_type, schedule.object_id)
         schedule.owner = user
     else:
         schedule.owner_id = before.owner_id
@@ -74,14 +75,27 @@ def authorize(user, schedule):
         raise ValidationError({'enabled': why})
 
 
-def _check_object(user, before, schedule):
-    """Refuse an object that a user may not view: it is not to be found out that it exists."""
-    if schedule.object_id is None or before and (
-        (before.object_type_id, before.object_id) == (schedule.object_type_id, schedule.object_id)
+def check_object(user, before, object_type, object_id):
+    """Refuse an object that a user may not view, in the same words as one that there is not.
+
+    It is not to be found out that it exists. So this comes before the model's own validation, which takes the one and
+    refuses the other.
+
+    Args:
+        user: Who makes or changes the schedule.
+        before: The schedule as it is stored, or `None` if it is not: what nobody changes is not checked.
+        object_type: The `ContentType` of the object, or `None`.
+        object_id: Its primary key, or `None`.
+
+    Raises:
+        django.core.exceptions.ValidationError: There is no such object that they may view.
+    """
+    if object_type is None or object_id is None or before and (
+        (before.object_type_id, before.object_id) == (object_type.pk, object_id)
     ):
         return
-    manager = getattr(schedule.object_type.model_class(), 'objects', None)
-    if not hasattr(manager, 'restrict') or not manager.restrict(user, 'view').filter(pk=schedule.object_id).exists():
+    manager = getattr(object_type.model_class(), 'objects', None)
+    if not hasattr(manager, 'restrict') or not manager.restrict(user, 'view').filter(pk=object_id).exists():
         raise ValidationError({'object_id': _('There is no such object.')})
 
 

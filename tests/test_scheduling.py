@@ -177,6 +177,76 @@ class MakeTest(WaysMixin, PageTestCase):
             self.assertNotIn('secretive', page)
 
 
+class HiddenObjectTest(WaysMixin, PageTestCase):
+    """It is not to be found out whether an object exists that one may not view."""
+
+    def setUp(self):
+        super().setUp()
+        grant(self.user, CelerySchedule, actions=['view', 'add', 'change'])
+        grant(self.user, CeleryTask, actions=['view', 'run'])
+        grant(self.user, Site, constraints={'name': 'Known'})
+        self.known, self.hidden = (Site.objects.create(name=name, slug=name.lower()) for name in ('Known', 'Hidden'))
+        self.schedule = make_schedule(owner=self.user)
+
+    @staticmethod
+    def said(response):
+        return response.json() if 'json' in response['Content-Type'] else response.context['form'].errors
+
+    def assertAlike(self, act, **values):
+        hidden, none = (
+            act(object_id=pk, **values) for pk in (self.hidden.pk, 4711)
+        )
+        self.assertEqual(hidden.status_code, none.status_code)
+        self.assertEqual(self.said(hidden), self.said(none))
+        self.assertIn('There is no such object.', str(self.said(none)))
+        self.assertEqual(CelerySchedule.objects.filter(object_id__in=(self.hidden.pk, 4711)).count(), 0)
+
+    def test_made(self):
+        for make in self.each(('make_by_rest', 'make_by_import')):
+            self.assertAlike(make, object_type='dcim.site', name='New')
+            # Also if something else is wrong, of which one of them would tell
+            self.assertAlike(make, object_type='dcim.site', name='New', crontab='61 * * * *')
+            make(object_type='dcim.site', object_id=self.known.pk, name='New')
+            self.assertEqual(CelerySchedule.objects.get(name='New').object, self.known)
+            CelerySchedule.objects.filter(name='New').delete()
+
+    def test_changed(self):
+        for way in self.each(('change_by_rest', 'change_by_bulk_rest', 'change_by_import')):
+            CelerySchedule.objects.update(object_type=None, object_id=None)
+            change = partial(way, self.schedule)
+            self.assertAlike(change, object_type='dcim.site')
+            self.assertAlike(change, object_type='dcim.site', crontab='61 * * * *')
+            change(object_type='dcim.site', object_id=self.known.pk)
+            self.assertEqual(CelerySchedule.objects.get().object, self.known)
+            self.assertAlike(change)
+            # Who may not view the one that it has leaves it alone
+            CelerySchedule.objects.update(object_id=self.hidden.pk)
+            change(description=str(way))
+            self.assertEqual(CelerySchedule.objects.get().object, self.hidden)
+
+    def test_type_of_a_plugin_that_is_gone(self):
+        ContentType.objects.create(app_label='gone_plugin', model='thing')
+        for make in self.each(('make_by_rest', 'make_by_import')):
+            self.assertAlike(make, object_type='gone_plugin.thing', name='New')
+
+    def test_form(self):
+        """The form, also as it is rendered anew, knows of both the same."""
+        about = {'object_content_type': ContentType.objects.get_for_model(Site).pk}
+        for change in (self.make_by_form, partial(self.change_by_form, self.schedule)):
+            hidden, none = (
+                change(name='New', object_object_id=pk, **about).context['form'].errors for pk in (self.hidden.pk, 4711)
+            )
+            self.assertTrue(none)
+            self.assertEqual(hidden, none)
+        for path in ('add/', f'{self.schedule.pk}/edit/'):
+            for pk in (self.hidden.pk, self.known.pk):
+                data = self.form_data(object_object_id=pk, **about)
+                page = self.client.post(f'{LIST}{path}', data, headers=self.htmx).content.decode()
+                self.assertEqual('Known' in page, pk == self.known.pk)
+                self.assertNotIn('Hidden', page)
+                self.assertNotIn('Hidden', self.client.post(f'{LIST}preview/', data).content.decode())
+
+
 class ChangeTest(WaysMixin, PageTestCase):
 
     def setUp(self):

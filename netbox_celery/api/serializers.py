@@ -109,6 +109,9 @@ class CeleryScheduleSerializer(NetBoxModelSerializer):
         scheduling.check_may_run(
             user, data['task'].pk if 'task' in data else None, before.task_id if before else None
         )
+        scheduling.check_object(user, before, *(
+            data.get(name, getattr(before, name, None)) for name in ('object_type', 'object_id')
+        ))
         data = super().validate(data)
         schedule = before
         if schedule is None:

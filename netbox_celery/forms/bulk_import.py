@@ -1,13 +1,16 @@
 """Schedules from CSV, JSON and YAML."""
 from django import forms
 from django.contrib.contenttypes.models import ContentType
+from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
 
 from netbox.forms import NetBoxModelImportForm
 from utilities.forms.fields import CSVChoiceField, CSVContentTypeField, CSVModelChoiceField, JSONField
 
+from .. import scheduling
 from ..choices import ScheduleKindChoices, ScheduleMissedChoices, ScheduleOverlapChoices
 from ..engine.payload import PayloadDecoder, PayloadEncoder
+from ..host import current_user
 from ..models import CelerySchedule, CeleryTask
 
 __all__ = (
@@ -97,4 +100,18 @@ class CeleryScheduleImportForm(NetBoxModelImportForm):
             if name in data and data[name] in (None, ''):
                 field = CelerySchedule._meta.get_field(name)
                 data[name] = field.get_default()
+        self._check_object(data)
         return data
+
+    def _check_object(self, data):
+        names = 'object_type', 'object_id'
+        schedule = self.instance
+        try:
+            scheduling.check_object(
+                current_user(), schedule if schedule.pk else None,
+                *(data[name] if name in data else getattr(schedule, name) for name in names)
+            )
+        except ValidationError as exc:
+            for name in names:
+                data.pop(name, None)
+            self.add_error(next(name for name in reversed(names) if name in self.fields), exc.messages)

@@ -25,6 +25,7 @@ from netbox.ui import layout
 from netbox.ui.panels import ObjectsTablePanel
 from netbox.views import generic
 from utilities.exceptions import AbortRequest
+from utilities.forms import restrict_form_fields
 from utilities.htmx import htmx_partial
 from utilities.querydict import normalize_querydict
 from utilities.string import humanize_duration
@@ -191,6 +192,7 @@ class CeleryScheduleEditView(generic.ObjectEditView):
             return super().post(request, *args, **kwargs)
         # Another kind, task or type of object was chosen: other fields, and nothing is saved
         form = self.form(instance=self.get_object(**kwargs), initial=normalize_querydict(request.POST))
+        restrict_form_fields(form, request.user)
         response = render(request, self.htmx_template_name, {'form': form})
         response['HX-Trigger-After-Settle'] = 'celery-schedule-form'
         return response
