@@ -89,8 +89,7 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
     )
     interval = forms.FloatField(
         label=gettext_lazy('Every'),
-        min_value=0,
-        widget=forms.NumberInput(attrs={'step': 'any'})
+        widget=forms.NumberInput(attrs={'step': 'any', 'min': 0})
     )
     interval_unit = forms.TypedChoiceField(
         label=gettext_lazy('Unit'),
@@ -208,7 +207,7 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
                 self.fields[name].required = True
         if 'interval' in self.fields:
             self._init_interval()
-            return (InlineFields('interval', 'interval_unit', label=_('Every')), 'start', 'end')
+            return (InlineFields('interval', 'interval_unit', label=_('Interval')), 'start', 'end')
         return wanted
 
     def _init_interval(self):
@@ -295,8 +294,11 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
             schedule.object_type_id, schedule.object_id = about
         if schedule.is_read_only:
             return data
-        if data.get('interval') and data.get('interval_unit'):
+        if data.get('interval') is not None and data.get('interval_unit'):
             data['interval'] *= data['interval_unit']
+            if data['interval'] < 1:
+                # The model says so of a number of seconds, whatever the unit
+                self.add_error('interval', _('An interval must be a second or longer.'))
         for name, empty in (('crontab', ''), ('interval', None), ('at', None), ('start', None), ('end', None)):
             if name not in self.fields:
                 setattr(schedule, name, empty)
@@ -327,6 +329,8 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
         if hasattr(errors, 'error_dict'):
             shown = {}
             for name, messages in errors.error_dict.items():
+                if name in self.errors:
+                    continue  # what was entered is wrong, so the model has nothing there
                 name = 'object' if name in ('object_type', 'object_id') else name
                 shown.setdefault(name if name in self.fields else forms.forms.NON_FIELD_ERRORS, []).extend(messages)
             errors = ValidationError(shown)

@@ -151,7 +151,12 @@ class FormTest(PageTestCase):
             ({'crontab': '61 * * * *'}, 'crontab', 'is no crontab'),
             ({'crontab': ''}, 'crontab', 'required'),
             ({'crontab': '0 0 30 2 *'}, 'crontab', 'never occurs'),
-            ({'kind': 'interval', 'interval': '0.5', 'interval_unit': 1}, 'interval', '1'),
+            ({'kind': 'interval', 'interval': '0.5', 'interval_unit': 1}, 'interval', 'a second or longer'),
+            ({'kind': 'interval', 'interval': '0.01', 'interval_unit': 60}, 'interval', 'a second or longer'),
+            ({'kind': 'interval', 'interval': '-5', 'interval_unit': 60}, 'interval', 'a second or longer'),
+            ({'kind': 'interval', 'interval': '0', 'interval_unit': 60}, 'interval', 'a second or longer'),
+            ({'kind': 'interval', 'interval': 'nan', 'interval_unit': 60}, 'interval', 'Enter a number'),
+            ({'kind': 'interval', 'interval': '', 'interval_unit': 60}, 'interval', 'required'),
             ({'kind': 'interval', 'interval': '9e99', 'interval_unit': 86400}, 'interval', 'a hundred years'),
             ({'kind': 'once', 'at': '2020-01-01 00:00:00'}, 'at', 'must lie in the future'),
             ({'end': '2020-01-01 00:00:00'}, 'end', 'must lie in the future'),
@@ -169,7 +174,8 @@ class FormTest(PageTestCase):
             with self.subTest(values):
                 response = self.post(**values)
                 self.assertWrong(response, field, text)
-                self.assertIn(field, response.context['form'].errors)
+                # Once
+                self.assertEqual(len(response.context['form'].errors[field]), 1)
                 self.assertEqual(CelerySchedule.objects.count(), 1)
 
     def test_parameters_are_checked(self):
