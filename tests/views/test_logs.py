@@ -134,6 +134,14 @@ class LogPageTest(LogTestCase):
         self.assertIn('Attempt 2', page)
         self.assertNotIn('data-celery-group="main"', page)
 
+    def test_group_without_a_name(self):
+        """Its heading is no empty button, with which nothing could be chosen."""
+        make_log(self.result, 'a')
+        make_log(self.result, 'b', grouping='')
+        page = self.page(self.url)
+        self.assertIn('No group', page)
+        self.assertNotIn('data-celery-group=""', page)
+
     def test_groups_are_suggested(self):
         make_log(self.result, 'a', 'b', grouping='core-1')
         make_log(make_result('completed'), 'c', grouping='other')
