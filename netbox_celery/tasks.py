@@ -12,7 +12,6 @@ progress, arguments and result. Calls take these options beside Celery's own, in
 one dict `netbox_kwargs`: `netbox_name`, `netbox_user`, `netbox_object`, `netbox_value_max`, `netbox_data`,
 `netbox_tags`, and `netbox_track` (`False`: no row).
 """
-import time
 from datetime import timedelta
 from functools import partial
 from uuid import uuid4
@@ -37,7 +36,7 @@ from .engine.options import lift, parameter_names, split
 from .engine.policies import default_unique_key_generator, policy_of, seconds, take_settings, window_key
 from .engine.recorder import recorder
 from .engine.run import get_run
-from .engine.tracked import TrackedResult, tell_own_end
+from .engine.tracked import TrackedResult, look_for_cancel, tell_own_end
 
 __all__ = (
     'CeleryBaseTask',
@@ -50,8 +49,8 @@ __all__ = (
 
 logger = get_task_logger(__name__)
 
-#: How long an answer of `is_cancelled()` holds, seconds: a tight loop may ask at every turn.
-CANCEL_CHECK_INTERVAL = 0.5
+#: For how long an ignore window waits for a database that is away, seconds; as the end of a run does.
+PATIENCE = 60
 
 #: Options that may stand among the arguments of `delay()`, unless the function has a parameter of that name.
 DELAY_OPTIONS = frozenset(('ignore_result', 'ignore_task_after_success'))
@@ -338,6 +337,8 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
 
         Raises:
             celery.exceptions.CeleryError: The task does not look for ignore windows, or it is not said for how long.
+            django.db.Error: The database does not take it, or is away for more than a minute. Without the window the
+                task would be run again.
         """
         request = self.request
         run = get_run(self.request_stack.top)
@@ -346,23 +347,17 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
         length = self.ignore_task_timedelta if ignore_task_timedelta is None else ignore_task_timedelta
         if length is None:
             raise CeleryError(f'{self.name}: ignore_task_timedelta is not given')
-        run_sql = get_connection().execute if run is not None else partial(execute, connection)
+        run_sql = partial(execute, connection) if run is None else partial(get_connection().execute, patience=PATIENCE)
         key = run.window if run is not None and run.window else window_key(self, request.args, request.kwargs)
         open_window(run_sql, key, seconds(length), request.id)
 
     def is_cancelled(self) -> bool:
         """Return whether somebody asked to cancel the current run. A long-running task asks now and then, and returns.
 
-        The database is asked at most twice a second.
+        The database is asked at most twice a second. While it is away the answer is what was known before.
         """
         run = get_run(self.request_stack.top)
-        if run is None or run.is_cancelled:
-            return run is not None
-        now = time.monotonic()
-        if now - run.cancel_checked >= CANCEL_CHECK_INTERVAL:
-            run.cancel_checked = now
-            run.is_cancelled = lifecycle.is_cancelled(get_connection(), run.id)
-        return run.is_cancelled
+        return run is not None and look_for_cancel(run)
 
 
 def netbox_celery_task(*args, **options):

@@ -161,6 +161,10 @@ class TrackingMixin:
         )
 
     def mark_as_revoked(self, task_id, reason='', request=None, store_result=True, state=states.REVOKED):
+        run = get_run(request)
+        if run is not None and run.ended:
+            # By the body itself, in the row as well, or as soon as the database takes it
+            return super().mark_as_revoked(task_id, reason, request=request, store_result=store_result, state=state)
         # Only what was terminated was running. A copy of its message may be revoked, or expire, while it runs.
         row = presence.close_run(
             task_id, Status.STATUS_REVOKED, attempt=_attempt(request) if reason == 'terminated' else None,

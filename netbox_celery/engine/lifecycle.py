@@ -284,9 +284,9 @@ def cancel(connection, ids, error=''):
     return execute(connection, CANCEL, (clean_text(error), list(ids)))
 
 
-def is_cancelled(connection, id):
+def is_cancelled(connection, id, patience=5):
     """Whether somebody asked to cancel a run (by its primary key), or its row is gone."""
-    rows = connection.execute(f'SELECT cancelled IS NOT NULL FROM {TABLE} WHERE id = %s', (id,), patience=5)
+    rows = connection.execute(f'SELECT cancelled IS NOT NULL FROM {TABLE} WHERE id = %s', (id,), patience=patience)
     return rows[0][0] if rows else True
 
 

@@ -23,7 +23,7 @@ from .. import host
 from ..choices import ResultStatusChoices as Status
 from ..config import get_config
 from . import lifecycle
-from .database import UNAVAILABLE, EngineConnection, get_connection
+from .database import UNAVAILABLE, UNUSABLE, EngineConnection, get_connection
 from .outcome import advance_line
 from .recorder import recorder
 
@@ -278,6 +278,6 @@ def is_held(task_id):
     """Whether a worker is running a run, as far as can be told at once."""
     try:
         found = lifecycle.explain(get_connection(), task_id)
-    except UNAVAILABLE:
+    except UNUSABLE:
         return False
     return found is not None and found[0] == Status.STATUS_RUNNING

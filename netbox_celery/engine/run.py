@@ -13,7 +13,6 @@ class Run:
 
     __slots__ = (
         'attempt',
-        'cancel_checked',
         'claims',
         'continued',
         'dropped',
@@ -22,6 +21,7 @@ class Run:
         'is_cancelled',
         'lines',
         'next_eta',
+        'next_look',
         'opens',
         'own_end',
         'recorded',
@@ -71,9 +71,9 @@ class Run:
         #: Log lines taken, and those left out over the limit.
         self.lines = 0
         self.dropped = 0
-        #: The answer of the last look for a cancel, and when that was (monotonic seconds).
+        #: The answer of the last look for a cancel, and when the next one is due (monotonic seconds).
         self.is_cancelled = False
-        self.cancel_checked = 0.0
+        self.next_look = 0.0
         #: What has been said of it in the worker's log, and is not to be said again.
         self.told = ()
         #: The handle that the author gets as `self.celery_result`.

@@ -1,11 +1,16 @@
 """`self.celery_result`: the row of the current run, as its task sees and changes it."""
+import logging
 import time
+from uuid import UUID
 
 from celery.app.task import get_actual_ignore_result
 from celery.exceptions import Ignore
+from django.db import connection
 
 from ..choices import ResultStatusChoices as Status
 from ..config import get_config
+from . import lifecycle
+from .database import UNAVAILABLE, UNUSABLE, get_connection
 from .exceptions import TaskFailed
 from .outcome import finish_run
 from .payload import limited_jsonb, whole_number
@@ -13,20 +18,29 @@ from .recorder import recorder
 
 __all__ = (
     'TrackedResult',
+    'look_for_cancel',
     'tell_own_end',
 )
+
+logger = logging.getLogger(__name__)
+
+#: How long an answer of `look_for_cancel()` holds, seconds: a tight loop may ask at every turn.
+CANCEL_CHECK_INTERVAL = 0.5
 
 
 class TrackedResult:
     """The row of the run that is being executed.
 
-    Reads are those of the `CeleryResult`, loaded at the first of them and by `refresh_from_db()`. Writes go through
-    the recorder, which others see within half a second, also while the task's transaction is open.
+    Reads are those of the `CeleryResult`, loaded at the first of them, and at the first after `refresh_from_db()`. That
+    is a query of the task's own, which raises as its others do if the database is away; what was read before
+    `refresh_from_db()` holds then. `pk`, `id` and `task_id` need no query. Writes go through the recorder, which others
+    see within half a second, also while the task's transaction is open; they raise nothing.
     """
 
     def __init__(self, run):
         self._run = run
         self._row = None
+        self._is_old = False
         self._written = (float('-inf'), None)
 
     def __getattr__(self, name):
@@ -39,19 +53,43 @@ class TrackedResult:
     def pk(self):
         return self._run.id
 
+    id = pk
+
+    @property
+    def task_id(self):
+        return UUID(self._run.task_id)
+
     @property
     def row(self):
         """The `CeleryResult`."""
-        if self._row is None:
-            from ..models import CeleryResult
-
-            recorder.flush(self._run)
-            self._row = CeleryResult.objects.get(pk=self._run.id)
+        if self._row is None or self._is_old:
+            recorder.flush(self._run, timeout=1)
+            try:
+                self._row = self._load()
+            except UNUSABLE as exc:
+                if self._row is None:
+                    raise
+                if self._run.tell_once('row'):
+                    logger.warning('Task %s goes on with what it has read of its row: %s', self._run.task_id, exc)
+            self._is_old = False
         return self._row
 
+    def _load(self):
+        from ..models import CeleryResult
+
+        get = CeleryResult.objects.get
+        try:
+            return get(pk=self._run.id)
+        except UNAVAILABLE:
+            if connection.in_atomic_block:
+                raise
+            # A restart of PostgreSQL has broken the connection
+            connection.close_if_unusable_or_obsolete()
+            return get(pk=self._run.id)
+
     def refresh_from_db(self):
-        """Forget what was read."""
-        self._row = None
+        """Read anew at the next read."""
+        self._is_old = True
 
     def update(self, *, value=None, value_max=None, step=None, data=None):
         """Set the progress, the step or the task's own data.
@@ -127,6 +165,27 @@ class TrackedResult:
         if row is not None:
             self._run.own_end = row[1], said  # another one if somebody has cancelled it
         self._row = None
+
+
+def look_for_cancel(run):
+    """Return whether somebody asked to cancel a run, as far as is known: no task fails for a look that cannot be had.
+
+    Args:
+        run: The `Run`.
+    """
+    begun = time.monotonic()
+    if run.is_cancelled or begun < run.next_look:
+        return run.is_cancelled
+    pause = CANCEL_CHECK_INTERVAL
+    try:
+        run.is_cancelled = lifecycle.is_cancelled(get_connection(), run.id, patience=0)
+    except UNUSABLE as exc:
+        # To find that a server does not answer may take long: a loop shall not spend its time on that
+        pause = max(pause, 10 * (time.monotonic() - begun))
+        if run.tell_once('cancel'):
+            logger.warning('Task %s cannot see whether it was cancelled, and goes on: %s', run.task_id, exc)
+    run.next_look = time.monotonic() + pause
+    return run.is_cancelled
 
 
 def tell_own_end(task, request, status, said):

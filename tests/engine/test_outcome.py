@@ -1,6 +1,6 @@
 """The end of a run: its log comes first, an end that cannot be written is written later, and it is written once."""
 import pytest
-from django.db import OperationalError
+from django.db import OperationalError, connection
 
 from netbox_celery.engine import outcome
 from netbox_celery.engine.database import EngineConnection
@@ -142,6 +142,15 @@ def test_reads(run):
     assert (tracked.value, tracked.step) == (50, 'later')
     with pytest.raises(AttributeError):
         tracked.no_such_thing
+
+
+def test_read_on_a_broken_connection(run):
+    """A restart of PostgreSQL has broken the connection of the body: its row can be read all the same."""
+    connection.ensure_connection()
+    connection.connection.close()
+    tracked = TrackedResult(run)
+    assert (tracked.pk, tracked.id, str(tracked.task_id)) == (run.id, run.id, run.task_id)
+    assert tracked.status == 'running'
 
 
 @pytest.mark.parametrize('odd', [float('nan'), float('inf'), 10 ** 30, '5', [5], True, object()], ids=repr)

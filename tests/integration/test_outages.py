@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from django.db import connection
-from netbox_test_plugin import tasks
+from netbox_test_plugin import policies, tasks
 from netbox_test_plugin.side import notes, open_gate
 from redis import Redis
 
@@ -120,6 +120,41 @@ def test_postgresql_restarted(services, all_workers, gate):
     for worker in all_workers:
         again = [worker.send(tasks.query) for __ in range(12)]
         assert {ended(run, 60).status for run in again} == {'completed'}
+
+
+def test_looks_without_postgresql(services, all_workers, gate):
+    """Bodies that ask in a loop whether they are cancelled, and read their rows, go on at once and to their ends."""
+    runs = [worker.send(tasks.look, gate) for worker in all_workers]
+    reads = [worker.send(tasks.read, gate) for worker in all_workers]
+    cancelled = all_workers[1].send(tasks.look, gate)
+    for run in (*runs, *reads, cancelled):
+        until(lambda run=run: notes(run.id))
+    with postgres_away(services):
+        open_gate(gate)
+        for run in (*runs, cancelled):
+            # A loop of two seconds: to wait for the database at each look would take longer
+            until(lambda run=run: 'ended' in dict(notes(run.id)).values())
+        time.sleep(5)
+    row(cancelled).cancel()
+    open_gate(f'{gate}-end')
+
+    for run in runs:
+        assert (ended(run, 60).status, row(run).result) == ('completed', [False, False, False])
+    assert ended(cancelled, 60).status == 'revoked'
+    for run in reads:
+        assert (ended(run, 60).status, row(run).result[0]) == ('completed', tasks.read.name)
+
+
+def test_window_without_postgresql(services, prefork, gate):
+    """A body that opens an ignore window waits for the database, and does not fail."""
+    run = prefork.send(policies.manual, kwargs={'gate': gate})
+    until(lambda: notes(run.id))
+    with postgres_away(services):
+        open_gate(gate)
+        time.sleep(6)
+
+    assert ended(run, 60).status == 'completed'
+    assert prefork.send(policies.manual, kwargs={'gate': gate}).state == 'IGNORED'
 
 
 def test_connections_ended(services, worker):

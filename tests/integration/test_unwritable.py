@@ -3,6 +3,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from django.utils import timezone
 from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
 
@@ -64,6 +65,50 @@ def test_table_away_at_the_end(services, worker, gate, task, status):
     assert happened(run) == ['started', 'ended']
     assert lines(run) == ['line 0', 'line 1', 'after the gate']
     assert worker.run(tasks.echo).status == 'completed'
+
+
+@pytest.mark.parametrize('how, status, state', [
+    ('success', 'completed', 'SUCCESS'), ('error', 'failed', 'FAILURE'), ('canceled', 'revoked', 'REVOKED'),
+])
+def test_table_away_at_an_end_of_the_tasks_own(services, worker, gate, how, status, state):
+    """Celery hears of the end that the task sets itself, and the row has the same one when the table is back."""
+    run = worker.send(tasks.end_itself, how, gate)
+    until(lambda: 'started' in happened(run))
+    with table_away(services):
+        open_gate(gate)
+        until(lambda: f'The end of task {run.id} ({status}) cannot be written yet' in worker.output)
+        until(lambda: run.state == state)
+
+    result = ended(run)
+    assert (result.status, run.state) == (status, state)
+    assert how == 'success' or result.error == str(run.result) == 'by hand'
+
+
+def test_table_away_in_a_loop(services, worker, gate):
+    """A body that asks whether it is cancelled goes on, and sees the cancel when the table is back."""
+    run = worker.send(tasks.look, gate)
+    until(lambda: 'started' in happened(run))
+    with table_away(services):
+        open_gate(gate)
+        until(lambda: 'ended' in happened(run))
+    CeleryResult.objects.filter(task_id=run.id).update(cancelled=timezone.now())
+    open_gate(f'{gate}-end')
+
+    assert (ended(run).status, run.state) == ('revoked', 'REVOKED')
+    assert happened(run) == ['started', 'ended']
+    assert worker.output.count(f'Task {run.id} cannot see whether it was cancelled') == 1
+
+
+def test_table_away_at_a_read(services, worker, gate):
+    """What a body has read of its row holds; its ID needs no look."""
+    run = worker.send(tasks.read, gate)
+    until(lambda: 'started' in happened(run))
+    with table_away(services):
+        open_gate(gate)
+        until(lambda: 'ended' in happened(run))
+
+    name = tasks.read.name
+    assert ended(run).result == [name, name, name, row(run).pk, run.id]
 
 
 def test_table_away_at_a_retry(services, worker, gate):

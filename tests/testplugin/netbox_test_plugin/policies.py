@@ -90,9 +90,11 @@ def fresh(self, task_id, what='', gate=None):
 
 
 @netbox_celery_task(name='netbox_test_plugin:manual', ignore_task_timedelta=60)
-def manual(self, task_id, length=None, fail=False):
+def manual(self, task_id, length=None, fail=False, gate=None):
     """Says itself that it is to be ignored."""
     note(task_id, 'started')
+    if gate:
+        wait_at(gate)
     if length is None or length > 0:
         self.set_ignore_task(length)
     if fail:

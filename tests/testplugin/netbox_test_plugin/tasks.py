@@ -202,6 +202,36 @@ def cooperate(self, task_id):
     return 'not cancelled'
 
 
+@netbox_celery_task(name='netbox_test_plugin:look')
+def look(self, task_id, gate, turns=40):
+    """Look whether it has been cancelled, before a gate and at each turn of a loop after it."""
+    before = self.is_cancelled()
+    note(task_id, 'started')
+    wait_at(gate)
+    seen = []
+    for __ in range(turns):
+        seen.append(self.is_cancelled())
+        time.sleep(0.05)
+    note(task_id, 'ended')
+    wait_at(f'{gate}-end')
+    time.sleep(0.6)  # longer than an answer holds
+    return [before, any(seen), self.is_cancelled()]
+
+
+@netbox_celery_task(name='netbox_test_plugin:read')
+def read(self, task_id, gate):
+    """Read its row before a gate and after it."""
+    before = self.celery_result.celery_name
+    note(task_id, 'started')
+    wait_at(gate)
+    row = self.celery_result
+    after = row.celery_name
+    row.refresh_from_db()
+    again = row.celery_name
+    note(task_id, 'ended')
+    return [before, after, again, row.pk, str(row.task_id)]
+
+
 #
 # Ends
 #
@@ -593,8 +623,11 @@ def measure(self, task_id, gate):
 
 
 @netbox_celery_task(name='netbox_test_plugin:end_itself')
-def end_itself(self, task_id, how):
+def end_itself(self, task_id, how, gate=None):
     """Set the end of its row by hand."""
+    if gate:
+        note(task_id, 'started')
+        wait_at(gate)
     row = self.celery_result
     {
         'success': lambda: row.success(value={'by': 'hand'}),
