@@ -168,18 +168,33 @@ def _last_options(signature):
     return signature.get('options') or {}
 
 
-def leaves(signature):
-    """Return the signatures of single tasks that a signature is made of, in the order in which they run."""
-    name, kwargs = signature.get('task'), signature.get('kwargs') or {}
+def leaves(signature, group_id=None):
+    """Return the signatures of single tasks that a signature is made of, in the order in which they run.
+
+    Args:
+        signature: Any signature, also as a dict.
+        group_id: The group that it is a member of.
+
+    Returns:
+        A list. What ends a member of a group knows that group, as it would if it had been sent.
+    """
+    name, kwargs, options = signature.get('task'), signature.get('kwargs') or {}, signature.get('options') or {}
     if name == 'celery.chord':
-        header = kwargs.get('header') or ()
-        parts = [header] if isinstance(header, Mapping) else [*header]
-        parts += [kwargs['body']] if kwargs.get('body') else []
-    elif name in ('celery.chain', 'celery.group'):
-        parts = kwargs.get('tasks') or ()
+        header, body = kwargs.get('header') or (), kwargs.get('body')
+        if not isinstance(header, Mapping):
+            header = {'task': 'celery.group', 'kwargs': {'tasks': header}, 'options': options}
+        first, last = [header], [body] if body else []
+    elif name == 'celery.chain':
+        tasks = [*(kwargs.get('tasks') or ())]
+        first, last = tasks[:-1], tasks[-1:]
+    elif name == 'celery.group':
+        first, last, group_id = (), kwargs.get('tasks') or (), group_id or options.get('task_id')
+    elif group_id and not options.get('group_id'):
+        return [{**signature, 'options': {**options, 'group_id': group_id}}]
     else:
         return [signature]
-    return [leaf for part in parts for leaf in leaves(part)]
+    parts = [*((part, None) for part in first), *((part, group_id) for part in last)]
+    return [leaf for part, group in parts for leaf in leaves(part, group)]
 
 
 def as_request(task_id, name, options):

@@ -93,6 +93,19 @@ def test_leaves(signature, names):
     assert ' '.join(leaf['task'] for leaf in leaves(json.loads(json.dumps(signature)))) == names
 
 
+def test_leaves_of_a_group():
+    """What ends a member knows its group, as if it had been sent; what has one keeps it, and nothing given changes."""
+    outer, inner = str(uuid4()), str(uuid4())
+    members = group(
+        sig('a'), chain(sig('b'), sig('c'), app=app), group(sig('d'), app=app, task_id=inner),
+        chord([sig('e')], sig('f'), app=app, task_id=inner), sig('g', group_id=inner), app=app, task_id=outer,
+    )
+    before = copy.deepcopy(members)
+    found = {leaf['task']: leaf['options'].get('group_id') for leaf in leaves(json.loads(json.dumps(members)))}
+    assert found == {'a': outer, 'b': None, 'c': outer, 'd': outer, 'e': inner, 'f': outer, 'g': inner}
+    assert members == before
+
+
 def test_root():
     """A call belongs to its outermost group, which is found at the end of what follows."""
     inner, outer = str(uuid4()), str(uuid4())
