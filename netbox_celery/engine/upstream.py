@@ -4,17 +4,18 @@ A later step of a chain, or the body of a chord, has no row before its message i
 yet, and a plain task should not pay for what may never come. The message of each run holds what depends on it. So
 whoever ends a run without success - the child, its parent, the sweep, a cancel - closes from there what will not
 come: `errored` with the reason `upstream_failed`. Celery tells the result backend of most of these steps; of the
-others (after a revoke, within groups) it is told here, so that nobody waits for what will not come.
+others (after a revoke, within groups, a chord that is a part of another) it is told here, so that nobody waits for what
+will not come.
 """
 import logging
 import re
+import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import SimpleNamespace
 
 from celery import states
-from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
 from django.db import DatabaseError
 from kombu.exceptions import EncodeError
@@ -22,7 +23,7 @@ from kombu.exceptions import EncodeError
 from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
 from . import lifecycle
-from .canvas import as_request, leaves
+from .canvas import as_request, leaves, root_of
 from .database import UNUSABLE, get_connection
 from .options import Own, lift, split
 from .payload import PayloadDecoder, clean_text, is_uuid
@@ -49,6 +50,12 @@ DEPENDENTS = f"""
 CULPRIT = f"""
     SELECT name, status, reason, error, user_id, root_id::text FROM {lifecycle.TABLE} WHERE task_id = %s
 """
+FAILED_MEMBER = f"""
+    SELECT task_id::text FROM {lifecycle.TABLE}
+    WHERE root_id = %s AND (root_id < task_id OR root_id > task_id) AND group_id = %s
+        AND completed IS NOT NULL AND status <> 'completed'
+    ORDER BY completed LIMIT 1
+"""
 EXISTING = f'SELECT status, reason FROM {lifecycle.TABLE} WHERE task_id = %s'
 ID_OF = f'SELECT id, attempt FROM {lifecycle.TABLE} WHERE task_id = %s'
 
@@ -57,18 +64,33 @@ DEPENDENCY = re.compile(r'^Dependency ([0-9a-f-]{36}) raised')
 #: How the sentence about a step names its culprit.
 NAMED = re.compile(r'\[([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\]')
 
-_thread = threading.local()
+
+class _Thread(threading.local):
+    #: ID of the run that is at fault for what is closed now.
+    culprit = None
+    #: The request from whose end this began.
+    request = None
+    #: Whether rows are being closed of which Celery is still to be told.
+    closing = False
+
+
+_thread = _Thread()
 
 
 @contextmanager
-def _blaming(task_id):
-    """Say which run is at fault for what is closed meanwhile."""
-    before = getattr(_thread, 'culprit', None)
-    _thread.culprit = task_id
+def _noting(**values):
+    """Let some values hold for this thread meanwhile."""
+    before = {name: getattr(_thread, name) for name in values}
+    _thread.__dict__.update(values)
     try:
         yield
     finally:
-        _thread.culprit = before
+        _thread.__dict__.update(before)
+
+
+def _blaming(task_id, request=None):
+    """Say which run is at fault for what is closed meanwhile."""
+    return _noting(culprit=task_id, request=_thread.request or request)
 
 
 def with_upstream(backend):
@@ -91,14 +113,14 @@ class UpstreamMixin:
                    'call_errbacks': call_errbacks, 'state': state}
         if not _has_dependents(request):
             return fail(task_id, exc, **options)
-        with _blaming(task_id):
+        with _blaming(task_id, request):
             return fail(task_id, exc, **options)
 
     def mark_as_revoked(self, task_id, reason='', request=None, store_result=True, state=states.REVOKED):
         revoke = super().mark_as_revoked
         if not _has_dependents(request):
             return revoke(task_id, reason, request=request, store_result=store_result, state=state)
-        with _blaming(task_id):
+        with _blaming(task_id, request):
             result = revoke(task_id, reason, request=request, store_result=store_result, state=state)
             # Celery itself leaves those who wait for the end of the chain waiting
             self._fail_chain(request.chain, TaskRevokedError(reason))
@@ -107,47 +129,50 @@ class UpstreamMixin:
     def _fail_chain(self, chain, exc, traceback=None, store_result=True, state=states.FAILURE):
         if not isinstance(chain, list | tuple) or not chain:
             return super()._fail_chain(chain, exc, traceback=traceback, store_result=store_result, state=state)
-        _thread.closing = True
-        try:
-            return super()._fail_chain(
-                self._close_chain(chain, exc), exc, traceback=traceback, store_result=store_result, state=state
-            )
-        finally:
-            _thread.closing = False
+        return self._fail_steps(self._close_chain(chain, exc), exc, traceback, store_result, state)
+
+    def _fail_steps(self, steps, exc, traceback=None, store_result=True, state=states.FAILURE):
+        """Tell those who wait for single steps that were closed of their end, and the chords that they are parts of."""
+        with _noting(closing=True):
+            return super()._fail_chain(steps, exc, traceback=traceback, store_result=store_result, state=state)
 
     def get_state(self, task_id):
         # Celery takes a step that has failed for one that its chord knows of; a row that was just closed is no such
-        return states.PENDING if getattr(_thread, 'closing', False) else super().get_state(task_id)
+        return states.PENDING if _thread.closing else super().get_state(task_id)
 
     def _close_chain(self, chain, exc):
-        """Close the steps of a chain (last one first), and return those of them that did not run."""
+        """Close the steps of a chain (last one first), and return what of them did not run, as single steps."""
         unreached = []
         for step in reversed(chain):
-            if not self._close_step(step, exc):
+            parts, closed = self._close_step(step, exc)
+            unreached += closed
+            if len(closed) < len(parts):
                 break  # it was sent: what comes after it is its own affair
-            unreached.append(step)
-        return unreached[::-1]
+        return unreached
 
     def _close_step(self, step, exc):
-        """Close what a signature is made of. Returns `False` if any of it was sent."""
+        """Close what a signature is made of. Returns its single steps, and those of them that were not sent."""
+        parts = leaves(step)
         try:
-            parts = leaves(step)
-            if not all([_close(self.app, leaf, exc) for leaf in parts]):
-                return False
+            return parts, [leaf for leaf in parts if _close(self.app, leaf, exc)]
         except (DatabaseError, EncodeError, LookupError, TypeError, ValueError):
-            logger.exception('The steps after %s could not be closed', getattr(_thread, 'culprit', None))
-            return True
-        if parts != [step]:
-            for leaf in parts:
-                if task_id := (leaf.get('options') or {}).get('task_id'):
-                    self.store_result(task_id, exc, states.FAILURE, request=Context(task=leaf['task'], id=task_id))
-        return True
+            logger.exception('The steps after %s could not be closed', _thread.culprit)
+            return parts, parts
+
+    def on_chord_part_return(self, request, state, result, **kwargs):
+        # After parts that all were successful, a body may be refused: nobody is to blame for that
+        with _blaming(_thread.culprit, request):
+            return super().on_chord_part_return(request, state, result, **kwargs)
 
     def chord_error_from_stack(self, callback, exc=None):
         found = DEPENDENCY.match(str(exc))
-        with _blaming(found.group(1) if found else getattr(_thread, 'culprit', None)):
-            self._close_step(callback, getattr(exc, '__cause__', None) or exc)
-            return super().chord_error_from_stack(callback, exc)
+        with _blaming(found.group(1) if found else _thread.culprit or _failed_member()):
+            # Why a body could not be sent stands in no other place than the exception that is being handled
+            __, closed = self._close_step(callback, getattr(exc, '__cause__', None) or sys.exception() or exc)
+            result = super().chord_error_from_stack(callback, exc)
+            # Celery itself leaves the chord around this one, whose part its body is, waiting
+            self._fail_steps(closed, exc)
+            return result
 
     def _call_task_errbacks(self, request, exc, traceback):
         # Of a hard time limit a worker's parent hears twice
@@ -155,6 +180,10 @@ class UpstreamMixin:
             return
         request.netbox_called_back = True
         note_errbacks(self, request)  # those of a chord's body: there was nothing to note them in before
+        if not request.root_id:
+            # Celery takes the body of a chord for a workflow of its own
+            with suppress(DatabaseError):
+                request.root_id = _load_culprit(exc).root_id
         super()._call_task_errbacks(request, exc, traceback)
 
 
@@ -202,20 +231,42 @@ def _close(app, signature, exc):
 
 def _load_culprit(exc):
     """Return who is to blame: `task_id`, `root_id`, `user_id`, and the sentence that names the run."""
-    task_id = getattr(_thread, 'culprit', None)
-    rows = get_connection().execute(CULPRIT, (task_id,), patience=5) if is_uuid(task_id) else []
-    if not rows:
-        return SimpleNamespace(
-            task_id=task_id, root_id=None, user_id=None,
-            sentence=f'Not run, because [{task_id}] did not succeed: {exc!r}'
-        )
-    name, status, reason, error, user_id, root_id = rows[0]
-    if reason == Reason.REASON_UPSTREAM_FAILED:
+    task_id, request = _thread.culprit, _thread.request
+    blamed = task_id or getattr(request, 'id', None)
+    rows = get_connection().execute(CULPRIT, (blamed,), patience=5) if is_uuid(blamed) else []
+    name, status, reason, error, user_id, root_id = rows[0] if rows else (None,) * 6
+    if task_id is None:
+        sentence = f'Not run: {type(exc).__name__}: {exc}'
+    elif not rows:
+        sentence = f'Not run, because [{task_id}] did not succeed: {exc!r}'
+    elif reason == Reason.REASON_UPSTREAM_FAILED:
         sentence = error  # it names who was at fault
     else:
         what = f'{status} ({reason})' if reason else status
         sentence = f'Not run, because {name} [{task_id}] is {what}' + (f': {error}' if error else '')
-    return SimpleNamespace(task_id=task_id, root_id=root_id, user_id=user_id, sentence=sentence)
+    return SimpleNamespace(
+        task_id=blamed, root_id=root_id or _root_of(request), user_id=user_id, sentence=sentence
+    )
+
+
+def _failed_member():
+    """Return the ID of a part of the chord that did not succeed: Celery names none if there are groups among them."""
+    group, root_id = getattr(_thread.request, 'group', None), _root_of(_thread.request)
+    if not is_uuid(group) or not is_uuid(root_id):
+        return None
+    with suppress(DatabaseError):
+        for (task_id,) in get_connection().execute(FAILED_MEMBER, (root_id, group), patience=5):
+            return task_id
+    return None
+
+
+def _root_of(request):
+    """Return the root of the workflow that a request belongs to whose run has no row."""
+    if request is None:
+        return None
+    if request.root_id and request.root_id != request.id:
+        return request.root_id
+    return root_of({'group_id': request.group, 'chain': request.chain, 'chord': request.chord}) or request.root_id
 
 
 def culprit_of(error):
@@ -283,7 +334,7 @@ def _complete(task_id, request):
 def end_dependents(backend, request, exc):
     """End what depends on a run that Celery leaves without an end: it was ignored, or rejected."""
     if _has_dependents(request):
-        with _blaming(request.id):
+        with _blaming(request.id, request):
             if request.chord:
                 backend.on_chord_part_return(request, states.FAILURE, exc)
             backend._fail_chain(request.chain, exc)
@@ -294,7 +345,7 @@ def close_dependents(app, name, options, exc):
     backend, too, so that is not told: the caller gets the exception.
     """
     chain = options.get('chain') or []
-    with _blaming(options['task_id']):
+    with _blaming(options['task_id'], as_request(options['task_id'], name, options)):
         try:
             for leaf in [leaf for step in reversed(chain) for leaf in leaves(step)]:
                 _close(app, leaf, exc)

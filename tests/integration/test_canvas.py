@@ -336,6 +336,118 @@ def test_nested_canvas_fails(on):
     for run in unreached:
         assert_unreached(run, culprit)
     assert len({run.root_id for run in rows()}) == 1
+    members = [run.group_id for run in unreached if run.args in ([1], [2])]
+    assert members[0] and members == [members[0]] * 2
+
+
+@pytest.mark.parametrize('shape, called', [
+    ('chord', 2),
+    ('three deep', 3),
+    ('chain body', 1),
+    ('group body', 3),
+    ('chord body', 1),
+    ('group in a chain', 2),
+    ('group in a longer chain', 1),
+    ('chord in a group', 1),
+    ('chord later in a chain', 2),
+    ('group after it', 1),
+    ('chord after it', 1),
+])
+def test_chord_around_a_failure(on, shape, called):
+    """A chord that fails is a part that fails of the chord around it, and so on up to the outermost, once each."""
+    add, broken, unreached = on(tasks.add.si(1)), on(tasks.break_.si()), []
+
+    def last():
+        unreached.append(on(tasks.add.s()).on_error(on(tasks.errback.s())))
+        return unreached[-1]
+
+    part = {
+        'chord': lambda: chord([add, broken], last()),
+        'three deep': lambda: chord([chord([broken, add], last()), add], last()),
+        'chain body': lambda: chord([add, broken], chain(last(), last())),
+        'group body': lambda: chord([add, broken], group(last(), last())),
+        'chord body': lambda: chord([add, broken], chord([last(), last()], last())),
+        'group in a chain': lambda: chain(group(add, broken), last()),
+        'group in a longer chain': lambda: chain(group(add, broken), last(), last()),
+        'chord in a group': lambda: group(chord([add, broken], last()), add),
+        'chord later in a chain': lambda: chain(add, chord([add, broken], last())),
+        'group after it': lambda: chain(broken, group(last(), last())),
+        'chord after it': lambda: chain(broken, chord([last(), last()], chain(last(), group(last(), last())))),
+    }[shape]()
+    whole = chain(part, last(), last()) if shape == 'chord in a group' else chord([part, add], last())
+    outcome = whole.apply_async()
+    until(lambda: CeleryResult.objects.filter(reason='upstream_failed').count() == len(unreached), 20, rows)
+    until(lambda: CeleryResult.objects.filter(celery_name=tasks.errback.name, status='completed').count() == called)
+    culprit = CeleryResult.objects.get(celery_name=tasks.break_.name)
+    found = []
+    for run in CeleryResult.objects.filter(reason='upstream_failed'):
+        assert (run.status, culprit_of(run.error)) == ('errored', str(culprit.task_id))
+        found.append([what for __, what in notes(run.task_id)])
+    assert sorted(found) == [[]] * (len(unreached) - called) + [['published']] * called
+    until(lambda: outcome.state == 'FAILURE')
+    with pytest.raises(Exception) as caught:
+        outcome.get(timeout=5)
+    assert not isinstance(caught.value, CeleryTimeout)
+    assert len({run.root_id for run in rows()}) == 1
+
+
+def test_chord_in_a_chord_fails(on, broken):
+    """However the part of the inner chord ends without success, the body of the outer one is closed."""
+    step, status = broken
+    add = on(tasks.add.s(1))
+    inner, outer = on(tasks.add.s()), on(tasks.add.s()).on_error(on(tasks.errback.s()))
+    outcome = chord([chord([add, step], inner), add], outer).apply_async()
+    runs = all_ended(6)
+    culprit = next(run for run in runs if run.celery_name == tasks.break_.name)
+    assert culprit.status == status
+    unreached = [run for run in runs if run.reason == 'upstream_failed']
+    assert len(unreached) == 2
+    for run in unreached:
+        assert culprit_of(run.error) == str(culprit.task_id)
+        assert [what for __, what in notes(run.task_id)] == (['published'] if str(run.task_id) == outcome.id else [])
+    until(lambda: outcome.state == 'FAILURE')
+
+
+def test_replacement_by_a_chord_fails(on, prefork):
+    """A part of a chord that replaced itself by a chord that fails has failed, and fails the body."""
+    part = on(tasks.replace_by.si(how='broken chord', queue=prefork.queue))
+    outcome = chord([part, on(tasks.add.s(1))], on(tasks.add.s())).apply_async()
+    runs = all_ended(5)
+    culprit = next(run for run in runs if run.celery_name == tasks.break_.name)
+    replaced = next(run for run in runs if run.celery_name == tasks.replace_by.name)
+    for run in (replaced, row(outcome)):
+        assert (run.status, run.reason, culprit_of(run.error)) == ('errored', 'upstream_failed', str(culprit.task_id))
+    assert replaced.root_id == row(outcome).root_id == culprit.root_id
+    until(lambda: outcome.state == 'FAILURE')
+
+
+@pytest.mark.parametrize('shape', ['chain', 'chord'])
+def test_untracked_step_fails(on, shape):
+    """What was to follow a run without a row is a part of its workflow all the same."""
+    first, broken, last = on(tasks.add.s(1)), on(tasks.break_.s()).set(netbox_track=False), on(tasks.add.s())
+    outcome = (chain(first, broken, last) if shape == 'chain' else chord([broken, first], last))()
+    run, unreached = all_ended(2)
+    assert (unreached.status, unreached.reason, unreached.root_id) == ('errored', 'upstream_failed', run.root_id)
+    assert str(unreached.task_id) == outcome.id
+    assert culprit_of(unreached.error) == str((outcome.parent if shape == 'chain' else outcome.parent.results[0]).id)
+
+
+def test_body_is_refused(on, prefork, gate):
+    """The body of a chord that is not sent, as another run has its concurrency key, says why."""
+    holder = prefork.send(tasks.pass_gate, concurrency_key='body', kwargs={'gate': gate})
+    waiting(holder, 'running')
+    body = on(tasks.add.s()).set(concurrency_key='body', on_conflict='fail')
+    outcome = chord([chord([on(tasks.add.s(1)), on(tasks.add.s(2))], body), on(tasks.add.s(3))], on(tasks.add.s()))()
+    refused, last = until(
+        lambda: len(found := CeleryResult.objects.filter(reason='upstream_failed').order_by('pk')) == 2 and [*found]
+    )
+    open_gate(gate)
+    assert (str(refused.task_id), str(last.task_id)) == (outcome.parent.results[0].id, outcome.id)
+    for run in (refused, last):
+        assert run.error.startswith('Not run: TaskConflict: ') and holder.id in run.error
+        assert notes(run.task_id) == []
+    assert len({run.root_id for run in rows() if run.pk != row(holder).pk}) == 1
+    until(lambda: outcome.state == 'FAILURE')
 
 
 def test_replacement_by_a_chain_fails(on, prefork):
@@ -400,22 +512,22 @@ def test_not_published(on):
 
 
 def test_lost_worker(make_worker, prefork, gate):
-    """A chord part that is lost with its whole worker fails the body, by the sweep of another worker."""
+    """A chord part that is lost with its whole worker fails the bodies, by the sweep of another worker."""
     victim = make_worker('victim-canvas', concurrency=1).start().ready()
-    outcome = chord([
-        tasks.pass_gate.s(gate=gate).set(queue=victim.queue), tasks.add.s(1).set(queue=prefork.queue)
-    ], tasks.add.s(1).set(queue=prefork.queue) | tasks.add.s(2).set(queue=prefork.queue))()
+    add = tasks.add.s(1).set(queue=prefork.queue)
+    inner = chord([tasks.pass_gate.s(gate=gate).set(queue=victim.queue), add], add.clone())
+    outcome = chord([inner, add.clone()], add.clone() | add.clone())()
     lost = until(lambda: CeleryResult.objects.filter(status='running', celery_name=tasks.pass_gate.name).first())
     victim.kill()
     with pytest.raises(Exception) as caught:
         outcome.get(timeout=30)
     assert not isinstance(caught.value, CeleryTimeout)
-    all_ended(4)
+    all_ended(6)
     lost.refresh_from_db()
     assert lost.reason == 'worker_lost'
     for run in CeleryResult.objects.filter(reason='upstream_failed'):
         assert_unreached(run, lost)
-    assert CeleryResult.objects.filter(reason='upstream_failed').count() == 2
+    assert CeleryResult.objects.filter(reason='upstream_failed').count() == 3
 
 
 def test_step_that_ran_is_not_closed(on):

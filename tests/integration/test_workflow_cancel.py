@@ -46,6 +46,25 @@ def test_terminated(prefork, request_, gate, shape):
     assert {change.user for change in ObjectChange.objects.all()} == {request_.user}
 
 
+@pytest.mark.parametrize('pool', ['prefork', 'threads'])
+def test_nested_chord(pool, request, request_, gate):
+    """A chord whose part is a chord that was cancelled ends, whether its parts can be terminated or not."""
+    worker = request.getfixturevalue(pool)
+    step, last = tasks.pass_gate.s(gate=gate).set(queue=worker.queue), tasks.add.s(1).set(queue=worker.queue)
+    outcome = chord([chord([step, step.clone()], last), last.clone()], last.clone())()
+    held = running(count=2)
+    actions.cancel_workflow(request_, held[0])
+    if pool == 'threads':
+        open_gate(gate)
+    until(lambda: len(rows()) == 5 and all(run.status in ENDS for run in rows()), 20, rows)
+    for id in (outcome.id, outcome.parent.results[0].id):
+        assert (row(id).status, row(id).reason) in (('revoked', 'cancelled'), ('errored', 'upstream_failed'))
+        assert notes(id) == []
+    until(lambda: outcome.state == 'FAILURE')
+    with pytest.raises(Exception):
+        outcome.get(timeout=10)
+
+
 @pytest.mark.parametrize('shape', ['chain', 'chord', 'group', 'link'])
 def test_born_revoked(threads, request_, gate, shape):
     """A task that cannot be ended goes on to its end; what it sends then, or is to follow, never runs."""

@@ -88,6 +88,7 @@ def replace_by(self, task_id, *args, how, queue):
         'group': lambda: group(step.clone(), step.clone()),
         'chord': lambda: chord([add.si(1).set(queue=queue), add.si(2).set(queue=queue)], step),
         'broken': lambda: chain(break_.si().set(queue=queue), step),
+        'broken chord': lambda: chord([add.si(1).set(queue=queue), break_.si().set(queue=queue)], step),
         'stale': lambda: chain(lose_connection.si().set(queue=queue), step),
     }[how]())
 
