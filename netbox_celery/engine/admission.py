@@ -10,8 +10,9 @@ A window is a row of its own, written by the statement that ends a run with succ
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
-from django.db import IntegrityError, connection
+from django.db import IntegrityError, connection, transaction
 
 from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
@@ -45,13 +46,23 @@ TAKEN = f'SELECT FROM {TABLE} WHERE concurrency_key = %(key)s::text AND concurre
 HOLDING = 'concurrency_key = %(key)s AND concurrency_slot > 0 AND completed IS NULL'
 PLACE = {'concurrency_key': '%(key)s::text', 'concurrency_limit': '%(limit)s::int', 'stale_after': '%(stale_after)s'}
 
+
+def _statements(*changed, **expressions):
+    """Return the statement for a new row, and that for the row of a task which has replaced itself by this call."""
+    changes = ', '.join(f'{column} = EXCLUDED.{column}' for column in (*expressions, *changed))
+    return insert_statement(**expressions), insert_statement(
+        f'DO UPDATE SET {changes} WHERE run.nesting = EXCLUDED.nesting AND run.completed IS NULL', **expressions
+    )
+
+
 # GUARANTEE: of all calls and processes, `limit` at most have a place under a key. With none free this asks for the
 # first, which the unique index refuses; a call in a transaction that has not ended yet is waited for.
-TAKE = insert_statement(**PLACE, concurrency_slot=f'''COALESCE((
-    SELECT min(slot) FROM generate_series(1, %(limit)s::int) AS slot WHERE NOT EXISTS ({TAKEN})
+TAKE = _statements(**PLACE, concurrency_slot=f'''COALESCE((
+    SELECT min(slot) FROM generate_series(1, %(limit)s::int) AS slot
+    WHERE NOT EXISTS ({TAKEN} AND task_id <> %(task_id)s::uuid)
 ), 1)''')
-LINE_UP = insert_statement(**PLACE, concurrency_slot='0', reason=f"'{Reason.REASON_QUEUED}'")
-CLOSED = insert_statement(reason='%(reason)s', error='%(error)s', completed='now()')
+LINE_UP = _statements('sent', **PLACE, concurrency_slot='0', reason=f"'{Reason.REASON_QUEUED}'")
+CLOSED = _statements('status', 'message', reason='%(reason)s', error='%(error)s', completed='now()')
 
 HOLDER = f'SELECT task_id::text FROM {TABLE} WHERE {HOLDING} ORDER BY id LIMIT 1'
 EARLIER = f'''
@@ -123,50 +134,63 @@ def admit(policy, row, options, insert, *, id_is_known=False, predecessor=None):
     Raises:
         TaskConflict: The policy says so.
     """
+    put = partial(_put, row, insert)
     start = max(filter(None, (row['created'], row['scheduled'])))
     row |= {'key': policy.key, 'limit': policy.limit, 'stale_after': None if policy.stale_after is None else (
         start + timedelta(seconds=policy.stale_after)
     )}
     if policy.window and is_window_open(_execute, policy.window):
-        return _ignore(row, insert, Reason.REASON_IGNORE_WINDOW, 'Not run: it succeeded only a short time ago')
+        return _ignore(row, put, Reason.REASON_IGNORE_WINDOW, 'Not run: it succeeded only a short time ago')
     if policy.key is None:
         return Admission(insert(INSERT))
     if predecessor:
         _execute(HAND_OVER, {'predecessor': predecessor, 'key': policy.key})
     if policy.on_conflict in ('queue', 'replace'):
-        id = insert(LINE_UP)
+        id, __ = put(LINE_UP)
         if id is not None and policy.on_conflict == 'replace':
             _supersede(policy, id, row['task_id'])
         return Admission(id, waits=id is not None)
     for __ in range(ATTEMPTS):
-        id = insert(TAKE)
-        if id is not None or _execute(EXISTS, row):
+        id, is_settled = put(TAKE)
+        if is_settled:
             return Admission(id)
         if not evict(_execute, policy.key) and (holders := _execute(HOLDER, row)):
             id_is_known = id_is_known or any(options.get(name) for name in DEPENDENTS)
-            return _settle(policy, row, insert, holders[0][0], id_is_known)
+            return _settle(policy, row, put, holders[0][0], id_is_known)
     raise TaskConflict(f'{policy.task}: no place under the key {policy.key} could be had')
+
+
+def _put(row, insert, statements):
+    """Write the row of a call. Returns its primary key, or `None`, and whether it is not for want of a place."""
+    if not row['nesting']:
+        id = insert(statements[0])
+        return id, id is not None or bool(_execute(EXISTS, row))
+    try:
+        with transaction.atomic():
+            return insert(statements[1]), True  # `None` if it has ended
+    except IntegrityError:
+        return None, False
 
 
 def _execute(sql, params):
     return execute(connection, sql, params)
 
 
-def _settle(policy, row, insert, holder, id_is_known):
+def _settle(policy, row, put, holder, id_is_known):
     """Decide what becomes of a call whose key has no place left."""
     if policy.on_conflict == 'fail':
         raise TaskConflict(f'{policy.task} is under way already, as {holder} (key {policy.key})', holder)
     if policy.on_conflict == 'skip':
-        return _ignore(row, insert, Reason.REASON_SKIPPED, f'Not run: [{holder}] with the same key was under way')
+        return _ignore(row, put, Reason.REASON_SKIPPED, f'Not run: [{holder}] with the same key was under way')
     if id_is_known:
         # What is to happen after it cannot be hung on a run that was sent
-        return _ignore(row, insert, Reason.REASON_JOINED, f'Not run: [{holder}] with the same arguments was under way')
+        return _ignore(row, put, Reason.REASON_JOINED, f'Not run: [{holder}] with the same arguments was under way')
     return Admission(joined=holder)
 
 
-def _ignore(row, insert, reason, error):
+def _ignore(row, put, reason, error):
     row |= {'status': Status.STATUS_IGNORED, 'reason': reason, 'error': error, 'message': None}
-    return Admission(insert(CLOSED), ignored=error, in_window=reason == Reason.REASON_IGNORE_WINDOW)
+    return Admission(put(CLOSED)[0], ignored=error, in_window=reason == Reason.REASON_IGNORE_WINDOW)
 
 
 def _supersede(policy, id, task_id):

@@ -27,7 +27,7 @@ from .database import UNAVAILABLE, execute, get_connection, now_or_on_commit
 from .hooks import invocation_of
 from .options import HEADER, NOT_SENT, Own, is_internal, lift, mark, sent_options, split, tag
 from .payload import dumps
-from .policies import policy_of, take_settings
+from .policies import has_policy, policy_of, take_settings
 from .recorder import recorder
 from .rowresults import RowResultsMixin
 from .rows import INSERT, aware, build_row, options_json
@@ -88,7 +88,9 @@ def send(app, publish, name, args, kwargs, options):
     run = get_run(request)
 
     if request is not None and options.get('task_id') and options['task_id'] == request.id:
-        return _continue(publish, name, args, kwargs, options, parent, run)
+        # What replaces a task has to be let in as any call; a retry is in.
+        if run is None or not run.replaced or not has_policy(task, settings):
+            return _continue(publish, name, args, kwargs, options, parent, run)
     inner = _inner_task(app, name, kwargs)
     own = Own.merge(inner or task, own)
     tracked = is_tracked(inner or task) or takes_over(name, options) if own.track is None else own.track
@@ -259,6 +261,8 @@ class Call:
             self.row['options'] = options_json(self.name, options, self.task)
         else:
             mark(options)
+        if self.row['nesting']:
+            _remember(options['task_id'], self.name, self.args, self.kwargs, options, nesting=self.row['nesting'])
         with transaction.atomic() if connection.in_atomic_block else nullcontext():
             admission = admit(
                 policy, self.row, options, partial(self._insert, own), id_is_known=self.id_is_known,

@@ -159,6 +159,31 @@ def test_replace_within_the_limit(slots, cancelled):
     assert [run.cancelled is not None for run in runs] == [number < cancelled for number in range(len(slots))]
 
 
+@pytest.mark.parametrize('completed, taken, expected', [
+    (None, None, (1, 'replaced')), (None, 1, (0, 'queued')), (timezone.now(), None, (None, 'replaced')),
+])
+def test_row_of_a_task_that_replaced_itself(completed, taken, expected):
+    """Who replaces it gets a place under the key, or waits in line for it; a run that has ended stays as it is."""
+    replaced = make_result('revoked' if completed else 'pending', nesting=1, reason='replaced', completed=completed)
+    if taken:
+        make(taken, 'running')
+    row = build_row(
+        app, 'tests:x', (), {}, {'task_id': str(replaced.task_id), 'replaced_task_nesting': 1}, Own(), None
+    )
+
+    def insert(statement):
+        rows = run_sql(statement, row)
+        return rows[0][0] if rows else None
+    if taken:
+        with pytest.raises(TaskConflict):
+            admission.admit(policy(), row, {}, insert)
+        assert admission.admit(policy(on_conflict='queue'), row, {}, insert).waits
+    else:
+        assert admission.admit(policy(), row, {}, insert).id == (None if completed else replaced.pk)
+    replaced.refresh_from_db()
+    assert (replaced.concurrency_slot, replaced.reason) == expected
+
+
 def test_predecessor():
     """Who follows a run under the same key takes its place; the places of others stay theirs."""
     before, other = make(1, 'running'), make(2, 'running')

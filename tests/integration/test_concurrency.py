@@ -2,6 +2,7 @@
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 
 import pytest
 from celery import chain
@@ -123,6 +124,41 @@ def test_steps_of_a_chain(worker, on_conflict):
     rows = [row(result.parent.parent), row(result.parent), ended(result)]
     assert [found.status for found in rows] == ['completed'] * 3
     assert [what for __, what in notes(rows[0].task_id)] == [what for __, what in notes(rows[1].task_id)]
+
+
+@pytest.mark.parametrize('on_conflict, status, reason', [
+    ('join', 'ignored', 'joined'), ('skip', 'ignored', 'skipped'), ('fail', 'errored', ''), ('queue', 'completed', ''),
+    ('replace', 'completed', ''),
+])
+def test_replacement(worker, gate, on_conflict, status, reason):
+    """A task that takes the place of another one has a place under its key, or none."""
+    first = worker.send(keyed, 'sw1', gate, on_conflict='skip')
+    until(lambda: notes(first.id))
+    second = worker.send(policies.become_keyed, kwargs={
+        'device': 'sw1', 'queue': worker.queue, 'on_conflict': on_conflict,
+    })
+    if status == 'completed':
+        until(lambda: row(second).reason == 'queued' if on_conflict == 'queue' else row(first).cancelled)
+        open_gate(gate)
+
+    result = ended(second)
+    assert (result.status, result.reason) == (status, reason)
+    assert [what for __, what in notes(second.id)] == (['started', 'ended'] if status == 'completed' else [])
+    if status == 'ignored':
+        assert second.get(timeout=10) is None
+    open_gate(gate)
+    assert ended(first).status == ('revoked' if on_conflict == 'replace' else 'completed')
+    if status == 'completed':
+        assert datetime.fromisoformat(result.attempts[-1]['started']) >= row(first).completed
+
+
+def test_replacement_by_its_like(worker):
+    """Its key is the run's already."""
+    run = worker.send(policies.become_keyed, concurrency_key='device-sw1', kwargs={
+        'device': 'sw1', 'queue': worker.queue, 'on_conflict': 'skip',
+    })
+    assert ended(run).status == 'completed'
+    assert [what for __, what in notes(run.id)] == ['started', 'ended']
 
 
 def test_cancel_in_line(threads, gate):

@@ -12,6 +12,7 @@ from .side import note, wait_at
 
 __all__ = (
     'Telling',
+    'become_keyed',
     'fresh',
     'keyed',
     'manual',
@@ -74,6 +75,12 @@ def keyed(self, task_id, device, gate=None, how=''):
         os.kill(os.getpid(), signal.SIGKILL)
     note(task_id, 'ended')
     return device
+
+
+@netbox_celery_task(name='netbox_test_plugin:become_keyed')
+def become_keyed(self, task_id, device, **options):
+    """Let a task with a key take its place."""
+    raise self.replace(keyed.si(device).set(**options))
 
 
 @netbox_celery_task(
