@@ -22,6 +22,7 @@ __all__ = (
     'make_portable',
     'portable',
     'root_of',
+    'unsent',
 )
 
 #: Options that hold signatures.
@@ -178,23 +179,51 @@ def leaves(signature, group_id=None):
     Returns:
         A list. What ends a member of a group knows that group, as it would if it had been sent.
     """
+    return unsent(signature, lambda leaf: True, group_id)
+
+
+def unsent(signature, is_unsent, group_id=None):
+    """Return the single tasks of a signature that were not sent, up to what was: what comes after that is to come.
+
+    The body of a chord is to come if all parts of the header were sent, or at least begun.
+
+    Args:
+        signature: Any signature, also as a dict.
+        is_unsent: Called with each single task; returns whether it was not sent.
+        group_id: The group that the signature is a member of.
+    """
+    stages = _stages(signature, group_id)
+    if stages is None:
+        options = signature.get('options') or {}
+        if group_id and not options.get('group_id'):
+            signature = {**signature, 'options': {**options, 'group_id': group_id}}
+        return [signature] if is_unsent(signature) else []
+    found = []
+    for stage in stages:
+        parts = [leaf for part, group in stage for leaf in unsent(part, is_unsent, group)]
+        if not parts and any(leaves(part) for part, __ in stage):
+            break
+        found += parts
+    return found
+
+
+def _stages(signature, group_id):
+    """Return what a signature is made of: lists of what is sent together, each as `(signature, ID of its group)`.
+
+    It is `None` for a single task.
+    """
     name, kwargs, options = signature.get('task'), signature.get('kwargs') or {}, signature.get('options') or {}
     if name == 'celery.chord':
         header, body = kwargs.get('header') or (), kwargs.get('body')
         if not isinstance(header, Mapping):
             header = {'task': 'celery.group', 'kwargs': {'tasks': header}, 'options': options}
-        first, last = [header], [body] if body else []
-    elif name == 'celery.chain':
-        tasks = [*(kwargs.get('tasks') or ())]
-        first, last = tasks[:-1], tasks[-1:]
-    elif name == 'celery.group':
-        first, last, group_id = (), kwargs.get('tasks') or (), group_id or options.get('task_id')
-    elif group_id and not options.get('group_id'):
-        return [{**signature, 'options': {**options, 'group_id': group_id}}]
-    else:
-        return [signature]
-    parts = [*((part, None) for part in first), *((part, group_id) for part in last)]
-    return [leaf for part, group in parts for leaf in leaves(part, group)]
+        return [[(header, None)], [(body, group_id)]] if body else [[(header, None)]]
+    tasks = [*(kwargs.get('tasks') or ())]
+    if name == 'celery.chain':
+        return [[(task, None)] for task in tasks[:-1]] + [[(task, group_id)] for task in tasks[-1:]]
+    if name == 'celery.group':
+        return [[(task, group_id or options.get('task_id')) for task in tasks]]
+    return None
 
 
 def as_request(task_id, name, options):

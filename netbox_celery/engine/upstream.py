@@ -23,7 +23,7 @@ from kombu.exceptions import EncodeError
 from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
 from . import lifecycle
-from .canvas import as_request, leaves, root_of
+from .canvas import as_request, leaves, root_of, unsent
 from .database import UNUSABLE, get_connection
 from .options import Own, lift, split
 from .payload import PayloadDecoder, clean_text, is_uuid
@@ -129,7 +129,8 @@ class UpstreamMixin:
     def _fail_chain(self, chain, exc, traceback=None, store_result=True, state=states.FAILURE):
         if not isinstance(chain, list | tuple) or not chain:
             return super()._fail_chain(chain, exc, traceback=traceback, store_result=store_result, state=state)
-        return self._fail_steps(self._close_chain(chain, exc), exc, traceback, store_result, state)
+        steps = {'task': 'celery.chain', 'kwargs': {'tasks': chain[::-1]}}
+        return self._fail_steps(self._close_steps(steps, exc), exc, traceback, store_result, state)
 
     def _fail_steps(self, steps, exc, traceback=None, store_result=True, state=states.FAILURE):
         """Tell those who wait for single steps that were closed of their end, and the chords that they are parts of."""
@@ -140,24 +141,14 @@ class UpstreamMixin:
         # Celery takes a step that has failed for one that its chord knows of; a row that was just closed is no such
         return states.PENDING if _thread.closing else super().get_state(task_id)
 
-    def _close_chain(self, chain, exc):
-        """Close the steps of a chain (last one first), and return what of them did not run, as single steps."""
-        unreached = []
-        for step in reversed(chain):
-            parts, closed = self._close_step(step, exc)
-            unreached += closed
-            if len(closed) < len(parts):
-                break  # it was sent: what comes after it is its own affair
-        return unreached
-
-    def _close_step(self, step, exc):
-        """Close what a signature is made of. Returns its single steps, and those of them that were not sent."""
-        parts = leaves(step)
+    def _close_steps(self, steps, exc):
+        """Close what a signature is made of, and return what of it did not run, as single steps."""
         try:
-            return parts, [leaf for leaf in parts if _close(self.app, leaf, exc)]
+            # What was sent, and what comes after it, is its own affair
+            return unsent(steps, lambda step: _close(self.app, step, exc))
         except (DatabaseError, EncodeError, LookupError, TypeError, ValueError):
             logger.exception('The steps after %s could not be closed', _thread.culprit)
-            return parts, parts
+            return leaves(steps)
 
     def on_chord_part_return(self, request, state, result, **kwargs):
         # After parts that all were successful, a body may be refused: nobody is to blame for that
@@ -168,7 +159,7 @@ class UpstreamMixin:
         found = DEPENDENCY.match(str(exc))
         with _blaming(found.group(1) if found else _thread.culprit or _failed_member()):
             # Why a body could not be sent stands in no other place than the exception that is being handled
-            __, closed = self._close_step(callback, getattr(exc, '__cause__', None) or sys.exception() or exc)
+            closed = self._close_steps(callback, getattr(exc, '__cause__', None) or sys.exception() or exc)
             result = super().chord_error_from_stack(callback, exc)
             # Celery itself leaves the chord around this one, whose part its body is, waiting
             self._fail_steps(closed, exc)

@@ -84,6 +84,21 @@ def test_step_that_was_sent(columns):
     assert found() == {'a': (columns['status'], '')}
 
 
+@pytest.mark.parametrize('sent, expected', [('ab', ''), ('a', 'b d e'), ('b', 'a d e')], ids=str)
+def test_chord_that_was_sent(sent, expected):
+    """Its body is to come, unless the broker refused a part of it; of a part that was begun, the rest is to come."""
+    steps = {name: step(name) for name in 'abcde'}
+    ids = {name: steps[name].options['task_id'] for name in sent}
+    for name, task_id in ids.items():
+        make_result(celery_name=name, status='running', task_id=task_id)
+    header = [chain(steps['a'], steps['c'], app=app), steps['b']] if sent == 'ab' else [steps['a'], steps['b']]
+    rest = later(chord(header, steps['d'], app=app), steps['e'])
+    culprit = make_result('errored', celery_name='tests:culprit')
+    request = as_request(culprit.task_id, 'tests:culprit', {'chain': rest})
+    app.backend.mark_as_failure(request.id, ValueError(), request=request, call_errbacks=False)
+    assert {name for name, end in found().items() if end == NOT_RUN} == set(expected.split())
+
+
 def test_step_that_waits_for_an_earlier_one():
     """The row of a task that replaced itself by a chain, before whose last step the chain fails."""
     waits = make_result('pending', celery_name='a', nesting=1, attempt=0)
