@@ -25,7 +25,6 @@ from django.db import connection, transaction
 from django.db.models import Model
 
 from .choices import LogLevelChoices
-from .engine import lifecycle
 from .engine.admission import is_processing, open_window, why_not_now
 from .engine.arguments import dump_after_task_id, header, merge_arguments
 from .engine.context import change_context
@@ -252,18 +251,6 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
     @override_max_retries.deleter
     def override_max_retries(self) -> None:
         del self.request.netbox_max_retries
-
-    def on_replace(self, sig):
-        """Called by `replace()`: the row waits for the task that takes over."""
-        run = get_run(self.request)
-        if run is not None:
-            recorder.flush(run)
-            lifecycle.replace(
-                get_connection(), run.task_id, claims=run.claims,
-                nesting=(self.request.replaced_task_nesting or 0) + 1
-            )
-            run.replaced = True
-        return super().on_replace(sig)
 
     # What the body says
 

@@ -131,8 +131,10 @@ def _inner_task(app, name, kwargs):
 def _continue(publish, name, args, kwargs, options, parent, run):
     """Send the next attempt of the current run, or what the task replaced itself with: its row exists."""
     request = parent.request_stack.top
-    mark(options, (request.get(HEADER) or True) if run is not None else False)
-    if run is not None:
+    replaces = (options.get('replaced_task_nesting') or 0) > (request.replaced_task_nesting or 0)
+    tracked = run is not None and (run.replaced or not replaces)
+    mark(options, (request.get(HEADER) or True) if tracked else False)
+    if tracked:
         # The next attempt may start at once, in another process: this one's lines come first.
         recorder.flush(run)
         if (name, list(args or ()), kwargs or {}) != (parent.name, list(request.args or ()), request.kwargs or {}):

@@ -158,6 +158,27 @@ def _claiming(before_start):
     return before_start_after_claim
 
 
+def _making_way(on_replace):
+    """Wrap a task's `on_replace`: its row waits for the task that takes over."""
+    @wraps(on_replace)
+    def on_replace_after_row(self, sig):
+        request = self.request_stack.top
+        run = get_run(request)
+        if run is not None:
+            recorder.flush(run)
+            try:
+                lifecycle.replace(
+                    get_connection(), run.task_id, claims=run.claims, nesting=(request.replaced_task_nesting or 0) + 1
+                )
+                run.replaced = True
+            except DatabaseError:
+                # It is worth more than the row, which ends here. What depends on the run is told by what replaces it.
+                logger.exception('What replaces task %s is run without being tracked', run.task_id)
+                finish_run(run, Status.STATUS_IGNORED, error='Replaced by a task that is not tracked')
+        return on_replace(self, sig)
+    return on_replace_after_row
+
+
 # Ends that the result backend does not hear
 
 @signals.task_postrun.connect
@@ -284,7 +305,7 @@ def _prepare(worker):
 
     global _presence
     identity.take(worker.hostname)
-    _claim_all_tasks(worker.app)
+    _track_all_tasks(worker.app)
     warn_of_limits(worker.app)
     pool.install()
     _keep_connections(worker.app)
@@ -333,16 +354,17 @@ def on_worker_process_shutdown(**kwargs):
     recorder.close()
 
 
-def _claim_all_tasks(app):
-    """Let every task claim its run first, whatever its class and whatever its own `before_start` does.
+def _track_all_tasks(app):
+    """Let every task claim its run first, and make way for what replaces it, whatever its class and its own handlers.
 
     Whether it is tracked is decided at the claim: by the message's header, else by the setting `track`.
     """
     for task in app.tasks.values():
         cls = type(task)
-        if not getattr(cls.before_start, 'claims', False):
-            cls.add_around('before_start', _claiming)
-            cls.before_start.claims = True
+        for handler, wrap in (('before_start', _claiming), ('on_replace', _making_way)):
+            if not getattr(getattr(cls, handler), 'tracks', False):
+                cls.add_around(handler, wrap)
+                getattr(cls, handler).tracks = True
 
 
 def _keep_connections(app):

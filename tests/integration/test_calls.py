@@ -366,12 +366,15 @@ def test_track_all(make_worker, make_instance, worker):
 
     everything = make_worker('track-all', instance=make_instance('track-all', track='all'), concurrency=1)
     everything.start().ready()
-    runs = [everything.send(tasks.plain, 5), everything.send(tasks.plain_failing)]
+    runs = [
+        everything.send(tasks.plain, 5), everything.send(tasks.plain_failing), everything.send(tasks.plain_replace, 7),
+    ]
     results = [until(lambda: CeleryResult.objects.filter(task_id=run.id).exclude(completed=None).first())
                for run in runs]
     assert [(result.status, result.result, result.error) for result in results] == [
-        ('completed', 5, ''), ('errored', None, 'ValueError: plain')
+        ('completed', 5, ''), ('errored', None, 'ValueError: plain'), ('completed', 7, ''),
     ]
+    assert runs[2].get(timeout=10) == 7
 
 
 def test_tracked_by_name(worker):

@@ -84,6 +84,20 @@ def test_table_away_at_an_end_of_the_tasks_own(services, worker, gate, how, stat
     assert how == 'success' or result.error == str(run.result) == 'by hand'
 
 
+def test_table_away_at_a_replacement(services, worker, gate):
+    """What takes the place of a task runs, if without a row; that of the task ends."""
+    run = worker.send(tasks.replace_at, gate)
+    until(lambda: 'started' in happened(run))
+    with table_away(services):
+        open_gate(gate)
+        until(lambda: 'replaced' in happened(run), 30)
+        until(lambda: f'What replaces task {run.id} is run without being tracked' in worker.output)
+
+    assert run.get(timeout=20) == run.id
+    assert (ended(run).status, row(run).error) == ('ignored', 'Replaced by a task that is not tracked')
+    assert happened(run) == ['started', 'replaced']
+
+
 def test_table_away_in_a_loop(services, worker, gate):
     """A body that asks whether it is cancelled goes on, and sees the cancel when the table is back."""
     run = worker.send(tasks.look, gate)

@@ -409,6 +409,25 @@ def replace(self, task_id, how='task', **options):
     raise self.replace(echo.si('replacement').set(**options))
 
 
+@shared_task(name='netbox_test_plugin:plain_replace', bind=True)
+def plain_replace(self, value):
+    raise self.replace(plain.si(value).set(queue=self.request.delivery_info['routing_key']))
+
+
+@netbox_celery_task(name='netbox_test_plugin:replace_at')
+def replace_at(self, task_id, gate):
+    """Let another task take its place when the gate is open."""
+    note(task_id, 'started')
+    wait_at(gate)
+    raise self.replace(noted.si(task_id).set(queue=self.request.delivery_info['routing_key']))
+
+
+@netbox_celery_task(name='netbox_test_plugin:noted')
+def noted(self, task_id, other):
+    note(other, 'replaced')
+    return other
+
+
 @netbox_celery_task(name='netbox_test_plugin:replace_late', acks_late=True)
 def replace_late(self, task_id, gate, **options):
     raise self.replace(hold_late.si(gate).set(**options))
