@@ -84,7 +84,7 @@ class Identity:
 
 
 identity = Identity()
-#: Writes of the parent that wait for the database: functions to call with a connection.
+#: Writes of the parent that wait for the database: IDs of runs, and functions to call with a connection.
 _deferred = deque()
 #: Concurrency keys of runs that the parent has ended; `None` wakes the thread that waits for them.
 _freed: SimpleQueue = SimpleQueue()
@@ -122,7 +122,7 @@ class Presence:
         try:
             self.write_deferred()
             self.connection.execute(STOP, (identity.key,), patience=2)
-        except UNAVAILABLE as exc:
+        except UNUSABLE as exc:
             logger.warning('This worker could not sign off, it will be found lost: %s', exc)
 
     def register(self):
@@ -136,8 +136,8 @@ class Presence:
                     self.register()  # somebody deleted the row
                 identity.note_beat()
                 self.write_deferred()
-            except UNAVAILABLE as exc:
-                logger.warning('No heartbeat, the database is unavailable: %s', exc)
+            except UNUSABLE as exc:
+                logger.warning('No heartbeat, or what waits to be written waits on: %s', exc)
             except Exception:
                 logger.exception('The heartbeat failed')
             self._stopping.wait(get_config().heartbeat_interval)
@@ -174,13 +174,14 @@ class Presence:
 
     def write_deferred(self):
         while _deferred:
+            task_id, function = _deferred[0]
             try:
-                _deferred[0](self.connection)
-            except UNAVAILABLE:
+                function(self.connection)
+            except UNUSABLE:
                 raise
             except Exception:
                 # What cannot be written at all must not keep back what comes after it.
-                logger.exception('What became of a run could not be written')
+                logger.exception('What became of task %s could not be written', task_id)
             _deferred.popleft()
 
 
@@ -214,15 +215,15 @@ def _write(task_id, function):
     if identity.is_child or not _deferred:
         try:
             return function(get_connection())
-        except UNAVAILABLE as exc:
-            logger.warning('The database is unavailable, the end of a run will be written later: %s', exc)
+        except UNUSABLE as exc:
+            logger.warning('What became of task %s cannot be written yet: %s', task_id, exc)
         except Exception:
-            logger.exception('What became of a run could not be written')
+            logger.exception('What became of task %s could not be written', task_id)
             return None
     if identity.is_child:
         recorder.end_later(task_id, function)
     else:
-        _deferred.append(function)
+        _deferred.append((task_id, function))
     return None
 
 

@@ -5,7 +5,7 @@ from unittest import mock
 from uuid import uuid4
 
 import pytest
-from django.db import DataError, OperationalError, connection
+from django.db import DataError, OperationalError, ProgrammingError, connection
 
 from development.stack.processes import wait_until
 from netbox_celery.engine import presence
@@ -125,7 +125,8 @@ def test_heartbeat_and_duties(identity, config, monkeypatch):
     connection.close()
 
 
-def test_writes_wait_for_the_database(identity, monkeypatch):
+@pytest.mark.parametrize('unusable', [OperationalError, ProgrammingError])
+def test_writes_wait_for_the_database(identity, monkeypatch, unusable):
     """What a parent cannot write at once is written later, in order, and what cannot be written at all is left out."""
     away, written = True, []
     connection = object()
@@ -133,7 +134,7 @@ def test_writes_wait_for_the_database(identity, monkeypatch):
     def write(name, error=None):
         def function(given):
             if away:
-                raise OperationalError('away')
+                raise unusable('away')
             if error:
                 raise error
             written.append(name)

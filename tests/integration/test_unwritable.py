@@ -1,4 +1,6 @@
 """The database is there, and takes nothing: a table is away, or a privilege. No task fails for it."""
+import os
+import signal
 import time
 from contextlib import contextmanager
 
@@ -65,6 +67,19 @@ def test_table_away_at_the_end(services, worker, gate, task, status):
     assert happened(run) == ['started', 'ended']
     assert lines(run) == ['line 0', 'line 1', 'after the gate']
     assert worker.run(tasks.echo).status == 'completed'
+
+
+def test_table_away_when_a_process_dies(services, prefork, gate):
+    """The worker's main process writes the end when the table is back."""
+    run = prefork.send(tasks.hold, gate)
+    until(lambda: 'started' in happened(run))
+    with table_away(services):
+        os.kill(notes(run.id)[0][0], signal.SIGKILL)
+        until(lambda: f'What became of task {run.id} cannot be written yet' in prefork.output)
+
+    result = ended(run)
+    assert (result.status, result.reason) == ('errored', 'worker_lost')
+    assert prefork.run(tasks.echo).status == 'completed'
 
 
 @pytest.mark.parametrize('how, status, state', [
