@@ -125,10 +125,13 @@ class TrackingMixin:
             )
         elif not getattr(request, 'is_eager', False):
             status, reason, error = describe_failure(exc)
-            presence.close_run(
+            row = presence.close_run(
                 task_id, status, attempt=_attempt(request), reason=reason, error=error,
                 traceback=_text(traceback, exc), in_backend=store_result
             )
+            if row is None and presence.status_of(task_id) == Status.STATUS_REVOKED:
+                # The body had said so before its process was lost
+                return self._mark_as_ended(task_id, Status.STATUS_REVOKED, request, store_result)
         return super().mark_as_failure(
             task_id, exc, traceback=traceback, request=request, store_result=store_result,
             call_errbacks=call_errbacks, state=state
@@ -170,7 +173,7 @@ class TrackingMixin:
             task_id, Status.STATUS_REVOKED, attempt=_attempt(request) if reason == 'terminated' else None,
             reason=REVOKE_REASONS.get(reason, Reason.REASON_CANCELLED), error='' if reason in REVOKE_REASONS else reason
         )
-        if row is None and presence.is_held(task_id):
+        if row is None and presence.status_of(task_id) == Status.STATUS_RUNNING:
             return None
         return super().mark_as_revoked(task_id, reason, request=request, store_result=store_result, state=state)
 

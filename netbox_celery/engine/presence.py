@@ -31,8 +31,8 @@ __all__ = (
     'Presence',
     'close_run',
     'identity',
-    'is_held',
     'requeue_run',
+    'status_of',
 )
 
 logger = logging.getLogger(__name__)
@@ -275,10 +275,10 @@ def requeue_run(task_id, *, attempt, reason='', error=''):
     return _write(task_id, write)
 
 
-def is_held(task_id):
-    """Whether a worker is running a run, as far as can be told at once."""
+def status_of(task_id):
+    """Return the status of a run, as far as can be told at once; `None` if it cannot, or there is none."""
     try:
         found = lifecycle.explain(get_connection(), task_id)
     except UNUSABLE:
-        return False
-    return found is not None and found[0] == Status.STATUS_RUNNING
+        return None
+    return found and found[0]

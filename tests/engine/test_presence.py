@@ -175,7 +175,7 @@ def test_close_run(identity, shared, monkeypatch):
         presence.close_run(run.task_id, 'errored', attempt=1)
         run.refresh_from_db()
     assert [run.status for run in (mine, others)] == ['errored', 'running']
-    assert (presence.is_held(others.task_id), presence.is_held(mine.task_id)) == (True, False)
+    assert (presence.status_of(others.task_id), presence.status_of(mine.task_id)) == ('running', 'errored')
 
 
 @pytest.mark.django_db

@@ -2,7 +2,7 @@
 import re
 
 import pytest
-from celery import chain
+from celery import chain, chord
 from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
 from netbox_test_plugin import tasks
@@ -312,6 +312,20 @@ def test_end_set_by_hand_ends_the_chain(worker, how):
     result = ended(outcome)
     assert (result.status, result.reason) == ('errored', 'upstream_failed')
     assert notes(outcome.id) == []
+
+
+@pytest.mark.parametrize('how, state', [('error', 'FAILURE'), ('canceled', 'REVOKED')])
+def test_process_killed_after_an_end_set_by_hand(prefork, how, state):
+    """The end is kept, and nobody waits for what the process would have sent next."""
+    step = tasks.end_itself.s(how, dies=True).set(queue=prefork.queue)
+    ends = [chain(step, tasks.echo.si().set(queue=prefork.queue))(), chord([step.clone()], tasks.echo.si())()]
+    for end in ends:
+        until(lambda: CeleryResult.objects.filter(task_id=end.id).exists())
+        assert (row(end).status, row(end).reason) == ('errored', 'upstream_failed')
+        assert until(lambda: end.state == 'FAILURE')
+    first = ends[0].parent
+    assert row(first).status == {'FAILURE': 'failed', 'REVOKED': 'revoked'}[state]
+    assert until(lambda: first.state == state)
 
 
 def test_child_killed(prefork):

@@ -642,7 +642,7 @@ def measure(self, task_id, gate):
 
 
 @netbox_celery_task(name='netbox_test_plugin:end_itself')
-def end_itself(self, task_id, how, gate=None):
+def end_itself(self, task_id, how, gate=None, dies=False):
     """Set the end of its row by hand."""
     if gate:
         note(task_id, 'started')
@@ -654,6 +654,8 @@ def end_itself(self, task_id, how, gate=None):
         'canceled': lambda: row.canceled('by hand'),
     }[how]()
     self.progress(99)
+    if dies:
+        os.kill(os.getpid(), signal.SIGKILL)
     if how == 'success':
         raise ValueError('too late')
     return 'too late'
