@@ -1,11 +1,10 @@
-"""Querysets of tables with permissions of their own, or that grow without end: runs and the lines of their logs."""
+"""Querysets of the tables that grow without end: runs and the lines of their logs."""
 import json
 
 from utilities.querysets import RestrictedQuerySet
 
 __all__ = (
     'CeleryLogEntryQuerySet',
-    'CeleryTaskQuerySet',
     'Estimate',
     'HistoryQuerySet',
 )
@@ -59,11 +58,3 @@ class CeleryLogEntryQuerySet(HistoryQuerySet):
         entries = super().restrict(user, action)
         results = self.model._meta.get_field('result').related_model.objects.restrict(user, 'view')
         return entries.filter(result__in=results) if results.query.has_filters() else entries
-
-
-class CeleryTaskQuerySet(RestrictedQuerySet):
-    """Tasks of the catalogue. Who runs one must be allowed to view it as well: what one may not see does not exist."""
-
-    def restrict(self, user, action='view'):
-        tasks = super().restrict(user, action)
-        return tasks.restrict(user, 'view') if action == 'run' else tasks

@@ -44,12 +44,10 @@ TASK_BUTTONS = """
 
 SCHEDULE_BUTTONS = """
 {% load i18n %}
-{% if perms.netbox_celery.view_celerytask and perms.netbox_celery.run_celerytask %}
-  {% if record.task.enabled and record.task.present %}
-    <a class="btn btn-sm btn-primary" href="{% url 'plugins:netbox_celery:celeryschedule_run' pk=record.pk %}"
-        title="{% trans "Run now" %}" aria-label="{% trans "Run now" %}"
-      ><i class="mdi mdi-play" aria-hidden="true"></i></a>
-  {% endif %}
+{% if perms.netbox_celery.run_celerytask and record.task.enabled and record.task.present %}
+  <a class="btn btn-sm btn-primary" href="{% url 'plugins:netbox_celery:celeryschedule_run' pk=record.pk %}"
+      title="{% trans "Run now" %}" aria-label="{% trans "Run now" %}"
+    ><i class="mdi mdi-play" aria-hidden="true"></i></a>
 {% endif %}
 """
 

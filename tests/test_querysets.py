@@ -6,9 +6,9 @@ from django.test import TestCase
 from django.test.utils import CaptureQueriesContext
 
 from netbox_celery import querysets
-from netbox_celery.models import CeleryLogEntry, CeleryResult, CeleryTask
+from netbox_celery.models import CeleryLogEntry, CeleryResult
 from netbox_celery.querysets import Estimate
-from tests.factories import grant, make_log, make_result, make_task
+from tests.factories import grant, make_log, make_result
 from users.models import User
 
 
@@ -110,26 +110,3 @@ class LogEntryRestrictTest(TestCase):
     def test_superuser(self):
         admin = User.objects.create_superuser(username='admin')
         self.assertEqual(CeleryLogEntry.objects.restrict(admin, 'view').count(), 2)
-
-
-class RunnableTest(TestCase):
-    """Who runs a task must be allowed to see it."""
-
-    def runnable(self, user):
-        user = User.objects.get(pk=user.pk)  # permissions are remembered
-        return list(CeleryTask.objects.restrict(user, 'run').values_list('name', flat=True))
-
-    def test_restrict(self):
-        for name in 'abc':
-            make_task(name)
-        user = User.objects.create_user(username='alice')
-        grant(user, CeleryTask, actions=['run'], constraints={'name__in': ['a', 'b']})
-        self.assertEqual(self.runnable(user), [])
-        grant(user, CeleryTask, actions=['view', 'change'], constraints={'name__in': ['b', 'c']})
-        self.assertEqual(self.runnable(user), ['b'])
-        grant(user, CeleryTask, actions=['view'])
-        self.assertEqual(self.runnable(user), ['a', 'b'])
-        self.assertEqual(self.runnable(User.objects.create_superuser(username='admin')), ['a', 'b', 'c'])
-        # To see a task, or to change it, nobody needs to run it
-        self.assertEqual(CeleryTask.objects.restrict(user, 'view').count(), 3)
-        self.assertEqual(CeleryTask.objects.restrict(user, 'change').count(), 2)

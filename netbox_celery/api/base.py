@@ -34,16 +34,22 @@ class BrokerUnavailable(APIException):
 class ActionsMixin:
     """For viewsets with actions that have a permission of their own."""
 
+    #: Actions whose permission is enough for what one may not view.
+    blind_actions = ()
+
     def get_object_to_act_on(self):
         """Return the object of an action with a permission of its own (see `token_permission`).
 
         Raises:
-            Http404: The user may not view it, or the ID is none.
+            Http404: The user may not view it (nor do this to it), or the ID is none.
             PermissionDenied: The user may view it, but not do this to it.
         """
         # The viewset's own queryset is restricted by the permission to add, which has nothing to do with this
-        viewable = self.queryset.model.objects.restrict(self.request.user, 'view')
-        obj = get_object_or_404(viewable, pk=self.kwargs['pk'])
+        objects, user = self.queryset.model.objects, self.request.user
+        known = objects.restrict(user, 'view')
+        if self.action in self.blind_actions:
+            known |= objects.restrict(user, self.action)
+        obj = get_object_or_404(known, pk=self.kwargs['pk'])
         self.check_object_permissions(self.request, obj)
         return obj
 

@@ -155,7 +155,7 @@ class CeleryResultViewSet(WorkflowMixin, EngineModelViewSet):
     def rerun(self, request, pk):
         result = self.get_object_to_act_on()
         if task := CeleryTask.objects.filter(name=result.celery_name).first():
-            if not CeleryTask.objects.restrict(request.user, 'run').filter(pk=task.pk).exists():
+            if not request.user.has_perm('netbox_celery.run_celerytask', obj=task):
                 raise PermissionDenied(_('You do not have permission to run this task.'))
             require_runnable(task)
         try:
@@ -174,6 +174,7 @@ class CeleryTaskViewSet(EngineModelViewSet):
     queryset = CeleryTask.objects.all()
     serializer_class = serializers.CeleryTaskSerializer
     filterset_class = filtersets.CeleryTaskFilterSet
+    blind_actions = ('run',)
 
     def list(self, request, *args, **kwargs):
         catalogue.sync()

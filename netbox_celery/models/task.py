@@ -4,8 +4,6 @@ from django.utils.translation import gettext_lazy as _
 
 from netbox.models import NetBoxModel
 
-from ..querysets import CeleryTaskQuerySet
-
 __all__ = (
     'CeleryTask',
 )
@@ -68,8 +66,6 @@ class CeleryTask(NetBoxModel):
         null=True,
         help_text=_('When the task was last found registered')
     )
-
-    objects = CeleryTaskQuerySet.as_manager()
 
     #: NetBox's own is the address of a page that only NetBox's models have: a Help button that leads nowhere.
     docs_url = None

@@ -77,7 +77,7 @@ def check_task(user, name):
     task = CeleryTask.objects.filter(name=name).first()
     if task is None:
         return
-    if not CeleryTask.objects.restrict(user, 'run').filter(pk=task.pk).exists():
+    if not user.has_perm('netbox_celery.run_celerytask', task):
         raise PermissionDenied
     if reason := actions.why_not_runnable(task):
         raise NotStarted(reason)

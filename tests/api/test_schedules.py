@@ -24,7 +24,7 @@ class CeleryScheduleTest(APIViewTestCases.APIViewTestCase):
     update_data = {'crontab': '30 2 * * *', 'kwargs': {'name': 'Eve'}, 'description': 'Changed'}
     bulk_update_data = {'overlap': 'skip', 'missed': 'run_all', 'missed_max': 3}
     bulk_update_invalid_data = {'overlap': 'perhaps'}
-    user_permissions = ('netbox_celery.view_celerytask', 'netbox_celery.run_celerytask')
+    user_permissions = ('netbox_celery.run_celerytask',)
 
     @classmethod
     def setUpTestData(cls):
@@ -211,7 +211,7 @@ class RunTest(APITestCase):
 
     def test_permitted(self):
         grant(self.user, CelerySchedule)
-        grant(self.user, CeleryTask, actions=['view', 'run'], constraints={'name': HELLO_WORLD})
+        grant(self.user, CeleryTask, actions=['run'], constraints={'name': HELLO_WORLD})
         next_run = self.schedule.next_run
         response = self.post()
         self.assertHttpStatus(response, status.HTTP_201_CREATED)
@@ -234,29 +234,19 @@ class RunTest(APITestCase):
         grant(self.user, CelerySchedule, actions=['view', 'add', 'change', 'delete'])
         grant(self.user, CeleryTask, actions=['view', 'change'])
         self.assertRefused(status.HTTP_403_FORBIDDEN)
-        grant(self.user, CeleryTask, actions=['view', 'run'], constraints={'name': 'another'})
+        grant(self.user, CeleryTask, actions=['run'], constraints={'name': 'another'})
         self.assertRefused(status.HTTP_403_FORBIDDEN)
-
-    def test_task_is_not_to_be_seen(self):
-        """`run` without `view` does nothing."""
-        grant(self.user, CelerySchedule, actions=['view', 'add', 'change', 'delete'])
-        grant(self.user, CeleryTask, actions=['run'])
-        self.assertRefused(status.HTTP_403_FORBIDDEN)
-        grant(self.user, CeleryTask, constraints={'name': 'another'})
-        self.assertRefused(status.HTTP_403_FORBIDDEN)
-        grant(self.user, CeleryTask)
-        self.assertHttpStatus(self.post(), status.HTTP_201_CREATED)
 
     def test_read_only_token(self):
         grant(self.user, CelerySchedule)
-        grant(self.user, CeleryTask, actions=['view', 'run'])
+        grant(self.user, CeleryTask, actions=['run'])
         token = Token.objects.create(user=self.user, write_enabled=False)
         header = {'HTTP_AUTHORIZATION': f'Bearer {TOKEN_PREFIX}{token.key}.{token.token}'}
         self.assertRefused(status.HTTP_403_FORBIDDEN, **header)
 
     def test_as_things_stand(self):
         grant(self.user, CelerySchedule)
-        grant(self.user, CeleryTask, actions=['view', 'run'])
+        grant(self.user, CeleryTask, actions=['run'])
         with patch('netbox_celery.scheduling.CelerySchedule.run_now', side_effect=OperationalError('refused')):
             self.assertRefused(status.HTTP_503_SERVICE_UNAVAILABLE)
         CelerySchedule.objects.update(kwargs={'nobody': 1})
@@ -285,7 +275,7 @@ class TakeOverTest(APITestCase):
 
     def test_permitted(self):
         grant(self.user, CelerySchedule, actions=['view', 'change'], constraints={'name': 'Hello'})
-        grant(self.user, CeleryTask, actions=['view', 'run'], constraints={'name': HELLO_WORLD})
+        grant(self.user, CeleryTask, actions=['run'], constraints={'name': HELLO_WORLD})
         response = self.post()
         self.assertHttpStatus(response, status.HTTP_200_OK)
         data = response.json()
@@ -323,14 +313,14 @@ class TakeOverTest(APITestCase):
 
     def test_read_only_token(self):
         grant(self.user, CelerySchedule, actions=['view', 'change'])
-        grant(self.user, CeleryTask, actions=['view', 'run'])
+        grant(self.user, CeleryTask, actions=['run'])
         token = Token.objects.create(user=self.user, write_enabled=False)
         header = {'HTTP_AUTHORIZATION': f'Bearer {TOKEN_PREFIX}{token.key}.{token.token}'}
         self.assertRefused(status.HTTP_403_FORBIDDEN, **header)
 
     def test_never_due_again(self):
         grant(self.user, CelerySchedule, actions=['view', 'change'])
-        grant(self.user, CeleryTask, actions=['view', 'run'])
+        grant(self.user, CeleryTask, actions=['run'])
         CelerySchedule.objects.update(kind='once', crontab='', at=timezone.now())
         response = self.post()
         self.assertHttpStatus(response, status.HTTP_400_BAD_REQUEST)

@@ -105,6 +105,14 @@ class RunTest(ActionTestCases.ActionTestCase):
     def assertNotDone(self, obj):
         self.assertFalse(CeleryResult.objects.exists())
 
+    def test_object_is_not_visible(self):
+        """Who may run it needs not see it in lists. Who may do neither does not learn that it exists."""
+        for action in ('run', 'view'):
+            grant(self.user, CeleryTask, actions=[action], constraints={'pk': 0})
+            self.assertRefused(status.HTTP_404_NOT_FOUND)
+        grant(self.user, CeleryTask, actions=['run'])
+        self.assertHttpStatus(self.post(), status.HTTP_201_CREATED)
+
     def run_task(self, **data):
         grant(self.user, CeleryTask, actions=['view', 'run'])
         return self.post(data)

@@ -27,7 +27,7 @@ class ActionTestCase(PageTestCase):
     def setUp(self):
         super().setUp()
         self.owner = User.objects.create_user('olga')
-        grant(self.owner, CeleryTask, actions=['view', 'run'])
+        grant(self.owner, CeleryTask, actions=['run'])
         self.schedule = make_schedule(owner=self.owner, kwargs={'name': 'Bob'}, queue='slow')
 
     def url(self, action):
@@ -83,7 +83,7 @@ class PermissionTest(ActionTestCase):
         for action, permission in self.each():
             with self.permissions(
                 ((CelerySchedule,), {'actions': [permission], 'constraints': {'pk': self.schedule.pk}}),
-                ((CeleryTask,), {'actions': ['view', 'run'], 'constraints': {'name': HELLO_WORLD}}),
+                ((CeleryTask,), {'actions': ['run'], 'constraints': {'name': HELLO_WORLD}}),
             ):
                 self.assertHttpStatus(self.client.post(self.url(action)), 302)
             self.assertNotEqual(self.state(), self.before)
@@ -96,19 +96,11 @@ class PermissionTest(ActionTestCase):
             ):
                 self.assertRefused(action, 403)
 
-    def test_run_without_view(self):
-        for action, permission in self.each():
-            with self.permissions(
-                ((CelerySchedule,), {'actions': ['view', 'change']}), ((CeleryTask,), {'actions': ['run']}),
-            ):
-                self.assertRefused(action, 403)
-                self.assertNotIn(self.url(action), self.page(self.schedule.get_absolute_url()))
-
     def test_run_on_another_task(self):
         for action, permission in self.each():
             with self.permissions(
                 ((CelerySchedule,), {'actions': ['view', 'change']}),
-                ((CeleryTask,), {'actions': ['view', 'run'], 'constraints': {'name': 'plugin:other'}}),
+                ((CeleryTask,), {'actions': ['run'], 'constraints': {'name': 'plugin:other'}}),
             ):
                 self.assertRefused(action, 403)
 
@@ -155,7 +147,7 @@ class PermissionTest(ActionTestCase):
         for action, permission in self.each():
             self.assertNotIn(self.url(action), self.page(self.schedule.get_absolute_url()))
             with self.permissions(
-                ((CelerySchedule,), {'actions': [permission]}), ((CeleryTask,), {'actions': ['view', 'run']}),
+                ((CelerySchedule,), {'actions': [permission]}), ((CeleryTask,), {'actions': ['run']}),
             ):
                 page = self.page(self.schedule.get_absolute_url())
                 self.assertIn(self.url(action), page)

@@ -81,7 +81,7 @@ class ScheduleListTest(PageTestCase):
     def test_run_button(self):
         url = f'{self.schedule.get_absolute_url()}run/'
         self.assertNotIn(url, self.page(LIST))
-        grant(self.user, CeleryTask, actions=['view', 'run'])
+        grant(self.user, CeleryTask, actions=['run'])
         self.assertIn(url, self.page(LIST))
         CeleryTask.objects.update(enabled=False)
         self.assertNotIn(url, self.page(LIST))
@@ -100,7 +100,7 @@ class SchedulePageTest(PageTestCase):
 
     def test_what_and_when(self):
         site = Site.objects.create(name='Site 1', slug='site-1')
-        grant(self.user, CeleryTask, actions=['view', 'run'])
+        grant(self.user, CeleryTask, actions=['run'])
         page = self.show(
             crontab='30 2 * * *', timezone='Asia/Kolkata', kwargs={'name': 'Bob'}, queue='slow', priority=3, expires=60,
             object=site, missed='run_all', missed_max=7, overlap='queue', description='Greets'
@@ -120,7 +120,7 @@ class SchedulePageTest(PageTestCase):
         """What is wrong with the owner is said before the schedule stops."""
         self.assertIn('may not run the task', self.show())
         self.assertIn('Its owner is gone. Somebody else may take it over.', self.show(owner=None))
-        grant(self.user, CeleryTask, actions=['view', 'run'])
+        grant(self.user, CeleryTask, actions=['run'])
         page = self.show()
         self.assertNotIn('may not run the task', page)
         self.assertNotIn('Its owner is gone', page)
