@@ -43,6 +43,8 @@ UNIQUE = frozenset(('unique', 'stale_time_limit', 'concurrency_key', 'limit', 'o
 WINDOW = frozenset(('ignore_task_after_success', 'ignore_task_timedelta'))
 SETTINGS = UNIQUE | WINDOW
 
+#: Most runs at a time under a key: a call looks at each of their places.
+HIGHEST_LIMIT = 10_000
 #: Longest key that its column can hold, characters.
 LONGEST_KEY = 255
 
@@ -131,8 +133,8 @@ def _concurrency(task, args, kwargs, setting):
         key = unique_key(task, args, kwargs)
     if on_conflict not in ON_CONFLICT:
         raise CeleryError(f'{task.name}: on_conflict must be one of {", ".join(ON_CONFLICT)}, not {on_conflict!r}')
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        raise CeleryError(f'{task.name}: limit must be a whole number from 1, not {limit!r}')
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= HIGHEST_LIMIT:
+        raise CeleryError(f'{task.name}: limit must be a whole number from 1 to {HIGHEST_LIMIT}, not {limit!r}')
     return {
         'key': _fitting(_made(task, key, args, kwargs)), 'limit': limit, 'on_conflict': on_conflict,
         'stale_after': None if stale_after is None else seconds(stale_after),

@@ -107,7 +107,8 @@ def test_key_that_is_no_text(tasks):
 
 @pytest.mark.parametrize('task,settings', [
     ('', {'unique': True}), ('', {'ignore_task_after_success': True}), ('keyed', {'limit': True}),
-    ('keyed', {'limit': 1.5}), ('keyed', {'on_conflict': 'join '}),
+    ('keyed', {'limit': 1.5}), ('keyed', {'limit': 0}), ('keyed', {'limit': 10_001}),
+    ('keyed', {'on_conflict': 'join '}),
     ('keyed', {'unique': True, 'stale_time_limit': 1}), ('nameless', {}),
 ])
 def test_wrong_settings(tasks, task, settings):
