@@ -113,24 +113,34 @@ class UpstreamMixin:
                    'call_errbacks': call_errbacks, 'state': state}
         if not _has_dependents(request):
             return fail(task_id, exc, **options)
-        with _blaming(task_id, request):
+        with _blaming(task_id, request), self._closing_rows(request, exc):
             return fail(task_id, exc, **options)
 
     def mark_as_revoked(self, task_id, reason='', request=None, store_result=True, state=states.REVOKED):
         revoke = super().mark_as_revoked
         if not _has_dependents(request):
             return revoke(task_id, reason, request=request, store_result=store_result, state=state)
-        with _blaming(task_id, request):
+        with _blaming(task_id, request), self._closing_rows(request, TaskRevokedError(reason)):
             result = revoke(task_id, reason, request=request, store_result=store_result, state=state)
             # Celery itself leaves those who wait for the end of the chain waiting
             self._fail_chain(request.chain, TaskRevokedError(reason))
         return result
 
+    @contextmanager
+    def _closing_rows(self, request, exc):
+        """Close what depends on a run also if the backend itself, which is told first, cannot be reached."""
+        try:
+            yield
+        except Exception:
+            for steps in (_as_chain(request.chain), request.chord):
+                if steps:
+                    self._close_steps(steps, exc)
+            raise
+
     def _fail_chain(self, chain, exc, traceback=None, store_result=True, state=states.FAILURE):
         if not isinstance(chain, list | tuple) or not chain:
             return super()._fail_chain(chain, exc, traceback=traceback, store_result=store_result, state=state)
-        steps = {'task': 'celery.chain', 'kwargs': {'tasks': chain[::-1]}}
-        return self._fail_steps(self._close_steps(steps, exc), exc, traceback, store_result, state)
+        return self._fail_steps(self._close_steps(_as_chain(chain), exc), exc, traceback, store_result, state)
 
     def _fail_steps(self, steps, exc, traceback=None, store_result=True, state=states.FAILURE):
         """Tell those who wait for single steps that were closed of their end, and the chords that they are parts of."""
@@ -176,6 +186,11 @@ class UpstreamMixin:
             with suppress(DatabaseError):
                 request.root_id = _load_culprit(exc).root_id
         super()._call_task_errbacks(request, exc, traceback)
+
+
+def _as_chain(rest):
+    """Return the rest of a chain, as a message holds it (the last step first), as a signature."""
+    return rest and {'task': 'celery.chain', 'kwargs': {'tasks': rest[::-1]}}
 
 
 # GUARANTEE: a step that was sent keeps what becomes of it. A row that is there already is closed only if it waits for

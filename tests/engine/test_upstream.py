@@ -99,6 +99,30 @@ def test_chord_that_was_sent(sent, expected):
     assert {name for name, end in found().items() if end == NOT_RUN} == set(expected.split())
 
 
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('end', ['failure', 'revoked', 'sweep'])
+def test_closed_without_the_backend(monkeypatch, shape, end):
+    """Rows are closed also if Redis is away, which is told of an end before it is asked what depends on it."""
+    make, names = SHAPES[shape]
+    rest = make()
+    culprit = make_result('errored', celery_name='tests:culprit', options={'chain': rest})
+    task_id = str(culprit.task_id)
+    request = as_request(task_id, 'tests:culprit', {'task_id': task_id, 'chain': rest})
+
+    def away(*args, **kwargs):
+        raise ConnectionError('Redis is away')
+    monkeypatch.setattr(app.backend, 'store_result', away)
+    if end == 'sweep':
+        tell_backend(app, task_id, ValueError('no'), 'FAILURE')
+    else:
+        with pytest.raises(ConnectionError):
+            if end == 'failure':
+                app.backend.mark_as_failure(task_id, ValueError('no'), request=request)
+            else:
+                app.backend.mark_as_revoked(task_id, 'revoked', request)
+    assert found() == dict.fromkeys(names.split(), NOT_RUN)
+
+
 def test_step_that_waits_for_an_earlier_one():
     """The row of a task that replaced itself by a chain, before whose last step the chain fails."""
     waits = make_result('pending', celery_name='a', nesting=1, attempt=0)
