@@ -88,14 +88,18 @@ class Program:
 
     def __init__(self, instance, log, command, *, env=None, cwd='/'):
         self.log = Path(log)
+        # Another one of this name, which a test before this one had, may have written there that it is ready
+        self.log.unlink(missing_ok=True)
         self.command = command
         self.env = {**os.environ, **instance.environ, **(env or {})}
         self.cwd = cwd
         self.process = None
+        self._began_at = 0
 
     def start(self):
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open('ab') as output:
+            self._began_at = output.tell()
             self.process = subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=self.env,
                 cwd=self.cwd, start_new_session=True,
@@ -147,7 +151,6 @@ class Beat(Program):
         super().__init__(instance, Path(directory) / f'{name}.log', [
             CELERY, '-A', 'netbox_celery', 'beat', '-l', 'INFO',
         ], **options)
-        self.log.unlink(missing_ok=True)
 
     @property
     def is_leader(self):
@@ -170,10 +173,15 @@ class Worker(Program):
             '-n', f'{name}@%h', '-Q', self.queue, *options,
         ], **program)
 
+    @property
+    def is_ready(self):
+        """Whether it has said so since its latest start."""
+        return b' ready.\n' in self.log.read_bytes()[self._began_at:]
+
     def ready(self, timeout=90):
         until(
-            lambda: self.process.poll() is not None or f'{self.name}@' in self.output and ' ready.' in self.output,
-            timeout, lambda: f'{self.name} is not ready:\n{tail(self.log, 40)}'
+            lambda: self.is_ready or self.process.poll() is not None, timeout,
+            lambda: f'{self.name} is not ready:\n{tail(self.log, 40)}'
         )
         assert self.process.poll() is None, f'{self.name} has ended:\n{tail(self.log, 40)}'
         return self

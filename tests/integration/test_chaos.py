@@ -24,7 +24,7 @@ from netbox_test_plugin.side import folder
 from development.stack.redis import RedisServer
 from netbox_celery.models import CeleryLogEntry, CeleryResult
 
-from .support import Worker, speaking_to, until
+from .support import speaking_to, until
 from .test_canvas import ENDS
 from .test_outages import processes_in
 
@@ -83,15 +83,6 @@ class Chaos:
         self.workers = workers
         self.dice = dice
         self.counts = Counter()
-        #: How long the output of each worker was when it was started.
-        self.starts = {}
-
-    def start(self, worker):
-        self.starts[worker.name] = len(worker.output) if worker.log.exists() else 0
-        Worker.start(worker)
-
-    def is_ready(self, worker):
-        return ' ready.\n' in worker.output[self.starts[worker.name]:]
 
     def plan(self):
         """Return what happens after how many executions have begun, in order: pairs."""
@@ -108,7 +99,7 @@ class Chaos:
         """Kill a process of a worker's."""
         worker = self.dice.choice(self.workers)
         # Celery ends a worker that loses a process before it is ready
-        until(lambda: self.look_after_workers() or self.is_ready(worker), 90)
+        until(lambda: self.look_after_workers() or worker.is_ready, 90)
         if children := worker.children:
             pid = self.dice.choice(children)
             chaos.journal('kill', processes=[chaos.process(pid)])
@@ -122,7 +113,7 @@ class Chaos:
         chaos.journal('kill', processes=[chaos.process(pid) for pid in (worker.pid, *children)])
         worker.kill()
         until(lambda: not any(os.path.exists(f'/proc/{pid}/exe') for pid in children))
-        self.start(worker)
+        worker.start()
 
     def postgresql(self):
         cluster, port = self.services.cluster, self.services.cluster.port
@@ -143,7 +134,7 @@ class Chaos:
             if worker.process.poll() is not None:
                 self.counts['worker ended by itself'] += 1
                 print(worker.name, worker.process.returncode, worker.output[-1500:])
-                self.start(worker)
+                worker.start()
 
 
 def send(dice, queue):
@@ -294,7 +285,7 @@ def test_chaos(services, make_instance, make_worker, without_shared_workers, bro
     monkey, sent = Chaos(services, broker, workers, dice), {}
     with speaking_to(broker.url, broker_transport_options=_transport_options(broker)):
         for worker in workers:
-            monkey.start(worker)
+            worker.start()
         for worker in workers:
             worker.ready()
         sender = threading.Thread(target=lambda: sent.update(send(random.Random(SEED), 'chaos')), daemon=True)

@@ -9,7 +9,7 @@ from netbox_test_plugin.side import notes, open_gate
 from netbox_celery.celery import app
 from netbox_celery.models import CeleryResult, CeleryWorker
 
-from .support import Worker, ended, lines, row, until, waiting
+from .support import ended, lines, row, until, waiting
 
 
 def started(*runs):
@@ -52,7 +52,7 @@ def test_worker_killed(make_worker, prefork, gate):
     assert [what for __, what in notes(early.id)] == ['started']
     open_gate(gate)
     open_gate(f'{gate}-second')
-    successor = Worker.start(victim).ready()
+    successor = victim.start().ready()
     assert ended(late).status == 'completed'
     assert [what for __, what in notes(late.id)] == ['started', 'started', 'ended']
     # The second attempt is run again, with its own arguments
@@ -74,7 +74,7 @@ def test_replacement_on_a_killed_worker(make_worker, prefork, gate):
 
     assert waiting(run, 'pending').reason == 'worker_lost'
     open_gate(gate)
-    Worker.start(victim).ready()
+    victim.start().ready()
     result = ended(run)
     assert (result.status, result.result) == ('completed', gate)
     assert result.celery_name == tasks.replace_late.name
@@ -106,7 +106,7 @@ def test_cold_shutdown(make_worker, prefork, pool, gate):
     assert row(late).status == 'pending'
 
     open_gate(gate)
-    Worker.start(worker).ready()
+    worker.start().ready()
     assert ended(late).status == 'completed'
     assert worker.run(tasks.echo).status == 'completed'
     assert [what for __, what in notes(late.id)] == ['started', 'started', 'ended']
@@ -131,7 +131,7 @@ def test_warm_shutdown(make_worker, pool, gate):
     assert row(fetched).status in ('pending', 'completed')
     assert worker.row.stopped is not None
     assert not worker.row.is_alive
-    Worker.start(worker).ready()
+    worker.start().ready()
     assert ended(fetched).status == 'completed'
 
 
@@ -168,7 +168,7 @@ def test_worker_of_the_same_name(make_worker, prefork, gate):
     run = worker.send(tasks.hold, gate)
     started(run)
     worker.kill()
-    Worker.start(worker).ready()
+    worker.start().ready()
 
     result = ended(run)
     assert (result.status, result.reason) == ('errored', 'worker_lost')
