@@ -37,8 +37,6 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-#: Who waits for the end of the call itself, whose ID they know: such a call cannot become another run.
-DEPENDENTS = ('chain', 'chord', 'link', 'group_id')
 #: So often a place that was just freed may be gone again before a call gives up.
 ATTEMPTS = 100
 
@@ -117,15 +115,14 @@ class Admission:
     in_window: bool = False
 
 
-def admit(policy, row, options, insert, *, id_is_known=False, predecessor=None):
+def admit(policy, row, insert, *, id_is_known=False, predecessor=None):
     """Insert the row of a call that has a policy, if the policy lets it.
 
     Args:
         policy: The `Policy`.
         row: The column values of the row.
-        options: Options of the call.
         insert: Called with an `INSERT` statement: executes it for the row, and returns the primary key, or `None`.
-        id_is_known: Whether somebody knows its ID already, and may wait for its end.
+        id_is_known: Whether somebody knows its ID already, and may wait for its end: it cannot become another run.
         predecessor: ID of the run that it follows, and whose place it takes if the key is the same.
 
     Returns:
@@ -155,7 +152,6 @@ def admit(policy, row, options, insert, *, id_is_known=False, predecessor=None):
         if is_settled:
             return Admission(id)
         if not evict(_execute, policy.key) and (holders := _execute(HOLDER, row)):
-            id_is_known = id_is_known or any(options.get(name) for name in DEPENDENTS)
             return _settle(policy, row, put, holders[0][0], id_is_known)
     raise TaskConflict(f'{policy.task}: no place under the key {policy.key} could be had')
 

@@ -29,10 +29,9 @@ from .options import HEADER, NOT_SENT, Own, is_internal, lift, mark, sent_option
 from .payload import dumps
 from .policies import has_policy, policy_of, take_settings
 from .recorder import recorder
-from .rowresults import RowResultsMixin
 from .rows import INSERT, aware, build_row, options_json
 from .run import get_run
-from .upstream import close_dependents, end_dependents
+from .upstream import close_dependents, end_ignored
 from .workflow import are_orphans, insert_child, refuse, takes_over
 
 __all__ = (
@@ -45,6 +44,8 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
+#: Options that say who waits for the end of the call itself, whose ID they know: it cannot become another run.
+DEPENDENTS = ('chain', 'chord', 'link', 'group_id')
 #: For how long a worker waits for the database before it sends what a task calls without a row, seconds.
 PATIENCE = 60
 
@@ -95,7 +96,7 @@ def send(app, publish, name, args, kwargs, options):
     own = Own.merge(inner or task, own)
     tracked = is_tracked(inner or task) or takes_over(name, options) if own.track is None else own.track
     call = Call(app, publish, name, args, kwargs, options, task, run)
-    call.id_is_known = parent is not None and bool(options.get('task_id'))
+    call.id_is_known = parent is not None and bool(options.get('task_id')) or any(map(options.get, DEPENDENTS))
     if run is not None and run.returned and options.get('parent_id') == run.task_id:
         call.predecessor = run.task_id
     if not tracked or not _usable_id(options):
@@ -194,7 +195,7 @@ class Call:
         #: Who wants to hear of it.
         self.invocation = invocation_of(task, args, kwargs, options)
         self.row = None
-        #: Whether it is a step of a workflow, whose ID somebody may wait for, and the run that it follows in a chain.
+        #: Whether it is a step of a workflow, for whose end somebody may wait, and the run that it follows in a chain.
         self.id_is_known = False
         self.predecessor = None
         #: Primary key of its row.
@@ -267,14 +268,15 @@ class Call:
             _remember(options['task_id'], self.name, self.args, self.kwargs, options, nesting=self.row['nesting'])
         with transaction.atomic() if connection.in_atomic_block else nullcontext():
             admission = admit(
-                policy, self.row, options, partial(self._insert, own), id_is_known=self.id_is_known,
-                predecessor=self.predecessor,
+                policy, self.row, partial(self._insert, own), id_is_known=self.id_is_known, predecessor=self.predecessor
             )
         self.id = admission.id
         if admission.joined:
             return self._tell(self._promise(admission.joined), 'unique')
         if admission.ignored:
-            now_or_on_commit(partial(self._end_ignored, admission.ignored))
+            if self.id_is_known:
+                request = as_request(options['task_id'], self.name, options)
+                now_or_on_commit(partial(end_ignored, self.app.backend, request, Ignore(admission.ignored)))
             result = EagerResult(options['task_id'], None, states.IGNORED, name=self.name)
             return self._tell(result, 'ignored' if admission.in_window else 'unique')
         if not admission.waits:
@@ -335,12 +337,6 @@ class Call:
         if advance(self.app, partial(execute, connection), key, but=self.id):
             self._forget_call()
             self._send_on_commit()
-
-    def _end_ignored(self, why):
-        request = as_request(self.options['task_id'], self.name, self.options)
-        end_dependents(self.app.backend, request, Ignore(why))
-        if self.id_is_known and isinstance(self.app.backend, RowResultsMixin):
-            self.app.backend.tell_ignored(request.id, request)
 
     def _result(self, task_id=None):
         """Return an `AsyncResult` of this run, or of another one."""

@@ -25,6 +25,7 @@ __all__ = (
     'is_uuid',
     'limited_jsonb',
     'plain',
+    'sendable_jsonb',
     'to_jsonb',
     'whole_number',
 )
@@ -97,6 +98,17 @@ def to_jsonb(value):
         return text, False
     cleaned = json.dumps(clean(json.loads(text)))
     return cleaned, cleaned != text
+
+
+def sendable_jsonb(value):
+    """Do so for a part of a message.
+
+    Raises:
+        TypeError, ValueError: It cannot be written as JSON, or a worker could not read it.
+    """
+    text, changed = to_jsonb(value)
+    check_markers(text)
+    return text, changed
 
 
 def limited_jsonb(value, limit):

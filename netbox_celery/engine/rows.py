@@ -10,7 +10,7 @@ from .. import host
 from ..config import get_config
 from .lifecycle import TABLE
 from .options import Own, sent_options
-from .payload import check_markers, clean_line, clean_text, cut_json, dumps, limited_jsonb, to_jsonb, whole_number
+from .payload import clean_line, clean_text, cut_json, dumps, limited_jsonb, sendable_jsonb, whole_number
 
 __all__ = (
     'COLUMNS',
@@ -109,8 +109,7 @@ def payload_columns(name, args, kwargs, options):
     columns, message = {}, False
     for column, value in (('args', args), ('kwargs', kwargs)):
         try:
-            text, changed = to_jsonb(value)
-            check_markers(text)
+            text, changed = sendable_jsonb(value)
         except TypeError as exc:
             raise EncodeError(
                 f'{name}: {column} cannot be sent as JSON ({exc}). Pass primary keys instead of model instances.'
@@ -129,9 +128,7 @@ def payload_columns(name, args, kwargs, options):
 
 def options_json(name, options, task):
     try:
-        text = to_jsonb(sent_options(options, task))[0]
-        check_markers(text)
-        return text
+        return sendable_jsonb(sent_options(options, task))[0]
     except (TypeError, ValueError) as exc:
         raise EncodeError(f'{name}: an option cannot be sent as JSON ({exc})') from exc
 

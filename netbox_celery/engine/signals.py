@@ -36,10 +36,9 @@ from .outcome import finish_run, retry_run
 from .payload import is_uuid
 from .presence import Presence, close_run, identity, requeue_run
 from .recorder import recorder
-from .rowresults import RowResultsMixin
 from .rows import INSERT, foreign_row
 from .run import Run, get_run
-from .upstream import end_dependents, tell_backend
+from .upstream import end_dependents, end_ignored, tell_backend
 from .visibility import warn_of_limits
 
 __all__ = (
@@ -194,9 +193,7 @@ def on_postrun(sender=None, state=None, retval=None, **kwargs):
     elif state == states.IGNORED and not run.replaced:
         reason = Reason.REASON_IGNORE_WINDOW if isinstance(retval, IgnoredByWindow) else ''
         finish_run(run, Status.STATUS_IGNORED, reason=reason, error=_message(retval))
-        end_dependents(sender.backend, request, retval or Ignore('ignored'))
-        if isinstance(sender.backend, RowResultsMixin):
-            sender.backend.tell_ignored(run.task_id, request)
+        end_ignored(sender.backend, request, retval or Ignore('ignored'))
     elif state == states.REJECTED and retval is not None:
         if retval.requeue and sender.acks_late:
             recorder.flush(run)

@@ -28,6 +28,7 @@ from .database import UNUSABLE, get_connection
 from .options import Own, lift, split
 from .payload import PayloadDecoder, clean_text, is_uuid
 from .recorder import recorder
+from .rowresults import RowResultsMixin
 from .rows import build_row, insert_statement
 from .run import Run, get_run
 
@@ -35,6 +36,7 @@ __all__ = (
     'close_dependents',
     'culprit_of',
     'end_dependents',
+    'end_ignored',
     'load_requests',
     'note_errbacks',
     'tell_backend',
@@ -338,12 +340,19 @@ def _complete(task_id, request):
 
 
 def end_dependents(backend, request, exc):
-    """End what depends on a run that Celery leaves without an end: it was ignored, or rejected."""
+    """End what depends on a run that Celery leaves without an end: as one that was rejected."""
     if _has_dependents(request):
         with _blaming(request.id, request):
             if request.chord:
                 backend.on_chord_part_return(request, states.FAILURE, exc)
             backend._fail_chain(request.chain, exc)
+
+
+def end_ignored(backend, request, exc):
+    """End what depends on a run that was ignored, and tell those who wait for the run itself."""
+    end_dependents(backend, request, exc)
+    if isinstance(backend, RowResultsMixin):
+        backend.tell_ignored(request.id, request)
 
 
 def close_dependents(app, name, options, exc):

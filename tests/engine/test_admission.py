@@ -36,14 +36,14 @@ def policy(**settings):
     return Policy('tests:x', **{'key': KEY, 'on_conflict': 'fail', **settings})
 
 
-def admit(policy, insert=None, **options):
+def admit(policy, insert=None, id_is_known=False, **options):
     options = {'task_id': str(uuid4()), **options}
     row = build_row(app, 'tests:x', (), {}, options, Own(), None)
 
     def execute_insert(statement):
         rows = run_sql(statement, row)
         return rows[0][0] if rows else None
-    return admission.admit(policy, row, options, insert or execute_insert)
+    return admission.admit(policy, row, insert or execute_insert, id_is_known=id_is_known)
 
 
 def make(slot=None, status='pending', **columns):
@@ -111,8 +111,7 @@ def test_same_id():
 
 
 @pytest.mark.parametrize('on_conflict, options, expected', [
-    ('join', {}, 'joined'), ('join', {'chain': [1]}, 'ignored'), ('join', {'group_id': uuid4()}, 'ignored'),
-    ('join', {'chord': {'task': 'b'}}, 'ignored'), ('join', {'link': [{'task': 'b'}]}, 'ignored'),
+    ('join', {}, 'joined'), ('join', {'id_is_known': True}, 'ignored'),
     ('skip', {}, 'ignored'), ('queue', {}, 'waits'), ('replace', {}, 'waits'), ('fail', {}, None),
 ])
 def test_conflict(on_conflict, options, expected):
@@ -176,10 +175,10 @@ def test_row_of_a_task_that_replaced_itself(completed, taken, expected):
         return rows[0][0] if rows else None
     if taken:
         with pytest.raises(TaskConflict):
-            admission.admit(policy(), row, {}, insert)
-        assert admission.admit(policy(on_conflict='queue'), row, {}, insert).waits
+            admission.admit(policy(), row, insert)
+        assert admission.admit(policy(on_conflict='queue'), row, insert).waits
     else:
-        assert admission.admit(policy(), row, {}, insert).id == (None if completed else replaced.pk)
+        assert admission.admit(policy(), row, insert).id == (None if completed else replaced.pk)
     replaced.refresh_from_db()
     assert (replaced.concurrency_slot, replaced.reason) == expected
 
@@ -189,7 +188,7 @@ def test_predecessor():
     before, other = make(1, 'running'), make(2, 'running')
     own = {'predecessor': str(before.task_id)}
     row = build_row(app, 'tests:x', (), {}, {'task_id': str(uuid4())}, Own(), None)
-    made = admission.admit(policy(limit=2), row, {}, lambda sql: run_sql(sql, row)[0][0], **own)
+    made = admission.admit(policy(limit=2), row, lambda sql: run_sql(sql, row)[0][0], **own)
     assert CeleryResult.objects.get(pk=made.id).concurrency_slot == 1
     for run in (before, other):
         run.refresh_from_db()

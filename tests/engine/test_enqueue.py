@@ -52,6 +52,24 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.parametrize('awaited', ['chain', 'chord', 'link', 'group_id'])
+def test_call_on_which_something_depends(make_task, queue, awaited):
+    """A call with a policy cannot become another run if what is to happen after it hangs on its own ID."""
+    task = make_task(lambda self, task_id: None, name=NAME, concurrency_key='x')
+    first = task.apply_async(queue=queue)
+    assert task.apply_async(queue=queue).id == first.id
+
+    step = task.si().set(task_id=str(uuid4()), queue=queue)
+    second = task.apply_async(queue=queue, **{
+        awaited: {'chain': [step], 'chord': step, 'link': [step], 'group_id': str(uuid4())}[awaited]
+    })
+    assert (second.id != first.id, second.state) == (True, 'IGNORED')
+    row = CeleryResult.objects.get(task_id=second.id)
+    assert (row.status, row.reason) == ('ignored', 'joined')
+    closed = CeleryResult.objects.filter(task_id=step.id).values_list('reason', flat=True)
+    assert list(closed) == (['upstream_failed'] if awaited == 'chain' else [])
+
+
 @pytest.mark.parametrize('options', OPTIONS, ids=str)
 def test_message(task, queue, options):
     """The message is Celery's own, with one header more: a worker that knows nothing of rows can run it."""
