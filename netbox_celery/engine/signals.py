@@ -1,9 +1,7 @@
 """Celery's signals, in a worker's parent and children, translated into the lifecycle of runs.
 
-The result backend (`netbox_celery.engine.backend`) hears most ends; here is what it does not hear: the claim before
-the body, `Ignore` and `Reject`, a retry whose result is ignored, messages that go back to the queue, and the start and
-stop of workers. Signal handlers can stop nothing (Celery swallows their exceptions), so the claim is not one: it is
-taken in `before_start`, which runs inside the tracer's `try`, and refuses by raising `Ignore`.
+The result backend (`netbox_celery.engine.backend`) hears most ends; here is what it does not hear: `Ignore` and
+`Reject`, a retry whose result is ignored, messages that go back to the queue, and the start and stop of workers.
 """
 import atexit
 import ctypes
@@ -13,169 +11,36 @@ import os
 import signal
 import sys
 import threading
-import time
-from functools import wraps
 
 from billiard.exceptions import WorkerLostError
 from celery import bootsteps, signals, states
 from celery.exceptions import Ignore
-from django.db import DatabaseError, close_old_connections, connections
+from django.db import close_old_connections, connections
 from kombu.exceptions import DecodeError
 
 from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
 from . import lifecycle, pool
-from .admission import is_window_open
 from .backend import describe, describe_failure
-from .database import UNUSABLE, get_connection
-from .enqueue import is_tracked
+from .claim import track_all_tasks
+from .database import get_connection
 from .exceptions import IgnoredByWindow, RetryNotSent
 from .loghandler import install_log_handler
-from .options import HEADER
 from .outcome import finish_run, retry_run
 from .payload import is_uuid
 from .presence import Presence, close_run, identity, requeue_run
 from .recorder import recorder
-from .rows import INSERT, foreign_row
-from .run import Run, get_run
+from .run import get_run
 from .upstream import end_dependents, end_ignored, tell_backend
 from .visibility import warn_of_limits
 
 __all__ = (
     'Undecodable',
-    'begin',
 )
 
 logger = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
-#: For how long a run waits to be claimed if the database is there, and cannot be used, seconds.
-PATIENCE = 5
-
-
-# The claim
-
-def begin(task):
-    """Claim the run that `task` is about to execute; `self.request.netbox_run` then holds it.
-
-    Raises:
-        celery.exceptions.Ignore: The row says that this message must not run.
-    """
-    request = task.request_stack.top
-    if request is None or request.called_directly or request.is_eager or 'netbox_run' in request.__dict__:
-        return
-    request.netbox_run = None
-    tracked_by_caller = request.get(HEADER)
-    if not tracked_by_caller and (tracked_by_caller is False or not is_tracked(task)):
-        return
-    if not is_uuid(request.id):
-        return
-    try:
-        claimed = _claim_patiently(task, request, tracked_by_caller)
-    except DatabaseError:
-        # The task is worth more than its row.
-        logger.exception('Task %s is run without being tracked: it cannot be claimed', request.id)
-        request.netbox_unclaimed = True
-        return
-    if claimed is None:
-        _refuse(task, request)
-    id, claims, attempt, user_id, request_id = claimed
-    request.netbox_run = run = Run(
-        request.id, id=id, claims=claims, attempt=attempt, user_id=user_id, request_id=request_id
-    )
-    if claims > 1:
-        run.lines = _lines_before(id)
-    if isinstance(tracked_by_caller, dict):
-        _look_at_window(run, tracked_by_caller)
-
-
-def _lines_before(id):
-    """Return how many lines of its log a run has from earlier attempts: the limit is the run's."""
-    try:
-        return lifecycle.count_lines(get_connection(), id)
-    except DatabaseError:
-        return 0  # nor can lines be written
-
-
-def _look_at_window(run, header):
-    """Go no further if the task has succeeded since the call."""
-    run.window = header.get('window')
-    if header.get('length'):
-        run.opens = (run.window, header['length'])
-    if run.window and is_window_open(get_connection().execute, run.window, run.task_id):
-        raise IgnoredByWindow('Not run: it succeeded only a short time ago')
-
-
-def _claim_patiently(task, request, tracked_by_caller):
-    """Claim a run, making its row if it comes without one; a database that is away is waited for."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            claimed = _claim(request)
-            if claimed is None and not tracked_by_caller:
-                get_connection().execute(INSERT, foreign_row(task, request), patience=float('inf'))
-                claimed = _claim(request)
-            return claimed
-        except UNUSABLE as exc:
-            if time.monotonic() >= deadline:
-                raise
-            logger.warning('Task %s cannot be claimed, trying again: %s', request.id, exc)
-            time.sleep(0.5)
-
-
-def _claim(request):
-    return lifecycle.claim(
-        get_connection(), task_id=request.id, attempt=request.retries + 1, nesting=request.replaced_task_nesting or 0,
-        worker=identity.name or request.hostname or '', holder=identity.key
-    )
-
-
-def _refuse(task, request):
-    run = Run(request.id)
-    run.refused = True
-    request.netbox_run = run
-    found = lifecycle.explain(get_connection(), request.id)
-    if found is None:
-        why = 'its row was deleted'
-    elif found[0] == Status.STATUS_RUNNING:
-        why = f'{found[2]} is running it'
-    else:
-        why = f'it is {found[0]}' + (f' ({found[1]})' if found[1] else '')
-    logger.warning('Task %s is not run: %s', request.id, why)
-    if found is not None and found[0] == Status.STATUS_REVOKED:
-        # Celery may have written since that it has started, or will be retried.
-        task.backend.mark_as_revoked(request.id, 'revoked', request)
-    raise Ignore(f'not run: {why}')
-
-
-def _claiming(before_start):
-    """Wrap a task's `before_start`: the claim comes first."""
-    @wraps(before_start)
-    def before_start_after_claim(self, task_id, args, kwargs):
-        begin(self)
-        return before_start(self, task_id, args, kwargs)
-    return before_start_after_claim
-
-
-def _making_way(on_replace):
-    """Wrap a task's `on_replace`: its row waits for the task that takes over."""
-    @wraps(on_replace)
-    def on_replace_after_row(self, sig):
-        request = self.request_stack.top
-        run = get_run(request)
-        if run is not None:
-            recorder.flush(run)
-            try:
-                lifecycle.replace(
-                    get_connection(), run.task_id, claims=run.claims, nesting=(request.replaced_task_nesting or 0) + 1
-                )
-                run.replaced = True
-            except DatabaseError:
-                # It is worth more than the row, which ends here. What depends on the run is told by what replaces it.
-                logger.exception('What replaces task %s is run without being tracked', run.task_id)
-                finish_run(run, Status.STATUS_IGNORED, error='Replaced by a task that is not tracked')
-        return on_replace(self, sig)
-    return on_replace_after_row
 
 
 # Ends that the result backend does not hear
@@ -302,7 +167,7 @@ def _prepare(worker):
 
     global _presence
     identity.take(worker.hostname)
-    _track_all_tasks(worker.app)
+    track_all_tasks(worker.app)
     warn_of_limits(worker.app)
     pool.install()
     _keep_connections(worker.app)
@@ -349,19 +214,6 @@ def on_worker_process_init(**kwargs):
 @signals.worker_process_shutdown.connect
 def on_worker_process_shutdown(**kwargs):
     recorder.close()
-
-
-def _track_all_tasks(app):
-    """Let every task claim its run first, and make way for what replaces it, whatever its class and its own handlers.
-
-    Whether it is tracked is decided at the claim: by the message's header, else by the setting `track`.
-    """
-    for task in app.tasks.values():
-        cls = type(task)
-        for handler, wrap in (('before_start', _claiming), ('on_replace', _making_way)):
-            if not getattr(getattr(cls, handler), 'tracks', False):
-                cls.add_around(handler, wrap)
-                getattr(cls, handler).tracks = True
 
 
 def _keep_connections(app):

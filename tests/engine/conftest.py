@@ -1,4 +1,7 @@
+from uuid import uuid4
+
 import pytest
+from celery.app.task import Context
 from django.db import connection as django_connection
 
 from netbox_celery.engine import database
@@ -14,3 +17,37 @@ class Shared:
 @pytest.fixture
 def shared():
     return Shared()
+
+
+@pytest.fixture
+def worker(monkeypatch):
+    """Be a worker; returns who that is."""
+    from netbox_celery.engine.presence import identity
+    from netbox_celery.engine.recorder import recorder
+
+    monkeypatch.setattr(identity, 'key', uuid4())
+    monkeypatch.setattr(identity, 'name', 'celery@me')
+    yield identity
+    recorder.flush()
+
+
+@pytest.fixture
+def deliver(make_task, worker):
+    """Give a task the request of a message; returns the task."""
+    from netbox_celery.celery import app
+
+    tasks = []
+
+    def deliver(task_id=None, task_options=None, **request):
+        task = app.tasks.get('tests:delivered') or make_task(
+            lambda self, task_id: None, name='tests:delivered', **(task_options or {})
+        )
+        task.request_stack.push(Context({
+            'id': str(task_id or uuid4()), 'task': task.name, 'args': [], 'kwargs': {}, 'netbox_celery': True,
+            'called_directly': False, 'hostname': 'celery@host', **request,
+        }))
+        tasks.append(task)
+        return task
+    yield deliver
+    for task in tasks:
+        task.pop_request()

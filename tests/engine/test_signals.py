@@ -1,156 +1,24 @@
-"""The claim before the body, and ends that the result backend does not hear, by the requests that Celery makes."""
+"""Ends that the result backend does not hear, by the requests that Celery makes."""
 from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 from celery import states
-from celery.app.task import Context
 from celery.exceptions import Ignore, Reject
-from django.db import DatabaseError, OperationalError, ProgrammingError
 
 from netbox_celery.celery import app
-from netbox_celery.engine import lifecycle, signals
-from netbox_celery.engine.admission import open_window
-from netbox_celery.engine.database import get_connection
-from netbox_celery.engine.exceptions import IgnoredByWindow
-from netbox_celery.engine.presence import identity
-from netbox_celery.engine.recorder import recorder
-from netbox_celery.engine.run import get_run
-from netbox_celery.engine.signals import begin, on_postrun, on_received, on_rejected
-from netbox_celery.models import CeleryLogEntry, CeleryResult
+from netbox_celery.engine import lifecycle
+from netbox_celery.engine.claim import begin
+from netbox_celery.engine.signals import on_postrun, on_received, on_rejected
+from netbox_celery.models import CeleryResult
 from tests.factories import make_result
 
-pytestmark = pytest.mark.django_db(transaction=True)
-
-ME = uuid4()
-
-
-@pytest.fixture(autouse=True)
-def worker(monkeypatch):
-    monkeypatch.setattr(identity, 'key', ME)
-    monkeypatch.setattr(identity, 'name', 'celery@me')
-    yield
-    recorder.flush()
-
-
-@pytest.fixture
-def deliver(make_task):
-    """Give a task the request of a message; returns the task."""
-    tasks = []
-
-    def deliver(task_id=None, task_options=None, **request):
-        task = app.tasks.get('tests:signals') or make_task(
-            lambda self, task_id: None, name='tests:signals', **(task_options or {})
-        )
-        task.request_stack.push(Context({
-            'id': str(task_id or uuid4()), 'task': task.name, 'args': [], 'kwargs': {}, 'netbox_celery': True,
-            'called_directly': False, 'hostname': 'celery@host', **request,
-        }))
-        tasks.append(task)
-        return task
-    yield deliver
-    for task in tasks:
-        task.pop_request()
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures('worker')]
 
 
 def row():
     return CeleryResult.objects.get()
 
-
-def test_claim(deliver):
-    task = deliver(make_result('pending').task_id)
-    begin(task)
-    run = get_run(task.request)
-    assert (row().status, row().holder, row().worker, row().claims) == ('running', ME, 'celery@me', 1)
-    assert (run.id, run.claims, run.attempt) == (row().pk, 1, 1)
-    begin(task)  # whatever `before_start` an author calls by himself
-    assert row().claims == 1
-
-
-@pytest.mark.parametrize('columns, request_, why', [
-    ({'status': 'completed'}, {}, 'it is completed'),
-    ({'status': 'revoked', 'reason': 'expired'}, {}, r'it is revoked \(expired\)'),
-    ({'status': 'running', 'attempt': 1, 'claims': 1, 'worker': 'w2'}, {}, 'w2 is running it'),
-    ({'status': 'retrying', 'attempt': 2, 'claims': 2}, {'retries': 1}, 'it is retrying'),
-    (None, {}, 'its row was deleted'),
-])
-def test_refused(deliver, caplog, columns, request_, why):
-    """The body does not run, the row stays as it is, and the log says why."""
-    run = make_result(**columns) if columns else None
-    task = deliver(run and run.task_id, **request_)
-    with pytest.raises(Ignore, match=why):
-        begin(task)
-    assert get_run(task.request) is None
-    assert 'is not run: ' in caplog.text
-    on_postrun(sender=task, state=states.IGNORED, retval=Ignore())
-    if run:
-        assert (row().status, row().claims) == (run.status, run.claims)
-
-
-@pytest.mark.parametrize('options, header, tracked', [
-    ({}, None, True), ({}, True, True), ({}, {'window': None}, True), ({}, False, False),
-    ({'netbox_track': False}, None, False), ({'netbox_track': False}, True, True),
-])
-def test_message_without_a_row(deliver, options, header, tracked):
-    """The message says whether there is a row; one that says nothing gets one, if its task has them."""
-    task = deliver(task_options=options, netbox_celery=header)
-    if header:
-        with pytest.raises(Ignore, match='its row was deleted'):
-            begin(task)
-    else:
-        begin(task)
-        assert (get_run(task.request) is not None) is tracked
-    assert CeleryResult.objects.count() == (1 if tracked and not header else 0)
-
-
-@pytest.mark.parametrize('request_', [{'called_directly': True}, {'is_eager': True}, {'id': 'not-a-uuid'}], ids=str)
-def test_not_tracked(deliver, request_):
-    task = deliver(**request_)
-    begin(task)
-    assert get_run(task.request) is None
-    assert CeleryResult.objects.count() == 0
-
-
-def test_later_attempt(deliver):
-    """An attempt goes on where the earlier ones have stopped: with the limit of its log, for one."""
-    run = make_result('retrying', attempt=1, claims=1)
-    for number in range(3):
-        CeleryLogEntry.objects.create(result=run, message=str(number))
-    task = deliver(run.task_id, retries=1)
-    begin(task)
-    assert (get_run(task.request).lines, row().attempt, row().claims) == (3, 2, 2)
-
-
-@pytest.mark.parametrize('error', [ProgrammingError('no such table'), OperationalError('x'), DatabaseError('x')])
-def test_claim_that_cannot_be_taken(deliver, monkeypatch, caplog, error):
-    """The task is worth more than its row: it is run without one."""
-    def fail(*args, **kwargs):
-        raise error
-    monkeypatch.setattr(signals, 'PATIENCE', 0)
-    monkeypatch.setattr(lifecycle, 'claim', fail)
-    task = deliver(make_result('pending').task_id)
-    begin(task)
-    assert task.request.netbox_unclaimed
-    assert get_run(task.request) is None
-    assert 'run without being tracked' in caplog.text
-
-
-def test_window(deliver):
-    """A run that waited while another one succeeded goes no further; that which opened the window does."""
-    header = {'window': 'w', 'length': 60}
-    opener, other = make_result('pending'), make_result('pending')
-    open_window(get_connection().execute, 'w', 60, opener.task_id)
-    task = deliver(opener.task_id, netbox_celery=header)
-    begin(task)
-    assert get_run(task.request).opens == ('w', 60)
-    with pytest.raises(IgnoredByWindow) as caught:
-        begin(deliver(other.task_id, netbox_celery=header))
-    on_postrun(sender=app.tasks['tests:signals'], state=states.IGNORED, retval=caught.value)
-    other.refresh_from_db()
-    assert (other.status, other.reason) == ('ignored', 'ignore_window')
-
-
-# Ends that the result backend does not hear
 
 @pytest.mark.parametrize('state, retval, late, expected', [
     (states.IGNORED, Ignore('why'), False, ('ignored', '', 'why')),
@@ -188,9 +56,9 @@ def test_message_that_cannot_be_read(status, headers, expected):
     (True, {}, True, 'pending'), (False, {}, False, 'running'), (True, {'holder': uuid4()}, True, 'running'),
     (True, {'claims': lifecycle.MOST_LOSSES}, False, 'errored'),
 ])
-def test_process_lost(deliver, requeue, columns, goes_back, status):
+def test_process_lost(deliver, worker, requeue, columns, goes_back, status):
     """A message goes back to the queue after its run does; one that has been lost too often stays away."""
-    make = {'holder': ME, 'claims': 1, 'attempt': 1, 'attempts': [{}], **columns}
+    make = {'holder': worker.key, 'claims': 1, 'attempt': 1, 'attempts': [{}], **columns}
     task_id = str(make_result('running', **make).task_id)
     task = deliver(task_id, task_options={'acks_late': True})
     rejected = []
