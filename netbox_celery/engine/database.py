@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 UNAVAILABLE = (OperationalError, InterfaceError)
 # Or it is there, and cannot be used at the moment: a table is away, a privilege is missing, a standby only reads.
 UNUSABLE = (*UNAVAILABLE, ProgrammingError, InternalError)
+# What leaves things to be written later: the database is away, or a task that writes itself is out of time.
+LATER = (*UNAVAILABLE, SoftTimeLimitExceeded)
 
 
 def execute(wrapper, sql, params=None):

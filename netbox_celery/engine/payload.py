@@ -17,6 +17,7 @@ __all__ = (
     'PayloadEncoder',
     'check_markers',
     'clean',
+    'clean_line',
     'clean_text',
     'cut_json',
     'cut_text',
@@ -26,6 +27,7 @@ __all__ = (
     'limited_jsonb',
     'plain',
     'sendable_jsonb',
+    'text_of',
     'to_jsonb',
     'whole_number',
 )
@@ -136,6 +138,14 @@ def clean(value):
     if isinstance(value, list):
         return [clean(item) for item in value]
     return value
+
+
+def text_of(value):
+    """Return `str(value)`, or a text that says why there is none: what a task says of itself does not fail it."""
+    try:
+        return str(value)
+    except Exception as exc:  # noqa: BLE001
+        return f'<{type(value).__name__}, whose text could not be made: {type(exc).__name__}>'
 
 
 def clean_text(text):

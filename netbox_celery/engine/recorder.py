@@ -19,9 +19,10 @@ from django.db import DatabaseError, IntegrityError
 
 from ..choices import LogLevelChoices
 from ..config import get_config
-from .database import UNAVAILABLE, UNUSABLE, EngineConnection
+from .database import LATER, UNAVAILABLE, UNUSABLE, EngineConnection
 from .lifecycle import LOG, TABLE
-from .payload import clean_line, cut_text, whole_number
+from .payload import clean_line, cut_text, text_of
+from .progress import Progress
 
 __all__ = (
     'Recorder',
@@ -34,9 +35,6 @@ COPY_LINES = f"""
     COPY {LOG} (result_id, attempt, level, grouping, message, object_type_id, object_id, created) FROM STDIN
 """
 
-#: What leaves things to be written later: the database is away, or a task that writes itself is out of time.
-LATER = (*UNAVAILABLE, SoftTimeLimitExceeded)
-
 #: The highest number that its column can hold as a level.
 HIGHEST_LEVEL = 32_767
 #: Lines that make a full batch.
@@ -46,17 +44,6 @@ BACKLOG = 10 * BATCH
 #: Lines kept while the database is away; the oldest go first.
 BACKLOG_UNAVAILABLE = 100 * BATCH
 
-# Progress never touches a run that has ended, or one that another claim holds by now.
-WRITE_PROGRESS = f"""
-    UPDATE {TABLE} SET
-        value = CASE WHEN %(absolute)s THEN %(value)s
-            WHEN %(value)s::bigint IS NOT NULL THEN COALESCE(value, 0) + %(value)s ELSE value END,
-        value_max = COALESCE(%(value_max)s, value_max),
-        step = COALESCE(%(step)s, step),
-        data = COALESCE(%(data)s::jsonb, data),
-        last_updated = now()
-    WHERE id = %(id)s AND claims = %(claims)s AND status = 'running'
-"""
 # A claim has noted it already, and what was put back since is to be sent again.
 WRITE_SENT = f'UPDATE {TABLE} SET sent = now() WHERE id = ANY(%s) AND sent IS NULL AND claims = 0'
 
@@ -71,7 +58,7 @@ class Recorder:
         """Start anew: at first use, and in a child after a fork (the parent's lines are the parent's to write)."""
         self._pid = os.getpid()
         self._lines = deque()
-        self._progress = {}
+        self._progress = Progress()
         self._sent = deque()
         self._ends = deque()
         self._lost = 0
@@ -108,13 +95,13 @@ class Recorder:
             run.dropped += 1
             return
         if type(message) is not str:
-            message = _text(message)
+            message = text_of(message)
         if len(message) > config.log_message_length:
             message = cut_text(message, config.log_message_length)
         if type(level) is not int or not 0 <= level <= HIGHEST_LEVEL:
             level = _level(level)
         if type(grouping) is not str:
-            grouping = _text(grouping)
+            grouping = text_of(grouping)
         object_type_id = object_id = None
         if obj is not None:
             object_type_id, object_id = _reference(obj)
@@ -126,34 +113,10 @@ class Recorder:
         elif self._idle or waiting == BATCH:
             self._notify()
 
-    def progress(self, run, *, value=None, value_max=None, step=None, data=None, increment=False):
-        """Set the progress of a run; of what gathers between two writes, the newest values are written.
-
-        Args:
-            run: The `Run`.
-            value: How far it is, or with `increment` how much further; what is no number is left out.
-            value_max: Where it ends, likewise.
-            step: What it does at the moment.
-            data: The task's own data, as JSON text that `jsonb` accepts.
-        """
+    def progress(self, run, **values):
+        """Set the progress of a run: arguments as for `Progress.set`."""
         run.recorded = True
-        value, value_max = _number(run, value), _number(run, value_max)
-        with self._state_lock:
-            entry = self._progress.setdefault(
-                run.id, {'id': run.id, 'absolute': False, 'value': None, 'value_max': None, 'step': None, 'data': None}
-            )
-            entry['claims'] = run.claims
-            if value is not None:
-                if increment:
-                    entry['value'] = (entry['value'] or 0) + value
-                else:
-                    entry['absolute'], entry['value'] = True, value
-            if value_max is not None:
-                entry['value_max'] = value_max
-            if step is not None:
-                entry['step'] = clean_line(_text(step))[:255]
-            if data is not None:
-                entry['data'] = data
+        self._progress.set(run, **values)
         if self._idle:
             self._notify()
 
@@ -245,7 +208,7 @@ class Recorder:
         with self._write_lock:
             try:
                 self._write_lines()
-                self._write_progress()
+                self._progress.write(self._connection)
                 self._write_sent()
                 self._write_ends()
             except UNAVAILABLE as exc:
@@ -297,19 +260,6 @@ class Recorder:
         if lost:
             self._report(lost, reason)
 
-    def _write_progress(self):
-        while self._progress:
-            with self._state_lock:
-                id, entry = self._progress.popitem()
-            try:
-                self._connection.execute(WRITE_PROGRESS, entry)
-            except LATER:
-                with self._state_lock:
-                    self._progress[id] = _merged(entry, self._progress.get(id))
-                raise
-            except DatabaseError:
-                logger.exception('The progress of run %s could not be written', id)
-
     def _write_sent(self):
         while self._sent:
             ids = [self._sent.popleft() for __ in range(len(self._sent))]
@@ -350,42 +300,12 @@ class Recorder:
         logger.log(level, '%s log line(s) could not be written (%s in all): %s', lost, self._lost, exc)
 
 
-def _text(message):
-    try:
-        return str(message)
-    except Exception as exc:  # noqa: BLE001 - a line that cannot be made fails no task
-        return f'<{type(message).__name__}, whose text could not be made: {type(exc).__name__}>'
-
-
-def _number(run, value):
-    """Return a number of progress as one that can be stored, or `None`."""
-    if value is None:
-        return None
-    number = whole_number(value)
-    if number is None and run.tell_once('number'):
-        logger.warning(
-            'Task %s: progress that is no number, or too large a one, is left out: %s', run.task_id, _text(value)[:100]
-        )
-    return number
-
-
 def _level(level):
     """Return a level that is no number, or none that can be stored, as one that is."""
     try:
         return max(0, min(int(level), HIGHEST_LEVEL))
     except (TypeError, ValueError, OverflowError):
         return LogLevelChoices.LEVEL_INFO
-
-
-def _merged(entry, newer):
-    """Return an entry of progress that could not be written, with what has come since."""
-    if newer is None:
-        return entry
-    merged = {key: entry[key] if value is None else value for key, value in newer.items()}
-    if not newer['absolute'] and newer['value'] is not None:
-        merged['value'] = (entry['value'] or 0) + newer['value']
-    merged['absolute'] = entry['absolute'] or newer['absolute']
-    return merged
 
 
 def _reference(obj):

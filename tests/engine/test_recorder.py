@@ -112,27 +112,6 @@ def test_database_away(recorder, run):
     assert (result.value, result.step) == (5, 'first')
 
 
-def test_increments_while_the_database_is_away(recorder, run):
-    """Increments add up across a failed write; a later absolute value takes their place."""
-    with mock.patch.object(recorder, '_notify'):
-        recorder.progress(run, value=3, increment=True)
-        away(recorder, 1)
-        assert not recorder._write_pending()
-        recorder.progress(run, value=4, increment=True)
-        recorder.progress(run, step='later')
-        assert recorder._write_pending()
-        assert CeleryResult.objects.get().value == 7
-
-        recorder.progress(run, value=1, increment=True)
-        away(recorder, 1)
-        assert not recorder._write_pending()
-        recorder.progress(run, value=50, value_max=60)
-        recorder.progress(run, value=1, increment=True)
-        assert recorder._write_pending()
-    result = CeleryResult.objects.get()
-    assert (result.value, result.value_max, result.step) == (51, 60, 'later')
-
-
 def test_database_away_for_long(recorder, run, caplog):
     """While the database is away memory stays bounded: the oldest lines go, and are counted."""
     with mock.patch.object(recorder, '_notify'):
@@ -182,34 +161,6 @@ def test_odd_lines_of_a_batch(recorder, run, caplog):
         assert recorder.flush()
     assert messages() == [*(f'kept {number}' for number in range(5)), 'the last']
     assert '2 log line(s) could not be written' in caplog.text
-
-
-def test_progress_of_what_is_not_ours(recorder, run):
-    """Progress touches no run that has ended, and none that another claim holds."""
-    CeleryResult.objects.update(claims=2)
-    recorder.progress(run, value=1)
-    recorder.flush()
-    assert CeleryResult.objects.get().value is None
-
-    CeleryResult.objects.update(claims=1, status='completed')
-    recorder.progress(run, value=1)
-    recorder.flush()
-    assert CeleryResult.objects.get().value is None
-
-
-def test_newest_progress_wins(recorder, run):
-    """Of what gathers between two writes the newest is written, in one statement."""
-    with mock.patch.object(recorder, '_notify'):
-        for value in range(1_000):
-            recorder.progress(run, value=value, value_max=1_000)
-        recorder.progress(run, step='nul \x00 \x1b[31mand colour' + 'x' * 500)
-        with mock.patch.object(recorder._connection, 'execute', wraps=recorder._connection.execute) as execute:
-            assert recorder.flush(run)
-    assert execute.call_count == 1
-    result = CeleryResult.objects.get()
-    assert (result.value, result.value_max) == (999, 1_000)
-    assert result.step.startswith('nul \ufffd and colourxxx')
-    assert len(result.step) == 255
 
 
 def test_sent(recorder):
