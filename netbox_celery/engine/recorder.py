@@ -116,6 +116,8 @@ class Recorder:
     def progress(self, run, **values):
         """Set the progress of a run: arguments as for `Progress.set`."""
         run.recorded = True
+        if values.get('value') is not None:
+            run.left_out = None
         self._progress.set(run, **values)
         if self._idle:
             self._notify()
@@ -158,6 +160,8 @@ class Recorder:
                 return True
             if run.dropped:
                 self._note_dropped(run)
+            if run.left_out is not None:
+                self.progress(run, value=run.left_out)
         deadline = time.monotonic() + timeout
         while not self._write_pending():
             if time.monotonic() >= deadline:

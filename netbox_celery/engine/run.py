@@ -19,6 +19,7 @@ class Run:
         'ended',
         'id',
         'is_cancelled',
+        'left_out',
         'lines',
         'next_eta',
         'next_look',
@@ -71,6 +72,8 @@ class Run:
         #: Log lines taken, and those left out over the limit.
         self.lines = 0
         self.dropped = 0
+        #: The newest progress that `update_value` has left out: the end of the run does not.
+        self.left_out = None
         #: The answer of the last look for a cancel, and when the next one is due (monotonic seconds).
         self.is_cancelled = False
         self.next_look = 0.0

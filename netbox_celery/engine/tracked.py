@@ -13,7 +13,7 @@ from . import lifecycle
 from .database import UNAVAILABLE, UNUSABLE, get_connection
 from .exceptions import TaskFailed
 from .outcome import finish_run
-from .payload import limited_jsonb, whole_number
+from .payload import cut_text, limited_jsonb, text_of, whole_number
 from .recorder import recorder
 
 __all__ = (
@@ -115,7 +115,7 @@ class TrackedResult:
             self._row.value = (self._row.value or 0) + (whole_number(n) or 0)
 
     def update_value(self, value, value_step=None, rate_limit=None):
-        """Set the progress, but not at every call of a tight loop.
+        """Set the progress, but not at every call of a tight loop. What is left out last, the end of the run writes.
 
         Args:
             value: How far the task is.
@@ -126,9 +126,11 @@ class TrackedResult:
         now = time.monotonic()
         # What is no number `update` leaves out
         if whole_number(value) is not None:
-            if value_step is not None and last is not None and abs(value - last) < value_step:
-                return
-            if rate_limit is not None and now - when < rate_limit:
+            if (
+                value_step is not None and last is not None and abs(value - last) < value_step
+                or rate_limit is not None and now - when < rate_limit
+            ):
+                self._run.left_out = value
                 return
             self._written = (now, value)
         self.update(value=value)
@@ -150,7 +152,8 @@ class TrackedResult:
             error: What went wrong, a text or an exception.
             traceback: Where, a text.
         """
-        self._end(Status.STATUS_FAILED, str(error), error=str(error), traceback=str(traceback))
+        where = cut_text(text_of(traceback), get_config().payload_length)
+        self._end(Status.STATUS_FAILED, said := _line(error), error=said, traceback=where)
 
     def canceled(self, error=''):
         """End the run as revoked: the task was asked to stop and did.
@@ -158,13 +161,17 @@ class TrackedResult:
         Args:
             error: What is to be said about it.
         """
-        self._end(Status.STATUS_REVOKED, str(error), reason='cancelled', error=str(error))
+        self._end(Status.STATUS_REVOKED, said := _line(error), reason='cancelled', error=said)
 
     def _end(self, status, said, **values):
         row = finish_run(self._run, status, **values)
         if row is not None:
             self._run.own_end = row[1], said  # another one if somebody has cancelled it
         self._row = None
+
+
+def _line(error):
+    return cut_text(text_of(error), get_config().log_message_length)
 
 
 def look_for_cancel(run):

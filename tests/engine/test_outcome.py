@@ -112,7 +112,7 @@ def test_progress_of_a_loop(run):
     written = []
     for value in range(100):
         tracked.update_value(value, value_step=30)
-        recorder.flush(run)
+        recorder.flush()
         if not written or row().value != written[-1]:
             written.append(row().value)
     assert written == [0, 30, 60, 90]
@@ -120,11 +120,62 @@ def test_progress_of_a_loop(run):
     tracked = TrackedResult(run)
     for value in (7, 8, 9):
         tracked.update_value(value, rate_limit=1000)
-    recorder.flush(run)
+    recorder.flush()
     assert row().value == 7
     tracked.update_value(3)
-    recorder.flush(run)
+    recorder.flush()
     assert row().value == 3
+
+
+@pytest.mark.parametrize('end', [
+    lambda run: outcome.finish_run(run, 'completed'), lambda run: outcome.retry_run(run, 'no', ''),
+    lambda run: TrackedResult(run).success(), lambda run: TrackedResult(run).value,
+], ids=['end', 'retry', 'own end', 'read'])
+@pytest.mark.parametrize('pace', [{'value_step': 30}, {'rate_limit': 1000}], ids=str)
+def test_progress_at_the_end_of_a_loop(run, end, pace):
+    """What `update_value` has left out last is not left out for good."""
+    tracked = TrackedResult(run)
+    for value in range(1, 101):
+        tracked.update_value(value, **pace)
+    recorder.flush()
+    assert row().value == (91 if 'value_step' in pace else 1)
+    end(run)
+    assert row().value == 100
+
+
+@pytest.mark.parametrize('newer, value', [
+    (lambda run: recorder.progress(run, value=50), 50), (lambda run: TrackedResult(run).update(value=50), 50),
+    (lambda run: TrackedResult(run).increment_value(5), 6), (lambda run: TrackedResult(run).update(step='s'), 3),
+], ids=['progress', 'update', 'increment', 'step'])
+def test_progress_left_out_and_overtaken(run, newer, value):
+    """A later one counts."""
+    tracked = TrackedResult(run)
+    tracked.update_value(1)
+    tracked.update_value(3, value_step=10)
+    newer(run)
+    outcome.finish_run(run, 'completed')
+    assert row().value == value
+
+
+@pytest.mark.parametrize('end', [
+    lambda it, text: it.error(text, text), lambda it, text: it.canceled(text),
+], ids=['error', 'canceled'])
+def test_own_end_of_any_length(run, end):
+    """What an author says of an end is cut as what Celery says of it is."""
+    end(TrackedResult(run), 'x' * 1_000_000)
+    assert len(row().error) < 10_100
+    assert len(row().traceback) < 65_700
+    assert row().error.endswith('characters left out]')
+
+
+def test_own_end_without_a_text(run):
+    """An exception whose text cannot be made ends the run as any other."""
+    class Mute(Exception):
+        def __str__(self):
+            raise RuntimeError('no text')
+    TrackedResult(run).error(Mute())
+    assert row().status == 'failed'
+    assert 'Mute' in row().error
 
 
 def test_reads(run):
