@@ -107,7 +107,7 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
         if request is None or request.called_directly or request._protected:
             return super().__call__(str(uuid4()), *args, **kwargs)
         request._protected = 1
-        tell(self, 'on_task_start', request.id, args, kwargs)
+        tell(self, 'on_task_start', request.id, request.args, request.kwargs)
         run = get_run(request)
         try:
             with change_context(run):
@@ -189,6 +189,9 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
         """
         kwargs, __ = lift(self, kwargs, {})
         options, __ = split(options)
+        if options.get('retries'):
+            # The next attempt, which Celery makes in the call of the first: that was let in, and told of
+            return super().apply(args, kwargs, **options)
         policy = policy_of(self, args, kwargs, take_settings(options))
         invocation = invocation_of(self, args, kwargs, options)
         why_not = policy and why_not_now(policy)

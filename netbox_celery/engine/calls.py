@@ -62,8 +62,9 @@ def enqueue_many(task_or_name, calls, *, user=None, instance=None, schedule_at=N
 
     _refuse_eager(app)
     options |= _given(user, instance, schedule_at, queue)
-    if has_policy(_task(task_or_name), SETTINGS & options.keys()):
-        # Each call is asked for by itself, and may be a run that is under way
+    task = _task(task_or_name)
+    if has_policy(task, SETTINGS & options.keys()) or getattr(task, 'hears_of_calls', False):
+        # Each call is asked for by itself, may be a run that is under way, and is told of
         call = _caller(task_or_name)
         ids = [call(*normalized(arguments), **options).id for arguments in calls]
         return CeleryResult.objects.filter(task_id__in=ids).order_by('pk')

@@ -9,6 +9,7 @@ from netbox_test_plugin import policies
 from netbox_test_plugin.side import notes, open_gate
 
 from netbox_celery.celery import app
+from netbox_celery.models import CeleryResult
 
 from .support import ended, until, waiting
 
@@ -133,6 +134,25 @@ def test_eager(heard):
     assert told(result) == ["start ['x'] {}", "success ['x'] {} x"]
     failed = telling.apply(('fail',))
     assert told(failed)[-1] == "failure ['fail'] {} ValueError ExceptionInfo"
+
+
+def test_eager_retry(heard):
+    """All attempts are one call, as they are in a worker."""
+    result = telling.apply(('retry',))
+    assert result.get() == 'retry'
+    assert [what.split()[0] for what in told(result)] == ['start', 'retry', 'start', 'success']
+    assert [(entry[0], entry[4]) for entry in heard] == [('apply', result.id), ('trigger', result.id)]
+
+
+def test_many_calls(threads, heard):
+    """Each is told of, though there is one statement of the caller's."""
+    runs = list(CeleryResult.enqueue_many(telling, [('a',), {'how': 'b'}], queue=threads.queue))
+    assert [(what, args, kwargs, task_id) for what, __, args, kwargs, task_id in heard] == [
+        (what, args, kwargs, str(run.task_id))
+        for run, args, kwargs in zip(runs, [('a',), ()], [{}, {'how': 'b'}]) for what in ('apply', 'trigger')
+    ]
+    assert len({entry[1] for entry in heard}) == 2
+    assert [ended(run).result for run in runs] == ['a', 'b']
 
 
 def test_hook_that_raises(worker, heard):
