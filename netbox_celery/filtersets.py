@@ -300,6 +300,13 @@ class CeleryScheduleFilterSet(StrictMixin, NetBoxModelFilterSet):
             'queue', 'priority', 'expires', 'object_id', 'missed_max', 'last_run', 'next_run', 'stopped',
         )
 
+    @classmethod
+    def get_filters(cls):
+        filters = super().get_filters()
+        # In REST, `start` is where a page starts. Its lookups stay
+        filters.pop('start', None)
+        return filters
+
     def search(self, queryset, name, value):
         if not value.strip():
             return queryset

@@ -64,6 +64,16 @@ class WriteTest(APITestCase):
         self.assertIn(field, response.json())
         self.assertIn(text, str(response.json()[field]))
 
+    def test_pages_by_cursor(self):
+        """NetBox's `start` is where a page begins, also of what has a time of that name."""
+        first, second = make_schedule('A'), make_schedule('B', start=timezone.now())
+        response = self.client.get(f'{self._get_list_url()}?start={second.pk}&limit=1', **self.header)
+        self.assertHttpStatus(response, status.HTTP_200_OK)
+        self.assertEqual([row['id'] for row in response.json()['results']], [second.pk])
+        response = self.client.get(f'{self._get_list_url()}?start=1&limit=1', **self.header)
+        self.assertEqual([row['id'] for row in response.json()['results']], [first.pk])
+        self.assertIn(f'start={second.pk}', response.json()['next'])
+
     def test_created(self):
         response = self.post(timezone='Europe/Berlin', kwargs={'name': 'Bob'})
         self.assertHttpStatus(response, status.HTTP_201_CREATED)
