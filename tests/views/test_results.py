@@ -140,6 +140,11 @@ class ResultListTest(PageTestCase):
         self.assertNotIn(f'{running.get_absolute_url()}rerun/', page)
         self.assertNotIn(f'{cancelling.get_absolute_url()}cancel/', page)
 
+    def test_progress_in_another_language(self):
+        """The bar's width is CSS, which has a point where a language may have a comma."""
+        make_result('running', value=1, value_max=3)
+        self.assertIn('width: 33.33%', self.page(LIST, headers={'Accept-Language': 'de'}))
+
     def test_escaping(self):
         make_result('errored', name=XSS.format('name'), step=XSS.format('step'), error=XSS.format('error'))
         page = self.page(LIST, {'include_columns': 'step,error,celery_name'})
