@@ -88,11 +88,11 @@ class ResultStatusColumn(columns.ChoiceFieldColumn):
 
 
 class CeleryResultTable(NetBoxTable):
-    name = tables.Column(
+    name = NameColumn(
         verbose_name=_('Name'),
         linkify=True
     )
-    celery_name = tables.Column(
+    celery_name = NameColumn(
         verbose_name=_('Task')
     )
     status = columns.ChoiceFieldColumn(
@@ -102,7 +102,7 @@ class CeleryResultTable(NetBoxTable):
         verbose_name=_('User'),
         linkify=True
     )
-    schedule = tables.Column(
+    schedule = NameColumn(
         verbose_name=_('Schedule'),
         linkify=True
     )
@@ -178,7 +178,7 @@ class CeleryResultTable(NetBoxTable):
 
 
 class CeleryTaskTable(NetBoxTable):
-    name = tables.Column(
+    name = NameColumn(
         verbose_name=_('Name'),
         linkify=True
     )
@@ -309,7 +309,7 @@ class CeleryScheduleTable(NetBoxTable):
 
 
 class CeleryWorkerTable(NetBoxTable):
-    name = tables.Column(
+    name = NameColumn(
         verbose_name=_('Name'),
         linkify=True
     )

@@ -38,6 +38,11 @@ class CeleryResultTableTest(FilledTableMixin, TableTestCases.StandardTableTestCa
         make_result('errored', reason='expired', error='Why', started=timezone.now() - timedelta(days=1))
         make_result('pending', schedule=make_schedule(), concurrency_key='k', stale_after=timezone.now())
 
+    def test_names_break(self):
+        """A name that is long does not push what a run has become out of sight."""
+        table = self.table([make_result('completed', name='a:b')])
+        self.assertIn('>a:<wbr>b</a>', table.rows[0].get_cell('name'))
+
 
 class CeleryTaskTableTest(FilledTableMixin, TableTestCases.StandardTableTestCase):
     table = CeleryTaskTable
