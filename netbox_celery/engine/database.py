@@ -155,17 +155,25 @@ class EngineConnection:
         self.close()
 
     @contextmanager
-    def advisory_lock(self, key):
+    def advisory_lock(self, key, hung_after):
         """Hold a transaction that holds an advisory lock, on a connection of its own; yields whether it got it.
 
         The lock is gone with the transaction, whatever becomes of this process.
+
+        Args:
+            key: The lock's number.
+            hung_after: After how long PostgreSQL takes who holds the lock for hung and gives it to the next, seconds.
+                So it only saves work: what is done under it must be safe without it.
         """
         holder = EngineConnection()
         wrapper = holder._connection()
         try:
             wrapper.set_autocommit(False)
             with wrapper.cursor() as cursor:
-                cursor.execute('SELECT pg_try_advisory_xact_lock(%s)', (key,))
+                cursor.execute(
+                    "SELECT pg_try_advisory_xact_lock(%s), set_config('idle_in_transaction_session_timeout', %s, true)",
+                    (key, f'{hung_after * 1000:.0f}ms')
+                )
                 locked = cursor.fetchone()[0]
             yield locked
         finally:

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 #: Key of the advisory lock ("prune" on a phone's keys).
 LOCK = 77863
+#: For how long others leave the work to one who may hang, seconds.
+HUNG_AFTER = 3_600
 #: Runs that are deleted in one transaction.
 RUNS = 500
 #: Lines of logs that are deleted in one statement.
@@ -96,7 +98,7 @@ def prune(before, report=None, is_cancelled=None):
         A `Pruned`.
     """
     pruned = Pruned()
-    with EngineConnection().advisory_lock(LOCK) as locked:
+    with EngineConnection().advisory_lock(LOCK, HUNG_AFTER) as locked:
         if not locked:
             return Pruned(is_busy=True)
         after = 0

@@ -102,7 +102,7 @@ def sweep(connection, app, settled):
         settled: See `find_fetched`.
     """
     # Locks of a session outlive a killed parent as long as a child has its socket. This one is held by a statement.
-    with connection.advisory_lock(LOCK) as locked:
+    with connection.advisory_lock(LOCK, get_config().worker_lost_after) as locked:
         if not locked:
             return
         if identity.can_judge:

@@ -5,6 +5,7 @@ import threading
 import pytest
 from django.db import DataError, OperationalError, connection, transaction
 
+from development.stack.processes import wait_until
 from netbox_celery.celery import app
 from netbox_celery.engine.database import EngineConnection, execute, get_connection
 from netbox_celery.models import CeleryResult
@@ -133,11 +134,23 @@ def test_fork(own):
 def test_advisory_lock(own):
     """One holder at a time; the lock is gone with the block."""
     other = EngineConnection()
-    with own.advisory_lock(42) as first, other.advisory_lock(42) as second:
+    with own.advisory_lock(42, 60) as first, other.advisory_lock(42, 60) as second:
         assert (first, second) == (True, False)
-    with other.advisory_lock(42) as again:
+    with other.advisory_lock(42, 60) as again:
         assert again
     other.close()
+
+
+def test_advisory_lock_of_who_hangs(own):
+    """PostgreSQL gives it to others, also if the connection of who holds it lives on."""
+    def is_free():
+        with own.advisory_lock(42, 60) as locked:
+            return locked
+
+    with own.advisory_lock(42, 0.5) as first:
+        assert first
+        assert wait_until(is_free, 20)
+    assert is_free()
 
 
 def test_odd_parameters(own):

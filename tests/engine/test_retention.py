@@ -92,7 +92,7 @@ def test_stopped_in_the_middle():
 
 def test_one_at_a_time():
     make_old()
-    with EngineConnection().advisory_lock(retention.LOCK) as locked:
+    with EngineConnection().advisory_lock(retention.LOCK, 60) as locked:
         assert locked
         assert retention.prune(retention.cutoff()).is_busy
         with pytest.raises(CommandError, match='already'):

@@ -242,7 +242,7 @@ def test_one_sweeps_at_a_time():
 
     one, other = EngineConnection(), EngineConnection()
     with mock.patch.object(sweep, 'expire') as expire, mock.patch.object(sweep, 'close_lost'):
-        with one.advisory_lock(sweep.LOCK):
+        with one.advisory_lock(sweep.LOCK, 60):
             sweep.sweep(other, app, set())
             assert not expire.called
         sweep.sweep(other, app, set())
@@ -256,7 +256,7 @@ def test_nobody_is_judged_after_an_outage(monkeypatch):
     from contextlib import contextmanager
 
     @contextmanager
-    def lock(key):
+    def lock(key, hung_after):
         yield True
     connection = SimpleNamespace(advisory_lock=lock, execute=lambda *args, **kwargs: [])
     monkeypatch.setattr(sweep.identity, 'can_judge', False)

@@ -7,6 +7,8 @@ from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
 
 from netbox_celery.celery import app
+from netbox_celery.engine import lifecycle
+from netbox_celery.engine.sweep import LOCK
 from netbox_celery.models import CeleryResult, CeleryWorker
 
 from .support import ended, lines, row, until, waiting
@@ -197,6 +199,29 @@ def test_process_stopped_for_a_while(make_worker, prefork, gate):
 
     assert (row(run).status, row(run).completed) == ('errored', completed)
     assert run.state == 'FAILURE'
+
+
+def test_worker_stopped_while_it_sweeps(services, make_worker, shared_workers, gate):
+    """A worker that hangs with the sweep's lock in its hand keeps others from finding its runs only for a while."""
+    shared_workers.stop()
+    worker = make_worker('sleeper-sweep', concurrency=1).start().ready()
+    run = worker.send(tasks.hold, gate)
+    started(run)
+    pids = [worker.pid, *worker.children]
+    with services.cluster.connect('netbox') as locks, services.cluster.connect('netbox') as admin:
+        # Its sweep waits here, in the middle
+        locks.execute(f'BEGIN; LOCK TABLE {lifecycle.WINDOWS} IN SHARE MODE')
+        held = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = %s AND granted"
+        waits = 'SELECT 1 FROM pg_locks WHERE relation = %s::regclass AND NOT granted'
+        until(lambda: admin.execute(waits, [lifecycle.WINDOWS]).fetchall())
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        locks.execute('ROLLBACK')
+        assert admin.execute(held, [LOCK]).fetchall()
+
+    make_worker('heir-sweep', concurrency=1).start().ready()
+    assert (ended(run, 60).status, row(run).reason) == ('errored', 'worker_lost')
+    worker.kill()
 
 
 def test_run_that_nobody_executes(prefork):
