@@ -267,11 +267,16 @@ def requeue_run(task_id, *, attempt, reason='', error=''):
         row = lifecycle.requeue(
             connection, task_id, by='holder', holder=identity.key, attempt=attempt, reason=reason, error=error,
             patience=0
-        ) or lifecycle.finish(
+        )
+        if row is not None:
+            return row[1] if row[1] != Status.STATUS_PENDING else None
+        row = lifecycle.finish(
             connection, task_id, Status.STATUS_ERRORED, holder=identity.key, attempt=attempt, reason=reason,
             error=f'{error}. It is not run again after {lifecycle.MOST_LOSSES} times', patience=0
         )
-        return row[1] if row is not None and row[1] != Status.STATUS_PENDING else None
+        if row is not None and row[3]:
+            _let_next_begin(connection, row[3])
+        return row and row[1]
     return _write(task_id, write)
 
 

@@ -14,7 +14,7 @@ import threading
 
 from billiard.exceptions import WorkerLostError
 from celery import bootsteps, signals, states
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, TaskRevokedError
 from django.db import close_old_connections, connections
 from kombu.exceptions import DecodeError
 
@@ -129,9 +129,9 @@ def on_received(request=None, **kwargs):
         )):
             requeue = False
             if ended == Status.STATUS_REVOKED:
-                request.task.backend.mark_as_revoked(request.id, 'revoked')
+                tell_backend(request.task.app, request.id, TaskRevokedError('revoked'), states.REVOKED)
             else:
-                request.task.backend.mark_as_failure(request.id, WorkerLostError(lost))
+                tell_backend(request.task.app, request.id, WorkerLostError(lost), states.FAILURE)
         return reject(log, errors, requeue)
     request.on_reject = on_reject
 

@@ -217,10 +217,11 @@ def resend(connection, app):
                 logger.warning('What was not sent waits for the broker: %s', exc)
                 return
             logger.exception('Task %s[%s] cannot be sent', name, task_id)
-            lifecycle.finish(
+            if lifecycle.finish(
                 connection, task_id, Status.STATUS_ERRORED, reason=Reason.REASON_PUBLISH_FAILED,
                 error=f'It cannot be sent: {exc}'
-            )
+            ):
+                tell_backend(app, task_id, exc, states.FAILURE)
             continue
         connection.execute(MARK_SENT, (id,))
         logger.info('Task %s[%s] was sent again', name, task_id)

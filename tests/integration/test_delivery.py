@@ -262,16 +262,22 @@ def test_sent_again_as_it_was(prefork, args, options):
 
 
 def test_what_cannot_be_sent_is_closed(prefork):
-    """A row that no broker could ever send ends with the reason, and does not hold up those behind it."""
+    """A row that no broker could ever send ends with the reason, and does not hold up those behind it; what was to come
+    after it is closed as well.
+    """
     with no_broker(), transaction.atomic():
-        hopeless, fine = prefork.send(tasks.echo), prefork.send(tasks.echo)
+        chain = (tasks.echo.si() | tasks.echo.si()).apply_async(queue=prefork.queue)
+        hopeless, fine = row(chain.parent), prefork.send(tasks.echo)
     long_ago = datetime.now(UTC) - timedelta(minutes=1)
-    CeleryResult.objects.filter(task_id=hopeless.id).update(options={'compression': 'no such', 'queue': prefork.queue})
+    CeleryResult.objects.filter(pk=hopeless.pk).update(options={**hopeless.options, 'compression': 'no such'})
     CeleryResult.objects.update(last_updated=long_ago)
 
     result = ended(hopeless)
     assert (result.status, result.reason) == ('errored', 'publish_failed')
     assert ended(fine).status == 'completed'
+    after = until(lambda: CeleryResult.objects.filter(task_id=chain.id).first())
+    assert (after.status, after.reason) == ('errored', 'upstream_failed')
+    assert chain.parent.id in after.error
 
 
 @pytest.mark.parametrize('in_transaction', [False, True])

@@ -366,6 +366,20 @@ def test_task_that_kills_every_process(prefork):
     assert len(notes(outcome.id)) == 2
 
 
+def test_chain_of_a_task_that_kills_every_process(prefork):
+    """What comes after it hears of its end as after any other: who waits for the chain does not wait for ever."""
+    chain = (tasks.kill_always.si().set(queue=prefork.queue) | tasks.echo.si().set(queue=prefork.queue)).apply_async(
+        countdown=1
+    )
+    CeleryResult.objects.filter(task_id=chain.parent.id).update(claims=4, attempts=[])
+
+    assert ended(chain.parent, timeout=40).reason == 'worker_lost'
+    last = until(lambda: CeleryResult.objects.filter(task_id=chain.id).first())
+    assert (last.status, last.reason) == ('errored', 'upstream_failed')
+    assert chain.parent.id in last.error
+    assert until(lambda: chain.state == 'FAILURE')
+
+
 def test_child_killed_and_retried_by_celery(prefork):
     """With `retry_on_worker_lost` Celery sends the next attempt itself: the run goes on to its end."""
     result = prefork.run(tasks.retry_on_lost)
