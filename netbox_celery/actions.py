@@ -16,6 +16,7 @@ __all__ = (
     'cancel_workflow',
     'cancellable',
     'is_under_way',
+    'may_run',
     'rerun',
     'run',
     'why_not_runnable',
@@ -34,6 +35,11 @@ def why_not_runnable(task):
             'The task {task} is absent: no worker has it any more. Is its plugin installed, and a worker running?'
         ).format(task=task)
     return ''
+
+
+def may_run(user, task):
+    """Whether a user may run a task of the catalogue; or, of one that nobody has catalogued (`None`), tasks at all."""
+    return user.has_perm('netbox_celery.run_celerytask', task)
 
 
 def run(request, task, args=(), kwargs=None, **options):

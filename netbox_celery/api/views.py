@@ -154,9 +154,10 @@ class CeleryResultViewSet(WorkflowMixin, EngineModelViewSet):
     @action(detail=True, methods=['post'], permission_classes=[token_permission('rerun')])
     def rerun(self, request, pk):
         result = self.get_object_to_act_on()
-        if task := CeleryTask.objects.filter(name=result.celery_name).first():
-            if not request.user.has_perm('netbox_celery.run_celerytask', obj=task):
-                raise PermissionDenied(_('You do not have permission to run this task.'))
+        task = CeleryTask.objects.filter(name=result.celery_name).first()
+        if not actions.may_run(request.user, task):
+            raise PermissionDenied(_('You do not have permission to run this task.'))
+        if task:
             require_runnable(task)
         try:
             with sending():

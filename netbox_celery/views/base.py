@@ -25,6 +25,7 @@ __all__ = (
     'check_task',
     'starting',
     'tell_started',
+    'visible_address',
 )
 
 
@@ -68,19 +69,24 @@ def tell_started(request, run, message):
 
 
 def check_task(user, name):
-    """Check that a user may run the task of an earlier run again. Of a task that nobody catalogued, nothing is known.
+    """Check that a user may run the task of an earlier run again.
 
     Raises:
         PermissionDenied: The user may not run the task.
         NotStarted: The task is disabled or absent.
     """
     task = CeleryTask.objects.filter(name=name).first()
-    if task is None:
-        return
-    if not user.has_perm('netbox_celery.run_celerytask', task):
+    if not actions.may_run(user, task):
         raise PermissionDenied
-    if reason := actions.why_not_runnable(task):
+    if task and (reason := actions.why_not_runnable(task)):
         raise NotStarted(reason)
+
+
+def visible_address(user, *objects):
+    """Return the address of the first object that a user may view, or an empty string."""
+    return next((
+        obj.get_absolute_url() for obj in objects if user.has_perm(get_permission_for_model(obj, 'view'), obj)
+    ), '')
 
 
 class FilteredMixin:

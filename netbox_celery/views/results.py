@@ -17,7 +17,7 @@ from .. import actions, filtersets, forms, panels, tables
 from ..engine.control import cancellation
 from ..models import CeleryResult
 from ..object_actions import BulkCancel, BulkRerun, CancelResult, RerunResult
-from .base import ConfirmView, FilteredMixin, NotStarted, check_task, starting, tell_started
+from .base import ConfirmView, FilteredMixin, NotStarted, check_task, starting, tell_started, visible_address
 
 __all__ = (
     'CeleryResultBulkDeleteView',
@@ -214,4 +214,4 @@ class CeleryResultRerunView(ConfirmView):
             messages.error(request, str(exc))
             return None
         tell_started(request, new, _('Started {run} again'))
-        return new.get_absolute_url()
+        return visible_address(request.user, new)

@@ -9,7 +9,7 @@ from utilities.views import register_model_view
 
 from .. import actions, scheduling
 from ..models import CelerySchedule
-from .base import ConfirmView, NotStarted, starting, tell_started
+from .base import ConfirmView, NotStarted, starting, tell_started, visible_address
 
 __all__ = (
     'CeleryScheduleDisableView',
@@ -72,7 +72,7 @@ class CeleryScheduleRunView(ScheduleConfirmView):
             messages.error(request, str(exc))
             return None
         tell_started(request, result, _('Started {run}'))
-        return result.get_absolute_url()
+        return visible_address(request.user, result)
 
 
 @register_model_view(CelerySchedule, 'enable')

@@ -20,7 +20,7 @@ from ..choices import ResultStatusChoices
 from ..engine import catalogue
 from ..models import CeleryResult, CeleryTask
 from ..object_actions import DeleteAbsentTask, RunTask
-from .base import FilteredMixin, NotStarted, starting, tell_started
+from .base import FilteredMixin, NotStarted, starting, tell_started, visible_address
 
 __all__ = (
     'CeleryTaskBulkDeleteView',
@@ -155,7 +155,8 @@ class CeleryTaskRunView(GetReturnURLMixin, BaseObjectView):
                 is_scheduled = result.status == ResultStatusChoices.STATUS_SCHEDULED
                 message = _('Scheduled {run}') if is_scheduled else _('Started {run}')
                 tell_started(request, result, message)
-                return redirect(result.get_absolute_url())
+                # To run a task is all that somebody may be allowed: they stay here
+                return redirect(visible_address(request.user, result, task) or request.path)
         return self.ask(request, task, form)
 
     def ask(self, request, task, form):

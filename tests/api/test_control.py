@@ -58,6 +58,10 @@ class RerunTest(ActionTestCases.ActionTestCase):
     action = 'rerun'
     succeeds_with = status.HTTP_201_CREATED
 
+    def setUp(self):
+        super().setUp()
+        self.may_run = grant(self.user, CeleryTask, actions=['run'])
+
     def make_object(self):
         return make_result('completed', args=['Bob'], name='Greet Bob', options={'queue': 'slow'}, queue='slow')
 
@@ -73,9 +77,11 @@ class RerunTest(ActionTestCases.ActionTestCase):
         self.assertEqual(CeleryResult.objects.count(), 1)
 
     def test_needs_run_on_the_task(self):
-        """Who may not run the task may not run it again either, if the catalogue knows it."""
-        task = make_task()
+        """Who may not run the task may not run it again either, nor one that the catalogue does not know."""
+        self.may_run.delete()
         grant(self.user, CeleryResult, actions=['view', 'rerun'])
+        self.assertRefused(status.HTTP_403_FORBIDDEN)
+        task = make_task()
         grant(self.user, CeleryTask, actions=['run'], constraints={'name': 'other'})
         self.assertRefused(status.HTTP_403_FORBIDDEN)
 

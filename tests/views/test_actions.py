@@ -86,6 +86,11 @@ class RerunTest(ConfirmTestCases.ConfirmTestCase):
     model = CeleryResult
     action = 'rerun'
 
+    def setUp(self):
+        super().setUp()
+        grant(self.user, CeleryResult)
+        self.may_run = grant(self.user, CeleryTask, actions=['run'])
+
     def make_object(self):
         return make_result('errored', args=['Bob'], kwargs={}, name='Greeting')
 
@@ -122,7 +127,10 @@ class RerunTest(ConfirmTestCases.ConfirmTestCase):
         self.assertNotStarted('is absent')
 
     def test_needs_permission_to_run_the_task(self):
+        """Also where the catalogue does not know it."""
+        self.may_run.delete()
         grant(self.user, CeleryResult, actions=['view', 'rerun'])
+        self.assertRefused(403)
         task = make_task()
         self.assertRefused(403)
         grant(self.user, CeleryTask, actions=['run'], constraints={'pk': 0})
@@ -236,6 +244,7 @@ class BulkRerunTest(BulkTestCase):
 
     def setUp(self):
         super().setUp()
+        self.may_run = grant(self.user, CeleryTask, actions=['run'])
         self.runs = [make_result('errored', args=[f'Bob {i}']) for i in range(3)]
         self.running = make_result('running')
         self.pks = [result.pk for result in (*self.runs, self.running)]
@@ -277,6 +286,7 @@ class BulkRerunTest(BulkTestCase):
         self.assertIn('Started 1 run again', page)
 
     def test_needs_permission_to_run_the_task(self):
+        self.may_run.delete()
         grant(self.user, CeleryResult, actions=['view', 'rerun'])
         make_task()
         page = self.client.post(self.url, {'pk': self.pks, '_confirm': ''}, follow=True).content.decode()

@@ -174,6 +174,7 @@ class RunTest(ActionTestCase):
     def test_run(self):
         """It runs as who asks, beside its times, and the schedule's history has it."""
         self.permit()
+        grant(self.user, CeleryResult)
         response = self.client.post(self.url('run'))
         result = CeleryResult.objects.get()
         self.assertEqual(response.url, result.get_absolute_url())
@@ -184,6 +185,11 @@ class RunTest(ActionTestCase):
         change = ObjectChange.objects.get()
         self.assertEqual((change.user, change.changed_object), (self.user, result))
         self.assertIn('Hello', change.message)
+
+    def test_without_a_view_of_runs(self):
+        """Who may not see what came of it stays where they are."""
+        self.permit()
+        self.assertEqual(self.client.post(self.url('run')).url, self.schedule.get_absolute_url())
 
     def test_disabled_schedule(self):
         """To try one before it is enabled is what the button is for, too."""

@@ -192,12 +192,21 @@ class RunTest(PageTestCase):
 
     def test_run(self):
         grant(self.user, CeleryTask, actions=['run'], constraints={'name': HELLO_WORLD})
+        grant(self.user, CeleryResult)
         response = self.post(parameter_name='Bob')
         result = CeleryResult.objects.get()
         self.assertEqual(response.url, result.get_absolute_url())
         self.assertEqual((result.celery_name, result.kwargs, result.user), (HELLO_WORLD, {'name': 'Bob'}, self.user))
         change = ObjectChange.objects.get()
         self.assertEqual((change.user, change.action, change.changed_object_id), (self.user, 'create', result.pk))
+
+    def test_without_a_view_of_runs(self):
+        """Who may run a task, and see nothing else, is told that it was started, and not that access is denied."""
+        grant(self.user, CeleryTask, actions=['run'])
+        self.assertEqual(self.post().url, self.url)
+        self.assertIn('Started', self.post(follow=True).content.decode())
+        grant(self.user, CeleryTask)
+        self.assertEqual(self.post().url, self.task.get_absolute_url())
 
     def test_options(self):
         grant(self.user, CeleryTask, actions=['run'])
