@@ -10,6 +10,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from netbox.ui import attrs, panels
+from utilities.string import humanize_duration
 
 from .. import __version__
 from ..choices import ResultReasonChoices, ResultStatusChoices
@@ -156,7 +157,11 @@ class ResultAttemptsPanel(LiveMixin, panels.ObjectPanel):
         started, ended = (
             attempt.get(name) and datetime.fromisoformat(attempt[name]) for name in ('started', 'ended')
         )
-        return attempt | {'started': started, 'ended': ended, 'duration': ended and started and ended - started}
+        return attempt | {
+            'started': started,
+            'ended': ended,
+            'duration': humanize_duration(ended - started) if started and ended else '',
+        }
 
     def should_render(self, context):
         return len(context['attempts']) > 1

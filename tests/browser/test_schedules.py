@@ -155,7 +155,7 @@ def test_schedule_is_run_and_followed(site, open_page):  # noqa: F811
     pk = make(site, kwargs={'name': 'Bob'})
     page = open_page(f'{LIST}{pk}/')
     page.get_by_role('link', name='Runs', exact=True).click()
-    expect(page.locator('body')).to_contain_text('There are no runs that you may view.')
+    expect(page.locator('body')).to_contain_text('There are no runs yet, or none that you may view.')
     page.goto(f'{site.url}{LIST}{pk}/')
     page.get_by_role('button', name='Run Now').click()
     dialog = page.locator('#htmx-modal')

@@ -169,7 +169,7 @@ class ResultPageTest(PageTestCase):
             started=timezone.now(), kwargs={'deep': True}, result={'found': 3}, data={'note': 'mine'},
             error='Took too long', traceback='Traceback (most recent call last)', options={'priority': 3}, attempt=2,
             attempts=[
-                {'number': 1, 'started': '2026-01-02T03:04:05+00:00', 'ended': '2026-01-02T03:04:06+00:00',
+                {'number': 1, 'started': '2026-01-02T03:04:05+00:00', 'ended': '2026-01-02T03:05:35+00:00',
                  'worker': 'celery@zero', 'error': 'First failure'},
                 {'number': 2, 'started': '2026-01-02T03:05:05+00:00', 'ended': None, 'worker': 'celery@one',
                  'error': ''},
@@ -179,7 +179,7 @@ class ResultPageTest(PageTestCase):
         for text in (
             'Errored', 'It ran longer than its hard time limit', 'Berlin', 'slow', 'celery@one', 'deep', 'found',
             'mine', 'Took too long', 'Traceback (most recent call last)', 'First failure', 'celery@zero', 'priority',
-            '2026-01-02', str(result.task_id), 'testuser',
+            '2026-01-02', '1m 30s', str(result.task_id), 'testuser',
         ):
             self.assertIn(text, page)
 

@@ -186,7 +186,7 @@ class HistoryTest(PageTestCase):
         """It takes the permission to view runs, and shows those that it allows."""
         visible, hidden = self.run_for(2), self.run_for(8, 'errored')
         self.assertNotIn(self.url, self.page(self.schedule.get_absolute_url()))
-        self.assertIn('There are no runs that you may view.', self.page(self.url))
+        self.assertIn('There are no runs yet, or none that you may view.', self.page(self.url))
         grant(self.user, CeleryResult, constraints={'pk': visible.pk})
         self.assertIn(self.url, self.page(self.schedule.get_absolute_url()))
         page = self.page(self.url)

@@ -1,5 +1,6 @@
 """The workflow of a run: its tab, its tree and timeline, and its cancel."""
 from datetime import timedelta
+from urllib.parse import quote
 from uuid import uuid4
 
 from django.db import connection
@@ -131,7 +132,9 @@ class WorkflowTest(PageTestCase):
         runs = make_chain(2, status='pending')
         self.assertNotIn('cancel-workflow', self.show(runs[0]))
         grant(self.user, CeleryResult, actions=['cancel'])
-        self.assertIn('cancel-workflow', self.show(runs[0]))
+        # Who cancels it wants to see what becomes of it, and what is unfolded
+        address = quote(f'{runs[0].get_absolute_url()}workflow/?open=a', safe='')
+        self.assertIn(f'cancel-workflow/?return_url={address}"', self.show(runs[0], {'open': 'a'}))
 
 
 class CancelWorkflowTest(ConfirmTestCases.ConfirmTestCase):
