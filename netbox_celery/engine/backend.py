@@ -21,14 +21,15 @@ from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
 from ..config import get_config
 from . import lifecycle, presence
+from .chords import ChordsMixin
 from .database import get_connection
+from .errbacks import note_errbacks
 from .exceptions import RetryNotSent, TaskFailed
 from .outcome import finish_run, finish_unclaimed, retry_run
 from .payload import cut_json, cut_text, dumps, limited_jsonb, to_jsonb, whole_number
 from .recorder import recorder
 from .rowresults import RowResultsMixin
 from .run import get_run
-from .upstream import note_errbacks
 
 __all__ = (
     'tracking',
@@ -58,7 +59,9 @@ FAILURES = (
 
 def tracking(backend):
     """Return the backend with tracking, as an instance of a subclass of its class."""
-    mixins = (TrackingMixin, RowResultsMixin) if isinstance(backend, RedisBackend) else (TrackingMixin,)
+    mixins = (TrackingMixin,)
+    if isinstance(backend, RedisBackend):
+        mixins += (RowResultsMixin, ChordsMixin)
     backend.__class__ = type(f'Tracking{type(backend).__name__}', (*mixins, type(backend)), {})
     return backend
 

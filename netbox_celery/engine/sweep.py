@@ -16,7 +16,7 @@ from kombu.exceptions import EncodeError
 from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
 from ..config import get_config
-from . import catalogue, lifecycle
+from . import catalogue, chords, lifecycle
 from .admission import advance_all
 from .control import terminate_cancelled
 from .missing import GRACE, find_fetched, find_missing
@@ -83,12 +83,13 @@ FORGET_WINDOWS = f'DELETE FROM {lifecycle.WINDOWS} WHERE until < now()'
 def duties(app):
     """Return what a worker does beside its heartbeat: pairs of an interval in seconds and a function."""
     interval = get_config().sweep_interval
-    suspects, settled = set(), set()
+    suspects, settled, watch = set(), set(), chords.Watch()
     return (
         (interval, lambda connection: sweep(connection, app, settled)),
         (interval, lambda connection: close_abandoned(connection, app, suspects)),
         (interval, lambda connection: terminate_cancelled(connection, app, identity)),
         (GRACE, lambda connection: find_missing(connection, app)),
+        (chords.GRACE, lambda connection: watch.look(connection, app)),
         (catalogue.SYNC_INTERVAL, lambda connection: catalogue.sync(force=True)),
     )
 

@@ -12,7 +12,6 @@ import re
 import sys
 import threading
 from contextlib import contextmanager, suppress
-from functools import partial
 from types import SimpleNamespace
 
 from celery import states
@@ -24,21 +23,20 @@ from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
 from . import lifecycle
 from .canvas import as_request, leaves, root_of, unsent
-from .database import UNUSABLE, get_connection
+from .database import get_connection
+from .errbacks import note_errbacks
 from .options import Own, lift, split
 from .payload import PayloadDecoder, clean_text, is_uuid
-from .recorder import recorder
 from .rowresults import RowResultsMixin
 from .rows import build_row, insert_statement
-from .run import Run, get_run
 
 __all__ = (
     'close_dependents',
     'culprit_of',
     'end_dependents',
     'end_ignored',
+    'is_tracked_step',
     'load_requests',
-    'note_errbacks',
     'tell_backend',
     'with_upstream',
 )
@@ -59,7 +57,6 @@ FAILED_MEMBER = f"""
     ORDER BY completed LIMIT 1
 """
 EXISTING = f'SELECT status, reason FROM {lifecycle.TABLE} WHERE task_id = %s'
-ID_OF = f'SELECT id, attempt FROM {lifecycle.TABLE} WHERE task_id = %s'
 
 #: What Celery says of a chord whose header failed.
 DEPENDENCY = re.compile(r'^Dependency ([0-9a-f-]{36}) raised')
@@ -205,19 +202,39 @@ CLOSE = insert_statement(
 )
 
 
+def _own_of(task, signature):
+    """Return the keyword arguments, the options and the `Own` of a single step."""
+    options, own = split(signature.get('options') or {})
+    kwargs, own = lift(task, signature.get('kwargs') or {}, own)
+    return kwargs, options, Own.merge(task, own)
+
+
+def _is_tracked(task, own):
+    from .enqueue import is_tracked
+
+    return is_tracked(task) if own.track is None else own.track
+
+
+def is_tracked_step(app, signature):
+    """Whether a single step has a row once it was sent."""
+    from .enqueue import find_task
+
+    task = find_task(app, signature['task'])
+    return _is_tracked(task, _own_of(task, signature)[-1])
+
+
 def _close(app, signature, exc):
     """Write that a single step will never run. Returns `False` if it was sent."""
-    from .enqueue import find_task, is_tracked
+    from .enqueue import find_task
 
-    options, own = split(signature.get('options') or {})
-    name, task_id = signature['task'], options.get('task_id')
+    name = signature['task']
     task = find_task(app, name)
-    kwargs, own = lift(task, signature.get('kwargs') or {}, own)
-    own = Own.merge(task, own)
+    kwargs, options, own = _own_of(task, signature)
+    task_id = options.get('task_id')
     if not is_uuid(task_id):
         return True
     culprit = _load_culprit(exc)
-    if not (is_tracked(task) if own.track is None else own.track):
+    if not _is_tracked(task, own):
         # It has no row, unless it is what ends the replacement of a task that has one
         lifecycle.finish(
             get_connection(), task_id, Status.STATUS_ERRORED, reason=Reason.REASON_UPSTREAM_FAILED,
@@ -281,47 +298,6 @@ def culprit_of(error):
     """Return the ID of the run that the error of a step which never ran names, or `None`."""
     found = NAMED.search(error)
     return found and found.group(1)
-
-
-# Callbacks for errors
-
-def note_errbacks(backend, request):
-    """Write into a failed run's log which of its `link_error` are called here; the others are runs of their own.
-
-    That is done before its end is written, as long as somebody follows the log; and not for a run that was cancelled,
-    of whose failure nobody is told.
-
-    Args:
-        backend: The result backend.
-        request: The request of the run, or what a worker's parent knows of it.
-    """
-    errbacks = getattr(request, 'errbacks', None)
-    if not errbacks or getattr(request, 'netbox_noted', False):
-        return
-    names = [errback.name for errback in map(backend.app.signature, errbacks) if _is_inline(backend, errback)]
-    if not names:
-        return
-    run = get_run(request)
-    try:
-        if run is None and is_uuid(request.id) and (rows := get_connection().execute(ID_OF, (request.id,))):
-            run = Run(request.id, id=rows[0][0], attempt=rows[0][1] or 1)
-        if run is None or lifecycle.is_cancelled(get_connection(), run.id):
-            return
-        for name in names:
-            recorder.log(run, f'Error callback: {name}')
-        recorder.flush(run)
-        request.netbox_noted = True
-    except UNUSABLE:
-        logger.exception('The error callbacks of %s could not be noted', request.id)
-
-
-def _is_inline(backend, errback):
-    """Whether Celery calls an error callback in the process of the failure (`Backend._call_task_errbacks`)."""
-    try:
-        header = getattr(errback.type, '__header__', None)
-        return header is not None and not isinstance(header, partial) and backend._errback_arity_greater(errback, 1)
-    except Exception:  # noqa: BLE001 - the task is unknown here: its message goes to another worker
-        return False
 
 
 # Ends that no worker reports

@@ -309,6 +309,12 @@ class CeleryResult(NetBoxModel, AboutObject):
                 condition=Q(completed__isnull=True),
                 name='netbox_celery_result_open'
             ),
+            # Parts of chords in the order of their ends: somebody looks whether what comes after them is there
+            models.Index(
+                fields=('completed',),
+                condition=Q(options__has_key='chord', completed__isnull=False),
+                name='netbox_celery_result_part'
+            ),
             # Who waits in line for a place
             models.Index(
                 fields=('concurrency_key', 'id'),

@@ -2,17 +2,19 @@
 import os
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from celery import chord
 from django.db import connection
-from netbox_test_plugin import policies, tasks
+from netbox_test_plugin import canvas, policies, tasks
 from netbox_test_plugin.side import notes, open_gate
 from redis import Redis
 
 from netbox_celery.celery import app
+from netbox_celery.engine.chords import GRACE, Watch
 from netbox_celery.engine.database import EngineConnection
 from netbox_celery.engine.missing import find_missing
 from netbox_celery.models import CeleryResult
@@ -232,6 +234,25 @@ def test_redis_restarted(services, all_workers, gate):
     own.close()
     CeleryResult.objects.filter(task_id=waiting.id, sent=None).update(last_updated=old)
     assert ended(waiting).result == [['lost'], {}]
+
+
+def test_chord_when_redis_is_restarted(services, prefork, gate):
+    """Its parts end while Redis is away, which has forgotten them when it is back: the body is sent all the same."""
+    parts = [canvas.pass_gate.si(gate=gate).set(queue=prefork.queue) for __ in range(2)]
+    outcome = chord(parts, canvas.add.s(3).set(queue=prefork.queue))()
+    runs = until(lambda: (found := CeleryResult.objects.filter(status='running')).count() == 2 and list(found))
+    with redis_away(services):
+        open_gate(gate)
+        for run in runs:
+            assert ended(run.task_id).status == 'completed'
+    assert prefork.run(tasks.echo, timeout=180).status == 'completed'
+    assert not CeleryResult.objects.filter(task_id=outcome.id).exists()
+
+    # As if a minute had passed
+    CeleryResult.objects.update(completed=datetime.now(UTC) - timedelta(seconds=GRACE))
+    with closing(EngineConnection()) as own:
+        assert Watch().look(own, app) == 1
+    assert outcome.get(timeout=20) == 5
 
 
 def test_connection_lost_while_a_process_dies(services, make_worker, gate):

@@ -22,6 +22,12 @@ def add(self, task_id, *numbers):
     return _total(numbers)
 
 
+@netbox_celery_task(name='netbox_test_plugin:echo_list')
+def echo_list(self, task_id, value):
+    """Return a list of what came in, or that itself if it is one."""
+    return value if isinstance(value, list) else [value]
+
+
 def _total(value):
     return sum(map(_total, value)) if isinstance(value, list | tuple) else value
 

@@ -1,0 +1,154 @@
+"""Chords whose parts have all ended, and whose body did not follow: they are counted anew, from the rows.
+
+Celery counts the parts of a chord in Redis, and whoever ends the last of them sends the body. Redis may lose that count
+with its data, it may be away when a part ends, or the process may be killed in that moment: then Celery waits for ever.
+The rows know how the parts ended, and the one that was sent last how many they are. So what did not go on within a
+minute is told to Celery again, part by part: what it knows already, it does not count twice.
+"""
+import logging
+from datetime import timedelta
+from functools import cached_property
+from weakref import WeakValueDictionary
+
+from celery import states
+from celery.exceptions import ChordError, TaskRevokedError
+from celery.result import GroupResult
+from django.core.exceptions import ObjectDoesNotExist
+
+from ..choices import ResultStatusChoices as Status
+from . import lifecycle
+from .canvas import as_request, leaves
+from .payload import PayloadDecoder, is_cut, is_uuid
+from .presence import identity
+from .upstream import is_tracked_step
+
+__all__ = (
+    'ChordsMixin',
+    'Watch',
+)
+
+logger = logging.getLogger(__name__)
+
+#: Key of the advisory lock ("chord" on a phone's keys).
+LOCK = 24673
+#: So long after the end of a part what comes after it should be there, seconds.
+GRACE = 60
+
+IS_PART = "options ? 'chord' AND completed IS NOT NULL"
+CLOCK = f"""
+    SELECT now() - make_interval(secs => {GRACE}),
+        -- Before they fell silent others have looked
+        COALESCE((SELECT max(heartbeat) FROM {lifecycle.WORKERS} WHERE key IS DISTINCT FROM %s), now() - interval '1 day')
+"""
+ENDED = f"""
+    SELECT DISTINCT ON (group_id) group_id::text, root_id::text, options ->> 'chord' FROM {lifecycle.TABLE}
+    WHERE {IS_PART} AND completed > %s AND completed <= %s AND group_id IS NOT NULL
+"""
+KNOWN = f'SELECT task_id::text FROM {lifecycle.TABLE} WHERE task_id = ANY(%s::uuid[])'
+PARTS = f"""
+    SELECT task_id::text, celery_name, status, result::text, error, completed, options::text FROM {lifecycle.TABLE}
+    WHERE root_id = %s AND (root_id < task_id OR root_id > task_id) AND group_id = %s AND options ? 'chord'
+"""
+
+
+class ChordsMixin:
+    """The part of a Redis backend that says how many parts a chord has where it outlives Redis: in a message."""
+
+    @cached_property
+    def _bodies(self):
+        """The bodies of chords that are being sent, by the ID of the group of their parts."""
+        return WeakValueDictionary()
+
+    def apply_chord(self, header_result_args, body, **kwargs):
+        group_id, results = header_result_args
+        # Of a list within the list of results Celery keeps the shape in Redis alone
+        if not isinstance(results, list) or not any(isinstance(result, GroupResult) for result in results):
+            self._bodies[group_id] = body
+        return super().apply_chord(header_result_args, body, **kwargs)
+
+    def set_chord_size(self, group_id, chord_size):
+        # Celery calls this before it sends the last part, whose message brings the body along
+        if body := self._bodies.pop(group_id, None):
+            body['chord_size'] = chord_size
+        return super().set_chord_size(group_id, chord_size)
+
+
+class Watch:
+    """Looks for chords that stand still. Each look begins where the last one ended."""
+
+    def __init__(self):
+        self._since = None
+
+    def look(self, connection, app):
+        """Let the chords go on that should have, unless another worker is at it.
+
+        Args:
+            connection: An `EngineConnection`.
+            app: The Celery app.
+
+        Returns:
+            How many there were.
+        """
+        if not isinstance(app.backend, ChordsMixin):
+            return 0
+        with connection.advisory_lock(LOCK, GRACE) as locked:
+            if not locked:
+                return 0
+            ((until, since),) = connection.execute(CLOCK, (identity.key,))
+            since = self._since or since - timedelta(seconds=2 * GRACE)
+            ended = connection.execute(ENDED, (since, until))
+            try:
+                count = sum(_go_on(connection, app, *chord, until) for chord in _without_body(connection, app, ended))
+            except app.backend.connection_errors as exc:
+                logger.warning('Chords that stand still wait for the result backend: %s', exc)
+                return 0
+            self._since = until
+        return count
+
+
+def _without_body(connection, app, ended):
+    """Return those of some chords of whose body nothing has a row, as `(group_id, root_id, body)`."""
+    decode, found = PayloadDecoder().decode, {}
+    for group_id, root_id, body in ended:
+        try:
+            steps = leaves(body := decode(body))
+            # Of a body without a row nobody can tell whether it was sent
+            if not steps or not all(is_tracked_step(app, step) for step in steps):
+                continue
+        except (ObjectDoesNotExist, LookupError, TypeError, ValueError):
+            logger.exception('Whether the chord %s stands still cannot be told', group_id)
+            continue
+        found[group_id] = (root_id, body, [id for step in steps if is_uuid(id := step['options'].get('task_id'))])
+    sought = [id for __, __, ids in found.values() for id in ids]
+    known = {id for (id,) in connection.execute(KNOWN, (sought,))} if sought else set()
+    return [(group_id, root_id, body) for group_id, (root_id, body, ids) in found.items() if known.isdisjoint(ids)]
+
+
+def _go_on(connection, app, group_id, root_id, body, until):
+    """Tell Celery how all parts of a chord have ended. Returns whether they have."""
+    decode, parts, size = PayloadDecoder().decode, [], 0
+    for task_id, name, status, result, error, completed, options in connection.execute(PARTS, (root_id, group_id)):
+        if completed is None or completed > until:
+            return False  # its own end lets the chord go on
+        options = decode(options)
+        size = max(size, options['chord'].get('chord_size') or 0)
+        parts.append((as_request(task_id, name, options), *_outcome(status, result, error)))
+    if not size or len(parts) < size:
+        return False  # parts are to come, or have no rows
+    logger.error('The body of the chord %s was not sent though all %s parts have ended: it is now', group_id, size)
+    app.backend.set_chord_size(group_id, len(parts))
+    for request, state, result in parts:
+        app.backend.on_chord_part_return(request, state, result)
+    return True
+
+
+def _outcome(status, result, error):
+    """Return how a part ended, as Celery counts it: a state, and a result or an exception."""
+    if status == Status.STATUS_COMPLETED:
+        value = PayloadDecoder().decode(result) if result else None
+        if is_cut(value):
+            return states.FAILURE, ChordError('Its result was lost: its row holds no more than the beginning')
+        return states.SUCCESS, value
+    if status == Status.STATUS_REVOKED:
+        return states.REVOKED, TaskRevokedError(error or 'revoked')
+    return states.FAILURE, Exception(error)

@@ -1,0 +1,123 @@
+"""Chords of which Celery has lost count go on, from the rows."""
+from contextlib import closing
+from datetime import timedelta
+
+import pytest
+from celery import chain, chord, group
+from django.db.models import F
+from django.utils import timezone
+from netbox_test_plugin import canvas as tasks
+from netbox_test_plugin.side import notes, open_gate
+from redis import Redis
+
+from netbox_celery.celery import app
+from netbox_celery.engine.chords import GRACE, Watch
+from netbox_celery.engine.database import EngineConnection
+from netbox_celery.engine.upstream import culprit_of
+from netbox_celery.models import CeleryResult
+
+from .support import ended, row, until
+
+
+@pytest.fixture
+def on(prefork):
+    """Put a signature into the worker's queue."""
+    return lambda step: step.set(queue=prefork.queue)
+
+
+@pytest.fixture
+def look():
+    """Look for chords that stand still, as a worker does a minute after the last part has ended."""
+    with closing(EngineConnection()) as connection:
+        def look():
+            CeleryResult.objects.filter(completed__gt=timezone.now() - timedelta(seconds=GRACE)).update(
+                completed=F('completed') - timedelta(seconds=GRACE)
+            )
+            return Watch().look(connection, app)
+        yield look
+
+
+def forget(services, group_id):
+    """Let Redis forget what it has counted."""
+    with Redis.from_url(services.redis.url()) as client:
+        keys = client.keys(f'*{group_id}*')
+        assert keys
+        client.delete(*keys)
+
+
+CHORDS = {
+    'list': lambda on, gate: chord([on(tasks.add.s(1)), on(tasks.add.s(2)), gate], on(tasks.add.s(10))),
+    'generator': lambda on, gate: chord((part for part in (on(tasks.add.s(3)), gate)), on(tasks.add.s(10))),
+    'chains': lambda on, gate: chord(
+        [gate, chain(on(tasks.add.s(1)), on(tasks.add.s(1)))], chain(on(tasks.add.s(11)), on(tasks.add.s(0)))
+    ),
+    'chord': lambda on, gate: chord(
+        [gate, chord([on(tasks.add.s(1)), on(tasks.add.s(1))], on(tasks.add.s(0)))], on(tasks.add.s(11))
+    ),
+    'one': lambda on, gate: chord([gate], on(tasks.add.s(13))),
+    'in a chain': lambda on, gate: chain(
+        on(tasks.add.s(1)), group(on(tasks.add.s(1)), gate), on(tasks.add.s(11))
+    ),
+}
+
+
+@pytest.mark.parametrize('kind', CHORDS)
+def test_count_lost(services, on, gate, look, kind):
+    """The body is sent once, with the results in order, when all parts have ended; not before."""
+    waits = on(tasks.pass_gate.si(gate=gate))
+    outcome = CHORDS[kind](on, waits)()
+    part = until(lambda: CeleryResult.objects.filter(celery_name=tasks.pass_gate.name, status='running').first())
+    until(lambda: not CeleryResult.objects.exclude(pk=part.pk).exclude(status='completed').exists())
+    # Redis knows the size, at least
+    forget(services, part.group_id)
+    assert look() == 0
+
+    open_gate(gate)
+    assert ended(part.task_id).status == 'completed'
+    before = CeleryResult.objects.count()
+    assert look() == 1
+    assert outcome.get(timeout=20) == 14
+    after = CeleryResult.objects.count()
+    assert after > before
+    assert look() == 0
+    assert (CeleryResult.objects.count(), len(notes(outcome.id))) == (after, 1)
+
+
+def test_arguments_of_the_body(services, on, gate, look):
+    """What was counted before the loss, and what was not, come in the order of the parts."""
+    outcome = chord(
+        [on(tasks.echo_list.s('a')), on(tasks.pass_gate.si(gate=gate)), on(tasks.echo_list.s('c'))],
+        on(tasks.echo_list.s()),
+    )()
+    part = until(lambda: CeleryResult.objects.filter(celery_name=tasks.pass_gate.name, status='running').first())
+    until(lambda: CeleryResult.objects.filter(status='completed').count() == 2)
+    forget(services, part.group_id)
+    open_gate(gate)
+    ended(part.task_id)
+    assert look() == 1
+    assert outcome.get(timeout=20) == [['a'], 1, ['c']]
+
+
+def test_failed_part(services, on, gate, look):
+    """A body that will not run is closed, and names the part that failed."""
+    outcome = chord([on(tasks.break_at_gate.s(gate)), on(tasks.add.s(1))], on(tasks.add.s()))()
+    part = until(lambda: CeleryResult.objects.filter(celery_name=tasks.break_at_gate.name, status='running').first())
+    until(lambda: CeleryResult.objects.filter(status='completed').exists())
+    forget(services, part.group_id)
+    open_gate(gate)
+    assert ended(part.task_id).status == 'errored'
+    assert look() == 1
+    body = row(outcome.id)
+    assert (body.status, body.reason, culprit_of(body.error)) == ('errored', 'upstream_failed', str(part.task_id))
+    assert outcome.state == 'FAILURE'
+    assert look() == 0
+
+
+def test_nobody_counts_twice(on, look):
+    """A chord that went on by itself is left alone, and so is one whose body is not tracked."""
+    outcome = chord([on(tasks.add.s(1)), on(tasks.add.s(2))], on(tasks.add.s(3)))()
+    assert outcome.get(timeout=20) == 6
+    chord([on(tasks.add.s(1)), on(tasks.add.s(2))], on(tasks.add.s(3, netbox_track=False)))()
+    until(lambda: CeleryResult.objects.filter(status='completed').count() == 5)
+    assert look() == 0
+    assert CeleryResult.objects.count() == 5
