@@ -36,9 +36,10 @@ GRACE = 60
 
 IS_PART = "options ? 'chord' AND completed IS NOT NULL"
 CLOCK = f"""
-    SELECT now() - make_interval(secs => {GRACE}),
+    SELECT now() - make_interval(secs => {GRACE}), COALESCE(
         -- Before they fell silent others have looked
-        COALESCE((SELECT max(heartbeat) FROM {lifecycle.WORKERS} WHERE key IS DISTINCT FROM %s), now() - interval '1 day')
+        (SELECT max(heartbeat) FROM {lifecycle.WORKERS} WHERE key IS DISTINCT FROM %s), now() - interval '1 day'
+    )
 """
 ENDED = f"""
     SELECT DISTINCT ON (group_id) group_id::text, root_id::text, options ->> 'chord' FROM {lifecycle.TABLE}
