@@ -47,9 +47,12 @@ ENDED = f"""
 """
 KNOWN = f'SELECT task_id::text FROM {lifecycle.TABLE} WHERE task_id = ANY(%s::uuid[])'
 PARTS = f"""
-    SELECT task_id::text, celery_name, status, result::text, error, completed, options::text FROM {lifecycle.TABLE}
-    WHERE root_id = %s AND (root_id < task_id OR root_id > task_id) AND group_id = %s AND options ? 'chord'
+    FROM {lifecycle.TABLE}
+    WHERE root_id = %(root_id)s AND (root_id < task_id OR root_id > task_id) AND group_id = %(group_id)s
+        AND options ? 'chord'
 """
+UNFINISHED = f'SELECT 1 {PARTS} AND (completed IS NULL OR completed > %(until)s) LIMIT 1'
+FINISHED = f'SELECT task_id::text, celery_name, status, result::text, error, options::text {PARTS}'
 
 
 class ChordsMixin:
@@ -108,29 +111,30 @@ class Watch:
 
 
 def _without_body(connection, app, ended):
-    """Return those of some chords of whose body nothing has a row, as `(group_id, root_id, body)`."""
+    """Return those of some chords of whose body nothing has a row, as `(group_id, root_id)`."""
     decode, found = PayloadDecoder().decode, {}
     for group_id, root_id, body in ended:
         try:
-            steps = leaves(body := decode(body))
+            steps = leaves(decode(body))
             # Of a body without a row nobody can tell whether it was sent
             if not steps or not all(is_tracked_step(app, step) for step in steps):
                 continue
         except (ObjectDoesNotExist, LookupError, TypeError, ValueError):
             logger.exception('Whether the chord %s stands still cannot be told', group_id)
             continue
-        found[group_id] = (root_id, body, [id for step in steps if is_uuid(id := step['options'].get('task_id'))])
-    sought = [id for __, __, ids in found.values() for id in ids]
+        found[group_id, root_id] = [id for step in steps if is_uuid(id := step['options'].get('task_id'))]
+    sought = [id for ids in found.values() for id in ids]
     known = {id for (id,) in connection.execute(KNOWN, (sought,))} if sought else set()
-    return [(group_id, root_id, body) for group_id, (root_id, body, ids) in found.items() if known.isdisjoint(ids)]
+    return [chord for chord, ids in found.items() if known.isdisjoint(ids)]
 
 
-def _go_on(connection, app, group_id, root_id, body, until):
+def _go_on(connection, app, group_id, root_id, until):
     """Tell Celery how all parts of a chord have ended. Returns whether they have."""
+    chord = {'root_id': root_id, 'group_id': group_id, 'until': until}
+    if connection.execute(UNFINISHED, chord):
+        return False  # its own end lets the chord go on
     decode, parts, size = PayloadDecoder().decode, [], 0
-    for task_id, name, status, result, error, completed, options in connection.execute(PARTS, (root_id, group_id)):
-        if completed is None or completed > until:
-            return False  # its own end lets the chord go on
+    for task_id, name, status, result, error, options in connection.execute(FINISHED, chord):
         options = decode(options)
         size = max(size, options['chord'].get('chord_size') or 0)
         parts.append((as_request(task_id, name, options), *_outcome(status, result, error)))
