@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from .. import host
 from .annotations import is_allowed
@@ -219,9 +220,10 @@ def _bind(task, args, kwargs):
         if 'var_positional' in variadic:
             given += ((variadic['var_positional'], value) for value in further)
         else:
-            errors['__all__'] = _('takes {most} positional arguments, {given} were given').format(
-                most=len(by_position), given=len(args)
-            )
+            most = len(by_position)
+            errors['__all__'] = ngettext(
+                'takes {most} positional argument, not {given}', 'takes {most} positional arguments, not {given}', most
+            ).format(most=most, given=len(args))
     for name, value in kwargs.items():
         if name in by_name and name in passed:
             errors[name] = _('is given twice, by position and by name')

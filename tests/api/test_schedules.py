@@ -88,7 +88,7 @@ class WriteTest(APITestCase):
             ({'kwargs': {'greeting': 'Hi'}}, 'kwargs', 'greeting: is not a parameter of this task'),
             ({'kwargs': {'name': 1}}, 'kwargs', 'name: must be str, not 1'),
             ({'args': ['Bob'], 'kwargs': {'name': 'Bob'}}, 'kwargs', 'given twice'),
-            ({'args': ['Bob', 'Eve']}, 'kwargs', 'takes 1 positional arguments'),
+            ({'args': ['Bob', 'Eve']}, 'kwargs', 'takes 1 positional argument, not 2'),
             ({'args': {'name': 'Bob'}}, 'args', 'must be a list'),
             ({'kwargs': ['Bob']}, 'kwargs', 'must be an object'),
             ({'kwargs': {'name': 'a\0b'}}, 'kwargs', 'cannot be stored'),
