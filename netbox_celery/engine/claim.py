@@ -136,7 +136,10 @@ def _refuse(task, request):
     else:
         why = f'it is {found[0]}' + (f' ({found[1]})' if found[1] else '')
     logger.warning('Task %s is not run: %s', request.id, why)
-    if found is not None and found[0] == Status.STATUS_REVOKED:
+    if found is None:
+        # Nobody else tells those who wait for it
+        task.backend.mark_as_revoked(request.id, 'deleted', request)
+    elif found[0] == Status.STATUS_REVOKED:
         # Celery may have written since that it has started, or will be retried.
         task.backend.mark_as_revoked(request.id, 'revoked', request)
     raise Ignore(f'not run: {why}')

@@ -1,4 +1,6 @@
 """The claim before the body, by the requests that Celery makes."""
+from uuid import uuid4
+
 import pytest
 from celery import states
 from celery.exceptions import Ignore
@@ -50,6 +52,17 @@ def test_refused(deliver, caplog, columns, request_, why):
     on_postrun(sender=task, state=states.IGNORED, retval=Ignore())
     if run:
         assert (row().status, row().claims) == (run.status, run.claims)
+
+
+def test_refused_without_a_row(deliver):
+    """Who waits for a run that was deleted, or for what comes after it, hears that it does not come."""
+    following = str(uuid4())
+    task = deliver(chain=[{'task': 'tests:delivered', 'options': {'task_id': following}, 'args': [], 'kwargs': {}}])
+    with pytest.raises(Ignore):
+        begin(task)
+    assert app.AsyncResult(task.request.id).state == 'REVOKED'
+    assert (row().status, row().reason, str(row().task_id)) == ('errored', 'upstream_failed', following)
+    assert app.AsyncResult(following).state == 'FAILURE'
 
 
 @pytest.mark.parametrize('options, header, tracked', [
