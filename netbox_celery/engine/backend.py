@@ -44,16 +44,22 @@ REVOKE_REASONS = {
     'expired': Reason.REASON_EXPIRED,
 }
 
-# In this order: the first that fits.
-FAILURES = (
+#: What a body raises that has a meaning of its own.
+BODY_FAILURES = (
     (TaskFailed, Status.STATUS_FAILED, ''),
     (SoftTimeLimitExceeded, Status.STATUS_ERRORED, Reason.REASON_SOFT_TIME_LIMIT),
+    (MaxRetriesExceededError, Status.STATUS_ERRORED, Reason.REASON_MAX_RETRIES),
+    (Reject, Status.STATUS_FAILED, Reason.REASON_REJECTED),
+)
+#: What Celery says of a run. Raised by a body, such as one that has asked for the result of another run, it is an error
+#: like any other.
+FAILURES = (
+    *BODY_FAILURES,
     (TimeLimitExceeded, Status.STATUS_ERRORED, Reason.REASON_TIME_LIMIT),
     (WorkerLostError, Status.STATUS_ERRORED, Reason.REASON_WORKER_LOST),
-    (MaxRetriesExceededError, Status.STATUS_ERRORED, Reason.REASON_MAX_RETRIES),
     (NotRegistered, Status.STATUS_ERRORED, Reason.REASON_UNREGISTERED),
     (ChordError, Status.STATUS_ERRORED, Reason.REASON_UPSTREAM_FAILED),
-    (Reject, Status.STATUS_FAILED, Reason.REASON_REJECTED),
+    (TaskRevokedError, Status.STATUS_REVOKED, Reason.REASON_CANCELLED),
 )
 
 
@@ -111,7 +117,7 @@ class TrackingMixin:
         if call_errbacks:
             note_errbacks(self, request)
         if run is not None:
-            status, reason, error = describe_failure(_raised(exc))
+            status, reason, error = describe_failure(_raised(exc), by_body=True)
             its_status = self._finish(
                 run, status, reason=reason, error=error, traceback=_text(traceback), in_backend=store_result
             )
@@ -122,7 +128,7 @@ class TrackingMixin:
                 task_id, attempt=_attempt(request), reason=Reason.REASON_TIME_LIMIT, error=describe(exc)
             )
         elif getattr(request, 'netbox_unclaimed', False):
-            status, reason, error = describe_failure(_raised(exc))
+            status, reason, error = describe_failure(_raised(exc), by_body=True)
             finish_unclaimed(
                 task_id, status, reason=reason, error=error, traceback=_text(traceback), in_backend=store_result
             )
@@ -293,18 +299,21 @@ def _record_custom_state(run, state, meta):
     )
 
 
-def describe_failure(exc):
-    """Return `(status, reason, error)` for an exception that ended a task."""
+def describe_failure(exc, by_body=False):
+    """Return `(status, reason, error)` for an exception that ended a task.
+
+    Args:
+        exc: The exception.
+        by_body: Whether it is what the body raised, and not what Celery says of the run.
+    """
     status, reason = Status.STATUS_ERRORED, ''
-    for cls, its_status, its_reason in FAILURES:
+    for cls, its_status, its_reason in BODY_FAILURES if by_body else FAILURES:
         if isinstance(exc, cls):
             status, reason = its_status, its_reason
             break
     if isinstance(exc, Reject) and isinstance(exc.reason, OperationalError):
         # `Task.retry()` could not send the next attempt.
         status, reason = Status.STATUS_ERRORED, Reason.REASON_PUBLISH_FAILED
-    elif isinstance(exc, TaskRevokedError):
-        status, reason = Status.STATUS_REVOKED, Reason.REASON_CANCELLED
     return status, reason, describe(exc)
 
 

@@ -64,7 +64,7 @@ def on_postrun(sender=None, state=None, retval=None, **kwargs):
             recorder.flush(run)
             lifecycle.requeue(get_connection(), run.task_id, by='body', claims=run.claims, error=describe(retval))
         else:
-            status, reason, error = describe_failure(retval)
+            status, reason, error = describe_failure(retval, by_body=True)
             finish_run(run, status, reason=reason, error=error)
             end_dependents(sender.backend, request, retval)
 

@@ -63,6 +63,18 @@ def test_failures(exc, expected):
     assert describe_failure(exc) == expected
 
 
+@pytest.mark.parametrize('exc, expected', [
+    (TaskFailed('no'), ('failed', '')), (Reject('no'), ('failed', 'rejected')),
+    (SoftTimeLimitExceeded(), ('errored', 'soft_time_limit')), (MaxRetriesExceededError(), ('errored', 'max_retries')),
+    (TimeLimitExceeded(5), ('errored', '')), (WorkerLostError('gone'), ('errored', '')),
+    (NotRegistered('tests:x'), ('errored', '')), (ChordError('a part'), ('errored', '')),
+    (TaskRevokedError('revoked'), ('errored', '')),
+], ids=lambda value: type(value).__name__)
+def test_failures_of_a_body(exc, expected):
+    """What Celery says of one run is no end of another one, whose body has come upon it."""
+    assert describe_failure(exc, by_body=True)[:2] == expected
+
+
 def test_describe():
     assert describe(None) == ''
     line = describe(ValueError('x' * (LIMIT + 500)))

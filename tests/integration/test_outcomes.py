@@ -74,6 +74,16 @@ def test_failure_is_celerys_failure(worker):
     assert outcome.state == 'FAILURE'
 
 
+@pytest.mark.parametrize('how', ['revoked', 'lost', 'unregistered'])
+def test_failure_over_another_run(worker, how):
+    """A body that lets out what it has heard of another run has failed: nobody has cancelled it, its worker is there."""
+    outcome = worker.send(tasks.fail, how)
+    result = ended(outcome)
+    assert (result.status, result.reason) == ('errored', '')
+    assert 'the other one' in result.error
+    assert until(lambda: outcome.state == 'FAILURE')
+
+
 def test_huge_error_is_cut(worker):
     """An error text of two million characters is cut, and says by how much."""
     result = worker.run(tasks.fail, 'huge')

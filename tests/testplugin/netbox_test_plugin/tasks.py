@@ -7,8 +7,9 @@ import time
 from functools import wraps
 from uuid import UUID
 
+from billiard.exceptions import WorkerLostError
 from celery import current_app, shared_task
-from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.exceptions import Ignore, NotRegistered, Reject, SoftTimeLimitExceeded, TaskRevokedError
 from celery.utils.log import get_task_logger
 from django.db import connection, transaction
 
@@ -282,6 +283,9 @@ ERRORS = {
     'expected': lambda: LookupError('as expected'),
     'exit': lambda: SystemExit(3),
     'interrupt': lambda: KeyboardInterrupt(),
+    'revoked': lambda: TaskRevokedError('the other one'),
+    'lost': lambda: WorkerLostError('the other one'),
+    'unregistered': lambda: NotRegistered('the other one'),
 }
 
 
