@@ -76,7 +76,7 @@ def test_failure_is_celerys_failure(worker):
 
 @pytest.mark.parametrize('how', ['revoked', 'lost', 'unregistered'])
 def test_failure_over_another_run(worker, how):
-    """A body that lets out what it has heard of another run has failed: nobody has cancelled it, its worker is there."""
+    """A body that lets out what it has heard of another run has failed: it was neither cancelled nor lost."""
     outcome = worker.send(tasks.fail, how)
     result = ended(outcome)
     assert (result.status, result.reason) == ('errored', '')
