@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from celery.exceptions import CeleryError, QueueNotFound
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
+from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
 from kombu.exceptions import EncodeError, OperationalError
@@ -23,6 +24,7 @@ __all__ = (
     'FilteredMixin',
     'NotStarted',
     'check_task',
+    'reload_page',
     'starting',
     'tell_started',
     'visible_address',
@@ -80,6 +82,11 @@ def check_task(user, name):
         raise PermissionDenied
     if task and (reason := actions.why_not_runnable(task)):
         raise NotStarted(reason)
+
+
+def reload_page():
+    """Answer a poll to which there is no answer any more: the page is loaded anew, with the login form or why not."""
+    return HttpResponse(headers={'HX-Refresh': 'true'})
 
 
 def visible_address(user, *objects):

@@ -4,7 +4,7 @@ import re
 
 from django.contrib.auth.context_processors import PermWrapper
 from django.contrib.contenttypes.models import ContentType
-from django.http import Http404, HttpResponse, StreamingHttpResponse
+from django.http import Http404, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, render
 from django.template.loader import render_to_string
 from django.utils.decorators import method_decorator
@@ -27,6 +27,7 @@ from ..forms import LogForm
 from ..live import earlier_lines, follow_log, open_log
 from ..models import CeleryResult
 from ..object_actions import CancelResult, RerunResult
+from .base import reload_page
 
 __all__ = (
     'CeleryResultLogDownloadView',
@@ -74,7 +75,7 @@ class LogPartView(generic.ObjectView):
     def handle_no_permission(self):
         if htmx_partial(self.request) and not self.request.user.is_authenticated:
             # The session has ended: the login form belongs to the page, not into the log
-            return HttpResponse(headers={'HX-Refresh': 'true'})
+            return reload_page()
         return super().handle_no_permission()
 
 

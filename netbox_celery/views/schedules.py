@@ -183,6 +183,11 @@ class CeleryScheduleEditView(generic.ObjectEditView):
         super().setup(request, *args, **kwargs)
         self.form = partial(forms.CeleryScheduleForm, user=request.user)
 
+    def handle_no_permission(self):
+        if htmx_partial(self.request) and not self.request.user.is_authenticated:
+            raise PermissionDenied  # what is filled in stays; the preview says that the session has ended
+        return super().handle_no_permission()
+
     def get(self, request, *args, **kwargs):
         catalogue.sync()
         return super().get(request, *args, **kwargs)
@@ -227,6 +232,11 @@ class CeleryScheduleEditView(generic.ObjectEditView):
 @register_model_view(CelerySchedule, 'preview', detail=False)
 class SchedulePreviewView(ConditionalLoginRequiredMixin, View):
     """When a schedule would be due that is being filled in: a part of the form, asked for while somebody types."""
+
+    def handle_no_permission(self):
+        return render(self.request, 'netbox_celery/schedule/preview.html', {
+            'errors': [_('Your session has ended: log in again to go on.')],
+        })
 
     def post(self, request):
         user = request.user

@@ -2,6 +2,7 @@
 from dataclasses import dataclass
 
 from django.contrib import messages
+from django.http import Http404
 from django.shortcuts import render
 from django.utils.decorators import method_decorator
 from django.utils.http import urlencode
@@ -20,7 +21,7 @@ from ..engine.workflow import members
 from ..models import CeleryResult
 from ..object_actions import CancelResult, RerunResult
 from ..workflow import MAX_RUNS, Group, bars, is_workflow, load_workflow, rows, span
-from .base import ConfirmView
+from .base import ConfirmView, reload_page
 
 __all__ = (
     'CeleryResultCancelWorkflowView',
@@ -68,10 +69,16 @@ class CeleryResultWorkflowView(generic.ObjectView):
         weight=550
     )
 
+    def handle_no_permission(self):
+        return reload_page() if htmx_partial(self.request) else super().handle_no_permission()
+
     def get(self, request, **kwargs):
         if not htmx_partial(request):
             return super().get(request, **kwargs)
-        result = self.get_object(**kwargs)
+        try:
+            result = self.get_object(**kwargs)
+        except Http404:
+            return reload_page()
         return render(request, 'netbox_celery/workflow/view.html', {
             'object': result, **self.get_extra_context(request, result)
         })

@@ -310,8 +310,15 @@ class PreviewTest(PageTestCase):
         self.post(status=403)
         grant(self.user, CelerySchedule, actions=['view', 'change'])
         self.post(status=403)
+
+    def test_session_has_ended(self):
+        """What is filled in stays: no login form takes its place."""
         self.client.logout()
-        self.post(status=302)
+        self.assertIn('Your session has ended', self.post())
+        with disable_warnings('django.request'):
+            response = self.client.post(f'{LIST}add/', self.data, headers=self.htmx)
+        self.assertHttpStatus(response, 403)  # htmx leaves the form as it is
+        self.assertHttpStatus(self.client.post(f'{LIST}add/', self.data), 302)
 
     def test_permission_to_change(self):
         schedule, other = make_schedule(), make_schedule('Other')

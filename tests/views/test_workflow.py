@@ -123,6 +123,18 @@ class WorkflowTest(PageTestCase):
         CeleryResult.objects.update(name='<script>alert(2)</script>')
         self.assertNotIn('<script>alert(', self.show(runs[0]))
 
+    def test_nothing_to_poll_any_more(self):
+        """The session has ended, or the run is gone: the page is loaded anew, rather than a login form into it."""
+        runs = make_chain(2, status='running')
+        url = f'{runs[0].get_absolute_url()}workflow/'
+        runs[0].delete()
+        gone = self.get(url, headers=self.htmx)
+        self.client.logout()
+        anonymous = self.get(url, headers=self.htmx)
+        for response in (gone, anonymous):
+            self.assertEqual((response['HX-Refresh'], response.content), ('true', b''))
+        self.get(url, status=302)
+
     def test_strange_addresses(self):
         runs = make_chain(2)
         for data in ({'open': 'x"><script>', 'limit': 'x'}, {'open': ',,', 'limit': '-1'}, {'limit': '9' * 30}):
