@@ -1,8 +1,11 @@
 """The plugin's settings, `PLUGINS_CONFIG["netbox_celery"]`: defaults, validation, and the one place that reads them."""
 import difflib
-import math
 from dataclasses import dataclass, field, fields
+from datetime import timedelta, tzinfo
 from functools import lru_cache
+from importlib.metadata import entry_points
+from types import NoneType
+from zoneinfo import ZoneInfo
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -18,6 +21,28 @@ PLUGIN = 'netbox_celery'
 
 #: Longest time that runs can be kept, days: a thousand years before now, there still is a date.
 MOST_DAYS = 365_000
+
+#: Longest of all times, seconds: a day. Python cannot wait for much more, and nobody wants to.
+MOST_SECONDS = 86_400
+
+# What a setting may be, by its annotation
+SETTING_TYPES: dict[object, tuple[type, ...]] = {
+    dict: (dict,), float: (int, float), int: (int,), int | None: (int, NoneType), str: (str,),
+}
+
+# What a setting of Celery's may be, beside `None`: by its name, or by the type that Celery says it has
+CELERY_TYPES: dict[object, tuple[type, ...]] = {
+    'bool': (bool, int),
+    'int': (int, float),
+    'float': (int, float, timedelta),
+    'dict': (dict,),
+    'tuple': (list, tuple),
+    'broker_use_ssl': (bool, dict),
+    'redis_backend_use_ssl': (bool, dict),
+    'task_queues': (list, tuple, dict),
+    'timezone': (str, tzinfo),
+    'worker_concurrency': (int,),
+}
 
 # Rows and messages are JSON and nothing else: unpickling what a broker delivers would run it.
 JSON_ONLY = {
@@ -71,6 +96,8 @@ class Config:
         Raises:
             ImproperlyConfigured: A setting is unknown, of the wrong type or out of range.
         """
+        if not isinstance(user_config, dict):
+            raise ImproperlyConfigured(f'PLUGINS_CONFIG["{PLUGIN}"] must be a dict, not {user_config!r}')
         known, values = {f.name: f for f in fields(cls)}, {}
         for name, value in user_config.items():
             if name not in known:
@@ -78,7 +105,7 @@ class Config:
                 raise wrong(name, f'is unknown{hint} Settings are: {", ".join(sorted(known))}')
             if name == 'command_tasks' and isinstance(value, dict | list | tuple):
                 value = _options_by_name(name, value)
-            _check_type(name, value, known[name].type)
+            _check_type(name, value, SETTING_TYPES[known[name].type])
             values[name] = value
         config = cls(**values)
         config._check_values()
@@ -86,12 +113,14 @@ class Config:
         return config
 
     def _check_values(self):
-        for name in (
-            'flush_interval', 'log_message_length', 'log_lines', 'payload_length', 'heartbeat_interval',
-            'worker_lost_after', 'sweep_interval',
-        ):
-            if not 0 < getattr(self, name) < math.inf:
+        for name in ('log_message_length', 'log_lines', 'payload_length'):
+            if getattr(self, name) <= 0:
                 raise wrong(name, f'must be greater than 0, not {getattr(self, name)!r}')
+        for name in ('flush_interval', 'heartbeat_interval', 'worker_lost_after', 'sweep_interval'):
+            if not 0 < getattr(self, name) <= MOST_SECONDS:
+                raise wrong(
+                    name, f'must be greater than 0 and at most {MOST_SECONDS} seconds, not {getattr(self, name)!r}'
+                )
         if self.retention is not None and not 0 <= self.retention <= MOST_DAYS:
             raise wrong(
                 'retention', f'must be a number of days up to {MOST_DAYS}, or 0 for ever, not {self.retention!r}'
@@ -108,14 +137,29 @@ class Config:
             value = getattr(self, name)
             if value and ':' not in value:
                 raise wrong(name, f"must be a URL such as 'redis://host:6379/0', not {value!r}")
+            if value:
+                _check_scheme(name, value)
 
 
-def _check_type(name, value, expected):
-    accepted: tuple[type, ...] = {
-        float: (int, float), int: (int,), int | None: (type(None), int), str: (str,), dict: (dict,),
-    }[expected]
-    if not isinstance(value, accepted) or isinstance(value, bool):
-        raise wrong(name, f'must be of type {accepted[-1].__name__}, not {type(value).__name__} ({value!r})')
+def _check_type(name, value, accepted):
+    if not isinstance(value, accepted) or isinstance(value, bool) and bool not in accepted:
+        types = ' or '.join(kind.__name__ for kind in accepted if kind is not NoneType)
+        raise wrong(name, f'must be of type {types}, not {type(value).__name__} ({value!r})')
+
+
+def _check_scheme(name, url):
+    from celery.app.backends import BACKEND_ALIASES
+    from kombu.transport import TRANSPORT_ALIASES
+
+    known = set(TRANSPORT_ALIASES) if name == 'broker_url' else {
+        *BACKEND_ALIASES, *entry_points(group='celery.result_backends').names
+    }
+    for part in url.split(';'):
+        scheme = part.split('://')[0].split('+')[0]
+        # A class by its dotted name is for Celery to find
+        if scheme not in known and '.' not in scheme:
+            hint = suggestion(scheme, known)
+            raise wrong(name, f'must begin with one of {", ".join(sorted(known))}, not {scheme!r}{hint}')
 
 
 def _options_by_name(setting, value):
@@ -130,7 +174,7 @@ def _options_by_name(setting, value):
 def _check_celery(settings):
     from celery.app.defaults import NAMESPACES, flatten
 
-    known = {key for key, __ in flatten(NAMESPACES)}
+    known = dict(flatten(NAMESPACES))
     for name, value in settings.items():
         if name in ('broker_url', 'result_backend'):
             raise wrong(f'celery["{name}"]', f'belongs one level up: PLUGINS_CONFIG["{PLUGIN}"]["{name}"]')
@@ -144,6 +188,14 @@ def _check_celery(settings):
             raise wrong(f'celery["{name}"]', f'must be a dict, not {value!r}')
         if name in JSON_ONLY and value not in JSON_ONLY[name]:
             raise wrong(f'celery["{name}"]', f'must be {JSON_ONLY[name][0]!r}: only JSON is accepted from the broker')
+        if accepted := CELERY_TYPES.get(name) or CELERY_TYPES.get(known[name].type):
+            _check_type(f'celery["{name}"]', value, (*accepted, NoneType))
+        if name == 'timezone' and isinstance(value, str):
+            try:
+                ZoneInfo(value)
+            except (OSError, ValueError, KeyError):
+                what = f"must be a time zone such as 'Europe/Berlin', not {value!r}"
+                raise wrong(f'celery["{name}"]', what) from None
 
 
 def suggestion(name, known):

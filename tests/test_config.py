@@ -1,5 +1,6 @@
 """The plugin's settings: what is unknown or wrong stops the start, and says which setting and what to do."""
 from dataclasses import FrozenInstanceError, fields
+from datetime import timedelta
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -8,10 +9,8 @@ from django.test import override_settings
 from netbox_celery.celery import app
 from netbox_celery.config import Config, get_config
 
-POSITIVE = (
-    'flush_interval', 'log_message_length', 'log_lines', 'payload_length', 'heartbeat_interval', 'worker_lost_after',
-    'sweep_interval',
-)
+SIZES = ('log_message_length', 'log_lines', 'payload_length')
+TIMES = ('flush_interval', 'heartbeat_interval', 'worker_lost_after', 'sweep_interval')
 
 
 @pytest.mark.parametrize('name', [field.name for field in fields(Config)])
@@ -26,6 +25,13 @@ def test_defaults(name):
     {'heartbeat_interval': 10, 'worker_lost_after': 30}, {'broker_url': 'amqp://h'}, {'log_level': 0},
     {'celery': {'task_serializer': 'json', 'accept_content': ('json',), 'result_accept_content': None}},
     {'celery': {'broker_use_ssl': True, 'beat_schedule': {}, 'worker_prefetch_multiplier': 1}},
+    {'celery': {'broker_use_ssl': {'ca_certs': '/ca'}, 'redis_backend_use_ssl': False, 'task_queues': []}},
+    {'celery': {'imports': [], 'include': ('a', 'b')}},
+    {'celery': {'result_expires': timedelta(hours=1), 'task_time_limit': 60.5, 'worker_concurrency': None}},
+    {'celery': {'timezone': 'Europe/Berlin', 'task_routes': ('a.Router', {'a:*': 'b'}), 'task_annotations': {}}},
+    {'broker_url': 'sentinel://a:1;sentinel://b:2', 'result_backend': 'rpc://'},
+    {'broker_url': 'redis+socket:///run/redis.sock?virtual_host=1', 'result_backend': 'db+postgresql://h/d'},
+    {'broker_url': 'my.transport:Class://h', 'result_backend': 'my.backend:Class://h'},
 ], ids=str)
 def test_accepted(given):
     config = Config.from_dict(given)
@@ -42,15 +48,22 @@ def test_accepted(given):
     ({'broker_url': None}, 'broker_url must be of type str, not NoneType'),
     ({'broker_url': 'redis.example.com'}, "broker_url must be a URL such as 'redis://host:6379/0'"),
     ({'result_backend': 'redis'}, 'result_backend must be a URL'),
+    ({'broker_url': 'rabbitmq://h'}, "not 'rabbitmq'"),
+    ({'broker_url': 'redis:6379'}, "not 'redis:6379'"),
+    ({'broker_url': 'sentinel://a:1;redsi://b:2'}, "not 'redsi'. Did you mean 'redis'?"),
+    ({'broker_url': 'rpc://'}, 'broker_url must begin with one of SLMQ, SQS, amqp, amqps'),
+    ({'result_backend': 'amqp://h'}, 'result_backend must begin with one of arangodb, '),
+    ({'result_backend': 'https://h'}, "not 'https'"),
     ({'log_lines': 5.0}, 'log_lines must be of type int, not float'),
     ({'log_lines': True}, 'log_lines must be of type int, not bool'),
-    ({'flush_interval': '0.2'}, 'flush_interval must be of type float, not str'),
-    ({'flush_interval': True}, 'flush_interval must be of type float, not bool'),
+    ({'flush_interval': '0.2'}, 'flush_interval must be of type int or float, not str'),
+    ({'flush_interval': True}, 'flush_interval must be of type int or float, not bool'),
     ({'log_level': 'INFO'}, "log_level must be of type int, not str ('INFO')"),
     ({'celery': []}, 'celery must be of type dict, not list'),
-    *(({name: value}, f'{name} must be greater than 0, not {value}') for name in POSITIVE for value in (0, -1)),
-    ({'heartbeat_interval': float('nan')}, 'heartbeat_interval must be greater than 0, not nan'),
-    ({'sweep_interval': float('inf')}, 'sweep_interval must be greater than 0, not inf'),
+    *(({name: value}, f'{name} must be greater than 0, not {value}') for name in SIZES for value in (0, -1)),
+    # Nothing waits for longer: neither a lock nor PostgreSQL takes just any number
+    *(({name: value}, f'{name} must be greater than 0 and at most 86400 seconds, not {value}')
+      for name in TIMES for value in (0, -1, 86_401, 10 ** 30, float('nan'), float('inf'))),
     ({'worker_lost_after': 14.9}, 'worker_lost_after must be at least three times heartbeat_interval (5)'),
     ({'heartbeat_interval': 11}, 'worker_lost_after must be at least three times heartbeat_interval (11)'),
     ({'retention': -1}, 'retention must be a number of days up to 365000, or 0 for ever, not -1'),
@@ -65,6 +78,16 @@ def test_accepted(given):
     ({'celery': {5: 5}}, 'celery["5"] is not a setting of Celery'),
     ({'celery': {'broker_transport_options': None}}, 'celery["broker_transport_options"] must be a dict, not None'),
     ({'celery': {'result_backend_transport_options': [1]}}, 'must be a dict, not [1]'),
+    *(({'celery': {name: value}}, f'celery["{name}"] must be {what}') for name, value, what in (
+        ('task_time_limit', '60', "of type int or float or timedelta, not str ('60')"),
+        ('task_time_limit', True, 'of type int or float or timedelta, not bool (True)'),
+        ('worker_concurrency', 'four', "of type int, not str ('four')"),
+        ('task_acks_late', 'no', "of type bool or int, not str ('no')"),
+        ('beat_schedule', [], 'of type dict, not list ([])'),
+        ('imports', 'my_plugin', "of type list or tuple, not str ('my_plugin')"),
+        ('timezone', 'Nowhere/X', "a time zone such as 'Europe/Berlin', not 'Nowhere/X'"),
+        ('timezone', '/etc', 'a time zone'), ('timezone', '', 'a time zone'), ('timezone', 5, 'of type str or tzinfo'),
+    )),
     *(({'celery': {name: value}}, f'celery["{name}"] must be {right!r}: only JSON') for name, value, right in (
         ('accept_content', ['json', 'pickle'], ['json']), ('accept_content', [], ['json']),
         ('accept_content', 'json', ['json']), ('result_accept_content', ['pickle'], ['json']),
@@ -77,6 +100,12 @@ def test_refused(given, message):
         Config.from_dict(given)
     assert str(caught.value).startswith('PLUGINS_CONFIG["netbox_celery"]: ')
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize('given', [None, [], 'track', 5], ids=str)
+def test_no_dict(given):
+    with pytest.raises(ImproperlyConfigured, match=r'^PLUGINS_CONFIG\["netbox_celery"\] must be a dict, not '):
+        Config.from_dict(given)
 
 
 def test_settings_are_not_changed():
