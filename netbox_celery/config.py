@@ -133,6 +133,9 @@ class Config:
                 f'must be at least three times heartbeat_interval ({self.heartbeat_interval}), '
                 f'not {self.worker_lost_after!r}: a single late heartbeat would end the runs of a living worker'
             )
+        if not self.key_prefix.isascii():
+            # Kombu cuts it off by its length in characters from what Redis counts in bytes
+            raise wrong('key_prefix', f'must hold ASCII characters alone, not {self.key_prefix!r}')
         for name in ('broker_url', 'result_backend'):
             value = getattr(self, name)
             if value and ':' not in value:

@@ -69,6 +69,7 @@ def test_accepted(given):
     ({'retention': -1}, 'retention must be a number of days up to 365000, or 0 for ever, not -1'),
     ({'retention': 10 ** 6}, 'retention must be a number of days up to 365000, or 0 for ever, not 1000000'),
     ({'retention': '30'}, "retention must be of type int, not str ('30')"),
+    ({'key_prefix': 'für:'}, "key_prefix must hold ASCII characters alone, not 'für:'"),
     ({'track': 'none'}, "track must be 'base' or 'all', not 'none'"),
     # Celery's own
     ({'celery': {'broker_url': 'x:'}}, 'celery["broker_url"] belongs one level up: PLUGINS_CONFIG["netbox_celery"]'),
