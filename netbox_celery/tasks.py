@@ -126,8 +126,9 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
     # Calls
 
     def delay(self, /, *args, **kwargs):
-        """Send the task with the given arguments. `netbox_*` options, `ignore_result` and `ignore_task_after_success`
-        may stand among them.
+        """Send the task with the given arguments (see `apply_async`).
+
+        `netbox_*` options, `ignore_result` and `ignore_task_after_success` may stand among them.
         """
         kwargs, own = lift(self, kwargs, {})
         options = {f'netbox_{name}': value for name, value in own.items()}
@@ -137,7 +138,24 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
         return self.apply_async(args, kwargs, **options)
 
     def apply_async(self, args=None, kwargs=None, **options):
-        """Send the task (see `celery.app.task.Task.apply_async`); takes `netbox_*` options too."""
+        """Send the task (see `celery.app.task.Task.apply_async`). In a transaction, the message goes out on commit.
+
+        Args:
+            args: Positional arguments of the task, without `task_id`.
+            kwargs: Keyword arguments of the task.
+            **options: Celery's options, and `netbox_*` ones.
+
+        Returns:
+            An `AsyncResult`; of a unique task, it may be that of the run which is under way.
+
+        Raises:
+            TypeError: The arguments do not fit the task's signature.
+            ValueError: The soft time limit is beyond the hard one.
+            celery.exceptions.CeleryError: The task's policies keep it from being called (`TaskConflict`), or contradict
+                each other.
+            kombu.exceptions.EncodeError: An argument cannot be written as JSON.
+            kombu.exceptions.OperationalError: The broker refused the message (outside a transaction).
+        """
         kwargs, own = lift(self, kwargs, {})
         options = {f'netbox_{name}': value for name, value in own.items()} | options
         return super().apply_async(args, kwargs, **options)
@@ -165,7 +183,11 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
             propagate: Whether an error of the task is raised here; else it is returned.
             **options: As for `apply_async`.
 
+        Returns:
+            What the task returned; `None` if the run was ignored.
+
         Raises:
+            Exception: What the task raised, and what `apply_async` raises.
             celery.exceptions.TimeoutError: The task did not end in time. It goes on.
             RuntimeError: Called inside a task, or inside a transaction, whose end the message would wait for.
         """
@@ -186,6 +208,9 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
         """Run the task here and now, untracked (see `celery.app.task.Task.apply`).
 
         It is ignored while a run with the same key is under way, or an ignore window is open.
+
+        Returns:
+            An `EagerResult`.
         """
         kwargs, __ = lift(self, kwargs, {})
         options, __ = split(options)
@@ -226,6 +251,10 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
 
         Unlike Celery's own, a `max_retries` given here holds for this run alone: Celery keeps it on the task object
         (`override_max_retries`), where it leaks into other runs of the process.
+
+        Raises:
+            celery.exceptions.Retry: Always, unless `throw` is false: it ends the attempt.
+            Exception: `exc`, or `MaxRetriesExceededError`: there was the last attempt already.
         """
         if (args is None) != (kwargs is None):
             args, kwargs = merge_arguments(self, args, kwargs)

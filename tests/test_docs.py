@@ -10,6 +10,8 @@ from celery.exceptions import Retry
 
 import netbox_celery
 from dcim.models import Site
+from netbox_celery import tasks
+from netbox_celery.api.urls import router
 from netbox_celery.celery import app
 from netbox_celery.choices import LogLevelChoices, ResultReasonChoices, ResultStatusChoices
 from netbox_celery.config import Config
@@ -64,6 +66,31 @@ def test_levels():
 def test_options():
     documented = {row[0].strip('`| ') for row in rows('docs/tasks.md', '## Options of a run')}
     assert documented == {f'netbox_{name}' for name in (*OWN_NAMES, 'kwargs')}
+
+
+def test_addresses():
+    """REST's guide names each address, with the methods that it has."""
+    documented = {}
+    for row in rows('docs/rest.md', 'Everything is under `/api/plugins/celery/`:'):
+        methods = set(re.findall(r'`(\w+)`', row[1]))
+        documented |= dict.fromkeys(re.findall(r'`(\S+)`', row[0]), methods)
+    actions = {'GET': 'list', 'POST': 'create', 'PUT': 'update', 'PATCH': 'partial_update', 'DELETE': 'destroy'}
+    expected = {}
+    for prefix, viewset, __ in router.registry:
+        methods = {name for name, action in actions.items()
+                   if hasattr(viewset, action) and name.lower() in viewset.http_method_names}
+        expected |= {f'{prefix}/': methods, f'{prefix}/{{id}}/': methods}
+        for action in viewset.get_extra_actions():
+            expected[f'{prefix}/{{id}}/{action.url_path}/'] = {name.upper() for name in action.mapping}
+    assert documented == expected
+
+
+def test_public_names():
+    """The reference has all that plugin authors import."""
+    text = (ROOT / 'docs' / 'tasks.md').read_text()
+    assert {name for name in tasks.__all__ if f'\n::: netbox_celery.tasks.{name}\n' not in text} == {
+        'default_unique_key_generator',  # a page of its own: unique tasks
+    }
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)

@@ -459,6 +459,12 @@ class CeleryResult(NetBoxModel, AboutObject):
             task_id: ID of the run; by default a new one.
             args: Positional arguments of the task.
             kwargs: Keyword arguments of the task.
+
+        Returns:
+            The `CeleryResult`, as `enqueue` does.
+
+        Raises:
+            Exception: As for `enqueue`.
         """
         options = dict(celery_kwargs or {})
         if task_id is not None:
@@ -466,13 +472,31 @@ class CeleryResult(NetBoxModel, AboutObject):
         return cls.enqueue(celery_name, args=args, kwargs=kwargs, user=user, **options)
 
     def cancel(self, user=None):
-        """Cancel the run (see `netbox_celery.engine.control.cancel`). Returns whether it was still to be cancelled."""
+        """Cancel the run: at once if it waits; one that has begun is terminated, or asked to stop.
+
+        Args:
+            user: Who asks for it; the run's error says so.
+
+        Returns:
+            Whether it was still to be cancelled: it had not ended, and nobody had asked before.
+        """
         from ..engine.control import cancel
         return cancel(self, user=user)
     cancel.alters_data = True
 
     def rerun(self, user=None):
-        """Run the task again with the same arguments and options. Returns the new row."""
+        """Run the task again with the same arguments and options, without its times.
+
+        Args:
+            user: Under whose name; by default that of this run.
+
+        Returns:
+            The new `CeleryResult`, or that of the run which the call has joined (see `enqueue`).
+
+        Raises:
+            NotRerunnable: The row does not hold the arguments: their caller has redacted them, or they are too large.
+            Exception: As for `enqueue`.
+        """
         from ..engine.control import rerun
         return rerun(self, user=user)
     rerun.alters_data = True
