@@ -8,12 +8,12 @@ minute is told to Celery again, part by part: what it knows already, it does not
 import logging
 from datetime import timedelta
 from functools import cached_property
-from weakref import WeakValueDictionary
 
 from celery import states
 from celery.exceptions import ChordError, TaskRevokedError
-from celery.result import GroupResult
+from celery.result import GroupResult, result_from_tuple
 from django.core.exceptions import ObjectDoesNotExist
+from kombu.utils.functional import LRUCache
 
 from ..choices import ResultStatusChoices as Status
 from . import lifecycle
@@ -56,25 +56,32 @@ FINISHED = f'SELECT task_id::text, celery_name, status, result::text, error, opt
 
 
 class ChordsMixin:
-    """The part of a Redis backend that says how many parts a chord has where it outlives Redis: in a message."""
+    """The part of a Redis backend that writes what it knows of a chord where that outlives Redis: into a message."""
 
     @cached_property
-    def _bodies(self):
-        """The bodies of chords that are being sent, by the ID of the group of their parts."""
-        return WeakValueDictionary()
+    def _open(self):
+        """The chords that are being sent, by the ID of the group of their parts."""
+        return LRUCache(limit=1_000)
 
     def apply_chord(self, header_result_args, body, **kwargs):
         group_id, results = header_result_args
-        # Of a list within the list of results Celery keeps the shape in Redis alone
-        if not isinstance(results, list) or not any(isinstance(result, GroupResult) for result in results):
-            self._bodies[group_id] = body
+        # Lists within the list of results, of which Celery keeps the shape
+        nested = isinstance(results, list) and any(isinstance(result, GroupResult) for result in results)
+        self._open[group_id] = body, GroupResult(group_id, results).as_tuple() if nested else None
         return super().apply_chord(header_result_args, body, **kwargs)
 
     def set_chord_size(self, group_id, chord_size):
         # Celery calls this before it sends the last part, whose message brings the body along
-        if body := self._bodies.pop(group_id, None):
-            body['chord_size'] = chord_size
+        if found := self._open.pop(group_id, None):
+            body, shape = found
+            body.update(chord_size=chord_size, **({'chord_header': shape} if shape else {}))
         return super().set_chord_size(group_id, chord_size)
+
+    def restore_chord(self, group_id, chord_size, shape=None):
+        """Let Redis know of a chord what it did when its parts were sent."""
+        self.set_chord_size(group_id, chord_size)
+        if shape:
+            result_from_tuple(shape, self.app).save(backend=self)
 
 
 class Watch:
@@ -133,15 +140,16 @@ def _go_on(connection, app, group_id, root_id, until):
     chord = {'root_id': root_id, 'group_id': group_id, 'until': until}
     if connection.execute(UNFINISHED, chord):
         return False  # its own end lets the chord go on
-    decode, parts, size = PayloadDecoder().decode, [], 0
+    decode, parts, size, shape = PayloadDecoder().decode, [], 0, None
     for task_id, name, status, result, error, options in connection.execute(FINISHED, chord):
         options = decode(options)
         size = max(size, options['chord'].get('chord_size') or 0)
+        shape = shape or options['chord'].get('chord_header')
         parts.append((as_request(task_id, name, options), *_outcome(status, result, error)))
     if not size or len(parts) < size:
         return False  # parts are to come, or have no rows
     logger.error('The body of the chord %s was not sent though all %s parts have ended: it is now', group_id, size)
-    app.backend.set_chord_size(group_id, len(parts))
+    app.backend.restore_chord(group_id, len(parts), shape)
     for request, state, result in parts:
         app.backend.on_chord_part_return(request, state, result)
     return True

@@ -66,9 +66,9 @@ def test_outcomes(told, look):
         make_part(3, 'ignored', error='Not run'), make_part(4, size=5, result='x' * 10),
     ]
     CeleryResult.objects.filter(pk=parts[4].pk).update(result=json.loads(cut_json('"' + 'x' * 99 + '"', 50)))
-    with mock.patch.object(app.backend, 'set_chord_size') as set_size:
+    with mock.patch.object(app.backend, 'restore_chord') as restore:
         assert look() == 1
-    set_size.assert_called_once_with(GROUP, 5)
+    restore.assert_called_once_with(GROUP, 5, None)
     told.sort(key=lambda part: part[0])
     assert [part[1] for part in told] == [str(part.task_id) for part in parts]
     assert [part[2] for part in told] == ['SUCCESS', 'FAILURE', 'REVOKED', 'FAILURE', 'FAILURE']
@@ -165,7 +165,7 @@ def test_body_without_a_row(told, look, make_task, untracked):
 
 
 def test_size_comes_with_the_last_part(task):
-    """It is Celery's own count; of results whose shape Redis alone holds nothing is said."""
+    """It is Celery's own count; and so does the shape of results that are no plain list."""
     def sizes(header):
         CeleryResult.objects.all().delete()
         chord(header, part)()
@@ -175,4 +175,8 @@ def test_size_comes_with_the_last_part(task):
     assert sizes([part, part, part])[-1] == 3
     assert sizes(part for __ in range(3))[-1] == 3
     assert sizes([group(part, part), part])[-1] == 3
-    assert sizes([part, part | group(part, part)]) == [None, None]
+    assert 'chord_header' not in CeleryResult.objects.last().options['chord']
+    assert sizes([part | group(part, part), part]) == [None, 3]
+    last = CeleryResult.objects.order_by('pk').last()
+    (group_id, __), (inner, plain) = last.options['chord']['chord_header']
+    assert (group_id, plain[0][0], len(inner[1])) == (str(last.group_id), str(last.task_id), 2)

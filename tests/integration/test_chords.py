@@ -98,6 +98,22 @@ def test_arguments_of_the_body(services, on, gate, look):
     assert outcome.get(timeout=20) == [['a'], 1, ['c']]
 
 
+@pytest.mark.parametrize('step', [1, -1])
+def test_shape_of_the_arguments(services, on, gate, look, step):
+    """Where a chain in the header ends in a group, the body gets a list of its results within the list."""
+    header = [
+        chain(on(tasks.add.s(1)), group(on(tasks.add.s(1)), on(tasks.add.s(2)))), on(tasks.pass_gate.si(gate=gate))
+    ]
+    outcome = chord(header[::step], on(tasks.echo_list.s()))()
+    part = until(lambda: CeleryResult.objects.filter(celery_name=tasks.pass_gate.name, status='running').first())
+    until(lambda: CeleryResult.objects.filter(status='completed').count() == 3)
+    forget(services, part.group_id)
+    open_gate(gate)
+    ended(part.task_id)
+    assert look() == 1
+    assert outcome.get(timeout=20) == [[2, 3], 1][::step]
+
+
 def test_failed_part(services, on, gate, look):
     """A body that will not run is closed, and names the part that failed."""
     outcome = chord([on(tasks.break_at_gate.s(gate)), on(tasks.add.s(1))], on(tasks.add.s()))()
