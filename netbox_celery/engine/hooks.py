@@ -7,6 +7,7 @@ from collections import OrderedDict
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
+from billiard.einfo import ExceptionInfo
 from celery import signals
 
 from .options import NOT_SENT
@@ -16,6 +17,7 @@ __all__ = (
     'TaskHooks',
     'invocation_of',
     'tell',
+    'tell_of_failure',
 )
 
 logger = logging.getLogger(__name__)
@@ -141,6 +143,17 @@ def _on_failure(sender=None, task_id=None, exception=None, args=None, kwargs=Non
     if len(_told) > MOST_TOLD:
         _told.popitem(last=False)
     tell(sender, 'on_task_failure', task_id, args, kwargs, exception, einfo)
+
+
+def tell_of_failure(task, task_id, args, kwargs, exc):
+    """Send Celery's signal of a failure that Celery does not tell of, for hooks and whoever else listens."""
+    try:
+        raise exc
+    except type(exc):
+        signals.task_failure.send(
+            sender=task, task_id=task_id, exception=exc, args=args, kwargs=kwargs, traceback=exc.__traceback__,
+            einfo=ExceptionInfo()
+        )
 
 
 def _on_success(sender=None, result=None, **kwargs):

@@ -25,6 +25,7 @@ from .backend import describe, describe_failure
 from .claim import track_all_tasks
 from .database import get_connection
 from .exceptions import IgnoredByWindow, RetryNotSent
+from .hooks import tell_of_failure
 from .loghandler import install_log_handler
 from .outcome import finish_run, retry_run
 from .payload import is_uuid
@@ -131,7 +132,9 @@ def on_received(request=None, **kwargs):
             if ended == Status.STATUS_REVOKED:
                 tell_backend(request.task.app, request.id, TaskRevokedError('revoked'), states.REVOKED)
             else:
-                tell_backend(request.task.app, request.id, WorkerLostError(lost), states.FAILURE)
+                exc = WorkerLostError(lost)
+                tell_backend(request.task.app, request.id, exc, states.FAILURE)
+                tell_of_failure(request.task, request.id, request.args, request.kwargs, exc)
         return reject(log, errors, requeue)
     request.on_reject = on_reject
 

@@ -6,9 +6,8 @@ is settled by a guarded transition, so a sweep that is wrong about a worker's de
 import logging
 from uuid import UUID
 
-from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
-from celery import signals, states
+from celery import states
 from celery.exceptions import TaskRevokedError
 from celery.worker import state
 from kombu.exceptions import EncodeError
@@ -19,6 +18,7 @@ from ..config import get_config
 from . import catalogue, chords, lifecycle
 from .admission import advance_all
 from .control import terminate_cancelled
+from .hooks import tell_of_failure
 from .missing import GRACE, find_fetched, find_missing
 from .payload import PayloadDecoder, is_uuid
 from .presence import identity
@@ -183,19 +183,8 @@ def _let_go(connection, app, run, error):
         logger.error('Task %s[%s] is lost: %s', name, task_id, error)
         tell_backend(app, task_id, WorkerLostError(error), states.FAILURE)
         if task is not None:
-            _tell_task(task, task_id, message, WorkerLostError(error))
-
-
-def _tell_task(task, task_id, message, exc):
-    """Send Celery's signal of a failure, for hooks and whoever else listens: the worker that was lost did not."""
-    args, kwargs, *_ = PayloadDecoder().decode(message)
-    try:
-        raise exc
-    except WorkerLostError:
-        signals.task_failure.send(
-            sender=task, task_id=str(task_id), exception=exc, args=args, kwargs=kwargs, traceback=exc.__traceback__,
-            einfo=ExceptionInfo()
-        )
+            args, kwargs, *_ = PayloadDecoder().decode(message)
+            tell_of_failure(task, str(task_id), args, kwargs, WorkerLostError(error))
 
 
 def expire(connection, app):

@@ -63,7 +63,7 @@ def test_process_lost(deliver, worker, requeue, columns, goes_back, status):
     task = deliver(task_id, task_options={'acks_late': True})
     rejected = []
     request = SimpleNamespace(
-        id=task_id, task=task, request_dict={'retries': 0},
+        id=task_id, task=task, args=[], kwargs={}, request_dict={'retries': 0},
         on_reject=lambda log, errors, requeue: rejected.append(requeue),
     )
     on_received(request=request)

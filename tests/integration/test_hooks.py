@@ -74,6 +74,16 @@ def test_failure_that_the_parent_tells(prefork, how, options, error):
     ]
 
 
+def test_failure_after_the_last_redelivery(prefork):
+    """Of a loss after which its message comes back nobody is told, but of the one that ends it."""
+    run = prefork.send(app.tasks['netbox_test_plugin:telling_late'], 'kill', countdown=1)
+    CeleryResult.objects.filter(task_id=run.id).update(claims=3, attempts=[{}] * 3)
+    ended(run, 40)
+    assert whole(run, 'failure') == [
+        "start ['kill'] {}", "start ['kill'] {}", "failure ['kill'] {} WorkerLostError ExceptionInfo",
+    ]
+
+
 def test_failure_that_another_worker_tells(make_worker, prefork):
     """With its own killed as a whole, there is nobody else."""
     victim = make_worker('victim').start().ready()

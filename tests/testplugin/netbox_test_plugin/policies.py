@@ -156,6 +156,12 @@ def telling(self, task_id, how='', **kwargs):
     return how
 
 
+@netbox_celery_task(name='netbox_test_plugin:telling_late', base=Telling, acks_late=True, reject_on_worker_lost=True)
+def telling_late(self, task_id, how=''):
+    """Comes back when its process is killed."""
+    return telling.run(task_id, how)
+
+
 @netbox_celery_task(
     name='netbox_test_plugin:telling_twice', base=Telling, unique=True, stale_time_limit=60,
     ignore_task_after_success=True, ignore_task_timedelta=60,
