@@ -39,8 +39,14 @@ def upcoming(schedule):
         'zone': current,
         'other_zone': schedule.timezone if zone else '',
         'obstacle': obstacle,
-        'is_enabled': schedule.enabled and schedule.present,
+        'idle': _why_idle(schedule),
     }
+
+
+def _why_idle(schedule):
+    if not schedule.present:
+        return _('It is gone from where it came from: these would be its times.')
+    return '' if schedule.enabled else _('It is disabled: these would be its times.')
 
 
 def _until(moment, now):

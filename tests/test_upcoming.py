@@ -25,9 +25,7 @@ def show(**columns):
 def test_times():
     shown = show(kind='crontab', crontab='0 0 1 * *')
     assert [moment.month for moment, __, __ in shown['times']] == [4, 5, 6, 7, 8, 9, 10, 11, 12, 1]
-    assert (shown['in_words'], shown['obstacle'], shown['is_enabled']) == (
-        'At 00:00, on day 1 of the month (UTC)', '', True
-    )
+    assert (shown['in_words'], shown['obstacle'], shown['idle']) == ('At 00:00, on day 1 of the month (UTC)', '', '')
 
 
 def test_how_long():
@@ -77,6 +75,7 @@ def test_obstacles(columns, obstacle):
     assert obstacle in shown['obstacle']
 
 
-def test_disabled():
-    assert not show(kind='interval', interval=60, enabled=False)['is_enabled']
-    assert not show(kind='interval', interval=60, present=False)['is_enabled']
+def test_idle():
+    """Why none of the times will come: one that is enabled is not said to be disabled."""
+    assert 'is gone' in show(kind='interval', interval=60, present=False)['idle']
+    assert 'is disabled' in show(kind='interval', interval=60, enabled=False)['idle']

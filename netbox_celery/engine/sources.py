@@ -57,6 +57,8 @@ def sync(app, beat_schedule, *, is_leader=False):
     for name, values in wanted.items():
         try:
             _write(name, values, rows.get(name), is_leader)
+        except Unschedulable as exc:
+            refused[name] = str(exc)
         except Exception as exc:  # noqa: BLE001 - one that cannot be written does not keep the others from being it
             refused[name] = f'{type(exc).__name__}: {exc}'
     if is_leader:
