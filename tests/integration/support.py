@@ -18,6 +18,7 @@ __all__ = (
     'ended',
     'lines',
     'row',
+    'settled',
     'speaking_to',
     'until',
     'waiting',
@@ -53,6 +54,17 @@ def waiting(run, *statuses, timeout=20):
 def ended(run, timeout=20):
     """Wait until a run has ended, and return its row."""
     return waiting(run, 'completed', 'failed', 'errored', 'revoked', 'ignored', timeout=timeout)
+
+
+def settled(run, timeout=20):
+    """Wait until a run and each of its attempts has ended, and return its row.
+
+    The next attempt is sent before the end of the one before is written, and may overtake that.
+    """
+    return until(
+        lambda: (found := ended(run, timeout)) and all(attempt['ended'] for attempt in found.attempts) and found,
+        timeout, lambda: f'{run}: {row(run).attempts}'
+    )
 
 
 def lines(run):

@@ -11,7 +11,7 @@ from netbox_test_plugin.side import notes, open_gate
 
 from netbox_celery.models import CeleryResult
 
-from .support import ended, lines, row, until
+from .support import ended, lines, row, settled, until
 
 RESULTS, LOG = 'netbox_celery_celeryresult', 'netbox_celery_celerylogentry'
 
@@ -148,7 +148,7 @@ def test_table_away_at_a_retry(services, worker, gate):
         open_gate(gate)
         until(lambda: f'The retry of task {run.id} cannot be written yet' in worker.output)
 
-    result = ended(run)
+    result = settled(run)
     assert (result.status, result.result, len(result.attempts)) == ('completed', 2, 2)
     assert result.attempts[0]['error'] == 'ValueError: once more'
 
