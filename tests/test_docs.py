@@ -46,6 +46,17 @@ def test_settings():
     }
 
 
+@pytest.mark.parametrize('example', [
+    pytest.param(example, id=f'{page.name}-{number}') for page in PAGES for number, example in enumerate(code(page))
+    if 'PLUGINS_CONFIG =' in example
+])
+def test_examples_of_settings(example):
+    """What the guides write into the configuration is accepted."""
+    namespace = {}
+    exec(example, namespace)  # noqa: S102
+    assert Config.from_dict(namespace['PLUGINS_CONFIG']['netbox_celery']) != Config()
+
+
 def test_statuses():
     documented = {row[0].strip('*| '): row[2].rstrip(' |') for row in rows('docs/how-it-works.md', '## Statuses')}
     assert documented == {choice.value: str(choice.description) for choice in ResultStatusChoices.CHOICES}
