@@ -40,10 +40,13 @@ candidates() {
     done
 }
 
+# A venv holds where it was made, and nowhere else: a checkout may be moved, or copied
+is_ours() { [ "$(cat "$venv/.place" 2>/dev/null || printf '%s\n' "$root")" = "$root" ] && is_supported "$venv/bin/python"; }
+
 find_python() {
     # The one that made the venv stays
     python=$venv/bin/python
-    ! is_supported "$python" || return 0
+    ! is_ours || return 0
     python=$(candidates | while read -r path; do
         case $path in "$venv"/*) continue ;; esac
         if is_supported "$path"; then printf '%s\n' "$path"; break; fi
@@ -169,14 +172,15 @@ if have flock; then
 fi
 
 wanted=$(cat pyproject.toml development/netbox_example_plugin/pyproject.toml | cksum)
-if [ "$(cat "$venv/.complete" 2>/dev/null)" = "$wanted" ] && is_supported "$venv/bin/python"; then
+if [ "$(cat "$venv/.complete" 2>/dev/null)" = "$wanted" ] && is_ours; then
     exit 0
 fi
 rm -f "$venv/.complete"
-if ! is_supported "$venv/bin/python"; then
+if ! is_ours; then
     say "Making .venv with $("$python" --version) ($python)"
     rm -rf "$venv"
     "$python" -m venv "$venv"
+    printf '%s\n' "$root" >"$venv/.place"
 fi
 say "Installing NetBox, the plugin and the tools of development into .venv (a minute or two)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
