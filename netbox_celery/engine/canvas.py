@@ -50,7 +50,7 @@ def forget_ids():
 
 def _without_trace(run):
     @wraps(run)
-    def run_without_trace(chain, *args, **kwargs):
+    def run_without_trace(chain, /, *args, **kwargs):
         own = 'task_id' in chain.options
         try:
             return run(chain, *args, **kwargs)
@@ -161,6 +161,9 @@ def root_of(options):
 def _last_options(signature):
     """Return the options of the task that ends a signature."""
     while (name := signature.get('task')) in ('celery.chain', 'celery.chord'):
+        if rest := (signature.get('options') or {}).get('chain'):
+            signature = rest[0]
+            continue
         kwargs = signature['kwargs']
         following = kwargs['tasks'][-1] if name == 'celery.chain' and kwargs.get('tasks') else kwargs.get('body')
         if following is None:

@@ -118,6 +118,9 @@ def test_root():
     assert root_of({'chain': [sig('last', chord=body)]}) == outer
     assert root_of({'group_id': inner, 'chord': chain(sig(), body, app=app)}) == outer
     assert root_of({'group_id': inner, 'chord': chain(sig(), chord([sig()], body, app=app), app=app)}) == outer
+    # What follows a chord as a whole
+    middle = chord([sig()], sig('middle', group_id=inner), app=app, chain=[sig('last', group_id=outer), sig('next')])
+    assert root_of({'group_id': inner, 'chord': middle}) == outer
 
 
 def test_root_of_a_circle():
