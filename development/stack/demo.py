@@ -99,7 +99,8 @@ class Demo:
         with suppress(FileNotFoundError, ValueError):
             state |= json.loads(self.ledger.read_text())
         self.state = state
-        self.processes = {name: Process(**fields) for name, fields in state['processes'].items()}
+        processes = {name: Process(**fields) for name, fields in state['processes'].items()}
+        self.processes = {name: process for name, process in processes.items() if not is_of_another(process)}
 
     def save(self):
         self.state['processes'] = {name: process.to_dict() for name, process in self.processes.items()}
@@ -339,6 +340,15 @@ Access     {self.card}
             time.sleep(0.5)
             if not self.card.exists():
                 break
+
+
+def is_of_another(process):
+    """
+    Return whether a process works in another checkout: this one, with what is written down here, is a copy of that.
+    """
+    with suppress(OSError):
+        return not Path(os.readlink(f'/proc/{process.pid}/cwd')).is_relative_to(ROOT)
+    return False
 
 
 def static_key():

@@ -10,6 +10,7 @@ import textwrap
 import pytest
 
 from development.stack import scratch
+from development.stack.demo import Demo
 from development.stack.paths import ROOT
 from development.stack.processes import Process, birth_of, free_port, wait_until
 
@@ -110,6 +111,21 @@ def test_a_process_dies_with_its_parent_at_once(parent, tmp_path):
     process.wait()
 
     assert wait_until(lambda: not birth_of(child), 20)
+
+
+def test_a_copy_leaves_the_original_alone(tmp_path):
+    """What a copied checkout has written down is what the original has started: it is not stopped from there."""
+    demo = Demo()
+    demo.ledger = tmp_path / 'processes.json'
+    own, others = (Process.start('x', ['sleep', '60'], tmp_path / 'log', cwd=place) for place in (ROOT, tmp_path))
+    try:
+        demo.state, demo.processes = {}, {'own': own, 'others': others}
+        demo.save()
+        demo.load()
+        assert demo.processes == {'own': own}
+    finally:
+        own.stop()
+        others.stop()
 
 
 def test_abandoned_folders_are_swept(tmp_path, monkeypatch):
