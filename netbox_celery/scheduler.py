@@ -12,10 +12,10 @@ import time
 
 from celery.beat import Scheduler
 from celery.signals import beat_embedded_init
-from django.db import close_old_connections, connections
+from django.db import ProgrammingError, close_old_connections, connections
 
 from .engine import catalogue, schedules, sources
-from .engine.database import UNAVAILABLE
+from .engine.database import MIGRATE, UNAVAILABLE
 from .engine.leader import Leadership, harden_connections
 
 __all__ = (
@@ -70,6 +70,8 @@ class DatabaseScheduler(Scheduler):
             return min(seconds, self.max_interval) if seconds > 0 else self._send()
         except UNAVAILABLE as exc:
             logger.warning('beat: nothing is sent, the database is unavailable: %s', exc)
+        except ProgrammingError as exc:
+            logger.error('beat: nothing is sent, trying again: %s %s', exc, MIGRATE)
         except Exception:
             # It must go on: whatever is wrong with one thing, the others are due.
             logger.exception('beat: something failed, trying again')

@@ -40,6 +40,9 @@ UNUSABLE = (*UNAVAILABLE, ProgrammingError, InternalError)
 # What leaves things to be written later: the database is away, or a task that writes itself is out of time.
 LATER = (*UNAVAILABLE, SoftTimeLimitExceeded)
 
+#: What to say if a table or a column is not there.
+MIGRATE = 'Are all migrations applied (netbox migrate)?'
+
 
 def execute(wrapper, sql, params=None):
     """Execute a statement of the engine's on a connection of Django's, and return its rows (`[]` if it has none).

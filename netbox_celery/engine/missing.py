@@ -75,7 +75,7 @@ def find_missing(connection, app):
     missing = [id for id, task_id, __ in suspects if task_id not in held]
     found = connection.execute(UNSEND, (missing,)) if missing else []
     if found:
-        logger.error('The broker has lost the messages of %s runs, they will be sent again', len(found))
+        logger.error('The broker has lost messages, which will be sent again: of %s run(s)', len(found))
     return len(found)
 
 
@@ -101,7 +101,7 @@ def find_fetched(connection, app, settled):
     if fetched and (held := _held_by_workers(app)):
         found = connection.execute(UNSEND, ([id for id, task_id in fetched.items() if task_id in held],))
         if found:
-            logger.error('Dead workers had fetched the messages of %s runs, they will be sent again', len(found))
+            logger.error('Dead workers had fetched messages, which will be sent again: of %s run(s)', len(found))
     settled.clear()
     settled.update(key for key, *__ in dead)
 

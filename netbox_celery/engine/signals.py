@@ -15,7 +15,7 @@ import threading
 from billiard.exceptions import WorkerLostError
 from celery import bootsteps, signals, states
 from celery.exceptions import Ignore, TaskRevokedError
-from django.db import close_old_connections, connections
+from django.db import ProgrammingError, close_old_connections, connections
 from kombu.exceptions import DecodeError
 
 from ..choices import ResultReasonChoices as Reason
@@ -23,7 +23,7 @@ from ..choices import ResultStatusChoices as Status
 from . import lifecycle, pool
 from .backend import describe, describe_failure
 from .claim import track_all_tasks
-from .database import get_connection
+from .database import MIGRATE, get_connection
 from .exceptions import IgnoredByWindow, RetryNotSent
 from .hooks import tell_of_failure
 from .loghandler import install_log_handler
@@ -160,6 +160,9 @@ def on_worker_setup(instance=None, **kwargs):
     """
     try:
         _prepare(instance)
+    except ProgrammingError as exc:
+        logger.critical('This worker ends, since it could not be registered: %s %s', exc, MIGRATE)
+        raise SystemExit(os.EX_SOFTWARE) from None
     except Exception as exc:
         logger.critical('This worker ends, since it could not be registered: %s', exc, exc_info=exc)
         raise SystemExit(os.EX_SOFTWARE) from None

@@ -14,6 +14,7 @@ from netbox_celery.models import CeleryResult
 from .support import ended, lines, row, settled, until
 
 RESULTS, LOG = 'netbox_celery_celeryresult', 'netbox_celery_celerylogentry'
+WORKERS, SCHEDULES = 'netbox_celery_celeryworker', 'netbox_celery_celeryschedule'
 
 
 @contextmanager
@@ -249,3 +250,18 @@ def test_soft_limit_while_the_end_waits(services, prefork, gate, task):
     assert (result.status, result.reason, result.claims) == ('errored', 'soft_time_limit', 1)
     assert happened(run) == ['started', 'ended']
     until(lambda: run.state == 'FAILURE')
+
+
+def test_tables_are_not_there(services, make_worker, make_beat):
+    """A worker ends, and beat waits; both say what to do about it."""
+    hint = 'Are all migrations applied (netbox migrate)?'
+    with table_away(services, WORKERS):
+        worker = make_worker('too-early', concurrency=1).start()
+        assert worker.wait(90) not in (0, None)
+    assert hint in worker.output and 'Traceback' not in worker.output
+
+    with table_away(services, SCHEDULES):
+        beat = make_beat()
+        beat.says(hint)
+    assert 'Traceback' not in beat.output
+    until(lambda: beat.is_leader, 30)

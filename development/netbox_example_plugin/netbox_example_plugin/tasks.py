@@ -79,7 +79,7 @@ def audit_devices(self, task_id, site: str = '', delay: float = 0.5):
             self.log_success(f'{device.name} is complete', obj=device)
         self.progress(number, len(devices), step=f'{device.site}: {device.name}')
         time.sleep(delay)
-    self.log(f'Found {findings} gaps')
+    self.log(f'Gaps found: {findings}')
     return {'devices': len(devices), 'gaps': findings}
 
 
