@@ -195,7 +195,7 @@ def _supersede(policy, id, task_id):
 
     ids = [id for (id,) in _execute(EARLIER, {'key': policy.key, 'id': id, 'limit': policy.limit})]
     if ids:
-        cancel_many(ids, error=f'Superseded by {task_id}')
+        cancel_many(ids, error=f'Superseded by [{task_id}]')
 
 
 def is_processing(policy):

@@ -25,7 +25,7 @@ from .visibility import warn_of_eta
 from .workflow import are_orphans, refuse
 
 __all__ = (
-    'normalized',
+    'checked',
     'send_many',
 )
 
@@ -69,24 +69,35 @@ def send_many(app, task_or_name, calls, options):
     """
     name = task_or_name if isinstance(task_or_name, str) else task_or_name.name
     task = find_task(app, name)
-    calls = [normalized(call) for call in calls]
-    if task is not None and task.typing and (check := getattr(task, '__header__', None)):
-        for args, kwargs in calls:
-            check(*args, **kwargs)
+    calls = checked(task, calls)
     if dump := getattr(task, '_dump_pydantic_arguments', None):
         calls = [dump(*call) for call in calls]
     options, own = split(options)
     make_portable(options)
     own = Own.merge(task, own)
     options = _with_defaults(task, options)
-    ids = []
+    # Before the first batch is sent: the last one may have an argument that cannot
+    payloads, ids = [payload_columns(name, list(args), kwargs, options) for args, kwargs in calls], []
     for start in range(0, len(calls), BATCH):
-        ids += _send_batch(app, name, task, calls[start:start + BATCH], options, own)
+        batch = slice(start, start + BATCH)
+        ids += _send_batch(app, name, task, calls[batch], payloads[batch], options, own)
     return ids
 
 
-def normalized(call):
-    """Return a call as `(args, kwargs)`."""
+def checked(task, calls):
+    """Return calls as pairs of arguments and keyword arguments.
+
+    Raises:
+        TypeError: Those of a call do not fit the task's signature. Nothing has been sent then.
+    """
+    calls = [_normalized(call) for call in calls]
+    if task is not None and task.typing and (check := getattr(task, '__header__', None)):
+        for args, kwargs in calls:
+            check(*args, **kwargs)
+    return calls
+
+
+def _normalized(call):
     if isinstance(call, dict):
         return (), call
     call = tuple(call)
@@ -103,11 +114,10 @@ def _with_defaults(task, options):
     return defaults | {'ignore_result': task.ignore_result} | options
 
 
-def _send_batch(app, name, task, calls, options, own):
+def _send_batch(app, name, task, calls, payloads, options, own):
     parent = app.current_worker_task
     options = complete(app, {**options, 'task_id': str(uuid4())}, parent)
     task_ids = [str(uuid4()) for __ in calls]
-    payloads = [payload_columns(name, list(args), kwargs, options) for args, kwargs in calls]
     run = get_run(parent.request_stack.top) if parent is not None else None
     row = build_row(app, name, (), {}, options, own, task, run)
     row['root_id'] = options.get('root_id')

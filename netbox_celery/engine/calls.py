@@ -19,10 +19,12 @@ def enqueue(task_or_name, *, args=(), kwargs=None, user=None, instance=None, sch
     from ..models import CeleryResult
 
     _refuse_eager(app)
+    if options.get('task_id') and not is_uuid(str(options['task_id'])):
+        raise CeleryError(f'{task_or_name}: the ID of a run is a UUID, and {options["task_id"]!r} is none')
     options |= _given(user, instance, schedule_at, queue)
     called = datetime.now(UTC)
     result = _caller(task_or_name)(args, kwargs, **options)
-    row = CeleryResult.objects.filter(task_id=result.id).first() if is_uuid(result.id) else None
+    row = CeleryResult.objects.filter(task_id=result.id).first()
     if row is None:
         raise CeleryError(f'{task_or_name} was sent as {result.id}, and has no row: the log says why')
     row.joined = row.created < called
@@ -58,7 +60,7 @@ def enqueue_many(task_or_name, calls, *, user=None, instance=None, schedule_at=N
     """Run a task many times (see `CeleryResult.enqueue_many`)."""
     from ..celery import app
     from ..models import CeleryResult
-    from .bulk import normalized, send_many
+    from .bulk import checked, send_many
 
     _refuse_eager(app)
     options |= _given(user, instance, schedule_at, queue)
@@ -66,7 +68,7 @@ def enqueue_many(task_or_name, calls, *, user=None, instance=None, schedule_at=N
     if has_policy(task, SETTINGS & options.keys()) or getattr(task, 'hears_of_calls', False):
         # Each call is asked for by itself, may be a run that is under way, and is told of
         call = _caller(task_or_name)
-        ids = [call(*normalized(arguments), **options).id for arguments in calls]
+        ids = [call(*arguments, **options).id for arguments in checked(task, calls)]
         return CeleryResult.objects.filter(task_id__in=ids).order_by('pk')
     ids = send_many(app, task_or_name, calls, options)
     return CeleryResult.objects.filter(pk__in=ids).order_by('pk')

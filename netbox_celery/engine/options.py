@@ -149,6 +149,8 @@ def _reference(obj):
     if obj is None:
         return None, None
     if isinstance(obj, Model):
+        if obj.pk is None:
+            raise ValueError(f'netbox_object: {obj!r} has not been saved')
         return ContentType.objects.get_for_model(obj, for_concrete_model=False).pk, obj.pk
     label, pk = obj
     return ContentType.objects.get_by_natural_key(*label.lower().split('.')).pk, int(pk)

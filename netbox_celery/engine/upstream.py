@@ -32,7 +32,6 @@ from .rows import build_row, insert_statement
 
 __all__ = (
     'close_dependents',
-    'culprit_of',
     'end_dependents',
     'end_ignored',
     'is_tracked_step',
@@ -60,8 +59,6 @@ EXISTING = f'SELECT status, reason FROM {lifecycle.TABLE} WHERE task_id = %s'
 
 #: What Celery says of a chord whose header failed.
 DEPENDENCY = re.compile(r'^Dependency ([0-9a-f-]{36}) raised')
-#: How the sentence about a step names its culprit.
-NAMED = re.compile(r'\[([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\]')
 
 
 class _Thread(threading.local):
@@ -292,12 +289,6 @@ def _root_of(request):
     if request.root_id and request.root_id != request.id:
         return request.root_id
     return root_of({'group_id': request.group, 'chain': request.chain, 'chord': request.chord}) or request.root_id
-
-
-def culprit_of(error):
-    """Return the ID of the run that the error of a step which never ran names, or `None`."""
-    found = NAMED.search(error)
-    return found and found.group(1)
 
 
 # Ends that no worker reports

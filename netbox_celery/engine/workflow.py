@@ -48,7 +48,7 @@ MARK_PARTS = f"""
     WHERE id = ANY(%s) AND status = 'completed' AND cancelled IS NULL AND options ? 'chord'
     RETURNING id
 """
-BECAUSE = 'Not run: the run that started it was cancelled'
+BECAUSE = 'Not run: [{parent_id}], which started it, was cancelled'
 
 
 def insert_child(insert, row):
@@ -64,7 +64,7 @@ def insert_child(insert, row):
     lock = '' if connection.in_atomic_block else 'FOR SHARE'
     rows = execute(connection, f'{insert.rstrip()}, {PARENT_CANCELLED.format(lock=lock)}', row)
     if rows and rows[0][1]:
-        lifecycle.cancel(connection, [rows[0][0]], BECAUSE)
+        lifecycle.cancel(connection, [rows[0][0]], BECAUSE.format(**row))
         row['refused'] = True
     return rows
 
@@ -74,7 +74,7 @@ def are_orphans(ids, parent_id):
     rows = execute(connection, f'SELECT {PARENT_CANCELLED.format(lock="")}', {'parent_id': parent_id})
     if not rows[0][0]:
         return False
-    lifecycle.cancel(connection, ids, BECAUSE)
+    lifecycle.cancel(connection, ids, BECAUSE.format(parent_id=parent_id))
     return True
 
 

@@ -3,6 +3,7 @@
 The rows are the truth about runs: who may write which column when is told in `netbox_celery.engine.lifecycle`.
 Nothing here changes a status.
 """
+import re
 from datetime import timedelta
 
 from django.conf import settings
@@ -22,6 +23,14 @@ from .about import AboutObject
 __all__ = (
     'CeleryResult',
 )
+
+
+#: Reasons that may lie in another run, and how the error names that.
+BECAUSE_OF_OTHERS = (
+    ResultReasonChoices.REASON_UPSTREAM_FAILED, ResultReasonChoices.REASON_CANCELLED,
+    ResultReasonChoices.REASON_JOINED, ResultReasonChoices.REASON_SKIPPED,
+)
+NAMED_RUN = re.compile(r'\[([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\]')
 
 
 class CeleryResult(NetBoxModel, AboutObject):
@@ -361,6 +370,12 @@ class CeleryResult(NetBoxModel, AboutObject):
         return self.cancelled is not None and not self.is_finished
 
     @property
+    def culprit_id(self):
+        """ID of another run because of which this one was not run or was ended, as the error names it, or `None`."""
+        named = NAMED_RUN.search(self.error) if self.reason in BECAUSE_OF_OTHERS else None
+        return named and named.group(1)
+
+    @property
     def display_args(self):
         """Arguments as a person reads them: the caller's `argsrepr` if one was given, else `args` as plain JSON."""
         return self._display('args')
@@ -415,9 +430,10 @@ class CeleryResult(NetBoxModel, AboutObject):
 
         Raises:
             TypeError: The arguments do not fit the task's signature.
+            ValueError: `instance` has not been saved.
             celery.exceptions.CeleryError: The task's policies keep it from being called (`TaskConflict`), or contradict
-                each other; or there is no row to return: `task_always_eager` is set, nothing having been done, or the
-                row could not be made.
+                each other. Or there is no row to return: `task_always_eager` is set, or `task_id` is no UUID, nothing
+                having been done; or the row could not be made.
             kombu.exceptions.EncodeError: An argument cannot be written as JSON (a model instance, for example).
             kombu.exceptions.OperationalError: The broker refused the message (outside a transaction).
         """

@@ -101,6 +101,9 @@ class ResultStatusPanel(LiveMixin, SparseAttributesPanel):
     live_id = 'celery-status'
     title = gettext_lazy('Status')
     status = StatusAttr('status', label=gettext_lazy('Status'))
+    culprit = attrs.TemplatedAttr(
+        'culprit_id', label=gettext_lazy('Because of'), template_name='netbox_celery/attrs/other_run.html'
+    )
     progress = ProgressAttr('value', label=gettext_lazy('Progress'))
     step = attrs.TextAttr('step', label=gettext_lazy('Step'))
     attempt = LaterAttemptAttr('attempt', label=gettext_lazy('Attempt'))
@@ -130,7 +133,7 @@ class ResultRunPanel(SparseAttributesPanel):
         'task_id', label=gettext_lazy('Task ID'), style='font-monospace', copy_button=True
     )
     parent = attrs.TemplatedAttr(
-        'parent_id', label=gettext_lazy('Started by'), template_name='netbox_celery/attrs/parent.html'
+        'parent_id', label=gettext_lazy('Started by'), template_name='netbox_celery/attrs/other_run.html'
     )
 
 

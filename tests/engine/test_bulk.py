@@ -48,7 +48,7 @@ def queue():
     (([1], [2]), (([1], [2]), {})), (([1], {'b': 2}, 3), (([1], {'b': 2}, 3), {})), ('ab', (('a', 'b'), {})),
 ], ids=repr)
 def test_calls(call, expected):
-    args, kwargs = bulk.normalized(call)
+    ((args, kwargs),) = bulk.checked(None, [call])
     assert (tuple(args), kwargs) == expected
 
 
@@ -132,10 +132,20 @@ def test_arguments_of_their_own(task, queue):
     ([(1,), (1, 2, 3)], TypeError), ([(1,), {}], TypeError), ([(1,), {'c': 1}], TypeError), ([(1,), 5], TypeError),
     ([(1,), (object(),)], EncodeError),
 ])
-def test_all_or_nothing(task, queue, calls, error):
+@pytest.mark.parametrize('batch', [1, 1000])
+def test_all_or_nothing(monkeypatch, task, queue, calls, error, batch):
     """One call that cannot be made, and none is."""
+    monkeypatch.setattr(bulk, 'BATCH', batch)
     with pytest.raises(error):
         CeleryResult.enqueue_many(task, calls, queue=str(queue))
+    assert (CeleryResult.objects.count(), queue()) == (0, [])
+
+
+def test_all_or_nothing_with_a_policy(make_task, queue):
+    """Calls that are made one by one are looked at before the first is."""
+    task = make_task(lambda self, task_id, a: None, name='tests:policy', concurrency_key='x', on_conflict='queue')
+    with pytest.raises(TypeError):
+        CeleryResult.enqueue_many(task, [(1,), (1, 2)], queue=str(queue))
     assert (CeleryResult.objects.count(), queue()) == (0, [])
 
 

@@ -62,6 +62,11 @@ def test_user():
         Own.merge(None, {'user': 'bob'})
 
 
+def test_object_without_a_key():
+    with pytest.raises(ValueError, match='has not been saved'):
+        Own.merge(None, {'object': Site(name='Not yet')})
+
+
 @pytest.mark.django_db
 def test_object_and_tags():
     """Objects by themselves or by type and key; tags by themselves, by name or by slug."""

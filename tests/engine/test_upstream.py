@@ -6,7 +6,7 @@ from celery import chain, chord, group
 
 from netbox_celery.celery import app
 from netbox_celery.engine.canvas import as_request
-from netbox_celery.engine.upstream import close_dependents, culprit_of, end_dependents, load_requests, tell_backend
+from netbox_celery.engine.upstream import close_dependents, end_dependents, load_requests, tell_backend
 from netbox_celery.models import CeleryResult
 from tests.factories import make_result
 from users.models import User
@@ -64,7 +64,7 @@ def test_closed(shape, end):
     assert found() == {name: NOT_RUN for name in names.split()}
     for run in CeleryResult.objects.exclude(pk=culprit.pk):
         assert run.error == f'Not run, because The culprit [{task_id}] is errored: ValueError: no'
-        assert culprit_of(run.error) == task_id
+        assert run.culprit_id == task_id
         assert (run.user, run.completed is not None, run.claims) == (user, True, 0)
         if end != 'refused':
             assert app.AsyncResult(str(run.task_id)).state == 'FAILURE'
@@ -132,14 +132,6 @@ def test_step_that_waits_for_an_earlier_one():
     app.backend.mark_as_failure(request.id, ValueError(), request=request, call_errbacks=False)
     assert found() == {'a': NOT_RUN}
     assert CeleryResult.objects.count() == 2
-
-
-@pytest.mark.parametrize('error, expected', [
-    (f'Not run, because x [{"a" * 8}-aaaa-aaaa-aaaa-{"a" * 12}] is errored', 'aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa'),
-    ('Not run, because [x] did not succeed', None), ('', None),
-])
-def test_culprit(error, expected):
-    assert culprit_of(error) == expected
 
 
 def test_requests():

@@ -38,7 +38,7 @@ def test_child(in_transaction):
 
     assert [found[0][0] for found in inserted] == [result(row).pk for row in rows]
     assert [(result(row).status, result(row).error) for row in rows] == [
-        ('revoked', BECAUSE), ('pending', ''), ('pending', '')
+        ('revoked', BECAUSE.format(parent_id=cancelled.task_id)), ('pending', ''), ('pending', '')
     ]
     assert [row.get('refused', False) for row in rows] == [True, False, False]
 
@@ -103,7 +103,7 @@ def test_cancel_during_the_tasks_transaction():
         assert found == [True]
     assert result(row).status == 'pending'
     assert are_orphans([id], parent.task_id)
-    assert (result(row).status, result(row).error) == ('revoked', BECAUSE)
+    assert (result(row).status, result(row).error) == ('revoked', BECAUSE.format(parent_id=parent.task_id))
 
 
 def test_orphans():

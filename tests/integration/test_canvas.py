@@ -7,7 +7,6 @@ from netbox_test_plugin import canvas as tasks
 from netbox_test_plugin.side import notes, open_gate
 
 from dcim.models import Site
-from netbox_celery.engine.upstream import culprit_of
 from netbox_celery.models import CeleryLogEntry, CeleryResult
 
 from .support import Worker, ended, lines, row, until, waiting
@@ -263,7 +262,7 @@ def test_replace(replacing, how, place):
 def assert_unreached(run, culprit):
     run.refresh_from_db()
     assert (run.status, run.reason) == ('errored', 'upstream_failed')
-    assert culprit_of(run.error) == str(culprit.task_id)
+    assert run.culprit_id == str(culprit.task_id)
     assert str(culprit) in run.error
     assert run.completed and not run.started and notes(run.task_id) == []
 
@@ -389,7 +388,7 @@ def test_chord_around_a_failure(on, shape, called):
     culprit = CeleryResult.objects.get(celery_name=tasks.break_.name)
     found = []
     for run in CeleryResult.objects.filter(reason='upstream_failed'):
-        assert (run.status, culprit_of(run.error)) == ('errored', str(culprit.task_id))
+        assert (run.status, run.culprit_id) == ('errored', str(culprit.task_id))
         found.append([what for __, what in notes(run.task_id)])
     assert sorted(found) == [[]] * (len(unreached) - called) + [['published']] * called
     until(lambda: outcome.state == 'FAILURE')
@@ -411,7 +410,7 @@ def test_chord_in_a_chord_fails(on, broken):
     unreached = [run for run in runs if run.reason == 'upstream_failed']
     assert len(unreached) == 2
     for run in unreached:
-        assert culprit_of(run.error) == str(culprit.task_id)
+        assert run.culprit_id == str(culprit.task_id)
         assert [what for __, what in notes(run.task_id)] == (['published'] if str(run.task_id) == outcome.id else [])
     until(lambda: outcome.state == 'FAILURE')
 
@@ -424,7 +423,7 @@ def test_replacement_by_a_chord_fails(on, prefork):
     culprit = next(run for run in runs if run.celery_name == tasks.break_.name)
     replaced = next(run for run in runs if run.celery_name == tasks.replace_by.name)
     for run in (replaced, row(outcome)):
-        assert (run.status, run.reason, culprit_of(run.error)) == ('errored', 'upstream_failed', str(culprit.task_id))
+        assert (run.status, run.reason, run.culprit_id) == ('errored', 'upstream_failed', str(culprit.task_id))
     assert replaced.root_id == row(outcome).root_id == culprit.root_id
     until(lambda: outcome.state == 'FAILURE')
 
@@ -437,7 +436,7 @@ def test_untracked_step_fails(on, shape):
     run, unreached = all_ended(2)
     assert (unreached.status, unreached.reason, unreached.root_id) == ('errored', 'upstream_failed', run.root_id)
     assert str(unreached.task_id) == outcome.id
-    assert culprit_of(unreached.error) == str((outcome.parent if shape == 'chain' else outcome.parent.results[0]).id)
+    assert unreached.culprit_id == str((outcome.parent if shape == 'chain' else outcome.parent.results[0]).id)
 
 
 def test_body_is_refused(on, prefork, gate):

@@ -13,7 +13,6 @@ from redis import Redis
 from netbox_celery.celery import app
 from netbox_celery.engine.chords import GRACE, Watch
 from netbox_celery.engine.database import EngineConnection
-from netbox_celery.engine.upstream import culprit_of
 from netbox_celery.models import CeleryResult
 
 from .support import ended, row, until
@@ -124,7 +123,7 @@ def test_failed_part(services, on, gate, look):
     assert ended(part.task_id).status == 'errored'
     assert look() == 1
     body = row(outcome.id)
-    assert (body.status, body.reason, culprit_of(body.error)) == ('errored', 'upstream_failed', str(part.task_id))
+    assert (body.status, body.reason, body.culprit_id) == ('errored', 'upstream_failed', str(part.task_id))
     assert outcome.state == 'FAILURE'
     assert look() == 0
 

@@ -51,6 +51,20 @@ def test_name(columns, text):
     assert str(run) == (text or str(run.task_id))
 
 
+OTHER = 'aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa'
+
+
+@pytest.mark.parametrize('reason, error, expected', [
+    ('upstream_failed', f'Not run, because x [{OTHER}] is errored', OTHER), ('joined', f'Not run: [{OTHER}]', OTHER),
+    ('skipped', f'Not run: [{OTHER}] with the same key', OTHER), ('cancelled', f'Superseded by [{OTHER}]', OTHER),
+    ('cancelled', 'Cancelled by admin', None), ('upstream_failed', 'Not run, because [x] did not succeed', None),
+    ('upstream_failed', '', None), ('', f'What a task says: [{OTHER}]', None),
+])
+def test_culprit(reason, error, expected):
+    """Only where the words are the engine's own."""
+    assert make_result('errored', reason=reason, error=error).culprit_id == expected
+
+
 ODD = [Decimal('1.5'), date(2026, 1, 2), b'bytes \xff', {'a': [uuid4()]}]
 
 

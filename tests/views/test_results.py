@@ -183,6 +183,16 @@ class ResultPageTest(PageTestCase):
         ):
             self.assertIn(text, page)
 
+    def test_run_that_is_to_blame(self):
+        other = make_result('errored')
+        result = make_result(
+            'errored', reason='upstream_failed', error=f'Not run, because Hello [{other.task_id}] is errored'
+        )
+        page = self.show(result)
+        self.assertIn('Because of', page)
+        self.assertIn(f'/plugins/celery/results/?task_id={other.task_id}"', page)
+        self.assertNotIn('Because of', self.show(other))
+
     def test_schedule_and_key(self):
         schedule = make_schedule('Nightly')
         result = make_result(
