@@ -34,7 +34,7 @@ from .engine.hooks import TaskHooks, invocation_of, tell
 from .engine.options import lift, parameter_names, split
 from .engine.policies import default_unique_key_generator, policy_of, seconds, take_settings, window_key
 from .engine.recorder import recorder
-from .engine.run import get_run
+from .engine.run import get_run, run_of
 from .engine.tracked import TrackedResult, look_for_cancel, tell_own_end
 
 __all__ = (
@@ -289,7 +289,7 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
     @property
     def celery_result(self) -> TrackedResult | None:
         """The row of the current run, a `TrackedResult`, or `None` if the run is not tracked."""
-        run = get_run(self.request_stack.top)
+        run = run_of(self)
         if run is None:
             return None
         if run.row is None:
@@ -309,7 +309,7 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
             grouping: Under which heading the line stands.
             obj: The NetBox object that the line is about; it is linked.
         """
-        run = get_run(self.request_stack.top)
+        run = run_of(self)
         if run is None:
             logger.log(level, '%s', message)
         else:
@@ -344,7 +344,7 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
             value_max: Where it ends, likewise; stays as it was if not given.
             step: What it is doing, in a few words.
         """
-        run = get_run(self.request_stack.top)
+        run = run_of(self)
         if run is not None:
             recorder.progress(run, value=value, value_max=value_max, step=step)
 
@@ -375,7 +375,7 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
 
         The database is asked at most twice a second. While it is away the answer is what was known before.
         """
-        run = get_run(self.request_stack.top)
+        run = run_of(self)
         return run is not None and look_for_cancel(run)
 
 

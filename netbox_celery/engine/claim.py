@@ -23,7 +23,7 @@ from .payload import is_uuid
 from .presence import identity
 from .recorder import recorder
 from .rows import INSERT, foreign_row
-from .run import Run, get_run
+from .run import Run, enter, get_run
 
 __all__ = (
     'begin',
@@ -77,6 +77,7 @@ def begin(task):
     request.netbox_run = run = Run(
         request.id, id=id, claims=claims, attempt=attempt, user_id=user_id, request_id=request_id
     )
+    enter(task, run)
     if claims > 1:
         run.lines = _lines_before(id)
     if isinstance(tracked_by_caller, dict):

@@ -1,11 +1,28 @@
-"""What a worker keeps in mind of the run that it executes: `self.request.netbox_run`."""
+"""What a worker keeps in mind of the run that it executes: `self.request.netbox_run`.
+
+Celery's requests belong to a thread. A body may start threads of its own, as programs do that speak to many devices at
+once: what these say is said of its run, too.
+"""
+import threading
+from contextvars import ContextVar
+
 from celery._state import _task_stack
 
 __all__ = (
     'Run',
     'current_run',
+    'enter',
     'get_run',
+    'leave',
+    'run_of',
 )
+
+#: How the names of the engine's own threads begin.
+OWN_THREADS = 'netbox-celery-'
+#: What this process executes, by thread: names of tasks, and runs.
+_executing = {}
+#: The same for what goes on in a copy of the body's context, as `asyncio.to_thread()` does.
+_inherited = ContextVar('netbox_celery_run', default=None)
 
 
 class Run:
@@ -20,6 +37,7 @@ class Run:
         'id',
         'is_cancelled',
         'left_out',
+        'left',
         'lines',
         'next_eta',
         'next_look',
@@ -56,6 +74,8 @@ class Run:
         self.own_end = None
         #: The body has returned: what is sent now comes after it, such as the next step of a chain.
         self.returned = False
+        #: This process is done with it.
+        self.left = False
         #: The task replaced itself by another one, which goes on under the same ID.
         self.replaced = False
         #: The message for the next attempt, or for what replaces the task, is on its way.
@@ -97,6 +117,40 @@ def get_run(request):
 
 
 def current_run():
-    """Return the run that this thread executes, or `None`."""
+    """Return the run that this thread executes, or works for, or `None`."""
     task = _task_stack.top
-    return get_run(task.request_stack.top) if task is not None else None
+    return get_run(task.request_stack.top) if task is not None else _worked_for()
+
+
+def run_of(task):
+    """Return the run that a task's `self` means in this thread, or `None`."""
+    request = task.request_stack.top
+    return get_run(request) if request is not None else _worked_for(task.name)
+
+
+def enter(task, run):
+    """Note that this thread executes a run of a task, until `leave(run)`."""
+    _executing[threading.get_ident()] = task.name, run
+    _inherited.set((task.name, run))
+
+
+def leave(run):
+    run.left = True
+    _executing.pop(threading.get_ident(), None)
+    _inherited.set(None)
+
+
+def _worked_for(name=None):
+    """Return the run whose body has started this thread: the one in whose context it is, or the only one there is.
+
+    Args:
+        name: Name of the task, if it is known.
+    """
+    its_name, run = _inherited.get() or (None, None)
+    if run is not None and not run.left and name in (None, its_name):
+        return run
+    thread = threading.current_thread()
+    if not _executing or thread is threading.main_thread() or thread.name.startswith(OWN_THREADS):
+        return None
+    runs = [run for its_name, run in list(_executing.values()) if name in (None, its_name)]
+    return runs[0] if len(runs) == 1 else None

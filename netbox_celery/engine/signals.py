@@ -31,7 +31,7 @@ from .outcome import finish_run, retry_run
 from .payload import is_uuid
 from .presence import Presence, close_run, identity, requeue_run
 from .recorder import recorder
-from .run import get_run
+from .run import get_run, leave
 from .upstream import end_dependents, end_ignored, tell_backend
 from .visibility import warn_of_limits
 
@@ -51,7 +51,10 @@ def on_postrun(sender=None, state=None, retval=None, **kwargs):
     """`Ignore` and `Reject` leave no trace in the result backend."""
     request = sender.request_stack.top
     run = get_run(request)
-    if run is None or run.ended:
+    if run is None:
+        return
+    leave(run)
+    if run.ended:
         return
     if state is None and not identity.is_child:
         # A thread that leaves by `sys.exit()`: there is no parent to tell of it, and Celery does not.

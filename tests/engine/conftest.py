@@ -35,6 +35,7 @@ def worker(monkeypatch):
 def deliver(make_task, worker):
     """Give a task the request of a message; returns the task."""
     from netbox_celery.celery import app
+    from netbox_celery.engine.run import get_run, leave
 
     tasks = []
 
@@ -50,4 +51,6 @@ def deliver(make_task, worker):
         return task
     yield deliver
     for task in tasks:
+        if run := get_run(task.request_stack.top):
+            leave(run)
         task.pop_request()

@@ -4,6 +4,7 @@ import json
 import pytest
 from django.contrib.contenttypes.models import ContentType
 from netbox_test_plugin import tasks
+from netbox_test_plugin import threads as share
 from netbox_test_plugin.side import notes, open_gate
 
 from dcim.models import Site
@@ -42,6 +43,52 @@ def test_runs_in_parallel_keep_their_lines(worker):
         for number in range(30):
             expected += [f'{word} {number}', f'{word} logger {number}']
         assert lines(run) == expected
+
+
+def expected_of(run):
+    """What the threads of `share_out` say."""
+    return sorted(f'{run.id} {what} {number}' for number in range(share.COUNT) for what in ('logs', 'is heard'))
+
+
+@pytest.mark.parametrize('how', ['plain', 'context', 'asyncio'])
+def test_threads_of_a_body(worker, how):
+    """What threads say that a body has started is said of its run."""
+    run = worker.send(share.share_out, how)
+
+    result = ended(run)
+    assert sorted(lines(run)) == expected_of(run)
+    assert (result.value, result.result) == (share.COUNT, [False] * share.COUNT)
+
+
+@pytest.mark.parametrize('how', ['context', 'asyncio'])
+def test_threads_of_several_bodies(threads, gate, how):
+    """In a pool of threads each run has what was started in a copy of its context."""
+    runs = [threads.send(share.share_out, how, gate) for __ in range(4)]
+    until(lambda: all(row(run).status == 'running' for run in runs))
+    open_gate(gate)
+
+    for run in runs:
+        assert ended(run).value == share.COUNT
+        assert sorted(lines(run)) == expected_of(run)
+
+
+def test_threads_that_could_be_anybodys(threads, gate):
+    """Without that, nothing is said of another run."""
+    runs = [threads.send(share.share_out, 'plain', gate) for __ in range(4)]
+    until(lambda: all(row(run).status == 'running' for run in runs))
+    open_gate(gate)
+
+    for run in runs:
+        assert ended(run).status == 'completed'
+        assert set(lines(run)) <= set(expected_of(run))
+
+
+def test_threads_without_a_run(worker):
+    """What threads say of a task that is not under way is said of no run; nor is it of one that is over."""
+    over = worker.run(share.share_out, 'context')
+    outcome = share.share_out_untracked.apply_async(('context',), queue=worker.queue)
+    assert outcome.get(timeout=20) == [False] * share.COUNT
+    assert len(lines(over)) == 2 * share.COUNT
 
 
 def test_python_logging(worker):
