@@ -9,7 +9,7 @@
 # All that follows is Python: see development/stack/.
 set -eu
 
-root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
 venv=$root/.venv
 purpose=${1:-}
 cd "$root"
