@@ -17,6 +17,7 @@ from .options import OWN_DICT, OWN_PREFIX, is_own
 __all__ = (
     'LINKS',
     'as_request',
+    'first_steps',
     'forget_ids',
     'leaves',
     'make_portable',
@@ -208,6 +209,14 @@ def unsent(signature, is_unsent, group_id=None):
             break
         found += parts
     return found
+
+
+def first_steps(signature):
+    """Return the single tasks of a signature that are sent first: parts of it, and no copies."""
+    stages = _stages(signature, None)
+    if stages is None:
+        return [signature]
+    return [step for part, __ in next(iter(stages), ()) for step in first_steps(part)]
 
 
 def _stages(signature, group_id):

@@ -6,6 +6,7 @@ The rows know how the parts ended, and the one that was sent last how many they 
 minute is told to Celery again, part by part: what it knows already, it does not count twice.
 """
 import logging
+from copy import deepcopy
 from datetime import timedelta
 from functools import cached_property
 
@@ -17,7 +18,7 @@ from kombu.utils.functional import LRUCache
 
 from ..choices import ResultStatusChoices as Status
 from . import lifecycle
-from .canvas import as_request, leaves
+from .canvas import as_request, first_steps, leaves
 from .payload import PayloadDecoder, is_cut, is_uuid
 from .presence import identity
 from .upstream import is_tracked_step
@@ -52,7 +53,9 @@ PARTS = f"""
         AND options ? 'chord'
 """
 UNFINISHED = f'SELECT 1 {PARTS} AND (completed IS NULL OR completed > %(until)s) LIMIT 1'
-FINISHED = f'SELECT task_id::text, celery_name, status, result::text, error, options::text {PARTS}'
+FINISHED = f"""
+    SELECT task_id::text, user_id, celery_name, options::text, status, result::text, error {PARTS} ORDER BY completed
+"""
 
 
 class ChordsMixin:
@@ -141,11 +144,13 @@ def _go_on(connection, app, group_id, root_id, until):
     if connection.execute(UNFINISHED, chord):
         return False  # its own end lets the chord go on
     decode, parts, size, shape = PayloadDecoder().decode, [], 0, None
-    for task_id, name, status, result, error, options in connection.execute(FINISHED, chord):
+    rows = connection.execute(FINISHED, chord)
+    for task_id, __, name, options, *outcome in rows:
         options = decode(options)
         size = max(size, options['chord'].get('chord_size') or 0)
         shape = shape or options['chord'].get('chord_header')
-        parts.append((as_request(task_id, name, options), *_outcome(status, result, error)))
+        options['chord'] = _as_sent_by(rows[-1], root_id, options['chord'])
+        parts.append((as_request(task_id, name, options), *_outcome(*outcome)))
     if not size or len(parts) < size:
         return False  # parts are to come, or have no rows
     logger.error('The body of the chord %s was not sent though all %s parts have ended: it is now', group_id, size)
@@ -153,6 +158,15 @@ def _go_on(connection, app, group_id, root_id, until):
     for request, state, result in parts:
         app.backend.on_chord_part_return(request, state, result)
     return True
+
+
+def _as_sent_by(last, root_id, body):
+    """Return the body of a chord with what it would inherit from the part that ended last, which would send it."""
+    task_id, user_id, *__ = last
+    body = deepcopy(body)
+    for step in first_steps(body):
+        step['options'] = {'netbox_user': user_id, **step['options'], 'parent_id': task_id, 'root_id': root_id}
+    return body
 
 
 def _outcome(status, result, error):

@@ -9,7 +9,7 @@ from celery import chain, chord, group
 from dcim.models import Site
 from extras.models import Tag
 from netbox_celery.celery import app
-from netbox_celery.engine.canvas import as_request, leaves, make_portable, portable, root_of
+from netbox_celery.engine.canvas import as_request, first_steps, leaves, make_portable, portable, root_of
 from netbox_celery.engine.options import Own
 from users.models import User
 
@@ -91,6 +91,22 @@ def test_leaves(signature, names):
     """The single tasks, in the order in which they run; also after the signature went through a message."""
     assert ' '.join(leaf['task'] for leaf in leaves(signature)) == names
     assert ' '.join(leaf['task'] for leaf in leaves(json.loads(json.dumps(signature)))) == names
+
+
+@pytest.mark.parametrize('signature, names', [
+    (sig('a'), 'a'),
+    (chain(sig('a'), sig('b'), app=app), 'a'),
+    (group(sig('a'), chain(sig('b'), sig('c'), app=app), app=app), 'a b'),
+    (chord([sig('a'), chain(sig('b'), sig('c'), app=app)], sig('d'), app=app), 'a b'),
+    ({'task': 'celery.chain', 'kwargs': {'tasks': []}}, ''), ({'task': 'celery.group', 'kwargs': None}, ''),
+], ids=str)
+def test_first_steps(signature, names):
+    """They are parts of the signature itself."""
+    signature = json.loads(json.dumps(signature))
+    for step in (found := first_steps(signature)):
+        step['marked'] = True
+    assert ' '.join(step['task'] for step in found) == names
+    assert json.dumps(signature).count('marked') == len(found)
 
 
 def test_leaves_of_a_group():

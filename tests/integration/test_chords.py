@@ -53,6 +53,10 @@ CHORDS = {
     'chord': lambda on, gate: chord(
         [gate, chord([on(tasks.add.s(1)), on(tasks.add.s(1))], on(tasks.add.s(0)))], on(tasks.add.s(11))
     ),
+    'body of steps': lambda on, gate: chord(
+        [on(tasks.add.s(1)), gate],
+        chain(on(tasks.add.s(1)), chord([on(tasks.add.s(1)), on(tasks.add.s(2))], on(tasks.add.s(5)))),
+    ),
     'one': lambda on, gate: chord([gate], on(tasks.add.s(13))),
     'in a chain': lambda on, gate: chain(
         on(tasks.add.s(1)), group(on(tasks.add.s(1)), gate), on(tasks.add.s(11))
@@ -61,10 +65,10 @@ CHORDS = {
 
 
 @pytest.mark.parametrize('kind', CHORDS)
-def test_count_lost(services, on, gate, look, kind):
+def test_count_lost(services, user, on, gate, look, kind):
     """The body is sent once, with the results in order, when all parts have ended; not before."""
     waits = on(tasks.pass_gate.si(gate=gate))
-    outcome = CHORDS[kind](on, waits)()
+    outcome = CHORDS[kind](on, waits).apply_async(netbox_user=user)
     part = until(lambda: CeleryResult.objects.filter(celery_name=tasks.pass_gate.name, status='running').first())
     until(lambda: not CeleryResult.objects.exclude(pk=part.pk).exclude(status='completed').exists())
     # Redis knows the size, at least
@@ -78,6 +82,10 @@ def test_count_lost(services, on, gate, look, kind):
     assert outcome.get(timeout=20) == 14
     after = CeleryResult.objects.count()
     assert after > before
+    # As if the part that ended last had sent it
+    assert set(CeleryResult.objects.values_list('root_id', 'user')) == {(part.root_id, user.pk)}
+    following = CeleryResult.objects.order_by('pk')[before]
+    assert following.parent_id == part.task_id
     assert look() == 0
     assert (CeleryResult.objects.count(), len(notes(outcome.id))) == (after, 1)
 
