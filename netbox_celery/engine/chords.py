@@ -143,13 +143,13 @@ def _go_on(connection, app, group_id, root_id, until):
     chord = {'root_id': root_id, 'group_id': group_id, 'until': until}
     if connection.execute(UNFINISHED, chord):
         return False  # its own end lets the chord go on
-    decode, parts, size, shape = PayloadDecoder().decode, [], 0, None
+    decode, parts, size, shape, body = PayloadDecoder().decode, [], 0, None, None
     rows = connection.execute(FINISHED, chord)
     for task_id, __, name, options, *outcome in rows:
         options = decode(options)
         size = max(size, options['chord'].get('chord_size') or 0)
         shape = shape or options['chord'].get('chord_header')
-        options['chord'] = _as_sent_by(rows[-1], root_id, options['chord'])
+        options['chord'] = body = body or _as_sent_by(rows[-1], root_id, options['chord'])
         parts.append((as_request(task_id, name, options), *_outcome(*outcome)))
     if not size or len(parts) < size:
         return False  # parts are to come, or have no rows
