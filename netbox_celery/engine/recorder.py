@@ -35,6 +35,8 @@ COPY_LINES = f"""
     COPY {LOG} (result_id, attempt, level, grouping, message, object_type_id, object_id, created) FROM STDIN
 """
 
+IS_WRITTEN = f'SELECT 1 FROM {LOG} WHERE result_id = %s AND created = %s AND message = %s LIMIT 1'
+
 #: The highest number that its column can hold as a level.
 HIGHEST_LEVEL = 32_767
 #: Lines that make a full batch.
@@ -61,6 +63,8 @@ class Recorder:
         self._progress = Progress()
         self._sent = deque()
         self._ends = deque()
+        #: So many of the lines that wait were in a `COPY` without an answer: all of them are written, or none.
+        self._doubtful = 0
         self._lost = 0
         self._state_lock = threading.Lock()
         self._write_lock = threading.RLock()
@@ -229,15 +233,36 @@ class Recorder:
         return True
 
     def _write_lines(self):
+        if self._doubtful:
+            self._settle_doubt()
         while self._lines:
             batch = [self._lines.popleft() for __ in range(min(len(self._lines), BATCH))]
             try:
                 self._copy(batch)
             except LATER:
-                self._lines.extendleft(reversed(batch))
+                self._put_back(batch)
                 raise
             except Exception:  # noqa: BLE001 - one odd line must not take others with it
                 self._write_one_by_one(batch)
+
+    def _put_back(self, batch):
+        self._lines.extendleft(reversed(batch))
+        self._doubtful = len(batch)
+
+    def _settle_doubt(self):
+        """Leave out what was written, though the answer was lost with the connection."""
+        result_id, __, __, __, message, __, __, created = self._lines[0]
+        try:
+            written = self._connection.execute(
+                IS_WRITTEN, (result_id, datetime.fromtimestamp(created, UTC), clean_line(message))
+            )
+        except LATER:
+            raise
+        except Exception:  # noqa: BLE001 - an odd line, or no table to look into: what is wrong is said when it is written
+            written = False
+        for __ in range(self._doubtful if written else 0):
+            self._lines.popleft()
+        self._doubtful = 0
 
     def _copy(self, batch):
         self._connection.copy(COPY_LINES, (
@@ -251,16 +276,17 @@ class Recorder:
     def _write_one_by_one(self, batch):
         """Save what can be saved of a batch that PostgreSQL refused: a run of it was deleted, or a line is odd."""
         lost = 0
-        for line in batch:
+        for number, line in enumerate(batch):
             try:
                 self._copy([line])
             except LATER:
+                self._put_back(batch[number:])
+                self._doubtful = 1
                 raise
             except IntegrityError:
                 logger.debug('Run %s was deleted, its log ends here', line[0])
             except Exception as exc:  # noqa: BLE001 - whatever it is, the next line may be fine
-                lost += 1
-                reason = exc
+                lost, reason = lost + 1, exc
         if lost:
             self._report(lost, reason)
 
@@ -295,6 +321,7 @@ class Recorder:
         while len(self._lines) > BACKLOG_UNAVAILABLE:
             self._lines.popleft()
             lost += 1
+        self._doubtful = max(0, self._doubtful - lost)
         if lost:
             self._report(lost, exc)
 

@@ -112,6 +112,49 @@ def test_database_away(recorder, run):
     assert (result.value, result.step) == (5, 'first')
 
 
+@pytest.mark.parametrize('committed', [True, False])
+@pytest.mark.parametrize('count', [3, 2 * BATCH + 7])
+def test_answer_lost(recorder, run, committed, count):
+    """Whether lines were written whose answer was lost is looked up: none is written twice, and none is left out."""
+    copy, losses = recorder._connection.copy, iter([True])
+
+    def lose(sql, rows):
+        rows = list(rows)
+        if next(losses, False):
+            if committed:
+                copy(sql, rows)
+            raise OperationalError('the connection is lost')
+        copy(sql, rows)
+    with mock.patch.object(recorder, '_notify'), mock.patch.object(recorder._connection, 'copy', lose):
+        for number in range(count):
+            recorder.log(run, f'{number} \x1b[31m\x00' * (number % 2) or 'the same')
+        expected = [f'{number} \ufffd' * (number % 2) or 'the same' for number in range(count)]
+        assert not recorder._write_pending()
+        recorder.log(run, 'later')
+        assert recorder.flush()
+    assert messages() == [*expected, 'later']
+
+
+def test_database_goes_away_among_odd_lines(recorder, run):
+    """Of a batch that is written line by line, what is left is kept."""
+    copy, calls = recorder._connection.copy, []
+
+    def fail(sql, rows):
+        rows = list(rows)
+        calls.append(len(rows))
+        if len(calls) == 4:
+            raise OperationalError('away')
+        copy(sql, rows)
+    with mock.patch.object(recorder, '_notify'), mock.patch.object(recorder._connection, 'copy', fail):
+        for number in range(5):
+            recorder.log(run, str(number))
+        recorder.log(Run('x', id=run.id + 1_000, claims=1), 'gone')
+        assert not recorder._write_pending()
+        assert recorder.flush()
+    assert calls == [6, 1, 1, 1, 4, 1, 1, 1, 1]
+    assert messages() == [str(number) for number in range(5)]
+
+
 def test_database_away_for_long(recorder, run, caplog):
     """While the database is away memory stays bounded: the oldest lines go, and are counted."""
     with mock.patch.object(recorder, '_notify'):
