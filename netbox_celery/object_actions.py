@@ -4,6 +4,8 @@ from django.utils.translation import gettext_lazy as _
 from netbox.object_actions import DeleteObject, ObjectAction
 from utilities.permissions import get_permission_for_model
 
+from .actions import may_run
+
 __all__ = (
     'BulkCancel',
     'BulkRerun',
@@ -109,7 +111,7 @@ class ScheduleAction(ConditionalAction):
 
     @classmethod
     def is_permitted(cls, user, obj):
-        return super().is_permitted(user, obj) and user.has_perm('netbox_celery.run_celerytask', obj.task)
+        return super().is_permitted(user, obj) and may_run(user, obj.task)
 
 
 class RunSchedule(ScheduleAction):

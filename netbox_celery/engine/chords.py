@@ -22,6 +22,7 @@ from .canvas import as_request, first_steps, leaves
 from .payload import PayloadDecoder, is_cut, is_uuid
 from .presence import identity
 from .upstream import is_tracked_step
+from .workflow import IN_GROUP
 
 __all__ = (
     'ChordsMixin',
@@ -35,7 +36,6 @@ LOCK = 24673
 #: So long after the end of a part what comes after it should be there, seconds.
 GRACE = 60
 
-IS_PART = "options ? 'chord' AND completed IS NOT NULL"
 CLOCK = f"""
     SELECT now() - make_interval(secs => {GRACE}), COALESCE(
         -- Before they fell silent others have looked
@@ -44,14 +44,10 @@ CLOCK = f"""
 """
 ENDED = f"""
     SELECT DISTINCT ON (group_id) group_id::text, root_id::text, options ->> 'chord' FROM {lifecycle.TABLE}
-    WHERE {IS_PART} AND completed > %s AND completed <= %s AND group_id IS NOT NULL
+    WHERE options ? 'chord' AND completed IS NOT NULL AND completed > %s AND completed <= %s AND group_id IS NOT NULL
 """
 KNOWN = f'SELECT task_id::text FROM {lifecycle.TABLE} WHERE task_id = ANY(%s::uuid[])'
-PARTS = f"""
-    FROM {lifecycle.TABLE}
-    WHERE root_id = %(root_id)s AND (root_id < task_id OR root_id > task_id) AND group_id = %(group_id)s
-        AND options ? 'chord'
-"""
+PARTS = f"FROM {lifecycle.TABLE} WHERE {IN_GROUP} AND options ? 'chord'"
 UNFINISHED = f'SELECT 1 {PARTS} AND (completed IS NULL OR completed > %(until)s) LIMIT 1'
 FINISHED = f"""
     SELECT task_id::text, user_id, celery_name, options::text, status, result::text, error {PARTS} ORDER BY completed

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from celery import states
 from celery.exceptions import CeleryError, Ignore
@@ -26,7 +26,7 @@ from .canvas import as_request, make_portable, root_of
 from .database import UNAVAILABLE, execute, get_connection, now_or_on_commit
 from .hooks import invocation_of
 from .options import HEADER, NOT_SENT, Own, is_internal, lift, mark, sent_options, split, tag
-from .payload import dumps
+from .payload import dumps, is_uuid
 from .policies import has_policy, policy_of, take_settings
 from .recorder import recorder
 from .rows import INSERT, aware, build_row, options_json
@@ -115,11 +115,10 @@ def find_task(app, name):
 
 def _usable_id(options):
     """Whether the ID can be a row's. Celery takes any string; a row's is a UUID."""
-    try:
-        return not options.get('task_id') or bool(UUID(str(options['task_id'])))
-    except ValueError:
-        logger.warning('Task ID %r is not a UUID: the run is not tracked', options['task_id'])
-        return False
+    if not options.get('task_id') or is_uuid(str(options['task_id'])):
+        return True
+    logger.warning('Task ID %r is not a UUID: the run is not tracked', options['task_id'])
+    return False
 
 
 def _inner_task(app, name, kwargs):

@@ -26,6 +26,7 @@ from . import lifecycle
 from .database import UNAVAILABLE, UNUSABLE, EngineConnection, get_connection
 from .outcome import advance_line
 from .recorder import recorder
+from .run import OWN_THREADS
 
 __all__ = (
     'Presence',
@@ -104,8 +105,8 @@ class Presence:
         self.duties = [[interval, function, 0.0] for interval, function in duties]
         self._stopping = threading.Event()
         self._threads = [
-            threading.Thread(target=self._beat, name='netbox-celery-heartbeat', daemon=True),
-            threading.Thread(target=self._work, name='netbox-celery-sweep', daemon=True),
+            threading.Thread(target=self._beat, name=f'{OWN_THREADS}heartbeat', daemon=True),
+            threading.Thread(target=self._work, name=f'{OWN_THREADS}sweep', daemon=True),
         ]
 
     def start(self):
@@ -236,25 +237,27 @@ def close_run(task_id, status, *, attempt=None, reason='', error='', traceback='
     """
     def write(connection):
         end = partial(
-            lifecycle.finish, connection, task_id, status, reason=reason, error=error, traceback=traceback,
-            in_backend=in_backend, patience=0
+            _finish, connection, task_id, status, reason=reason, error=error, traceback=traceback, in_backend=in_backend
         )
         row = None
         if identity.key is not None and attempt is not None:
             row = end(holder=identity.key, attempt=attempt)
-        row = row or end()
-        if row is not None and row[3]:
-            _let_next_begin(connection, row[3])
-        return row
+        return row or end()
     return _write(task_id, write)
 
 
-def _let_next_begin(connection, key):
-    """Send what waited in line. A worker's parent leaves it to its thread: a slow broker must not hold it up."""
-    if identity.is_child:
-        advance_line(connection, key)
-    else:
-        _freed.put(key)
+def _finish(connection, task_id, status, **values):
+    """End a run, and send what waited in line for that.
+
+    A worker's parent leaves the sending to its thread: a slow broker must not hold it up.
+    """
+    row = lifecycle.finish(connection, task_id, status, **values, patience=0)
+    if row is not None and row[3]:
+        if identity.is_child:
+            advance_line(connection, row[3])
+        else:
+            _freed.put(row[3])
+    return row
 
 
 def requeue_run(task_id, *, attempt, reason='', error=''):
@@ -270,12 +273,10 @@ def requeue_run(task_id, *, attempt, reason='', error=''):
         )
         if row is not None:
             return row[1] if row[1] != Status.STATUS_PENDING else None
-        row = lifecycle.finish(
+        row = _finish(
             connection, task_id, Status.STATUS_ERRORED, holder=identity.key, attempt=attempt, reason=reason,
-            error=f'{error}. It is not run again after {lifecycle.MOST_LOSSES} times', patience=0
+            error=f'{error}. It is not run again after {lifecycle.MOST_LOSSES} times'
         )
-        if row is not None and row[3]:
-            _let_next_begin(connection, row[3])
         return row and row[1]
     return _write(task_id, write)
 

@@ -23,6 +23,7 @@ from .database import LATER, UNAVAILABLE, UNUSABLE, EngineConnection
 from .lifecycle import LOG, TABLE
 from .payload import clean_line, cut_text, text_of
 from .progress import Progress
+from .run import OWN_THREADS
 
 __all__ = (
     'Recorder',
@@ -191,7 +192,7 @@ class Recorder:
     def _start(self):
         with self._state_lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._loop, name='netbox-celery-recorder', daemon=True)
+                self._thread = threading.Thread(target=self._loop, name=f'{OWN_THREADS}recorder', daemon=True)
                 self._thread.start()
 
     def _loop(self):
@@ -240,14 +241,14 @@ class Recorder:
             try:
                 self._copy(batch)
             except LATER:
-                self._put_back(batch)
+                self._put_back(batch, len(batch))
                 raise
             except Exception:  # noqa: BLE001 - one odd line must not take others with it
                 self._write_one_by_one(batch)
 
-    def _put_back(self, batch):
+    def _put_back(self, batch, doubtful):
         self._lines.extendleft(reversed(batch))
-        self._doubtful = len(batch)
+        self._doubtful = doubtful
 
     def _settle_doubt(self):
         """Leave out what was written, though the answer was lost with the connection."""
@@ -280,8 +281,7 @@ class Recorder:
             try:
                 self._copy([line])
             except LATER:
-                self._put_back(batch[number:])
-                self._doubtful = 1
+                self._put_back(batch[number:], 1)
                 raise
             except IntegrityError:
                 logger.debug('Run %s was deleted, its log ends here', line[0])

@@ -36,8 +36,8 @@ class Run:
         'ended',
         'id',
         'is_cancelled',
-        'left_out',
         'left',
+        'left_out',
         'lines',
         'next_eta',
         'next_look',
@@ -135,6 +135,7 @@ def enter(task, run):
 
 
 def leave(run):
+    """Note that this thread is done with a run."""
     run.left = True
     _executing.pop(threading.get_ident(), None)
     _inherited.set(None)

@@ -29,6 +29,7 @@ from .options import Own, lift, split
 from .payload import PayloadDecoder, clean_text, is_uuid
 from .rowresults import RowResultsMixin
 from .rows import build_row, insert_statement
+from .workflow import IN_GROUP
 
 __all__ = (
     'close_dependents',
@@ -51,8 +52,7 @@ CULPRIT = f"""
 """
 FAILED_MEMBER = f"""
     SELECT task_id::text FROM {lifecycle.TABLE}
-    WHERE root_id = %s AND (root_id < task_id OR root_id > task_id) AND group_id = %s
-        AND completed IS NOT NULL AND status <> 'completed'
+    WHERE {IN_GROUP} AND completed IS NOT NULL AND status <> 'completed'
     ORDER BY completed LIMIT 1
 """
 EXISTING = f'SELECT status, reason FROM {lifecycle.TABLE} WHERE task_id = %s'
@@ -277,7 +277,8 @@ def _failed_member():
     if not is_uuid(group) or not is_uuid(root_id):
         return None
     with suppress(DatabaseError):
-        for (task_id,) in get_connection().execute(FAILED_MEMBER, (root_id, group), patience=5):
+        member = {'root_id': root_id, 'group_id': group}
+        for (task_id,) in get_connection().execute(FAILED_MEMBER, member, patience=5):
             return task_id
     return None
 

@@ -16,6 +16,7 @@ from .options import is_internal
 
 __all__ = (
     'HAS_OTHER_ROOT',
+    'IN_GROUP',
     'are_orphans',
     'insert_child',
     'mark_parts',
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 #: Runs that are not the root of their own workflow; the condition of the index by which a workflow is found.
 HAS_OTHER_ROOT = Q(root_id__lt=F('task_id')) | Q(root_id__gt=F('task_id'))
+#: The members of a group within a workflow, as SQL that this index serves.
+IN_GROUP = 'root_id = %(root_id)s AND (root_id < task_id OR root_id > task_id) AND group_id = %(group_id)s'
 
 
 def members(result):

@@ -16,7 +16,6 @@ from netbox_celery.celery import app
 from netbox_celery.config import get_config
 from netbox_celery.engine.backend import describe, describe_failure
 from netbox_celery.engine.exceptions import TaskFailed
-from netbox_celery.engine.presence import identity
 from netbox_celery.engine.recorder import recorder
 from netbox_celery.engine.run import Run
 from tests.factories import make_result
@@ -234,9 +233,8 @@ def test_result_that_is_ignored(started):
 # What a worker's parent tells, which has no claim
 
 @pytest.fixture
-def held(monkeypatch, started):
-    monkeypatch.setattr(identity, 'key', uuid4())
-    return lambda **columns: started(**{'holder': identity.key, **columns})[0]
+def held(worker, started):
+    return lambda **columns: started(**{'holder': worker.key, **columns})[0]
 
 
 def parents_request(row, retries=0):

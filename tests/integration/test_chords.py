@@ -44,6 +44,20 @@ def forget(services, group_id):
         client.delete(*keys)
 
 
+def at_the_gate(task, others):
+    """Wait until all parts of a chord but the one at the gate have ended; returns its row."""
+    part = until(lambda: CeleryResult.objects.filter(celery_name=task.name, status='running').first())
+    until(lambda: CeleryResult.objects.filter(status='completed').count() == others)
+    return part
+
+
+def lose_count(services, gate, part):
+    """Let Redis forget what it has counted before the last part ends; returns the row of that."""
+    forget(services, part.group_id)
+    open_gate(gate)
+    return ended(part.task_id)
+
+
 CHORDS = {
     'list': lambda on, gate: chord([on(tasks.add.s(1)), on(tasks.add.s(2)), gate], on(tasks.add.s(10))),
     'generator': lambda on, gate: chord((part for part in (on(tasks.add.s(3)), gate)), on(tasks.add.s(10))),
@@ -96,11 +110,7 @@ def test_arguments_of_the_body(services, on, gate, look):
         [on(tasks.echo_list.s('a')), on(tasks.pass_gate.si(gate=gate)), on(tasks.echo_list.s('c'))],
         on(tasks.echo_list.s()),
     )()
-    part = until(lambda: CeleryResult.objects.filter(celery_name=tasks.pass_gate.name, status='running').first())
-    until(lambda: CeleryResult.objects.filter(status='completed').count() == 2)
-    forget(services, part.group_id)
-    open_gate(gate)
-    ended(part.task_id)
+    lose_count(services, gate, at_the_gate(tasks.pass_gate, 2))
     assert look() == 1
     assert outcome.get(timeout=20) == [['a'], 1, ['c']]
 
@@ -112,11 +122,7 @@ def test_shape_of_the_arguments(services, on, gate, look, step):
         chain(on(tasks.add.s(1)), group(on(tasks.add.s(1)), on(tasks.add.s(2)))), on(tasks.pass_gate.si(gate=gate))
     ]
     outcome = chord(header[::step], on(tasks.echo_list.s()))()
-    part = until(lambda: CeleryResult.objects.filter(celery_name=tasks.pass_gate.name, status='running').first())
-    until(lambda: CeleryResult.objects.filter(status='completed').count() == 3)
-    forget(services, part.group_id)
-    open_gate(gate)
-    ended(part.task_id)
+    lose_count(services, gate, at_the_gate(tasks.pass_gate, 3))
     assert look() == 1
     assert outcome.get(timeout=20) == [[2, 3], 1][::step]
 
@@ -124,11 +130,8 @@ def test_shape_of_the_arguments(services, on, gate, look, step):
 def test_failed_part(services, on, gate, look):
     """A body that will not run is closed, and names the part that failed."""
     outcome = chord([on(tasks.break_at_gate.s(gate)), on(tasks.add.s(1))], on(tasks.add.s()))()
-    part = until(lambda: CeleryResult.objects.filter(celery_name=tasks.break_at_gate.name, status='running').first())
-    until(lambda: CeleryResult.objects.filter(status='completed').exists())
-    forget(services, part.group_id)
-    open_gate(gate)
-    assert ended(part.task_id).status == 'errored'
+    part = lose_count(services, gate, at_the_gate(tasks.break_at_gate, 1))
+    assert part.status == 'errored'
     assert look() == 1
     body = row(outcome.id)
     assert (body.status, body.reason, body.culprit_id) == ('errored', 'upstream_failed', str(part.task_id))
