@@ -24,6 +24,7 @@ from .resend import COLUMNS, send_row
 from .rows import INSERT, insert_statement
 
 __all__ = (
+    'TAKE_OVER_COLUMNS',
     'Admission',
     'admit',
     'advance',
@@ -45,21 +46,26 @@ HOLDING = 'concurrency_key = %(key)s AND concurrency_slot > 0 AND completed IS N
 PLACE = {'concurrency_key': '%(key)s::text', 'concurrency_limit': '%(limit)s::int', 'stale_after': '%(stale_after)s'}
 
 
+#: What the row of a task that replaced itself has from the call that takes it over.
+TAKE_OVER_COLUMNS = ('message', 'queue', 'status', 'scheduled', 'expires', 'sent', 'last_updated')
+
+
 def _statements(*changed, **expressions):
     """Return the statement for a new row, and that for the row of a task which has replaced itself by this call."""
     changes = ', '.join(f'{column} = EXCLUDED.{column}' for column in (*expressions, *changed))
     return insert_statement(**expressions), insert_statement(
-        f'DO UPDATE SET {changes} WHERE run.nesting = EXCLUDED.nesting AND run.completed IS NULL', **expressions
+        f'DO UPDATE SET {changes} WHERE run.nesting = EXCLUDED.nesting AND run.attempt = 0 AND run.completed IS NULL',
+        **expressions
     )
 
 
 # GUARANTEE: of all calls and processes, `limit` at most have a place under a key. With none free this asks for the
 # first, which the unique index refuses; a call in a transaction that has not ended yet is waited for.
-TAKE = _statements(**PLACE, concurrency_slot=f'''COALESCE((
+TAKE = _statements(*TAKE_OVER_COLUMNS, **PLACE, concurrency_slot=f'''COALESCE((
     SELECT min(slot) FROM generate_series(1, %(limit)s::int) AS slot
     WHERE NOT EXISTS ({TAKEN} AND task_id <> %(task_id)s::uuid)
 ), 1)''')
-LINE_UP = _statements('sent', **PLACE, concurrency_slot='0', reason=f"'{Reason.REASON_QUEUED}'")
+LINE_UP = _statements(*TAKE_OVER_COLUMNS, **PLACE, concurrency_slot='0', reason=f"'{Reason.REASON_QUEUED}'")
 CLOSED = _statements('status', 'message', reason='%(reason)s', error='%(error)s', completed='now()')
 
 HOLDER = f'SELECT task_id::text FROM {TABLE} WHERE {HOLDING} ORDER BY id LIMIT 1'

@@ -46,7 +46,10 @@ ENDED = f"""
     SELECT DISTINCT ON (group_id) group_id::text, root_id::text, options ->> 'chord' FROM {lifecycle.TABLE}
     WHERE options ? 'chord' AND completed IS NOT NULL AND completed > %s AND completed <= %s AND group_id IS NOT NULL
 """
-KNOWN = f'SELECT task_id::text FROM {lifecycle.TABLE} WHERE task_id = ANY(%s::uuid[])'
+# The row of a task that replaced itself by a chord is there before the body is sent, which has its ID
+KNOWN = f'''
+    SELECT task_id::text, {lifecycle.AWAITS_REPLACEMENT} FROM {lifecycle.TABLE} WHERE task_id = ANY(%s::uuid[])
+'''
 PARTS = f"FROM {lifecycle.TABLE} WHERE {IN_GROUP} AND options ? 'chord'"
 UNFINISHED = f'SELECT 1 {PARTS} AND (completed IS NULL OR completed > %(until)s) LIMIT 1'
 FINISHED = f"""
@@ -122,16 +125,20 @@ def _without_body(connection, app, ended):
     for group_id, root_id, body in ended:
         try:
             steps = leaves(decode(body))
-            # Of a body without a row nobody can tell whether it was sent
-            if not steps or not all(is_tracked_step(app, step) for step in steps):
-                continue
+            tracked = all(is_tracked_step(app, step) for step in steps)
         except (ObjectDoesNotExist, LookupError, TypeError, ValueError):
             logger.exception('Whether the chord %s stands still cannot be told', group_id)
             continue
-        found[group_id, root_id] = [id for step in steps if is_uuid(id := step['options'].get('task_id'))]
-    sought = [id for ids in found.values() for id in ids]
-    known = {id for (id,) in connection.execute(KNOWN, (sought,))} if sought else set()
-    return [chord for chord, ids in found.items() if known.isdisjoint(ids)]
+        if steps:
+            ids = [id for step in steps if is_uuid(id := step['options'].get('task_id'))]
+            found[group_id, root_id] = tracked, ids
+    sought = [id for __, ids in found.values() for id in ids]
+    known = dict(connection.execute(KNOWN, (sought,))) if sought else {}
+    # Of a body without a row nobody can tell whether it was sent
+    return [
+        chord for chord, (tracked, ids) in found.items()
+        if (tracked or any(id in known for id in ids)) and not any(known.get(id) is False for id in ids)
+    ]
 
 
 def _go_on(connection, app, group_id, root_id, until):

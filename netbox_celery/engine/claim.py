@@ -18,12 +18,11 @@ from .database import UNUSABLE, get_connection
 from .enqueue import is_tracked
 from .exceptions import IgnoredByWindow
 from .options import HEADER
-from .outcome import finish_run
 from .payload import is_uuid
 from .presence import identity
-from .recorder import recorder
+from .replace import making_way, opened_by
 from .rows import INSERT, foreign_row
-from .run import Run, enter, get_run
+from .run import Run, enter
 
 __all__ = (
     'begin',
@@ -43,7 +42,7 @@ def track_all_tasks(app):
     """
     for task in app.tasks.values():
         cls = type(task)
-        for handler, wrap in (('before_start', _claiming), ('on_replace', _making_way)):
+        for handler, wrap in (('before_start', _claiming), ('on_replace', making_way)):
             if not getattr(getattr(cls, handler), 'tracks', False):
                 cls.add_around(handler, wrap)
                 getattr(cls, handler).tracks = True
@@ -95,8 +94,7 @@ def _lines_before(id):
 def _look_at_window(run, header):
     """Go no further if the task has succeeded since the call."""
     run.window = header.get('window')
-    if header.get('length'):
-        run.opens = (run.window, header['length'])
+    run.opens = opened_by(header)
     if run.window and is_window_open(get_connection().execute, run.window, run.task_id):
         raise IgnoredByWindow('Not run: it succeeded only a short time ago')
 
@@ -153,24 +151,3 @@ def _claiming(before_start):
         begin(self)
         return before_start(self, task_id, args, kwargs)
     return before_start_after_claim
-
-
-def _making_way(on_replace):
-    """Wrap a task's `on_replace`: its row waits for the task that takes over."""
-    @wraps(on_replace)
-    def on_replace_after_row(self, sig):
-        request = self.request_stack.top
-        run = get_run(request)
-        if run is not None:
-            recorder.flush(run)
-            try:
-                lifecycle.replace(
-                    get_connection(), run.task_id, claims=run.claims, nesting=(request.replaced_task_nesting or 0) + 1
-                )
-                run.replaced = True
-            except DatabaseError:
-                # It is worth more than the row, which ends here. What depends on the run is told by what replaces it.
-                logger.exception('What replaces task %s is run without being tracked', run.task_id)
-                finish_run(run, Status.STATUS_IGNORED, error='Replaced by a task that is not tracked')
-        return on_replace(self, sig)
-    return on_replace_after_row

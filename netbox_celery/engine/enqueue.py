@@ -20,13 +20,13 @@ from celery.result import EagerResult
 from django.db import DatabaseError, connection, transaction
 
 from ..config import get_config
-from . import lifecycle
+from . import lifecycle, replace
 from .admission import admit, advance
 from .canvas import as_request, make_portable, root_of
-from .database import UNAVAILABLE, execute, get_connection, now_or_on_commit
+from .database import UNAVAILABLE, execute, now_or_on_commit
 from .hooks import invocation_of
-from .options import HEADER, NOT_SENT, Own, is_internal, lift, mark, sent_options, split, tag
-from .payload import dumps, is_uuid
+from .options import HEADER, NOT_SENT, Own, is_internal, lift, mark, split, tag
+from .payload import is_uuid
 from .policies import has_policy, policy_of, take_settings
 from .recorder import recorder
 from .rows import INSERT, aware, build_row, options_json
@@ -91,7 +91,9 @@ def send(app, publish, name, args, kwargs, options):
     if request is not None and options.get('task_id') and options['task_id'] == request.id:
         # What replaces a task has to be let in as any call; a retry is in.
         if run is None or not run.replaced or not has_policy(task, settings):
-            return _continue(publish, name, args, kwargs, options, parent, run)
+            return _continue(app, publish, name, args, kwargs, options, task, run)
+    if run is not None and run.replaced:
+        run.continued = True  # something is sent in its place
     inner = _inner_task(app, name, kwargs)
     own = Own.merge(inner or task, own)
     tracked = is_tracked(inner or task) or takes_over(name, options) if own.track is None else own.track
@@ -128,8 +130,9 @@ def _inner_task(app, name, kwargs):
     return None
 
 
-def _continue(publish, name, args, kwargs, options, parent, run):
+def _continue(app, publish, name, args, kwargs, options, task, run):
     """Send the next attempt of the current run, or what the task replaced itself with: its row exists."""
+    parent = app.current_worker_task
     request = parent.request_stack.top
     replaces = (options.get('replaced_task_nesting') or 0) > (request.replaced_task_nesting or 0)
     tracked = run is not None and (run.replaced or not replaces)
@@ -137,20 +140,18 @@ def _continue(publish, name, args, kwargs, options, parent, run):
     if tracked:
         # The next attempt may start at once, in another process: this one's lines come first.
         recorder.flush(run)
-        if (name, list(args or ()), kwargs or {}) != (parent.name, list(request.args or ()), request.kwargs or {}):
-            _remember(run.task_id, name, args, kwargs, options, claims=run.claims)
         run.next_eta = _when(options)
+        if replaces:
+            _fix_times(options)
+        if replaces or options.get('queue') or (name, list(args or ()), kwargs or {}) != (
+            parent.name, list(request.args or ()), request.kwargs or {}
+        ):
+            replace.remember(app, run, name, args, kwargs, options, task)
         run.continued = True
-    return publish(name, args, kwargs, **options)
-
-
-def _remember(task_id, name, args, kwargs, options, **which):
-    """Keep what it takes to send a message again that is not the one that its row was made for."""
-    try:
-        message = dumps([list(args or ()), kwargs or {}, name, sent_options(options, None)])
-        lifecycle.remember(get_connection(), task_id, message, **which)
-    except (DatabaseError, TypeError, ValueError):
-        logger.exception('Task %s[%s] could not be sent again, if that was necessary', name, task_id)
+    result = publish(name, args, kwargs, **options)
+    if tracked and replaces:
+        recorder.sent(run.id)
+    return result
 
 
 def complete(app, options, parent):
@@ -163,12 +164,16 @@ def complete(app, options, parent):
             options['parent_id'] = options.get('parent_id') or request.id
     if not options.get('root_id'):
         options['root_id'] = root_of(options)
+    _fix_times(options)
+    return options
+
+
+def _fix_times(options):
     if eta := _when(options):
         options['eta'] = eta
         options.pop('countdown', None)
     if isinstance(options.get('expires'), int | float):
         options['expires'] = datetime.now(UTC) + timedelta(seconds=options['expires'])
-    return options
 
 
 def _when(options):
@@ -197,6 +202,8 @@ class Call:
         #: Whether it is a step of a workflow, for whose end somebody may wait, and the run that it follows in a chain.
         self.id_is_known = False
         self.predecessor = None
+        #: Whether its row is that of a task which replaced itself; `None`: not known yet.
+        self.takes_over = None
         #: Primary key of its row.
         self.id = None
 
@@ -214,8 +221,6 @@ class Call:
             # A row that cannot be made does not spoil the caller's transaction.
             with transaction.atomic() if connection.in_atomic_block else nullcontext():
                 self.id = self._insert_patiently(own)
-            if self.id is None and self.row['nesting']:
-                _remember(options['task_id'], self.name, self.args, self.kwargs, options, nesting=self.row['nesting'])
         except DatabaseError:
             # The task is worth more than its row.
             logger.exception('Task %s[%s] is sent without being tracked', self.name, options['task_id'])
@@ -228,12 +233,23 @@ class Call:
     def _insert(self, own, statement=None):
         """Insert the row with the caller's connection; returns its primary key, or `None` if it was not inserted."""
         row, statement = self.row, statement or INSERT
+        if row['nesting']:
+            self._look_for_replaced()
+            statement = replace.INSERT_OR_TAKE_OVER if statement is INSERT else statement
         rows = execute(connection, statement, row) if row['parent_id'] is None else insert_child(statement, row)
         if not rows:
             return None
-        if own.tags:
+        if own.tags and not self.takes_over:
             tag(rows[0][:1], own.tags)
         return rows[0][0]
+
+    def _look_for_replaced(self):
+        """Let the row of a task that replaced itself, if the call ends under its ID, tell what it knows of that run."""
+        if self.takes_over is None:
+            self.takes_over, header = replace.find(self.options['task_id'], self.row['nesting'])
+            replace.inherit(self.options, header)
+            mark(self.options)
+            self.row['message'] = replace.message_of(self.name, self.args, self.kwargs, self.options)
 
     def _insert_patiently(self, own):
         """Insert the row though the caller's connection has broken; a worker waits for a database that is away.
@@ -264,7 +280,7 @@ class Call:
         else:
             mark(options)
         if self.row['nesting']:
-            _remember(options['task_id'], self.name, self.args, self.kwargs, options, nesting=self.row['nesting'])
+            self._look_for_replaced()
         with transaction.atomic() if connection.in_atomic_block else nullcontext():
             admission = admit(
                 policy, self.row, partial(self._insert, own), id_is_known=self.id_is_known, predecessor=self.predecessor
@@ -305,7 +321,8 @@ class Call:
         except Exception as exc:
             if self.id is not None:
                 note_refusal([self.id], exc)
-                close_dependents(self.app, self.name, self.options, exc)
+                # The run of the task that makes the call is still to end by itself, or to do something else
+                close_dependents(self.app, self.name, self.options, exc, but=self.run and self.run.task_id)
             raise
         if self.id is not None:
             recorder.sent(self.id)

@@ -15,20 +15,25 @@ fencing token with which alone the run can be ended. A message is refused if the
 a living worker holds the run, or if the message belongs to an earlier attempt than the row has seen.
 """
 from .database import execute
+from .options import HEADER
 from .payload import clean_text
 
 __all__ = (
     'cancel',
     'claim',
+    'close_replaced',
     'count_lines',
     'explain',
     'finish',
     'is_cancelled',
     'publish_failed',
+    'release',
     'remember',
     'replace',
     'requeue',
+    'resend_replacement',
     'retry',
+    'take_back',
 )
 
 TABLE = 'netbox_celery_celeryresult'
@@ -42,8 +47,10 @@ MOST_ATTEMPTS = 100
 MOST_LOSSES = 5
 
 WAITING = "status IN ('pending', 'scheduled', 'retrying')"
-#: The row holds what it takes to send it (not that of a task which replaced itself by a chain, before its last step),
-#: and does not wait in line for a place under its concurrency key.
+#: The row of a task that replaced itself, while nothing was sent under its ID: it waits for an earlier step of what
+#: replaces it. Every other row with a nesting holds its own message.
+AWAITS_REPLACEMENT = f'{WAITING} AND nesting > 0 AND message IS NULL'
+#: The row holds what it takes to send it, and does not wait in line for a place under its concurrency key.
 SENDABLE = '(nesting = 0 OR message IS NOT NULL) AND concurrency_slot IS DISTINCT FROM 0'
 UNFINISHED = "status IN ('pending', 'scheduled', 'retrying', 'running')"
 
@@ -135,20 +142,24 @@ OPEN_WINDOW = f"""
     INSERT INTO {WINDOWS} (key, until, task_id) VALUES (%(key)s, %(until)s, %(task_id)s)
     ON CONFLICT (key) DO UPDATE SET until = EXCLUDED.until, task_id = EXCLUDED.task_id
 """
-FINISH_AND_OPEN = f"""
-    WITH ended AS ({FINISH_BY['claim']}), opened AS (
+FINISH_AND_OPEN_BY = {
+    by: f"""
+    WITH ended AS ({statement}), opened AS (
         INSERT INTO {WINDOWS} (key, until, task_id)
-        SELECT %(window)s, now() + make_interval(secs => %(length)s), %(task_id)s::uuid FROM ended
-        WHERE status = 'completed'
+        SELECT key, now() + make_interval(secs => length), %(task_id)s::uuid
+        FROM unnest(%(windows)s::text[], %(lengths)s::float8[]) AS wanted (key, length)
+        WHERE EXISTS (SELECT FROM ended WHERE status = 'completed')
         ON CONFLICT (key) DO UPDATE SET until = EXCLUDED.until, task_id = EXCLUDED.task_id
     )
     SELECT * FROM ended
-"""
+    """
+    for by, statement in FINISH_BY.items()
+}
 
 
 def finish(
     connection, task_id, status, *, claims=None, holder=None, attempt=None, reason='', result='null', error='',
-    traceback='', in_backend=False, window=None, patience=60
+    traceback='', in_backend=False, windows=None, patience=60
 ):
     """End a run.
 
@@ -164,7 +175,7 @@ def finish(
         error: What went wrong, in a line.
         traceback: Where it went wrong.
         in_backend: Whether Celery's result backend will hold more of the result than the row.
-        window: With `claims`: the ignore window that a success opens, `(key, seconds)`.
+        windows: The ignore windows that a success opens: seconds by key.
         patience: For how long to try to reach the database, seconds.
 
     Returns:
@@ -172,12 +183,11 @@ def finish(
         reached. `key` is the concurrency key under which a place is free now.
     """
     by = 'claim' if claims is not None else 'holder' if holder is not None else 'waiting'
-    statement = FINISH_BY[by] if window is None else FINISH_AND_OPEN
-    key, length = window or (None, None)
+    statement = (FINISH_AND_OPEN_BY if windows else FINISH_BY)[by]
     rows = connection.execute(statement, {
         'task_id': task_id, 'status': status, 'claims': claims, 'holder': holder, 'attempt': attempt,
         'reason': reason, 'result': result, 'error': clean_text(error), 'traceback': clean_text(traceback),
-        'in_backend': in_backend, 'window': key, 'length': length,
+        'in_backend': in_backend, 'windows': list(windows or ()), 'lengths': list((windows or {}).values()),
     }, patience=patience)
     return rows[0] if rows else None
 
@@ -295,7 +305,7 @@ PUBLISH_FAILED = f"""
     UPDATE {TABLE} SET
         status = 'errored', reason = 'publish_failed', error = %s, completed = now(), last_updated = now(),
         message = NULL
-    WHERE id = ANY(%s) AND {WAITING} AND claims = 0
+    WHERE id = ANY(%s) AND {WAITING} AND (claims = 0 OR nesting > 0 AND attempt = 0)
 """
 
 
@@ -304,42 +314,130 @@ def publish_failed(connection, ids, error):
     execute(connection, PUBLISH_FAILED, (clean_text(error), list(ids)))
 
 
-# GUARANTEE: a task that replaces itself keeps its row, which then waits for the other task; never after an end.
+# GUARANTEE: a task that replaces itself keeps its row, which then waits for the other task; never after an end. Until
+# that was sent, the worker holds the row: should it die, its sweep finds the row. What the row knew of the first task's
+# message, it forgets: that is not sent again.
 REPLACE = f"""
     UPDATE {TABLE} SET
         status = CASE WHEN cancelled IS NOT NULL THEN 'revoked' ELSE 'pending' END,
         completed = CASE WHEN cancelled IS NOT NULL THEN now() END,
         reason = CASE WHEN cancelled IS NOT NULL THEN 'cancelled' ELSE 'replaced' END,
-        nesting = %(nesting)s, attempt = 0, holder = NULL,
+        nesting = %(nesting)s, attempt = 0, message = NULL, sent = NULL, scheduled = NULL, expires = NULL,
+        options = CASE WHEN %(header)s::jsonb IS NULL THEN options ELSE jsonb_set(
+            jsonb_set(options, '{{headers}}', COALESCE(options -> 'headers', '{{}}')),
+            '{{headers,{HEADER}}}', %(header)s::jsonb
+        ) END,
         last_updated = now(), attempts = {OWN_ATTEMPT}
     WHERE task_id = %(task_id)s AND status = 'running' AND claims = %(claims)s AND nesting < %(nesting)s
-    RETURNING id, status
+    RETURNING id, status, (
+        -- As it was before
+        SELECT jsonb_build_array(message, sent, scheduled, expires, nesting)::text FROM {TABLE}
+        WHERE task_id = %(task_id)s
+    )
 """
 
 
-def replace(connection, task_id, *, claims, nesting):
-    """Make the row of a task that is about to replace itself wait for its replacement."""
-    connection.execute(REPLACE, {
-        'task_id': task_id, 'claims': claims, 'nesting': nesting, 'error': '',
+def replace(connection, task_id, *, claims, nesting, header=None):
+    """Make the row of a task that is about to replace itself wait for its replacement.
+
+    Args:
+        header: What the messages of the run say of it, as JSON text: what is sent under its ID later may not know.
+
+    Returns:
+        `(id, status, before)`, or `None` if the run has ended, or is held by somebody else. `before` is for
+        `take_back`.
+    """
+    rows = connection.execute(REPLACE, {
+        'task_id': task_id, 'claims': claims, 'nesting': nesting, 'header': header, 'error': '',
     }, patience=60)
+    return rows[0] if rows else None
 
 
-# GUARANTEE: only for who holds the run, or for the replacement that it waits for; an end forgets it.
-REMEMBER = f"""
-    UPDATE {TABLE} SET message = %(message)s
-    WHERE task_id = %(task_id)s AND {UNFINISHED}
-        AND (claims = %(claims)s OR nesting = %(nesting)s AND nesting > 0)
+HANDED_OVER = f"""
+    task_id = %(task_id)s AND {WAITING} AND reason = 'replaced' AND claims = %(claims)s AND holder IS NOT NULL
+"""
+RELEASE = f'UPDATE {TABLE} SET holder = NULL, last_updated = now() WHERE {HANDED_OVER}'
+
+
+def release(connection, task_id, *, claims, patience=60):
+    """Write that the replacement of a task was sent: what becomes of the row is not this worker's affair any more."""
+    connection.execute(RELEASE, {'task_id': task_id, 'claims': claims}, patience=patience)
+
+
+# GUARANTEE: a task whose replacement could not be sent holds its row again, and may do something else; not if what was
+# sent has got hold of the row.
+TAKE_BACK = f"""
+    UPDATE {TABLE} SET
+        status = 'running', reason = '', attempt = %(attempt)s, last_updated = now(),
+        message = before ->> 0, sent = (before ->> 1)::timestamptz, scheduled = (before ->> 2)::timestamptz,
+        expires = (before ->> 3)::timestamptz, nesting = (before ->> 4)::int
+    FROM (SELECT %(before)s::jsonb AS before) AS earlier
+    WHERE {HANDED_OVER} AND attempt = 0
+    RETURNING id
 """
 
 
-def remember(connection, task_id, message, *, claims=None, nesting=None):
+def take_back(connection, task_id, *, claims, attempt, before):
+    """Make a run that was about to be replaced run on. Returns whether it does."""
+    return bool(connection.execute(TAKE_BACK, {
+        'task_id': task_id, 'claims': claims, 'attempt': attempt, 'before': before,
+    }, patience=60))
+
+
+RESEND_REPLACEMENT = f"""
+    UPDATE {TABLE} SET holder = NULL, sent = NULL, last_updated = now() WHERE {HANDED_OVER} AND message IS NOT NULL
+    RETURNING id
+"""
+
+
+def resend_replacement(connection, task_id, *, claims):
+    """Let the sweep send what replaces a task, whose worker was lost meanwhile. Returns whether the row knows that."""
+    return bool(connection.execute(RESEND_REPLACEMENT, {'task_id': task_id, 'claims': claims}))
+
+
+CLOSE_REPLACED = f"""
+    UPDATE {TABLE} SET
+        status = 'errored', reason = %(reason)s, error = %(error)s, completed = now(), last_updated = now()
+    WHERE task_id = %(task_id)s AND {AWAITS_REPLACEMENT}
+    RETURNING id, CASE WHEN concurrency_slot IS NOT NULL THEN concurrency_key END
+"""
+
+
+def close_replaced(connection, task_id, error, reason='upstream_failed'):
+    """End a run that waits for what replaces it, of which an earlier step did not succeed, or was lost.
+
+    Returns:
+        `(id, key)`, or `None` if there is no such run. `key` is the concurrency key under which a place is free now.
+    """
+    rows = connection.execute(CLOSE_REPLACED, {
+        'task_id': task_id, 'error': clean_text(error), 'reason': reason,
+    }, patience=5)
+    return rows[0] if rows else None
+
+
+REPLACED = "nesting > 0 AND attempt = 0 AND reason = 'replaced'"
+# GUARANTEE: only for who holds the run; an end forgets it.
+REMEMBER = f"""
+    UPDATE {TABLE} SET
+        message = %(message)s, queue = COALESCE(%(queue)s, queue),
+        status = CASE WHEN {REPLACED} AND %(scheduled)s::timestamptz IS NOT NULL THEN 'scheduled' ELSE status END,
+        scheduled = CASE WHEN {REPLACED} THEN %(scheduled)s::timestamptz ELSE scheduled END,
+        expires = CASE WHEN {REPLACED} THEN %(expires)s::timestamptz ELSE expires END
+    WHERE task_id = %(task_id)s AND {UNFINISHED} AND claims = %(claims)s
+"""
+
+
+def remember(connection, task_id, message, *, claims, queue=None, scheduled=None, expires=None):
     """Keep a message that differs from what the row was made for: a retry's with other arguments, a replacement's.
 
     Args:
         message: Arguments, keyword arguments, name and options, as JSON text.
         claims: Token of the claim under which it is sent.
-        nesting: Or: how often the task has replaced itself.
+        queue: Name of the queue that it is sent to, if it is another one.
+        scheduled: Of a replacement: the earliest time of its start.
+        expires: Of a replacement: when it expires.
     """
     connection.execute(REMEMBER, {
-        'task_id': task_id, 'message': message, 'claims': claims, 'nesting': nesting,
+        'task_id': task_id, 'message': message, 'claims': claims, 'queue': queue, 'scheduled': scheduled,
+        'expires': expires,
     }, patience=5)

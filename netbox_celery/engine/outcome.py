@@ -37,7 +37,7 @@ def finish_run(run, status, **values):
     recorder.flush(run)
     # What replaced the run is not claimed yet, if it could be sent at all.
     claims = None if run.replaced else run.claims
-    finish = partial(_finish, run.task_id, status, claims=claims, window=run.opens, **values)
+    finish = partial(_finish, run.task_id, status, claims=claims, windows=run.opens, **values)
     try:
         row = finish(get_connection())
     except UNUSABLE as exc:

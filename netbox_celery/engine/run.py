@@ -84,7 +84,7 @@ class Run:
         self.retried = False
         #: The time for which `retry()` sent the next attempt.
         self.next_eta = None
-        #: Key of its ignore window, and what its success opens: that key, and seconds.
+        #: Key of its ignore window, and the windows that its success opens: seconds by key.
         self.window = None
         self.opens = None
         #: Whether anything of it went to the recorder.

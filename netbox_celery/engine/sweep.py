@@ -15,7 +15,7 @@ from kombu.exceptions import EncodeError
 from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
 from ..config import get_config
-from . import catalogue, chords, lifecycle
+from . import catalogue, chords, lifecycle, replace
 from .admission import advance_all
 from .control import terminate_cancelled
 from .hooks import tell_of_failure
@@ -48,25 +48,30 @@ ALIVE = f"""
     WHERE stopped IS NULL AND heartbeat > now() - make_interval(secs => %(lost_after)s)
 """
 #: A run, as `_let_go` takes it.
-RUN = 'task_id, celery_name, claims, nesting'
+RUN = 'task_id, celery_name, claims, nesting, status'
+#: Those whose replacement is on its way, by a worker that holds them until then.
+HANDED_OVER = f"{lifecycle.WAITING} AND nesting > 0 AND reason = 'replaced' AND holder IS NOT NULL"
 LOST = f"""
     SELECT {RUN}, worker FROM {lifecycle.TABLE}
-    WHERE status = 'running' AND completed IS NULL AND (holder IS NULL OR holder NOT IN ({ALIVE}))
+    WHERE completed IS NULL AND (
+        status = 'running' AND (holder IS NULL OR holder NOT IN ({ALIVE}))
+        OR {HANDED_OVER} AND holder NOT IN ({ALIVE})
+    )
     ORDER BY id LIMIT {BATCH}
 """
 HELD = f"""
     SELECT {RUN} FROM {lifecycle.TABLE}
-    WHERE status = 'running' AND completed IS NULL AND holder = %s
+    WHERE completed IS NULL AND holder = %s AND (status = 'running' OR {HANDED_OVER})
 """
 UNSENT = f"""
     SELECT id, {COLUMNS} FROM {lifecycle.TABLE}
     WHERE {lifecycle.WAITING} AND completed IS NULL AND sent IS NULL AND {lifecycle.SENDABLE}
         -- What was claimed before has lost its message for sure.
-        AND (claims > 0 OR last_updated < now() - make_interval(secs => %(after)s))
+        AND (attempt > 0 OR last_updated < now() - make_interval(secs => %(after)s))
     ORDER BY id LIMIT {BATCH}
 """
 CALL = f"""
-    SELECT COALESCE(message, jsonb_build_array(args, kwargs)::text), message IS NULL FROM {lifecycle.TABLE}
+    SELECT COALESCE(message, jsonb_build_array(args, kwargs)::text) FROM {lifecycle.TABLE}
     WHERE task_id = %s
 """
 EXPIRED = f"""
@@ -159,14 +164,18 @@ def release(connection, app):
 
 
 def _let_go(connection, app, run, error):
-    task_id, name, claims, nesting = run
+    task_id, name, claims, nesting, status = run
+    if status != Status.STATUS_RUNNING:
+        if replace.settle(connection, task_id, claims, error):
+            tell_backend(app, task_id, WorkerLostError(error), states.FAILURE)
+        return
     found = connection.execute(CALL, (task_id,))
     if not found:
         return  # somebody has deleted it
-    message, is_original = found[0]
+    message, = found[0]
     if nesting:
         # What replaced it was another task, if that is known
-        name = None if is_original else PayloadDecoder().decode(message)[2]
+        name, *_ = PayloadDecoder().decode(message)[2:] or [None]
     task = app.tasks.get(name)
     row = task is not None and task.acks_late and lifecycle.requeue(
         connection, task_id, by='claim', claims=claims, reason=Reason.REASON_WORKER_LOST, error=error, resend=True

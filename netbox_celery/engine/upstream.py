@@ -26,6 +26,7 @@ from .canvas import as_request, leaves, root_of, unsent
 from .database import get_connection
 from .errbacks import note_errbacks
 from .options import Own, lift, split
+from .outcome import advance_line
 from .payload import PayloadDecoder, clean_text, is_uuid
 from .rowresults import RowResultsMixin
 from .rows import build_row, insert_statement
@@ -191,12 +192,7 @@ def _as_chain(rest):
 
 # GUARANTEE: a step that was sent keeps what becomes of it. A row that is there already is closed only if it waits for
 # an earlier step: that of a task which replaced itself by a chain.
-CLOSE = insert_statement(
-    conflict='''DO UPDATE SET
-        status = 'errored', reason = 'upstream_failed', error = EXCLUDED.error, completed = now(), last_updated = now()
-        WHERE run.status IN ('pending', 'scheduled', 'retrying') AND run.nesting > 0 AND run.message IS NULL''',
-    reason="'upstream_failed'", error='%(error)s', completed='now()',
-)
+CLOSE = insert_statement(reason="'upstream_failed'", error='%(error)s', completed='now()')
 
 
 def _own_of(task, signature):
@@ -233,10 +229,7 @@ def _close(app, signature, exc):
     culprit = _load_culprit(exc)
     if not _is_tracked(task, own):
         # It has no row, unless it is what ends the replacement of a task that has one
-        lifecycle.finish(
-            get_connection(), task_id, Status.STATUS_ERRORED, reason=Reason.REASON_UPSTREAM_FAILED,
-            error=culprit.sentence, patience=5
-        )
+        _free(lifecycle.close_replaced(get_connection(), task_id, culprit.sentence))
         return True
     for lapsed in ('eta', 'countdown', 'expires'):
         options.pop(lapsed, None)
@@ -247,8 +240,17 @@ def _close(app, signature, exc):
     connection = get_connection()
     if connection.execute(CLOSE, row, patience=5):
         return True
+    if closed := lifecycle.close_replaced(connection, task_id, culprit.sentence):
+        _free(closed)
+        return True
     found = connection.execute(EXISTING, (task_id,), patience=5)
     return not found or found[0][1] in (Reason.REASON_UPSTREAM_FAILED, Reason.REASON_PUBLISH_FAILED)
+
+
+def _free(closed):
+    """Let those begin that wait in line for a run that was closed."""
+    if closed is not None and closed[1]:
+        advance_line(get_connection(), closed[1])
 
 
 def _load_culprit(exc):
@@ -323,14 +325,19 @@ def end_ignored(backend, request, exc):
         backend.tell_ignored(request.id, request)
 
 
-def close_dependents(app, name, options, exc):
+def close_dependents(app, name, options, exc, but=None):
     """Write that what depends on a call will never run, since its message was refused. The broker may be the result
     backend, too, so that is not told: the caller gets the exception.
+
+    Args:
+        but: ID of the run that makes the call: that and what comes after it depend on how it ends.
     """
     chain = options.get('chain') or []
     with _blaming(options['task_id'], as_request(options['task_id'], name, options)):
         try:
             for leaf in [leaf for step in reversed(chain) for leaf in leaves(step)]:
+                if but is not None and (leaf.get('options') or {}).get('task_id') == but:
+                    break
                 _close(app, leaf, exc)
         except (DatabaseError, EncodeError, LookupError, TypeError, ValueError):
             logger.exception('The steps after %s[%s] could not be closed', name, options['task_id'])

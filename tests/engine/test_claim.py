@@ -120,7 +120,7 @@ def test_window(deliver):
     open_window(get_connection().execute, 'w', 60, opener.task_id)
     task = deliver(opener.task_id, netbox_celery=header)
     begin(task)
-    assert get_run(task.request).opens == ('w', 60)
+    assert get_run(task.request).opens == {'w': 60}
     with pytest.raises(IgnoredByWindow) as caught:
         begin(deliver(other.task_id, netbox_celery=header))
     on_postrun(sender=app.tasks['tests:delivered'], state=states.IGNORED, retval=caught.value)

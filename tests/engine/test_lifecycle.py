@@ -242,16 +242,15 @@ def test_requeue_for_sending_again():
 
 
 def test_remember():
-    """What is remembered for sending again is so by the claim that sent it, or by the replacement to come."""
+    """What is remembered for sending again is so by the claim that sent it; a replacement forgets the first task's."""
     run = make(message=None)
     lifecycle.remember(connection, run.task_id, 'stale', claims=2)
     assert now(run).message is None
     lifecycle.remember(connection, run.task_id, 'mine', claims=1)
     assert now(run).message == 'mine'
-    lifecycle.remember(connection, run.task_id, 'a call with a used ID', nesting=0)
-    assert now(run).message == 'mine'
     lifecycle.replace(connection, run.task_id, claims=1, nesting=1)
-    lifecycle.remember(connection, run.task_id, 'replacement', nesting=1)
+    assert now(run).message is None
+    lifecycle.remember(connection, run.task_id, 'replacement', claims=1)
     assert now(run).message == 'replacement'
 
 

@@ -4,7 +4,7 @@ import signal
 import time
 from contextlib import nullcontext
 
-from celery import chain, chord, group, shared_task
+from celery import chain, chord, group, shared_task, signature
 from celery.exceptions import Ignore, Reject
 from django.db import connection, transaction
 
@@ -97,6 +97,85 @@ def replace_by(self, task_id, *args, how, queue):
         'broken chord': lambda: chord([add.si(1).set(queue=queue), break_.si().set(queue=queue)], step),
         'stale': lambda: chain(lose_connection.si().set(queue=queue), step),
     }[how]())
+
+
+@netbox_celery_task(name='netbox_test_plugin:replace_with')
+def replace_with(self, task_id, *padding, how, fate, queue, gate=None, then=None, atomic=False):
+    """Let something take its place that ends in a certain way, because of its first or last step."""
+    note(task_id, 'replaced')
+    what, __, place = fate.partition(' ')
+    good = add.si(1)
+    odd = {
+        'completed': good, 'fails': break_.si(), 'lost': break_.si(how='kill'), 'gate': pass_gate.si(gate=gate),
+        'refused': add.si(1).set(compression='nonsense'), 'nobody': add.si(1),
+        'unknown': signature('netbox_test_plugin:unheard_of', immutable=True),
+        'untracked': add.si(1).set(netbox_track=False), 'redacted': add.si(1).set(argsrepr='***'),
+        'nested': replace_with.si(how=then, fate='completed', queue=queue),
+        'retries': retry_once.si(), 'windowed': windowed.si(task_id), 'conflict': add.si(1).set(
+            concurrency_key=gate, on_conflict='fail'
+        ),
+    }[what]
+    first, last = (odd.clone(), good.clone()) if place == 'first' else (good.clone(), odd.clone())
+    for step in (first, last):
+        step.set(queue='nobody' if what == 'nobody' and (step is first) == (place == 'first') else queue)
+    other = good.clone().set(queue=queue)
+    with transaction.atomic() if atomic else nullcontext():
+        raise self.replace({
+            'task': lambda: last,
+            'chain': lambda: chain(first, other, last),
+            'chord': lambda: chord([first, other], last),
+            'group': lambda: group(first, other),
+        }[how]())
+
+
+@netbox_celery_task(name='netbox_test_plugin:retry_once', default_retry_delay=0)
+def retry_once(self, task_id, *args):
+    """Fail the first time."""
+    if not self.request.retries:
+        raise self.retry(countdown=0)
+    return 1
+
+
+@netbox_celery_task(
+    name='netbox_test_plugin:windowed', ignore_task_after_success=True, ignore_task_timedelta=60,
+)
+def windowed(self, task_id, *args):
+    """Open an ignore window of its own."""
+    return 1
+
+
+@netbox_celery_task(name='netbox_test_plugin:replace_or')
+def replace_or(self, task_id, *, how, otherwise):
+    """Do something else if the replacement cannot be sent."""
+    note(task_id, 'tried')
+    step = add.si(1).set(compression='nonsense')
+    try:
+        self.replace({
+            'task': lambda: step, 'chain': lambda: chain(step, add.si(1)), 'chord': lambda: chord([step], add.si(1)),
+        }[how]())
+    except Ignore:
+        raise AssertionError('It was sent')
+    except Exception as exc:
+        if otherwise == 'retry' and not self.request.retries:
+            raise self.retry(exc=exc, countdown=0)
+        return 'otherwise'
+
+
+class Dying(CeleryBaseTask):
+    """Loses its process while its replacement is on its way."""
+
+    def on_replace(self, sig):
+        if self.request.kwargs['when'] == 'after':
+            sig.apply_async()
+        os.kill(os.getpid() if self.request.kwargs['what'] == 'process' else os.getppid(), signal.SIGKILL)
+        time.sleep(30)
+
+
+@shared_task(name='netbox_test_plugin:die_in_replace', base=Dying, bind=True)
+def die_in_replace(self, task_id, *, how, queue, when, what):
+    """Replace itself, and die."""
+    step = add.si(1).set(queue=queue)
+    raise self.replace(step if how == 'task' else chain(step, step.clone()))
 
 
 @netbox_celery_task(name='netbox_test_plugin:start_later')

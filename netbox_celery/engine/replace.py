@@ -1,0 +1,203 @@
+"""`self.replace()`: the row of a task that replaces itself, and what ends under its ID.
+
+A single task takes the row over at once. Of a chain the last step does, of a chord (or a group, of which Celery makes
+a chord) the body: it has the ID of the task that was replaced, and is sent by another process, later. So:
+
+* Until what takes the row over is sent, the row holds no message, and nobody sends it again: `AWAITS_REPLACEMENT`. Who
+  ends a step before it without success closes it (`netbox_celery.engine.upstream`).
+* While the replacement is on its way, the worker holds the row. If the replacement cannot be sent, the run goes on as
+  if it had not been tried; if the worker dies, its sweep settles the row (`settle`).
+* The ignore window that the success of the run opens stands in its row, from which the call that takes it over reads
+  it (`find`, `inherit`).
+"""
+import json
+import logging
+from contextlib import contextmanager
+from functools import partial, wraps
+
+from celery.exceptions import Ignore
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connection, connections
+
+from ..choices import ResultReasonChoices as Reason
+from ..choices import ResultStatusChoices as Status
+from . import lifecycle
+from .admission import TAKE_OVER_COLUMNS
+from .database import UNUSABLE, execute, get_connection
+from .options import HEADER, Own, mark, sent_options
+from .outcome import advance_line, finish_run
+from .payload import dumps
+from .recorder import recorder
+from .rows import build_row, insert_statement
+from .run import get_run
+
+__all__ = (
+    'INSERT_OR_TAKE_OVER',
+    'find',
+    'inherit',
+    'making_way',
+    'message_of',
+    'opened_by',
+    'remember',
+    'settle',
+)
+
+logger = logging.getLogger(__name__)
+
+FIND = f"""
+    SELECT options #>> '{{headers,{HEADER}}}' FROM {lifecycle.TABLE}
+    WHERE task_id = %s AND nesting = %s AND attempt = 0 AND completed IS NULL
+"""
+#: The row of a call that may end what replaced another task: its own row, or that one's. Once it was claimed, not.
+INSERT_OR_TAKE_OVER = insert_statement(
+    'DO UPDATE SET ' + ', '.join(f'{column} = EXCLUDED.{column}' for column in TAKE_OVER_COLUMNS) +
+    ' WHERE run.nesting = EXCLUDED.nesting AND run.attempt = 0 AND run.completed IS NULL'
+)
+
+
+# The task that replaces itself
+
+def making_way(on_replace):
+    """Wrap a task's `on_replace`: its row waits for the task that takes over."""
+    @wraps(on_replace)
+    def on_replace_after_row(self, sig):
+        run = get_run(self.request_stack.top)
+        if run is None:
+            return on_replace(self, sig)
+        with _handing_over(self, run), _outside_of_transactions():
+            return on_replace(self, sig)
+    return on_replace_after_row
+
+
+@contextmanager
+def _handing_over(task, run):
+    """Let the row of a run wait for what replaces it, which is sent meanwhile; if that fails, the run goes on."""
+    before = _begin(task, run)
+    try:
+        yield
+    except Ignore:
+        # So Celery says that the replacement is on its way. An author's own `on_replace` may have sent nothing.
+        if before is not None and not run.continued:
+            _take_back(run, before)
+        raise
+    except BaseException:
+        if before is not None:
+            _take_back(run, before)
+        raise
+    finally:
+        if before is not None and run.replaced:
+            _release(run)
+
+
+def _begin(task, run):
+    """Make the row of a run wait. Returns what `lifecycle.take_back` needs; `None`: there is nothing to take back."""
+    nesting = (task.request_stack.top.replaced_task_nesting or 0) + 1
+    recorder.flush(run)
+    try:
+        found = lifecycle.replace(
+            get_connection(), run.task_id, claims=run.claims, nesting=nesting,
+            header=json.dumps({'opens': run.opens}) if run.opens else None
+        )
+    except DatabaseError:
+        # It is worth more than the row, which ends here. What depends on the run is told by what replaces it.
+        logger.exception('What replaces task %s is run without being tracked', run.task_id)
+        finish_run(run, Status.STATUS_IGNORED, error='Replaced by a task that is not tracked')
+        return None
+    run.replaced = True
+    return found[2] if found is not None and found[1] == Status.STATUS_PENDING else None
+
+
+def _take_back(run, before):
+    try:
+        if lifecycle.take_back(
+            get_connection(), run.task_id, claims=run.claims, attempt=run.attempt, before=before
+        ):
+            run.replaced = run.continued = False
+    except DatabaseError:
+        logger.exception('Task %s waits for a replacement that could not be sent', run.task_id)
+
+
+def _release(run):
+    release = partial(lifecycle.release, task_id=run.task_id, claims=run.claims)
+    try:
+        release(get_connection())
+    except UNUSABLE as exc:
+        logger.error('That the replacement of task %s was sent cannot be written yet: %s', run.task_id, exc)
+        recorder.end_later(run.task_id, partial(release, patience=0))
+
+
+@contextmanager
+def _outside_of_transactions():
+    """Let what is sent meanwhile be no part of a transaction of the body's: Celery leaves the body by an exception.
+
+    That rolls the transaction back, which the run has left for good; the replacement is to be there all the same.
+    """
+    if not connection.in_atomic_block:
+        yield
+        return
+    own = connections[DEFAULT_DB_ALIAS]
+    connections[DEFAULT_DB_ALIAS] = other = own.copy()
+    try:
+        yield
+    finally:
+        connections[DEFAULT_DB_ALIAS] = own
+        other.close()
+
+
+def message_of(name, args, kwargs, options):
+    """Return what it takes to send a message again that is not the one that its row was made for."""
+    return dumps([list(args or ()), kwargs or {}, name, sent_options(options, None)])
+
+
+def remember(app, run, name, args, kwargs, options, task):
+    """Keep the message of a single task that takes the place of a run's, or of its next attempt."""
+    try:
+        row = build_row(app, name, args, kwargs, {**options, 'task_id': run.task_id}, Own(), task)
+        lifecycle.remember(
+            get_connection(), run.task_id, message_of(name, args, kwargs, options), claims=run.claims,
+            queue=row['queue'], scheduled=row['scheduled'], expires=row['expires']
+        )
+    except (DatabaseError, TypeError, ValueError):
+        logger.exception('Task %s[%s] could not be sent again, if that was necessary', name, run.task_id)
+
+
+# The call that ends under the ID of a task that replaced itself
+
+def find(task_id, nesting):
+    """Return whether a row waits for a call with its ID, and what the messages of that run say of it."""
+    rows = execute(connection, FIND, (task_id, nesting))
+    return bool(rows), json.loads(rows[0][0]) if rows and rows[0][0] else None
+
+
+def inherit(options, header):
+    """Let the message of a call open the ignore windows of the run whose row it takes over."""
+    if not isinstance(header, dict) or not (opens := opened_by(header)):
+        return
+    own = (options.get('headers') or {}).get(HEADER)
+    own = own if isinstance(own, dict) else {}
+    mark(options, {**own, 'opens': opens | opened_by(own)})
+
+
+def opened_by(header):
+    """Return the ignore windows that a success opens, as the header of a message says: seconds by key."""
+    opens = header.get('opens')
+    opens = dict(opens) if isinstance(opens, dict) else {}
+    if header.get('window') and header.get('length'):
+        opens[header['window']] = header['length']
+    return opens
+
+
+# The sweep
+
+def settle(connection, task_id, claims, error):
+    """Settle a run whose worker was lost while its replacement was on its way: what is known of that is sent (again).
+
+    Returns:
+        Its end as `lifecycle.finish` does, or `None` if it goes on.
+    """
+    if lifecycle.resend_replacement(connection, task_id, claims=claims):
+        logger.warning('What replaces task %s will be sent again: %s', task_id, error)
+        return None
+    found = lifecycle.close_replaced(connection, task_id, error, reason=Reason.REASON_WORKER_LOST)
+    if found is not None and found[1]:
+        advance_line(connection, found[1])
+    return found
