@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
+from django.contrib.auth import get_user_model
 from django.db import IntegrityError, connection, transaction
 
 from ..choices import ResultReasonChoices as Reason
@@ -70,7 +71,7 @@ CLOSED = _statements('status', 'message', reason='%(reason)s', error='%(error)s'
 
 HOLDER = f'SELECT task_id::text FROM {TABLE} WHERE {HOLDING} ORDER BY id LIMIT 1'
 EARLIER = f'''
-    SELECT id FROM {TABLE} WHERE concurrency_key = %(key)s AND completed IS NULL AND concurrency_slot >= 0
+    SELECT id, schedule_id FROM {TABLE} WHERE concurrency_key = %(key)s AND completed IS NULL AND concurrency_slot >= 0
         AND cancelled IS NULL AND id < %(id)s
     ORDER BY id DESC OFFSET %(limit)s - 1
 '''
@@ -151,7 +152,7 @@ def admit(policy, row, insert, *, id_is_known=False, predecessor=None):
     if policy.on_conflict in ('queue', 'replace'):
         id, __ = put(LINE_UP)
         if id is not None and policy.on_conflict == 'replace':
-            _supersede(policy, id, row['task_id'])
+            _supersede(policy, id, row)
         return Admission(id, waits=id is not None)
     for __ in range(ATTEMPTS):
         id, is_settled = put(TAKE)
@@ -195,18 +196,39 @@ def _ignore(row, put, reason, error):
     return Admission(put(CLOSED)[0], ignored=error, in_window=reason == Reason.REASON_IGNORE_WINDOW)
 
 
-def _supersede(policy, id, task_id):
-    """Cancel those that came before under a key, as far as the limit does not leave them their places."""
+def _supersede(policy, id, row):
+    """Cancel those that came before under a key, as far as the limit does not leave them their places.
+
+    GUARANTEE: a schedule is no way to cancel what one may not cancel. Unless the task itself says that any of its runs
+    replaces earlier ones, a schedule's cancels those of that schedule, and those that its user may cancel. It waits for
+    the others.
+    """
     from .control import cancel_many
 
-    ids = [id for (id,) in _execute(EARLIER, {'key': policy.key, 'id': id, 'limit': policy.limit})]
+    earlier = _execute(EARLIER, {'key': policy.key, 'id': id, 'limit': policy.limit})
+    ids = [id for id, __ in earlier]
+    if row['schedule_id'] is not None and not policy.replaces_any:
+        others = [id for id, schedule_id in earlier if schedule_id != row['schedule_id']]
+        kept = {*others} - (_cancellable(others, row['user_id']) if others else set())
+        ids = [id for id in ids if id not in kept]
     if ids:
-        cancel_many(ids, error=f'Superseded by [{task_id}]')
+        cancel_many(ids, error=f'Superseded by [{row["task_id"]}]')
+
+
+def _cancellable(ids, user_id):
+    """Return those of some runs, by primary key, that a user may cancel."""
+    from ..models import CeleryResult
+
+    user = get_user_model().objects.filter(pk=user_id, is_active=True).first() if user_id is not None else None
+    if user is None:
+        return set()
+    return set(CeleryResult.objects.restrict(user, 'cancel').filter(pk__in=ids).values_list('pk', flat=True))
 
 
 def is_processing(policy):
     """Whether a run with the key of a policy is under way, and not stale."""
-    return not evict(_execute, policy.key) and bool(_execute(HOLDER, {'key': policy.key}))
+    evict(_execute, policy.key)
+    return bool(_execute(HOLDER, {'key': policy.key}))
 
 
 def why_not_now(policy):

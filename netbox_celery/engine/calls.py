@@ -1,8 +1,8 @@
 """What NetBox code calls to run tasks: `CeleryResult.enqueue` and `CeleryResult.enqueue_many`."""
-from datetime import UTC, datetime
 from functools import partial
 
 from celery.exceptions import CeleryError
+from django.db.models import BooleanField, Case, When
 
 from .payload import is_uuid
 from .policies import SETTINGS, has_policy
@@ -22,12 +22,11 @@ def enqueue(task_or_name, *, args=(), kwargs=None, user=None, instance=None, sch
     if options.get('task_id') and not is_uuid(str(options['task_id'])):
         raise CeleryError(f'{task_or_name}: the ID of a run is a UUID, and {options["task_id"]!r} is none')
     options |= _given(user, instance, schedule_at, queue)
-    called = datetime.now(UTC)
     result = _caller(task_or_name)(args, kwargs, **options)
     row = CeleryResult.objects.filter(task_id=result.id).first()
     if row is None:
         raise CeleryError(f'{task_or_name} was sent as {result.id}, and has no row: the log says why')
-    row.joined = row.created < called
+    row.joined = getattr(result, 'netbox_joined', False)
     return row
 
 
@@ -68,7 +67,11 @@ def enqueue_many(task_or_name, calls, *, user=None, instance=None, schedule_at=N
     if has_policy(task, SETTINGS & options.keys()) or getattr(task, 'hears_of_calls', False):
         # Each call is asked for by itself, may be a run that is under way, and is told of
         call = _caller(task_or_name)
-        ids = [call(*arguments, **options).id for arguments in checked(task, calls)]
-        return CeleryResult.objects.filter(task_id__in=ids).order_by('pk')
+        results = [call(*arguments, **options) for arguments in checked(task, calls)]
+        made = {result.id for result in results if not getattr(result, 'netbox_joined', False)}
+        joined = {result.id for result in results} - made
+        return CeleryResult.objects.filter(task_id__in=made | joined).order_by('pk').annotate(
+            joined=Case(When(task_id__in=joined, then=True), default=False, output_field=BooleanField())
+        )
     ids = send_many(app, task_or_name, calls, options)
     return CeleryResult.objects.filter(pk__in=ids).order_by('pk')

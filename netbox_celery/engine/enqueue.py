@@ -96,7 +96,7 @@ def send(app, publish, name, args, kwargs, options):
         run.continued = True  # something is sent in its place
     inner = _inner_task(app, name, kwargs)
     own = Own.merge(inner or task, own)
-    tracked = is_tracked(inner or task) or takes_over(name, options) if own.track is None else own.track
+    tracked = (is_tracked(inner or task) if own.track is None else own.track) or takes_over(options)
     call = Call(app, publish, name, args, kwargs, options, task, run)
     call.id_is_known = parent is not None and bool(options.get('task_id')) or any(map(options.get, DEPENDENTS))
     if run is not None and run.returned and options.get('parent_id') == run.task_id:
@@ -108,7 +108,10 @@ def send(app, publish, name, args, kwargs, options):
             mark(options, False)
         return call.send_now()
     complete(app, options, parent)
-    return call.send_tracked(own, settings)
+    result = call.send_tracked(own, settings)
+    # Without a row of its own the call is a run that was there before
+    result.netbox_joined = call.id is None
+    return result
 
 
 def find_task(app, name):

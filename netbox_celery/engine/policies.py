@@ -23,7 +23,9 @@ from .payload import PayloadEncoder, clean_text
 
 __all__ = (
     'ON_CONFLICT',
+    'SCHEDULE_KEYS',
     'SETTINGS',
+    'EngineKey',
     'Policy',
     'default_unique_key_generator',
     'has_key',
@@ -47,6 +49,15 @@ SETTINGS = UNIQUE | WINDOW
 HIGHEST_LIMIT = 10_000
 #: Longest key that its column can hold, characters.
 LONGEST_KEY = 255
+#: How the keys begin that the engine makes itself, for unique tasks and for schedules. Anybody else's key that begins
+#: so gets a mark before it, and so does one that begins with that.
+UNIQUE_KEYS, SCHEDULE_KEYS, MARK = 'unique:', 'schedule:', '='
+
+
+class EngineKey(str):
+    """A concurrency key of the engine's own: what a caller or a task says, also in a message, is none."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,8 @@ class Policy:
     key: str | None = None
     limit: int = 1
     on_conflict: str = 'join'
+    #: Whether the task itself says that its newest run replaces earlier ones, whosever they are.
+    replaces_any: bool = False
     #: After how long the run loses its place, seconds; `None`: never.
     stale_after: float | None = None
     #: Key of the ignore window that calls look for; `None`: they look for none.
@@ -130,13 +143,14 @@ def _concurrency(task, args, kwargs, setting):
                 f'{task.name}: a unique task needs stale_time_limit, the time after which a run does not keep others '
                 f'from running any more'
             )
-        key = unique_key(task, args, kwargs)
+        key = EngineKey(unique_key(task, args, kwargs))
     if on_conflict not in ON_CONFLICT:
         raise CeleryError(f'{task.name}: on_conflict must be one of {", ".join(ON_CONFLICT)}, not {on_conflict!r}')
     if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= HIGHEST_LIMIT:
         raise CeleryError(f'{task.name}: limit must be a whole number from 1 to {HIGHEST_LIMIT}, not {limit!r}')
     return {
-        'key': _fitting(_made(task, key, args, kwargs)), 'limit': limit, 'on_conflict': on_conflict,
+        'key': _key(task, key, args, kwargs), 'limit': limit, 'on_conflict': on_conflict,
+        'replaces_any': getattr(task, 'on_conflict', None) == 'replace',
         'stale_after': None if stale_after is None else seconds(stale_after),
     }
 
@@ -163,7 +177,8 @@ def default_unique_key_generator(task, prefix, task_args, task_kwargs):
 
 def unique_key(task, args, kwargs):
     """Return the key under which a unique task runs once at a time with some arguments."""
-    return _generated(task, 'unique', args, kwargs)
+    key = _generated(task, 'unique', args, kwargs)
+    return key if key.startswith(UNIQUE_KEYS) else UNIQUE_KEYS + key
 
 
 def window_key(task, args, kwargs):
@@ -178,16 +193,34 @@ def _generated(task, prefix, args, kwargs):
     return str(_unbound(generator)(task, prefix, tuple(args or ()), dict(kwargs or {})))
 
 
+def _key(task, key, args, kwargs):
+    """Return the concurrency key of a call as its column has it.
+
+    GUARANTEE: no key that a task or a caller says, or that is made of arguments, is one of the engine's own.
+    """
+    if isinstance(key, EngineKey):
+        return _fitting(str(key))
+    made = _made(task, key, args, kwargs)
+    fitting = _fitting(made)
+    return _fitting(MARK + made) if fitting.startswith((MARK, UNIQUE_KEYS, SCHEDULE_KEYS)) else fitting
+
+
 def _made(task, key, args, kwargs):
     """Return a concurrency key: as given, with the call's arguments in its braces, or from a function."""
     if callable(key):
-        return str(_unbound(key)(task, args, kwargs))
+        try:
+            return str(_unbound(key)(task, args, kwargs))
+        except (LookupError, AttributeError, TypeError, ValueError) as exc:
+            name = getattr(task, 'name', 'the task')
+            raise CeleryError(f'{name}: no concurrency_key can be made of the arguments: {exc!r}') from exc
     if not isinstance(key, str) or '{' not in key or task is None:
         return str(key)
     try:
         return key.format(*args, **{**kwargs, **_bound(task, args, kwargs)})
     except (LookupError, AttributeError) as exc:
         raise CeleryError(f'{task.name}: concurrency_key {key!r} names an argument that the call lacks: {exc}') from exc
+    except (TypeError, ValueError) as exc:
+        raise CeleryError(f'{task.name}: concurrency_key {key!r} cannot be made of the arguments: {exc}') from exc
 
 
 def _unbound(function):

@@ -22,7 +22,7 @@ from . import due
 from .catalogue import get_task
 from .database import UNAVAILABLE
 from .payload import clean_text
-from .policies import has_key
+from .policies import SCHEDULE_KEYS, EngineKey, has_key
 
 __all__ = (
     'DUE_HEADER',
@@ -186,7 +186,7 @@ def call_options(schedule, moment):
     if schedule.overlap != Overlap.OVERLAP_ALLOW:
         options['on_conflict'] = schedule.overlap
         if not has_key(get_task(schedule.task.name)):
-            options |= {'concurrency_key': f'schedule:{schedule.pk}', 'limit': 1}
+            options |= {'concurrency_key': EngineKey(f'{SCHEDULE_KEYS}{schedule.pk}'), 'limit': 1}
     return options | {'netbox_schedule': schedule.pk, 'instance': schedule.object}
 
 

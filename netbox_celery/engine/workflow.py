@@ -12,7 +12,6 @@ from django.db.models import F, Q
 from . import lifecycle
 from .canvas import as_request
 from .database import execute
-from .options import is_internal
 
 __all__ = (
     'HAS_OTHER_ROOT',
@@ -81,9 +80,9 @@ def are_orphans(ids, parent_id):
     return True
 
 
-def takes_over(name, options):
-    """Whether one of Celery's own tasks ends what took the place of a tracked task, as it does for a group."""
-    return bool(options.get('replaced_task_nesting')) and is_internal(name) and bool(
+def takes_over(options):
+    """Whether a call ends what took the place of a tracked task, whose row it is to end, tracked itself or not."""
+    return bool(options.get('replaced_task_nesting') and options.get('task_id')) and bool(
         execute(connection, f'SELECT 1 FROM {lifecycle.TABLE} WHERE task_id = %s', (options['task_id'],))
     )
 

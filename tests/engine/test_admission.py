@@ -89,6 +89,16 @@ def test_lower_limit():
         admit(policy(limit=3))
 
 
+@pytest.mark.parametrize('slots, expected', [((1,), False), ((1, 2), True), ((1, 2, 3), True)])
+def test_is_processing(slots, expected):
+    """A stale run is taken for none, and the others under the key for what they are."""
+    past = timezone.now() - timedelta(seconds=1)
+    for slot in slots:
+        make(slot, 'running', stale_after=past if slot == 1 else None, concurrency_limit=3)
+    assert admission.is_processing(policy(limit=3)) is expected
+    assert admission.is_processing(policy(limit=3)) is expected
+
+
 def test_other_keys():
     make(1, concurrency_key='other')
     make(None, concurrency_key=KEY)

@@ -7,7 +7,13 @@ from celery.exceptions import CeleryError
 from django.db import connection
 
 from netbox_celery.engine.database import execute
-from netbox_celery.engine.policies import Policy, default_unique_key_generator, policy_of, take_settings
+from netbox_celery.engine.policies import (
+    EngineKey,
+    Policy,
+    default_unique_key_generator,
+    policy_of,
+    take_settings,
+)
 
 
 @pytest.fixture
@@ -138,3 +144,50 @@ def test_windows(tasks, settings, window, length):
 def test_window_that_only_the_body_opens(tasks):
     policy = policy_of(tasks.manual, (), {})
     assert policy.window and policy.window_length is None
+
+
+@pytest.mark.parametrize('key', [
+    'schedule:5', 'unique:x', '=', '=schedule:5', 'schedule:' + 'x' * 300, '\x00schedule:5',
+], ids=ascii)
+def test_keys_of_the_engine(tasks, key):
+    """What a caller says is never one of the engine's own keys, and no two keys become the same."""
+    made = policy_of(tasks.anything, (), {}, {'concurrency_key': key}).key
+    own = policy_of(tasks.anything, (), {}, {'concurrency_key': EngineKey(key.replace('\x00', ''))}).key
+    assert made != own and not made.startswith(('schedule:', 'unique:')) and len(made) <= 255
+    others = [policy_of(tasks.anything, (), {}, {'concurrency_key': mark + key}).key for mark in ('=', '==', 'x')]
+    assert len({made, *others}) == 4
+
+
+@pytest.mark.parametrize('key', ['schedule', 'Schedule:5', ' schedule:5', 'unique', 'device-7', 'my:schedule:5'])
+def test_ordinary_keys(tasks, key):
+    assert policy_of(tasks.anything, (), {}, {'concurrency_key': key}).key == key
+
+
+def test_unique_keys(make_task):
+    """What a generator returns is a key of unique tasks: it can't be that of a schedule, or one that a caller gives."""
+    def policy(generated):
+        task = make_task(
+            lambda self, task_id: None, name=f'tests:{generated}', unique=True, stale_time_limit=1,
+            unique_key_generator=lambda task, prefix, args, kwargs: generated
+        )
+        return policy_of(task, (), {}).key
+
+    assert policy('unique:mine') == 'unique:mine'
+    assert policy('schedule:5') == 'unique:schedule:5'
+
+
+@pytest.mark.parametrize('key, value', [
+    ('{device:d}', 'x'), ('{device:>10}', [1]), ('{device}', 10 ** 5000), ('{device[x]}', 'y'), ('{device.x}', 'y'),
+    ('{other}', 'x'), ('{0}', 'x'), ('{device', 'x'), ('{device!x}', 'y'),
+    (lambda task, args, kwargs: kwargs['other'], 'x'), (lambda task, args, kwargs: int(kwargs['device']), 'x'),
+], ids=lambda value: type(value).__name__)
+def test_argument_that_makes_no_key(tasks, key, value):
+    """An argument of which no key can be made is the caller's mistake, and said to be one."""
+    with pytest.raises(CeleryError, match='concurrency_key'):
+        policy_of(tasks.keyed, (), {'device': value}, {'concurrency_key': key})
+
+
+@pytest.mark.parametrize('value', ['{0.__class__}', '{device}', '{', '%s', '{x:>999999999}'])
+def test_arguments_are_no_templates(tasks, value):
+    """What a caller passes stands in the key as it is."""
+    assert policy_of(tasks.keyed, (value,), {}).key == f'device-{value}'

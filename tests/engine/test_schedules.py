@@ -324,6 +324,85 @@ def test_overlap_of_a_unique_task(make_task, make_due, owner, overlap, expected)
     assert schedule.last_run is not None and schedule.next_run > timezone.now()
 
 
+@pytest.fixture
+def shared_key(make_task):
+    """Make a task with a key that it shares with runs which no schedule makes."""
+    def make(**options):
+        task = make_task(lambda self, task_id: None, name='tests:shared', concurrency_key='shared', **options)
+        return task, make_task_row(task.name, parameters=[])
+    return make
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize('how', ['fire', 'run_now'])
+@pytest.mark.parametrize(('right', 'cancelled'), [
+    (None, []), ({}, ['other', 'others']), ({'user__username': 'olga'}, []), ({'user__username': 'others'}, ['others']),
+])
+def test_replace_on_a_key_of_the_tasks(make_due, owner, shared_key, how, right, cancelled):
+    """A schedule cancels its own runs, and those that its user may cancel; the new run waits for the others."""
+    task, row = shared_key(limit=1, on_conflict='queue')
+    user = User.objects.create_user('others')
+    if right is not None:
+        grant(owner, CeleryResult, actions=['cancel'], constraints=right or None)
+    other = CeleryResult.enqueue(task)
+    others = CeleryResult.enqueue(task, user=user)
+    schedule = make_due(task=row, overlap='replace')
+    for __ in range(2):
+        make_due_again(schedule)
+        assert fire() == 1 if how == 'fire' else schedule.run_now(owner)
+    for run in (other, others):
+        run.refresh_from_db()
+    assert [name for name, run in (('other', other), ('others', others)) if run.cancelled] == cancelled
+    earlier, new = runs(schedule)
+    assert (earlier.status, new.status) == ('revoked', 'pending')
+    assert (new.reason == 'queued') == (cancelled != ['other', 'others'])
+
+
+@pytest.mark.django_db(transaction=True)
+def test_replace_that_the_task_itself_asks_for(make_due, shared_key):
+    """What an author has written holds for each run of the task, a schedule's as well."""
+    task, row = shared_key(on_conflict='replace')
+    other = CeleryResult.enqueue(task)
+    make_due(task=row, overlap='replace')
+    assert fire() == 1
+    other.refresh_from_db()
+    assert other.status == 'revoked'
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize('overlap', ['skip', 'queue'])
+def test_overlap_on_a_key_of_the_tasks(make_due, shared_key, overlap):
+    """The policies that cancel nothing say what becomes of the schedule's own run, whatever the task says."""
+    task, row = shared_key(on_conflict='replace')
+    other = CeleryResult.enqueue(task)
+    schedule = make_due(task=row, overlap=overlap)
+    assert fire() == 1
+    other.refresh_from_db()
+    assert (other.cancelled, other.status) == (None, 'pending')
+    assert [run.reason for run in runs(schedule)] == [{'skip': 'skipped', 'queue': 'queued'}[overlap]]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize('by', ['decorator', 'call', 'argument', 'function', 'generator'])
+def test_key_that_looks_like_a_schedules(make_task, make_due, by):
+    """No task, caller or argument holds up a schedule by the key that it gives."""
+    schedule = make_due(overlap='skip')
+    key = f'schedule:{schedule.pk}'
+    options = {
+        'decorator': {'concurrency_key': key}, 'argument': {'concurrency_key': '{key}'}, 'call': {},
+        'function': {'concurrency_key': lambda task, args, kwargs: key},
+        'generator': {
+            'unique': True, 'stale_time_limit': 60, 'unique_key_generator': lambda task, prefix, args, kwargs: key,
+        },
+    }[by]
+    task = make_task(lambda self, task_id, key: None, name='tests:intruder', **options)
+    call = {'concurrency_key': key} if by == 'call' else {}
+    intruder = CeleryResult.enqueue(task, args=(key,), **call)
+    assert fire() == 1
+    assert [run.reason for run in runs(schedule)] == ['']
+    assert CeleryResult.enqueue(task, args=(key,), **call).pk == intruder.pk
+
+
 def test_run_now(make_due, owner):
     """A run in the name of whoever asks for it, beside the schedule's times."""
     other = User.objects.create_superuser('other')
