@@ -2,6 +2,7 @@
 from .options import mark
 from .payload import PayloadDecoder
 from .publish import publish
+from .times import nearest_sql
 
 __all__ = (
     'COLUMNS',
@@ -11,8 +12,9 @@ __all__ = (
 #: What `send_row` needs of a row. The message must ask for the attempt that is due, or no claim will take it.
 COLUMNS = '''
     task_id, celery_name, args::text, kwargs::text, options::text, message,
-    CASE WHEN status = 'retrying' THEN attempt ELSE GREATEST(attempt - 1, 0) END, scheduled
-'''
+    CASE WHEN status = 'retrying' THEN attempt ELSE GREATEST(attempt - 1, 0) END,
+    {scheduled}
+'''.format(scheduled=nearest_sql('scheduled'))
 
 
 def send_row(app, task_id, name, args, kwargs, options, message, retries, scheduled):

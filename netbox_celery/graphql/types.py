@@ -3,17 +3,20 @@
 Queries load the columns that they ask for; resolvers of more than one column name them in `only`, or each row would
 cost a query of its own.
 """
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import strawberry
 import strawberry_django
 from strawberry.scalars import JSON
+from strawberry_django.fields.types import field_type_map
 
 from netbox.graphql.scalars import BigInt
 from netbox.graphql.types import BaseObjectType, NetBoxObjectType
 
 from .. import models
 from ..engine.payload import plain
+from ..models.fields import TimeField
 from .filters import (
     CeleryLogEntryFilter,
     CeleryResultFilter,
@@ -33,6 +36,9 @@ __all__ = (
     'CeleryTaskType',
     'CeleryWorkerType',
 )
+
+
+field_type_map[TimeField] = datetime
 
 
 @strawberry_django.type(

@@ -19,6 +19,7 @@ from ..engine.payload import PayloadDecoder, PayloadEncoder, plain
 from ..engine.workflow import HAS_OTHER_ROOT
 from ..querysets import HistoryQuerySet
 from .about import AboutObject
+from .fields import TimeField
 
 __all__ = (
     'CeleryResult',
@@ -158,34 +159,34 @@ class CeleryResult(NetBoxModel, AboutObject):
     )
 
     # When
-    scheduled = models.DateTimeField(
+    scheduled = TimeField(
         verbose_name=_('scheduled'),
         blank=True,
         null=True,
         help_text=_('Earliest time of the start, or of the next attempt')
     )
-    expires = models.DateTimeField(
+    expires = TimeField(
         verbose_name=_('expires'),
         blank=True,
         null=True
     )
-    sent = models.DateTimeField(
+    sent = TimeField(
         verbose_name=_('sent'),
         blank=True,
         null=True,
         help_text=_('When the broker accepted the message')
     )
-    started = models.DateTimeField(
+    started = TimeField(
         verbose_name=_('started'),
         blank=True,
         null=True
     )
-    completed = models.DateTimeField(
+    completed = TimeField(
         verbose_name=_('completed'),
         blank=True,
         null=True
     )
-    cancelled = models.DateTimeField(
+    cancelled = TimeField(
         verbose_name=_('cancelled'),
         blank=True,
         null=True,
@@ -278,7 +279,7 @@ class CeleryResult(NetBoxModel, AboutObject):
         null=True,
         help_text='How many runs with its key there may be at a time.'
     )
-    stale_after = models.DateTimeField(
+    stale_after = TimeField(
         verbose_name=_('stale after'),
         blank=True,
         null=True,

@@ -27,6 +27,7 @@ from ..engine.catalogue import check_arguments
 from ..engine.exceptions import InvalidArguments
 from ..engine.payload import PayloadDecoder, PayloadEncoder, to_jsonb
 from .about import AboutObject
+from .fields import TimeField
 
 __all__ = (
     'CelerySchedule',
@@ -104,19 +105,19 @@ class CelerySchedule(NetBoxModel, AboutObject):
         null=True,
         help_text=_('Seconds from one run to the next')
     )
-    at = models.DateTimeField(
+    at = TimeField(
         verbose_name=_('at'),
         blank=True,
         null=True,
         help_text=_('The time of the only run')
     )
-    start = models.DateTimeField(
+    start = TimeField(
         verbose_name=_('start'),
         blank=True,
         null=True,
         help_text=_('Not due before; an interval is counted from here')
     )
-    end = models.DateTimeField(
+    end = TimeField(
         verbose_name=_('end'),
         blank=True,
         null=True,
@@ -196,21 +197,21 @@ class CelerySchedule(NetBoxModel, AboutObject):
     )
 
     # Where it stands
-    last_run = models.DateTimeField(
+    last_run = TimeField(
         verbose_name=_('last run'),
         blank=True,
         null=True,
         editable=False,
         help_text=_('When beat last started a run')
     )
-    next_run = models.DateTimeField(
+    next_run = TimeField(
         verbose_name=_('next run'),
         blank=True,
         null=True,
         editable=False,
         help_text=_('When it is due next')
     )
-    stopped = models.DateTimeField(
+    stopped = TimeField(
         verbose_name=_('stopped'),
         blank=True,
         null=True,
