@@ -1,6 +1,6 @@
 """Send the message of a run again, from its row."""
 from .options import mark
-from .payload import PayloadDecoder
+from .payload import StrictDecoder
 from .publish import publish
 from .times import nearest_sql
 
@@ -19,7 +19,7 @@ COLUMNS = '''
 
 def send_row(app, task_id, name, args, kwargs, options, message, retries, scheduled):
     """Send the message of a row, given by its values of `COLUMNS`."""
-    decode = PayloadDecoder().decode
+    decode = StrictDecoder().decode
     args, kwargs, *instead = decode(message) if message else (decode(args), decode(kwargs))
     name, options = instead or (name, decode(options))
     options |= {'retries': retries, 'eta': scheduled}

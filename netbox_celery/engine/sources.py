@@ -16,7 +16,7 @@ from django.utils import timezone
 from ..choices import ScheduleKindChoices as Kind
 from ..choices import ScheduleOriginChoices as Origin
 from .due import next_due, parse_crontab, parse_interval, parse_timezone
-from .payload import PayloadDecoder, dumps
+from .payload import StrictDecoder, dumps
 
 __all__ = (
     'Unschedulable',
@@ -119,7 +119,7 @@ def _columns(app, entry):
     if 'expires' in fields:
         fields['expires'] = _whole_seconds(fields['expires'])
     # As the row will have them; a TypeError says what cannot be kept
-    args, kwargs, options = PayloadDecoder().decode(dumps([args, kwargs, options]))
+    args, kwargs, options = StrictDecoder().decode(dumps([args, kwargs, options]))
     return {
         'task': task, 'args': args, 'kwargs': kwargs, 'options': options, 'queue': '', 'priority': None,
         'expires': None, **fields, **when,

@@ -15,6 +15,7 @@ __all__ = (
     'aware',
     'check_length',
     'check_time',
+    'moment',
     'nearest',
     'nearest_sql',
     'time_after',
@@ -89,6 +90,14 @@ def nearest(value):
         if not isinstance(value, datetime):
             return None
         return LATEST if value.year > LATEST.year - 1 else EARLIEST
+
+
+def moment(text):
+    """Return the time that a row has as text, such as those of its attempts, or `None` if it is none."""
+    try:
+        return aware(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
 
 
 def nearest_sql(column):

@@ -78,7 +78,7 @@ class CeleryResultType(NetBoxObjectType):
 
     @strawberry_django.field(only=['options'])
     def options(self) -> JSON:
-        return plain(self.options)
+        return plain(self.options or {})
 
     @strawberry_django.field(only=['data'])
     def data(self) -> JSON | None:
@@ -90,7 +90,7 @@ class CeleryResultType(NetBoxObjectType):
 
     @strawberry_django.field(only=['attempts'])
     def attempts(self) -> JSON:
-        return self.attempts
+        return plain(self.attempts)
 
 
 @strawberry_django.type(
@@ -136,15 +136,15 @@ class CeleryScheduleType(NetBoxObjectType):
 
     @strawberry_django.field(only=['args'])
     def args(self) -> JSON:
-        return plain(self.args)
+        return plain(self.args or [])
 
     @strawberry_django.field(only=['kwargs'])
     def kwargs(self) -> JSON:
-        return plain(self.kwargs)
+        return plain(self.kwargs or {})
 
     @strawberry_django.field(only=['options'])
     def options(self) -> JSON:
-        return plain(self.options)
+        return plain(self.options or {})
 
 
 @strawberry_django.type(

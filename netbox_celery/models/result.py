@@ -19,7 +19,7 @@ from ..engine.payload import PayloadDecoder, PayloadEncoder, plain
 from ..engine.workflow import HAS_OTHER_ROOT
 from ..querysets import HistoryQuerySet
 from .about import AboutObject
-from .fields import TimeField
+from .fields import AttemptsField, TimeField, with_plain_payloads
 
 __all__ = (
     'CeleryResult',
@@ -151,7 +151,7 @@ class CeleryResult(NetBoxModel, AboutObject):
         default=0,
         help_text=_('Number of the current or last attempt; 0 before the first')
     )
-    attempts = models.JSONField(
+    attempts = AttemptsField(
         verbose_name=_('attempts'),
         default=list,
         blank=True,
@@ -358,7 +358,8 @@ class CeleryResult(NetBoxModel, AboutObject):
         own = (
             'message', 'holder', 'claims', 'nesting', 'in_backend', 'concurrency_slot', 'concurrency_limit',
         )
-        return super().serialize_object(exclude=[*(exclude or ()), *own])
+        exclude = [*(exclude or ()), *own]
+        return super(CeleryResult, with_plain_payloads(self, exclude)).serialize_object(exclude=exclude)
 
     @property
     def is_finished(self):
@@ -387,8 +388,9 @@ class CeleryResult(NetBoxModel, AboutObject):
         return self._display('kwargs')
 
     def _display(self, field):
-        redacted = (self.options or {}).get(f'{field}repr')
-        return plain(getattr(self, field)) if redacted is None else redacted
+        options = self.options if isinstance(self.options, dict) else {}
+        redacted = options.get(f'{field}repr')
+        return plain(getattr(self, field) if redacted is None else redacted)
 
     @property
     def is_rerunnable(self):

@@ -4,8 +4,6 @@ Beat (`netbox_celery.scheduler`) goes by `next_run`. Two write it: beat, togethe
 `save()`, when somebody changes what says when. So what beat has done is never undone by a form that was open meanwhile.
 The same goes for `stopped`: beat sets it when it disables a schedule, and `save()` clears it when people take over.
 """
-import json
-
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
@@ -25,9 +23,9 @@ from ..choices import (
 from ..engine import due
 from ..engine.catalogue import check_arguments
 from ..engine.exceptions import InvalidArguments
-from ..engine.payload import PayloadDecoder, PayloadEncoder, to_jsonb
+from ..engine.payload import PayloadDecoder, PayloadEncoder, dumps_any, to_jsonb
 from .about import AboutObject
-from .fields import TimeField
+from .fields import TimeField, with_plain_payloads
 
 __all__ = (
     'CelerySchedule',
@@ -267,11 +265,12 @@ class CelerySchedule(NetBoxModel, AboutObject):
 
     def serialize_object(self, exclude=None):
         """Leave what beat writes out of the change log."""
-        return super().serialize_object(exclude=[*(exclude or ()), 'last_run', 'next_run', 'stopped'])
+        exclude = [*(exclude or ()), 'last_run', 'next_run', 'stopped']
+        return super(CelerySchedule, with_plain_payloads(self, exclude)).serialize_object(exclude=exclude)
 
     def clone(self):
         arguments = {
-            name: json.dumps(value, cls=PayloadEncoder)
+            name: dumps_any(value)
             for name in ('args', 'kwargs') if (value := getattr(self, name))
         }
         return super().clone() | arguments
@@ -381,6 +380,9 @@ class CelerySchedule(NetBoxModel, AboutObject):
     # Saving
 
     def save(self, *args, update_fields=None, **kwargs):
+        for name in ('args', 'kwargs', 'options'):
+            if getattr(self, name) is None:  # the `null` of JSON would be written as that of SQL
+                setattr(self, name, self._meta.get_field(name).get_default())
         with transaction.atomic():
             # GUARANTEE: beat's writes are not undone, and nothing is due that was due under other times. The row is
             # locked, so beat is not at it; what it writes is what is stored, whatever this instance holds.
