@@ -50,7 +50,7 @@ TIMES = [
 RESULT_TIMES = ('scheduled', 'expires', 'sent', 'started', 'completed', 'cancelled', 'stale_after')
 SCHEDULE_TIMES = ('at', 'start', '"end"', 'last_run', 'next_run', 'stopped')
 HISTORY = [
-    '[{{"number": 1, "started": {0}, "ended": {0}, "worker": {0}, "error": {0}}}, {0}, {{}}]'.format(value)
+    f'[{{"number": 1, "started": {value}, "ended": {value}, "worker": {value}, "error": {value}}}, {value}, {{}}]'
     for value in ZOO
 ] + ZOO
 

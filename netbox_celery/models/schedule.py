@@ -383,6 +383,7 @@ class CelerySchedule(NetBoxModel, AboutObject):
         for name in ('args', 'kwargs', 'options'):
             if getattr(self, name) is None:  # the `null` of JSON would be written as that of SQL
                 setattr(self, name, self._meta.get_field(name).get_default())
+        following = self._following()  # reckoned before the row is locked
         with transaction.atomic():
             # GUARANTEE: beat's writes are not undone, and nothing is due that was due under other times. The row is
             # locked, so beat is not at it; what it writes is what is stored, whatever this instance holds.
@@ -395,11 +396,19 @@ class CelerySchedule(NetBoxModel, AboutObject):
                 if update_fields is not None and self.stopped != stored['stopped']:
                     update_fields = {*update_fields, 'stopped'}
             if self._is_changed(stored, self.TIMING):
-                is_due = self.enabled and self.present
-                self.next_run = due.next_due(self, timezone.now()) if is_due else None
+                if isinstance(following, ValueError):
+                    raise following
+                self.next_run = following
                 if update_fields is not None:
                     update_fields = {*update_fields, 'next_run'}
             super().save(*args, update_fields=update_fields, **kwargs)
+
+    def _following(self):
+        """Return when it is due next, `None` if it is not, or the `ValueError` that says why nobody can tell."""
+        try:
+            return due.next_due(self, timezone.now()) if self.enabled and self.present else None
+        except ValueError as exc:
+            return exc
 
     def _stored(self, lock=False):
         """Return what the stored schedule runs and when, a dict, or `None` if it is not stored."""
