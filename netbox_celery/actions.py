@@ -7,7 +7,7 @@ from django.utils.translation import gettext as _
 
 from .choices import ResultStatusChoices
 from .engine import control, workflow
-from .host import ACTION_CREATE, ACTION_UPDATE, record_change, record_changes
+from .host import ACTION_CREATE, ACTION_UPDATE, record_change, record_changes, take_snapshot
 from .models import CeleryResult
 
 __all__ = (
@@ -63,7 +63,7 @@ def run(request, task, args=(), kwargs=None, **options):
 
 def cancel(request, result):
     """Cancel a run. Returns `False` if it had ended already (or was being cancelled), and then changes nothing."""
-    result.snapshot()
+    take_snapshot(result)
     if not control.cancel(result, user=request.user):
         return False
     result.refresh_from_db()
@@ -80,8 +80,8 @@ def cancel_many(request, ids):
         cancelled = control.cancel_many(list(before), user=request.user)
         after = runs.in_bulk(cancelled)
         for pk, result in after.items():
-            before[pk].snapshot()
-            result._prechange_snapshot = before[pk]._prechange_snapshot
+            take_snapshot(before[pk])
+            result._prechange_snapshot = getattr(before[pk], '_prechange_snapshot', None)
         record_changes(after.values(), request, ACTION_UPDATE, message=_('Cancelled'))
         count += len(cancelled)
     return count

@@ -2,6 +2,7 @@
 
 A NetBox upgrade breaks here or nowhere.
 """
+import logging
 from contextlib import contextmanager
 
 from django.conf import settings
@@ -29,7 +30,10 @@ __all__ = (
     'record_change',
     'record_changes',
     'save_permitted',
+    'take_snapshot',
 )
+
+logger = logging.getLogger(__name__)
 
 
 def netbox_version():
@@ -138,21 +142,43 @@ def record_change(instance, request, action, message=''):
 
 
 def record_changes(instances, request, action, message=''):
-    """Write change log entries for several objects (see `record_change`)."""
+    """Write change log entries for several objects (see `record_change`).
+
+    What was done is done: an entry that cannot be written is logged, and keeps nobody from being answered.
+    """
     from core.models import ObjectChange
 
     # Names in it may be long
     message = Truncator(message).chars(ObjectChange._meta.get_field('message').max_length)
     changes = []
     for instance in instances:
-        instance._changelog_message = message
-        change = instance.to_objectchange(action)
-        change.user = request.user
-        # What `ObjectChange.save()` adds
-        change.user_name = request.user.username
-        change.request_id = request.id
-        changes.append(change)
-    ObjectChange.objects.bulk_create(changes)
+        try:
+            changes.append(_change_of(instance, request, action, message))
+        except Exception:
+            logger.exception('%s of %r by %s has no entry in the change log', action, instance, request.user)
+    try:
+        with transaction.atomic():
+            ObjectChange.objects.bulk_create(changes)
+    except Exception:
+        logger.exception('%s of %s objects by %s has no entry in the change log', action, len(changes), request.user)
+
+
+def _change_of(instance, request, action, message):
+    instance._changelog_message = message
+    change = instance.to_objectchange(action)
+    change.user = request.user
+    # What `ObjectChange.save()` adds
+    change.user_name = request.user.username
+    change.request_id = request.id
+    return change
+
+
+def take_snapshot(instance):
+    """Keep how an object is now, for the "before" of its entry in the change log, if it can be kept."""
+    try:
+        instance.snapshot()
+    except Exception:
+        logger.exception('How %r is now cannot be kept for the change log', instance)
 
 
 ACTION_CREATE = ObjectChangeActionChoices.ACTION_CREATE

@@ -1,6 +1,6 @@
 """How fast a run goes, and how long it will still take."""
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from django.utils import timezone
 from django.utils.formats import number_format
@@ -9,6 +9,7 @@ from django.utils.translation import gettext as _
 from utilities.string import humanize_duration
 
 from .choices import ResultStatusChoices
+from .engine.times import moment
 
 __all__ = (
     'Pace',
@@ -75,5 +76,5 @@ def _time_left(result, rate):
 
 def _begin_of_attempt(result):
     if result.attempt > 1 and result.attempts:
-        return datetime.fromisoformat(result.attempts[-1]['started'])
+        return moment(result.attempts[-1].get('started'))
     return result.started

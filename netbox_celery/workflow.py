@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from django.utils import timezone
 
 from .choices import ResultStatusChoices
+from .engine.times import moment
 from .engine.workflow import members
 
 __all__ = (
@@ -223,8 +224,8 @@ def bars(workflow, run):
     end = run.completed or workflow.now
     found, before = [], run.created
     for attempt in run.attempts:
-        begun = datetime.fromisoformat(attempt['started'])
-        ended = datetime.fromisoformat(attempt['ended']) if attempt.get('ended') else end
+        begun = moment(attempt.get('started')) or before
+        ended = moment(attempt.get('ended')) or end
         if begun > before:
             found.append(bar('wait', before, begun))
         found.append(bar(_kind(run, attempt), begun, max(begun, ended)))

@@ -71,7 +71,7 @@ def sending():
         raise BrokerUnavailable from exc
     except QueueNotFound as exc:
         raise ValidationError({'queue': [_('There is no such queue.')]}) from exc
-    except (CeleryError, EncodeError, TypeError) as exc:
+    except (CeleryError, EncodeError, TypeError, ValueError) as exc:
         # Its policy says no; or the code has changed since the catalogue was brought up to date, or the earlier run
         raise ValidationError({'detail': str(exc)}) from exc
 

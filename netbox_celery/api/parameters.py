@@ -10,6 +10,7 @@ from netbox.api.fields import ContentTypeField
 from netbox.api.serializers import NestedTagSerializer
 
 from ..engine.reader import DEFAULT_LIMIT, MAX_LIMIT, LogFilter
+from ..models.fields import validate_time
 
 __all__ = (
     'LogQuerySerializer',
@@ -43,7 +44,9 @@ class ExpiresField(serializers.DateTimeField):
             if value <= 0:
                 raise serializers.ValidationError(_('Must be greater than 0.'))
             return SecondsField().run_validation(value)
-        return super().to_internal_value(value)
+        value = super().to_internal_value(value)
+        validate_time(value)
+        return value
 
 
 class TaskRunSerializer(serializers.Serializer):
@@ -79,10 +82,12 @@ class TaskRunSerializer(serializers.Serializer):
         help_text=_('With Redis 0 is the highest, with RabbitMQ the lowest')
     )
     schedule_at = serializers.DateTimeField(
+        validators=(validate_time,),
         required=False,
         help_text=_('Earliest time of the start')
     )
     eta = serializers.DateTimeField(
+        validators=(validate_time,),
         required=False,
         help_text=_("Celery's name for `schedule_at`")
     )

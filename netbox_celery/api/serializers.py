@@ -146,6 +146,7 @@ class CeleryResultSerializer(NetBoxModelSerializer, NarrowSaveSerializer):
     options = PlainJSONField()
     data = PlainJSONField()
     result = PlainJSONField()
+    attempts = PlainJSONField()
 
     class Meta:
         model = CeleryResult

@@ -11,6 +11,7 @@ from netbox.api.serializers import BaseModelSerializer
 from ..choices import ResultReasonChoices, ResultStatusChoices
 from ..models import CeleryResult
 from ..workflow import load_workflow
+from .serializers import PlainJSONField
 
 __all__ = (
     'CancelSerializer',
@@ -32,6 +33,7 @@ class WorkflowRunSerializer(BaseModelSerializer):
     status = ChoiceField(choices=ResultStatusChoices, read_only=True)
     reason = ChoiceField(choices=ResultReasonChoices, read_only=True)
     duration = serializers.DurationField(read_only=True, allow_null=True)
+    attempts = PlainJSONField()
     parent = serializers.SerializerMethodField(
         help_text='`id` of the run under which this one stands: the nearest above it that you may view.'
     )

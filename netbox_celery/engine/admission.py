@@ -9,7 +9,6 @@ A window is a row of its own, written by the statement that ends a run with succ
 """
 import logging
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from django.contrib.auth import get_user_model
@@ -23,6 +22,7 @@ from .exceptions import TaskConflict
 from .lifecycle import TABLE
 from .resend import COLUMNS, send_row
 from .rows import INSERT, insert_statement
+from .times import time_after
 
 __all__ = (
     'TAKE_OVER_COLUMNS',
@@ -141,7 +141,7 @@ def admit(policy, row, insert, *, id_is_known=False, predecessor=None):
     put = partial(_put, row, insert)
     start = max(filter(None, (row['created'], row['scheduled'])))
     row |= {'key': policy.key, 'limit': policy.limit, 'stale_after': None if policy.stale_after is None else (
-        start + timedelta(seconds=policy.stale_after)
+        time_after(policy.stale_after, start)
     )}
     if policy.window and is_window_open(_execute, policy.window):
         return _ignore(row, put, Reason.REASON_IGNORE_WINDOW, 'Not run: it succeeded only a short time ago')
@@ -301,5 +301,5 @@ def is_window_open(run_sql, key, task_id=None):
 def open_window(run_sql, key, length, task_id):
     """Let calls with a key be ignored from now on, for a length in seconds."""
     run_sql(lifecycle.OPEN_WINDOW, {
-        'key': key, 'until': datetime.now(UTC) + timedelta(seconds=length), 'task_id': task_id
+        'key': key, 'until': time_after(length), 'task_id': task_id
     })

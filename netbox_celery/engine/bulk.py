@@ -19,8 +19,9 @@ from .enqueue import complete, find_task, note_refusal
 from .options import NOT_SENT, Own, mark, split, tag
 from .publish import is_delayed, publish
 from .recorder import recorder
-from .rows import COLUMNS, CONSTANTS, aware, build_row, payload_columns
+from .rows import COLUMNS, CONSTANTS, build_row, payload_columns
 from .run import get_run
+from .times import aware
 from .visibility import warn_of_eta
 from .workflow import are_orphans, refuse
 

@@ -129,6 +129,10 @@ def terminate_cancelled(connection, app, worker):
         app.control.revoke(task_ids, terminate=True, destination=[worker.name])
 
 
+def _options(result):
+    return result.options if isinstance(result.options, dict) else {}
+
+
 def rerun(result, user=None):
     """Run a task again with the arguments of an earlier run.
 
@@ -146,7 +150,7 @@ def rerun(result, user=None):
         raise NotRerunnable(_(
             'The arguments of this run were not kept: they are hidden by its caller, or too large.'
         ))
-    options = {key: value for key, value in result.options.items() if key in REPEATED}
+    options = {key: value for key, value in _options(result).items() if key in REPEATED}
     return type(result).enqueue(
         result.celery_name, args=result.args, kwargs=result.kwargs, user=user or result.user_id,
         instance=result.object, netbox_name=result.name, **options

@@ -20,6 +20,7 @@ from django.utils.translation import get_language, ngettext, to_locale
 from django.utils.translation import gettext as _
 
 from ..choices import ScheduleKindChoices as Kind
+from .times import LATEST, MAX_SECONDS
 
 __all__ = (
     'describe',
@@ -34,8 +35,8 @@ __all__ = (
 TICK = timedelta(microseconds=1)
 MINUTE = timedelta(minutes=1)
 DAY = timedelta(days=1)
-#: Longest interval, seconds.
-LONGEST = 100 * 366 * 86400
+#: Clocks jump by a day at the most.
+MARGIN = 2 * DAY
 
 #: The five fields, and what reads a name in one of them.
 FIELDS = (
@@ -104,9 +105,9 @@ def parse_interval(seconds):
     Raises:
         ValueError: It is none, or longer than a lifetime.
     """
-    if not seconds or not 0 < seconds <= LONGEST:
+    if not seconds or not 0 < seconds <= MAX_SECONDS:
         raise ValueError(_('An interval must be longer than 0 seconds, and not longer than a hundred years'))
-    return timedelta(seconds=seconds)
+    return max(timedelta(seconds=seconds), TICK)
 
 
 def next_due(schedule, after):
@@ -126,7 +127,9 @@ def next_due(schedule, after):
     """
     try:
         due = _next(schedule, after)
-        return None if due is None or schedule.end and due > schedule.end else due.astimezone(UTC)
+        if due is None or due > LATEST or schedule.end and due > schedule.end:
+            return None
+        return due.astimezone(UTC)
     except (OverflowError, RuntimeError):
         return None  # the calendar ends with the year 9999; of a crontab Celery says so with a RuntimeError
 
@@ -155,7 +158,8 @@ def due_times(schedule, after, until=None):
 def last_due(schedule, first, until, count=1):
     """Return the last times at which a schedule was due, and the one that comes next.
 
-    Takes no longer for a year than for a day: beat may have been down for that.
+    Takes no longer for a year than for a day: beat may have been down for that. What was due is looked for from the
+    end, day by day, and days on which nothing can be due cost next to nothing.
 
     Args:
         schedule: As for `next_due`.
@@ -171,14 +175,14 @@ def last_due(schedule, first, until, count=1):
         return [first], None
     if schedule.kind == Kind.KIND_INTERVAL:
         return _last_interval(schedule, first, until, count)
-    window = DAY
-    while True:
-        after = max(until - window, first - TICK)
-        found = list(due_times(schedule, after, until))
-        if len(found) >= count or after < first:
-            # Its times may be others by now than when `first` was reckoned
-            return found[-count:] or [first], next_due(schedule, until)
-        window *= 4
+    following = next_due(schedule, first)
+    if following is None or following > until:
+        return [first], following  # nearly always
+    earliest = max(first, schedule.start) if schedule.start else first
+    latest = min(until, schedule.end) if schedule.end else until
+    cron, zone = parse_crontab(schedule.crontab), parse_timezone(schedule.timezone)
+    # Its times may be others by now than when `first` was reckoned
+    return _last_crontab(cron, zone, earliest, latest, count) or [first], next_due(schedule, until)
 
 
 def _last_interval(schedule, first, until, count):
@@ -221,6 +225,36 @@ def _next_crontab(cron, zone, after):
             return min(due, skipped or due)
         if due > after and not each_hour:
             skipped = min(due, skipped or due)
+
+
+def _last_crontab(cron, zone, first, until, count):
+    """Return the last times from `first` to `until` at which a crontab is due, the latest one last."""
+    found, last_day = set(), None
+    day, first_day = (until.astimezone(zone) + MARGIN).date(), (first.astimezone(zone) - MARGIN).date()
+    while day >= (last_day or first_day):
+        if day.month not in cron.month_of_year:
+            day = day.replace(day=1)
+        elif day.day in cron.day_of_month and day.isoweekday() % 7 in cron.day_of_week:
+            found.update(due for due in _due_on(cron, zone, day) if first <= due <= until)
+            if last_day is None and len(found) >= count:
+                # What the clocks jumped over on an earlier day may be due later than what has been found
+                last_day = max(first_day, (sorted(found)[-count].astimezone(zone) - MARGIN).date())
+        day -= DAY
+    return sorted(found)[-count:]
+
+
+def _due_on(cron, zone, day):
+    """Yield when a crontab is due by the clock on the wall of a day."""
+    each_hour = len(cron.hour) == 24
+    for hour in cron.hour:
+        for minute in cron.minute:
+            wall = datetime(day.year, day.month, day.day, hour, minute)
+            due = wall.replace(tzinfo=zone).astimezone(UTC)
+            if not each_hour:
+                yield due
+            elif due.astimezone(zone).replace(tzinfo=None) == wall:
+                yield due
+                yield wall.replace(tzinfo=zone, fold=1).astimezone(UTC)
 
 
 def _next_in_repeated_hour(cron, zone, after):

@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from copy import deepcopy
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from uuid import uuid4
 
@@ -29,8 +28,9 @@ from .options import HEADER, NOT_SENT, Own, is_internal, lift, mark, split, tag
 from .payload import is_uuid
 from .policies import has_policy, policy_of, take_settings
 from .recorder import recorder
-from .rows import INSERT, aware, build_row, options_json
+from .rows import INSERT, build_row, options_json
 from .run import get_run
+from .times import aware, time_after
 from .upstream import close_dependents, end_ignored
 from .workflow import are_orphans, insert_child, refuse, takes_over
 
@@ -176,13 +176,17 @@ def _fix_times(options):
         options['eta'] = eta
         options.pop('countdown', None)
     if isinstance(options.get('expires'), int | float):
-        options['expires'] = datetime.now(UTC) + timedelta(seconds=options['expires'])
+        options['expires'] = time_after(options['expires'])
 
 
 def _when(options):
-    """Return the time before which the task must not start, as an aware `datetime`, or `None`."""
+    """Return the time before which the task must not start, as an aware `datetime`, or `None`.
+
+    Raises:
+        ValueError: It is too near to an end of the calendar.
+    """
     if countdown := options.get('countdown'):
-        return datetime.now(UTC) + timedelta(seconds=countdown)
+        return time_after(countdown)
     return aware(options.get('eta'))
 
 

@@ -6,6 +6,9 @@ refuses some JSON that Python writes (NUL, lone surrogates, NaN); such text is c
 """
 import json
 import re
+from datetime import time
+from decimal import Decimal
+from math import isfinite
 from numbers import Number
 from uuid import UUID
 
@@ -15,6 +18,8 @@ from kombu.utils.json import JSONEncoder, loads, object_hook
 __all__ = (
     'PayloadDecoder',
     'PayloadEncoder',
+    'RowDecoder',
+    'StrictDecoder',
     'check_markers',
     'clean',
     'clean_line',
@@ -22,6 +27,7 @@ __all__ = (
     'cut_json',
     'cut_text',
     'dumps',
+    'dumps_any',
     'is_cut',
     'is_uuid',
     'limited_jsonb',
@@ -45,22 +51,70 @@ HIGHEST = 2 ** 63 - 1
 #: How the note of `cut_text` ends.
 CUT_END = 'characters left out]'
 
+#: Levels of lists and objects in each other that pages show: Python's encoder of indented JSON ends at some hundreds.
+SHOWN_DEPTH = 100
+TOO_DEEP = f'[nested more than {SHOWN_DEPTH} levels deep]'
+#: Characters that are shown of what is nested too deeply to be read at all.
+CUT_DEEP = 1000
+#: Digits of the longest number that Python makes of a text, and a text of (`sys.set_int_max_str_digits`).
+MOST_DIGITS = 4000
+LARGEST = 10 ** MOST_DIGITS
+
 
 class PayloadEncoder(JSONEncoder):
     """Kombu's JSON encoder: as messages are written, so are rows."""
 
 
-class PayloadDecoder(json.JSONDecoder):
-    """Reads what `PayloadEncoder` wrote."""
+class StrictDecoder(json.JSONDecoder):
+    """Reads what `PayloadEncoder` wrote, and what people enter like that.
+
+    Raises:
+        json.JSONDecodeError: It cannot be read; also for numbers and depths that are too much for Python.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, object_hook=_object_hook, **kwargs)
+
+    def decode(self, s, *args):
+        try:
+            return super().decode(s, *args)
+        except json.JSONDecodeError:
+            raise
+        except RecursionError:
+            raise json.JSONDecodeError('It is nested too deeply', s[:100], 0) from None
+        except ValueError as exc:
+            raise json.JSONDecodeError(str(exc), s[:100], 0) from None
+
+
+class RowDecoder(json.JSONDecoder):
+    """Reads JSON from a row, whatever it holds: a page must not end for it."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{'parse_int': _whole, **kwargs})
+
+    def decode(self, s, *args):
+        try:
+            return super().decode(s, *args)
+        except RecursionError:
+            return cut_text(s, CUT_DEEP)
+
+
+class PayloadDecoder(RowDecoder):
+    """Reads what `PayloadEncoder` wrote into a row."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, object_hook=_object_hook, **kwargs)
 
 
+def _whole(text):
+    """Return a whole number; one that Python refuses to read for its length as a `Decimal`."""
+    return int(text) if len(text) <= MOST_DIGITS else Decimal(text)
+
+
 def _object_hook(value):
     try:
         return object_hook(value)
-    except (ValueError, TypeError, AttributeError):
+    except Exception:  # noqa: BLE001 - decoders of types may be anybody's
         # Not a marker of Kombu's but data of the task's own that looks like one.
         return value
 
@@ -73,6 +127,19 @@ def dumps(value):
         ValueError: It contains itself.
     """
     return json.dumps(value, cls=PayloadEncoder)
+
+
+def dumps_any(value, **options):
+    """Return any value as JSON text for people: with type markers, or where that fails as `plain` shows it.
+
+    Args:
+        value: The value.
+        **options: Those of `json.dumps`.
+    """
+    try:
+        return json.dumps(value, cls=PayloadEncoder, **options)
+    except Exception:  # noqa: BLE001 - a type may be anybody's
+        return json.dumps(plain(value), **options)
 
 
 def check_markers(text):
@@ -185,17 +252,51 @@ def is_cut(value):
 
 
 def plain(value):
-    """Return `value` as JSON data without type markers: what a person, REST and GraphQL read."""
-    return json.loads(json.dumps(value, cls=_PlainEncoder))
+    """Return `value` as JSON data without type markers: what a person, REST, GraphQL and the change log read.
+
+    There is no value for which this fails: what no JSON can hold is shown as its text, and what is nested more deeply
+    than pages and their libraries can show is cut there.
+    """
+    try:
+        text = json.dumps(value, cls=_PlainEncoder, allow_nan=False)
+        if text.count('[') + text.count('{') <= SHOWN_DEPTH:
+            return json.loads(text)
+    except Exception:  # noqa: BLE001 - whatever it was, it can be shown piece by piece
+        pass
+    return _shown(value, 0)
+
+
+def _shown(value, depth):
+    """Return a value as `plain` does, whatever is in it."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, int):
+        return value if -LARGEST < value < LARGEST else f'{"-" if value < 0 else ""}{value.bit_length()}-bit number'
+    if isinstance(value, float):
+        return value if isfinite(value) else str(value)
+    if isinstance(value, dict | list | tuple) and depth >= SHOWN_DEPTH:
+        return TOO_DEEP
+    if isinstance(value, dict):
+        return {clean_text(text_of(key)): _shown(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shown(item, depth + 1) for item in value]
+    try:
+        return clean_text(_PlainEncoder().default(value))
+    except Exception:  # noqa: BLE001 - a type may be anybody's
+        return clean_text(text_of(value))
 
 
 class _PlainEncoder(DjangoJSONEncoder):
 
     def default(self, o):
+        if isinstance(o, time):
+            return o.isoformat()  # Django refuses those with an offset
         try:
             return super().default(o)
         except TypeError:
-            return o.decode('utf-8', 'replace') if isinstance(o, bytes) else str(o)
+            return o.decode('utf-8', 'replace') if isinstance(o, bytes) else text_of(o)
 
 
 def is_uuid(value):

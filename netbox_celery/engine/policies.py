@@ -20,6 +20,7 @@ from celery.exceptions import CeleryError
 from kombu.utils.imports import symbol_by_name
 
 from .payload import PayloadEncoder, clean_text
+from .times import check_length
 
 __all__ = (
     'ON_CONFLICT',
@@ -156,8 +157,15 @@ def _concurrency(task, args, kwargs, setting):
 
 
 def seconds(value):
-    """Return a length of time, a `timedelta` or a number of seconds, in seconds."""
-    return value.total_seconds() if isinstance(value, timedelta) else float(value)
+    """Return a length of time, a `timedelta` or a number of seconds, in seconds.
+
+    Raises:
+        celery.exceptions.CeleryError: It is negative, too long, or not a number.
+    """
+    try:
+        return check_length(value.total_seconds() if isinstance(value, timedelta) else float(value))
+    except (OverflowError, TypeError, ValueError) as exc:
+        raise CeleryError(f'{value!r} is not a length of time that a policy can have: {exc}') from exc
 
 
 # Keys

@@ -11,6 +11,7 @@ from celery import Celery
 from celery.utils.quorum_queues import detect_quorum_queues
 from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE
 
+from .times import time_after
 from .visibility import warn_of_eta
 
 __all__ = (
@@ -29,7 +30,7 @@ def publish(app, name, args=None, kwargs=None, **options):
     if is_delayed(app, options):
         now = datetime.now(UTC)
         countdown = options.pop('countdown', None)
-        eta = now + timedelta(seconds=countdown) if countdown else options['eta']
+        eta = time_after(countdown, now) if countdown else options['eta']
         if isinstance(eta, datetime) and eta.tzinfo and now < eta < now + SHORTEST:
             eta = now + SHORTEST
         options['eta'] = eta

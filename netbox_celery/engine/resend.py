@@ -1,7 +1,8 @@
 """Send the message of a run again, from its row."""
 from .options import mark
-from .payload import PayloadDecoder
+from .payload import StrictDecoder
 from .publish import publish
+from .times import nearest_sql
 
 __all__ = (
     'COLUMNS',
@@ -11,13 +12,14 @@ __all__ = (
 #: What `send_row` needs of a row. The message must ask for the attempt that is due, or no claim will take it.
 COLUMNS = '''
     task_id, celery_name, args::text, kwargs::text, options::text, message,
-    CASE WHEN status = 'retrying' THEN attempt ELSE GREATEST(attempt - 1, 0) END, scheduled
-'''
+    CASE WHEN status = 'retrying' THEN attempt ELSE GREATEST(attempt - 1, 0) END,
+    {scheduled}
+'''.format(scheduled=nearest_sql('scheduled'))
 
 
 def send_row(app, task_id, name, args, kwargs, options, message, retries, scheduled):
     """Send the message of a row, given by its values of `COLUMNS`."""
-    decode = PayloadDecoder().decode
+    decode = StrictDecoder().decode
     args, kwargs, *instead = decode(message) if message else (decode(args), decode(kwargs))
     name, options = instead or (name, decode(options))
     options |= {'retries': retries, 'eta': scheduled}

@@ -3,7 +3,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from uuid import UUID
 
-from dateutil.parser import isoparse
 from kombu.exceptions import EncodeError
 
 from .. import host
@@ -11,12 +10,12 @@ from ..config import get_config
 from .lifecycle import TABLE
 from .options import Own, sent_options
 from .payload import clean_line, clean_text, cut_json, dumps, limited_jsonb, sendable_jsonb, whole_number
+from .times import aware, nearest
 
 __all__ = (
     'COLUMNS',
     'CONSTANTS',
     'INSERT',
-    'aware',
     'build_row',
     'foreign_row',
     'insert_statement',
@@ -53,15 +52,6 @@ def insert_statement(conflict='DO NOTHING', **expressions):
 
 
 INSERT = insert_statement()
-
-
-def aware(value):
-    """Return a time of a call, given as an object or as text, as an aware `datetime`; `None` if there is none."""
-    if not value:
-        return None
-    if isinstance(value, str):
-        value = isoparse(value)
-    return value if value.tzinfo else value.astimezone()
 
 
 def build_row(app, name, args, kwargs, options, own, task, run=None):
@@ -165,8 +155,8 @@ def _uuid(value):
 def foreign_row(task, request):
     """Return the column values for a run whose message came without a row."""
     options = {
-        'task_id': request.id, 'shadow': request.shadow, 'eta': aware(request.eta),
-        'expires': aware(request.expires), 'root_id': request.root_id, 'parent_id': request.parent_id,
+        'task_id': request.id, 'shadow': request.shadow, 'eta': nearest(request.eta),
+        'expires': nearest(request.expires), 'root_id': request.root_id, 'parent_id': request.parent_id,
         'group_id': request.group, 'replaced_task_nesting': request.replaced_task_nesting,
         'queue': (request.delivery_info or {}).get('routing_key') or None,
     }

@@ -40,6 +40,10 @@ DUE_HEADER = 'netbox_celery_due'
 LATE = timedelta(seconds=60)
 #: When a schedule whose tick failed for a reason of our own is looked at again.
 PUT_OFF = timedelta(seconds=60)
+#: What the times that are due are reckoned from.
+RECKONED_FROM = (
+    'next_run', 'kind', 'crontab', 'timezone', 'interval', 'at', 'start', 'end', 'missed', 'missed_max',
+)
 #: Schedules that are looked for at a time.
 BATCH = 100
 #: A transaction of a beat that hangs lets go of its schedule after so long.
@@ -64,6 +68,8 @@ def fire(pk, permissions):
     transaction that makes the row of the run, whose message goes out on commit; one that did not is sent by the sweep.
     So a beat that dies anywhere, or a second one at the same time, neither loses nor repeats a run.
 
+    GUARANTEE: no row is locked while times are reckoned. They hold if the row still says the same when it is locked.
+
     Args:
         pk: Its primary key.
         permissions: A dict that remembers who may run what, for as long as that may be remembered.
@@ -77,15 +83,20 @@ def fire(pk, permissions):
     from ..models import CelerySchedule
 
     try:
+        seen = _due().filter(pk=pk).annotate(now=Now()).first()
+        if seen is None:
+            return False
+        reckoned = _reckon(seen)
         with transaction.atomic():
             with connection.cursor() as cursor:
                 cursor.execute(HANGING)
             schedule = _due().filter(pk=pk).select_related('task', 'owner').select_for_update(
                 skip_locked=True, no_key=True, of=('self',)
-            ).annotate(now=Now()).first()
-            if schedule is None:
+            ).first()
+            if schedule is None or any(getattr(schedule, name) != getattr(seen, name) for name in RECKONED_FROM):
                 return False
-            CelerySchedule.objects.filter(pk=pk).update(**_fire(schedule, permissions))
+            schedule.now = seen.now
+            CelerySchedule.objects.filter(pk=pk).update(**_fire(schedule, reckoned, permissions))
     except Exception as exc:
         if isinstance(exc, UNAVAILABLE) and not connection.is_usable():
             raise
@@ -94,18 +105,23 @@ def fire(pk, permissions):
     return True
 
 
-def _fire(schedule, permissions):
-    """Start what is due, and return what is to be written to the schedule."""
+def _reckon(schedule):
+    """Return the times to act upon and the next one (see `due.last_due`), or the `ValueError` that says why not."""
     is_all = schedule.missed == Missed.MISSED_RUN_ALL
     try:
-        times, following = due.last_due(
-            schedule, schedule.next_run, schedule.now, schedule.missed_max if is_all else 1
-        )
+        return due.last_due(schedule, schedule.next_run, schedule.now, schedule.missed_max if is_all else 1)
     except ValueError as exc:
+        return exc
+
+
+def _fire(schedule, reckoned, permissions):
+    """Start what is due, and return what is to be written to the schedule."""
+    if isinstance(reckoned, ValueError):
         _fail(schedule, schedule.next_run, Reason.REASON_INVALID_CALL, _(
             'The schedule was disabled: nobody can tell when it is due. {error}'
-        ).format(error=exc))
+        ).format(error=reckoned))
         return {'enabled': False, 'next_run': None, 'last_run': schedule.now}
+    times, following = reckoned
     written = {'next_run': following}
     if following is None and schedule.kind == Kind.KIND_ONCE:
         written['enabled'] = False
@@ -238,17 +254,17 @@ def resume_after_clock():
     ahead = CelerySchedule.objects.filter(
         Q(last_run__gt=Now() + LATE) | Q(last_updated__gt=Now() + LATE), enabled=True, present=True
     ).annotate(now=Now())
-    for pk in list(ahead.values_list('pk', flat=True)):
+    for seen in list(ahead):
+        try:
+            following = due.next_due(seen, seen.now)
+        except ValueError:
+            following = seen.now  # what is wrong with it is said there
         with transaction.atomic():
-            schedule = ahead.select_for_update(no_key=True).filter(pk=pk).first()
-            if schedule is None:
-                continue
+            schedule = ahead.select_for_update(no_key=True).filter(pk=seen.pk).first()
+            if schedule is None or any(getattr(schedule, name) != getattr(seen, name) for name in RECKONED_FROM):
+                continue  # at the next look
             logger.warning('Schedule %s was written to in the future: the clock has changed', schedule)
-            written = {
-                'last_run': schedule.last_run and min(schedule.last_run, schedule.now), 'last_updated': schedule.now,
-            }
-            try:
-                written['next_run'] = due.next_due(schedule, schedule.now)
-            except ValueError:
-                written['next_run'] = schedule.now  # what is wrong with it is said there
-            CelerySchedule.objects.filter(pk=pk).update(**written)
+            CelerySchedule.objects.filter(pk=seen.pk).update(
+                last_run=schedule.last_run and min(schedule.last_run, schedule.now), last_updated=schedule.now,
+                next_run=following
+            )

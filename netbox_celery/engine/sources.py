@@ -15,8 +15,8 @@ from django.utils import timezone
 
 from ..choices import ScheduleKindChoices as Kind
 from ..choices import ScheduleOriginChoices as Origin
-from .due import next_due, parse_crontab, parse_timezone
-from .payload import PayloadDecoder, dumps
+from .due import next_due, parse_crontab, parse_interval, parse_timezone
+from .payload import StrictDecoder, dumps
 
 __all__ = (
     'Unschedulable',
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 OPTION_FIELDS = ('queue', 'priority', 'expires')
 #: What a `relative` interval is counted from: it falls on whole minutes, hours and days of the clock.
 EPOCH = datetime(2000, 1, 1)
+#: The highest number that the column of `expires` can hold.
+MAX_EXPIRES = 2 ** 31 - 1
 
 #: What could not be scheduled at the last look, and why.
 _refused: dict = {}
@@ -89,7 +91,7 @@ def _collect(app, beat_schedule):
             if name in wanted:
                 raise Unschedulable('the settings have a schedule of that name')
             wanted[name] = _columns(app, dict(entry)) | {'origin': origin}
-        except (TypeError, ValueError) as exc:
+        except Exception as exc:  # noqa: BLE001 - one entry that cannot be read does not keep the others from running
             refused[name] = str(exc)
     return wanted, refused
 
@@ -115,9 +117,9 @@ def _columns(app, entry):
     if 'expires' in fields and not isinstance(fields['expires'], int | float):
         raise Unschedulable('expires must be a number of seconds')
     if 'expires' in fields:
-        fields['expires'] = math.ceil(fields['expires'])
+        fields['expires'] = _whole_seconds(fields['expires'])
     # As the row will have them; a TypeError says what cannot be kept
-    args, kwargs, options = PayloadDecoder().decode(dumps([args, kwargs, options]))
+    args, kwargs, options = StrictDecoder().decode(dumps([args, kwargs, options]))
     return {
         'task': task, 'args': args, 'kwargs': kwargs, 'options': options, 'queue': '', 'priority': None,
         'expires': None, **fields, **when,
@@ -146,7 +148,10 @@ def timing(app, when, relative=False):
     if type(when) is schedule:
         when, relative = when.run_every, when.relative
     if isinstance(when, int | float) and not isinstance(when, bool):
-        when = timedelta(seconds=when)
+        try:
+            when = timedelta(seconds=when)
+        except (OverflowError, ValueError) as exc:
+            raise Unschedulable(f'{when!r} seconds is not an interval: {exc}') from exc
     if not isinstance(when, timedelta):
         raise Unschedulable(
             f'{when!r} is neither a crontab nor an interval ({type(when).__module__}.{type(when).__name__})'
@@ -154,7 +159,14 @@ def timing(app, when, relative=False):
     if when <= timedelta():
         raise Unschedulable('its interval is not longer than 0 seconds')
     start = EPOCH.replace(tzinfo=parse_timezone(columns['timezone'])) if relative else None
+    parse_interval(when.total_seconds())
     return columns | {'interval': when.total_seconds(), 'start': start}
+
+
+def _whole_seconds(expires):
+    if not 0 < expires <= MAX_EXPIRES:
+        raise Unschedulable(f'expires must be a number of seconds from 1 to {MAX_EXPIRES}, not {expires!r}')
+    return math.ceil(expires)
 
 
 def _field(spec):

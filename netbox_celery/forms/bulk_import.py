@@ -9,7 +9,7 @@ from utilities.forms.fields import CSVChoiceField, CSVContentTypeField, CSVModel
 
 from .. import scheduling
 from ..choices import ScheduleKindChoices, ScheduleMissedChoices, ScheduleOverlapChoices
-from ..engine.payload import PayloadDecoder, PayloadEncoder
+from ..engine.payload import PayloadEncoder, StrictDecoder
 from ..host import current_user
 from ..models import CelerySchedule, CeleryTask
 
@@ -45,14 +45,14 @@ class CeleryScheduleImportForm(NetBoxModelImportForm):
         label=_('Arguments'),
         required=False,
         encoder=PayloadEncoder,
-        decoder=PayloadDecoder,
+        decoder=StrictDecoder,
         help_text=_('Positional arguments, a JSON array')
     )
     kwargs = JSONField(
         label=_('Keyword arguments'),
         required=False,
         encoder=PayloadEncoder,
-        decoder=PayloadDecoder,
+        decoder=StrictDecoder,
         help_text=_('A JSON object')
     )
     object_type = CSVContentTypeField(

@@ -11,6 +11,7 @@ from django.utils.translation import gettext_lazy as _
 from utilities.forms.widgets import DatePicker, DateTimePicker
 
 from ..engine.annotations import Alternative, alternatives
+from ..engine.payload import dumps_any
 
 __all__ = (
     'EMPTY',
@@ -65,7 +66,12 @@ class DateParameter(ParameterMixin, forms.DateField):
 
 
 class DateTimeParameter(ParameterMixin, forms.DateTimeField):
-    pass
+
+    def prepare_value(self, value):
+        try:
+            return super().prepare_value(value)
+        except OverflowError:
+            return value.isoformat()  # so near to the end of the calendar that it has no local time
 
 
 class ChoiceParameter(ParameterMixin, forms.TypedChoiceField):
@@ -90,7 +96,7 @@ class JSONParameter(ParameterMixin, forms.CharField):
         super().__init__(*args, **kwargs)
 
     def prepare_value(self, value):
-        return value if isinstance(value, str | None) else json.dumps(value, ensure_ascii=False)
+        return value if isinstance(value, str | None) else dumps_any(value, ensure_ascii=False)
 
     def to_python(self, value):
         text = super().to_python(value)
@@ -100,7 +106,7 @@ class JSONParameter(ParameterMixin, forms.CharField):
             value = json.loads(text)
             # Python reads NaN and numbers that are too large; JSON has none
             json.dumps(value, allow_nan=False)
-        except ValueError as exc:
+        except (RecursionError, ValueError) as exc:
             raise forms.ValidationError(
                 self.error_messages['invalid_json'].format(error=exc), code='invalid_json'
             ) from exc
@@ -147,7 +153,7 @@ class FreeParameter(JSONParameter):
 def _is_json(text):
     try:
         json.loads(text)
-    except ValueError:
+    except (RecursionError, ValueError):
         return False
     return True
 

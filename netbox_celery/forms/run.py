@@ -8,6 +8,7 @@ from utilities.datetime import local_now
 from utilities.forms.rendering import FieldSet
 from utilities.forms.widgets import DateTimePicker
 
+from ..models.fields import validate_time
 from .arguments import ArgumentsMixin
 
 __all__ = (
@@ -29,6 +30,7 @@ class RunForm(ArgumentsMixin, forms.Form):
     schedule_at = forms.DateTimeField(
         label=gettext_lazy('Schedule at'),
         required=False,
+        validators=(validate_time,),
         widget=DateTimePicker()
     )
     queue = forms.CharField(

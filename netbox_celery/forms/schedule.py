@@ -25,7 +25,7 @@ from utilities.forms.widgets import DateTimePicker, HTMXSelect, Select
 from .. import scheduling
 from ..choices import ScheduleKindChoices as Kind
 from ..choices import ScheduleMissedChoices, ScheduleOverlapChoices
-from ..engine.payload import PayloadDecoder, PayloadEncoder
+from ..engine.payload import PayloadEncoder, StrictDecoder, dumps_any, plain
 from ..models import CelerySchedule, CeleryTask
 from .arguments import ArgumentsMixin, as_entered, spread
 
@@ -72,6 +72,26 @@ def rendered_anew(target, include=None, **kwargs):
     return HTMXSelect(method='post', hx_include_id=include or target, hx_target_id=target, **kwargs)
 
 
+class ArgumentsField(JSONField):
+    """Arguments as JSON, with the type markers of messages."""
+
+    def __init__(self, **kwargs):
+        super().__init__(required=False, encoder=PayloadEncoder, decoder=StrictDecoder, **kwargs)
+
+    def prepare_value(self, value):
+        try:
+            return super().prepare_value(value)
+        except (RecursionError, TypeError, ValueError):
+            # It was stored by others, and is more than can be entered
+            return value if isinstance(value, str) else super().prepare_value(plain(value))
+
+    def has_changed(self, initial, data):
+        try:
+            return super().has_changed(initial, data)
+        except (RecursionError, TypeError, ValueError):
+            return True
+
+
 class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm):
     """
     Args:
@@ -110,19 +130,13 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
         required=False,
         widget=rendered_anew('schedule-what')
     )
-    args = JSONField(
+    args = ArgumentsField(
         label=gettext_lazy('Positional arguments'),
-        required=False,
-        encoder=PayloadEncoder,
-        decoder=PayloadDecoder,
         widget=forms.Textarea(attrs={'rows': 2}),
         help_text=gettext_lazy('An array, such as <code>["ams", 5]</code>')
     )
-    kwargs = JSONField(
+    kwargs = ArgumentsField(
         label=gettext_lazy('Keyword arguments'),
-        required=False,
-        encoder=PayloadEncoder,
-        decoder=PayloadDecoder,
         widget=forms.Textarea(attrs={'rows': 5}),
         help_text=gettext_lazy('An object, such as <code>{"site": "ams"}</code>')
     )
@@ -268,14 +282,14 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
         if self.initial.get('arguments_as') == AS_JSON:
             if given:
                 self.initial['args'], self.initial['kwargs'] = (
-                    json.dumps(value, cls=PayloadEncoder, ensure_ascii=False) for value in as_entered(task, given)
+                    dumps_any(value, ensure_ascii=False) for value in as_entered(task, given)
                 )
             return None
         for name, value in (('args', args), ('kwargs', kwargs)):
             entered = self.initial.get(name)
             if isinstance(entered, str) and entered:
                 try:
-                    value = json.loads(entered, cls=PayloadDecoder)
+                    value = json.loads(entered, cls=StrictDecoder)
                 except ValueError:
                     return None
             args, kwargs = (value, kwargs) if name == 'args' else (args, value)

@@ -3,17 +3,20 @@
 Queries load the columns that they ask for; resolvers of more than one column name them in `only`, or each row would
 cost a query of its own.
 """
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import strawberry
 import strawberry_django
 from strawberry.scalars import JSON
+from strawberry_django.fields.types import field_type_map
 
 from netbox.graphql.scalars import BigInt
 from netbox.graphql.types import BaseObjectType, NetBoxObjectType
 
 from .. import models
 from ..engine.payload import plain
+from ..models.fields import TimeField
 from .filters import (
     CeleryLogEntryFilter,
     CeleryResultFilter,
@@ -33,6 +36,9 @@ __all__ = (
     'CeleryTaskType',
     'CeleryWorkerType',
 )
+
+
+field_type_map[TimeField] = datetime
 
 
 @strawberry_django.type(
@@ -72,7 +78,7 @@ class CeleryResultType(NetBoxObjectType):
 
     @strawberry_django.field(only=['options'])
     def options(self) -> JSON:
-        return plain(self.options)
+        return plain(self.options or {})
 
     @strawberry_django.field(only=['data'])
     def data(self) -> JSON | None:
@@ -84,7 +90,7 @@ class CeleryResultType(NetBoxObjectType):
 
     @strawberry_django.field(only=['attempts'])
     def attempts(self) -> JSON:
-        return self.attempts
+        return plain(self.attempts)
 
 
 @strawberry_django.type(
@@ -130,15 +136,15 @@ class CeleryScheduleType(NetBoxObjectType):
 
     @strawberry_django.field(only=['args'])
     def args(self) -> JSON:
-        return plain(self.args)
+        return plain(self.args or [])
 
     @strawberry_django.field(only=['kwargs'])
     def kwargs(self) -> JSON:
-        return plain(self.kwargs)
+        return plain(self.kwargs or {})
 
     @strawberry_django.field(only=['options'])
     def options(self) -> JSON:
-        return plain(self.options)
+        return plain(self.options or {})
 
 
 @strawberry_django.type(

@@ -19,6 +19,7 @@ from ..engine.payload import PayloadDecoder, PayloadEncoder, plain
 from ..engine.workflow import HAS_OTHER_ROOT
 from ..querysets import HistoryQuerySet
 from .about import AboutObject
+from .fields import AttemptsField, TimeField, with_plain_payloads
 
 __all__ = (
     'CeleryResult',
@@ -150,7 +151,7 @@ class CeleryResult(NetBoxModel, AboutObject):
         default=0,
         help_text=_('Number of the current or last attempt; 0 before the first')
     )
-    attempts = models.JSONField(
+    attempts = AttemptsField(
         verbose_name=_('attempts'),
         default=list,
         blank=True,
@@ -158,34 +159,34 @@ class CeleryResult(NetBoxModel, AboutObject):
     )
 
     # When
-    scheduled = models.DateTimeField(
+    scheduled = TimeField(
         verbose_name=_('scheduled'),
         blank=True,
         null=True,
         help_text=_('Earliest time of the start, or of the next attempt')
     )
-    expires = models.DateTimeField(
+    expires = TimeField(
         verbose_name=_('expires'),
         blank=True,
         null=True
     )
-    sent = models.DateTimeField(
+    sent = TimeField(
         verbose_name=_('sent'),
         blank=True,
         null=True,
         help_text=_('When the broker accepted the message')
     )
-    started = models.DateTimeField(
+    started = TimeField(
         verbose_name=_('started'),
         blank=True,
         null=True
     )
-    completed = models.DateTimeField(
+    completed = TimeField(
         verbose_name=_('completed'),
         blank=True,
         null=True
     )
-    cancelled = models.DateTimeField(
+    cancelled = TimeField(
         verbose_name=_('cancelled'),
         blank=True,
         null=True,
@@ -278,7 +279,7 @@ class CeleryResult(NetBoxModel, AboutObject):
         null=True,
         help_text='How many runs with its key there may be at a time.'
     )
-    stale_after = models.DateTimeField(
+    stale_after = TimeField(
         verbose_name=_('stale after'),
         blank=True,
         null=True,
@@ -357,7 +358,8 @@ class CeleryResult(NetBoxModel, AboutObject):
         own = (
             'message', 'holder', 'claims', 'nesting', 'in_backend', 'concurrency_slot', 'concurrency_limit',
         )
-        return super().serialize_object(exclude=[*(exclude or ()), *own])
+        exclude = [*(exclude or ()), *own]
+        return super(CeleryResult, with_plain_payloads(self, exclude)).serialize_object(exclude=exclude)
 
     @property
     def is_finished(self):
@@ -386,8 +388,9 @@ class CeleryResult(NetBoxModel, AboutObject):
         return self._display('kwargs')
 
     def _display(self, field):
-        redacted = (self.options or {}).get(f'{field}repr')
-        return plain(getattr(self, field)) if redacted is None else redacted
+        options = self.options if isinstance(self.options, dict) else {}
+        redacted = options.get(f'{field}repr')
+        return plain(getattr(self, field) if redacted is None else redacted)
 
     @property
     def is_rerunnable(self):

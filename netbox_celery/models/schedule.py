@@ -4,8 +4,6 @@ Beat (`netbox_celery.scheduler`) goes by `next_run`. Two write it: beat, togethe
 `save()`, when somebody changes what says when. So what beat has done is never undone by a form that was open meanwhile.
 The same goes for `stopped`: beat sets it when it disables a schedule, and `save()` clears it when people take over.
 """
-import json
-
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
@@ -25,8 +23,9 @@ from ..choices import (
 from ..engine import due
 from ..engine.catalogue import check_arguments
 from ..engine.exceptions import InvalidArguments
-from ..engine.payload import PayloadDecoder, PayloadEncoder, to_jsonb
+from ..engine.payload import PayloadDecoder, PayloadEncoder, dumps_any, to_jsonb
 from .about import AboutObject
+from .fields import TimeField, with_plain_payloads
 
 __all__ = (
     'CelerySchedule',
@@ -104,19 +103,19 @@ class CelerySchedule(NetBoxModel, AboutObject):
         null=True,
         help_text=_('Seconds from one run to the next')
     )
-    at = models.DateTimeField(
+    at = TimeField(
         verbose_name=_('at'),
         blank=True,
         null=True,
         help_text=_('The time of the only run')
     )
-    start = models.DateTimeField(
+    start = TimeField(
         verbose_name=_('start'),
         blank=True,
         null=True,
         help_text=_('Not due before; an interval is counted from here')
     )
-    end = models.DateTimeField(
+    end = TimeField(
         verbose_name=_('end'),
         blank=True,
         null=True,
@@ -196,21 +195,21 @@ class CelerySchedule(NetBoxModel, AboutObject):
     )
 
     # Where it stands
-    last_run = models.DateTimeField(
+    last_run = TimeField(
         verbose_name=_('last run'),
         blank=True,
         null=True,
         editable=False,
         help_text=_('When beat last started a run')
     )
-    next_run = models.DateTimeField(
+    next_run = TimeField(
         verbose_name=_('next run'),
         blank=True,
         null=True,
         editable=False,
         help_text=_('When it is due next')
     )
-    stopped = models.DateTimeField(
+    stopped = TimeField(
         verbose_name=_('stopped'),
         blank=True,
         null=True,
@@ -266,11 +265,12 @@ class CelerySchedule(NetBoxModel, AboutObject):
 
     def serialize_object(self, exclude=None):
         """Leave what beat writes out of the change log."""
-        return super().serialize_object(exclude=[*(exclude or ()), 'last_run', 'next_run', 'stopped'])
+        exclude = [*(exclude or ()), 'last_run', 'next_run', 'stopped']
+        return super(CelerySchedule, with_plain_payloads(self, exclude)).serialize_object(exclude=exclude)
 
     def clone(self):
         arguments = {
-            name: json.dumps(value, cls=PayloadEncoder)
+            name: dumps_any(value)
             for name in ('args', 'kwargs') if (value := getattr(self, name))
         }
         return super().clone() | arguments
@@ -380,6 +380,10 @@ class CelerySchedule(NetBoxModel, AboutObject):
     # Saving
 
     def save(self, *args, update_fields=None, **kwargs):
+        for name in ('args', 'kwargs', 'options'):
+            if getattr(self, name) is None:  # the `null` of JSON would be written as that of SQL
+                setattr(self, name, self._meta.get_field(name).get_default())
+        following = self._following()  # reckoned before the row is locked
         with transaction.atomic():
             # GUARANTEE: beat's writes are not undone, and nothing is due that was due under other times. The row is
             # locked, so beat is not at it; what it writes is what is stored, whatever this instance holds.
@@ -392,11 +396,19 @@ class CelerySchedule(NetBoxModel, AboutObject):
                 if update_fields is not None and self.stopped != stored['stopped']:
                     update_fields = {*update_fields, 'stopped'}
             if self._is_changed(stored, self.TIMING):
-                is_due = self.enabled and self.present
-                self.next_run = due.next_due(self, timezone.now()) if is_due else None
+                if isinstance(following, ValueError):
+                    raise following
+                self.next_run = following
                 if update_fields is not None:
                     update_fields = {*update_fields, 'next_run'}
             super().save(*args, update_fields=update_fields, **kwargs)
+
+    def _following(self):
+        """Return when it is due next, `None` if it is not, or the `ValueError` that says why nobody can tell."""
+        try:
+            return due.next_due(self, timezone.now()) if self.enabled and self.present else None
+        except ValueError as exc:
+            return exc
 
     def _stored(self, lock=False):
         """Return what the stored schedule runs and when, a dict, or `None` if it is not stored."""

@@ -2,8 +2,6 @@
 
 They are *live*: each stands in an element of its own, which an answer to a poll replaces.
 """
-from datetime import datetime
-
 from django.utils.html import format_html
 from django.utils.safestring import mark_safe
 from django.utils.translation import gettext as _
@@ -14,6 +12,7 @@ from utilities.string import humanize_duration
 
 from .. import __version__
 from ..choices import ResultReasonChoices, ResultStatusChoices
+from ..engine.times import moment
 from ..forms import LogForm
 from ..live import is_worker_alive, open_log
 from ..progress import measure_pace
@@ -157,9 +156,7 @@ class ResultAttemptsPanel(LiveMixin, panels.ObjectPanel):
 
     @staticmethod
     def _readable(attempt):
-        started, ended = (
-            attempt.get(name) and datetime.fromisoformat(attempt[name]) for name in ('started', 'ended')
-        )
+        started, ended = (moment(attempt.get(name)) for name in ('started', 'ended'))
         return attempt | {
             'started': started,
             'ended': ended,

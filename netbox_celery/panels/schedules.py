@@ -100,10 +100,11 @@ class ScheduleArgumentsPanel(panels.ObjectPanel):
 
     def get_context(self, context):
         ctx = super().get_context(context)
+        args, kwargs = plain(ctx['object'].args), plain(ctx['object'].kwargs)
         return ctx | {
-            'positional': list(enumerate(plain(ctx['object'].args), start=1)),
-            'named': list(plain(ctx['object'].kwargs).items()),
-            'representations': [],
+            'positional': list(enumerate(args, start=1)) if isinstance(args, list) else [],
+            'named': list(kwargs.items()) if isinstance(kwargs, dict) else [],
+            'representations': [shown for shown in (args, kwargs) if isinstance(shown, str)],
             'kept': True,
         }
 

@@ -49,7 +49,7 @@ def starting():
         raise NotStarted(_('The task was not started, because there is no such queue.')) from exc
     except NotRerunnable as exc:
         raise NotStarted(str(exc)) from exc
-    except (CeleryError, EncodeError, TypeError) as exc:
+    except (CeleryError, EncodeError, TypeError, ValueError) as exc:
         # Its policy says no; or the code has changed since the catalogue was brought up to date, or the earlier run
         raise NotStarted(_('The task was not started: {error}').format(error=exc)) from exc
 

@@ -1,7 +1,8 @@
 """When schedules are due: calendars, clocks that change, and words."""
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from zoneinfo import ZoneInfo
+from random import Random
+from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
 from django.utils import translation
@@ -164,6 +165,63 @@ def test_last_due_before_the_end():
     for schedule in (cron('* * * * *', end=end), interval(60, end=end)):
         times, following = due.last_due(schedule, first, at('2026-11-20 18:00'), 10)
         assert (len(times), times[-1], following) == (3, end, None)
+
+
+def a_field(choice, lowest, highest):
+    """Return a field of a crontab."""
+    first = choice.randint(lowest, highest)
+    return choice.choice((
+        '*', f'*/{choice.randint(1, highest // 2)}', f'{first}-{choice.randint(first, highest)}',
+        ','.join(str(choice.randint(lowest, highest)) for __ in range(3)),
+    ))
+
+
+def a_change_of_clocks(choice, zone):
+    """Return a time within some hours of one, or any time in a zone where there is none that year."""
+    begin = datetime(choice.randint(1975, 2035), 1, 1, tzinfo=UTC)
+    hours = [begin + timedelta(hours=hours) for hours in range(0, 8760, 6)]
+    offsets = [hour.astimezone(zone).utcoffset() for hour in hours]
+    changes = [hour for hour, one, next in zip(hours, offsets, offsets[1:]) if one != next]
+    return choice.choice(changes or hours)
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_last_due_is_what_was_due(seed):
+    """Looking from the end finds what counting from the beginning does: any crontab, any zone, clocks that change."""
+    choice = Random(seed)
+    zones, checked = sorted(available_timezones()), 0
+    while checked < 25:
+        zone = ZoneInfo(choice.choice(zones))
+        fields = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 6))
+        schedule = cron(' '.join(a_field(choice, *limits) for limits in fields), zone)
+        try:
+            before = a_change_of_clocks(choice, zone) - timedelta(minutes=choice.randint(0, 3600))
+            first = due.next_due(schedule, before)
+        except ValueError:
+            continue  # never due
+        until = first + timedelta(minutes=choice.randint(0, 60 * choice.choice((1, 10, 60))))
+        expected = [first, *due.due_times(schedule, first, until)]
+        for count in (1, 3, 100):
+            assert due.last_due(schedule, first, until, count) == (
+                expected[-count:], due.next_due(schedule, until)
+            ), (schedule.crontab, zone, first, until)
+        checked += 1
+
+
+@pytest.mark.parametrize(('crontab', 'days'), [
+    ('* * * 1-8 *', 270), ('* * * 1-8 *', 20_000), ('* * * * *', 20_000), ('0 0 29 2 *', 20_000),
+    ('* * 29 2 mon', 20_000),
+])
+def test_gap_costs_nothing(crontab, days, monkeypatch):
+    """Nobody counts the minutes of months: what is looked at is bounded, whatever the gap."""
+    now, looked_at = datetime(2026, 11, 28, 12, tzinfo=UTC), []
+    on = due._due_on
+    monkeypatch.setattr(due, '_due_on', lambda *args: looked_at.append(args) or on(*args))
+    monkeypatch.setattr(due, 'due_times', None)
+    schedule = cron(crontab, LORD_HOWE)
+    (last,), following = due.last_due(schedule, now - timedelta(days=days), now)
+    assert last <= now < following and due.next_due(schedule, last) == following
+    assert len(looked_at) < 10
 
 
 @pytest.mark.parametrize('text', [

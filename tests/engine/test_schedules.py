@@ -1,12 +1,12 @@
 """What is due, is run; and what cannot be run says so."""
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.db import connection, transaction
 from django.utils import timezone
 
 from core.models import ObjectChange
-from netbox_celery.engine import schedules
+from netbox_celery.engine import due, schedules
 from netbox_celery.engine.schedules import DUE_HEADER, resume_after_clock, run_now
 from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
 from tests.factories import grant, make_schedule
@@ -37,8 +37,8 @@ def make_due(owner):
 def fire():
     """Do what beat does until nothing is due; returns how many schedules were."""
     number = 0
-    while due := [pk for pk in schedules.find_due() if schedules.fire(pk, {})]:
-        number += len(due)
+    while fired := [pk for pk in schedules.find_due() if schedules.fire(pk, {})]:
+        number += len(fired)
         assert number < 50
     return number
 
@@ -273,6 +273,39 @@ def test_edited_while_due(make_due):
     assert fire() == 0 and len(runs(schedule)) == 1
     schedule.refresh_from_db()
     assert schedule.last_run is not None
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize('columns', [
+    {'interval': 60}, {'missed': 'skip'}, {'next_run': datetime(2100, 1, 1, tzinfo=UTC)}, {'enabled': False},
+], ids=str)
+def test_edited_while_reckoned(make_due, monkeypatch, columns):
+    """Times are reckoned without a lock; those of a schedule that says something else by then do not count."""
+    schedule = make_due()
+    last_due = due.last_due
+
+    def reckon(*args):
+        assert not connection.in_atomic_block
+        CelerySchedule.objects.filter(pk=schedule.pk).update(**columns)
+        return last_due(*args)
+    monkeypatch.setattr(due, 'last_due', reckon)
+    assert not schedules.fire(schedule.pk, {}) and not runs(schedule)
+    schedule.refresh_from_db()
+    assert schedule.last_run is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_saved_without_a_lock_while_reckoned(make_due, monkeypatch):
+    schedule = make_due()
+    next_due = due.next_due
+
+    def reckon(*args):
+        assert not connection.in_atomic_block
+        return next_due(*args)
+    monkeypatch.setattr(due, 'next_due', reckon)
+    schedule.interval = 60
+    schedule.save()
+    assert schedule.next_run > timezone.now()
 
 
 def make_due_again(schedule):
