@@ -12,6 +12,7 @@ from .engine.payload import PayloadEncoder
 from .engine.schedules import why_not_permitted
 from .host import ACTION_CREATE, record_change, save_permitted
 from .models import CelerySchedule, CeleryTask
+from .viewing import Reader
 
 __all__ = (
     'authorize',
@@ -42,9 +43,17 @@ def check_may_run(user, *task_ids):
             raise PermissionDenied(_('You need the permission to run its task.'))
 
 
-def why_not_runnable_as_owner(schedule):
-    """Return in words why a schedule may not run in its owner's name, or an empty string."""
-    return why_not_permitted(schedule, {})
+def why_not_runnable_as_owner(schedule, reader):
+    """Return in words why a schedule may not run in its owner's name, or an empty string.
+
+    Args:
+        schedule: The `CelerySchedule`.
+        reader: The `Reader` who is told. They read no names that they may not view.
+    """
+    why = why_not_permitted(schedule, {})
+    if why and schedule.owner and not (reader.may_view(schedule.owner) and reader.may_view(schedule.task)):
+        return _('Its owner may not run its task any more.')
+    return why
 
 
 def authorize(user, schedule):
@@ -71,7 +80,7 @@ def authorize(user, schedule):
     else:
         schedule.owner_id = before.owner_id
     is_being_enabled = schedule.enabled and not (before and before.enabled)
-    if is_being_enabled and (why := why_not_runnable_as_owner(schedule)):
+    if is_being_enabled and (why := why_not_runnable_as_owner(schedule, Reader(user))):
         raise ValidationError({'enabled': why})
 
 

@@ -26,6 +26,7 @@ from ..engine import due
 from ..engine.catalogue import check_arguments
 from ..engine.exceptions import InvalidArguments
 from ..engine.payload import PayloadDecoder, PayloadEncoder, to_jsonb
+from ..engine.redaction import hide, shown
 from .about import AboutObject
 
 __all__ = (
@@ -266,14 +267,33 @@ class CelerySchedule(NetBoxModel, AboutObject):
 
     def serialize_object(self, exclude=None):
         """Leave what beat writes out of the change log."""
-        return super().serialize_object(exclude=[*(exclude or ()), 'last_run', 'next_run', 'stopped'])
+        return hide(super().serialize_object(exclude=[*(exclude or ()), 'last_run', 'next_run', 'stopped']))
 
     def clone(self):
         arguments = {
             name: json.dumps(value, cls=PayloadEncoder)
-            for name in ('args', 'kwargs') if (value := getattr(self, name))
+            for name in ('args', 'kwargs') if (value := getattr(self, name)) and not self.hides(name)
         }
         return super().clone() | arguments
+
+    def hides(self, field):
+        """Whether the options of a schedule of the settings hide its `args` or `kwargs` (`argsrepr`, `kwargsrepr`)."""
+        return (self.options or {}).get(f'{field}repr') is not None
+
+    @property
+    def display_args(self):
+        """Arguments as a person reads them: the `argsrepr` of its options if there is one, else plain JSON."""
+        return self.options['argsrepr'] if self.hides('args') else shown(self.args)
+
+    @property
+    def display_kwargs(self):
+        """Keyword arguments as a person reads them (see `display_args`)."""
+        return self.options['kwargsrepr'] if self.hides('kwargs') else shown(self.kwargs)
+
+    @property
+    def display_options(self):
+        """Options as a person reads them (see `CeleryResult.display_options`)."""
+        return shown(self.options)
 
     @property
     def is_read_only(self):
