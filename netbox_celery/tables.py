@@ -116,7 +116,9 @@ class BesideTable(NetBoxTable):
             request = getattr(self, 'request', None)
             self._reader = Reader(getattr(request, 'user', None))
             if hasattr(self, 'page'):
-                load_beside(self._reader, [row.record for row in self.page.object_list])
+                load_beside(self._reader, [row.record for row in self.page.object_list], [
+                    column.name for column in self.columns if column.visible
+                ])
         return self._reader
 
     _reader = None

@@ -6,14 +6,17 @@ Pages, lists, exports and REST ask a `Reader`, which looks up whole pages at onc
 from django.utils.translation import gettext as _
 
 from users.models import User
+from utilities.permissions import get_permission_for_model
 from utilities.querysets import RestrictedQuerySet
 
 from .engine.redaction import QUOTED_RUN
 from .models import CeleryResult
 
 __all__ = (
+    'BESIDE',
     'Reader',
     'hidden_text',
+    'in_sight',
     'is_unconstrained',
     'load_beside',
     'reader_of_context',
@@ -35,6 +38,16 @@ def viewable(model, user, action='view'):
 def is_unconstrained(user, model, action='view'):
     """Whether a user may do something to all objects of a model, whatever they are."""
     return not viewable(model, user, action).query.has_filters()
+
+
+def in_sight(queryset, user):
+    """Restrict what somebody changes or deletes to what they may view, if they may view any of its kind.
+
+    As everywhere in NetBox, the permission to change or to delete is enough for who may view nothing of that kind. Who
+    may view some, and so is kept from others, is kept from changing and deleting these, too.
+    """
+    permission = get_permission_for_model(queryset.model, 'view')
+    return queryset.restrict(user, 'view') if user.has_perm(permission) else queryset
 
 
 class Reader:
@@ -111,24 +124,29 @@ class Reader:
         return self._models[model]
 
 
-#: What stands beside a row, and in which column its primary key.
-BESIDE = ('user', 'schedule', 'owner', 'task')
+#: What can stand beside a row.
+BESIDE = frozenset(('user', 'schedule', 'owner', 'task', 'object', 'error'))
 
 
-def load_beside(reader, rows):
-    """Look up together what a page of rows may show beside them: one query for each model at most."""
-    rows = [row for row in rows if hasattr(row, '_meta')]
+def load_beside(reader, rows, names=BESIDE):
+    """Look up together what rows show beside them: a query for each model at most, none if the user may view all of it.
+
+    Args:
+        reader: The `Reader`.
+        rows: Rows of one of our models, a list.
+        names: What they show; a name that their model has not counts for nothing.
+    """
     if not rows:
         return
-    fields = {field.name: field for field in rows[0]._meta.concrete_fields}
-    for name in BESIDE:
+    model = type(rows[0])
+    fields = {field.name: field for field in model._meta.concrete_fields}
+    for name in BESIDE.intersection(names) - {'object', 'error'}:
         if name in fields:
-            field = fields[name]
-            reader.load(field.related_model, (getattr(row, field.attname) for row in rows if _is_loaded(row, field)))
-    if 'object_id' in fields:
+            reader.load(fields[name].related_model, {getattr(row, fields[name].attname) for row in rows})
+    if 'object' in names and 'object_id' in fields:
         _load_objects(reader, rows)
-    if isinstance(rows[0], CeleryResult):
-        reader.load_runs(filter(None, (row.quoted_id for row in rows if _is_loaded(row, fields['error']))))
+    if 'error' in names and model is CeleryResult:
+        reader.load_runs(filter(None, (row.quoted_id for row in rows)))
 
 
 def _load_objects(reader, rows):
@@ -136,15 +154,11 @@ def _load_objects(reader, rows):
     for row in rows:
         if row.object_type_id and row.object_id:
             wanted.setdefault(row.object_type_id, set()).add(row.object_id)
-    generic = type(rows[0])._meta.get_field('object')
+    about = type(rows[0])._meta.get_field('object')
     for type_id, pks in wanted.items():
-        model = generic.get_content_type(id=type_id, using=rows[0]._state.db).model_class()
+        model = about.get_content_type(id=type_id, using=rows[0]._state.db).model_class()
         if model is not None:
             reader.load(model, pks)
-
-
-def _is_loaded(row, field):
-    return field.attname in row.__dict__
 
 
 def reader_of_context(context):

@@ -13,11 +13,12 @@ from rest_framework.response import Response
 from utilities.exceptions import AbortRequest
 
 from .. import actions
-from ..viewing import Reader
+from ..viewing import Reader, in_sight
 from . import serializers
 
 __all__ = (
     'ActionsMixin',
+    'VisibleMixin',
     'require_runnable',
     'sending',
 )
@@ -30,6 +31,15 @@ class BrokerUnavailable(APIException):
         'of the broker in the configuration is right, then try again.'
     )
     default_code = 'broker_unavailable'
+
+
+class VisibleMixin:
+    """For viewsets of what people change and delete: that must be visible (see `netbox_celery.viewing.in_sight`)."""
+
+    def initial(self, request, *args, **kwargs):
+        super().initial(request, *args, **kwargs)
+        if request.method in ('PUT', 'PATCH', 'DELETE'):
+            self.queryset = in_sight(self.queryset, request.user)
 
 
 class ActionsMixin:

@@ -25,7 +25,7 @@ from ..choices import (
 )
 from ..engine.redaction import shown
 from ..models import CeleryLogEntry, CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
-from ..viewing import load_beside, reader_of_context
+from ..viewing import BESIDE, load_beside, reader_of_context
 
 __all__ = (
     'CeleryLogEntrySerializer',
@@ -53,10 +53,10 @@ class PlainJSONField(PayloadField):
 
 
 class BesideSerializer(serializers.ModelSerializer):
-    """Shows of the objects beside a row that its reader may not view nothing but that they are there: their ID."""
+    """Shows of the objects beside a row that its reader may not view nothing but that they are there: their ID.
 
-    #: What can stand beside a row. The ID of its NetBox object is a field of its own.
-    BESIDE = ('user', 'schedule', 'owner', 'task', 'object')
+    That of its NetBox object is a field of its own.
+    """
 
     def to_representation(self, instance):
         data = super().to_representation(instance)
@@ -64,7 +64,7 @@ class BesideSerializer(serializers.ModelSerializer):
         if reader is None:
             return data
         self._load_page(reader, instance)
-        for name in self.BESIDE:
+        for name in BESIDE.intersection(data) - {'error'}:
             if data.get(name) is not None and not reader.may_view(beside := getattr(instance, name)):
                 data[name] = None if name == 'object' else {'id': beside.pk}
         return data
@@ -72,10 +72,10 @@ class BesideSerializer(serializers.ModelSerializer):
     def _load_page(self, reader, instance):
         page = getattr(self.parent, 'instance', None) if isinstance(self.parent, serializers.ListSerializer) else None
         if not isinstance(page, list):
-            load_beside(reader, [instance])
+            load_beside(reader, [instance], self.fields)
         elif self.context.get('celery_page') is not page:
             self.context['celery_page'] = page
-            load_beside(reader, page)
+            load_beside(reader, page, self.fields)
 
 
 class NarrowSaveSerializer(ValidatedModelSerializer):
