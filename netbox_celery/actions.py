@@ -3,24 +3,36 @@
 The engine does it; here it gets its entry in the change log. Permissions are the caller's to check: on the objects,
 with `restrict()`.
 """
+from django.core.exceptions import PermissionDenied
 from django.utils.translation import gettext as _
 
 from .choices import ResultStatusChoices
 from .engine import control, workflow
+from .engine.canvas import CALLERS, called_tasks
+from .engine.options import is_internal
 from .host import ACTION_CREATE, ACTION_UPDATE, record_change, record_changes, take_snapshot
-from .models import CeleryResult
+from .models import CeleryResult, CeleryTask
+from .viewing import is_unconstrained
 
 __all__ = (
+    'NotRunnable',
     'cancel',
     'cancel_many',
     'cancel_workflow',
     'cancellable',
+    'check_calls',
+    'check_rerun',
     'is_under_way',
     'may_run',
     'rerun',
     'run',
     'why_not_runnable',
 )
+
+
+class NotRunnable(Exception):
+    """A task is disabled or absent; the text says so."""
+
 
 #: Runs that are cancelled in one statement.
 BATCH = 500
@@ -38,8 +50,41 @@ def why_not_runnable(task):
 
 
 def may_run(user, task):
-    """Whether a user may run a task of the catalogue; or, of one that nobody has catalogued (`None`), tasks at all."""
+    """Whether a user may run a task of the catalogue."""
     return user.has_perm('netbox_celery.run_celerytask', task)
+
+
+def check_rerun(user, *results):
+    """Check that a user may run each task that a repetition of runs would call, and that it can be run.
+
+    GUARANTEE: nobody runs a task again that they may not run. `celery.map` and its like are the tasks that they call;
+    no constraint says anything of what the catalogue does not have, so that is for those who may run all tasks.
+
+    Args:
+        user: Who wants to run them again.
+        *results: The runs.
+
+    Raises:
+        django.core.exceptions.PermissionDenied: They may not run one of the tasks.
+        NotRunnable: One is disabled or absent.
+    """
+    for result in results:
+        check_calls(user, called_tasks(result.celery_name, result.args, result.kwargs))
+
+
+def check_calls(user, names):
+    """Check that a user may run tasks, by name, and that they can be run (see `check_rerun`)."""
+    names = set(names)
+    catalogued = {task.name: task for task in CeleryTask.objects.filter(name__in=names)}
+    for name in names:
+        # What calls others, and is none of what they are, is for those who may run all
+        task = None if name in CALLERS else catalogued.get(name)
+        permitted = is_unconstrained(user, CeleryTask, 'run') if task is None else may_run(user, task)
+        if not permitted:
+            raise PermissionDenied(_('You do not have permission to run this task.'))
+    for name in sorted(catalogued):
+        if reason := why_not_runnable(catalogued[name]):
+            raise NotRunnable(reason)
 
 
 def run(request, task, args=(), kwargs=None, **options):
@@ -54,7 +99,13 @@ def run(request, task, args=(), kwargs=None, **options):
 
     Returns:
         What `CeleryResult.enqueue` does.
+
+    Raises:
+        django.core.exceptions.PermissionDenied: It is one of Celery's own, which calls what they may not run.
+        NotRunnable: What it calls is disabled or absent.
     """
+    if is_internal(task.name):
+        check_calls(request.user, called_tasks(task.name, args, kwargs))
     result = CeleryResult.enqueue(task.name, args=args, kwargs=kwargs, user=request.user, **options)
     if not result.joined:
         record_change(result, request, ACTION_CREATE)
@@ -98,7 +149,7 @@ def cancel_workflow(request, result):
     cancelled = 0
     while True:
         runs = workflow.members(result)
-        permitted = runs.restrict(request.user, 'cancel')
+        permitted = _permitted(request, runs)
         # What runs may have started another one before it was cancelled, or have ended meanwhile: look until there is
         # nothing new. The parts of chords come last, since one that ended after the first look may be sending the body.
         ids = list(_to_cancel(permitted).values_list('pk', flat=True))
@@ -109,14 +160,19 @@ def cancel_workflow(request, result):
 
 def cancellable(request, result):
     """Return the runs of a run's workflow that its user may cancel and that can still be cancelled, a queryset."""
-    return _to_cancel(workflow.members(result).restrict(request.user, 'cancel'))
+    return _to_cancel(_permitted(request, workflow.members(result)))
 
 
 def is_under_way(request, result):
     """Whether there is a run of a run's workflow that its user may cancel and that has not ended yet."""
-    return workflow.members(result).restrict(request.user, 'cancel').filter(
+    return _permitted(request, workflow.members(result)).filter(
         status__in=ResultStatusChoices.UNFINISHED
     ).exists()
+
+
+def _permitted(request, runs):
+    """Return those of some runs that a request's user may cancel: they must be allowed to view them, too."""
+    return runs.restrict(request.user, 'cancel').restrict(request.user, 'view')
 
 
 def _to_cancel(runs):

@@ -18,6 +18,7 @@ from django.utils.safestring import mark_safe
 from .config import get_config
 from .engine.reader import LogFilter, log_lines, read_log
 from .models import CeleryLogEntry, CeleryResult, CeleryWorker
+from .viewing import viewable
 
 __all__ = (
     'WINDOW',
@@ -173,9 +174,7 @@ def _load_objects(entries, user):
         model = ContentType.objects.get_for_id(type_id).model_class()
         if model is None:
             continue
-        found = model._default_manager.filter(pk__in=ids)
-        if hasattr(found, 'restrict'):
-            found = found.restrict(user, 'view')
+        found = viewable(model, user).filter(pk__in=ids)
         objects.update(((type_id, obj.pk), obj) for obj in found)
     return objects
 

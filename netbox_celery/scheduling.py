@@ -6,10 +6,14 @@ form, bulk edit, import and REST all call `authorize()` before they save.
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.utils.translation import gettext as _
 
+from .actions import NotRunnable, check_calls
+from .engine.canvas import called_tasks
+from .engine.options import is_internal
 from .engine.payload import dumps_any
 from .engine.schedules import why_not_permitted
 from .host import ACTION_CREATE, record_change, save_permitted
 from .models import CelerySchedule, CeleryTask
+from .viewing import Reader
 
 __all__ = (
     'authorize',
@@ -40,9 +44,27 @@ def check_may_run(user, *task_ids):
             raise PermissionDenied(_('You need the permission to run its task.'))
 
 
-def why_not_runnable_as_owner(schedule):
-    """Return in words why a schedule may not run in its owner's name, or an empty string."""
-    return why_not_permitted(schedule, {})
+def check_inner(user, schedule):
+    """Raise `PermissionDenied` if a schedule runs one of Celery's own tasks, which calls what a user may not run."""
+    # A schedule that is being filled in may have no task yet
+    if schedule.task_id is not None and is_internal(schedule.task.name):
+        try:
+            check_calls(user, called_tasks(schedule.task.name, schedule.args, schedule.kwargs))
+        except NotRunnable:
+            pass  # what is disabled or absent is said when it is to run
+
+
+def why_not_runnable_as_owner(schedule, reader):
+    """Return in words why a schedule may not run in its owner's name, or an empty string.
+
+    Args:
+        schedule: The `CelerySchedule`.
+        reader: The `Reader` who is told. They read no names that they may not view.
+    """
+    why = why_not_permitted(schedule, {})
+    if why and schedule.owner and not (reader.may_view(schedule.owner) and reader.may_view(schedule.task)):
+        return _('Its owner is not active any more, or may not run the task.')
+    return why
 
 
 def authorize(user, schedule):
@@ -63,13 +85,14 @@ def authorize(user, schedule):
     """
     before = None if schedule._state.adding else CelerySchedule.objects.filter(pk=schedule.pk).first()
     check_may_run(user, schedule.task_id, before and before.task_id)
+    check_inner(user, schedule)
     if before is None or _what_runs(before) != _what_runs(schedule):
         check_object(user, before, schedule.object_type, schedule.object_id)
         schedule.owner = user
     else:
         schedule.owner_id = before.owner_id
     is_being_enabled = schedule.enabled and not (before and before.enabled)
-    if is_being_enabled and (why := why_not_runnable_as_owner(schedule)):
+    if is_being_enabled and (why := why_not_runnable_as_owner(schedule, Reader(user))):
         raise ValidationError({'enabled': why})
 
 
@@ -106,6 +129,7 @@ def _what_runs(schedule):
 
 def run_now(request, schedule):
     """Run a schedule's task now, in the name of the request's user. Returns what `CeleryResult.enqueue` does."""
+    check_inner(request.user, schedule)
     result = schedule.run_now(request.user)
     if not result.joined:
         record_change(result, request, ACTION_CREATE, message=_('Run by hand from the schedule {schedule}').format(
@@ -132,6 +156,7 @@ def take_over(user, schedule):
         utilities.exceptions.PermissionsViolation: They may not change it then.
     """
     check_may_run(user, schedule.task_id)
+    check_inner(user, schedule)
     schedule.snapshot()
     schedule.owner = user
     schedule.enabled = schedule.enabled or schedule.stopped is not None

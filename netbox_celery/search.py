@@ -27,4 +27,5 @@ class CeleryScheduleIndex(SearchIndex):
         ('name', 100),
         ('description', 500),
     )
-    display_attrs = ('task', 'kind', 'enabled', 'description')
+    # Not the task, which not everybody who finds a schedule may view
+    display_attrs = ('kind', 'enabled', 'description')

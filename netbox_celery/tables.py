@@ -2,6 +2,7 @@
 import re
 
 import django_tables2 as tables
+from django.template.defaultfilters import truncatechars
 from django.utils.html import escape, format_html
 from django.utils.safestring import mark_safe
 from django.utils.translation import gettext_lazy as _
@@ -10,6 +11,7 @@ from netbox.tables import NetBoxTable, columns
 from utilities.string import humanize_duration
 
 from .models import CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
+from .viewing import Reader, hidden_text, load_beside
 
 __all__ = (
     'CeleryResultTable',
@@ -73,6 +75,60 @@ class NameColumn(tables.Column):
         return str(value)
 
 
+def _address(value, table):
+    """Return the address of an object beside a row, or `None`."""
+    return value.get_absolute_url() if hasattr(value, 'get_absolute_url') and table.reader.may_view(value) else None
+
+
+class BesideColumn(tables.Column):
+    """An object beside a row. Who may not view it learns that there is one (see `netbox_celery.viewing`)."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, linkify=_address, **kwargs)
+
+    def render(self, value, table):
+        return self._show(value) if table.reader.may_view(value) else hidden_text()
+
+    def value(self, value, table):
+        return str(value) if table.reader.may_view(value) else hidden_text()
+
+    def _show(self, value):
+        return value
+
+
+class BesideNameColumn(BesideColumn, NameColumn):
+
+    def _show(self, value):
+        return NameColumn.render(self, value)
+
+
+class BesideTable(NetBoxTable):
+    """A table of rows with objects beside them, of which its reader may perhaps not view all."""
+
+    class Meta(NetBoxTable.Meta):
+        pass
+
+    @property
+    def reader(self):
+        """The `Reader`; it has looked up all that the page shows."""
+        if self._reader is None:
+            # Without a request nobody knows who reads
+            request = getattr(self, 'request', None)
+            self._reader = Reader(getattr(request, 'user', None))
+            if hasattr(self, 'page'):
+                load_beside(self._reader, [row.record for row in self.page.object_list], [
+                    column.name for column in self.columns if column.visible
+                ])
+        return self._reader
+
+    _reader = None
+
+    def before_render(self, request):
+        # Some of NetBox's pages do not configure their tables
+        self.request = request
+        super().before_render(request)
+
+
 class ResultStatusColumn(columns.ChoiceFieldColumn):
     """The status of the last run of a task or a schedule, which is annotated, as a badge that leads to the run."""
 
@@ -87,7 +143,7 @@ class ResultStatusColumn(columns.ChoiceFieldColumn):
         return value
 
 
-class CeleryResultTable(NetBoxTable):
+class CeleryResultTable(BesideTable):
     name = NameColumn(
         verbose_name=_('Name'),
         linkify=True
@@ -98,20 +154,17 @@ class CeleryResultTable(NetBoxTable):
     status = columns.ChoiceFieldColumn(
         verbose_name=_('Status')
     )
-    user = tables.Column(
-        verbose_name=_('User'),
-        linkify=True
+    user = BesideColumn(
+        verbose_name=_('User')
     )
-    schedule = NameColumn(
-        verbose_name=_('Schedule'),
-        linkify=True
+    schedule = BesideNameColumn(
+        verbose_name=_('Schedule')
     )
     object_type = columns.ContentTypeColumn(
         verbose_name=_('Object Type')
     )
-    object = tables.Column(
+    object = BesideColumn(
         verbose_name=_('Object'),
-        linkify=True,
         orderable=False
     )
     progress = columns.TemplateColumn(
@@ -138,10 +191,8 @@ class CeleryResultTable(NetBoxTable):
         verbose_name=_('Duration'),
         orderable=False
     )
-    error = columns.TemplateColumn(
-        verbose_name=_('Error'),
-        template_code='{{ value|truncatechars:120 }}',
-        export_raw=True
+    error = tables.Column(
+        verbose_name=_('Error')
     )
     stale_after = columns.DateTimeColumn(
         verbose_name=_('Stale After')
@@ -169,6 +220,12 @@ class CeleryResultTable(NetBoxTable):
         default_columns = (
             'pk', 'id', 'name', 'status', 'progress', 'user', 'object', 'created', 'duration',
         )
+
+    def render_error(self, record):
+        return truncatechars(self.reader.error_of(record), 120)
+
+    def value_error(self, record):
+        return self.reader.error_of(record)
 
     def render_duration(self, value):
         return humanize_duration(value)
@@ -224,14 +281,13 @@ class CeleryTaskTable(NetBoxTable):
         )
 
 
-class CeleryScheduleTable(NetBoxTable):
+class CeleryScheduleTable(BesideTable):
     name = NameColumn(
         verbose_name=_('Name'),
         linkify=True
     )
-    task = NameColumn(
-        verbose_name=_('Task'),
-        linkify=True
+    task = BesideNameColumn(
+        verbose_name=_('Task')
     )
     in_words = tables.Column(
         verbose_name=_('When'),
@@ -250,9 +306,8 @@ class CeleryScheduleTable(NetBoxTable):
     origin = columns.ChoiceFieldColumn(
         verbose_name=_('Origin')
     )
-    owner = tables.Column(
-        verbose_name=_('Owner'),
-        linkify=True
+    owner = BesideColumn(
+        verbose_name=_('Owner')
     )
     next_run = columns.DateTimeColumn(
         verbose_name=_('Next Run'),
@@ -283,9 +338,8 @@ class CeleryScheduleTable(NetBoxTable):
     object_type = columns.ContentTypeColumn(
         verbose_name=_('Object Type')
     )
-    object = tables.Column(
+    object = BesideColumn(
         verbose_name=_('Object'),
-        linkify=True,
         orderable=False
     )
     tags = columns.TagColumn(

@@ -13,10 +13,12 @@ from rest_framework.response import Response
 from utilities.exceptions import AbortRequest
 
 from .. import actions
+from ..viewing import Reader, in_sight
 from . import serializers
 
 __all__ = (
     'ActionsMixin',
+    'VisibleMixin',
     'require_runnable',
     'sending',
 )
@@ -29,6 +31,15 @@ class BrokerUnavailable(APIException):
         'of the broker in the configuration is right, then try again.'
     )
     default_code = 'broker_unavailable'
+
+
+class VisibleMixin:
+    """For viewsets of what people change and delete: that must be visible (see `netbox_celery.viewing.in_sight`)."""
+
+    def initial(self, request, *args, **kwargs):
+        super().initial(request, *args, **kwargs)
+        if request.method in ('PUT', 'PATCH', 'DELETE'):
+            self.queryset = in_sight(self.queryset, request.user)
 
 
 class ActionsMixin:
@@ -54,7 +65,16 @@ class ActionsMixin:
         return obj
 
     def created(self, result):
-        """Answer that a run has been created, or with which one that is under way the call has become."""
+        """Answer that a run has been created, or which one that is under way the call has become.
+
+        A run that somebody else started is shown to those who may view it. Others learn that they have joined one.
+        """
+        if result.joined and not Reader(self.request.user).may_view(result):
+            return Response({
+                'id': result.pk,
+                'task_id': str(result.task_id),
+                'detail': _('The call has joined a run that is under way, which you may not view.'),
+            })
         serializer = serializers.CeleryResultSerializer(result, context=self.get_serializer_context())
         return Response(
             serializer.data, status=status.HTTP_200_OK if result.joined else status.HTTP_201_CREATED,

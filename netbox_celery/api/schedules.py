@@ -14,7 +14,7 @@ from utilities.exceptions import PermissionsViolation
 
 from .. import filtersets, scheduling
 from ..models import CelerySchedule
-from .base import ActionsMixin, require_runnable, sending
+from .base import ActionsMixin, VisibleMixin, require_runnable, sending
 from .permissions import token_permission
 from .serializers import CeleryResultSerializer, CeleryScheduleSerializer, SchedulePreviewSerializer
 
@@ -34,7 +34,7 @@ class PreviewQuerySerializer(serializers.Serializer):
     )
 
 
-class CeleryScheduleViewSet(ActionsMixin, NetBoxModelViewSet):
+class CeleryScheduleViewSet(VisibleMixin, ActionsMixin, NetBoxModelViewSet):
     """
     Schedules. Whoever makes or changes one needs the permission to run its task. Its runs act as its owner: who made
     it, or was the last to change its task, arguments, options or object. Of schedules that come from the settings or

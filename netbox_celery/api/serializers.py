@@ -23,8 +23,9 @@ from ..choices import (
     ScheduleOriginChoices,
     ScheduleOverlapChoices,
 )
-from ..engine.payload import plain
+from ..engine.redaction import shown
 from ..models import CeleryLogEntry, CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
+from ..viewing import BESIDE, load_beside, reader_of_context
 
 __all__ = (
     'CeleryLogEntrySerializer',
@@ -42,13 +43,39 @@ class PayloadField(serializers.JSONField):
     """JSON as people and programs read it, without Kombu's type markers."""
 
     def to_representation(self, value):
-        return plain(value)
+        return shown(value)
 
 
 class PlainJSONField(PayloadField):
 
     def __init__(self, **kwargs):
         super().__init__(read_only=True, **kwargs)
+
+
+class BesideSerializer(serializers.ModelSerializer):
+    """Shows of the objects beside a row that its reader may not view nothing but that they are there: their ID.
+
+    That of its NetBox object is a field of its own.
+    """
+
+    def to_representation(self, instance):
+        data = super().to_representation(instance)
+        reader = reader_of_context(self.context)
+        if reader is None:
+            return data
+        self._load_page(reader, instance)
+        for name in BESIDE.intersection(data) - {'error'}:
+            if data.get(name) is not None and not reader.may_view(beside := getattr(instance, name)):
+                data[name] = None if name == 'object' else {'id': beside.pk}
+        return data
+
+    def _load_page(self, reader, instance):
+        page = getattr(self.parent, 'instance', None) if isinstance(self.parent, serializers.ListSerializer) else None
+        if not isinstance(page, list):
+            load_beside(reader, [instance], self.fields)
+        elif self.context.get('celery_page') is not page:
+            self.context['celery_page'] = page
+            load_beside(reader, page, self.fields)
 
 
 class NarrowSaveSerializer(ValidatedModelSerializer):
@@ -76,7 +103,7 @@ class CeleryTaskSerializer(NetBoxModelSerializer, NarrowSaveSerializer):
         brief_fields = ('id', 'url', 'display', 'name', 'description', 'enabled', 'present')
 
 
-class CeleryScheduleSerializer(NetBoxModelSerializer):
+class CeleryScheduleSerializer(BesideSerializer, NetBoxModelSerializer):
     kind = ChoiceField(choices=ScheduleKindChoices, required=False)
     origin = ChoiceField(choices=ScheduleOriginChoices, read_only=True)
     missed = ChoiceField(choices=ScheduleMissedChoices, required=False)
@@ -89,6 +116,14 @@ class CeleryScheduleSerializer(NetBoxModelSerializer):
     object_type = ContentTypeField(queryset=ContentType.objects.all(), required=False, allow_null=True)
     object = GFKSerializerField(read_only=True, allow_missing_serializer=True)
     in_words = serializers.CharField(read_only=True, help_text='When it is due, in words')
+
+    def to_representation(self, instance):
+        data = super().to_representation(instance)
+        # As the settings want them shown: `argsrepr` and `kwargsrepr` stand in for what is secret
+        return data | {
+            name: getattr(instance, f'display_{name}') for name in ('args', 'kwargs')
+            if name in data and instance.hides(name)
+        }
 
     class Meta:
         model = CelerySchedule
@@ -130,7 +165,7 @@ class SchedulePreviewSerializer(serializers.Serializer):
     )
 
 
-class CeleryResultSerializer(NetBoxModelSerializer, NarrowSaveSerializer):
+class CeleryResultSerializer(BesideSerializer, NetBoxModelSerializer, NarrowSaveSerializer):
     status = ChoiceField(choices=ResultStatusChoices, read_only=True)
     reason = ChoiceField(choices=ResultReasonChoices, read_only=True)
     user = UserSerializer(nested=True, read_only=True)
@@ -165,8 +200,17 @@ class CeleryResultSerializer(NetBoxModelSerializer, NarrowSaveSerializer):
         ]
         brief_fields = ('id', 'url', 'display', 'task_id', 'celery_name', 'name', 'status')
 
+    def to_representation(self, instance):
+        data = super().to_representation(instance)
+        if (reader := reader_of_context(self.context)) is not None:
+            if 'error' in data:
+                data['error'] = reader.error_of(instance)
+            if 'attempts' in data:
+                data['attempts'] = reader.attempts_of(instance)
+        return data
 
-class CeleryLogEntrySerializer(BaseModelSerializer):
+
+class CeleryLogEntrySerializer(BesideSerializer, BaseModelSerializer):
     # There is no page for a single line
     display_url = None
     result = CeleryResultSerializer(nested=True, read_only=True)
@@ -183,7 +227,7 @@ class CeleryLogEntrySerializer(BaseModelSerializer):
         brief_fields = ('id', 'url', 'display', 'level', 'message', 'created')
 
 
-class LogLineSerializer(serializers.ModelSerializer):
+class LogLineSerializer(BesideSerializer):
     """A line as those read it who follow a run: they know which one."""
     level = ChoiceField(choices=LogLevelChoices, read_only=True)
     object_type = ContentTypeField(read_only=True)
@@ -218,6 +262,11 @@ class LogPageSerializer(serializers.Serializer):
     percentage = serializers.FloatField(source='result.percentage', allow_null=True)
     step = serializers.CharField(source='result.step')
     results = LogLineSerializer(source='entries', many=True)
+
+    def to_representation(self, page):
+        if (reader := reader_of_context(self.context)) is not None:
+            load_beside(reader, page.entries)
+        return super().to_representation(page)
 
     def get_count(self, page) -> int:
         return len(page.entries)

@@ -9,7 +9,7 @@ from django.http import Http404
 from django.utils.translation import gettext as _
 from drf_spectacular.utils import extend_schema
 from rest_framework.decorators import action
-from rest_framework.exceptions import PermissionDenied, ValidationError
+from rest_framework.exceptions import ValidationError
 from rest_framework.response import Response
 from rest_framework.routers import APIRootView
 
@@ -22,7 +22,7 @@ from ..engine.control import NotRerunnable
 from ..engine.reader import read_log
 from ..models import CeleryLogEntry, CeleryResult, CeleryTask, CeleryWorker
 from . import serializers
-from .base import ActionsMixin, require_runnable, sending
+from .base import ActionsMixin, VisibleMixin, require_runnable, sending
 from .pagination import HistoryPagination
 from .parameters import LogQuerySerializer, TaskRunSerializer
 from .permissions import token_permission
@@ -56,7 +56,7 @@ class NotOffered:
         raise AttributeError(self.name)
 
 
-class EngineModelViewSet(ActionsMixin, NetBoxModelViewSet):
+class EngineModelViewSet(VisibleMixin, ActionsMixin, NetBoxModelViewSet):
     """Base class for rows that the engine makes and keeps: people annotate and delete them."""
     http_method_names = [name for name in NetBoxModelViewSet.http_method_names if name != 'put']
     create = NotOffered()
@@ -154,15 +154,11 @@ class CeleryResultViewSet(WorkflowMixin, EngineModelViewSet):
     @action(detail=True, methods=['post'], permission_classes=[token_permission('rerun')])
     def rerun(self, request, pk):
         result = self.get_object_to_act_on()
-        task = CeleryTask.objects.filter(name=result.celery_name).first()
-        if not actions.may_run(request.user, task):
-            raise PermissionDenied(_('You do not have permission to run this task.'))
-        if task:
-            require_runnable(task)
         try:
+            actions.check_rerun(request.user, result)
             with sending():
                 new = actions.rerun(request, result)
-        except NotRerunnable as exc:
+        except (NotRerunnable, actions.NotRunnable) as exc:
             raise AbortRequest(str(exc)) from exc
         return self.created(new)
 
@@ -201,8 +197,11 @@ class CeleryTaskViewSet(EngineModelViewSet):
             raise ValidationError({
                 'parameters': {name: [message] for name, message in exc.errors.items()}
             }) from exc
-        with sending():
-            result = actions.run(request, task, args, kwargs, **run.validated_options())
+        try:
+            with sending():
+                result = actions.run(request, task, args, kwargs, **run.validated_options())
+        except actions.NotRunnable as exc:
+            raise AbortRequest(str(exc)) from exc
         return self.created(result)
 
 

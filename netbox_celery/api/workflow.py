@@ -10,6 +10,7 @@ from netbox.api.serializers import BaseModelSerializer
 
 from ..choices import ResultReasonChoices, ResultStatusChoices
 from ..models import CeleryResult
+from ..viewing import reader_of_context
 from ..workflow import load_workflow
 from .serializers import PlainJSONField
 
@@ -57,6 +58,12 @@ class WorkflowRunSerializer(BaseModelSerializer):
         parent = self._node(run).parent
         return parent and parent.run.pk
 
+    def to_representation(self, run):
+        reader = reader_of_context(self.context)
+        return super().to_representation(run) | {
+            'error': reader.error_of(run), 'attempts': reader.attempts_of(run)
+        }
+
     def get_depth(self, run) -> int:
         return self._node(run).depth
 
@@ -87,6 +94,9 @@ class WorkflowSerializer(serializers.Serializer):
         return len(workflow.nodes)
 
     def get_runs(self, workflow) -> WorkflowRunSerializer(many=True):
+        reader_of_context(self.context).load_runs(
+            filter(None, (node.run.quoted_id for node in workflow.nodes))
+        )
         context = {**self.context, 'nodes': {node.run.pk: node for node in workflow.nodes}}
         return WorkflowRunSerializer([node.run for node in workflow.nodes], many=True, context=context).data
 

@@ -17,6 +17,7 @@ from .options import OWN_DICT, OWN_PREFIX, is_own
 __all__ = (
     'LINKS',
     'as_request',
+    'called_tasks',
     'first_steps',
     'forget_ids',
     'leaves',
@@ -37,6 +38,51 @@ PARTS = {
     'celery.starmap': ('task',),
     'celery.chunks': ('task',),
 }
+
+
+#: Those of them that call one task for each of some items, which are data.
+MAPPERS = ('celery.map', 'celery.starmap', 'celery.chunks')
+#: Tasks of Celery's own that call those which they are given, and do nothing else.
+CALLERS = frozenset((*PARTS, 'celery.chord_unlock'))
+#: Signatures that are made of others, and call nothing else, whatever name they have.
+CANVASES = ('chain', 'group', 'chord')
+
+
+def called_tasks(name, args, kwargs):
+    """Yield the names of the tasks that a call of a task calls, for who has to know whether they may be called.
+
+    That is the task itself. For those of Celery's own that call others (`celery.map`, `celery.chord`, ...) it is those,
+    with their callbacks. One of Celery's own inside of another is named as well: what it calls may come as an argument.
+
+    Args:
+        name: Name of the task.
+        args: Its positional arguments, or what a row has of them.
+        kwargs: Its keyword arguments, or what a row has of them.
+    """
+    inner = []
+    if name in MAPPERS:
+        # Celery takes the name of a task as well as its signature. The items are data
+        mapped = kwargs.get('task') if isinstance(kwargs, Mapping) else None
+        if mapped is None and isinstance(args, list | tuple) and args:
+            mapped = args[0]
+        inner = [mapped] if isinstance(mapped, str) else list(_signed(mapped))
+    elif name in CALLERS:
+        inner = [*_signed(args), *_signed(kwargs)]
+    yield from inner or [name]
+
+
+def _signed(value):
+    """Yield the names of the tasks that the signatures in a value call."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _signed(item)
+    elif isinstance(value, Mapping):
+        if isinstance(value.get('task'), str) and value.get('subtask_type') not in CANVASES:
+            yield value['task']
+            yield from _signed(value.get('options'))
+        else:
+            for item in value.values():
+                yield from _signed(item)
 
 
 def forget_ids():

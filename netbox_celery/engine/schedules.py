@@ -214,8 +214,11 @@ def _fail(schedule, moment, reason, error):
     task_id = uuid4()
     CeleryResult.objects.bulk_create([CeleryResult(
         task_id=task_id, root_id=task_id, request_id=task_id, celery_name=schedule.task.name, name=schedule.task.name,
-        args=schedule.args, kwargs=schedule.kwargs, queue=schedule.queue, user_id=schedule.owner_id,
-        options={'headers': {DUE_HEADER: moment.isoformat()}}, schedule=schedule,
+        args=None if schedule.hides('args') else schedule.args,
+        kwargs=None if schedule.hides('kwargs') else schedule.kwargs, queue=schedule.queue, user_id=schedule.owner_id,
+        options={'headers': {DUE_HEADER: moment.isoformat()}, **{
+            name: schedule.options[name] for name in ('argsrepr', 'kwargsrepr') if name in schedule.options
+        }}, schedule=schedule,
         object_type_id=schedule.object_type_id, object_id=schedule.object_id, status=Status.STATUS_FAILED,
         reason=reason, error=clean_text(error), completed=schedule.now
     )])

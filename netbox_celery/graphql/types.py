@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import strawberry
 import strawberry_django
 from strawberry.scalars import JSON
+from strawberry.types import Info
 from strawberry_django.fields.types import field_type_map
 
 from netbox.graphql.scalars import BigInt
@@ -17,6 +18,7 @@ from netbox.graphql.types import BaseObjectType, NetBoxObjectType
 from .. import models
 from ..engine.payload import plain
 from ..models.fields import TimeField
+from ..viewing import Reader
 from .filters import (
     CeleryLogEntryFilter,
     CeleryResultFilter,
@@ -41,11 +43,19 @@ __all__ = (
 field_type_map[TimeField] = datetime
 
 
+def _reader(info):
+    """Return the reader of an answer, one for all its rows."""
+    request = info.context.request
+    if not hasattr(request, 'celery_reader'):
+        request.celery_reader = Reader(request.user)
+    return request.celery_reader
+
+
 @strawberry_django.type(
     models.CeleryResult,
     fields=[
         'id', 'task_id', 'celery_name', 'name', 'status', 'reason', 'queue', 'worker', 'step', 'attempt', 'scheduled',
-        'expires', 'sent', 'started', 'completed', 'cancelled', 'error', 'traceback', 'request_id', 'parent_id',
+        'expires', 'sent', 'started', 'completed', 'cancelled', 'traceback', 'request_id', 'parent_id',
         'root_id', 'group_id', 'concurrency_key', 'stale_after', 'created', 'last_updated',
     ],
     filters=CeleryResultFilter,
@@ -78,7 +88,11 @@ class CeleryResultType(NetBoxObjectType):
 
     @strawberry_django.field(only=['options'])
     def options(self) -> JSON:
-        return plain(self.options or {})
+        return self.display_options
+
+    @strawberry_django.field(only=['error', 'reason'])
+    def error(self, info: Info) -> str:
+        return _reader(info).error_of(self)
 
     @strawberry_django.field(only=['data'])
     def data(self) -> JSON | None:
@@ -88,9 +102,9 @@ class CeleryResultType(NetBoxObjectType):
     def result(self) -> JSON | None:
         return plain(self.result)
 
-    @strawberry_django.field(only=['attempts'])
-    def attempts(self) -> JSON:
-        return plain(self.attempts)
+    @strawberry_django.field(only=['attempts', 'error', 'reason'])
+    def attempts(self, info: Info) -> JSON:
+        return _reader(info).attempts_of(self)
 
 
 @strawberry_django.type(
@@ -134,17 +148,17 @@ class CeleryScheduleType(NetBoxObjectType):
     def in_words(self) -> str:
         return self.in_words
 
-    @strawberry_django.field(only=['args'])
+    @strawberry_django.field(only=['args', 'options'])
     def args(self) -> JSON:
-        return plain(self.args or [])
+        return self.display_args
 
-    @strawberry_django.field(only=['kwargs'])
+    @strawberry_django.field(only=['kwargs', 'options'])
     def kwargs(self) -> JSON:
-        return plain(self.kwargs or {})
+        return self.display_kwargs
 
     @strawberry_django.field(only=['options'])
     def options(self) -> JSON:
-        return plain(self.options or {})
+        return self.display_options
 
 
 @strawberry_django.type(

@@ -16,6 +16,7 @@ from netbox.models import NetBoxModel
 
 from ..choices import ResultReasonChoices, ResultStatusChoices
 from ..engine.payload import PayloadDecoder, PayloadEncoder, plain
+from ..engine.redaction import QUOTED_RUN, hide, shown
 from ..engine.workflow import HAS_OTHER_ROOT
 from ..querysets import HistoryQuerySet
 from .about import AboutObject
@@ -359,7 +360,8 @@ class CeleryResult(NetBoxModel, AboutObject):
             'message', 'holder', 'claims', 'nesting', 'in_backend', 'concurrency_slot', 'concurrency_limit',
         )
         exclude = [*(exclude or ()), *own]
-        return super(CeleryResult, with_plain_payloads(self, exclude)).serialize_object(exclude=exclude)
+        data = hide(super(CeleryResult, with_plain_payloads(self, exclude)).serialize_object(exclude=exclude))
+        return data | {'error': self.error_without_quote} if 'error' in data else data
 
     @property
     def is_finished(self):
@@ -378,6 +380,23 @@ class CeleryResult(NetBoxModel, AboutObject):
         return named and named.group(1)
 
     @property
+    def quoted_id(self):
+        """ID of another run whose name and error this one's error repeats, or `None`.
+
+        Who may not view that run may not read them here either: they read `error_without_quote`.
+        """
+        if self.reason != ResultReasonChoices.REASON_UPSTREAM_FAILED:
+            return None
+        quoted = QUOTED_RUN.search(self.error)
+        return quoted and (quoted.group(1) or quoted.group(2))
+
+    @property
+    def error_without_quote(self):
+        """The error, without what it says of another run but its ID."""
+        quoted = self.quoted_id
+        return f'Not run, because [{quoted}] did not succeed' if quoted else self.error
+
+    @property
     def display_args(self):
         """Arguments as a person reads them: the caller's `argsrepr` if one was given, else `args` as plain JSON."""
         return self._display('args')
@@ -387,10 +406,15 @@ class CeleryResult(NetBoxModel, AboutObject):
         """Keyword arguments as a person reads them (see `display_args`)."""
         return self._display('kwargs')
 
+    @property
+    def display_options(self):
+        """Options as a person reads them: later steps and callbacks show their arguments as their `argsrepr` says."""
+        return shown(self.options)
+
     def _display(self, field):
         options = self.options if isinstance(self.options, dict) else {}
         redacted = options.get(f'{field}repr')
-        return plain(getattr(self, field) if redacted is None else redacted)
+        return shown(getattr(self, field)) if redacted is None else plain(redacted)
 
     @property
     def is_rerunnable(self):

@@ -23,7 +23,8 @@ from ..choices import (
 from ..engine import due
 from ..engine.catalogue import check_arguments
 from ..engine.exceptions import InvalidArguments
-from ..engine.payload import PayloadDecoder, PayloadEncoder, dumps_any, to_jsonb
+from ..engine.payload import PayloadDecoder, PayloadEncoder, dumps_any, plain, to_jsonb
+from ..engine.redaction import hide, shown
 from .about import AboutObject
 from .fields import TimeField, with_plain_payloads
 
@@ -266,14 +267,33 @@ class CelerySchedule(NetBoxModel, AboutObject):
     def serialize_object(self, exclude=None):
         """Leave what beat writes out of the change log."""
         exclude = [*(exclude or ()), 'last_run', 'next_run', 'stopped']
-        return super(CelerySchedule, with_plain_payloads(self, exclude)).serialize_object(exclude=exclude)
+        return hide(super(CelerySchedule, with_plain_payloads(self, exclude)).serialize_object(exclude=exclude))
 
     def clone(self):
         arguments = {
             name: dumps_any(value)
-            for name in ('args', 'kwargs') if (value := getattr(self, name))
+            for name in ('args', 'kwargs') if (value := getattr(self, name)) and not self.hides(name)
         }
         return super().clone() | arguments
+
+    def hides(self, field):
+        """Whether the options of a schedule of the settings hide its `args` or `kwargs` (`argsrepr`, `kwargsrepr`)."""
+        return isinstance(self.options, dict) and self.options.get(f'{field}repr') is not None
+
+    @property
+    def display_args(self):
+        """Arguments as a person reads them: the `argsrepr` of its options if there is one, else plain JSON."""
+        return plain(self.options['argsrepr']) if self.hides('args') else shown(self.args)
+
+    @property
+    def display_kwargs(self):
+        """Keyword arguments as a person reads them (see `display_args`)."""
+        return plain(self.options['kwargsrepr']) if self.hides('kwargs') else shown(self.kwargs)
+
+    @property
+    def display_options(self):
+        """Options as a person reads them (see `CeleryResult.display_options`)."""
+        return shown(self.options)
 
     @property
     def is_read_only(self):

@@ -1,18 +1,55 @@
 """What panels of more than one page are made of."""
+from django.utils.html import format_html
+
 from netbox.ui import attrs, panels
 
-from ..engine.payload import plain
+from ..engine.redaction import shown
+from ..viewing import Reader, hidden_text
 
 __all__ = (
     'PayloadPanel',
     'SparseAttributesPanel',
+    'VisibleGenericAttr',
+    'VisibleRelatedAttr',
     'description_of',
+    'shown_arguments',
 )
 
 
 def description_of(choices, value):
     """Return the sentence that a `ChoiceSet` has about a value, or an empty string."""
     return next((choice.description for choice in choices.CHOICES if choice.value == value), '')
+
+
+def shown_arguments(obj):
+    """Return what the panel of the arguments of a run or a schedule shows, as their author wants them to be shown."""
+    args, kwargs = obj.display_args, obj.display_kwargs
+    return {
+        'positional': list(enumerate(args, start=1)) if isinstance(args, list) else [],
+        'named': list(kwargs.items()) if isinstance(kwargs, dict) else [],
+        'representations': [text for text in (args, kwargs) if isinstance(text, str)],
+    }
+
+
+class VisibleAttrMixin:
+    """An object beside the one on the page. Who may not view it learns that there is one."""
+
+    def render(self, obj, context):
+        if self.hidden(obj, context['perms'].user):
+            return format_html('<span class="text-secondary">{}</span>', hidden_text())
+        return super().render(obj, context)
+
+    def hidden(self, obj, user):
+        value = self.get_value(obj)
+        return value is not None and not Reader(user).may_view(value)
+
+
+class VisibleRelatedAttr(VisibleAttrMixin, attrs.RelatedObjectAttr):
+    pass
+
+
+class VisibleGenericAttr(VisibleAttrMixin, attrs.GenericForeignKeyAttr):
+    pass
 
 
 class SparseAttributesPanel(panels.ObjectAttributesPanel):
@@ -29,7 +66,7 @@ class PayloadPanel(panels.JSONPanel):
 
     def get_context(self, context):
         ctx = super().get_context(context)
-        return ctx | {'data': plain(ctx['data'])}
+        return ctx | {'data': shown(ctx['data'])}
 
     def should_render(self, context):
         return context['data'] not in (None, {}, [])

@@ -16,7 +16,15 @@ from ..engine.times import moment
 from ..forms import LogForm
 from ..live import is_worker_alive, open_log
 from ..progress import measure_pace
-from .parts import PayloadPanel, SparseAttributesPanel, description_of
+from ..viewing import Reader
+from .parts import (
+    PayloadPanel,
+    SparseAttributesPanel,
+    VisibleGenericAttr,
+    VisibleRelatedAttr,
+    description_of,
+    shown_arguments,
+)
 
 __all__ = (
     'LIVE',
@@ -118,9 +126,9 @@ class ResultRunPanel(SparseAttributesPanel):
     task = attrs.TemplatedAttr(
         'celery_name', label=gettext_lazy('Task'), template_name='netbox_celery/attrs/task.html'
     )
-    object = attrs.GenericForeignKeyAttr('object', label=gettext_lazy('Object'), linkify=True)
-    user = attrs.RelatedObjectAttr('user', label=gettext_lazy('User'), linkify=True)
-    schedule = attrs.RelatedObjectAttr('schedule', label=gettext_lazy('Schedule'), linkify=True)
+    object = VisibleGenericAttr('object', label=gettext_lazy('Object'), linkify=True)
+    user = VisibleRelatedAttr('user', label=gettext_lazy('User'), linkify=True)
+    schedule = VisibleRelatedAttr('schedule', label=gettext_lazy('Schedule'), linkify=True)
     created = attrs.DateTimeAttr('created', label=gettext_lazy('Created'))
     expires = WaitingUntilAttr('expires', label=gettext_lazy('Expires'))
     queue = attrs.TextAttr('queue', label=gettext_lazy('Queue'))
@@ -141,8 +149,12 @@ class ResultErrorPanel(LiveMixin, panels.ObjectPanel):
     template_name = 'netbox_celery/panels/error.html'
     title = gettext_lazy('Error')
 
+    def get_context(self, context):
+        ctx = super().get_context(context)
+        return ctx | {'error': Reader(ctx['perms'].user).error_of(ctx['object'])}
+
     def should_render(self, context):
-        return bool(context['object'].error or context['object'].traceback)
+        return bool(context['error'] or context['object'].traceback)
 
 
 class ResultAttemptsPanel(LiveMixin, panels.ObjectPanel):
@@ -152,7 +164,9 @@ class ResultAttemptsPanel(LiveMixin, panels.ObjectPanel):
 
     def get_context(self, context):
         ctx = super().get_context(context)
-        return ctx | {'attempts': [self._readable(attempt) for attempt in ctx['object'].attempts]}
+        return ctx | {'attempts': [
+            self._readable(attempt) for attempt in Reader(ctx['perms'].user).attempts_of(ctx['object'])
+        ]}
 
     @staticmethod
     def _readable(attempt):
@@ -190,13 +204,7 @@ class ResultArgumentsPanel(panels.ObjectPanel):
 
     def get_context(self, context):
         ctx = super().get_context(context)
-        args, kwargs = ctx['object'].display_args, ctx['object'].display_kwargs
-        return ctx | {
-            'positional': list(enumerate(args, start=1)) if isinstance(args, list) else [],
-            'named': list(kwargs.items()) if isinstance(kwargs, dict) else [],
-            'representations': [shown for shown in (args, kwargs) if isinstance(shown, str)],
-            'kept': ctx['object'].is_rerunnable,
-        }
+        return ctx | shown_arguments(ctx['object']) | {'kept': ctx['object'].is_rerunnable}
 
 
 class ResultLogPanel(panels.ObjectPanel):

@@ -5,10 +5,16 @@ from netbox.ui import attrs, panels
 
 from .. import __version__
 from ..choices import ScheduleMissedChoices, ScheduleOverlapChoices
-from ..engine.payload import plain
 from ..scheduling import why_not_runnable_as_owner
 from ..upcoming import upcoming
-from .parts import SparseAttributesPanel, description_of
+from ..viewing import Reader, hidden_text
+from .parts import (
+    SparseAttributesPanel,
+    VisibleGenericAttr,
+    VisibleRelatedAttr,
+    description_of,
+    shown_arguments,
+)
 
 __all__ = (
     'ScheduleArgumentsPanel',
@@ -51,8 +57,11 @@ class OwnerAttr(attrs.RelatedObjectAttr):
     placeholder = ''
 
     def get_context(self, obj, attr, value, context):
+        reader = Reader(context['perms'].user)
         return super().get_context(obj, attr, value, context) | {
-            'object': obj, 'obstacle': why_not_runnable_as_owner(obj)
+            'object': obj,
+            'obstacle': why_not_runnable_as_owner(obj, reader),
+            'hidden': hidden_text() if obj.owner and not reader.may_view(obj.owner) else '',
         }
 
     def get_value(self, obj):
@@ -65,7 +74,7 @@ class SchedulePanel(panels.ObjectAttributesPanel):
     name = attrs.TextAttr('name', label=gettext_lazy('Name'))
     description = attrs.TextAttr('description', label=gettext_lazy('Description'))
     enabled = attrs.BooleanAttr('enabled', label=gettext_lazy('Enabled'))
-    task = attrs.RelatedObjectAttr('task', label=gettext_lazy('Task'), linkify=True)
+    task = VisibleRelatedAttr('task', label=gettext_lazy('Task'), linkify=True)
     owner = OwnerAttr('owner', label=gettext_lazy('Runs act as'))
     origin = attrs.TemplatedAttr(
         'origin', label=gettext_lazy('Origin'), template_name='netbox_celery/attrs/origin.html'
@@ -100,18 +109,14 @@ class ScheduleArgumentsPanel(panels.ObjectPanel):
 
     def get_context(self, context):
         ctx = super().get_context(context)
-        args, kwargs = plain(ctx['object'].args), plain(ctx['object'].kwargs)
         return ctx | {
-            'positional': list(enumerate(args, start=1)) if isinstance(args, list) else [],
-            'named': list(kwargs.items()) if isinstance(kwargs, dict) else [],
-            'representations': [shown for shown in (args, kwargs) if isinstance(shown, str)],
             'kept': True,
-        }
+        } | shown_arguments(ctx['object'])
 
 
 class ScheduleOptionsPanel(SparseAttributesPanel):
     title = gettext_lazy('Options')
-    object = attrs.GenericForeignKeyAttr('object', label=gettext_lazy('Object'), linkify=True)
+    object = VisibleGenericAttr('object', label=gettext_lazy('Object'), linkify=True)
     queue = attrs.TextAttr('queue', label=gettext_lazy('Queue'))
     priority = attrs.NumericAttr('priority', label=gettext_lazy('Priority'))
     expires = attrs.TextAttr(

@@ -3,7 +3,6 @@ from contextlib import contextmanager
 
 from celery.exceptions import CeleryError, QueueNotFound
 from django.contrib import messages
-from django.core.exceptions import PermissionDenied
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
@@ -17,13 +16,14 @@ from utilities.views import GetReturnURLMixin
 from .. import actions
 from ..choices import ResultStatusChoices
 from ..engine.control import NotRerunnable
-from ..models import CeleryTask
+from ..viewing import Reader, in_sight
 
 __all__ = (
     'ConfirmView',
     'FilteredMixin',
     'NotStarted',
-    'check_task',
+    'VisibleBulkMixin',
+    'VisibleMixin',
     'reload_page',
     'starting',
     'tell_started',
@@ -47,7 +47,7 @@ def starting():
         ).format(error=exc)) from exc
     except QueueNotFound as exc:
         raise NotStarted(_('The task was not started, because there is no such queue.')) from exc
-    except NotRerunnable as exc:
+    except (NotRerunnable, actions.NotRunnable) as exc:
         raise NotStarted(str(exc)) from exc
     except (CeleryError, EncodeError, TypeError, ValueError) as exc:
         # Its policy says no; or the code has changed since the catalogue was brought up to date, or the earlier run
@@ -62,26 +62,14 @@ def tell_started(request, run, message):
         run: What `enqueue` returned.
         message: What is said of a new run, with a place for `{run}`.
     """
-    if run.joined:
+    if run.joined and not Reader(request.user).may_view(run):
+        messages.info(request, _('A run with the same key is under way already, which you may not view'))
+    elif run.joined:
         messages.info(request, _('{run} is under way already, with the same key').format(run=run))
     elif run.status == ResultStatusChoices.STATUS_IGNORED:
         messages.warning(request, run.error)
     else:
         messages.success(request, message.format(run=run))
-
-
-def check_task(user, name):
-    """Check that a user may run the task of an earlier run again.
-
-    Raises:
-        PermissionDenied: The user may not run the task.
-        NotStarted: The task is disabled or absent.
-    """
-    task = CeleryTask.objects.filter(name=name).first()
-    if not actions.may_run(user, task):
-        raise PermissionDenied
-    if task and (reason := actions.why_not_runnable(task)):
-        raise NotStarted(reason)
 
 
 def reload_page():
@@ -109,8 +97,30 @@ class FilteredMixin:
         return super().get(request, *args, **kwargs)
 
 
+class VisibleMixin:
+    """For NetBox's views that change and delete objects: these must be visible (`netbox_celery.viewing.in_sight`)."""
+
+    def get_queryset(self, request):
+        return in_sight(super().get_queryset(request), request.user)
+
+
+class VisibleBulkMixin(VisibleMixin):
+    """Likewise for NetBox's view that deletes many: with filters, it asks for all that match, whosever they are."""
+
+    def post(self, request, **kwargs):
+        filterset, permitted = self.filterset, self.queryset.values('pk')
+
+        def filter_permitted(data, queryset, **options):
+            return filterset(data, queryset.filter(pk__in=permitted), **options)
+
+        self.filterset = filter_permitted
+        return super().post(request, **kwargs)
+
+
 class ConfirmView(GetReturnURLMixin, BaseObjectView):
     """Ask before something is done to an object, on a page or, from one of its buttons, in a dialog.
+
+    Who does it must be allowed to view the object, too.
 
     Attributes:
         permission: The action that the user must be permitted on the object.
@@ -123,6 +133,9 @@ class ConfirmView(GetReturnURLMixin, BaseObjectView):
     title = ''
     button = ''
     color = 'primary'
+
+    def get_queryset(self, request):
+        return super().get_queryset(request).restrict(request.user, 'view')
 
     def get_required_permission(self):
         return get_permission_for_model(self.queryset.model, self.permission)

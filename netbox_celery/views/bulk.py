@@ -12,7 +12,7 @@ from utilities.views import GetReturnURLMixin, register_model_view
 from .. import actions, filtersets, tables
 from ..choices import ResultStatusChoices
 from ..models import CeleryResult
-from .base import NotStarted, check_task, starting
+from .base import NotStarted, starting
 from .results import listed
 
 __all__ = (
@@ -44,6 +44,10 @@ class BulkResultView(GetReturnURLMixin, BaseMultiObjectView):
     description = ''
     button = ''
     color = 'primary'
+
+    def get_queryset(self, request):
+        # One must be allowed to see what one acts on
+        return super().get_queryset(request).restrict(request.user, 'view')
 
     def get_required_permission(self):
         return get_permission_for_model(CeleryResult, self.permission)
@@ -129,8 +133,8 @@ class CeleryResultBulkRerunView(BulkResultView):
         started, failures = 0, {}
         for result in results:
             try:
-                check_task(request.user, result.celery_name)
                 with starting():
+                    actions.check_rerun(request.user, result)
                     actions.rerun(request, result)
                 started += 1
             except PermissionDenied:

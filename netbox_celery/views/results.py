@@ -17,7 +17,16 @@ from .. import actions, filtersets, forms, panels, tables
 from ..engine.control import cancellation
 from ..models import CeleryResult
 from ..object_actions import BulkCancel, BulkRerun, CancelResult, RerunResult
-from .base import ConfirmView, FilteredMixin, NotStarted, check_task, starting, tell_started, visible_address
+from .base import (
+    ConfirmView,
+    FilteredMixin,
+    NotStarted,
+    VisibleBulkMixin,
+    VisibleMixin,
+    starting,
+    tell_started,
+    visible_address,
+)
 
 __all__ = (
     'CeleryResultBulkDeleteView',
@@ -117,12 +126,12 @@ def _changes(result):
 
 
 @register_model_view(CeleryResult, 'delete')
-class CeleryResultDeleteView(generic.ObjectDeleteView):
+class CeleryResultDeleteView(VisibleMixin, generic.ObjectDeleteView):
     queryset = CeleryResult.objects.all()
 
 
 @register_model_view(CeleryResult, 'bulk_delete', path='delete', detail=False)
-class CeleryResultBulkDeleteView(generic.BulkDeleteView):
+class CeleryResultBulkDeleteView(VisibleBulkMixin, generic.BulkDeleteView):
     queryset = CeleryResult.objects.all()
     filterset = filtersets.CeleryResultFilterSet
     table = tables.CeleryResultTable
@@ -194,8 +203,8 @@ class CeleryResultRerunView(ConfirmView):
         if not obj.is_rerunnable:
             return _('Its arguments were not kept: they are hidden by its caller, or too large.')
         try:
-            check_task(request.user, obj.celery_name)
-        except NotStarted as exc:
+            actions.check_rerun(request.user, obj)
+        except actions.NotRunnable as exc:
             return str(exc)
         return ''
 
@@ -207,8 +216,8 @@ class CeleryResultRerunView(ConfirmView):
 
     def perform(self, request, obj):
         try:
-            check_task(request.user, obj.celery_name)
             with starting():
+                actions.check_rerun(request.user, obj)
                 new = actions.rerun(request, obj)
         except NotStarted as exc:
             messages.error(request, str(exc))

@@ -9,6 +9,7 @@ from utilities.views import register_model_view
 
 from .. import actions, scheduling
 from ..models import CelerySchedule
+from ..viewing import Reader, hidden_text
 from .base import ConfirmView, NotStarted, starting, tell_started, visible_address
 
 __all__ = (
@@ -85,7 +86,7 @@ class CeleryScheduleEnableView(ScheduleConfirmView):
     def why_not(self, request, obj):
         if obj.enabled:
             return _('It is enabled already.')
-        if why := scheduling.why_not_runnable_as_owner(obj):
+        if why := scheduling.why_not_runnable_as_owner(obj, Reader(request.user)):
             return _('{why} Take it over first.').format(why=why)
         return ''
 
@@ -127,7 +128,9 @@ class CeleryScheduleTakeOverView(ScheduleConfirmView):
 
     def describe(self, obj):
         sentences = [
-            _('Its runs act as you from now on, no longer as {owner}.').format(owner=obj.owner) if obj.owner else
+            _('Its runs act as you from now on, no longer as {owner}.').format(
+                owner=obj.owner if Reader(self.request.user).may_view(obj.owner) else hidden_text()
+            ) if obj.owner else
             _('Its runs act as you from now on.')
         ]
         if obj.stopped:

@@ -46,7 +46,8 @@ from ..object_actions import (
     TakeOverSchedule,
 )
 from ..upcoming import upcoming
-from .base import FilteredMixin
+from ..viewing import Reader, hidden_text
+from .base import FilteredMixin, VisibleBulkMixin, VisibleMixin
 from .results import listed
 
 __all__ = (
@@ -94,7 +95,7 @@ class CeleryScheduleListView(FilteredMixin, WithLastRunMixin, generic.ObjectList
 @register_model_view(CelerySchedule)
 class CeleryScheduleView(generic.ObjectView):
     queryset = CelerySchedule.objects.select_related('task', 'owner')
-    template_name = 'generic/object.html'
+    template_name = 'netbox_celery/celeryschedule.html'
     actions = (
         RunSchedule, EnableSchedule, DisableSchedule, TakeOverSchedule, CloneObject, EditObject, DeleteSchedule,
     )
@@ -174,7 +175,7 @@ def _words(duration):
 
 @register_model_view(CelerySchedule, 'add', detail=False)
 @register_model_view(CelerySchedule, 'edit')
-class CeleryScheduleEditView(generic.ObjectEditView):
+class CeleryScheduleEditView(VisibleMixin, generic.ObjectEditView):
     queryset = CelerySchedule.objects.select_related('task', 'owner')
     template_name = 'netbox_celery/schedule/edit.html'
     htmx_template_name = 'netbox_celery/schedule/form.html'
@@ -223,10 +224,13 @@ class CeleryScheduleEditView(generic.ObjectEditView):
                 'You cannot save changes: you need the permission to run its task.'
             )}
         elif schedule.owner_id != user.pk:
+            owner = schedule.owner or _('nobody')
+            if schedule.owner and not Reader(user).may_view(schedule.owner):
+                owner = hidden_text()
             what = _('its object') if schedule.is_read_only else _('its task, arguments, options or object')
             yield {'level': 'info', 'icon': 'account-arrow-left', 'text': _(
                 'Its runs act as {owner}. If you change {what}, you become its owner, and its runs act as you.'
-            ).format(owner=schedule.owner or _('nobody'), what=what)}
+            ).format(owner=owner, what=what)}
 
 
 @register_model_view(CelerySchedule, 'preview', detail=False)
@@ -261,7 +265,7 @@ class SchedulePreviewView(ConditionalLoginRequiredMixin, View):
 
 
 @register_model_view(CelerySchedule, 'delete')
-class CeleryScheduleDeleteView(generic.ObjectDeleteView):
+class CeleryScheduleDeleteView(VisibleMixin, generic.ObjectDeleteView):
     queryset = CelerySchedule.objects.all()
 
 
@@ -276,7 +280,7 @@ class CeleryScheduleBulkImportView(generic.BulkImportView):
 
 
 @register_model_view(CelerySchedule, 'bulk_edit', path='edit', detail=False)
-class CeleryScheduleBulkEditView(WithLastRunMixin, generic.BulkEditView):
+class CeleryScheduleBulkEditView(VisibleMixin, WithLastRunMixin, generic.BulkEditView):
     filterset = filtersets.CeleryScheduleFilterSet
     table = tables.CeleryScheduleTable
     form = forms.CeleryScheduleBulkEditForm
@@ -286,7 +290,7 @@ class CeleryScheduleBulkEditView(WithLastRunMixin, generic.BulkEditView):
 
 
 @register_model_view(CelerySchedule, 'bulk_rename', path='rename', detail=False)
-class CeleryScheduleBulkRenameView(generic.BulkRenameView):
+class CeleryScheduleBulkRenameView(VisibleMixin, generic.BulkRenameView):
     queryset = CelerySchedule.objects.all()
     filterset = filtersets.CeleryScheduleFilterSet
 
@@ -316,6 +320,6 @@ def _authorize(user, schedule):
 
 
 @register_model_view(CelerySchedule, 'bulk_delete', path='delete', detail=False)
-class CeleryScheduleBulkDeleteView(WithLastRunMixin, generic.BulkDeleteView):
+class CeleryScheduleBulkDeleteView(VisibleBulkMixin, WithLastRunMixin, generic.BulkDeleteView):
     filterset = filtersets.CeleryScheduleFilterSet
     table = tables.CeleryScheduleTable

@@ -20,7 +20,7 @@ from ..choices import ResultStatusChoices
 from ..engine import catalogue
 from ..models import CeleryResult, CeleryTask
 from ..object_actions import DeleteAbsentTask, RunTask
-from .base import FilteredMixin, NotStarted, starting, tell_started, visible_address
+from .base import FilteredMixin, NotStarted, VisibleBulkMixin, VisibleMixin, starting, tell_started, visible_address
 
 __all__ = (
     'CeleryTaskBulkDeleteView',
@@ -104,25 +104,25 @@ class CeleryTaskView(generic.ObjectView):
 
 
 @register_model_view(CeleryTask, 'edit')
-class CeleryTaskEditView(generic.ObjectEditView):
+class CeleryTaskEditView(VisibleMixin, generic.ObjectEditView):
     queryset = CeleryTask.objects.all()
     form = forms.CeleryTaskForm
 
 
 @register_model_view(CeleryTask, 'delete')
-class CeleryTaskDeleteView(generic.ObjectDeleteView):
+class CeleryTaskDeleteView(VisibleMixin, generic.ObjectDeleteView):
     queryset = CeleryTask.objects.all()
 
 
 @register_model_view(CeleryTask, 'bulk_edit', path='edit', detail=False)
-class CeleryTaskBulkEditView(WithRunsMixin, generic.BulkEditView):
+class CeleryTaskBulkEditView(VisibleMixin, WithRunsMixin, generic.BulkEditView):
     filterset = filtersets.CeleryTaskFilterSet
     table = tables.CeleryTaskTable
     form = forms.CeleryTaskBulkEditForm
 
 
 @register_model_view(CeleryTask, 'bulk_delete', path='delete', detail=False)
-class CeleryTaskBulkDeleteView(WithRunsMixin, generic.BulkDeleteView):
+class CeleryTaskBulkDeleteView(VisibleBulkMixin, WithRunsMixin, generic.BulkDeleteView):
     filterset = filtersets.CeleryTaskFilterSet
     table = tables.CeleryTaskTable
 

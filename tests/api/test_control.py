@@ -121,7 +121,7 @@ class RerunTest(ActionTestCases.ActionTestCase):
         site = Site.objects.create(name='Site 1', slug='site-1')
         grant(self.user, CeleryResult, actions=['view', 'rerun'])
         response = self.post(obj=make_result('failed', object=site))
-        self.assertEqual(response.json()['object']['id'], site.pk)
+        self.assertEqual(response.json()['object_id'], site.pk)
 
     def test_change_log(self):
         grant(self.user, CeleryResult, actions=['view', 'rerun'])

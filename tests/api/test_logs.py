@@ -29,6 +29,7 @@ class LogsTest(APITestCase):
         return [line['message'] for line in page['results']]
 
     def test_page(self):
+        grant(self.user, Site)
         site = Site.objects.create(name='Site 1', slug='site-1')
         line, = make_log(self.result, (30, 'No\nserial number'), object=site, grouping='sites', attempt=2)
         page = self.poll()

@@ -13,7 +13,7 @@ from extras.models import Tag
 from netbox_celery import querysets
 from netbox_celery.api.urls import router
 from netbox_celery.engine import control
-from netbox_celery.models import CeleryResult
+from netbox_celery.models import CeleryResult, CelerySchedule
 from tests.factories import grant, make_log, make_result, make_schedule
 from utilities.testing import APITestCase, APIViewTestCases, create_tags
 
@@ -55,6 +55,7 @@ class ResultRepresentationTest(APITestCase):
         return response.json()
 
     def test_detail(self):
+        grant(self.user, Site)
         site = Site.objects.create(name='Site 1', slug='site-1')
         result = make_result(
             'errored', reason='time_limit', args=['site-1'], kwargs={'deep': True}, options={'queue': 'slow'},
@@ -284,7 +285,7 @@ class ScheduledResultTest(APITestCase):
     model = CeleryResult
 
     def test_schedule_and_key(self):
-        grant(self.user, CeleryResult)
+        grant(self.user, CeleryResult, CelerySchedule)
         schedule = make_schedule('Nightly')
         stale = timezone.now().replace(microsecond=0)
         result = make_result(schedule=schedule, concurrency_key='device:7', stale_after=stale)

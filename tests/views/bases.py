@@ -86,13 +86,13 @@ class ConfirmTestCases:
             self.assertNotDone(self.obj)
 
         def test_permitted(self):
-            grant(self.user, self.model, actions=[self.action])
+            grant(self.user, self.model, actions=['view', self.action])
             response = self.client.post(self.url)
             self.assertHttpStatus(response, 302)
             self.assertDone(self.obj, response)
 
         def test_permitted_by_constraint(self):
-            grant(self.user, self.model, actions=[self.action], constraints={'pk': self.obj.pk})
+            grant(self.user, self.model, actions=['view', self.action], constraints={'pk': self.obj.pk})
             response = self.client.post(self.url)
             self.assertHttpStatus(response, 302)
             self.assertDone(self.obj, response)
@@ -106,19 +106,27 @@ class ConfirmTestCases:
             grant(self.user, self.model, actions=[self.action], constraints={'pk': 0})
             self.assertRefused(404)
 
+        def test_object_is_not_visible(self):
+            """Who may not see it does not learn that it exists, whatever else they may do to it."""
+            self.user.object_permissions.filter(object_types__model=self.model._meta.model_name).delete()
+            grant(self.user, self.model, actions=[self.action])
+            self.assertRefused(404)
+            grant(self.user, self.model, constraints={'pk': 0})
+            self.assertRefused(404)
+
         def test_anonymous(self):
             self.client.logout()
             self.assertRefused(302)
 
         def test_question_has_no_effect(self):
-            grant(self.user, self.model, actions=[self.action])
+            grant(self.user, self.model, actions=['view', self.action])
             page = self.page(self.url)
             self.assertIn('<form', page)
             self.assertIn('<html', page)
             self.assertNotDone(self.obj)
 
         def test_question_in_a_dialog(self):
-            grant(self.user, self.model, actions=[self.action])
+            grant(self.user, self.model, actions=['view', self.action])
             dialog = self.page(self.url, headers=self.htmx)
             self.assertIn('<form', dialog)
             self.assertNotIn('<html', dialog)

@@ -29,7 +29,7 @@ class CancelTest(ConfirmTestCases.ConfirmTestCase):
 
     def test_effect_is_told(self):
         """Before it is done: what a cancel will do to this run."""
-        grant(self.user, CeleryResult, actions=['cancel'])
+        grant(self.user, CeleryResult, actions=['view', 'cancel'])
         prefork, threads = make_worker(), make_worker('celery@threads', pool='threads')
         for result, effect in (
             (make_result('pending'), 'It has not begun, and will not.'),
@@ -44,7 +44,7 @@ class CancelTest(ConfirmTestCases.ConfirmTestCase):
                 self.assertIn('Cancel Run', page)
 
     def test_nothing_to_cancel(self):
-        grant(self.user, CeleryResult, actions=['cancel'])
+        grant(self.user, CeleryResult, actions=['view', 'cancel'])
         for result, reason in (
             (make_result('completed'), 'it has ended'),
             (make_result('running', cancelled=timezone.now()), 'It is being cancelled already.'),
@@ -58,24 +58,24 @@ class CancelTest(ConfirmTestCases.ConfirmTestCase):
         self.assertFalse(ObjectChange.objects.exists())
 
     def test_change_log(self):
-        grant(self.user, CeleryResult, actions=['cancel'])
+        grant(self.user, CeleryResult, actions=['view', 'cancel'])
         self.client.post(self.url)
         change = ObjectChange.objects.get()
         self.assertEqual((change.user, change.changed_object_id, change.action), (self.user, self.obj.pk, 'update'))
         self.assertEqual((change.prechange_data['status'], change.postchange_data['status']), ('pending', 'revoked'))
 
     def test_goes_back(self):
-        grant(self.user, CeleryResult, actions=['cancel'])
+        grant(self.user, CeleryResult, actions=['view', 'cancel'])
         response = self.client.post(self.url, {'return_url': '/plugins/celery/results/?status=running'})
         self.assertEqual(response.url, '/plugins/celery/results/?status=running')
 
     def test_goes_nowhere_else(self):
-        grant(self.user, CeleryResult, actions=['cancel'])
+        grant(self.user, CeleryResult, actions=['view', 'cancel'])
         response = self.client.post(self.url, {'return_url': 'https://example.com/'})
         self.assertEqual(response.url, self.obj.get_absolute_url())
 
     def test_escaping(self):
-        grant(self.user, CeleryResult, actions=['cancel'])
+        grant(self.user, CeleryResult, actions=['view', 'cancel'])
         result = make_result('pending', name='<script>alert(1)</script>')
         self.assertNotIn('<script>alert(', self.page(f'{result.get_absolute_url()}cancel/'))
         page = self.client.post(f'{result.get_absolute_url()}cancel/', {'return_url': '/'}, follow=True)
@@ -150,14 +150,14 @@ class RerunTest(ConfirmTestCases.ConfirmTestCase):
         self.assertIn('then try again', page)
 
     def test_change_log(self):
-        grant(self.user, CeleryResult, actions=['rerun'])
+        grant(self.user, CeleryResult, actions=['view', 'rerun'])
         self.client.post(self.url)
         change = ObjectChange.objects.get()
         self.assertEqual((change.user, change.action), (self.user, 'create'))
 
     def test_running(self):
         """A run that has not ended can be repeated; the user is told that both may run."""
-        grant(self.user, CeleryResult, actions=['rerun'])
+        grant(self.user, CeleryResult, actions=['view', 'rerun'])
         running = make_result('running')
         self.assertIn('both may run at the same time', self.page(f'{running.get_absolute_url()}rerun/'))
 
@@ -190,7 +190,7 @@ class BulkCancelTest(BulkTestCase):
 
     def test_constraint(self):
         """Runs that the user may not cancel are left alone."""
-        grant(self.user, CeleryResult, actions=['cancel'], constraints={'pk': self.runs[0].pk})
+        grant(self.user, CeleryResult, actions=['view', 'cancel'], constraints={'pk': self.runs[0].pk})
         page = self.post({'pk': self.pks}).content.decode()
         self.assertIn('Run 0', page)
         self.assertNotIn('Run 1', page)
@@ -198,7 +198,7 @@ class BulkCancelTest(BulkTestCase):
         self.assertEqual(self.statuses(*self.runs), ['revoked', 'pending', 'pending'])
 
     def test_question_has_no_effect(self):
-        grant(self.user, CeleryResult, actions=['cancel'])
+        grant(self.user, CeleryResult, actions=['view', 'cancel'])
         page = self.post({'pk': self.pks}).content.decode()
         self.assertIn('3 runs are selected.', page)
         self.assertNotIn('Ended', page)
@@ -206,7 +206,7 @@ class BulkCancelTest(BulkTestCase):
         self.assertHttpStatus(self.client.get(self.url), 302)
 
     def test_selected(self):
-        grant(self.user, CeleryResult, actions=['cancel'])
+        grant(self.user, CeleryResult, actions=['view', 'cancel'])
         data = {'pk': [self.runs[0].pk, self.ended.pk], '_confirm': '', 'return_url': '/plugins/celery/results/?q=x'}
         self.assertEqual(self.post(data).url, '/plugins/celery/results/?q=x')
         self.assertEqual(self.statuses(*self.runs, self.ended), ['revoked', 'pending', 'pending', 'completed'])
@@ -216,7 +216,7 @@ class BulkCancelTest(BulkTestCase):
 
     def test_all_that_match(self):
         """All that match the filters, and none that came into being since the question."""
-        grant(self.user, CeleryResult, actions=['cancel'])
+        grant(self.user, CeleryResult, actions=['view', 'cancel'])
         other = make_result('pending', queue='other')
         page = self.post({'_all': 'on'}, f'{self.url}?queue__empty=true').content.decode()
         newest = page.split('name="newest" value="')[1].split('"')[0]
@@ -225,14 +225,14 @@ class BulkCancelTest(BulkTestCase):
         self.assertEqual(self.statuses(*self.runs, other, later), ['revoked'] * 3 + ['pending'] * 2)
 
     def test_nothing_is_selected(self):
-        grant(self.user, CeleryResult, actions=['cancel'])
+        grant(self.user, CeleryResult, actions=['view', 'cancel'])
         for data in ({}, {'pk': [self.ended.pk]}, {'pk': ['x']}):
             with self.subTest(data):
                 self.assertHttpStatus(self.post(data), 302)
 
     def test_limit(self):
         """More than fit into a request are done in turn, the oldest first."""
-        grant(self.user, CeleryResult, actions=['cancel'])
+        grant(self.user, CeleryResult, actions=['view', 'cancel'])
         with patch('netbox_celery.views.bulk.CeleryResultBulkCancelView.limit', 2):
             self.assertIn('At most 2 are handled at once', self.post({'pk': self.pks}).content.decode())
             self.post({'pk': self.pks, '_confirm': ''})
@@ -259,17 +259,17 @@ class BulkRerunTest(BulkTestCase):
         self.assertFalse(self.new().exists())
 
     def test_constraint(self):
-        grant(self.user, CeleryResult, actions=['rerun'], constraints={'pk': self.runs[1].pk})
+        grant(self.user, CeleryResult, actions=['view', 'rerun'], constraints={'pk': self.runs[1].pk})
         self.post({'pk': self.pks, '_confirm': ''})
         self.assertEqual(self.new().get().args, ['Bob 1'])
 
     def test_question_has_no_effect(self):
-        grant(self.user, CeleryResult, actions=['rerun'])
+        grant(self.user, CeleryResult, actions=['view', 'rerun'])
         self.assertIn('3 runs are selected.', self.post({'pk': self.pks}).content.decode())
         self.assertFalse(self.new().exists())
 
     def test_selected(self):
-        grant(self.user, CeleryResult, actions=['rerun'])
+        grant(self.user, CeleryResult, actions=['view', 'rerun'])
         self.post({'pk': self.pks, '_confirm': ''})
         self.assertEqual([run.args for run in self.new()], [['Bob 0'], ['Bob 1'], ['Bob 2']])
         self.assertEqual({run.user for run in self.new()}, {self.user})

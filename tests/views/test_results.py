@@ -11,7 +11,7 @@ from django.utils import timezone
 from core.choices import ObjectChangeActionChoices
 from core.models import ObjectChange
 from dcim.models import Manufacturer, Site
-from netbox_celery.models import CeleryResult
+from netbox_celery.models import CeleryResult, CelerySchedule
 from tests.factories import grant, make_result, make_schedule, make_task, make_worker
 from tests.views.bases import PageTestCase, PluginURLMixin
 from utilities.testing import ViewTestCases, disable_warnings
@@ -162,6 +162,7 @@ class ResultPageTest(PageTestCase):
         return self.page(result.get_absolute_url(), **kwargs)
 
     def test_panels(self):
+        grant(self.user, Site)
         site = Site.objects.create(name='Berlin', slug='berlin')
         make_task()
         result = make_result(
@@ -194,6 +195,7 @@ class ResultPageTest(PageTestCase):
         self.assertNotIn('Because of', self.show(other))
 
     def test_schedule_and_key(self):
+        grant(self.user, CelerySchedule)
         schedule = make_schedule('Nightly')
         result = make_result(
             'running', schedule=schedule, concurrency_key='device:7', stale_after='2099-01-02T03:04:05Z'

@@ -82,7 +82,7 @@ class PermissionTest(ActionTestCase):
         """With nothing but what it takes."""
         for action, permission in self.each():
             with self.permissions(
-                ((CelerySchedule,), {'actions': [permission], 'constraints': {'pk': self.schedule.pk}}),
+                ((CelerySchedule,), {'actions': ['view', permission], 'constraints': {'pk': self.schedule.pk}}),
                 ((CeleryTask,), {'actions': ['run'], 'constraints': {'name': HELLO_WORLD}}),
             ):
                 self.assertHttpStatus(self.client.post(self.url(action)), 302)
@@ -122,6 +122,7 @@ class PermissionTest(ActionTestCase):
 
     def test_what_it_would_become(self):
         """Constraints hold of the object before and after, as in NetBox's own views; else nothing has happened."""
+        grant(self.user, CelerySchedule)
         for action, constraints in (
             ('enable', {'enabled': False}), ('disable', {'enabled': True}), ('take-over', {'owner': self.owner.pk}),
         ):
@@ -133,7 +134,6 @@ class PermissionTest(ActionTestCase):
                 self.assertHttpStatus(self.client.post(self.url(action)), 302)
                 self.assertEqual(self.state(), self.before)
                 self.assertFalse(ObjectChange.objects.exists())
-                grant(self.user, CelerySchedule)
                 self.assertIn('permissions violation', self.post(action))
 
     def test_anonymous(self):
@@ -260,6 +260,7 @@ class EnableTest(ActionTestCase):
 
     def test_owner_may_not_run_it(self):
         """It would be stopped at its next time: so it must be taken over first."""
+        grant(self.user, User)
         CelerySchedule.objects.update(enabled=False)
         for owner, reason in (
             (None, 'Its owner is gone.'), (User.objects.create_user('guest'), 'Its owner guest may not run the task'),
@@ -271,6 +272,13 @@ class EnableTest(ActionTestCase):
                 self.assertIn('Take it over first', self.post('enable'))
                 self.assertFalse(self.stored().enabled)
                 self.assertIn(reason, self.page(self.schedule.get_absolute_url()))
+
+    def test_name_of_an_owner_who_may_not_be_viewed(self):
+        CelerySchedule.objects.update(enabled=False, owner=User.objects.create_user('guest'))
+        for action in ('enable', 'take-over'):
+            self.assertNotIn('guest', self.page(self.url(action)))
+            self.assertNotIn('guest', self.page(self.schedule.get_absolute_url()))
+        self.assertNotIn('guest', self.post('enable'))
 
     def test_wrong_by_now(self):
         """One that has become wrong can always be disabled; enabled, only when it is right again."""
@@ -349,6 +357,7 @@ class TakeOverTest(ActionTestCase):
         self.permit()
 
     def test_taken_over(self):
+        grant(self.user, User)
         page = self.page(self.url('take-over'))
         self.assertIn('no longer as olga', page)
         self.assertIn('You are the owner of Hello now', self.post('take-over'))

@@ -99,7 +99,9 @@ class SchedulePageTest(PageTestCase):
         return self.page(self.schedule.get_absolute_url())
 
     def test_what_and_when(self):
+        grant(self.user, CeleryTask)
         site = Site.objects.create(name='Site 1', slug='site-1')
+        grant(self.user, Site)
         grant(self.user, CeleryTask, actions=['run'])
         page = self.show(
             crontab='30 2 * * *', timezone='Asia/Kolkata', kwargs={'name': 'Bob'}, queue='slow', priority=3, expires=60,

@@ -143,7 +143,7 @@ class WorkflowTest(PageTestCase):
     def test_button(self):
         runs = make_chain(2, status='pending')
         self.assertNotIn('cancel-workflow', self.show(runs[0]))
-        grant(self.user, CeleryResult, actions=['cancel'])
+        grant(self.user, CeleryResult, actions=['view', 'cancel'])
         # Who cancels it wants to see what becomes of it, and what is unfolded
         address = quote(f'{runs[0].get_absolute_url()}workflow/?open=a', safe='')
         self.assertIn(f'cancel-workflow/?return_url={address}"', self.show(runs[0], {'open': 'a'}))
@@ -169,6 +169,6 @@ class CancelWorkflowTest(ConfirmTestCases.ConfirmTestCase):
         self.assertEqual(set(CeleryResult.objects.values_list('status', flat=True)), {'pending'})
 
     def test_all(self):
-        grant(self.user, CeleryResult, actions=['cancel'])
+        grant(self.user, CeleryResult, actions=['view', 'cancel'])
         self.client.post(self.url)
         self.assertEqual(set(CeleryResult.objects.values_list('status', flat=True)), {'revoked'})

@@ -1,0 +1,171 @@
+"""Who may view what stands beside a row: its user, schedule, task and NetBox object, and the run that it names.
+
+A run that a reader may view can concern objects that they may not. Of those they learn that there is one, and no name.
+Pages, lists, exports and REST ask a `Reader`, which looks up whole pages at once. (GraphQL restricts by itself.)
+"""
+from django.utils.translation import gettext as _
+
+from users.models import User
+from utilities.permissions import get_permission_for_model
+from utilities.querysets import RestrictedQuerySet
+
+from .engine.redaction import QUOTED_RUN
+from .models import CeleryResult
+
+__all__ = (
+    'BESIDE',
+    'Reader',
+    'hidden_text',
+    'in_sight',
+    'is_unconstrained',
+    'load_beside',
+    'reader_of_context',
+    'viewable',
+)
+
+
+def hidden_text():
+    """Return what a page shows in the place of the name of an object that its reader may not view."""
+    return _('(hidden)')
+
+
+def viewable(model, user, action='view'):
+    """Return the objects of a model that a user may view, a queryset; also of a model without NetBox's manager."""
+    manager = model._default_manager
+    return (manager if hasattr(manager, 'restrict') else RestrictedQuerySet(model)).restrict(user, action)
+
+
+def is_unconstrained(user, model, action='view'):
+    """Whether a user may do something to all objects of a model, whatever they are."""
+    return not viewable(model, user, action).query.has_filters()
+
+
+def in_sight(queryset, user):
+    """Restrict what somebody changes or deletes to what they may view, if they may view any of its kind.
+
+    As everywhere in NetBox, the permission to change or to delete is enough for who may view nothing of that kind. Who
+    may view some, and so is kept from others, is kept from changing and deleting these, too.
+    """
+    permission = get_permission_for_model(queryset.model, 'view')
+    return queryset.restrict(user, 'view') if user.has_perm(permission) else queryset
+
+
+class Reader:
+    """Says which objects a user may view. Each answer is remembered: a reader lives as long as a page.
+
+    Args:
+        user: The user, or `None` for who is nobody: they may view nothing.
+    """
+
+    def __init__(self, user):
+        self.user = user
+        #: By model: whether all objects (`True`) or none (`False`) may be viewed, or `None` if it depends on them.
+        self._models = {}
+        #: By model: the primary keys that were looked up, and those of them that may be viewed.
+        self._known, self._viewable = {}, {}
+        self._known_runs, self._viewable_runs = set(), set()
+
+    def load(self, model, pks):
+        """Look objects up together, in one query at most."""
+        known = self._known.setdefault(model, set())
+        if self._sees_all_or_none(model) is None and (new := {pk for pk in pks if pk is not None} - known):
+            known |= new
+            found = viewable(model, self.user).filter(pk__in=new).values_list('pk', flat=True)
+            self._viewable.setdefault(model, set()).update(found)
+
+    def may_view(self, obj):
+        """Whether the user may view an object. Everybody may know their own name."""
+        return self.may_view_key(obj._meta.model, obj.pk)
+
+    def may_view_key(self, model, pk):
+        """Whether the user may view the object of a model that has this primary key."""
+        if self.user is not None and model._meta.concrete_model is User and pk == self.user.pk:
+            return True
+        answer = self._sees_all_or_none(model)
+        if answer is None:
+            self.load(model, [pk])
+            answer = pk in self._viewable.get(model, ())
+        return answer
+
+    def load_runs(self, task_ids):
+        """Look runs up together that other runs name."""
+        if self._sees_all_or_none(CeleryResult) is None and (new := set(map(str, task_ids)) - self._known_runs):
+            self._known_runs |= new
+            found = viewable(CeleryResult, self.user).filter(task_id__in=new).values_list('task_id', flat=True)
+            self._viewable_runs.update(map(str, found))
+
+    def may_view_run(self, task_id):
+        """Whether the user may view the run with this ID."""
+        answer = self._sees_all_or_none(CeleryResult)
+        if answer is None:
+            self.load_runs([task_id])
+            answer = str(task_id) in self._viewable_runs
+        return answer
+
+    def error_of(self, result):
+        """Return the error of a run as the user may read it: what it copies from another run, that must be visible."""
+        culprit = result.quoted_id
+        return result.error if culprit is None or self.may_view_run(culprit) else result.error_without_quote
+
+    def attempts_of(self, result):
+        """Return the attempts of a run as the user may read them (see `error_of`)."""
+        error = self.error_of(result)
+        if error == result.error:
+            return result.attempts
+        return [
+            attempt | {'error': error} if QUOTED_RUN.search(attempt.get('error') or '') else attempt
+            for attempt in result.attempts
+        ]
+
+    def _sees_all_or_none(self, model):
+        if model not in self._models:
+            query = viewable(model, self.user).query
+            self._models[model] = False if query.is_empty() else None if query.has_filters() else True
+        return self._models[model]
+
+
+#: What can stand beside a row.
+BESIDE = frozenset(('user', 'schedule', 'owner', 'task', 'object', 'error'))
+
+
+def load_beside(reader, rows, names=BESIDE):
+    """Look up together what rows show beside them: a query for each model at most, none if the user may view all of it.
+
+    Args:
+        reader: The `Reader`.
+        rows: Rows of one of our models, a list.
+        names: What they show; a name that their model has not counts for nothing.
+    """
+    if not rows:
+        return
+    model = type(rows[0])
+    fields = {field.name: field for field in model._meta.concrete_fields}
+    for name in BESIDE.intersection(names) - {'object', 'error'}:
+        if name in fields:
+            reader.load(fields[name].related_model, {getattr(row, fields[name].attname) for row in rows})
+    if 'object' in names and 'object_id' in fields:
+        _load_objects(reader, rows)
+    if 'error' in names and model is CeleryResult:
+        reader.load_runs(filter(None, (row.quoted_id for row in rows)))
+
+
+def _load_objects(reader, rows):
+    wanted = {}
+    for row in rows:
+        if row.object_type_id and row.object_id:
+            wanted.setdefault(row.object_type_id, set()).add(row.object_id)
+    about = type(rows[0])._meta.get_field('object')
+    for type_id, pks in wanted.items():
+        model = about.get_content_type(id=type_id, using=rows[0]._state.db).model_class()
+        if model is not None:
+            reader.load(model, pks)
+
+
+def reader_of_context(context):
+    """Return the reader of what a serializer answers, or `None` if it is not for a user, as with webhooks."""
+    request = context.get('request')
+    if request is None:
+        return None
+    if 'celery_reader' not in context:
+        context['celery_reader'] = Reader(request.user)
+    return context['celery_reader']
