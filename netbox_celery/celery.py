@@ -6,7 +6,7 @@ from here.
 """
 import inspect
 import os
-from functools import partial
+from functools import cached_property, partial
 
 import django
 from celery import Celery
@@ -40,6 +40,10 @@ class NetBoxCelery(Celery):
     """A Celery app whose calls make rows and whose result backend writes their ends."""
 
     control_cls = 'netbox_celery.engine.revoke:Control'
+
+    @cached_property
+    def Worker(self):
+        return self.subclass_with_self('netbox_celery.engine.worker:Worker')
 
     def send_task(self, name, args=None, kwargs=None, **options):
         """Send a task by name. `apply_async`, canvas, retries and beat all come through here.
@@ -88,3 +92,4 @@ app.autodiscover_tasks(host.plugin_packages)
 from .engine import signals  # noqa: E402 - connects itself to Celery's signals
 
 app.steps['consumer'].add(signals.Undecodable)
+app.steps['consumer'].add('netbox_celery.engine.worker:Messages')

@@ -31,6 +31,7 @@ from .engine.context import change_context
 from .engine.database import execute, get_connection
 from .engine.exceptions import TaskConflict, TaskFailed
 from .engine.hooks import TaskHooks, invocation_of, tell
+from .engine.interruption import is_order
 from .engine.options import lift, parameter_names, split
 from .engine.policies import default_unique_key_generator, policy_of, seconds, take_settings, window_key
 from .engine.recorder import recorder
@@ -114,8 +115,8 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
                 value = self.run(request.id, *args, **kwargs)
             if run is not None:
                 run.returned = True
-        except Exception:
-            if run is None or run.own_end is None:
+        except BaseException as exc:
+            if run is None or run.own_end is None or is_order(exc):
                 raise
             logger.warning('%s[%s] had set its end before it raised this', self.name, request.id, exc_info=True)
         return value if run is None or run.own_end is None else tell_own_end(self, request, *run.own_end)

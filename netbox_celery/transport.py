@@ -3,7 +3,12 @@
 Kombu makes a new client of redis-py whenever it sends something: 50 microseconds, for each message that is published,
 taken and acknowledged, and a fifth of what a worker's main process does. Clients of redis-py take their connections
 from the channel's pool and hold nothing else, so one can be used again.
+
+Anybody who can reach Redis can put anything into a list that is a queue. What is no message ends a worker of Kombu's;
+here it is left out, and said in the log: there is nobody to whom it could be returned.
 """
+import logging
+
 from kombu.transport import redis
 from redis.exceptions import ConnectionError
 
@@ -12,6 +17,10 @@ __all__ = (
     'Transport',
 )
 
+logger = logging.getLogger(__name__)
+
+#: What Kombu raises for an entry of a queue that is no message.
+UNREADABLE = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 #: Tags of messages that a lost connection left in the hands of this process.
 _left = set()
@@ -40,6 +49,13 @@ class ChannelMixin:
             raise ConnectionError('The channel is closed')
         return super()._get_pool(*args, **kwargs)
 
+    def _brpop_read(self, **options):
+        try:
+            return super()._brpop_read(**options)
+        except (RecursionError, ValueError) as exc:
+            logger.error('An entry of a queue is left out, which is not JSON: %r', exc)
+            return True
+
     def close(self):
         try:
             super().close()
@@ -62,9 +78,19 @@ class SentinelChannel(ChannelMixin, redis.SentinelChannel):
     pass
 
 
-class Transport(redis.Transport):
+class TransportMixin:
+    """Leaves out what is no message."""
+
+    def _deliver(self, message, queue):
+        try:
+            super()._deliver(message, queue)
+        except UNREADABLE:
+            logger.exception('An entry of the queue %s is left out, which is no message: %.1000r', queue, message)
+
+
+class Transport(TransportMixin, redis.Transport):
     Channel = Channel
 
 
-class SentinelTransport(redis.SentinelTransport):
+class SentinelTransport(TransportMixin, redis.SentinelTransport):
     Channel = SentinelChannel

@@ -6,16 +6,16 @@ run) and in its parent (with a context of its own, for a lost child, a time limi
 ignored. The row is written first and the result second: what can be seen has been recorded.
 """
 import sys
-import threading
 import traceback as traceback_module
-from contextlib import contextmanager
 
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from celery import states
+from celery.backends.base import KeyValueStoreBackend
 from celery.backends.redis import RedisBackend
 from celery.exceptions import ChordError, MaxRetriesExceededError, NotRegistered, Reject, Retry, TaskRevokedError
 from celery.utils.saferepr import saferepr
 from kombu.exceptions import OperationalError
+from kombu.utils.encoding import bytes_to_str
 
 from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
@@ -24,7 +24,7 @@ from . import lifecycle, presence
 from .chords import ChordsMixin
 from .database import get_connection
 from .errbacks import note_errbacks
-from .exceptions import RetryNotSent, TaskFailed
+from .exceptions import BodyInterrupted, NotHandedOver, RetryNotSent, TaskFailed
 from .outcome import finish_run, finish_unclaimed, retry_run
 from .payload import cut_json, cut_text, dumps, limited_jsonb, to_jsonb, whole_number
 from .recorder import recorder
@@ -58,6 +58,7 @@ FAILURES = (
     (TimeLimitExceeded, Status.STATUS_ERRORED, Reason.REASON_TIME_LIMIT),
     (WorkerLostError, Status.STATUS_ERRORED, Reason.REASON_WORKER_LOST),
     (NotRegistered, Status.STATUS_ERRORED, Reason.REASON_UNREGISTERED),
+    (NotHandedOver, Status.STATUS_ERRORED, Reason.REASON_REJECTED),
     (ChordError, Status.STATUS_ERRORED, Reason.REASON_UPSTREAM_FAILED),
     (TaskRevokedError, Status.STATUS_REVOKED, Reason.REASON_CANCELLED),
 )
@@ -66,6 +67,8 @@ FAILURES = (
 def tracking(backend):
     """Return the backend with tracking, as an instance of a subclass of its class."""
     mixins = (TrackingMixin,)
+    if isinstance(backend, KeyValueStoreBackend):
+        mixins += (StoringMixin,)
     if isinstance(backend, RedisBackend):
         mixins += (RowResultsMixin, ChordsMixin)
     backend.__class__ = type(f'Tracking{type(backend).__name__}', (*mixins, type(backend)), {})
@@ -107,8 +110,7 @@ class TrackingMixin:
             return self._mark_as_ended(task_id, status, request, store_result)
         if row_is_enough:
             self.publish_result(task_id, text, request)
-        with _settled(task_id):
-            return super().mark_as_done(task_id, result, request, store_result and not row_is_enough, state)
+        return super().mark_as_done(task_id, result, request, store_result and not row_is_enough, state)
 
     def mark_as_failure(
         self, task_id, exc, traceback=None, request=None, store_result=True, call_errbacks=True, state=states.FAILURE
@@ -136,7 +138,7 @@ class TrackingMixin:
             status, reason, error = describe_failure(exc)
             row = presence.close_run(
                 task_id, status, attempt=_attempt(request), reason=reason, error=error,
-                traceback=_text(traceback, exc), in_backend=store_result
+                traceback=_text(traceback or getattr(request, 'netbox_traceback', None), exc), in_backend=store_result
             )
             if row is None and presence.status_of(task_id) == Status.STATUS_REVOKED:
                 # The body had said so before its process was lost
@@ -201,13 +203,7 @@ class TrackingMixin:
             return super().store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
         if state not in states.ALL_STATES:
             _record_custom_state(run, state, result)
-        with _settled(task_id):
-            return super().store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
-
-    def _get_task_meta_for(self, task_id):
-        if getattr(_thread, 'settled', None) == task_id:
-            return {'status': states.PENDING, 'result': None}
-        return super()._get_task_meta_for(task_id)
+        return super().store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
 
     def _finish(self, run, status, **values):
         """End a run of this process.
@@ -229,21 +225,21 @@ class TrackingMixin:
         return its_status if claims == run.claims or its_status != status else None
 
 
-_thread = threading.local()
-
-
-@contextmanager
-def _settled(task_id):
-    """Store a result without asking for an earlier one.
+class StoringMixin:
+    """Stores the result of a claimed run without asking for an earlier one.
 
     Celery's key-value backends fetch what they hold of a task before they write, lest a copy of a message overwrite a
     success. The row has ruled that out, which saves a round trip for each task.
     """
-    _thread.settled = task_id
-    try:
-        yield
-    finally:
-        _thread.settled = None
+
+    def _store_result(self, task_id, result, state, traceback=None, request=None, **kwargs):
+        run = get_run(request)
+        if run is None or run.task_id != task_id:
+            return super()._store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
+        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+        meta['task_id'] = bytes_to_str(task_id)
+        self._set_with_state(self.get_key_for_task(task_id), self.encode(meta), state)
+        return result
 
 
 def _shown(result):
@@ -261,7 +257,8 @@ def _app_backend():
 
 
 def _attempt(request):
-    return (getattr(request, 'retries', 0) or 0) + 1
+    retries = getattr(request, 'retries', 0)
+    return (retries if isinstance(retries, int) else 0) + 1
 
 
 def _goes_back(exc, request):
@@ -328,7 +325,7 @@ def describe(exc):
     name = type(exc).__name__
     if text == f'{name}()':
         line = name
-    elif isinstance(exc, TaskFailed) or text.startswith(f'{name}('):
+    elif isinstance(exc, TaskFailed | BodyInterrupted) or text.startswith(f'{name}('):
         line = text
     else:
         line = f'{name}: {text}' if text else name

@@ -2,9 +2,12 @@
 from celery.exceptions import CeleryError, Ignore
 
 __all__ = (
+    'BodyInterrupted',
     'IgnoredByWindow',
     'InvalidArguments',
+    'NotHandedOver',
     'NotRerunnable',
+    'OutOfMemory',
     'RetryNotSent',
     'TaskConflict',
     'TaskFailed',
@@ -16,6 +19,33 @@ class TaskFailed(Exception):
 
     The run ends as `failed`, with the exception's text as its error; any other exception ends it as `errored`.
     """
+
+
+class BodyInterrupted(Exception):
+    """A body has left by an exception that is no `Exception`: `SystemExit`, `asyncio.CancelledError` and the like.
+
+    It stands for that one wherever the original would be taken for an order to whoever sees it: to a program that waits
+    for the result, to a hook, to a worker's main process.
+    """
+
+    def __init__(self, original):
+        super().__init__(original if isinstance(original, str) else _line(original))
+
+
+def _line(exc):
+    try:
+        text = str(exc)
+    except Exception:  # noqa: BLE001 - an author's __str__ may raise anything
+        text = ''
+    return f'{type(exc).__name__}: {text}' if text else type(exc).__name__
+
+
+class NotHandedOver(Exception):
+    """A worker could not give a run to its pool."""
+
+
+class OutOfMemory(BodyInterrupted):
+    """Stands for a `MemoryError` of a body, which Celery's main process takes for its own."""
 
 
 class NotRerunnable(Exception):

@@ -26,6 +26,7 @@ from .claim import track_all_tasks
 from .database import MIGRATE, get_connection
 from .exceptions import IgnoredByWindow, RetryNotSent
 from .hooks import tell_of_failure
+from .interruption import is_interruption, tell_of_interruption
 from .loghandler import install_log_handler
 from .outcome import finish_run, retry_run
 from .payload import is_uuid
@@ -48,18 +49,17 @@ PR_SET_PDEATHSIG = 1
 
 @signals.task_postrun.connect
 def on_postrun(sender=None, state=None, retval=None, **kwargs):
-    """`Ignore` and `Reject` leave no trace in the result backend."""
+    """`Ignore` and `Reject` leave no trace in the result backend, nor does what is no `Exception`."""
     request = sender.request_stack.top
+    if state is None and is_interruption(exc := sys.exception()) and not request.is_eager:
+        tell_of_interruption(sender, request, exc)
     run = get_run(request)
     if run is None:
         return
     leave(run)
     if run.ended:
         return
-    if state is None and not identity.is_child:
-        # A thread that leaves by `sys.exit()`: there is no parent to tell of it, and Celery does not.
-        finish_run(run, Status.STATUS_ERRORED, error=describe(sys.exception()))
-    elif state == states.IGNORED and not run.replaced:
+    if state == states.IGNORED and not run.replaced:
         reason = Reason.REASON_IGNORE_WINDOW if isinstance(retval, IgnoredByWindow) else ''
         finish_run(run, Status.STATUS_IGNORED, reason=reason, error=_message(retval))
         end_ignored(sender.backend, request, retval or Ignore('ignored'))
@@ -93,11 +93,16 @@ def on_retry(sender=None, request=None, reason=None, einfo=None, **kwargs):
 @signals.task_rejected.connect
 def on_rejected(sender=None, message=None, exc=None, **kwargs):
     """A message that Celery could not make a task of."""
-    task_id = (getattr(message, 'headers', None) or {}).get('id')
+    from .worker import arguments_of, task_id_of
+
+    task_id = task_id_of(message)
     if is_uuid(task_id):
         error = f'The message could not be read: {describe(exc)}' if exc else 'The message could not be read'
         if close_run(task_id, Status.STATUS_ERRORED, reason=Reason.REASON_REJECTED, error=error):
             tell_backend(sender.app, task_id, DecodeError(error), states.FAILURE)
+            name, args, kwargs = arguments_of(message)
+            if task := sender.app.tasks.get(name):
+                tell_of_failure(task, task_id, args, kwargs, DecodeError(error))
 
 
 class Undecodable(bootsteps.Step):

@@ -67,8 +67,8 @@ class _Thread(threading.local):
     culprit = None
     #: The request from whose end this began.
     request = None
-    #: Whether rows are being closed of which Celery is still to be told.
-    closing = False
+    #: IDs of steps whose rows have just been closed, and of which Celery is still to be told.
+    closing = frozenset()
 
 
 _thread = _Thread()
@@ -141,19 +141,23 @@ class UpstreamMixin:
 
     def _fail_steps(self, steps, exc, traceback=None, store_result=True, state=states.FAILURE):
         """Tell those who wait for single steps that were closed of their end, and the chords that they are parts of."""
-        with _noting(closing=True):
+        closing = {(step.get('options') or {}).get('task_id') for step in steps}
+        with _noting(closing=closing):
             return super()._fail_chain(steps, exc, traceback=traceback, store_result=store_result, state=state)
 
     def get_state(self, task_id):
         # Celery takes a step that has failed for one that its chord knows of; a row that was just closed is no such
-        return states.PENDING if _thread.closing else super().get_state(task_id)
+        if task_id in _thread.closing:
+            _thread.closing.discard(task_id)  # whoever else asks gets the truth
+            return states.PENDING
+        return super().get_state(task_id)
 
     def _close_steps(self, steps, exc):
         """Close what a signature is made of, and return what of it did not run, as single steps."""
         try:
             # What was sent, and what comes after it, is its own affair
             return unsent(steps, lambda step: _close(self.app, step, exc))
-        except (DatabaseError, EncodeError, LookupError, TypeError, ValueError):
+        except (DatabaseError, EncodeError, LookupError, RecursionError, TypeError, ValueError):
             logger.exception('The steps after %s could not be closed', _thread.culprit)
             return leaves(steps)
 
@@ -182,7 +186,9 @@ class UpstreamMixin:
             # Celery takes the body of a chord for a workflow of its own
             with suppress(DatabaseError):
                 request.root_id = _load_culprit(exc).root_id
-        super()._call_task_errbacks(request, exc, traceback)
+        # Some are called here and now: what an author's code does is not closed for this run
+        with _noting(culprit=None, request=None, closing=frozenset()):
+            super()._call_task_errbacks(request, exc, traceback)
 
 
 def _as_chain(rest):
@@ -339,7 +345,7 @@ def close_dependents(app, name, options, exc, but=None):
                 if but is not None and (leaf.get('options') or {}).get('task_id') == but:
                     break
                 _close(app, leaf, exc)
-        except (DatabaseError, EncodeError, LookupError, TypeError, ValueError):
+        except (DatabaseError, EncodeError, LookupError, RecursionError, TypeError, ValueError):
             logger.exception('The steps after %s[%s] could not be closed', name, options['task_id'])
 
 

@@ -1,4 +1,5 @@
 """Tasks that misbehave. `side.note()` says what their bodies really did."""
+import asyncio
 import logging
 import os
 import signal
@@ -766,3 +767,76 @@ def fade(self, task_id, gate):
     os.closerange(3, 4096)
     wait_at(gate)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+# Messages and bodies that no worker expects
+
+@netbox_celery_task(name='netbox_test_plugin:echo_late', acks_late=True)
+def echo_late(self, task_id, *args, **kwargs):
+    """Return what came in; the message is acknowledged after."""
+    note(task_id, 'ran')
+    return [list(args), kwargs]
+
+
+@netbox_celery_task(name='netbox_test_plugin:echo_slowly', rate_limit='20/s')
+def echo_slowly(self, task_id, *args):
+    """Return what came in, a few times a second at most."""
+    note(task_id, 'ran')
+    return list(args)
+
+
+class _Told(CeleryBaseTask):
+    """Notes which handlers hear of a failure."""
+    abstract = True
+
+    def on_failure(self, exc, task_id, args, kwargs, einfo):
+        note(task_id, f'on_failure {type(exc).__name__}: {exc}')
+
+    def on_task_failure(self, task_id, args, kwargs, exc, einfo):
+        note(task_id, f'on_task_failure {type(exc).__name__}: {exc}')
+
+    def after_return(self, status, retval, task_id, args, kwargs, einfo):
+        note(task_id, f'after_return {status}')
+
+
+INTERRUPTIONS = {
+    'cancelled': asyncio.CancelledError,
+    'exit': lambda: SystemExit(3),
+    'interrupt': KeyboardInterrupt,
+    'generator': GeneratorExit,
+    'own': lambda: type('OwnInterrupt', (BaseException,), {})('by hand'),
+    'memory': lambda: MemoryError('no more of it'),
+}
+
+
+def _leave(how):
+    raise INTERRUPTIONS[how]()
+
+
+@netbox_celery_task(name='netbox_test_plugin:leave', base=_Told)
+def leave(self, task_id, how, own_end=False):
+    """Leave by what is no `Exception`, or for want of memory."""
+    note(task_id, 'ran')
+    if own_end:
+        self.celery_result.success('its own')
+    _leave(how)
+
+
+@netbox_celery_task(name='netbox_test_plugin:leave_late', base=_Told, acks_late=True)
+def leave_late(self, task_id, how):
+    """Leave likewise; the message is acknowledged after."""
+    note(task_id, 'ran')
+    _leave(how)
+
+
+@shared_task(name='netbox_test_plugin:plain_leave')
+def plain_leave(how):
+    """Leave likewise, untracked."""
+    _leave(how)
+
+
+@netbox_celery_task(name='netbox_test_plugin:told_echo', base=_Told, acks_late=True)
+def told_echo(self, task_id, *args, **kwargs):
+    """Return what came in, and note what handlers hear."""
+    note(task_id, 'ran')
+    return [list(args), kwargs]

@@ -1,0 +1,199 @@
+"""Messages that no worker can use: they end their runs, and never the worker."""
+import json
+import sys
+from contextlib import closing
+from uuid import uuid4
+
+import pytest
+from kombu import Connection
+from kombu.exceptions import DecodeError
+from netbox_test_plugin import tasks
+from netbox_test_plugin.side import notes
+
+from netbox_celery.celery import app
+from netbox_celery.config import get_config
+from netbox_celery.engine.exceptions import NotHandedOver
+
+from .support import ended, until
+
+NOWHERE = 'a-queue-that-nobody-serves'
+
+
+def nested(depth):
+    """JSON nested that deep, as text: Python's encoder would give up at a third of it."""
+    return '[' * depth + ']' * depth
+
+
+def publish(queue, task, task_id, body='[[], {}, {}]', broker=None, properties=None, **headers):
+    """Put a message on a queue as a program without the plugin does, unchecked."""
+    with Connection(broker or app.conf.broker_url, transport_options=app.conf.broker_transport_options) as connection:
+        with connection.Producer() as producer:
+            producer.publish(
+                body, routing_key=queue, exchange='', content_type='application/json', content_encoding='utf-8',
+                headers={'id': task_id, 'task': task.name, 'lang': 'py', **headers},
+                **(properties or {})
+            )
+
+
+def lpush(queue, text):
+    with closing(app.backend.client.__class__.from_url(app.conf.broker_url)) as client:
+        client.lpush(get_config().key_prefix + queue, text)
+
+
+def unacknowledged():
+    with closing(app.backend.client.__class__.from_url(app.conf.broker_url)) as client:
+        return client.hlen(get_config().key_prefix + 'unacked')
+
+
+@pytest.fixture(scope='module')
+def solo(make_module_worker, django_db_blocker):
+    worker = make_module_worker('solo-messages', pool='solo', concurrency=1)
+    with django_db_blocker.unblock():
+        return worker.start().ready()
+
+
+@pytest.fixture(params=['prefork', 'threads', 'solo'])
+def any_worker(request):
+    return request.getfixturevalue(request.param)
+
+
+def unsent(task, **options):
+    """Make the row of a call whose message is on no queue that a worker serves."""
+    return task.apply_async(queue=f'{NOWHERE}-{uuid4().hex}', **options)
+
+
+def lives(worker, pid):
+    """The worker goes on, as the process it was, and nothing comes back to it."""
+    assert worker.run(tasks.echo, 'next').status == 'completed'
+    assert worker.process.poll() is None and worker.pid == pid
+    until(lambda: unacknowledged() == 0)
+
+
+@pytest.mark.parametrize('headers', [{}, {'eta': '2001-01-01T00:00:00+00:00'}], ids=['now', 'eta'])
+@pytest.mark.parametrize('task', [tasks.echo, tasks.echo_late, tasks.echo_slowly], ids=['early', 'late', 'limited'])
+@pytest.mark.parametrize('depth', [101, 750, 5_000, 200_000])
+def test_nested_arguments(any_worker, depth, task, headers):
+    """Arguments that are nested too deeply end the run, and the message does not come back."""
+    pid, run = any_worker.pid, unsent(task)
+    for body in (f'[[{nested(depth)}], {{}}, {{}}]', f'[[], {{"x": {nested(depth)}}}, {{}}]'):
+        publish(any_worker.queue, task, run.id, body, **headers)
+
+    result = ended(run)
+    assert (result.status, result.reason) == ('errored', 'rejected')
+    assert 'deep' in result.error or 'ecursion' in result.error
+    assert notes(run.id) == []
+    with pytest.raises(DecodeError):
+        run.get(timeout=20)
+    lives(any_worker, pid)
+
+
+def test_arguments_as_deep_as_may_be(any_worker):
+    """What is nested as deep as a call allows runs."""
+    run = unsent(tasks.echo)
+    publish(any_worker.queue, tasks.echo, run.id, f'[[{nested(98)}], {{}}, {{}}]')
+    assert ended(run).status == 'completed'
+
+
+@pytest.mark.parametrize('headers', [{}, {'eta': '2001-01-01T00:00:00+00:00'}], ids=['now', 'eta'])
+@pytest.mark.parametrize('task', [tasks.echo, tasks.told_echo, tasks.echo_slowly], ids=['early', 'late', 'limited'])
+@pytest.mark.parametrize('where', ['body', 'headers'])
+def test_not_handed_over(prefork, task, headers, where):
+    """What cannot be pickled for a process ends the run: who waits, hooks and the next step of its chain hear of it."""
+    pid, free = prefork.pid, f'{NOWHERE}-{uuid4().hex}'
+    result = (task.s().set(queue=free) | tasks.echo.s().set(queue=free)).apply_async()
+    run = result.parent
+    deep = json.loads(nested(2_000))
+    sys.setrecursionlimit(20_000)
+    try:
+        if where == 'body':
+            publish(prefork.queue, task, run.id, f'[[], {{}}, {{"chord": {{"x": {nested(2_000)}}}}}]', **headers)
+        else:
+            publish(prefork.queue, task, run.id, stamps={'x': deep}, **headers)
+    finally:
+        sys.setrecursionlimit(1_000)
+
+    errored = ended(run)
+    assert (errored.status, errored.reason) == ('errored', 'rejected')
+    assert 'RecursionError' in errored.error
+    assert 'RecursionError' in errored.traceback
+    after = ended(result)
+    assert (after.status, after.reason) == ('errored', 'upstream_failed')
+    with pytest.raises(NotHandedOver):
+        run.get(timeout=20)
+    if task is tasks.told_echo:
+        until(lambda: ['on_task_failure'] == [what.split()[0] for __, what in notes(run.id)])
+    lives(prefork, pid)
+    # Both places in the pool are free
+    assert {ended(prefork.send(tasks.echo)).status for __ in range(6)} == {'completed'}
+
+
+GARBAGE = {
+    'id': [[], {}, 5, '', None, [['x']]],
+    'task': [[], {}, 5, None],
+    'retries': ['x', [], -1, 2 ** 40, 1.5, {}],
+    'eta': [5, [], {}, 'soon', '0001-01-01T00:00:00+14:00', '9999-12-31T23:59:59-12:00'],
+    'expires': [5, [], {}, 'never', '0001-01-01T00:00:00+14:00'],
+    'timelimit': ['xy', [1], [None, 'x'], ['x', None], {'a': 1, 'b': 2}, [-1, -1], [[], []], 5],
+    'replaced_task_nesting': ['x', [], 2 ** 40],
+    'stamped_headers': [5, [[]], {'a': 1}],
+    'stamps': [5, [1]],
+    'root_id': [[], 5, 'x'],
+    'parent_id': [[], {}, 'x'],
+    'group': [5, 'x'],
+    'shadow': [[], 5],
+    'argsrepr': [5, []],
+    'ignore_result': ['x', []],
+    'origin': [5],
+    'netbox_celery': [5, 'x', [], {'window': [], 'length': 'x'}],
+}
+BODIES = [
+    '', 'x', 'null', '5', '{}', '[]', '[[], {}]', '[[], [], {}]', '[{}, {}, {}]', '["x", {}, {}]', '[[], {}, []]',
+    '[[], {}, 5]', '[[], {}, {"chain": 5}]', '[[], {}, {"errbacks": "x"}]', '[[], {}, {"chord": []}]',
+    '[[], {}, {"callbacks": [5]}]', '[[], {}, {"chain": [5]}]', '[[], {}, {"retries": "x"}]', '[[], {}, {"id": []}]',
+    '{"task": []}', '{"task": "netbox_test_plugin:echo"}', '[[], {}, {"__type__": "datetime", "__value__": "x"}]',
+]
+
+
+@pytest.mark.parametrize('task', [tasks.echo, tasks.echo_late, tasks.plain_leave], ids=['early', 'late', 'untracked'])
+def test_garbage_in_headers(any_worker, task):
+    """Whatever a header holds, the worker goes on; the run that the message names ends."""
+    pid, runs = any_worker.pid, []
+    for name, values in GARBAGE.items():
+        for value in values:
+            run = unsent(tasks.echo)
+            publish(any_worker.queue, task, run.id, **{name: value})
+            if name not in ('id', 'task', 'eta') and task is not tasks.plain_leave:
+                runs.append(run)
+    lives(any_worker, pid)
+    for run in runs:
+        ended(run)
+
+
+@pytest.mark.parametrize('task', [tasks.echo, tasks.echo_late, tasks.plain_leave], ids=['early', 'late', 'untracked'])
+def test_garbage_in_the_body(any_worker, task):
+    """The same for the body."""
+    pid, runs = any_worker.pid, [unsent(tasks.echo) for __ in BODIES]
+    for run, body in zip(runs, BODIES):
+        publish(any_worker.queue, task, run.id, body)
+    lives(any_worker, pid)
+    if task is not tasks.plain_leave:
+        for run in runs:
+            ended(run)
+
+
+def test_no_message_at_all(any_worker):
+    """Entries of a queue in Redis that are no messages are left out, and said."""
+    pid = any_worker.pid
+    for text in ENTRIES:
+        lpush(any_worker.queue, text)
+    lives(any_worker, pid)
+
+
+ENTRIES = [
+    'x', '', 'null', '5', '[]', '{}', '{"headers": 5}', '{"body": "x"}', '{"properties": 5}', '{"properties": {}}',
+    '{"properties": {"delivery_tag": []}}', '{"properties": {"delivery_tag": "x"}}', b'\xff\x00',
+    '{"properties": {"delivery_tag": "y", "delivery_info": 5}, "headers": {"id": "x", "task": "celery.chain"}}',
+    '{"properties": {"delivery_tag": "z", "body_encoding": "base64"}, "body": "x", "headers": null}',
+    '{"properties": {"delivery_tag": "z2", "body_encoding": "nothing"}, "body": "x", "headers": null}',
+    nested(750), nested(200_000),
+]
