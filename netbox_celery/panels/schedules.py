@@ -109,9 +109,7 @@ class ScheduleArgumentsPanel(panels.ObjectPanel):
 
     def get_context(self, context):
         ctx = super().get_context(context)
-        return ctx | {
-            'kept': True,
-        } | shown_arguments(ctx['object'])
+        return ctx | shown_arguments(ctx['object']) | {'kept': True}
 
 
 class ScheduleOptionsPanel(SparseAttributesPanel):
