@@ -27,6 +27,7 @@ from .config import get_config  # noqa: E402
 from .engine.backend import tracking  # noqa: E402
 from .engine.canvas import forget_ids  # noqa: E402
 from .engine.enqueue import send  # noqa: E402
+from .engine.ids import OneSpelling, spell_results  # noqa: E402
 from .engine.publish import publish  # noqa: E402
 from .engine.upstream import with_upstream  # noqa: E402
 
@@ -39,6 +40,7 @@ __all__ = (
 class NetBoxCelery(Celery):
     """A Celery app whose calls make rows and whose result backend writes their ends."""
 
+    amqp_cls = 'netbox_celery.engine.queues:AMQP'
     control_cls = 'netbox_celery.engine.revoke:Control'
 
     def send_task(self, name, args=None, kwargs=None, **options):
@@ -79,6 +81,7 @@ def _load_settings():
 
 TRANSPORT_ALIASES.update(broker.TRANSPORTS)
 forget_ids()
+spell_results(NetBoxCelery)
 
 app = NetBoxCelery('netbox_celery')
 app.set_default()
@@ -87,4 +90,4 @@ app.autodiscover_tasks(host.plugin_packages)
 
 from .engine import signals  # noqa: E402 - connects itself to Celery's signals
 
-app.steps['consumer'].add(signals.Undecodable)
+app.steps['consumer'].update((signals.Undecodable, OneSpelling))

@@ -25,6 +25,7 @@ from .chords import ChordsMixin
 from .database import get_connection
 from .errbacks import note_errbacks
 from .exceptions import RetryNotSent, TaskFailed
+from .ids import SPELLING
 from .outcome import finish_run, finish_unclaimed, retry_run
 from .payload import cut_json, cut_text, dumps, limited_jsonb, to_jsonb, whole_number
 from .recorder import recorder
@@ -97,7 +98,7 @@ class TrackingMixin:
         # The row is enough, unless the backend holds an earlier state of the task that has to be replaced.
         row_is_enough = (
             store_result and exact and not run.ended and run.claims == 1
-            and not getattr(request, 'netbox_stored', False)
+            and not getattr(request, 'netbox_stored', False) and not getattr(request, SPELLING, None)
             and isinstance(self, RowResultsMixin) and self.can_publish(request)
         )
         status = self._finish(
@@ -196,6 +197,9 @@ class TrackingMixin:
     def store_result(self, task_id, result, state, traceback=None, request=None, **kwargs):
         if request is not None and getattr(request, 'id', None) == task_id:
             request.netbox_stored = True
+            if spelling := getattr(request, SPELLING, None):
+                # Who sent the message waits for a result of that name
+                super().store_result(spelling, result, state, traceback=traceback, request=request, **kwargs)
         run = get_run(request)
         if run is None or run.task_id != task_id:
             return super().store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)

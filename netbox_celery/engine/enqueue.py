@@ -25,9 +25,11 @@ from .admission import admit, advance
 from .canvas import as_request, make_portable, root_of
 from .database import UNAVAILABLE, execute, get_connection, now_or_on_commit
 from .hooks import invocation_of
+from .ids import SPELLING, canonical_ids
 from .options import HEADER, NOT_SENT, Own, is_internal, lift, mark, sent_options, split, tag
 from .payload import dumps, is_uuid
 from .policies import has_policy, policy_of, take_settings
+from .queues import check_call, delivered_to
 from .recorder import recorder
 from .rows import INSERT, aware, build_row, options_json
 from .run import get_run
@@ -80,8 +82,10 @@ def send(app, publish, name, args, kwargs, options):
     """
     options, own = split(options)
     settings = take_settings(options)
+    canonical_ids(options)
     make_portable(options)
     task = options.get('task_type') or find_task(app, name)
+    queue = check_call(app, name, args, kwargs, options, task)
     if 'task_type' not in options:
         kwargs, own = lift(task, kwargs, own)
     parent = app.current_worker_task
@@ -91,11 +95,11 @@ def send(app, publish, name, args, kwargs, options):
     if request is not None and options.get('task_id') and options['task_id'] == request.id:
         # What replaces a task has to be let in as any call; a retry is in.
         if run is None or not run.replaced or not has_policy(task, settings):
-            return _continue(publish, name, args, kwargs, options, parent, run)
+            return _continue(publish, name, args, kwargs, options, parent, run, queue)
     inner = _inner_task(app, name, kwargs)
     own = Own.merge(inner or task, own)
     tracked = is_tracked(inner or task) or takes_over(name, options) if own.track is None else own.track
-    call = Call(app, publish, name, args, kwargs, options, task, run)
+    call = Call(app, publish, name, args, kwargs, options, task, run, queue)
     call.id_is_known = parent is not None and bool(options.get('task_id')) or any(map(options.get, DEPENDENTS))
     if run is not None and run.returned and options.get('parent_id') == run.task_id:
         call.predecessor = run.task_id
@@ -128,29 +132,41 @@ def _inner_task(app, name, kwargs):
     return None
 
 
-def _continue(publish, name, args, kwargs, options, parent, run):
+def _continue(publish, name, args, kwargs, options, parent, run, queue):
     """Send the next attempt of the current run, or what the task replaced itself with: its row exists."""
     request = parent.request_stack.top
     replaces = (options.get('replaced_task_nesting') or 0) > (request.replaced_task_nesting or 0)
     tracked = run is not None and (run.replaced or not replaces)
     mark(options, (request.get(HEADER) or True) if tracked else False)
+    if spelling := request.get(SPELLING):
+        options['headers'][SPELLING] = spelling
     if tracked:
         # The next attempt may start at once, in another process: this one's lines come first.
         recorder.flush(run)
-        if (name, list(args or ()), kwargs or {}) != (parent.name, list(request.args or ()), request.kwargs or {}):
-            _remember(run.task_id, name, args, kwargs, options, claims=run.claims)
+        is_same = (name, list(args or ()), kwargs or {}) == (
+            request.task or parent.name, list(request.args or ()), request.kwargs or {}
+        )
+        if not is_same or queue != delivered_to(parent.app, request.delivery_info):
+            _remember(run.task_id, name, args, kwargs, options, queue=queue, claims=run.claims)
         run.next_eta = _when(options)
         run.continued = True
     return publish(name, args, kwargs, **options)
 
 
 def _remember(task_id, name, args, kwargs, options, **which):
-    """Keep what it takes to send a message again that is not the one that its row was made for."""
+    """Keep what it takes to send a message again that is not the one that its row was made for.
+
+    If that is not possible, the message says so: the claim does not compare it to the row then.
+    """
     try:
         message = dumps([list(args or ()), kwargs or {}, name, sent_options(options, None)])
         lifecycle.remember(get_connection(), task_id, message, **which)
     except (DatabaseError, TypeError, ValueError):
         logger.exception('Task %s[%s] could not be sent again, if that was necessary', name, task_id)
+        header = (options.get('headers') or {}).get(HEADER)
+        options['headers'] = {
+            **(options.get('headers') or {}), HEADER: {**(header if isinstance(header, dict) else {}), 'differs': True}
+        }
 
 
 def complete(app, options, parent):
@@ -181,7 +197,7 @@ def _when(options):
 class Call:
     """A call on its way to a worker: first its row, then its message."""
 
-    def __init__(self, app, publish, name, args, kwargs, options, task, run):
+    def __init__(self, app, publish, name, args, kwargs, options, task, run, queue):
         self.app = app
         self.publish = publish
         self.name = name
@@ -189,6 +205,8 @@ class Call:
         self.kwargs = kwargs
         self.options = options
         self.task = task
+        #: Name of the queue that it goes to; empty if that cannot be told.
+        self.queue = queue
         #: The run of the task that makes the call.
         self.run = run
         #: Who wants to hear of it.
@@ -203,7 +221,7 @@ class Call:
     def send_tracked(self, own, settings):
         """Make the row, and send the message, on commit if there is a transaction."""
         options = self.options
-        self.row = build_row(self.app, self.name, self.args, self.kwargs, options, own, self.task, self.run)
+        self.row = build_row(self.app, self.name, self.args, self.kwargs, options, own, self.task, self.run, self.queue)
         if connection.in_atomic_block:
             # The message goes out later, and says what the row says, whatever the caller does with its dict until then
             self.args, self.kwargs = deepcopy((self.args, self.kwargs))
@@ -215,7 +233,7 @@ class Call:
             with transaction.atomic() if connection.in_atomic_block else nullcontext():
                 self.id = self._insert_patiently(own)
             if self.id is None and self.row['nesting']:
-                _remember(options['task_id'], self.name, self.args, self.kwargs, options, nesting=self.row['nesting'])
+                self._remember()
         except DatabaseError:
             # The task is worth more than its row.
             logger.exception('Task %s[%s] is sent without being tracked', self.name, options['task_id'])
@@ -224,6 +242,13 @@ class Call:
         else:
             mark(options)
         return self._send()
+
+    def _remember(self):
+        """Let the row of the task that this call replaces know what it waits for."""
+        _remember(
+            self.options['task_id'], self.name, self.args, self.kwargs, self.options, queue=self.queue,
+            nesting=self.row['nesting']
+        )
 
     def _insert(self, own, statement=None):
         """Insert the row with the caller's connection; returns its primary key, or `None` if it was not inserted."""
@@ -264,7 +289,7 @@ class Call:
         else:
             mark(options)
         if self.row['nesting']:
-            _remember(options['task_id'], self.name, self.args, self.kwargs, options, nesting=self.row['nesting'])
+            self._remember()
         with transaction.atomic() if connection.in_atomic_block else nullcontext():
             admission = admit(
                 policy, self.row, partial(self._insert, own), id_is_known=self.id_is_known, predecessor=self.predecessor

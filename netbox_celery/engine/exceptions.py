@@ -5,6 +5,7 @@ __all__ = (
     'IgnoredByWindow',
     'InvalidArguments',
     'NotRerunnable',
+    'QueueRefused',
     'RetryNotSent',
     'TaskConflict',
     'TaskFailed',
@@ -20,6 +21,10 @@ class TaskFailed(Exception):
 
 class NotRerunnable(Exception):
     """The row of a run does not hold the arguments any more: they were redacted by the caller, or too large."""
+
+
+class QueueRefused(CeleryError, ValueError):
+    """A queue that nothing can be sent to: its name is reserved, or people have no such queue to choose."""
 
 
 class RetryNotSent(Exception):

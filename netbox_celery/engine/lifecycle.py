@@ -326,20 +326,21 @@ def replace(connection, task_id, *, claims, nesting):
 
 # GUARANTEE: only for who holds the run, or for the replacement that it waits for; an end forgets it.
 REMEMBER = f"""
-    UPDATE {TABLE} SET message = %(message)s
+    UPDATE {TABLE} SET message = %(message)s, queue = COALESCE(left(%(queue)s, 255), queue)
     WHERE task_id = %(task_id)s AND {UNFINISHED}
         AND (claims = %(claims)s OR nesting = %(nesting)s AND nesting > 0)
 """
 
 
-def remember(connection, task_id, message, *, claims=None, nesting=None):
+def remember(connection, task_id, message, *, queue=None, claims=None, nesting=None):
     """Keep a message that differs from what the row was made for: a retry's with other arguments, a replacement's.
 
     Args:
         message: Arguments, keyword arguments, name and options, as JSON text.
+        queue: The queue that it goes to; empty if that cannot be told.
         claims: Token of the claim under which it is sent.
         nesting: Or: how often the task has replaced itself.
     """
     connection.execute(REMEMBER, {
-        'task_id': task_id, 'message': message, 'claims': claims, 'nesting': nesting,
+        'task_id': task_id, 'message': message, 'queue': queue, 'claims': claims, 'nesting': nesting,
     }, patience=5)

@@ -4,13 +4,12 @@ With quorum queues Celery sends what has an ETA to exchanges that hold it back (
 seconds. For less than one it raises a `ValueError`. And a retry, which names the exchange and the routing key of the
 message that it repeats, but no queue, would go to the default queue.
 """
-import re
 from datetime import UTC, datetime, timedelta
 
 from celery import Celery
 from celery.utils.quorum_queues import detect_quorum_queues
-from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE
 
+from .queues import without_delay
 from .visibility import warn_of_eta
 
 __all__ = (
@@ -20,8 +19,6 @@ __all__ = (
 
 #: The least that can be held back, with time for the call itself.
 SHORTEST = timedelta(seconds=1.1)
-#: What a message that was held back has before its routing key.
-HELD_BACK = re.compile(rf'^(?:[01]\.){{{MAX_NUMBER_OF_BITS_TO_USE}}}')
 
 
 def publish(app, name, args=None, kwargs=None, **options):
@@ -52,5 +49,5 @@ def is_delayed(app, options):
 
 def _queue(app, routing_key):
     """Return the name of the queue that a routing key leads to, or `None`."""
-    key = HELD_BACK.sub('', routing_key or '')
+    key = without_delay(routing_key)
     return next((queue.name for queue in app.amqp.queues.values() if key and queue.routing_key == key), None)
