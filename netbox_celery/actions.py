@@ -5,8 +5,10 @@ with `restrict()`.
 """
 from django.utils.translation import gettext as _
 
+from .celery import app
 from .choices import ResultStatusChoices
 from .engine import control, workflow
+from .engine.queues import check_repeated
 from .host import ACTION_CREATE, ACTION_UPDATE, record_change, record_changes
 from .models import CeleryResult
 
@@ -128,7 +130,9 @@ def rerun(request, result):
 
     Raises:
         netbox_celery.engine.control.NotRerunnable: The row does not hold the arguments (too large, or redacted).
+        netbox_celery.engine.exceptions.QueueRefused: It went to a queue that people cannot send to.
     """
+    check_repeated(app, result.celery_name, result.options)
     new = control.rerun(result, user=request.user)
     if not new.joined:
         record_change(new, request, ACTION_CREATE, message=_('Run again from {result}').format(result=result.pk))

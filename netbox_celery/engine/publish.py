@@ -6,17 +6,28 @@ message that it repeats, but no queue, would go to the default queue.
 """
 from datetime import UTC, datetime, timedelta
 
+from amqp.exceptions import AMQPError, ChannelError
 from celery import Celery
 from celery.utils.quorum_queues import detect_quorum_queues
+from django.db import DatabaseError
+from kombu.exceptions import EncodeError, OperationalError
+from redis.exceptions import RedisError
 
 from .queues import without_delay
 from .visibility import warn_of_eta
 
 __all__ = (
+    'is_away',
     'is_delayed',
     'publish',
 )
 
+#: What no broker could send, however long one waits: arguments or options that are wrong, an unknown queue. Kombu takes
+#: some of them for errors of the connection. And what a broker has against a queue.
+REFUSALS = (EncodeError, LookupError, TypeError, ValueError, ChannelError)
+#: So Redis says that a key is no list; whatever else it refuses, it refuses for all.
+WRONG_TYPE = 'WRONGTYPE'
+AWAY = (OperationalError, DatabaseError, OSError, AMQPError, RedisError)
 #: The least that can be held back, with time for the call itself.
 SHORTEST = timedelta(seconds=1.1)
 
@@ -37,6 +48,18 @@ def publish(app, name, args=None, kwargs=None, **options):
     elif options.get('eta'):
         warn_of_eta(app, name, options['eta'])
     return Celery.send_task(app, name, args, kwargs, **options)
+
+
+def is_away(exc):
+    """Whether it is for want of a broker, or of the database, that a message was not sent: then none can be.
+
+    What a broker that is there refuses (a queue that exists with other arguments, a name of its own, a key that is no
+    list), or what is wrong with a message, holds up no other message.
+    """
+    for error in (exc, exc.__cause__):
+        if isinstance(error, REFUSALS) and not isinstance(error, OSError) or WRONG_TYPE in str(error):
+            return False
+    return isinstance(exc, AWAY)
 
 
 def is_delayed(app, options):

@@ -26,6 +26,7 @@ __all__ = (
     'AMQP',
     'check_call',
     'check_choice',
+    'check_repeated',
     'delivered_to',
     'destination',
     'offered',
@@ -226,3 +227,27 @@ def check_choice(app, name):
     if name not in names:
         shown = ', '.join(names[:MOST_NAMED]) + (', …' if len(names) > MOST_NAMED else '')
         raise QueueRefused(_('There is no queue "{queue}". Queues are: {queues}.').format(queue=name, queues=shown))
+
+
+def check_repeated(app, name, options):
+    """Check where a person sends a run again that may have been sent by code.
+
+    Args:
+        app: The Celery app.
+        name: Name of the task.
+        options: The options of the earlier run.
+
+    Raises:
+        QueueRefused: People cannot send there.
+    """
+    given = {key: options[key] for key in ('queue', 'exchange', 'routing_key') if options.get(key)}
+    if not given:
+        return
+    task = app.tasks.get(name)
+    if found := destination(app, name, (), {}, given, task):
+        check_choice(app, found)
+        return
+    exchange = getattr(given['exchange'], 'name', given['exchange'])
+    known = {queue.exchange.name for queue in app.amqp.queues.values()}
+    if exchange not in known and exchange != getattr(task, 'exchange', None):
+        raise QueueRefused(_('The run cannot be sent again: nobody knows to which queue its exchange leads.'))

@@ -165,9 +165,12 @@ def foreign_row(task, request):
         'expires': aware(request.expires), 'root_id': request.root_id, 'parent_id': request.parent_id,
         'group_id': request.group, 'replaced_task_nesting': request.replaced_task_nesting,
     }
-    queue, info = delivered_to(task.app, request.delivery_info), request.delivery_info or {}
-    options |= {'queue': queue} if queue else {name: info.get(name) for name in ('exchange', 'routing_key')}
+    if info := request.delivery_info:
+        queue = delivered_to(task.app, info)
+        options |= {'queue': queue} if queue else {name: info.get(name) for name in ('exchange', 'routing_key')}
+    else:
+        queue = None
+    name = getattr(request, 'task', None) or task.name
     return build_row(
-        task.app, getattr(request, 'task', None) or task.name, request.args, request.kwargs, options, Own.merge(task, {}), task,
-        queue=queue
+        task.app, name, request.args, request.kwargs, options, Own.merge(task, {}), task, queue=queue
     )
