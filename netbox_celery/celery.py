@@ -41,6 +41,7 @@ class NetBoxCelery(Celery):
     """A Celery app whose calls make rows and whose result backend writes their ends."""
 
     amqp_cls = 'netbox_celery.engine.queues:AMQP'
+    registry_cls = 'netbox_celery.engine.registry:Registry'
     control_cls = 'netbox_celery.engine.revoke:Control'
 
     def send_task(self, name, args=None, kwargs=None, **options):

@@ -5,6 +5,7 @@
 run) and in its parent (with a context of its own, for a lost child, a time limit, a revoke), also when the result is
 ignored. The row is written first and the result second: what can be seen has been recorded.
 """
+import logging
 import sys
 import threading
 import traceback as traceback_module
@@ -15,6 +16,7 @@ from celery import states
 from celery.backends.redis import RedisBackend
 from celery.exceptions import ChordError, MaxRetriesExceededError, NotRegistered, Reject, Retry, TaskRevokedError
 from celery.utils.saferepr import saferepr
+from django.db import DatabaseError
 from kombu.exceptions import OperationalError
 
 from ..choices import ResultReasonChoices as Reason
@@ -27,7 +29,7 @@ from .errbacks import note_errbacks
 from .exceptions import RetryNotSent, TaskFailed
 from .ids import SPELLING
 from .outcome import finish_run, finish_unclaimed, retry_run
-from .payload import cut_json, cut_text, dumps, limited_jsonb, to_jsonb, whole_number
+from .payload import cut_json, cut_text, dumps, is_uuid, limited_jsonb, to_jsonb, whole_number
 from .recorder import recorder
 from .rowresults import RowResultsMixin
 from .run import get_run
@@ -35,6 +37,8 @@ from .run import get_run
 __all__ = (
     'tracking',
 )
+
+logger = logging.getLogger(__name__)
 
 #: What Celery says of a task that a cold shutdown took from its process (`celery.worker.request.Request.cancel`).
 CANCELLED_BY_CELERY = 'cancelled by Celery'
@@ -133,6 +137,8 @@ class TrackingMixin:
             finish_unclaimed(
                 task_id, status, reason=reason, error=error, traceback=_text(traceback), in_backend=store_result
             )
+        elif isinstance(exc, NotRegistered) and _is_of_another(task_id, request):
+            return None
         elif not getattr(request, 'is_eager', False):
             status, reason, error = describe_failure(exc)
             row = presence.close_run(
@@ -276,6 +282,19 @@ def _goes_back(exc, request):
 
     task = app.tasks.get(getattr(request, 'task', None))
     return task is not None and task.acks_late and not task.acks_on_timeout
+
+
+def _is_of_another(task_id, request):
+    """Whether the row with the ID of a message is that of another task: the message is none of its own."""
+    name = getattr(request, 'task', None) or getattr(request, 'name', None)
+    try:
+        call = lifecycle.call_of(get_connection(), task_id) if is_uuid(task_id) else None
+    except (DatabaseError, ValueError):
+        return False
+    if not name or call is None or call[0] == name:
+        return False
+    logger.warning('A message with the ID of %s[%s] is of %s, which is not registered', call[0], task_id, name)
+    return True
 
 
 def _raised(exc):

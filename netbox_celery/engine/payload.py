@@ -23,6 +23,7 @@ __all__ = (
     'cut_text',
     'dumps',
     'is_cut',
+    'is_jsonb',
     'is_uuid',
     'limited_jsonb',
     'plain',
@@ -100,6 +101,11 @@ def to_jsonb(value):
         return text, False
     cleaned = json.dumps(clean(json.loads(text)))
     return cleaned, cleaned != text
+
+
+def is_jsonb(text):
+    """Whether PostgreSQL's `jsonb` takes some JSON text as it is. There are false alarms."""
+    return not _SUSPECT.search(text)
 
 
 def sendable_jsonb(value):
