@@ -6,10 +6,12 @@ with `restrict()`.
 from django.core.exceptions import PermissionDenied
 from django.utils.translation import gettext as _
 
+from .celery import app
 from .choices import ResultStatusChoices
 from .engine import control, workflow
 from .engine.canvas import CALLERS, called_tasks
 from .engine.options import is_internal
+from .engine.queues import check_repeated
 from .host import ACTION_CREATE, ACTION_UPDATE, record_change, record_changes, take_snapshot
 from .models import CeleryResult, CeleryTask
 from .viewing import is_unconstrained
@@ -184,7 +186,9 @@ def rerun(request, result):
 
     Raises:
         netbox_celery.engine.control.NotRerunnable: The row does not hold the arguments (too large, or redacted).
+        netbox_celery.engine.exceptions.QueueRefused: It went to a queue that people cannot send to.
     """
+    check_repeated(app, result.celery_name, result.options)
     new = control.rerun(result, user=request.user)
     if not new.joined:
         record_change(new, request, ACTION_CREATE, message=_('Run again from {result}').format(result=result.pk))

@@ -13,6 +13,7 @@ __all__ = (
     'TRANSPORTS',
     'celery_settings',
     'speaks_redis',
+    'taken_keys',
 )
 
 #: Transports that take the place of Kombu's, by the scheme of the broker's URL.
@@ -68,6 +69,23 @@ def celery_settings(redis, config, timezone='UTC'):
 def speaks_redis(url):
     """Whether the URL of a broker or a result backend is that of a Redis server."""
     return url.split(':', 1)[0].split('+')[0] in ('redis', 'rediss', 'sentinel')
+
+
+def taken_keys(config):
+    """Return the beginnings of keys in Redis that settings give to other things than queues.
+
+    Args:
+        config: The plugin's settings, a `netbox_celery.config.Config`.
+    """
+    options = config.celery.get('broker_transport_options') or {}
+    named = [options.get(f'unacked_{what}') for what in ('key', 'index_key', 'mutex_key')]
+    named.append(options.get('deadletter_queue'))
+    # A result backend may have another prefix in the same database
+    prefix = options.get('global_keyprefix', config.key_prefix)
+    results = (config.celery.get('result_backend_transport_options') or {}).get('global_keyprefix', config.key_prefix)
+    if results != prefix and results.startswith(prefix):
+        named.append(results[len(prefix):])
+    return tuple(name for name in named if isinstance(name, str) and name)
 
 
 def _speaks_amqp(url):

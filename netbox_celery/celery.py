@@ -27,6 +27,7 @@ from .config import get_config  # noqa: E402
 from .engine.backend import tracking  # noqa: E402
 from .engine.canvas import forget_ids  # noqa: E402
 from .engine.enqueue import send  # noqa: E402
+from .engine.ids import OneSpelling, spell_results  # noqa: E402
 from .engine.publish import publish  # noqa: E402
 from .engine.upstream import with_upstream  # noqa: E402
 
@@ -39,6 +40,8 @@ __all__ = (
 class NetBoxCelery(Celery):
     """A Celery app whose calls make rows and whose result backend writes their ends."""
 
+    amqp_cls = 'netbox_celery.engine.queues:AMQP'
+    registry_cls = 'netbox_celery.engine.registry:Registry'
     control_cls = 'netbox_celery.engine.revoke:Control'
 
     @cached_property
@@ -83,6 +86,7 @@ def _load_settings():
 
 TRANSPORT_ALIASES.update(broker.TRANSPORTS)
 forget_ids()
+spell_results(NetBoxCelery)
 
 app = NetBoxCelery('netbox_celery')
 app.set_default()
@@ -91,5 +95,4 @@ app.autodiscover_tasks(host.plugin_packages)
 
 from .engine import signals  # noqa: E402 - connects itself to Celery's signals
 
-app.steps['consumer'].add(signals.Undecodable)
-app.steps['consumer'].add('netbox_celery.engine.worker:Messages')
+app.steps['consumer'].update((signals.Undecodable, OneSpelling, 'netbox_celery.engine.worker:Messages'))

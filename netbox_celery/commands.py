@@ -282,6 +282,8 @@ class _Diverted:
         self._original = original
 
     def __getattr__(self, name):
+        if '_name' not in vars(self):
+            raise AttributeError(name)  # it is being copied
         return getattr(_streams.get().get(self._name, self._original), name)
 
 

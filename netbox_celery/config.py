@@ -9,6 +9,9 @@ from zoneinfo import ZoneInfo
 
 from django.core.exceptions import ImproperlyConfigured
 
+from .broker import taken_keys
+from .queuenames import why_reserved
+
 __all__ = (
     'MOST_DAYS',
     'Config',
@@ -27,7 +30,7 @@ MOST_SECONDS = 86_400
 
 # What a setting may be, by its annotation
 SETTING_TYPES: dict[object, tuple[type, ...]] = {
-    dict: (dict,), float: (int, float), int: (int,), int | None: (int, NoneType), str: (str,),
+    dict: (dict,), float: (int, float), int: (int,), int | None: (int, NoneType), list: (list, tuple), str: (str,),
 }
 
 # What a setting of Celery's may be, beside `None`: by its name, or by the type that Celery says it has
@@ -86,6 +89,8 @@ class Config:
     sweep_interval: float = 10
     #: Django's management commands that are tasks too: options of the task by name of the command, or names alone.
     command_tasks: dict = field(default_factory=dict)
+    #: Queues that people can send to beside those that are configured or consumed: names, or patterns such as `lab-*`.
+    allowed_queues: list = field(default_factory=list)
     #: For how many days runs are kept after their end, with their logs; 0: for ever; by default NetBox's JOB_RETENTION.
     retention: int | None = None
 
@@ -110,6 +115,7 @@ class Config:
         config = cls(**values)
         config._check_values()
         _check_celery(config.celery)
+        config._check_queues()
         return config
 
     def _check_values(self):
@@ -142,6 +148,53 @@ class Config:
                 raise wrong(name, f"must be a URL such as 'redis://host:6379/0', not {value!r}")
             if value:
                 _check_scheme(name, value)
+
+    def _check_queues(self):
+        """Refuse names that no queue can have, wherever a setting names one."""
+        named = [('allowed_queues', name) for name in self.allowed_queues]
+        named += [(f'celery["{setting}"]', name) for setting, name in _queues_of(self.celery)]
+        keys = taken_keys(self)
+        for setting, name in named:
+            if not isinstance(name, str):
+                raise wrong(setting, f'must hold the names of queues, not {name!r}')
+            if why := why_reserved(name, keys):
+                raise wrong(setting, f'names the queue {name!r}, which cannot be: {why}')
+        # What no setting names is called as Celery has it
+        if 'task_default_queue' not in self.celery and why_reserved('celery', keys):
+            raise wrong('celery["broker_transport_options"]', "takes the name of the default queue, 'celery'")
+
+
+def _queues_of(settings):
+    """Yield the names of queues in settings of Celery's, as pairs of a setting and a name."""
+    if settings.get('task_default_queue') is not None:
+        yield 'task_default_queue', settings['task_default_queue']
+    for queue in settings.get('task_queues') or ():
+        yield 'task_queues', getattr(queue, 'name', queue)
+    for target in _targets(settings.get('task_routes')):
+        try:
+            queue = dict(target).get('queue')
+        except (TypeError, ValueError):
+            queue = target
+        if queue is not None:
+            yield 'task_routes', getattr(queue, 'name', queue)
+    for entry in (settings.get('beat_schedule') or {}).values():
+        queue = (entry.get('options') or {}).get('queue') if isinstance(entry, dict) else None
+        if queue is not None:
+            yield 'beat_schedule', getattr(queue, 'name', queue)
+
+
+def _targets(routes):
+    """Yield where routes lead to that are no functions: names of queues, and dicts of options.
+
+    They are a dict by names of tasks, the same as a list of pairs, or a list of these and of routers.
+    """
+    for route in routes if isinstance(routes, list | tuple) else [routes]:
+        if isinstance(route, dict):
+            yield from route.values()
+        elif isinstance(route, list | tuple):
+            for pair in route:
+                if isinstance(pair, list | tuple) and len(pair) == 2:
+                    yield pair[1]
 
 
 def _check_type(name, value, accepted):

@@ -12,6 +12,8 @@ import logging
 from kombu.transport import redis
 from redis.exceptions import ConnectionError
 
+from .queuenames import is_key_of_redis
+
 __all__ = (
     'SentinelTransport',
     'Transport',
@@ -44,6 +46,17 @@ class ChannelMixin:
             self._kept_client = super()._create_client()
         return self._kept_client
 
+    def _q_for_pri(self, queue, pri):
+        """Return the key of the list that a queue is: the last place where what is no list can be kept from harm.
+
+        Raises:
+            ValueError: It is a key of Kombu's own, or of a result backend.
+        """
+        own = (self.unacked_key, self.unacked_index_key, self.unacked_mutex_key)
+        if not queue or self.sep in queue or queue in own or is_key_of_redis(queue):
+            raise ValueError(f'There can be no queue {queue!r}: Celery keeps other things in Redis under that name')
+        return super()._q_for_pri(queue, pri)
+
     def _get_pool(self, *args, **kwargs):
         if getattr(self.connection, 'client', None) is None:
             raise ConnectionError('The channel is closed')
@@ -63,11 +76,13 @@ class ChannelMixin:
             if self._qos is not None:
                 _left.update(self._qos._delivered)
 
-    def basic_consume(self, *args, **kwargs):
+    def basic_consume(self, queue, *args, **kwargs):
+        if queue not in self._fanout_queues:
+            self._q_for_pri(queue, 0)
         for tag in tuple(_left):
             self.qos.restore_by_tag(tag)
             _left.discard(tag)
-        return super().basic_consume(*args, **kwargs)
+        return super().basic_consume(queue, *args, **kwargs)
 
 
 class Channel(ChannelMixin, redis.Channel):

@@ -23,7 +23,10 @@ from development.stack.services import Services
 
 running_services = Services(
     'test', for_tests=True,
-    plugins_config={'netbox_celery': {'command_tasks': {'clearsessions': {'unique': True, 'time_limit': 600}}}},
+    plugins_config={'netbox_celery': {
+        'command_tasks': {'clearsessions': {'unique': True, 'time_limit': 600}},
+        'allowed_queues': ['slow', 'lab-*'],
+    }},
 )
 CLEANER = pytest.StashKey()
 

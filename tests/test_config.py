@@ -39,7 +39,7 @@ def test_accepted(given):
 
 
 @pytest.mark.parametrize('given, message', [
-    ({'log_line': 5}, "log_line is unknown. Did you mean 'log_lines'? Settings are: broker_url, celery, command_tasks"),
+    ({'log_line': 5}, "log_line is unknown. Did you mean 'log_lines'? Settings are: allowed_queues, broker_url,"),
     ({'qqq': 5}, 'qqq is unknown. Settings are: '),
     ({5: 5}, '5 is unknown. Settings are: '),
     ({'LOG_LINES': 5}, 'LOG_LINES is unknown'),

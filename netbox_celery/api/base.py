@@ -1,6 +1,7 @@
 """What the views of REST share: objects to act on, and what may keep a task from being sent."""
 from contextlib import contextmanager
 
+from amqp.exceptions import AMQPError
 from celery.exceptions import CeleryError, QueueNotFound
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -13,6 +14,7 @@ from rest_framework.response import Response
 from utilities.exceptions import AbortRequest
 
 from .. import actions
+from ..engine.exceptions import QueueRefused
 from ..viewing import Reader, in_sight
 from . import serializers
 
@@ -91,6 +93,10 @@ def sending():
         raise BrokerUnavailable from exc
     except QueueNotFound as exc:
         raise ValidationError({'queue': [_('There is no such queue.')]}) from exc
+    except AMQPError as exc:
+        raise ValidationError({'queue': [_('The message broker refuses it: {error}').format(error=exc)]}) from exc
+    except QueueRefused as exc:
+        raise ValidationError({'queue': [str(exc)]}) from exc
     except (CeleryError, EncodeError, TypeError, ValueError) as exc:
         # Its policy says no; or the code has changed since the catalogue was brought up to date, or the earlier run
         raise ValidationError({'detail': str(exc)}) from exc

@@ -9,6 +9,9 @@ from rest_framework import serializers
 from netbox.api.fields import ContentTypeField
 from netbox.api.serializers import NestedTagSerializer
 
+from ..celery import app
+from ..engine.exceptions import QueueRefused
+from ..engine.queues import check_choice
 from ..engine.reader import DEFAULT_LIMIT, MAX_LIMIT, LogFilter
 from ..models.fields import validate_time
 
@@ -134,6 +137,13 @@ class TaskRunSerializer(serializers.Serializer):
                 for name in sorted(unknown)
             })
         return values
+
+    def validate_queue(self, value):
+        try:
+            check_choice(app, value)
+        except QueueRefused as exc:
+            raise serializers.ValidationError(str(exc)) from exc
+        return value
 
     def validate(self, attrs):
         times = [name for name in self.START_TIMES if name in attrs]

@@ -5,6 +5,7 @@
 run) and in its parent (with a context of its own, for a lost child, a time limit, a revoke), also when the result is
 ignored. The row is written first and the result second: what can be seen has been recorded.
 """
+import logging
 import sys
 import traceback as traceback_module
 
@@ -14,6 +15,7 @@ from celery.backends.base import KeyValueStoreBackend
 from celery.backends.redis import RedisBackend
 from celery.exceptions import ChordError, MaxRetriesExceededError, NotRegistered, Reject, Retry, TaskRevokedError
 from celery.utils.saferepr import saferepr
+from django.db import DatabaseError
 from kombu.exceptions import OperationalError
 from kombu.utils.encoding import bytes_to_str
 
@@ -25,8 +27,9 @@ from .chords import ChordsMixin
 from .database import get_connection
 from .errbacks import note_errbacks
 from .exceptions import BodyInterrupted, NotHandedOver, RetryNotSent, TaskFailed
+from .ids import SPELLING
 from .outcome import finish_run, finish_unclaimed, retry_run
-from .payload import cut_json, cut_text, dumps, limited_jsonb, to_jsonb, whole_number
+from .payload import cut_json, cut_text, dumps, is_uuid, limited_jsonb, to_jsonb, whole_number
 from .recorder import recorder
 from .rowresults import RowResultsMixin
 from .run import get_run
@@ -34,6 +37,8 @@ from .run import get_run
 __all__ = (
     'tracking',
 )
+
+logger = logging.getLogger(__name__)
 
 #: What Celery says of a task that a cold shutdown took from its process (`celery.worker.request.Request.cancel`).
 CANCELLED_BY_CELERY = 'cancelled by Celery'
@@ -100,7 +105,7 @@ class TrackingMixin:
         # The row is enough, unless the backend holds an earlier state of the task that has to be replaced.
         row_is_enough = (
             store_result and exact and not run.ended and run.claims == 1
-            and not getattr(request, 'netbox_stored', False)
+            and not getattr(request, 'netbox_stored', False) and not getattr(request, SPELLING, None)
             and isinstance(self, RowResultsMixin) and self.can_publish(request)
         )
         status = self._finish(
@@ -134,6 +139,8 @@ class TrackingMixin:
             finish_unclaimed(
                 task_id, status, reason=reason, error=error, traceback=_text(traceback), in_backend=store_result
             )
+        elif isinstance(exc, NotRegistered) and _is_of_another(task_id, request):
+            return None
         elif not getattr(request, 'is_eager', False):
             status, reason, error = describe_failure(exc)
             row = presence.close_run(
@@ -198,6 +205,9 @@ class TrackingMixin:
     def store_result(self, task_id, result, state, traceback=None, request=None, **kwargs):
         if request is not None and getattr(request, 'id', None) == task_id:
             request.netbox_stored = True
+            if spelling := getattr(request, SPELLING, None):
+                # Who sent the message waits for a result of that name
+                super().store_result(spelling, result, state, traceback=traceback, request=request, **kwargs)
         run = get_run(request)
         if run is None or run.task_id != task_id:
             return super().store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
@@ -269,6 +279,19 @@ def _goes_back(exc, request):
 
     task = app.tasks.get(getattr(request, 'task', None))
     return task is not None and task.acks_late and not task.acks_on_timeout
+
+
+def _is_of_another(task_id, request):
+    """Whether the row with the ID of a message is that of another task: the message is none of its own."""
+    name = getattr(request, 'task', None) or getattr(request, 'name', None)
+    try:
+        call = lifecycle.call_of(get_connection(), task_id) if is_uuid(task_id) else None
+    except (DatabaseError, ValueError):
+        return False
+    if not name or call is None or call[0] == name:
+        return False
+    logger.warning('A message with the ID of %s[%s] is of %s, which is not registered', call[0], task_id, name)
+    return True
 
 
 def _raised(exc):

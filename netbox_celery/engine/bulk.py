@@ -16,8 +16,10 @@ from . import lifecycle
 from .canvas import LINKS, make_portable
 from .database import execute
 from .enqueue import complete, find_task, note_refusal
+from .ids import canonical_ids
 from .options import NOT_SENT, Own, mark, split, tag
 from .publish import is_delayed, publish
+from .queues import check_call
 from .recorder import recorder
 from .rows import COLUMNS, CONSTANTS, build_row, payload_columns
 from .run import get_run
@@ -74,9 +76,11 @@ def send_many(app, task_or_name, calls, options):
     if dump := getattr(task, '_dump_pydantic_arguments', None):
         calls = [dump(*call) for call in calls]
     options, own = split(options)
+    canonical_ids(options)
     make_portable(options)
     own = Own.merge(task, own)
     options = _with_defaults(task, options)
+    check_call(app, name, (), {}, options, task)
     # Before the first batch is sent: the last one may have an argument that cannot
     payloads, ids = [payload_columns(name, list(args), kwargs, options) for args, kwargs in calls], []
     for start in range(0, len(calls), BATCH):

@@ -4,6 +4,7 @@ from functools import partial
 from celery.exceptions import CeleryError
 from django.db.models import BooleanField, Case, When
 
+from .ids import canonical_ids
 from .payload import is_uuid
 from .policies import SETTINGS, has_policy
 
@@ -19,7 +20,8 @@ def enqueue(task_or_name, *, args=(), kwargs=None, user=None, instance=None, sch
     from ..models import CeleryResult
 
     _refuse_eager(app)
-    if options.get('task_id') and not is_uuid(str(options['task_id'])):
+    canonical_ids(options)
+    if options.get('task_id') and not is_uuid(options['task_id']):
         raise CeleryError(f'{task_or_name}: the ID of a run is a UUID, and {options["task_id"]!r} is none')
     options |= _given(user, instance, schedule_at, queue)
     result = _caller(task_or_name)(args, kwargs, **options)

@@ -12,7 +12,9 @@ from celery.canvas import _chain
 from celery.utils.functional import maybe_list
 from django.db.models import Model
 
+from .ids import IDS, canonical_ids
 from .options import OWN_DICT, OWN_PREFIX, is_own
+from .queues import refuse_reserved
 
 __all__ = (
     'LINKS',
@@ -132,7 +134,7 @@ def portable(value):
     if not isinstance(value, Mapping) or 'task' not in value:
         return value
     changes = {}
-    if options := _portable_options(value.get('options') or {}):
+    if options := _portable_options(value['task'], value.get('options') or {}):
         changes['options'] = {**value['options'], **options}
     kwargs = value.get('kwargs') or {}
     if isinstance(kwargs, Mapping):
@@ -145,12 +147,21 @@ def portable(value):
     return {**value, **changes} if changes else value
 
 
-def _portable_options(options):
-    """Return the options of a signature that have to be written differently."""
+def _portable_options(name, options):
+    """Return the options of a signature that have to be written differently.
+
+    Raises:
+        QueueRefused: It would be sent to a queue that there cannot be.
+    """
     links = {
         name: new for name in LINKS if (old := options.get(name)) and (new := portable(old)) is not old
     }
-    return links | _portable_own(options)
+    ids = dict(options)
+    if name != 'celery.group':  # whose ID Celery counts by
+        canonical_ids(ids)
+    if queue := ids.get('queue'):
+        refuse_reserved(getattr(queue, 'name', queue))
+    return links | _portable_own(options) | {name: ids[name] for name in IDS if ids.get(name) is not options.get(name)}
 
 
 def _portable_own(values):

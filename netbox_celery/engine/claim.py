@@ -6,7 +6,10 @@ wrapped for it, and so that its row waits for what the task replaces itself with
 """
 import logging
 import time
-from functools import wraps
+from functools import update_wrapper, wraps
+from inspect import getattr_static
+from types import FunctionType, MethodType
+from weakref import WeakSet
 
 from celery.exceptions import Ignore
 from django.db import DatabaseError
@@ -18,7 +21,7 @@ from .database import UNUSABLE, get_connection
 from .enqueue import is_tracked
 from .exceptions import IgnoredByWindow
 from .options import HEADER
-from .payload import is_uuid
+from .payload import dumps, is_uuid
 from .presence import identity
 from .replace import making_way, opened_by
 from .rows import INSERT, foreign_row
@@ -31,6 +34,10 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
+#: What was put around handlers: each is wrapped once, also if a class inherits it.
+_wrappers = WeakSet()
+#: Arguments that are longer are not compared with those of the row, characters of JSON.
+MOST_COMPARED = 8192
 #: For how long a run waits to be claimed if the database is there, and cannot be used, seconds.
 PATIENCE = 5
 
@@ -38,14 +45,50 @@ PATIENCE = 5
 def track_all_tasks(app):
     """Let every task claim its run first, and make way for what replaces it, whatever its class and its own handlers.
 
-    Whether it is tracked is decided at the claim: by the message's header, else by the setting `track`.
+    Whether it is tracked is decided at the claim: by the message's header, else by the setting `track`. Tasks that are
+    registered later on do so as well.
     """
-    for task in app.tasks.values():
-        cls = type(task)
-        for handler, wrap in (('before_start', _claiming), ('on_replace', making_way)):
-            if not getattr(getattr(cls, handler), 'tracks', False):
-                cls.add_around(handler, wrap)
-                getattr(cls, handler).tracks = True
+    app.tasks.on_register = _track
+    for task in list(app.tasks.values()):
+        _track(task)
+
+
+def _track(task):
+    for handler, wrap in (('before_start', _claiming), ('on_replace', making_way)):
+        for owner in (type(task), task):
+            # A class has its own or inherits it; that of an instance hides that of its class
+            its_own = getattr_static(owner, handler) if owner is not task else vars(task).get(handler)
+            if its_own is not None and not _is_wrapper(its_own):
+                wrapper = _without_origin(wrap(_as_method(its_own, owner is task)))
+                _wrappers.add(wrapper)
+                setattr(owner, handler, MethodType(wrapper, task) if owner is task else wrapper)
+
+
+def _is_wrapper(handler):
+    handler = getattr(handler, '__func__', handler)
+    return isinstance(handler, FunctionType) and handler in _wrappers
+
+
+def _as_method(handler, is_bound):
+    """Return a function `f(self, ...)` that calls a handler as Python does: with its decorators, whatever it is.
+
+    `Task.add_around` of Celery's would leave out the decorators.
+    """
+    if is_bound or not hasattr(handler, '__get__'):
+        def method(self, *args):
+            return handler(*args)
+    elif isinstance(handler, FunctionType):
+        return handler
+    else:
+        def method(self, *args):
+            return handler.__get__(self, type(self))(*args)
+    return update_wrapper(method, handler)
+
+
+def _without_origin(wrapper):
+    """Hide what a wrapper has around it, which `Task.add_around` would otherwise put in its place."""
+    vars(wrapper).pop('__wrapped__', None)
+    return wrapper
 
 
 def begin(task):
@@ -104,9 +147,13 @@ def _claim_patiently(task, request, tracked_by_caller):
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            claimed = _claim(request)
+            call = _call(request, tracked_by_caller)
+            claimed = _claim(request, *call)
             if claimed is None and not tracked_by_caller:
                 get_connection().execute(INSERT, foreign_row(task, request), patience=float('inf'))
+                claimed = _claim(request, *call)
+            if claimed is None and call and not _differs(request):
+                # Only the text was another one
                 claimed = _claim(request)
             return claimed
         except UNUSABLE as exc:
@@ -116,11 +163,38 @@ def _claim_patiently(task, request, tracked_by_caller):
             time.sleep(0.5)
 
 
-def _claim(request):
+def _call(request, tracked_by_caller):
+    """Return the arguments of a message as JSON texts to compare with the row's; nothing if that is not to be done."""
+    if isinstance(tracked_by_caller, dict) and tracked_by_caller.get('differs'):
+        return ()
+    try:
+        call = (
+            dumps(list(request.args)) if request.args else '[]', dumps(request.kwargs) if request.kwargs else '{}'
+        )
+    except Exception:  # noqa: BLE001 - authors' encoders may raise anything
+        return ()
+    return call if sum(map(len, call)) <= MOST_COMPARED else ()
+
+
+def _claim(request, args=None, kwargs=None):
     return lifecycle.claim(
         get_connection(), task_id=request.id, attempt=request.retries + 1, nesting=request.replaced_task_nesting or 0,
-        worker=identity.name or request.hostname or '', holder=identity.key
+        worker=identity.name or request.hostname or '', holder=identity.key, name=request.task, args=args,
+        kwargs=kwargs
     )
+
+
+def _differs(request):
+    """Whether a message is another call than its row's, in fact and not only as text. It is not if nobody can tell."""
+    call = lifecycle.call_of(get_connection(), request.id)
+    if call is None:
+        return False
+    try:
+        name, *of_row = call
+        of_message = [list(request.args or ()), request.kwargs or {}]
+        return name != request.task or (of_row != of_message and dumps(of_row) != dumps(of_message))
+    except Exception:  # noqa: BLE001 - authors' types may raise anything
+        return False
 
 
 def _refuse(task, request):
@@ -130,6 +204,8 @@ def _refuse(task, request):
     found = lifecycle.explain(get_connection(), request.id)
     if found is None:
         why = 'its row was deleted'
+    elif found[0] in Status.WAITING and _differs(request):
+        why = f'its row is that of another call ({_describe(request)})'
     elif found[0] == Status.STATUS_RUNNING:
         why = f'{found[2]} is running it'
     else:
@@ -142,6 +218,14 @@ def _refuse(task, request):
         # Celery may have written since that it has started, or will be retried.
         task.backend.mark_as_revoked(request.id, 'revoked', request)
     raise Ignore(f'not run: {why}')
+
+
+def _describe(request):
+    """Return what a row says that is another call than the message with its ID."""
+    call = lifecycle.call_of(get_connection(), request.id)
+    if call is not None and call[0] != request.task:
+        return f'of {call[0]}, and the message is of {request.task}'
+    return f'of {request.task} with other arguments'
 
 
 def _claiming(before_start):

@@ -24,9 +24,11 @@ from .admission import admit, advance
 from .canvas import as_request, make_portable, root_of
 from .database import UNAVAILABLE, execute, now_or_on_commit
 from .hooks import invocation_of
+from .ids import SPELLING, canonical_ids
 from .options import HEADER, NOT_SENT, Own, is_internal, lift, mark, split, tag
 from .payload import is_uuid
 from .policies import has_policy, policy_of, take_settings
+from .queues import check_call, delivered_to
 from .recorder import recorder
 from .rows import INSERT, build_row, options_json
 from .run import get_run
@@ -80,8 +82,10 @@ def send(app, publish, name, args, kwargs, options):
     """
     options, own = split(options)
     settings = take_settings(options)
+    canonical_ids(options)
     make_portable(options)
     task = options.get('task_type') or find_task(app, name)
+    queue = check_call(app, name, args, kwargs, options, task)
     if 'task_type' not in options:
         kwargs, own = lift(task, kwargs, own)
     parent = app.current_worker_task
@@ -91,13 +95,13 @@ def send(app, publish, name, args, kwargs, options):
     if request is not None and options.get('task_id') and options['task_id'] == request.id:
         # What replaces a task has to be let in as any call; a retry is in.
         if run is None or not run.replaced or not has_policy(task, settings):
-            return _continue(app, publish, name, args, kwargs, options, task, run)
+            return _continue(app, publish, name, args, kwargs, options, task, run, queue)
     if run is not None and run.replaced:
         run.continued = True  # something is sent in its place
     inner = _inner_task(app, name, kwargs)
     own = Own.merge(inner or task, own)
     tracked = (is_tracked(inner or task) if own.track is None else own.track) or takes_over(options)
-    call = Call(app, publish, name, args, kwargs, options, task, run)
+    call = Call(app, publish, name, args, kwargs, options, task, run, queue)
     call.id_is_known = parent is not None and bool(options.get('task_id')) or any(map(options.get, DEPENDENTS))
     if run is not None and run.returned and options.get('parent_id') == run.task_id:
         call.predecessor = run.task_id
@@ -133,23 +137,26 @@ def _inner_task(app, name, kwargs):
     return None
 
 
-def _continue(app, publish, name, args, kwargs, options, task, run):
+def _continue(app, publish, name, args, kwargs, options, task, run, queue):
     """Send the next attempt of the current run, or what the task replaced itself with: its row exists."""
     parent = app.current_worker_task
     request = parent.request_stack.top
     replaces = (options.get('replaced_task_nesting') or 0) > (request.replaced_task_nesting or 0)
     tracked = run is not None and (run.replaced or not replaces)
     mark(options, (request.get(HEADER) or True) if tracked else False)
+    if spelling := request.get(SPELLING):
+        options['headers'][SPELLING] = spelling
     if tracked:
         # The next attempt may start at once, in another process: this one's lines come first.
         recorder.flush(run)
         run.next_eta = _when(options)
         if replaces:
             _fix_times(options)
-        if replaces or options.get('queue') or (name, list(args or ()), kwargs or {}) != (
-            parent.name, list(request.args or ()), request.kwargs or {}
-        ):
-            replace.remember(app, run, name, args, kwargs, options, task)
+        is_same = (name, list(args or ()), kwargs or {}) == (
+            request.task or parent.name, list(request.args or ()), request.kwargs or {}
+        )
+        if replaces or not is_same or queue != delivered_to(app, request.delivery_info):
+            replace.remember(app, run, name, args, kwargs, options, task, queue)
         run.continued = True
     result = publish(name, args, kwargs, **options)
     if tracked and replaces:
@@ -193,7 +200,7 @@ def _when(options):
 class Call:
     """A call on its way to a worker: first its row, then its message."""
 
-    def __init__(self, app, publish, name, args, kwargs, options, task, run):
+    def __init__(self, app, publish, name, args, kwargs, options, task, run, queue):
         self.app = app
         self.publish = publish
         self.name = name
@@ -201,6 +208,8 @@ class Call:
         self.kwargs = kwargs
         self.options = options
         self.task = task
+        #: Name of the queue that it goes to; empty if that cannot be told.
+        self.queue = queue
         #: The run of the task that makes the call.
         self.run = run
         #: Who wants to hear of it.
@@ -217,7 +226,7 @@ class Call:
     def send_tracked(self, own, settings):
         """Make the row, and send the message, on commit if there is a transaction."""
         options = self.options
-        self.row = build_row(self.app, self.name, self.args, self.kwargs, options, own, self.task, self.run)
+        self.row = build_row(self.app, self.name, self.args, self.kwargs, options, own, self.task, self.run, self.queue)
         if connection.in_atomic_block:
             # The message goes out later, and says what the row says, whatever the caller does with its dict until then
             self.args, self.kwargs = deepcopy((self.args, self.kwargs))

@@ -8,6 +8,7 @@ __all__ = (
     'NotHandedOver',
     'NotRerunnable',
     'OutOfMemory',
+    'QueueRefused',
     'RetryNotSent',
     'TaskConflict',
     'TaskFailed',
@@ -50,6 +51,10 @@ class OutOfMemory(BodyInterrupted):
 
 class NotRerunnable(Exception):
     """The row of a run does not hold the arguments any more: they were redacted by the caller, or too large."""
+
+
+class QueueRefused(CeleryError, ValueError):
+    """A queue that nothing can be sent to: its name is reserved, or people have no such queue to choose."""
 
 
 class RetryNotSent(Exception):

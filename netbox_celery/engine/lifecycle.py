@@ -14,11 +14,14 @@ A *claim* is what makes a run run once. It is taken before the body, counts up `
 fencing token with which alone the run can be ended. A message is refused if the row was cancelled or has ended, if
 a living worker holds the run, or if the message belongs to an earlier attempt than the row has seen.
 """
+import json
+
 from .database import execute
 from .options import HEADER
-from .payload import clean_text
+from .payload import PayloadDecoder, clean_text, is_jsonb
 
 __all__ = (
+    'call_of',
     'cancel',
     'claim',
     'close_replaced',
@@ -59,6 +62,10 @@ UNFINISHED = "status IN ('pending', 'scheduled', 'retrying', 'running')"
 # be taken over by a later one: its message is sent before the end of the earlier one is written. A copy of its own
 # message gets nothing, also if its worker is dead. Whether that is so, and whether the task may be repeated, is for the
 # sweep to say, which gives the run back: nothing that was acknowledged early is run again.
+# And a message that is another call than the row's gets nothing: by its task, and by its arguments as far as those can
+# be compared. `message` holds the call if the row does not (see `rows.payload_columns` and `enqueue`): arguments, and
+# the name where that is another one. The row of a task that replaced itself learns of the call that takes its place
+# when that is sent.
 CLAIM = f"""
     UPDATE {TABLE} SET
         status = 'running', reason = '', worker = %(worker)s::text, holder = %(holder)s::uuid,
@@ -70,12 +77,19 @@ CLAIM = f"""
     WHERE task_id = %(task_id)s AND cancelled IS NULL AND (
         status IN ('pending', 'scheduled') AND (nesting, attempt) <= (%(nesting)s, %(attempt)s)
         OR status IN ('retrying', 'running') AND (nesting, attempt) < (%(nesting)s, %(attempt)s)
-    )
+    ) AND CASE
+        WHEN nesting < %(nesting)s OR %(name)s::text IS NULL THEN true
+        WHEN message IS NULL THEN nesting > 0 OR celery_name = %(name)s AND COALESCE(
+            args = %(args)s::jsonb AND kwargs = %(kwargs)s::jsonb, true
+        )
+        ELSE (celery_name = %(name)s OR strpos(message, %(renamed)s) > 0)
+            AND COALESCE(starts_with(message, %(call)s), true)
+    END
     RETURNING id, claims, attempt, user_id, request_id
 """
 
 
-def claim(connection, *, task_id, attempt, nesting, worker, holder):
+def claim(connection, *, task_id, attempt, nesting, worker, holder, name=None, args=None, kwargs=None):
     """Claim a run for this delivery of its message.
 
     Args:
@@ -85,14 +99,45 @@ def claim(connection, *, task_id, attempt, nesting, worker, holder):
         nesting: How often the task had replaced itself when the message was sent.
         worker: Node name of the worker.
         holder: Key of the worker process group (`CeleryWorker.key`).
+        name: Name of the task that the message asks for, or `None` if that is not to be compared with the row's.
+        args: Its positional arguments as JSON text, or `None` if they are not to be compared with the row's.
+        kwargs: Its keyword arguments, likewise.
 
     Returns:
         `(id, claims, attempt, user_id, request_id)`, or `None` if the claim is refused.
     """
+    call = None
+    if args is not None:
+        call = f'[{args}, {kwargs}'
+        if not is_jsonb(call):
+            args = kwargs = None  # what `jsonb` does not take is in `message`
     rows = connection.execute(CLAIM, {
         'task_id': task_id, 'attempt': attempt, 'nesting': nesting, 'worker': worker, 'holder': holder,
+        'name': name and clean_text(name)[:255], 'args': args, 'kwargs': kwargs, 'call': call,
+        'renamed': f'}}, {json.dumps(name)}, {{',
     }, patience=float('inf'))
     return rows[0] if rows else None
+
+
+CALL = f'SELECT celery_name, args::text, kwargs::text, message, nesting FROM {TABLE} WHERE task_id = %s'
+
+
+def call_of(connection, task_id):
+    """Return the call that a run is: name, arguments and keyword arguments of the task.
+
+    `None` if there is no such row, or that cannot be told.
+    """
+    rows = connection.execute(CALL, (task_id,))
+    if not rows:
+        return None
+    name, args, kwargs, message, nesting = rows[0]
+    decode = PayloadDecoder().decode
+    if message is None:
+        if nesting or args is None or kwargs is None:
+            return None
+        return name, decode(args), decode(kwargs)
+    args, kwargs, *instead = decode(message)
+    return instead[0] if instead else name, args, kwargs
 
 
 def count_lines(connection, id):
@@ -432,6 +477,7 @@ def remember(connection, task_id, message, *, claims, queue=None, scheduled=None
 
     Args:
         message: Arguments, keyword arguments, name and options, as JSON text.
+        queue: The queue that it goes to; empty if that cannot be told.
         claims: Token of the claim under which it is sent.
         queue: Name of the queue that it is sent to, if it is another one.
         scheduled: Of a replacement: the earliest time of its start.

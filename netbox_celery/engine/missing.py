@@ -17,6 +17,7 @@ from redis import Redis
 
 from ..config import get_config
 from . import lifecycle
+from .ids import canonical
 
 __all__ = (
     'find_fetched',
@@ -35,7 +36,7 @@ SUSPECTS = f"""
     WHERE {lifecycle.WAITING} AND completed IS NULL AND sent < now() - make_interval(secs => {GRACE})
         AND last_updated < now() - make_interval(secs => {GRACE})
         AND (scheduled IS NULL OR scheduled < now() - make_interval(secs => {GRACE}))
-        AND {lifecycle.SENDABLE}
+        AND queue <> '' AND {lifecycle.SENDABLE}
     ORDER BY id LIMIT {MOST_MESSAGES}
 """
 DEAD = f"""
@@ -45,7 +46,7 @@ DEAD = f"""
 # It may have fetched something for as long as it did not miss a heartbeat.
 FETCHED = f"""
     SELECT id, task_id::text FROM {lifecycle.TABLE}
-    WHERE {lifecycle.WAITING} AND completed IS NULL AND queue = ANY(%(queues)s)
+    WHERE {lifecycle.WAITING} AND completed IS NULL AND (queue = ANY(%(queues)s) OR queue = '')
         AND sent < %(heartbeat)s + make_interval(secs => %(interval)s)
         AND {lifecycle.SENDABLE}
     ORDER BY id LIMIT {MOST_MESSAGES}
@@ -147,4 +148,4 @@ def _held_by_broker(app, queues):
 
 
 def _task_id(message):
-    return message.get('headers', {}).get('id')
+    return canonical(message.get('headers', {}).get('id'))

@@ -29,6 +29,7 @@ __all__ = (
     'dumps',
     'dumps_any',
     'is_cut',
+    'is_jsonb',
     'is_uuid',
     'limited_jsonb',
     'plain',
@@ -167,6 +168,11 @@ def to_jsonb(value):
         return text, False
     cleaned = json.dumps(clean(json.loads(text)))
     return cleaned, cleaned != text
+
+
+def is_jsonb(text):
+    """Whether PostgreSQL's `jsonb` takes some JSON text as it is. There are false alarms."""
+    return not _SUSPECT.search(text)
 
 
 def sendable_jsonb(value):

@@ -4,25 +4,33 @@ With quorum queues Celery sends what has an ETA to exchanges that hold it back (
 seconds. For less than one it raises a `ValueError`. And a retry, which names the exchange and the routing key of the
 message that it repeats, but no queue, would go to the default queue.
 """
-import re
 from datetime import UTC, datetime, timedelta
 
+from amqp.exceptions import AMQPError, ChannelError
 from celery import Celery
 from celery.utils.quorum_queues import detect_quorum_queues
-from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE
+from django.db import DatabaseError
+from kombu.exceptions import EncodeError, OperationalError
+from redis.exceptions import RedisError
 
+from .queues import without_delay
 from .times import time_after
 from .visibility import warn_of_eta
 
 __all__ = (
+    'is_away',
     'is_delayed',
     'publish',
 )
 
+#: What no broker could send, however long one waits: arguments or options that are wrong, an unknown queue. Kombu takes
+#: some of them for errors of the connection. And what a broker has against a queue.
+REFUSALS = (EncodeError, LookupError, TypeError, ValueError, ChannelError)
+#: So Redis says that a key is no list; whatever else it refuses, it refuses for all.
+WRONG_TYPE = 'WRONGTYPE'
+AWAY = (OperationalError, DatabaseError, OSError, AMQPError, RedisError)
 #: The least that can be held back, with time for the call itself.
 SHORTEST = timedelta(seconds=1.1)
-#: What a message that was held back has before its routing key.
-HELD_BACK = re.compile(rf'^(?:[01]\.){{{MAX_NUMBER_OF_BITS_TO_USE}}}')
 
 
 def publish(app, name, args=None, kwargs=None, **options):
@@ -43,6 +51,18 @@ def publish(app, name, args=None, kwargs=None, **options):
     return Celery.send_task(app, name, args, kwargs, **options)
 
 
+def is_away(exc):
+    """Whether it is for want of a broker, or of the database, that a message was not sent: then none can be.
+
+    What a broker that is there refuses (a queue that exists with other arguments, a name of its own, a key that is no
+    list), or what is wrong with a message, holds up no other message.
+    """
+    for error in (exc, exc.__cause__):
+        if isinstance(error, REFUSALS) and not isinstance(error, OSError) or WRONG_TYPE in str(error):
+            return False
+    return isinstance(exc, AWAY)
+
+
 def is_delayed(app, options):
     """Whether the broker, and not a worker, keeps a message with these options until its time."""
     if not options.get('eta') and not options.get('countdown'):
@@ -53,5 +73,5 @@ def is_delayed(app, options):
 
 def _queue(app, routing_key):
     """Return the name of the queue that a routing key leads to, or `None`."""
-    key = HELD_BACK.sub('', routing_key or '')
+    key = without_delay(routing_key)
     return next((queue.name for queue in app.amqp.queues.values() if key and queue.routing_key == key), None)

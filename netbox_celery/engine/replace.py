@@ -148,16 +148,21 @@ def message_of(name, args, kwargs, options):
     return dumps([list(args or ()), kwargs or {}, name, sent_options(options, None)])
 
 
-def remember(app, run, name, args, kwargs, options, task):
-    """Keep the message of a single task that takes the place of a run's, or of its next attempt."""
+def remember(app, run, name, args, kwargs, options, task, queue):
+    """Keep the message of a single task that takes the place of a run's, or of its next attempt.
+
+    If that is not possible, the message says so in the caller's own options: the claim does not compare it to the row.
+    """
     try:
-        row = build_row(app, name, args, kwargs, {**options, 'task_id': run.task_id}, Own(), task)
+        row = build_row(app, name, args, kwargs, {**options, 'task_id': run.task_id}, Own(), task, queue=queue)
         lifecycle.remember(
             get_connection(), run.task_id, message_of(name, args, kwargs, options), claims=run.claims,
             queue=row['queue'], scheduled=row['scheduled'], expires=row['expires']
         )
     except (DatabaseError, TypeError, ValueError):
         logger.exception('Task %s[%s] could not be sent again, if that was necessary', name, run.task_id)
+        header = (options.get('headers') or {}).get(HEADER)
+        mark(options, {**(header if isinstance(header, dict) else {}), 'differs': True})
 
 
 # The call that ends under the ID of a task that replaced itself

@@ -2,6 +2,7 @@
 from .options import mark
 from .payload import StrictDecoder
 from .publish import publish
+from .queues import check_call
 from .times import nearest_sql
 
 __all__ = (
@@ -22,6 +23,7 @@ def send_row(app, task_id, name, args, kwargs, options, message, retries, schedu
     decode = StrictDecoder().decode
     args, kwargs, *instead = decode(message) if message else (decode(args), decode(kwargs))
     name, options = instead or (name, decode(options))
+    check_call(app, name, args, kwargs, options, app.tasks.get(name))
     options |= {'retries': retries, 'eta': scheduled}
     mark(options)
     publish(app, name, args, kwargs, task_id=str(task_id), add_to_parent=False, **options)

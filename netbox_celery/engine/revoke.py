@@ -13,6 +13,7 @@ from kombu.utils.functional import maybe_list
 from . import lifecycle
 from .control import cancel_many
 from .database import execute, now_or_on_commit
+from .ids import respelled
 from .payload import is_uuid
 
 __all__ = (
@@ -39,6 +40,9 @@ class Control(control.Control):
         A `revoke` or `terminate` for all of them is written into the rows of the tasks first: in a transaction, on
         commit, while the workers that are up are told at once.
         """
+        for name in ('task_id', 'ids'):
+            if arguments and arguments.get(name):
+                arguments = {**arguments, name: respelled(arguments[name])}
         if command in COMMANDS and not destination:
             terminate = command == 'terminate' or arguments.get('terminate', False)
             now_or_on_commit(partial(_cancel, maybe_list(arguments['task_id']), terminate))

@@ -20,6 +20,7 @@ from kombu.utils.encoding import bytes_to_str
 from ..choices import ResultStatusChoices as Status
 from . import lifecycle
 from .database import UNUSABLE, execute, get_connection
+from .ids import canonical
 from .payload import PayloadDecoder, is_cut, is_uuid
 from .presence import identity
 
@@ -145,7 +146,7 @@ class RowResultsMixin:
             values: What Redis holds, by key; where rows tell nothing, that stays.
         """
         by_id = {
-            bytes_to_str(self.key_t(key))[len(self.task_keyprefix):]: key for key in values
+            canonical(bytes_to_str(self.key_t(key))[len(self.task_keyprefix):]): key for key in values
             if self.key_t(key).startswith(self.task_keyprefix)
         }
         ids = [id for id in by_id if is_uuid(id)]

@@ -10,6 +10,7 @@ from ..config import get_config
 from .lifecycle import TABLE
 from .options import Own, sent_options
 from .payload import clean_line, clean_text, cut_json, dumps, limited_jsonb, sendable_jsonb, whole_number
+from .queues import delivered_to, destination
 from .times import aware, nearest
 
 __all__ = (
@@ -54,8 +55,11 @@ def insert_statement(conflict='DO NOTHING', **expressions):
 INSERT = insert_statement()
 
 
-def build_row(app, name, args, kwargs, options, own, task, run=None):
+def build_row(app, name, args, kwargs, options, own, task, run=None, queue=None):
     """Return the column values of a new run.
+
+    Args:
+        queue: Name of the queue that its message goes to, if that is known.
 
     Raises:
         kombu.exceptions.EncodeError: An argument cannot be written as JSON, or the message is to be something else.
@@ -76,7 +80,7 @@ def build_row(app, name, args, kwargs, options, own, task, run=None):
         'celery_name': clean_text(name)[:255],
         'name': clean_line(str(own.name or options.get('shadow') or _default_name(name, kwargs)))[:255],
         'options': options_json(name, options, task),
-        'queue': clean_text(_queue_name(app, name, args, kwargs, options, task))[:255],
+        'queue': clean_text(destination(app, name, args, kwargs, options, task) if queue is None else queue)[:255],
         'user_id': own.user_id if own.user_id is not None else _starter(run),
         'object_type_id': own.object_type_id,
         'object_id': own.object_id,
@@ -129,14 +133,6 @@ def _default_name(name, kwargs):
     return name
 
 
-def _queue_name(app, name, args, kwargs, options, task):
-    """Return the name of the queue that the message goes to."""
-    queue = options.get('queue')
-    if queue is None and not options.get('exchange') and app.conf.task_routes:
-        queue = app.amqp.router.route(dict(options), name, args, kwargs, task).get('queue')
-    return getattr(queue, 'name', queue) or app.conf.task_default_queue
-
-
 def _starter(run):
     """Return who starts a run that names nobody: who started the run that calls it, else who asks NetBox for it."""
     if run is not None:
@@ -158,6 +154,13 @@ def foreign_row(task, request):
         'task_id': request.id, 'shadow': request.shadow, 'eta': nearest(request.eta),
         'expires': nearest(request.expires), 'root_id': request.root_id, 'parent_id': request.parent_id,
         'group_id': request.group, 'replaced_task_nesting': request.replaced_task_nesting,
-        'queue': (request.delivery_info or {}).get('routing_key') or None,
     }
-    return build_row(task.app, task.name, request.args, request.kwargs, options, Own.merge(task, {}), task)
+    if info := request.delivery_info:
+        queue = delivered_to(task.app, info)
+        options |= {'queue': queue} if queue else {name: info.get(name) for name in ('exchange', 'routing_key')}
+    else:
+        queue = None
+    name = getattr(request, 'task', None) or task.name
+    return build_row(
+        task.app, name, request.args, request.kwargs, options, Own.merge(task, {}), task, queue=queue
+    )

@@ -6,11 +6,11 @@ is settled by a guarded transition, so a sweep that is wrong about a worker's de
 import logging
 from uuid import UUID
 
+from amqp.exceptions import MessageNacked
 from billiard.exceptions import WorkerLostError
 from celery import states
 from celery.exceptions import TaskRevokedError
 from celery.worker import state
-from kombu.exceptions import EncodeError
 
 from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
@@ -22,6 +22,7 @@ from .hooks import tell_of_failure
 from .missing import GRACE, find_fetched, find_missing
 from .payload import PayloadDecoder, is_uuid
 from .presence import identity
+from .publish import is_away
 from .resend import COLUMNS, send_row
 from .upstream import tell_backend
 
@@ -37,9 +38,6 @@ logger = logging.getLogger(__name__)
 LOCK = 235379
 #: A row without `sent` this long after its creation was not sent by whoever made it, seconds.
 UNSENT_AFTER = 15
-#: What no broker could send, however long one waits: arguments or options that are wrong, an unknown queue. Kombu takes
-#: some of them for errors of the connection.
-UNSENDABLE = (EncodeError, LookupError, TypeError, ValueError)
 #: Rows settled in one go.
 BATCH = 500
 
@@ -207,14 +205,20 @@ def expire(connection, app):
 
 
 def resend(connection, app):
-    """Send the messages of rows that were not sent: the broker was away, or the process died in between."""
+    """Send the messages of rows that were not sent: the broker was away, or the process died in between.
+
+    What the broker, or anything else, refuses of a row is the row's own affair: those behind it are sent.
+    """
     for id, task_id, name, *row in connection.execute(UNSENT, {'after': UNSENT_AFTER}):
         try:
             send_row(app, task_id, name, *row)
         except Exception as exc:
-            if not isinstance(exc, UNSENDABLE) and not isinstance(exc.__cause__, UNSENDABLE):
+            if is_away(exc):
                 logger.warning('What was not sent waits for the broker: %s', exc)
                 return
+            if isinstance(exc, MessageNacked):
+                logger.warning('Task %s[%s] waits for a place in its queue: %s', name, task_id, exc)
+                continue
             logger.exception('Task %s[%s] cannot be sent', name, task_id)
             if lifecycle.finish(
                 connection, task_id, Status.STATUS_ERRORED, reason=Reason.REASON_PUBLISH_FAILED,

@@ -44,7 +44,20 @@ class TrackedResult:
         self._written = (float('-inf'), None)
 
     def __getattr__(self, name):
+        # A copy, and what is unpickled, is asked for methods of its own before it has any attribute
+        if '_run' not in vars(self) or name.startswith('__') and name.endswith('__'):
+            raise AttributeError(f'{type(self).__name__!r} object has no attribute {name!r}')
         return getattr(self.row, name)
+
+    def __copy__(self):
+        return type(self)(self._run)
+
+    def __deepcopy__(self, memo):
+        return type(self)(self._run)
+
+    def __reduce__(self):
+        # What it is elsewhere is a row as any other
+        return _load_row, (self._run.id,)
 
     def __repr__(self):
         return f'<TrackedResult: {self._run.task_id}>'
@@ -168,6 +181,13 @@ class TrackedResult:
         if row is not None:
             self._run.own_end = row[1], said  # another one if somebody has cancelled it
         self._row = None
+
+
+def _load_row(id):
+    """Return the `CeleryResult` that a pickled `TrackedResult` was of."""
+    from ..models import CeleryResult
+
+    return CeleryResult.objects.get(pk=id)
 
 
 def _line(error):

@@ -25,6 +25,7 @@ from . import lifecycle
 from .canvas import as_request, leaves, root_of, unsent
 from .database import get_connection
 from .errbacks import note_errbacks
+from .ids import canonical, canonical_ids
 from .options import Own, lift, split
 from .outcome import advance_line
 from .payload import PayloadDecoder, clean_text, is_uuid
@@ -229,6 +230,7 @@ def _close(app, signature, exc):
     name = signature['task']
     task = find_task(app, name)
     kwargs, options, own = _own_of(task, signature)
+    canonical_ids(options)
     task_id = options.get('task_id')
     if not is_uuid(task_id):
         return True
@@ -281,7 +283,7 @@ def _load_culprit(exc):
 
 def _failed_member():
     """Return the ID of a part of the chord that did not succeed: Celery names none if there are groups among them."""
-    group, root_id = getattr(_thread.request, 'group', None), _root_of(_thread.request)
+    group, root_id = canonical(getattr(_thread.request, 'group', None)), _root_of(_thread.request)
     if not is_uuid(group) or not is_uuid(root_id):
         return None
     with suppress(DatabaseError):

@@ -8,6 +8,9 @@ from utilities.datetime import local_now
 from utilities.forms.rendering import FieldSet
 from utilities.forms.widgets import DateTimePicker
 
+from ..celery import app
+from ..engine.exceptions import QueueRefused
+from ..engine.queues import check_choice
 from ..models.fields import validate_time
 from .arguments import ArgumentsMixin
 
@@ -69,6 +72,14 @@ class RunForm(ArgumentsMixin, forms.Form):
         if time and time < local_now():
             raise forms.ValidationError(_('The time must be in the future.'))
         return time
+
+    def clean_queue(self):
+        if queue := self.cleaned_data['queue']:
+            try:
+                check_choice(app, queue)
+            except QueueRefused as exc:
+                raise forms.ValidationError(str(exc)) from exc
+        return queue
 
     def clean(self):
         super().clean()

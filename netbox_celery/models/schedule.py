@@ -22,7 +22,7 @@ from ..choices import (
 )
 from ..engine import due
 from ..engine.catalogue import check_arguments
-from ..engine.exceptions import InvalidArguments
+from ..engine.exceptions import InvalidArguments, QueueRefused
 from ..engine.payload import PayloadDecoder, PayloadEncoder, dumps_any, plain, to_jsonb
 from ..engine.redaction import hide, shown
 from .about import AboutObject
@@ -329,6 +329,8 @@ class CelerySchedule(NetBoxModel, AboutObject):
             errors |= self._check_timing()
         if is_resumed or self._is_called_otherwise(stored):
             errors |= self._check_arguments()
+        if self.queue and self._is_changed(stored, ('queue',)):
+            errors |= self._check_queue()
         if errors:
             raise ValidationError(errors)
         if self.enabled and self._is_changed(stored, self.TIMING):
@@ -387,6 +389,16 @@ class CelerySchedule(NetBoxModel, AboutObject):
             return {'kwargs': str(exc)}
         return {}
 
+    def _check_queue(self):
+        from ..celery import app
+        from ..engine.queues import check_choice
+
+        try:
+            check_choice(app, self.queue)
+        except QueueRefused as exc:
+            return {'queue': str(exc)}
+        return {}
+
     def _check_future(self):
         """Refuse a schedule that is never due again, unless that is what became of it."""
         try:
@@ -437,7 +449,7 @@ class CelerySchedule(NetBoxModel, AboutObject):
         rows = type(self).objects.filter(pk=self.pk)
         if lock:
             rows = rows.select_for_update(no_key=True)  # runs may be started that name the schedule
-        return rows.values(*self.TIMING, *self.CALL, 'owner_id', 'last_run', 'next_run', 'stopped').first()
+        return rows.values(*self.TIMING, *self.CALL, 'queue', 'owner_id', 'last_run', 'next_run', 'stopped').first()
 
     def _is_changed(self, stored, names):
         return stored is None or any(stored[name] != getattr(self, name) for name in names)

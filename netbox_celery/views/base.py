@@ -1,6 +1,7 @@
 """What the views of runs and tasks share: asking before doing, and saying why a task was not started."""
 from contextlib import contextmanager
 
+from amqp.exceptions import AMQPError
 from celery.exceptions import CeleryError, QueueNotFound
 from django.contrib import messages
 from django.http import HttpResponse
@@ -47,6 +48,10 @@ def starting():
         ).format(error=exc)) from exc
     except QueueNotFound as exc:
         raise NotStarted(_('The task was not started, because there is no such queue.')) from exc
+    except AMQPError as exc:
+        raise NotStarted(_('The task was not started, because the message broker refuses it: {error}').format(
+            error=exc
+        )) from exc
     except (NotRerunnable, actions.NotRunnable) as exc:
         raise NotStarted(str(exc)) from exc
     except (CeleryError, EncodeError, TypeError, ValueError) as exc:

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 from django.db import connection
-from kombu import Queue
+from kombu import Exchange, Queue
 from kombu.exceptions import EncodeError
 
 from netbox_celery.celery import app
@@ -124,7 +124,8 @@ def test_value_max(value_max, expected):
 @pytest.mark.parametrize('options, queue', [
     ({}, 'celery'), ({'queue': 'q'}, 'q'), ({'queue': Queue('q')}, 'q'), ({'queue': 'q' * 300}, 'q' * 255),
     ({'queue': 'a\x00b\ud800'}, 'a\ufffdb\ufffd'),
-    ({'exchange': 'e', 'routing_key': 'r'}, 'celery'),
+    ({'exchange': 'e', 'routing_key': 'r'}, ''), ({'exchange': 'e'}, 'celery'), ({'routing_key': 'r'}, 'celery'),
+    ({'exchange': Exchange(''), 'routing_key': 'r'}, 'r'), ({'exchange': 'celery', 'routing_key': 'celery'}, 'celery'),
 ])
 def test_queue(options, queue):
     assert insert(build(**options)).queue == queue

@@ -196,11 +196,11 @@ class BindingTest(RunFormTestCase):
         """A task may well have parameters that are called like options of the run."""
         form = RunForm(
             CeleryTask(name='plugin:task', parameters=[parameter('queue', 'str'), parameter('name', 'str')]),
-            {'parameter_queue': 'a', 'parameter_name': 'b', 'queue': 'c', 'name': ''}
+            {'parameter_queue': 'a', 'parameter_name': 'b', 'queue': 'slow', 'name': ''}
         )
         self.assertTrue(form.is_valid(), form.errors)
         self.assertEqual(form.arguments, ([], {'queue': 'a', 'name': 'b'}))
-        self.assertEqual(form.options, {'queue': 'c'})
+        self.assertEqual(form.options, {'queue': 'slow'})
 
     def test_no_parameters(self):
         form = RunForm(CeleryTask(name='plugin:task', parameters=[]), {})

@@ -1,0 +1,253 @@
+"""Where a call goes, and whether it may go there.
+
+Code sends to any queue whose name is not reserved (`netbox_celery.queuenames`). People send to queues that somebody
+reads, or has configured: those of the settings and of tasks' decorators, those that living workers consume from, and
+those that the setting `allowed_queues` names.
+"""
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from fnmatch import fnmatchcase
+from functools import lru_cache
+
+from celery.app import amqp
+from celery.app.routes import MapRoute
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE
+from kombu.utils.functional import maybe_list
+
+from ..broker import taken_keys
+from ..config import get_config
+from ..queuenames import has_control_characters, why_reserved
+from .exceptions import QueueRefused
+
+__all__ = (
+    'AMQP',
+    'check_call',
+    'check_choice',
+    'check_repeated',
+    'delivered_to',
+    'destination',
+    'offered',
+    'refuse_reserved',
+    'without_delay',
+)
+
+#: What a message that RabbitMQ held back has before its routing key, and the exchanges that do so.
+HELD_BACK = re.compile(rf'^(?:[01]\.){{{MAX_NUMBER_OF_BITS_TO_USE}}}')
+HOLDING_BACK = 'celery_delayed_'
+#: Most queues that an error names.
+MOST_NAMED = 20
+
+
+# Reserved names
+
+@lru_cache(maxsize=1)
+def _keys():
+    return taken_keys(get_config())
+
+
+def refuse_reserved(name):
+    """Refuse a name that no queue can have.
+
+    Raises:
+        QueueRefused: It is such a one.
+    """
+    if why := why_reserved(name, _keys()):
+        raise QueueRefused(f'There can be no queue {name!r}: {why}')
+
+
+class Queues(amqp.Queues):
+    """The queues that a process knows: those of the settings, those that it sends to or consumes from."""
+
+    def __setitem__(self, name, queue):
+        refuse_reserved(queue.name)
+        exchange = getattr(queue.exchange, 'name', queue.exchange)
+        # It may be the default one, or one of RabbitMQ's own
+        if exchange and not exchange.startswith('amq.'):
+            refuse_reserved(exchange)
+        if queue.routing_key and has_control_characters(queue.routing_key):
+            raise QueueRefused(f'The routing key of the queue {name!r} holds control characters')
+        super().__setitem__(name, queue)
+
+
+class AMQP(amqp.AMQP):
+    """Celery's `app.amqp`, without reserved names: also for `celery worker -Q` and `celery control add_consumer`."""
+
+    queues_cls = Queues
+
+
+# Where a call goes
+
+def destination(app, name, args, kwargs, options, task):
+    """Return the name of the queue that a message goes to, or an empty string if that cannot be told.
+
+    Args:
+        app: The Celery app.
+        name: Name of the task.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        options: Execution options of the call.
+        task: The task, or `None` if this process does not know it.
+
+    Raises:
+        celery.exceptions.QueueNotFound: There is no such queue, and none is to be made.
+    """
+    queue, exchange, routing_key = options.get('queue'), options.get('exchange'), options.get('routing_key')
+    if exchange is None and routing_key is None:
+        if queue:
+            return getattr(queue, 'name', queue)
+        if not app.conf.task_routes:
+            return app.conf.task_default_queue
+    # The router takes the queue out of what it is given
+    routed = app.amqp.router.route(dict(options), name, args, kwargs, task)
+    queue, exchange, routing_key = routed.get('queue'), routed.get('exchange'), routed.get('routing_key')
+    # As `send_task_message` of Celery's AMQP has it
+    if queue is None and exchange is None:
+        queue = app.amqp.default_queue
+    kind = routed.get('exchange_type') or getattr(getattr(queue, 'exchange', None), 'type', None) or 'direct'
+    if kind == 'direct' and not (exchange and routing_key) or exchange is None:
+        if queue is None:
+            raise QueueRefused(f'{name}: a call that names an exchange needs a routing key, or a queue')
+        return getattr(queue, 'name', queue)
+    return _bound(app, exchange, routing_key)
+
+
+def _bound(app, exchange, routing_key):
+    """Return the name of the only queue that an exchange gives messages with a routing key to, or an empty string."""
+    exchange, routing_key = getattr(exchange, 'name', exchange) or '', routing_key or ''
+    if not exchange:
+        return routing_key  # the default exchange knows each queue by its name
+    if exchange.startswith(HOLDING_BACK):
+        routing_key = without_delay(routing_key)
+        bound = {queue.name for queue in app.amqp.queues.values() if queue.routing_key == routing_key}
+    else:
+        bound = {queue.name for queue in app.amqp.queues.values() if _takes(queue, exchange, routing_key)}
+    return bound.pop() if len(bound) == 1 else ''
+
+
+def _takes(queue, exchange, routing_key):
+    """Whether a queue is bound to an exchange so that it gets what has a routing key."""
+    bindings = [(queue.exchange, queue.routing_key)]
+    bindings += [(binding.exchange, binding.routing_key) for binding in queue.bindings or ()]
+    return any(
+        bound_to is not None and bound_to.name == exchange
+        and (bound_to.type == 'fanout' or _matches(bound_to.type, key or '', routing_key))
+        for bound_to, key in bindings
+    )
+
+
+def _matches(kind, key, routing_key):
+    if kind != 'topic':
+        return key == routing_key
+    # A star is a word, a hash any number of them
+    pattern = '\\.'.join({'*': r'[^.]+', '#': r'.*'}.get(word, re.escape(word)) for word in key.split('.'))
+    return re.fullmatch(pattern.replace('\\..*', '(?:\\..*)?'), routing_key) is not None
+
+
+def without_delay(routing_key):
+    """Return the routing key of a message without what RabbitMQ holds it back by."""
+    return HELD_BACK.sub('', routing_key or '')
+
+
+def delivered_to(app, delivery_info):
+    """Return the name of the queue that a message was delivered from, or an empty string if that cannot be told."""
+    info = delivery_info or {}
+    return _bound(app, info.get('exchange'), info.get('routing_key'))
+
+
+def check_call(app, name, args, kwargs, options, task):
+    """Refuse a call that leads to a reserved name, and return where it goes (see `destination`).
+
+    Raises:
+        QueueRefused: It does.
+        celery.exceptions.QueueNotFound: There is no such queue, and none is to be made.
+    """
+    if queue := options.get('queue'):
+        refuse_reserved(getattr(queue, 'name', queue))
+    for declared in maybe_list(options.get('declare')) or ():
+        refuse_reserved(getattr(declared, 'name', declared))
+    found = destination(app, name, args, kwargs, options, task)
+    if found:
+        refuse_reserved(found)
+    elif not options.get('exchange') and not app.conf.task_routes:
+        raise QueueRefused(f'{name}: the call leads to no queue')
+    return found
+
+
+# What people may choose
+
+def offered(app):
+    """Return the names of the queues that people can send to, sorted."""
+    from ..models import CeleryTask, CeleryWorker
+    from .catalogue import registered_tasks
+
+    conf = app.conf
+    queues = conf.task_queues or ()
+    names = {conf.task_default_queue, *(getattr(queue, 'name', queue) for queue in queues)}
+    names.update(_routed_to(app))
+    names.update(getattr(task, 'queue', None) for task in registered_tasks().values())
+    # Of tasks, and queues, that workers alone know
+    names.update(CeleryTask.objects.filter(present=True, defaults__has_key='queue').values_list(
+        'defaults__queue', flat=True
+    ))
+    alive = timezone.now() - timedelta(seconds=get_config().worker_lost_after)
+    for consumed in CeleryWorker.objects.filter(stopped=None, heartbeat__gt=alive).values_list('queues', flat=True):
+        names.update(consumed)
+    names = {getattr(name, 'name', name) for name in names}
+    return sorted(name for name in names if isinstance(name, str) and not why_reserved(name, _keys()))
+
+
+def _routed_to(app):
+    """Yield the names of the queues in the setting `task_routes`, as far as it is no function."""
+    for route in app.amqp.router.routes:
+        if isinstance(route, MapRoute):
+            for target in (*route.map.values(), *route.patterns.values()):
+                yield target.get('queue') if isinstance(target, Mapping) else _target(target)
+
+
+def _target(target):
+    try:
+        return dict(target).get('queue')
+    except (TypeError, ValueError):
+        return target
+
+
+def check_choice(app, name):
+    """Check a queue that a person has chosen.
+
+    Raises:
+        QueueRefused: Its name is reserved, or nobody has such a queue. The text tells which there are.
+    """
+    refuse_reserved(name)
+    if any(fnmatchcase(name, pattern) for pattern in get_config().allowed_queues):
+        return
+    names = offered(app)
+    if name not in names:
+        shown = ', '.join(names[:MOST_NAMED]) + (', …' if len(names) > MOST_NAMED else '')
+        raise QueueRefused(_('There is no queue "{queue}". Queues are: {queues}.').format(queue=name, queues=shown))
+
+
+def check_repeated(app, name, options):
+    """Check where a person sends a run again that may have been sent by code.
+
+    Args:
+        app: The Celery app.
+        name: Name of the task.
+        options: The options of the earlier run.
+
+    Raises:
+        QueueRefused: People cannot send there.
+    """
+    given = {key: options[key] for key in ('queue', 'exchange', 'routing_key') if options.get(key)}
+    if not given:
+        return
+    task = app.tasks.get(name)
+    if found := destination(app, name, (), {}, given, task):
+        check_choice(app, found)
+        return
+    exchange = getattr(given['exchange'], 'name', given['exchange'])
+    known = {queue.exchange.name for queue in app.amqp.queues.values()}
+    if exchange not in known and exchange != getattr(task, 'exchange', None):
+        raise QueueRefused(_('The run cannot be sent again: nobody knows to which queue its exchange leads.'))
