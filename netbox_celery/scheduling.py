@@ -3,12 +3,10 @@
 Runs act as the owner of their schedule, so who may decide what they do is decided here, for each way to do it: the
 form, bulk edit, import and REST all call `authorize()` before they save.
 """
-import json
-
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.utils.translation import gettext as _
 
-from .engine.payload import PayloadEncoder
+from .engine.payload import sorted_text
 from .engine.schedules import why_not_permitted
 from .host import ACTION_CREATE, record_change, save_permitted
 from .models import CelerySchedule, CeleryTask
@@ -101,9 +99,7 @@ def check_object(user, before, object_type, object_id):
 
 def _what_runs(schedule):
     # As JSON: in Python, `1` is the same as `true`
-    return [
-        json.dumps(getattr(schedule, name), cls=PayloadEncoder, sort_keys=True) for name in WHAT_RUNS
-    ]
+    return [sorted_text(getattr(schedule, name)) for name in WHAT_RUNS]
 
 
 def run_now(request, schedule):

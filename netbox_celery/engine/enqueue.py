@@ -18,6 +18,7 @@ from celery import states
 from celery.exceptions import CeleryError, Ignore
 from celery.result import EagerResult
 from django.db import DatabaseError, connection, transaction
+from kombu.exceptions import EncodeError
 
 from ..config import get_config
 from . import lifecycle
@@ -26,10 +27,10 @@ from .canvas import as_request, make_portable, root_of
 from .database import UNAVAILABLE, execute, get_connection, now_or_on_commit
 from .hooks import invocation_of
 from .options import HEADER, NOT_SENT, Own, is_internal, lift, mark, sent_options, split, tag
-from .payload import dumps, is_uuid
+from .payload import dumps, is_uuid, text_of
 from .policies import has_policy, policy_of, take_settings
 from .recorder import recorder
-from .rows import INSERT, aware, build_row, options_json
+from .rows import INSERT, aware, build_row, check_call, exact_call, options_columns, payload_columns
 from .run import get_run
 from .upstream import close_dependents, end_ignored
 from .workflow import are_orphans, insert_child, refuse, takes_over
@@ -104,6 +105,8 @@ def send(app, publish, name, args, kwargs, options):
             raise CeleryError(f'{name}: unique, concurrency keys and ignore windows need a row, which it has not')
         if own.track is False:
             mark(options, False)
+        if options.get('serializer') in (None, 'json'):
+            check_call(name, args, kwargs, options)
         return call.send_now()
     complete(app, options, parent)
     return call.send_tracked(own, settings)
@@ -133,11 +136,14 @@ def _continue(publish, name, args, kwargs, options, parent, run):
     request = parent.request_stack.top
     replaces = (options.get('replaced_task_nesting') or 0) > (request.replaced_task_nesting or 0)
     tracked = run is not None and (run.replaced or not replaces)
+    is_another = (name, list(args or ()), kwargs or {}) != (parent.name, list(request.args or ()), request.kwargs or {})
+    if is_another and options.get('serializer') in (None, 'json'):
+        check_call(name, args, kwargs, options)
     mark(options, (request.get(HEADER) or True) if tracked else False)
     if tracked:
         # The next attempt may start at once, in another process: this one's lines come first.
         recorder.flush(run)
-        if (name, list(args or ()), kwargs or {}) != (parent.name, list(request.args or ()), request.kwargs or {}):
+        if is_another:
             _remember(run.task_id, name, args, kwargs, options, claims=run.claims)
         run.next_eta = _when(options)
         run.continued = True
@@ -206,7 +212,7 @@ class Call:
         self.row = build_row(self.app, self.name, self.args, self.kwargs, options, own, self.task, self.run)
         if connection.in_atomic_block:
             # The message goes out later, and says what the row says, whatever the caller does with its dict until then
-            self.args, self.kwargs = deepcopy((self.args, self.kwargs))
+            self.args, self.kwargs = _copied(self.name, self.args, self.kwargs)
         policy = policy_of(self.task, self.args, self.kwargs, settings)
         if policy is not None:
             return self._send_if_admitted(policy, own)
@@ -260,7 +266,11 @@ class Call:
         options = self.options
         if policy.window:
             mark(options, {'window': policy.window, 'length': policy.window_length})
-            self.row['options'] = options_json(self.name, options, self.task)
+            columns = options_columns(self.name, options, self.task)
+            self.row['options'] = columns['options']
+            if columns['exact_options']:
+                payload = payload_columns(self.name, list(self.args or ()), dict(self.kwargs or {}), options)
+                self.row['exact_call'] = exact_call(payload['exact_call'], columns['exact_options'])
         else:
             mark(options)
         if self.row['nesting']:
@@ -358,6 +368,13 @@ class Call:
             for name in ('apply', *what):
                 self.invocation.tell(name, result)
         return result
+
+
+def _copied(name, args, kwargs):
+    try:
+        return deepcopy((args, kwargs))
+    except Exception as exc:
+        raise EncodeError(f'{name}: an argument cannot be copied ({text_of(exc)})') from exc
 
 
 def note_refusal(ids, exc):

@@ -1,9 +1,11 @@
 """Exceptions of the engine."""
 from celery.exceptions import CeleryError, Ignore
+from kombu.exceptions import EncodeError
 
 __all__ = (
     'IgnoredByWindow',
     'InvalidArguments',
+    'NotJSON',
     'NotRerunnable',
     'RetryNotSent',
     'TaskConflict',
@@ -20,6 +22,10 @@ class TaskFailed(Exception):
 
 class NotRerunnable(Exception):
     """The row of a run does not hold the arguments any more: they were redacted by the caller, or too large."""
+
+
+class NotJSON(EncodeError, TypeError):
+    """Data of a run, or a result that a task has set itself, cannot be written as JSON, or is nested too deeply."""
 
 
 class RetryNotSent(Exception):

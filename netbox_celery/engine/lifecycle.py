@@ -108,7 +108,7 @@ FINISH = f"""
     UPDATE {TABLE} SET
         status = CASE WHEN cancelled IS NOT NULL AND %(status)s <> 'revoked' THEN 'revoked' ELSE %(status)s END,
         reason = CASE WHEN cancelled IS NOT NULL AND %(status)s <> 'revoked' THEN 'cancelled' ELSE %(reason)s END,
-        result = %(result)s::jsonb,
+        result = %(result)s::jsonb, exact_result = %(exact_result)s,
         error = CASE WHEN cancelled IS NOT NULL AND %(error)s = '' THEN error ELSE %(error)s END,
         traceback = %(traceback)s,
         completed = now(), last_updated = now(), message = NULL, in_backend = %(in_backend)s,
@@ -147,8 +147,8 @@ FINISH_AND_OPEN = f"""
 
 
 def finish(
-    connection, task_id, status, *, claims=None, holder=None, attempt=None, reason='', result='null', error='',
-    traceback='', in_backend=False, window=None, patience=60
+    connection, task_id, status, *, claims=None, holder=None, attempt=None, reason='', result='null', exact_result=None,
+    error='', traceback='', in_backend=False, window=None, patience=60
 ):
     """End a run.
 
@@ -161,6 +161,7 @@ def finish(
         attempt: With `holder`: the attempt that it held.
         reason: Why, a `ResultReasonChoices`.
         result: What the task returned, as JSON text that `jsonb` accepts.
+        exact_result: The same as text, if `jsonb` does not keep it as it is.
         error: What went wrong, in a line.
         traceback: Where it went wrong.
         in_backend: Whether Celery's result backend will hold more of the result than the row.
@@ -176,7 +177,8 @@ def finish(
     key, length = window or (None, None)
     rows = connection.execute(statement, {
         'task_id': task_id, 'status': status, 'claims': claims, 'holder': holder, 'attempt': attempt,
-        'reason': reason, 'result': result, 'error': clean_text(error), 'traceback': clean_text(traceback),
+        'reason': reason, 'result': result, 'exact_result': exact_result, 'error': clean_text(error),
+        'traceback': clean_text(traceback),
         'in_backend': in_backend, 'window': key, 'length': length,
     }, patience=patience)
     return rows[0] if rows else None

@@ -22,7 +22,7 @@ from .hooks import tell_of_failure
 from .missing import GRACE, find_fetched, find_missing
 from .payload import PayloadDecoder, is_uuid
 from .presence import identity
-from .resend import COLUMNS, send_row
+from .resend import COLUMNS, call_of, send_row
 from .upstream import tell_backend
 
 __all__ = (
@@ -66,7 +66,7 @@ UNSENT = f"""
     ORDER BY id LIMIT {BATCH}
 """
 CALL = f"""
-    SELECT COALESCE(message, jsonb_build_array(args, kwargs)::text), message IS NULL FROM {lifecycle.TABLE}
+    SELECT COALESCE(message, jsonb_build_array(args, kwargs)::text), message IS NULL, exact_call FROM {lifecycle.TABLE}
     WHERE task_id = %s
 """
 EXPIRED = f"""
@@ -163,7 +163,7 @@ def _let_go(connection, app, run, error):
     found = connection.execute(CALL, (task_id,))
     if not found:
         return  # somebody has deleted it
-    message, is_original = found[0]
+    message, is_original, exact = found[0]
     if nesting:
         # What replaced it was another task, if that is known
         name = None if is_original else PayloadDecoder().decode(message)[2]
@@ -184,6 +184,8 @@ def _let_go(connection, app, run, error):
         tell_backend(app, task_id, WorkerLostError(error), states.FAILURE)
         if task is not None:
             args, kwargs, *_ = PayloadDecoder().decode(message)
+            if is_original:
+                args, kwargs, _ = call_of(exact, args, kwargs, None)
             tell_of_failure(task, str(task_id), args, kwargs, WorkerLostError(error))
 
 
