@@ -25,6 +25,7 @@ from ..choices import (
 )
 from ..engine.payload import plain
 from ..models import CeleryLogEntry, CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
+from .parameters import check_argument
 
 __all__ = (
     'CeleryLogEntrySerializer',
@@ -40,6 +41,10 @@ __all__ = (
 
 class PayloadField(serializers.JSONField):
     """JSON as people and programs read it, without Kombu's type markers."""
+
+    def to_internal_value(self, data):
+        check_argument(data)
+        return super().to_internal_value(data)
 
     def to_representation(self, value):
         return plain(value)

@@ -10,6 +10,7 @@ from functools import wraps
 
 from celery.exceptions import Ignore
 from django.db import DatabaseError
+from kombu.exceptions import EncodeError
 
 from ..choices import ResultStatusChoices as Status
 from . import lifecycle
@@ -22,7 +23,7 @@ from .outcome import finish_run
 from .payload import is_uuid
 from .presence import identity
 from .recorder import recorder
-from .rows import INSERT, foreign_row
+from .rows import INSERT, foreign_row, refused_row
 from .run import Run, enter, get_run
 
 __all__ = (
@@ -54,6 +55,7 @@ def begin(task):
 
     Raises:
         celery.exceptions.Ignore: The row says that this message must not run.
+        kombu.exceptions.EncodeError: A message that came without a row has arguments that no call could have.
     """
     request = task.request_stack.top
     if request is None or request.called_directly or request.is_eager or 'netbox_run' in request.__dict__:
@@ -65,7 +67,7 @@ def begin(task):
     if not is_uuid(request.id):
         return
     try:
-        claimed = _claim_patiently(task, request, tracked_by_caller)
+        claimed, refusal = _claim_patiently(task, request, tracked_by_caller)
     except DatabaseError:
         # The task is worth more than its row.
         logger.exception('Task %s is run without being tracked: it cannot be claimed', request.id)
@@ -80,6 +82,8 @@ def begin(task):
     enter(task, run)
     if claims > 1:
         run.lines = _lines_before(id)
+    if refusal is not None:
+        raise refusal
     if isinstance(tracked_by_caller, dict):
         _look_at_window(run, tracked_by_caller)
 
@@ -102,15 +106,23 @@ def _look_at_window(run, header):
 
 
 def _claim_patiently(task, request, tracked_by_caller):
-    """Claim a run, making its row if it comes without one; a database that is away is waited for."""
-    deadline = time.monotonic() + PATIENCE
+    """Claim a run, making its row if it comes without one; a database that is away is waited for.
+
+    Returns:
+        What `lifecycle.claim` does, and what a message without a row is refused with after all, or `None`.
+    """
+    deadline, refusal = time.monotonic() + PATIENCE, None
     while True:
         try:
             claimed = _claim(request)
             if claimed is None and not tracked_by_caller:
-                get_connection().execute(INSERT, foreign_row(task, request), patience=float('inf'))
+                try:
+                    row = foreign_row(task, request)
+                except EncodeError as exc:
+                    row, refusal = refused_row(task, request), exc
+                get_connection().execute(INSERT, row, patience=float('inf'))
                 claimed = _claim(request)
-            return claimed
+            return claimed, refusal
         except UNUSABLE as exc:
             if time.monotonic() >= deadline:
                 raise

@@ -33,6 +33,7 @@ __all__ = (
     'is_exact',
     'is_uuid',
     'limited_jsonb',
+    'other_number',
     'plain',
     'read_value',
     'result_columns',
@@ -195,6 +196,14 @@ def is_exact(text):
 def has_other_numbers(text):
     """Whether `jsonb` keeps a number of JSON text as another one; there are false alarms from strings."""
     return bool(_OTHER_NUMBER.search(text))
+
+
+def other_number(value):
+    """Return the first number in plain JSON data that `jsonb` would keep as another one, or `None`."""
+    if isinstance(value, float):
+        return value if has_other_numbers(repr(value)) else None
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return next((number for item in items if (number := other_number(item)) is not None), None)
 
 
 class _Unordered(Exception):

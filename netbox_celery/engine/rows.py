@@ -21,6 +21,7 @@ from .payload import (
     is_exact,
     limited_jsonb,
     sendable_jsonb,
+    shown_jsonb,
     whole_number,
 )
 
@@ -36,6 +37,7 @@ __all__ = (
     'insert_statement',
     'options_columns',
     'payload_columns',
+    'refused_row',
 )
 
 #: Columns without a default in the database.
@@ -228,11 +230,27 @@ def _uuid(value):
 
 
 def foreign_row(task, request):
-    """Return the column values for a run whose message came without a row."""
+    """Return the column values for a run whose message came without a row.
+
+    Raises:
+        kombu.exceptions.EncodeError: Its arguments are such as no call could have.
+    """
+    return _foreign_row(task, request, request.args, request.kwargs)
+
+
+def refused_row(task, request):
+    """Return the column values for a run that is refused for its arguments, which are there as text."""
+    limit = get_config().payload_length
+    return _foreign_row(task, request, (), {}) | {
+        'args': shown_jsonb(request.args, limit), 'kwargs': shown_jsonb(request.kwargs, limit)
+    }
+
+
+def _foreign_row(task, request, args, kwargs):
     options = {
         'task_id': request.id, 'shadow': request.shadow, 'eta': aware(request.eta),
         'expires': aware(request.expires), 'root_id': request.root_id, 'parent_id': request.parent_id,
         'group_id': request.group, 'replaced_task_nesting': request.replaced_task_nesting,
         'queue': (request.delivery_info or {}).get('routing_key') or None,
     }
-    return build_row(task.app, task.name, request.args, request.kwargs, options, Own.merge(task, {}), task)
+    return build_row(task.app, task.name, args, kwargs, options, Own.merge(task, {}), task)

@@ -18,7 +18,7 @@ from core.models import ObjectType
 from netbox.forms import NetBoxModelForm
 from utilities.datetime import local_now
 from utilities.forms import GenericObjectFormMixin
-from utilities.forms.fields import DynamicModelChoiceField, GenericObjectChoiceField, JSONField
+from utilities.forms.fields import DynamicModelChoiceField, GenericObjectChoiceField
 from utilities.forms.rendering import FieldSet, InlineFields
 from utilities.forms.widgets import DateTimePicker, HTMXSelect, Select
 
@@ -28,6 +28,7 @@ from ..choices import ScheduleMissedChoices, ScheduleOverlapChoices
 from ..engine.payload import PayloadDecoder, PayloadEncoder
 from ..models import CelerySchedule, CeleryTask
 from .arguments import ArgumentsMixin, as_entered, spread
+from .payload import PayloadField
 
 __all__ = (
     'CeleryScheduleForm',
@@ -110,19 +111,15 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
         required=False,
         widget=rendered_anew('schedule-what')
     )
-    args = JSONField(
+    args = PayloadField(
         label=gettext_lazy('Positional arguments'),
         required=False,
-        encoder=PayloadEncoder,
-        decoder=PayloadDecoder,
         widget=forms.Textarea(attrs={'rows': 2}),
         help_text=gettext_lazy('An array, such as <code>["ams", 5]</code>')
     )
-    kwargs = JSONField(
+    kwargs = PayloadField(
         label=gettext_lazy('Keyword arguments'),
         required=False,
-        encoder=PayloadEncoder,
-        decoder=PayloadDecoder,
         widget=forms.Textarea(attrs={'rows': 5}),
         help_text=gettext_lazy('An object, such as <code>{"site": "ams"}</code>')
     )
@@ -276,7 +273,7 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
             if isinstance(entered, str) and entered:
                 try:
                     value = json.loads(entered, cls=PayloadDecoder)
-                except ValueError:
+                except (RecursionError, ValueError):
                     return None
             args, kwargs = (value, kwargs) if name == 'args' else (args, value)
         return spread(task, args, kwargs)
