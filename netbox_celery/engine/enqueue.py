@@ -101,12 +101,12 @@ def send(app, publish, name, args, kwargs, options):
     if run is not None and run.returned and options.get('parent_id') == run.task_id:
         call.predecessor = run.task_id
     if not tracked or not _usable_id(options):
+        if options.get('serializer') in (None, 'json'):
+            check_call(name, args, kwargs, options)
         if policy_of(task, args, kwargs, settings):
             raise CeleryError(f'{name}: unique, concurrency keys and ignore windows need a row, which it has not')
         if own.track is False:
             mark(options, False)
-        if options.get('serializer') in (None, 'json'):
-            check_call(name, args, kwargs, options)
         return call.send_now()
     complete(app, options, parent)
     return call.send_tracked(own, settings)

@@ -297,12 +297,15 @@ def sorted_text(value):
         return json.dumps(value, cls=PayloadEncoder, sort_keys=True)
     except TypeError:
         # Keys of several types have no order before they are text
-        return json.dumps(json.loads(dumps(value), object_pairs_hook=_sorted_pairs))
+        return dumps(_in_pairs(value))
 
 
-def _sorted_pairs(pairs):
-    # Of keys that become the same text none is lost, so their order in the dict does not matter
-    return {'\0pairs': sorted(json.dumps(pair) for pair in pairs)}
+def _in_pairs(value):
+    if isinstance(value, dict):
+        return {'\0pairs': sorted(
+            dumps([isinstance(key, str), {key: None}, _in_pairs(item)]) for key, item in value.items()
+        )}
+    return [_in_pairs(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def cut_json(text, limit):
