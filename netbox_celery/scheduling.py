@@ -9,7 +9,7 @@ from django.utils.translation import gettext as _
 from .actions import NotRunnable, check_calls
 from .engine.canvas import called_tasks
 from .engine.options import is_internal
-from .engine.payload import dumps_any
+from .engine.payload import sorted_text
 from .engine.schedules import why_not_permitted
 from .host import ACTION_CREATE, record_change, save_permitted
 from .models import CelerySchedule, CeleryTask
@@ -122,9 +122,7 @@ def check_object(user, before, object_type, object_id):
 
 def _what_runs(schedule):
     # As JSON: in Python, `1` is the same as `true`
-    return [
-        dumps_any(getattr(schedule, name), sort_keys=True) for name in WHAT_RUNS
-    ]
+    return [sorted_text(getattr(schedule, name)) for name in WHAT_RUNS]
 
 
 def run_now(request, schedule):

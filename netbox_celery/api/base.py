@@ -7,9 +7,11 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from kombu.exceptions import EncodeError, OperationalError
 from rest_framework import status
-from rest_framework.exceptions import APIException, ValidationError
+from rest_framework.exceptions import APIException, ParseError, ValidationError
 from rest_framework.generics import get_object_or_404
+from rest_framework.parsers import JSONParser
 from rest_framework.response import Response
+from rest_framework.settings import api_settings
 
 from utilities.exceptions import AbortRequest
 
@@ -44,8 +46,19 @@ class VisibleMixin:
             self.queryset = in_sight(self.queryset, request.user)
 
 
+class BodyParser(JSONParser):
+    """Reads JSON. What is nested more deeply than Python can read is answered as other JSON that is none."""
+
+    def parse(self, stream, media_type=None, parser_context=None):
+        try:
+            return super().parse(stream, media_type, parser_context)
+        except RecursionError as exc:
+            raise ParseError(_('JSON parse error - it is nested too deeply')) from exc
+
+
 class ActionsMixin:
     """For viewsets with actions that have a permission of their own."""
+    parser_classes = [BodyParser if cls is JSONParser else cls for cls in api_settings.DEFAULT_PARSER_CLASSES]
 
     #: Actions whose permission is enough for what one may not view.
     blind_actions = ()

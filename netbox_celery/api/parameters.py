@@ -11,13 +11,16 @@ from netbox.api.serializers import NestedTagSerializer
 
 from ..celery import app
 from ..engine.exceptions import QueueRefused
+from ..engine.payload import DEEPEST, to_jsonb
 from ..engine.queues import check_choice
 from ..engine.reader import DEFAULT_LIMIT, MAX_LIMIT, LogFilter
 from ..models.fields import validate_time
 
 __all__ = (
+    'ArgumentField',
     'LogQuerySerializer',
     'TaskRunSerializer',
+    'check_argument',
 )
 
 MAX_ID = 2 ** 63 - 1
@@ -52,6 +55,22 @@ class ExpiresField(serializers.DateTimeField):
         return value
 
 
+class ArgumentField(serializers.JSONField):
+    """An argument: what cannot be sent, or is nested too deeply, is refused before anything descends into it."""
+
+    def to_internal_value(self, data):
+        check_argument(data, DEEPEST - 1)
+        return super().to_internal_value(data)
+
+
+def check_argument(data, deepest=DEEPEST):
+    """Refuse data of a request that cannot be an argument."""
+    try:
+        to_jsonb(data, deepest)
+    except (TypeError, ValueError) as exc:
+        raise serializers.ValidationError(_('This cannot be sent: {error}').format(error=exc)) from exc
+
+
 class TaskRunSerializer(serializers.Serializer):
     """How a task is to be run: its arguments, and options of this run. All are optional."""
     #: Options that stand under another name here than in `CeleryResult.enqueue`.
@@ -60,12 +79,12 @@ class TaskRunSerializer(serializers.Serializer):
     START_TIMES = ('schedule_at', 'eta', 'countdown')
 
     args = serializers.ListField(
-        child=serializers.JSONField(allow_null=True),
+        child=ArgumentField(allow_null=True),
         default=list,
         help_text=_('Positional arguments')
     )
     kwargs = serializers.DictField(
-        child=serializers.JSONField(allow_null=True),
+        child=ArgumentField(allow_null=True),
         default=dict,
         help_text=_('Keyword arguments')
     )

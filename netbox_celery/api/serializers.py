@@ -26,6 +26,7 @@ from ..choices import (
 from ..engine.redaction import shown
 from ..models import CeleryLogEntry, CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
 from ..viewing import BESIDE, load_beside, reader_of_context
+from .parameters import check_argument
 
 __all__ = (
     'CeleryLogEntrySerializer',
@@ -41,6 +42,10 @@ __all__ = (
 
 class PayloadField(serializers.JSONField):
     """JSON as people and programs read it, without Kombu's type markers."""
+
+    def to_internal_value(self, data):
+        check_argument(data)
+        return super().to_internal_value(data)
 
     def to_representation(self, value):
         return shown(value)

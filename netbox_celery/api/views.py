@@ -95,7 +95,7 @@ class CeleryResultViewSet(WorkflowMixin, EngineModelViewSet):
         queryset = super().get_queryset()
         if self.action == 'list' and 'export' not in self.request.query_params:
             needed = {column for name in self.LARGE if name in self.response_fields for column in self.LARGE[name]}
-            queryset = queryset.defer('message', *{*self.LARGE} - needed)
+            queryset = queryset.defer('message', 'exact_call', 'exact_result', *{*self.LARGE} - needed)
         return queryset
 
     @extend_schema(

@@ -11,10 +11,9 @@ import traceback as traceback_module
 
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from celery import states
-from celery.backends.base import KeyValueStoreBackend
+from celery.backends.base import KeyValueStoreBackend, decompress_payload
 from celery.backends.redis import RedisBackend
 from celery.exceptions import ChordError, MaxRetriesExceededError, NotRegistered, Reject, Retry, TaskRevokedError
-from celery.utils.saferepr import saferepr
 from django.db import DatabaseError
 from kombu.exceptions import OperationalError
 from kombu.utils.encoding import bytes_to_str
@@ -29,7 +28,7 @@ from .errbacks import note_errbacks
 from .exceptions import BodyInterrupted, NotHandedOver, RetryNotSent, TaskFailed
 from .ids import SPELLING
 from .outcome import finish_run, finish_unclaimed, retry_run
-from .payload import cut_json, cut_text, dumps, is_uuid, limited_jsonb, to_jsonb, whole_number
+from .payload import cut_text, is_uuid, read_value, result_columns, shown_jsonb, text_of, whole_number
 from .recorder import recorder
 from .rowresults import RowResultsMixin
 from .run import get_run
@@ -90,26 +89,24 @@ class TrackingMixin:
     def mark_as_done(self, task_id, result, request=None, store_result=True, state=states.SUCCESS):
         run = get_run(request)
         if getattr(request, 'netbox_unclaimed', False):
-            finish_unclaimed(task_id, Status.STATUS_COMPLETED, result=_shown(result), in_backend=store_result)
+            finish_unclaimed(
+                task_id, Status.STATUS_COMPLETED, in_backend=store_result,
+                **result_columns(result, get_config().payload_length)[0]
+            )
         if run is None:
             return super().mark_as_done(task_id, result, request, store_result, state)
-        limit, exact = get_config().payload_length, False
-        try:
-            text, changed = to_jsonb(self.prepare_value(result))
-            exact = not changed and len(text) <= limit
-        except (TypeError, ValueError):
-            if store_result:
-                # Celery decides whether this result can be stored; if not, it raises, and the task fails.
-                super().mark_as_done(task_id, result, request, store_result, state)
-            text = dumps(saferepr(result))
+        columns, text = result_columns(self.prepare_value(result), get_config().payload_length)
+        if text is None and (store_result or request.chord):
+            # Celery decides whether this result can be stored; if not, this raises, and the task fails.
+            self.encode(self.encode_result(result, state))
         # The row is enough, unless the backend holds an earlier state of the task that has to be replaced.
         row_is_enough = (
-            store_result and exact and not run.ended and run.claims == 1
+            store_result and text is not None and not run.ended and run.claims == 1
             and not getattr(request, 'netbox_stored', False) and not getattr(request, SPELLING, None)
             and isinstance(self, RowResultsMixin) and self.can_publish(request)
         )
         status = self._finish(
-            run, Status.STATUS_COMPLETED, result=cut_json(text, limit), in_backend=store_result and not row_is_enough
+            run, Status.STATUS_COMPLETED, in_backend=store_result and not row_is_enough, **columns
         )
         if status != Status.STATUS_COMPLETED:
             return self._mark_as_ended(task_id, status, request, store_result)
@@ -147,9 +144,13 @@ class TrackingMixin:
                 task_id, status, attempt=_attempt(request), reason=reason, error=error,
                 traceback=_text(traceback or getattr(request, 'netbox_traceback', None), exc), in_backend=store_result
             )
-            if row is None and presence.status_of(task_id) == Status.STATUS_REVOKED:
+            its_status = presence.status_of(task_id) if row is None else None
+            if its_status == Status.STATUS_REVOKED:
                 # The body had said so before its process was lost
                 return self._mark_as_ended(task_id, Status.STATUS_REVOKED, request, store_result)
+            if its_status == Status.STATUS_COMPLETED and not isinstance(exc, WorkerLostError | TimeLimitExceeded):
+                # Celery came to grief over a success that it has told already, as over a result without a text
+                return None
         return super().mark_as_failure(
             task_id, exc, traceback=traceback, request=request, store_result=store_result,
             call_errbacks=call_errbacks, state=state
@@ -215,6 +216,21 @@ class TrackingMixin:
             _record_custom_state(run, state, result)
         return super().store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
 
+    def decode(self, payload):
+        """Decode what the backend holds, also of a result that only looks like one of Kombu's type markers.
+
+        Other results are on their way to this process, too: one that cannot be read would end the wait for them.
+        """
+        try:
+            return super().decode(payload)
+        except Exception as exc:
+            if self.content_type != 'application/json':
+                raise
+            try:
+                return read_value(bytes_to_str(decompress_payload(payload)))
+            except Exception:  # noqa: BLE001 - it is wrong in another way, which has been said
+                raise exc from None
+
     def _finish(self, run, status, **values):
         """End a run of this process.
 
@@ -250,14 +266,6 @@ class StoringMixin:
         meta['task_id'] = bytes_to_str(task_id)
         self._set_with_state(self.get_key_for_task(task_id), self.encode(meta), state)
         return result
-
-
-def _shown(result):
-    """Return a result as JSON that a row can hold."""
-    try:
-        return limited_jsonb(result, get_config().payload_length)
-    except (TypeError, ValueError):
-        return dumps(saferepr(result))
 
 
 def _app_backend():
@@ -309,12 +317,8 @@ def _record_custom_state(run, state, meta):
         value = meta.get('percent')
         value_max = value_max if whole_number(value) is None else 100
     step = meta.get('step') or meta.get('status')
-    try:
-        data = limited_jsonb(meta, get_config().payload_length)
-    except (TypeError, ValueError):
-        data = None
     recorder.progress(
-        run, value=value, value_max=value_max, data=data,
+        run, value=value, value_max=value_max, data=shown_jsonb(meta, get_config().payload_length),
         step=step if step is not None else (state if state != 'PROGRESS' else None),
     )
 
@@ -359,4 +363,4 @@ def _text(traceback, exc=None):
     """Return a traceback as text: the one that Celery hands over, or the exception's own."""
     if not traceback and getattr(exc, '__traceback__', None) is not None:
         traceback = ''.join(traceback_module.format_exception(exc))
-    return cut_text(str(traceback or ''), get_config().payload_length)
+    return cut_text(text_of(traceback or ''), get_config().payload_length)

@@ -21,7 +21,7 @@ from .options import NOT_SENT, Own, mark, split, tag
 from .publish import is_delayed, publish
 from .queues import check_call
 from .recorder import recorder
-from .rows import COLUMNS, CONSTANTS, build_row, payload_columns
+from .rows import COLUMNS, CONSTANTS, build_row, exact_call, payload_columns
 from .run import get_run
 from .times import aware
 from .visibility import warn_of_eta
@@ -35,7 +35,7 @@ __all__ = (
 logger = logging.getLogger(__name__)
 
 #: Columns that differ from call to call, with their types; `request_id` and `root_id` follow the task's ID.
-VARIABLE = {'task_id': 'uuid', 'args': 'jsonb', 'kwargs': 'jsonb', 'message': 'text'}
+VARIABLE = {'task_id': 'uuid', 'args': 'jsonb', 'kwargs': 'jsonb', 'message': 'text', 'exact_call': 'text'}
 SAME = [column for column in COLUMNS if column not in {*VARIABLE, 'request_id', 'root_id'}]
 #: What a parameter of `SELECT` is taken for, if it is not text.
 TYPES = {
@@ -127,6 +127,10 @@ def _send_batch(app, name, task, calls, payloads, options, own):
     row = build_row(app, name, (), {}, options, own, task, run)
     row['root_id'] = options.get('root_id')
     mark(options)
+    if row['exact_call']:
+        # Of the options, which are the same for all
+        options_text = row['exact_call'].removeprefix('[null, null, ')[:-1]
+        payloads = [{**payload, 'exact_call': exact_call(payload['exact_call'], options_text)} for payload in payloads]
     ids = _insert(row, task_ids, payloads)
     if own.tags:
         tag(ids, own.tags)
@@ -145,7 +149,7 @@ def _send_batch(app, name, task, calls, payloads, options, own):
 
 def _insert(row, task_ids, payloads):
     rows = execute(connection, INSERT, row | {'task_id': task_ids} | {
-        column: [payload[column] for payload in payloads] for column in ('args', 'kwargs', 'message')
+        column: [payload[column] for payload in payloads] for column in ('args', 'kwargs', 'message', 'exact_call')
     })
     return [id for (id,) in rows]
 

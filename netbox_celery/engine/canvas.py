@@ -14,12 +14,15 @@ from django.db.models import Model
 
 from .ids import IDS, canonical_ids
 from .options import OWN_DICT, OWN_PREFIX, is_own
+from .payload import DEEPEST, check_depth, dumps, is_deep
 from .queues import refuse_reserved
 
 __all__ = (
+    'DEEPEST_LINKS',
     'LINKS',
     'as_request',
     'called_tasks',
+    'check_links',
     'first_steps',
     'forget_ids',
     'leaves',
@@ -40,6 +43,9 @@ PARTS = {
     'celery.starmap': ('task',),
     'celery.chunks': ('task',),
 }
+#: How deep options with signatures may be nested in all: each chord within the body of another one takes five levels,
+#: as a chain of groups and single tasks has them. What the signatures hold goes no deeper than other arguments.
+DEEPEST_LINKS = 3 * DEEPEST
 
 
 #: Those of them that call one task for each of some items, which are data.
@@ -188,6 +194,42 @@ def _write(name, value):
     if name == 'tags' and any(isinstance(tag, Model) for tag in value or ()):
         return [tag.name if isinstance(tag, Model) else tag for tag in value]
     return value
+
+
+def check_links(options):
+    """Check that options, and what signatures in them hold, are not nested too deeply.
+
+    Args:
+        options: The options of a call, or of a signature.
+
+    Raises:
+        TypeError, ValueError: They are, or cannot be written as JSON.
+    """
+    text = dumps(options)
+    links = [options[name] for name in LINKS if options.get(name)]
+    if not links or not is_deep(text):
+        check_depth(text)
+        return
+    check_depth(text, DEEPEST_LINKS)
+    check_depth(dumps({name: value for name, value in options.items() if name not in LINKS}))
+    for link in links:
+        _check_signatures(link)
+
+
+def _check_signatures(value):
+    if isinstance(value, list | tuple):
+        for item in value:
+            _check_signatures(item)
+    elif not isinstance(value, Mapping) or 'task' not in value:
+        check_depth(dumps(value))
+    else:
+        kwargs = value.get('kwargs') or {}
+        parts = PARTS.get(value['task'], ()) if isinstance(kwargs, Mapping) else ()
+        check_depth(dumps(value.get('args')))
+        check_depth(dumps({key: kwargs[key] for key in kwargs if key not in parts} if parts else kwargs))
+        for key in parts:
+            _check_signatures(kwargs.get(key) or ())
+        check_links(value.get('options') or {})
 
 
 # Workflows

@@ -12,7 +12,7 @@ from .. import host
 from .annotations import is_allowed
 from .exceptions import InvalidArguments
 from .options import is_internal, is_own
-from .payload import check_markers, dumps
+from .payload import DEEPEST, check_markers, dumps, to_jsonb
 
 __all__ = (
     'InvalidArguments',
@@ -192,6 +192,8 @@ def check_arguments(task, args, kwargs):
         InvalidArguments: They do not fit; `errors` says what is wrong with which parameter.
     """
     given, errors = _bind(task, args, kwargs)
+    if unwritable := _unwritable(args, kwargs, given):
+        raise InvalidArguments(unwritable)
     passed = {parameter['name'] for parameter, __ in given}
     for parameter in task.parameters:
         name = parameter['name']
@@ -206,6 +208,23 @@ def check_arguments(task, args, kwargs):
         errors.setdefault('__all__', str(exc))
     if errors:
         raise InvalidArguments(errors)
+
+
+def _unwritable(args, kwargs, given):
+    """Return what cannot be sent as JSON, or is nested too deeply, by the name of its parameter."""
+    try:
+        to_jsonb(args)
+        to_jsonb(kwargs)
+        return {}
+    except (TypeError, ValueError) as exc:
+        errors = {'__all__': _('cannot be sent: {error}').format(error=exc)}
+    for parameter, value in given:
+        try:
+            to_jsonb(value, DEEPEST - 1)
+        except (TypeError, ValueError) as exc:
+            errors.pop('__all__', None)
+            errors[parameter['name']] = _('cannot be sent: {error}').format(error=exc)
+    return errors
 
 
 def _bind(task, args, kwargs):

@@ -19,8 +19,9 @@ from kombu.utils.functional import LRUCache
 from ..choices import ResultStatusChoices as Status
 from . import lifecycle
 from .canvas import as_request, first_steps, leaves
-from .payload import PayloadDecoder, is_cut, is_uuid
+from .payload import PayloadDecoder, is_uuid, result_of
 from .presence import identity
+from .resend import options_of
 from .upstream import is_tracked_step
 from .workflow import IN_GROUP
 
@@ -53,7 +54,8 @@ KNOWN = f'''
 PARTS = f"FROM {lifecycle.TABLE} WHERE {IN_GROUP} AND options ? 'chord'"
 UNFINISHED = f'SELECT 1 {PARTS} AND (completed IS NULL OR completed > %(until)s) LIMIT 1'
 FINISHED = f"""
-    SELECT task_id::text, user_id, celery_name, options::text, status, result::text, error {PARTS} ORDER BY completed
+    SELECT task_id::text, user_id, celery_name, options::text, exact_call, status, result::text, exact_result, error
+    {PARTS} ORDER BY completed
 """
 
 
@@ -146,10 +148,10 @@ def _go_on(connection, app, group_id, root_id, until):
     chord = {'root_id': root_id, 'group_id': group_id, 'until': until}
     if connection.execute(UNFINISHED, chord):
         return False  # its own end lets the chord go on
-    decode, parts, size, shape, body = PayloadDecoder().decode, [], 0, None, None
+    parts, size, shape, body = [], 0, None, None
     rows = connection.execute(FINISHED, chord)
-    for task_id, __, name, options, *outcome in rows:
-        options = decode(options)
+    for task_id, __, name, options, exact_call, *outcome in rows:
+        options = options_of(exact_call, options)
         size = max(size, options['chord'].get('chord_size') or 0)
         shape = shape or options['chord'].get('chord_header')
         options['chord'] = body = body or _as_sent_by(rows[-1], root_id, options['chord'])
@@ -172,11 +174,11 @@ def _as_sent_by(last, root_id, body):
     return body
 
 
-def _outcome(status, result, error):
+def _outcome(status, result, exact_result, error):
     """Return how a part ended, as Celery counts it: a state, and a result or an exception."""
     if status == Status.STATUS_COMPLETED:
-        value = PayloadDecoder().decode(result) if result else None
-        if is_cut(value):
+        is_kept, value = result_of(result, exact_result)
+        if not is_kept:
             return states.FAILURE, ChordError('Its result was lost: its row holds no more than the beginning')
         return states.SUCCESS, value
     if status == Status.STATUS_REVOKED:

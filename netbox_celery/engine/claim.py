@@ -13,6 +13,7 @@ from weakref import WeakSet
 
 from celery.exceptions import Ignore
 from django.db import DatabaseError
+from kombu.exceptions import EncodeError
 
 from ..choices import ResultStatusChoices as Status
 from . import lifecycle
@@ -24,7 +25,7 @@ from .options import HEADER
 from .payload import dumps, is_uuid
 from .presence import identity
 from .replace import making_way, opened_by
-from .rows import INSERT, foreign_row
+from .rows import INSERT, foreign_row, refused_row
 from .run import Run, enter
 
 __all__ = (
@@ -96,6 +97,7 @@ def begin(task):
 
     Raises:
         celery.exceptions.Ignore: The row says that this message must not run.
+        kombu.exceptions.EncodeError: A message that came without a row has arguments that no call could have.
     """
     request = task.request_stack.top
     if request is None or request.called_directly or request.is_eager or 'netbox_run' in request.__dict__:
@@ -107,7 +109,7 @@ def begin(task):
     if not is_uuid(request.id):
         return
     try:
-        claimed = _claim_patiently(task, request, tracked_by_caller)
+        claimed, refusal = _claim_patiently(task, request, tracked_by_caller)
     except DatabaseError:
         # The task is worth more than its row.
         logger.exception('Task %s is run without being tracked: it cannot be claimed', request.id)
@@ -122,6 +124,8 @@ def begin(task):
     enter(task, run)
     if claims > 1:
         run.lines = _lines_before(id)
+    if refusal is not None:
+        raise refusal
     if isinstance(tracked_by_caller, dict):
         _look_at_window(run, tracked_by_caller)
 
@@ -143,19 +147,28 @@ def _look_at_window(run, header):
 
 
 def _claim_patiently(task, request, tracked_by_caller):
-    """Claim a run, making its row if it comes without one; a database that is away is waited for."""
-    deadline = time.monotonic() + PATIENCE
+    """Claim a run, making its row if it comes without one; a database that is away is waited for.
+
+    Returns:
+        What `lifecycle.claim` does, and what a message without a row is refused with after all, or `None`.
+    """
+    deadline, refusal = time.monotonic() + PATIENCE, None
     while True:
         try:
             call = _call(request, tracked_by_caller)
             claimed = _claim(request, *call)
             if claimed is None and not tracked_by_caller:
-                get_connection().execute(INSERT, foreign_row(task, request), patience=float('inf'))
+                try:
+                    row = foreign_row(task, request)
+                except EncodeError as exc:
+                    # The row has no more than a text of them, to which the message is not compared
+                    row, refusal, call = refused_row(task, request), exc, ()
+                get_connection().execute(INSERT, row, patience=float('inf'))
                 claimed = _claim(request, *call)
             if claimed is None and call and not _differs(request):
                 # Only the text was another one
                 claimed = _claim(request)
-            return claimed
+            return claimed, refusal
         except UNUSABLE as exc:
             if time.monotonic() >= deadline:
                 raise

@@ -9,6 +9,7 @@ from . import lifecycle
 from .admission import advance
 from .database import execute
 from .exceptions import NotRerunnable
+from .resend import call_of
 from .upstream import load_requests
 
 __all__ = (
@@ -150,8 +151,9 @@ def rerun(result, user=None):
         raise NotRerunnable(_(
             'The arguments of this run were not kept: they are hidden by its caller, or too large.'
         ))
-    options = {key: value for key, value in _options(result).items() if key in REPEATED}
+    args, kwargs, options = call_of(result.exact_call, result.args, result.kwargs, _options(result))
+    options = {key: value for key, value in options.items() if key in REPEATED}
     return type(result).enqueue(
-        result.celery_name, args=result.args, kwargs=result.kwargs, user=user or result.user_id,
+        result.celery_name, args=args, kwargs=kwargs, user=user or result.user_id,
         instance=result.object, netbox_name=result.name, **options
     )

@@ -17,6 +17,7 @@ from celery import states
 from celery.exceptions import CeleryError, Ignore
 from celery.result import EagerResult
 from django.db import DatabaseError, connection, transaction
+from kombu.exceptions import EncodeError
 
 from ..config import get_config
 from . import lifecycle, replace
@@ -26,11 +27,11 @@ from .database import UNAVAILABLE, execute, now_or_on_commit
 from .hooks import invocation_of
 from .ids import SPELLING, canonical_ids
 from .options import HEADER, NOT_SENT, Own, is_internal, lift, mark, split, tag
-from .payload import is_uuid
+from .payload import is_uuid, text_of
 from .policies import has_policy, policy_of, take_settings
 from .queues import check_call, delivered_to
 from .recorder import recorder
-from .rows import INSERT, build_row, options_json
+from .rows import INSERT, build_row, check_payload, exact_call, options_columns, payload_columns
 from .run import get_run
 from .times import aware, time_after
 from .upstream import close_dependents, end_ignored
@@ -106,6 +107,8 @@ def send(app, publish, name, args, kwargs, options):
     if run is not None and run.returned and options.get('parent_id') == run.task_id:
         call.predecessor = run.task_id
     if not tracked or not _usable_id(options):
+        if options.get('serializer') in (None, 'json'):
+            check_payload(name, args, kwargs, options)
         if policy_of(task, args, kwargs, settings):
             raise CeleryError(f'{name}: unique, concurrency keys and ignore windows need a row, which it has not')
         if own.track is False:
@@ -143,6 +146,11 @@ def _continue(app, publish, name, args, kwargs, options, task, run, queue):
     request = parent.request_stack.top
     replaces = (options.get('replaced_task_nesting') or 0) > (request.replaced_task_nesting or 0)
     tracked = run is not None and (run.replaced or not replaces)
+    is_same = (name, list(args or ()), kwargs or {}) == (
+        request.task or parent.name, list(request.args or ()), request.kwargs or {}
+    )
+    if not is_same and options.get('serializer') in (None, 'json'):
+        check_payload(name, args, kwargs, options)
     mark(options, (request.get(HEADER) or True) if tracked else False)
     if spelling := request.get(SPELLING):
         options['headers'][SPELLING] = spelling
@@ -152,9 +160,6 @@ def _continue(app, publish, name, args, kwargs, options, task, run, queue):
         run.next_eta = _when(options)
         if replaces:
             _fix_times(options)
-        is_same = (name, list(args or ()), kwargs or {}) == (
-            request.task or parent.name, list(request.args or ()), request.kwargs or {}
-        )
         if replaces or not is_same or queue != delivered_to(app, request.delivery_info):
             replace.remember(app, run, name, args, kwargs, options, task, queue)
         run.continued = True
@@ -229,7 +234,7 @@ class Call:
         self.row = build_row(self.app, self.name, self.args, self.kwargs, options, own, self.task, self.run, self.queue)
         if connection.in_atomic_block:
             # The message goes out later, and says what the row says, whatever the caller does with its dict until then
-            self.args, self.kwargs = deepcopy((self.args, self.kwargs))
+            self.args, self.kwargs = _copied(self.name, self.args, self.kwargs)
         policy = policy_of(self.task, self.args, self.kwargs, settings)
         if policy is not None:
             return self._send_if_admitted(policy, own)
@@ -292,7 +297,11 @@ class Call:
         options = self.options
         if policy.window:
             mark(options, {'window': policy.window, 'length': policy.window_length})
-            self.row['options'] = options_json(self.name, options, self.task)
+            columns = options_columns(self.name, options, self.task)
+            self.row['options'] = columns['options']
+            if columns['exact_options']:
+                payload = payload_columns(self.name, list(self.args or ()), dict(self.kwargs or {}), options)
+                self.row['exact_call'] = exact_call(payload['exact_call'], columns['exact_options'])
         else:
             mark(options)
         if self.row['nesting']:
@@ -391,6 +400,13 @@ class Call:
             for name in ('apply', *what):
                 self.invocation.tell(name, result)
         return result
+
+
+def _copied(name, args, kwargs):
+    try:
+        return deepcopy((args, kwargs))
+    except Exception as exc:
+        raise EncodeError(f'{name}: an argument cannot be copied ({text_of(exc)})') from exc
 
 
 def note_refusal(ids, exc):

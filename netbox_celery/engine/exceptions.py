@@ -1,11 +1,13 @@
 """Exceptions of the engine."""
 from celery.exceptions import CeleryError, Ignore
+from kombu.exceptions import EncodeError
 
 __all__ = (
     'BodyInterrupted',
     'IgnoredByWindow',
     'InvalidArguments',
     'NotHandedOver',
+    'NotJSON',
     'NotRerunnable',
     'OutOfMemory',
     'QueueRefused',
@@ -55,6 +57,10 @@ class NotRerunnable(Exception):
 
 class QueueRefused(CeleryError, ValueError):
     """A queue that nothing can be sent to: its name is reserved, or people have no such queue to choose."""
+
+
+class NotJSON(EncodeError, TypeError):
+    """Data of a run, or a result that a task has set itself, cannot be written as JSON, or is nested too deeply."""
 
 
 class RetryNotSent(Exception):

@@ -160,7 +160,7 @@ FINISH = f"""
     UPDATE {TABLE} SET
         status = CASE WHEN cancelled IS NOT NULL AND %(status)s <> 'revoked' THEN 'revoked' ELSE %(status)s END,
         reason = CASE WHEN cancelled IS NOT NULL AND %(status)s <> 'revoked' THEN 'cancelled' ELSE %(reason)s END,
-        result = %(result)s::jsonb,
+        result = %(result)s::jsonb, exact_result = %(exact_result)s,
         error = CASE WHEN cancelled IS NOT NULL AND %(error)s = '' THEN error ELSE %(error)s END,
         traceback = %(traceback)s,
         completed = now(), last_updated = now(), message = NULL, in_backend = %(in_backend)s,
@@ -203,8 +203,8 @@ FINISH_AND_OPEN_BY = {
 
 
 def finish(
-    connection, task_id, status, *, claims=None, holder=None, attempt=None, reason='', result='null', error='',
-    traceback='', in_backend=False, windows=None, patience=60
+    connection, task_id, status, *, claims=None, holder=None, attempt=None, reason='', result='null', exact_result=None,
+    error='', traceback='', in_backend=False, windows=None, patience=60
 ):
     """End a run.
 
@@ -217,6 +217,7 @@ def finish(
         attempt: With `holder`: the attempt that it held.
         reason: Why, a `ResultReasonChoices`.
         result: What the task returned, as JSON text that `jsonb` accepts.
+        exact_result: The same as text, if `jsonb` does not keep it as it is.
         error: What went wrong, in a line.
         traceback: Where it went wrong.
         in_backend: Whether Celery's result backend will hold more of the result than the row.
@@ -231,8 +232,9 @@ def finish(
     statement = (FINISH_AND_OPEN_BY if windows else FINISH_BY)[by]
     rows = connection.execute(statement, {
         'task_id': task_id, 'status': status, 'claims': claims, 'holder': holder, 'attempt': attempt,
-        'reason': reason, 'result': result, 'error': clean_text(error), 'traceback': clean_text(traceback),
-        'in_backend': in_backend, 'windows': list(windows or ()), 'lengths': list((windows or {}).values()),
+        'reason': reason, 'result': result, 'exact_result': exact_result, 'error': clean_text(error),
+        'traceback': clean_text(traceback), 'in_backend': in_backend,
+        'windows': list(windows or ()), 'lengths': list((windows or {}).values()),
     }, patience=patience)
     return rows[0] if rows else None
 

@@ -8,18 +8,24 @@ import json
 import re
 from datetime import time
 from decimal import Decimal
+from itertools import accumulate
 from math import isfinite
 from numbers import Number
 from uuid import UUID
 
+from billiard.exceptions import SoftTimeLimitExceeded
+from celery.utils.saferepr import saferepr
 from django.core.serializers.json import DjangoJSONEncoder
 from kombu.utils.json import JSONEncoder, loads, object_hook
 
 __all__ = (
+    'DEEPEST',
+    'MarkerDecoder',
     'PayloadDecoder',
     'PayloadEncoder',
     'RowDecoder',
     'StrictDecoder',
+    'check_depth',
     'check_markers',
     'clean',
     'clean_line',
@@ -28,12 +34,22 @@ __all__ = (
     'cut_text',
     'dumps',
     'dumps_any',
+    'has_other_numbers',
     'is_cut',
+    'is_cut',
+    'is_deep',
+    'is_exact',
     'is_jsonb',
     'is_uuid',
     'limited_jsonb',
+    'other_number',
     'plain',
+    'read_value',
+    'result_columns',
+    'result_of',
     'sendable_jsonb',
+    'shown_jsonb',
+    'sorted_text',
     'text_of',
     'to_jsonb',
     'whole_number',
@@ -49,6 +65,9 @@ _CONTROL = re.compile(r'[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]')
 #: The highest number that a column of ours can hold.
 HIGHEST = 2 ** 63 - 1
 
+#: How deep lists and objects may be nested in arguments, options, results and data. A worker's parent cannot hand on to
+#: its processes what is nested by some hundreds, and each page and each copy of a value descends into it.
+DEEPEST = 100
 #: How the note of `cut_text` ends.
 CUT_END = 'characters left out]'
 
@@ -60,21 +79,37 @@ CUT_DEEP = 1000
 #: Digits of the longest number that Python makes of a text, and a text of (`sys.set_int_max_str_digits`).
 MOST_DIGITS = 4000
 LARGEST = 10 ** MOST_DIGITS
+#: What stands in `exact_result` if the row holds nothing of a result but a text for people.
+NOT_KEPT = ''
+
+#: What is no bracket in JSON text: strings, and everything between brackets and strings.
+_NO_BRACKETS = re.compile(r'(?:[^][{}"]++|"(?:[^"\\]++|\\.)*+")++')
+_STEPS = {'[': 1, '{': 1, ']': -1, '}': -1}
+# What jsonb keeps as another number, as `json.dumps` writes it: floats from 1e16 become integers, -0.0 loses its sign.
+_OTHER_NUMBER = re.compile(r'e\+|-0\.0')
 
 
 class PayloadEncoder(JSONEncoder):
     """Kombu's JSON encoder: as messages are written, so are rows."""
 
 
-class StrictDecoder(json.JSONDecoder):
+class MarkerDecoder(json.JSONDecoder):
     """Reads what `PayloadEncoder` wrote, and what people enter like that.
 
     Raises:
-        json.JSONDecodeError: It cannot be read; also for numbers and depths that are too much for Python.
+        RecursionError, ValueError: It cannot be read, or is too much for Python.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, object_hook=_object_hook, **kwargs)
+
+
+class StrictDecoder(MarkerDecoder):
+    """Does so.
+
+    Raises:
+        json.JSONDecodeError: It cannot be read; also for numbers and depths that are too much for Python.
+    """
 
     def decode(self, s, *args):
         try:
@@ -100,11 +135,8 @@ class RowDecoder(json.JSONDecoder):
             return cut_text(s, CUT_DEEP)
 
 
-class PayloadDecoder(RowDecoder):
+class PayloadDecoder(RowDecoder, MarkerDecoder):
     """Reads what `PayloadEncoder` wrote into a row."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, object_hook=_object_hook, **kwargs)
 
 
 def _whole(text):
@@ -115,9 +147,23 @@ def _whole(text):
 def _object_hook(value):
     try:
         return object_hook(value)
-    except Exception:  # noqa: BLE001 - decoders of types may be anybody's
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception:  # noqa: BLE001 - decoders raise whatever they like, those of authors' types, too
         # Not a marker of Kombu's but data of the task's own that looks like one.
         return value
+
+
+_read = StrictDecoder().decode
+
+
+def read_value(text):
+    """Return what JSON text holds: what looks like one of Kombu's markers and is none stays as it is.
+
+    Raises:
+        ValueError: It is more than Python can read.
+    """
+    return _read(text)
 
 
 def dumps(value):
@@ -125,9 +171,38 @@ def dumps(value):
 
     Raises:
         TypeError: Something in it is of a type that JSON cannot hold.
-        ValueError: It contains itself.
+        ValueError: It contains itself, or cannot be written for another reason: types of authors' own raise anything.
     """
-    return json.dumps(value, cls=PayloadEncoder)
+    try:
+        return json.dumps(value, cls=PayloadEncoder)
+    except SoftTimeLimitExceeded:
+        raise
+    except RecursionError:
+        raise ValueError('it is nested too deeply') from None
+    except TypeError as exc:
+        raise TypeError(text_of(exc)) from exc
+    except ValueError as exc:
+        raise ValueError(text_of(exc)) from exc
+    except Exception as exc:
+        raise ValueError(f'{type(exc).__name__}: {text_of(exc)}') from exc
+
+
+def is_deep(text, deepest=DEEPEST):
+    """Whether lists and objects in JSON text are nested too deeply."""
+    # Counting is done in C, and nearly always enough
+    if text.count('[') + text.count('{') <= deepest:
+        return False
+    return max(accumulate(map(_STEPS.get, _NO_BRACKETS.sub('', text)))) > deepest
+
+
+def check_depth(text, deepest=DEEPEST):
+    """Check that lists and objects in JSON text are not nested too deeply.
+
+    Raises:
+        ValueError: They are.
+    """
+    if is_deep(text, deepest):
+        raise ValueError(f'it is nested too deeply: more than {deepest} lists and objects in each other')
 
 
 def dumps_any(value, **options):
@@ -159,11 +234,20 @@ def check_markers(text):
         raise ValueError(f'"__type__" and "__value__" mark a type of Kombu\'s, and this is none: {exc}') from exc
 
 
-def to_jsonb(value):
-    """Return `value` as JSON text that PostgreSQL's `jsonb` accepts, and whether it had to be changed for that."""
+def to_jsonb(value, deepest=DEEPEST):
+    """Return `value` as JSON text that PostgreSQL's `jsonb` accepts, and whether it had to be changed for that.
+
+    Raises:
+        TypeError, ValueError: It cannot be written as JSON, or is nested too deeply.
+    """
     if value is None:
         return 'null', False  # what most tasks return
     text = dumps(value)
+    check_depth(text, deepest)
+    return _for_jsonb(text)
+
+
+def _for_jsonb(text):
     if not _SUSPECT.search(text):
         return text, False
     cleaned = json.dumps(clean(json.loads(text)))
@@ -175,13 +259,60 @@ def is_jsonb(text):
     return not _SUSPECT.search(text)
 
 
-def sendable_jsonb(value):
+def is_exact(text):
+    """Whether PostgreSQL's `jsonb` gives JSON text back as what it holds: its numbers, and the order of its keys.
+
+    It sorts keys by length and then by bytes, keeps the last of those that are the same, and knows no floats.
+    """
+    if _OTHER_NUMBER.search(text) or _SUSPECT.search(text):
+        return False
+    # Most objects that have no more than one key are known by their count
+    if text.count('": ') <= text.count('{'):
+        return True
+    try:
+        _check_order(text)
+    except _Unordered:
+        return False
+    return True
+
+
+def has_other_numbers(text):
+    """Whether `jsonb` keeps a number of JSON text as another one; there are false alarms from strings."""
+    return bool(_OTHER_NUMBER.search(text))
+
+
+def other_number(value):
+    """Return the first number in plain JSON data that `jsonb` would keep as another one, or `None`."""
+    if isinstance(value, float):
+        return value if has_other_numbers(repr(value)) else None
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return next((number for item in items if (number := other_number(item)) is not None), None)
+
+
+class _Unordered(Exception):
+    """The keys of an object stand in another order than `jsonb` gives them."""
+
+
+def _in_order(pairs):
+    if len(pairs) > 1:
+        before = -1, b''
+        for key, __ in pairs:
+            key = key.encode()
+            if (here := (len(key), key)) <= before:
+                raise _Unordered
+            before = here
+
+
+_check_order = json.JSONDecoder(object_pairs_hook=_in_order).decode
+
+
+def sendable_jsonb(value, deepest=DEEPEST):
     """Do so for a part of a message.
 
     Raises:
         TypeError, ValueError: It cannot be written as JSON, or a worker could not read it.
     """
-    text, changed = to_jsonb(value)
+    text, changed = to_jsonb(value, deepest)
     check_markers(text)
     return text, changed
 
@@ -193,6 +324,71 @@ def limited_jsonb(value, limit):
         TypeError, ValueError: It cannot be written as JSON.
     """
     return cut_json(to_jsonb(value)[0], limit)
+
+
+def shown_jsonb(value, limit):
+    """Do so, with a text in the place of what cannot be written as JSON, or is nested too deeply. Nothing is raised."""
+    try:
+        return limited_jsonb(value, limit)
+    except (TypeError, ValueError):
+        pass
+    try:
+        text = saferepr(value, limit)
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception:  # noqa: BLE001 - an author's type may raise anything, and numbers may have too many digits
+        text = f'<{type(value).__name__}>'
+    return json.dumps(cut_text(clean_text(text), limit))
+
+
+def result_columns(value, limit):
+    """Return the columns of a result as a dict, and its JSON text if the row has it exactly.
+
+    Nothing is raised: what cannot be written, or is too long, is there for people only (see `result_of`).
+    """
+    if value is None:
+        return {'result': 'null'}, 'null'  # what most tasks return
+    try:
+        text = dumps(value)
+        check_depth(text)
+    except (TypeError, ValueError):
+        return {'result': shown_jsonb(value, limit), 'exact_result': NOT_KEPT}, None
+    stored = cut_json(_for_jsonb(text)[0], limit)
+    if len(text) > limit:
+        return {'result': stored, 'exact_result': NOT_KEPT}, None
+    # A text that looks like one that was cut is told from those by standing in both
+    exact = is_exact(text) and not text.endswith(f'{CUT_END}"')
+    return {'result': stored} if exact else {'result': stored, 'exact_result': text}, text
+
+
+def result_of(result, exact_result):
+    """Return whether a row has exactly what a task returned, and that.
+
+    Args:
+        result: Its column, as JSON text or `None`.
+        exact_result: Its column. Where that says nothing, rows of earlier versions may have been cut.
+    """
+    if exact_result == NOT_KEPT:
+        return False, None
+    value = read_value(exact_result or result or 'null')
+    return bool(exact_result) or not is_cut(value), value
+
+
+def sorted_text(value):
+    """Return `value` as JSON text with its keys in order, the same for values that are equal."""
+    try:
+        return json.dumps(value, cls=PayloadEncoder, sort_keys=True)
+    except TypeError:
+        # Keys of several types have no order before they are text
+        return dumps(_in_pairs(value))
+
+
+def _in_pairs(value):
+    if isinstance(value, dict):
+        return {'\0pairs': sorted(
+            dumps([isinstance(key, str), {key: None}, _in_pairs(item)]) for key, item in value.items()
+        )}
+    return [_in_pairs(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def cut_json(text, limit):
@@ -217,6 +413,8 @@ def text_of(value):
     """Return `str(value)`, or a text that says why there is none: what a task says of itself does not fail it."""
     try:
         return str(value)
+    except SoftTimeLimitExceeded:
+        raise
     except Exception as exc:  # noqa: BLE001
         return f'<{type(value).__name__}, whose text could not be made: {type(exc).__name__}>'
 
@@ -247,8 +445,10 @@ def whole_number(value):
         return None
     try:
         number = int(value)
-    except (TypeError, ValueError, OverflowError):
-        return None  # it is complex, not a number, or infinite
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception:  # noqa: BLE001
+        return None  # it is complex, not a number, or infinite; an author's type may raise anything
     return number if -HIGHEST <= number <= HIGHEST else None
 
 

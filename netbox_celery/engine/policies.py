@@ -19,7 +19,7 @@ from uuid import NAMESPACE_OID, uuid5
 from celery.exceptions import CeleryError
 from kombu.utils.imports import symbol_by_name
 
-from .payload import PayloadEncoder, clean_text
+from .payload import clean_text, sorted_text
 from .times import check_length
 
 __all__ = (
@@ -179,7 +179,7 @@ def default_unique_key_generator(task, prefix, task_args, task_kwargs):
         task_args: Positional arguments of the call.
         task_kwargs: Keyword arguments of the call.
     """
-    values = json.dumps([task.name, _bound(task, task_args, task_kwargs)], cls=PayloadEncoder, sort_keys=True)
+    values = sorted_text([task.name, _bound(task, task_args, task_kwargs)])
     return f'{prefix}:{uuid5(NAMESPACE_OID, values)}'
 
 

@@ -21,7 +21,7 @@ from ..choices import ResultStatusChoices as Status
 from . import lifecycle
 from .database import UNUSABLE, execute, get_connection
 from .ids import canonical
-from .payload import PayloadDecoder, is_cut, is_uuid
+from .payload import is_uuid, result_of
 from .presence import identity
 
 __all__ = (
@@ -31,7 +31,7 @@ __all__ = (
 logger = logging.getLogger(__name__)
 
 TOLD = f"""
-    SELECT task_id::text, status, result::text, error, traceback, last_updated FROM {lifecycle.TABLE}
+    SELECT task_id::text, status, result::text, exact_result, error, traceback, last_updated FROM {lifecycle.TABLE}
     WHERE task_id = ANY(%s::uuid[]) AND (
         status = 'retrying'
         -- What the backend holds too, and better, it may be about to get. Later on, it has lost it.
@@ -153,15 +153,15 @@ class RowResultsMixin:
         rows = _query(ids) if ids else []
         return values | {by_id[row[0]]: self.encode(meta) for row in rows if (meta := self._meta_from_row(*row))}
 
-    def _meta_from_row(self, task_id, status, result, error, traceback, when):
+    def _meta_from_row(self, task_id, status, result, exact_result, error, traceback, when):
         state = STATES[status]
         if state in (states.FAILURE, states.RETRY):
             result = self.prepare_exception(Exception(error))
         elif state == states.REVOKED:
             result = self.prepare_exception(TaskRevokedError(error or 'revoked'))
         else:
-            result = PayloadDecoder().decode(result) if result else None
-            if is_cut(result):
+            is_kept, result = result_of(result, exact_result)
+            if not is_kept:
                 return None
         return {
             'status': state, 'result': result, 'traceback': traceback or None, 'children': [],

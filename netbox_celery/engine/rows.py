@@ -7,9 +7,22 @@ from kombu.exceptions import EncodeError
 
 from .. import host
 from ..config import get_config
+from .canvas import DEEPEST_LINKS, LINKS, check_links
+from .exceptions import NotJSON
 from .lifecycle import TABLE
 from .options import Own, sent_options
-from .payload import clean_line, clean_text, cut_json, dumps, limited_jsonb, sendable_jsonb, whole_number
+from .payload import (
+    clean_line,
+    clean_text,
+    cut_json,
+    dumps,
+    has_other_numbers,
+    is_exact,
+    limited_jsonb,
+    sendable_jsonb,
+    shown_jsonb,
+    whole_number,
+)
 from .queues import delivered_to, destination
 from .times import aware, nearest
 
@@ -18,10 +31,13 @@ __all__ = (
     'CONSTANTS',
     'INSERT',
     'build_row',
+    'check_payload',
+    'exact_call',
     'foreign_row',
     'insert_statement',
-    'options_json',
+    'options_columns',
     'payload_columns',
+    'refused_row',
 )
 
 #: Columns without a default in the database.
@@ -32,7 +48,7 @@ CONSTANTS = {
 COLUMNS = (
     'created', 'last_updated', 'task_id', 'celery_name', 'name', 'args', 'kwargs', 'options', 'queue', 'user_id',
     'object_type_id', 'object_id', 'status', 'scheduled', 'expires', 'value_max', 'data', 'request_id', 'parent_id',
-    'root_id', 'group_id', 'message', 'nesting', 'schedule_id',
+    'root_id', 'group_id', 'message', 'exact_call', 'nesting', 'schedule_id',
 )
 
 
@@ -67,7 +83,8 @@ def build_row(app, name, args, kwargs, options, own, task, run=None, queue=None)
     if options.get('serializer') not in (None, *app.conf.accept_content):
         raise EncodeError(f'{name}: serializer {options["serializer"]!r} is not accepted by any worker; "json" is')
     args, kwargs = list(args or ()), dict(kwargs or {})
-    payload = payload_columns(name, args, kwargs, options)
+    payload = payload_columns(name, args, kwargs, options) | options_columns(name, options, task)
+    payload['exact_call'] = exact_call(payload['exact_call'], payload.pop('exact_options'))
     now = datetime.now(UTC)
     eta = options.get('eta')
     scheduled = eta if eta and eta > now else None
@@ -79,7 +96,6 @@ def build_row(app, name, args, kwargs, options, own, task, run=None, queue=None)
         'task_id': task_id,
         'celery_name': clean_text(name)[:255],
         'name': clean_line(str(own.name or options.get('shadow') or _default_name(name, kwargs)))[:255],
-        'options': options_json(name, options, task),
         'queue': clean_text(destination(app, name, args, kwargs, options, task) if queue is None else queue)[:255],
         'user_id': own.user_id if own.user_id is not None else _starter(run),
         'object_type_id': own.object_type_id,
@@ -88,7 +104,7 @@ def build_row(app, name, args, kwargs, options, own, task, run=None, queue=None)
         'scheduled': scheduled,
         'expires': aware(options.get('expires')),
         'value_max': whole_number(own.value_max),
-        'data': None if own.data is None else limited_jsonb(own.data, get_config().payload_length),
+        'data': _data(name, own.data),
         'request_id': task_id,
         'parent_id': _uuid(parent_id) if parent_id != task_id else None,
         'root_id': _uuid(options.get('root_id')) or task_id,
@@ -99,32 +115,83 @@ def build_row(app, name, args, kwargs, options, own, task, run=None, queue=None)
 
 
 def payload_columns(name, args, kwargs, options):
-    """Return the columns for arguments: for people, and where that is not all of it, for sending again."""
-    columns, message = {}, False
+    """Return the columns for arguments: for people, and where that is not all of it, for sending again.
+
+    `message` has what is redacted, cut or cleaned, until the run ends. `exact_call` has what `jsonb` keeps otherwise
+    than it was given, for as long as the row is there (see `exact_call`).
+    """
+    columns, message, exact = {}, False, []
     for column, value in (('args', args), ('kwargs', kwargs)):
-        try:
-            text, changed = sendable_jsonb(value)
-        except TypeError as exc:
-            raise EncodeError(
-                f'{name}: {column} cannot be sent as JSON ({exc}). Pass primary keys instead of model instances.'
-            ) from exc
-        except ValueError as exc:
-            raise EncodeError(f'{name}: {column} cannot be sent as JSON ({exc})') from exc
+        text, changed, exact_text = _argument_json(name, column, value)
         if options.get(f'{column}repr') is not None:
-            text, changed = None, True
+            text, changed, exact_text = None, True, None
         elif (shown := cut_json(text, get_config().payload_length)) != text:
-            text, changed = shown, True
+            text, changed, exact_text = shown, True, None
         columns[column] = text
         message = message or changed
+        exact.append(exact_text or 'null')
     columns['message'] = dumps([args, kwargs]) if message else None
+    columns['exact_call'] = None if exact == ['null', 'null'] else f'[{", ".join(exact)}]'
     return columns
 
 
-def options_json(name, options, task):
+def _argument_json(name, column, value):
+    """Return arguments as JSON text for `jsonb`, whether they were changed for it, and as text if that is not exact."""
     try:
-        return sendable_jsonb(sent_options(options, task))[0]
+        text, changed = sendable_jsonb(value)
+    except TypeError as exc:
+        raise EncodeError(
+            f'{name}: {column} cannot be sent as JSON ({exc}). Pass primary keys instead of model instances.'
+        ) from exc
+    except ValueError as exc:
+        raise EncodeError(f'{name}: {column} cannot be sent as JSON ({exc})') from exc
+    return text, changed, dumps(value) if changed else None if is_exact(text) else text
+
+
+def options_columns(name, options, task):
+    """Return the column for options, and under `exact_options` their text if `jsonb` keeps other numbers than theirs.
+
+    The order of their keys means nothing.
+    """
+    options = sent_options(options, task)
+    try:
+        check_links(options)
+        text, changed = sendable_jsonb(options, deepest=DEEPEST_LINKS)
     except (TypeError, ValueError) as exc:
         raise EncodeError(f'{name}: an option cannot be sent as JSON ({exc})') from exc
+    return {'options': text, 'exact_options': dumps(options) if changed or has_other_numbers(text) else None}
+
+
+def exact_call(payload, options):
+    """Return what a row keeps of a call as text: an array of its arguments, its keyword arguments, and its options.
+
+    A part is `null`, or left out, if its own column has it exactly, or is not to have it.
+
+    Args:
+        payload: The first two, of `payload_columns`, or `None`.
+        options: The third, as JSON text, or `None`.
+    """
+    return payload if options is None else f'{(payload or "[null, null]")[:-1]}, {options}]'
+
+
+def check_payload(name, args, kwargs, options):
+    """Check a call of which no row is made.
+
+    Raises:
+        kombu.exceptions.EncodeError: An argument or an option cannot be sent as JSON.
+    """
+    for column, value in (('args', args), ('kwargs', kwargs)):
+        _argument_json(name, column, value or ())
+    sent = {key: options[key] for key in ('headers', *LINKS) if options.get(key)}
+    if sent:
+        options_columns(name, sent, None)
+
+
+def _data(name, data):
+    try:
+        return None if data is None else limited_jsonb(data, get_config().payload_length)
+    except (TypeError, ValueError) as exc:
+        raise NotJSON(f'{name}: netbox_data cannot be written as JSON ({exc})') from exc
 
 
 def _default_name(name, kwargs):
@@ -149,7 +216,23 @@ def _uuid(value):
 
 
 def foreign_row(task, request):
-    """Return the column values for a run whose message came without a row."""
+    """Return the column values for a run whose message came without a row.
+
+    Raises:
+        kombu.exceptions.EncodeError: Its arguments are such as no call could have.
+    """
+    return _foreign_row(task, request, request.args, request.kwargs)
+
+
+def refused_row(task, request):
+    """Return the column values for a run that is refused for its arguments, which are there as text."""
+    limit = get_config().payload_length
+    return _foreign_row(task, request, (), {}) | {
+        'args': shown_jsonb(request.args, limit), 'kwargs': shown_jsonb(request.kwargs, limit)
+    }
+
+
+def _foreign_row(task, request, args, kwargs):
     options = {
         'task_id': request.id, 'shadow': request.shadow, 'eta': nearest(request.eta),
         'expires': nearest(request.expires), 'root_id': request.root_id, 'parent_id': request.parent_id,
@@ -161,6 +244,4 @@ def foreign_row(task, request):
     else:
         queue = None
     name = getattr(request, 'task', None) or task.name
-    return build_row(
-        task.app, name, request.args, request.kwargs, options, Own.merge(task, {}), task, queue=queue
-    )
+    return build_row(task.app, name, args, kwargs, options, Own.merge(task, {}), task, queue=queue)

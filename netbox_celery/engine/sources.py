@@ -16,7 +16,7 @@ from django.utils import timezone
 from ..choices import ScheduleKindChoices as Kind
 from ..choices import ScheduleOriginChoices as Origin
 from .due import next_due, parse_crontab, parse_interval, parse_timezone
-from .payload import StrictDecoder, dumps
+from .payload import other_number, read_value, to_jsonb
 
 __all__ = (
     'Unschedulable',
@@ -119,11 +119,23 @@ def _columns(app, entry):
     if 'expires' in fields:
         fields['expires'] = _whole_seconds(fields['expires'])
     # As the row will have them; a TypeError says what cannot be kept
-    args, kwargs, options = StrictDecoder().decode(dumps([args, kwargs, options]))
+    args, kwargs, options = (
+        _as_stored(name, value) for name, value in (('args', args), ('kwargs', kwargs), ('options', options))
+    )
     return {
         'task': task, 'args': args, 'kwargs': kwargs, 'options': options, 'queue': '', 'priority': None,
         'expires': None, **fields, **when,
     }
+
+
+def _as_stored(name, value):
+    text, changed = to_jsonb(value)
+    stored = read_value(text)
+    if changed:
+        raise Unschedulable(f'{name}: it holds what cannot be stored, such as a NUL character or a number that is none')
+    if (number := other_number(stored)) is not None:
+        raise Unschedulable(f'{name}: PostgreSQL would store the number {number} as another one')
+    return stored
 
 
 def timing(app, when, relative=False):

@@ -23,7 +23,7 @@ from .missing import GRACE, find_fetched, find_missing
 from .payload import PayloadDecoder, is_uuid
 from .presence import identity
 from .publish import is_away
-from .resend import COLUMNS, send_row
+from .resend import COLUMNS, call_of, send_row
 from .upstream import tell_backend
 
 __all__ = (
@@ -69,7 +69,7 @@ UNSENT = f"""
     ORDER BY id LIMIT {BATCH}
 """
 CALL = f"""
-    SELECT COALESCE(message, jsonb_build_array(args, kwargs)::text) FROM {lifecycle.TABLE}
+    SELECT COALESCE(message, jsonb_build_array(args, kwargs)::text), message IS NULL, exact_call FROM {lifecycle.TABLE}
     WHERE task_id = %s
 """
 EXPIRED = f"""
@@ -170,7 +170,7 @@ def _let_go(connection, app, run, error):
     found = connection.execute(CALL, (task_id,))
     if not found:
         return  # somebody has deleted it
-    message, = found[0]
+    message, is_original, exact = found[0]
     if nesting:
         # What replaced it was another task, if that is known
         name, *_ = PayloadDecoder().decode(message)[2:] or [None]
@@ -191,6 +191,8 @@ def _let_go(connection, app, run, error):
         tell_backend(app, task_id, WorkerLostError(error), states.FAILURE)
         if task is not None:
             args, kwargs, *_ = PayloadDecoder().decode(message)
+            if is_original:
+                args, kwargs, _ = call_of(exact, args, kwargs, None)
             tell_of_failure(task, str(task_id), args, kwargs, WorkerLostError(error))
 
 

@@ -3,6 +3,7 @@ import logging
 import time
 from uuid import UUID
 
+from celery._state import _task_stack
 from celery.app.task import get_actual_ignore_result
 from celery.exceptions import Ignore
 from django.db import connection
@@ -11,9 +12,9 @@ from ..choices import ResultStatusChoices as Status
 from ..config import get_config
 from . import lifecycle
 from .database import UNAVAILABLE, UNUSABLE, get_connection
-from .exceptions import TaskFailed
+from .exceptions import NotJSON, TaskFailed
 from .outcome import finish_run
-from .payload import cut_text, limited_jsonb, text_of, whole_number
+from .payload import cut_text, dumps, limited_jsonb, result_columns, text_of, whole_number
 from .recorder import recorder
 
 __all__ = (
@@ -112,8 +113,11 @@ class TrackedResult:
             value_max: Where it ends, likewise.
             step: What it is doing, in a few words.
             data: Data of its own that JSON can hold; it replaces the earlier data.
+
+        Raises:
+            kombu.exceptions.EncodeError: JSON cannot hold the data (a `TypeError`, too), or it is nested too deeply.
         """
-        text = None if data is None else limited_jsonb(data, get_config().payload_length)
+        text = None if data is None else _data_jsonb(data)
         recorder.progress(self._run, value=value, value_max=value_max, step=step, data=text)
         if self._row is not None:
             written = {'value': whole_number(value), 'value_max': whole_number(value_max), 'step': step, 'data': data}
@@ -155,8 +159,17 @@ class TrackedResult:
 
         Args:
             value: Its result, something that JSON can hold.
+
+        Raises:
+            kombu.exceptions.EncodeError: JSON cannot hold it (a `TypeError`, too), and Celery is to store it.
         """
-        self._end(Status.STATUS_COMPLETED, value, result=limited_jsonb(value, get_config().payload_length))
+        columns, text = result_columns(value, get_config().payload_length)
+        if text is None and _stores_results():
+            try:
+                dumps(value)
+            except (TypeError, ValueError) as exc:
+                raise NotJSON(f'The result cannot be stored as JSON ({exc})') from exc
+        self._end(Status.STATUS_COMPLETED, value, **columns)
 
     def error(self, error='', traceback=''):
         """End the run as failed.
@@ -188,6 +201,22 @@ def _load_row(id):
     from ..models import CeleryResult
 
     return CeleryResult.objects.get(pk=id)
+
+
+def _data_jsonb(data):
+    try:
+        return limited_jsonb(data, get_config().payload_length)
+    except (TypeError, ValueError) as exc:
+        raise NotJSON(f'The data cannot be written as JSON ({exc})') from exc
+
+
+def _stores_results():
+    """Whether Celery is to store, or to hand on, what the task of this thread returns."""
+    task = _task_stack.top
+    request = task and task.request_stack.top
+    return request is None or bool(request.chord or request.chain or request.callbacks) or (
+        not get_actual_ignore_result(task, request)
+    )
 
 
 def _line(error):

@@ -28,7 +28,8 @@ from .errbacks import note_errbacks
 from .ids import canonical, canonical_ids
 from .options import Own, lift, split
 from .outcome import advance_line
-from .payload import PayloadDecoder, clean_text, is_uuid
+from .payload import clean_text, is_uuid
+from .resend import options_of
 from .rowresults import RowResultsMixin
 from .rows import build_row, insert_statement
 from .workflow import IN_GROUP
@@ -46,7 +47,7 @@ __all__ = (
 logger = logging.getLogger(__name__)
 
 DEPENDENTS = f"""
-    SELECT task_id::text, celery_name, options::text FROM {lifecycle.TABLE}
+    SELECT task_id::text, celery_name, options::text, exact_call FROM {lifecycle.TABLE}
     WHERE task_id = ANY(%s::uuid[]) AND options ?| array['chain', 'chord', 'link_error']
 """
 CULPRIT = f"""
@@ -353,10 +354,9 @@ def close_dependents(app, name, options, exc, but=None):
 
 def load_requests(task_ids):
     """Return the requests of those of some runs on whose end something depends, by ID."""
-    decode = PayloadDecoder().decode
     return {
-        task_id: as_request(task_id, name, decode(options))
-        for task_id, name, options in get_connection().execute(DEPENDENTS, ([str(id) for id in task_ids],))
+        task_id: as_request(task_id, name, options_of(exact_call, options))
+        for task_id, name, options, exact_call in get_connection().execute(DEPENDENTS, ([str(id) for id in task_ids],))
     }
 
 

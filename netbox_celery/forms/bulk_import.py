@@ -5,13 +5,13 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
 
 from netbox.forms import NetBoxModelImportForm
-from utilities.forms.fields import CSVChoiceField, CSVContentTypeField, CSVModelChoiceField, JSONField
+from utilities.forms.fields import CSVChoiceField, CSVContentTypeField, CSVModelChoiceField
 
 from .. import scheduling
 from ..choices import ScheduleKindChoices, ScheduleMissedChoices, ScheduleOverlapChoices
-from ..engine.payload import PayloadEncoder, StrictDecoder
 from ..host import current_user
 from ..models import CelerySchedule, CeleryTask
+from .payload import PayloadField
 
 __all__ = (
     'CeleryScheduleImportForm',
@@ -41,18 +41,14 @@ class CeleryScheduleImportForm(NetBoxModelImportForm):
         required=False,
         help_text=_("By default NetBox's")
     )
-    args = JSONField(
+    args = PayloadField(
         label=_('Arguments'),
         required=False,
-        encoder=PayloadEncoder,
-        decoder=StrictDecoder,
         help_text=_('Positional arguments, a JSON array')
     )
-    kwargs = JSONField(
+    kwargs = PayloadField(
         label=_('Keyword arguments'),
         required=False,
-        encoder=PayloadEncoder,
-        decoder=StrictDecoder,
         help_text=_('A JSON object')
     )
     object_type = CSVContentTypeField(

@@ -11,7 +11,7 @@ from django.utils.translation import gettext_lazy as _
 from utilities.forms.widgets import DatePicker, DateTimePicker
 
 from ..engine.annotations import Alternative, alternatives
-from ..engine.payload import dumps_any
+from ..engine.payload import DEEPEST, dumps_any, is_deep, to_jsonb
 
 __all__ = (
     'EMPTY',
@@ -88,6 +88,7 @@ class JSONParameter(ParameterMixin, forms.CharField):
     default_error_messages = {
         'invalid_json': _('Enter valid JSON: {error}'),
         'invalid_type': _('Enter a JSON {expected}.'),
+        'too_deep': _('This is nested too deeply: more than {deepest} arrays and objects in each other.'),
     }
     NAMES = {list: _('array, such as [1, 2]'), dict: _('object, such as {"name": "value"}')}
 
@@ -106,7 +107,12 @@ class JSONParameter(ParameterMixin, forms.CharField):
             value = json.loads(text)
             # Python reads NaN and numbers that are too large; JSON has none
             json.dumps(value, allow_nan=False)
-        except (RecursionError, ValueError) as exc:
+            to_jsonb(value, DEEPEST - 1)
+        except RecursionError as exc:
+            raise self._too_deep() from exc
+        except ValueError as exc:
+            if is_deep(text, DEEPEST - 1):
+                raise self._too_deep() from exc
             raise forms.ValidationError(
                 self.error_messages['invalid_json'].format(error=exc), code='invalid_json'
             ) from exc
@@ -116,6 +122,9 @@ class JSONParameter(ParameterMixin, forms.CharField):
                 self.error_messages['invalid_type'].format(expected=expected), code='invalid_type'
             )
         return value
+
+    def _too_deep(self):
+        return forms.ValidationError(self.error_messages['too_deep'].format(deepest=DEEPEST - 1), code='too_deep')
 
     def clean(self, value):
         if self.required and value in EMPTY:
@@ -146,7 +155,9 @@ class FreeParameter(JSONParameter):
     def to_python(self, value):
         try:
             return super().to_python(value)
-        except forms.ValidationError:
+        except forms.ValidationError as exc:
+            if exc.code == 'too_deep':
+                raise
             return value
 
 

@@ -18,16 +18,17 @@ from core.models import ObjectType
 from netbox.forms import NetBoxModelForm
 from utilities.datetime import local_now
 from utilities.forms import GenericObjectFormMixin
-from utilities.forms.fields import DynamicModelChoiceField, GenericObjectChoiceField, JSONField
+from utilities.forms.fields import DynamicModelChoiceField, GenericObjectChoiceField
 from utilities.forms.rendering import FieldSet, InlineFields
 from utilities.forms.widgets import DateTimePicker, HTMXSelect, Select
 
 from .. import scheduling
 from ..choices import ScheduleKindChoices as Kind
 from ..choices import ScheduleMissedChoices, ScheduleOverlapChoices
-from ..engine.payload import PayloadEncoder, StrictDecoder, dumps_any, plain
+from ..engine.payload import StrictDecoder, dumps_any
 from ..models import CelerySchedule, CeleryTask
 from .arguments import ArgumentsMixin, as_entered, spread
+from .payload import PayloadField
 
 __all__ = (
     'CeleryScheduleForm',
@@ -72,26 +73,6 @@ def rendered_anew(target, include=None, **kwargs):
     return HTMXSelect(method='post', hx_include_id=include or target, hx_target_id=target, **kwargs)
 
 
-class ArgumentsField(JSONField):
-    """Arguments as JSON, with the type markers of messages."""
-
-    def __init__(self, **kwargs):
-        super().__init__(required=False, encoder=PayloadEncoder, decoder=StrictDecoder, **kwargs)
-
-    def prepare_value(self, value):
-        try:
-            return super().prepare_value(value)
-        except (RecursionError, TypeError, ValueError):
-            # It was stored by others, and is more than can be entered
-            return value if isinstance(value, str) else super().prepare_value(plain(value))
-
-    def has_changed(self, initial, data):
-        try:
-            return super().has_changed(initial, data)
-        except (RecursionError, TypeError, ValueError):
-            return True
-
-
 class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm):
     """
     Args:
@@ -130,13 +111,15 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
         required=False,
         widget=rendered_anew('schedule-what')
     )
-    args = ArgumentsField(
+    args = PayloadField(
         label=gettext_lazy('Positional arguments'),
+        required=False,
         widget=forms.Textarea(attrs={'rows': 2}),
         help_text=gettext_lazy('An array, such as <code>["ams", 5]</code>')
     )
-    kwargs = ArgumentsField(
+    kwargs = PayloadField(
         label=gettext_lazy('Keyword arguments'),
+        required=False,
         widget=forms.Textarea(attrs={'rows': 5}),
         help_text=gettext_lazy('An object, such as <code>{"site": "ams"}</code>')
     )

@@ -240,6 +240,17 @@ class CeleryResult(NetBoxModel, AboutObject):
         null=True,
         help_text='Arguments to send (again) where `args` and `kwargs` do not hold them: they are redacted or cut.'
     )
+    exact_call = models.TextField(
+        editable=False,
+        null=True,
+        help_text='Arguments, keyword arguments and options as JSON, where their own columns hold other numbers, or '
+                  'keys in another order.'
+    )
+    exact_result = models.TextField(
+        editable=False,
+        null=True,
+        help_text='The result as JSON, where its own column holds other numbers, or keys in another order.'
+    )
     holder = models.UUIDField(
         editable=False,
         null=True,
@@ -357,7 +368,8 @@ class CeleryResult(NetBoxModel, AboutObject):
     def serialize_object(self, exclude=None):
         """Leave what only the engine uses out of the change log."""
         own = (
-            'message', 'holder', 'claims', 'nesting', 'in_backend', 'concurrency_slot', 'concurrency_limit',
+            'message', 'exact_call', 'exact_result', 'holder', 'claims', 'nesting', 'in_backend', 'concurrency_slot',
+            'concurrency_limit',
         )
         exclude = [*(exclude or ()), *own]
         data = hide(super(CeleryResult, with_plain_payloads(self, exclude)).serialize_object(exclude=exclude))

@@ -23,7 +23,7 @@ from ..choices import (
 from ..engine import due
 from ..engine.catalogue import check_arguments
 from ..engine.exceptions import InvalidArguments, QueueRefused
-from ..engine.payload import PayloadDecoder, PayloadEncoder, dumps_any, plain, to_jsonb
+from ..engine.payload import PayloadDecoder, PayloadEncoder, dumps_any, other_number, plain, to_jsonb
 from ..engine.redaction import hide, shown
 from .about import AboutObject
 from .fields import TimeField, with_plain_payloads
@@ -318,7 +318,23 @@ class CelerySchedule(NetBoxModel, AboutObject):
 
     # Validation
 
+    def clean_fields(self, exclude=None):
+        # What cannot be written as JSON nothing else is to descend into; `clean()` says what is wrong with it
+        super().clean_fields({*(exclude or ()), *self._unwritable()})
+
+    def _unwritable(self):
+        """Return what is wrong with the fields that cannot be written as JSON, or are nested too deeply."""
+        errors = {}
+        for name in ('args', 'kwargs', 'options'):
+            try:
+                to_jsonb(getattr(self, name))
+            except (TypeError, ValueError) as exc:
+                errors[name] = _('This cannot be sent: {error}').format(error=exc)
+        return errors
+
     def clean(self):
+        if errors := self._unwritable():
+            raise ValidationError(errors)
         super().clean()
         self._check_source()
         stored = self._stored()
@@ -381,6 +397,10 @@ class CelerySchedule(NetBoxModel, AboutObject):
         for name in ('args', 'kwargs'):
             if to_jsonb(getattr(self, name))[1]:
                 errors[name] = _('It holds what cannot be stored, such as a NUL character or a number that is none.')
+            elif (number := other_number(getattr(self, name))) is not None:
+                errors[name] = _(
+                    'PostgreSQL would store the number {number} as another one. Give it as text, or another number.'
+                ).format(number=number)
         if errors or self.task_id is None:
             return errors
         try:

@@ -40,7 +40,9 @@ __all__ = (
 )
 
 #: Columns that may be large. No list needs them.
-LARGE = ('args', 'kwargs', 'options', 'result', 'data', 'traceback', 'attempts', 'message')
+LARGE = (
+    'args', 'kwargs', 'options', 'result', 'data', 'traceback', 'attempts', 'message', 'exact_call', 'exact_result',
+)
 
 
 def listed(results):

@@ -2,10 +2,11 @@
 from copy import copy
 from functools import partial
 
+from django.contrib import messages
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import OuterRef, Subquery
 from django.http import Http404
-from django.shortcuts import render
+from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.generic import View
@@ -273,6 +274,14 @@ class CeleryScheduleDeleteView(VisibleMixin, generic.ObjectDeleteView):
 class CeleryScheduleBulkImportView(generic.BulkImportView):
     queryset = CelerySchedule.objects.all()
     model_form = forms.CeleryScheduleImportForm
+
+    def post(self, request):
+        try:
+            return super().post(request)
+        except RecursionError:
+            # Parsers of JSON and YAML end with it
+            messages.error(request, _('The data cannot be imported: it is nested too deeply.'))
+            return redirect(request.path)
 
     def save_object(self, object_form, request):
         _authorize(request.user, object_form.instance)

@@ -5,6 +5,7 @@ import pytest
 from celery import states
 from celery.exceptions import Ignore
 from django.db import DatabaseError, OperationalError, ProgrammingError
+from kombu.exceptions import EncodeError
 
 from netbox_celery.celery import app
 from netbox_celery.engine import claim, lifecycle
@@ -126,3 +127,23 @@ def test_window(deliver):
     on_postrun(sender=app.tasks['tests:delivered'], state=states.IGNORED, retval=caught.value)
     other.refresh_from_db()
     assert (other.status, other.reason) == ('ignored', 'ignore_window')
+
+
+def deep(depth):
+    value = None
+    for __ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize('request_', [{'args': [deep(150)]}, {'kwargs': {'x': deep(800)}}], ids=['args', 'kwargs'])
+def test_foreign_message_that_no_call_could_send(deliver, request_):
+    """It gets a row, which shows its arguments as text, and does not run."""
+    task = deliver(netbox_celery=None, **request_)
+    with pytest.raises(EncodeError, match='nested too deeply'):
+        begin(task)
+    assert row().status == 'running'
+    assert '[[' in (row().args if 'args' in request_ else row().kwargs)
+    assert not row().is_rerunnable
+    app.backend.mark_as_failure(task.request.id, EncodeError('nested too deeply'), None, task.request)
+    assert (row().status, row().error) == ('errored', 'EncodeError: nested too deeply')

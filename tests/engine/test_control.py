@@ -1,14 +1,18 @@
 """What people and programs do to runs that exist: cancel them, and run them again."""
+import math
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Barrier
 from uuid import uuid4
 
 import pytest
+from celery.signals import before_task_publish
 from django.db import connection, transaction
 
 from dcim.models import Site
 from netbox_celery.celery import app
 from netbox_celery.choices import ResultStatusChoices
+from netbox_celery.engine import lifecycle
 from netbox_celery.engine.control import NotRerunnable, cancel_many, cancellation, rerun
 from netbox_celery.models import CeleryResult
 from tests.factories import make_result, make_worker
@@ -20,6 +24,20 @@ pytestmark = pytest.mark.django_db(transaction=True)
 def now(run):
     run.refresh_from_db()
     return run
+
+
+@contextmanager
+def published():
+    """Collect the bodies of messages that are sent meanwhile: arguments, keyword arguments, and what goes with them."""
+    bodies = []
+
+    def note(body=None, **kwargs):
+        bodies.append(body)
+    before_task_publish.connect(note, weak=False)
+    try:
+        yield bodies
+    finally:
+        before_task_publish.disconnect(note)
 
 
 def told(run):
@@ -179,3 +197,36 @@ def test_rerun_in_a_transaction(task):
         run.rerun()
         transaction.set_rollback(True)
     assert list(CeleryResult.objects.all()) == [run]
+
+
+@pytest.mark.parametrize('args, kwargs', [
+    ([1e23, -0.0, float('inf')], {}), ([], {'z': 1, 'a': {'y': 1, 'x': 2}}), (['nul \x00'], {'k': 1e16}),
+], ids=repr)
+@pytest.mark.parametrize('many', [False, True])
+def test_rerun_exactly(make_task, shared, args, kwargs, many):
+    """A repetition has the numbers and the order of keys that the call had, also after the end of the first run."""
+    task = make_task(lambda self, task_id, *args, **kwargs: None, name='tests:anything')
+    if many:
+        first, = CeleryResult.enqueue_many(task, [(args, kwargs)])
+    else:
+        first = CeleryResult.enqueue(task, args=args, kwargs=kwargs)
+    lifecycle.finish(shared, first.task_id, 'completed')
+    with published() as bodies:
+        CeleryResult.objects.get(pk=first.pk).rerun()
+    assert repr((list(bodies[0][0]), bodies[0][1])) == repr((args, kwargs))
+
+
+def test_rerun_of_nan(make_task):
+    task = make_task(lambda self, task_id, *args: None, name='tests:anything')
+    first = CeleryResult.enqueue(task, args=[float('nan')])
+    with published() as bodies:
+        first.rerun()
+    assert math.isnan(bodies[0][0][0])
+
+
+def test_secrets_are_not_kept(make_task):
+    """What the caller redacts is not kept beyond the end, also if the row could not hold it exactly."""
+    task = make_task(lambda self, task_id, *args, **kwargs: None, name='tests:anything')
+    run = CeleryResult.enqueue(task, args=['secret', 1e23], kwargs={'b': 1, 'a': 2}, argsrepr='***')
+    assert 'secret' in run.message
+    assert 'secret' not in run.exact_call

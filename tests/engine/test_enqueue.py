@@ -2,15 +2,17 @@
 import copy
 import json
 from base64 import b64decode
-from contextlib import closing
+from contextlib import closing, nullcontext
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
-from celery import Celery
+from celery import Celery, chain, chord, group
 from celery.exceptions import CeleryError
+from celery.signals import before_task_publish
 from django.db import connection, transaction
 from kombu import Queue
+from kombu.exceptions import EncodeError
 
 from netbox_celery.celery import app
 from netbox_celery.config import get_config
@@ -211,3 +213,96 @@ def test_connection_of_the_caller(task, queue):
         assert CeleryResult.objects.filter(sent=None).count() == 1
         recorder.flush()
         assert CeleryResult.objects.filter(sent=None).count() == 1
+
+
+# What no worker could hand on to its processes
+
+def deep(depth):
+    value = None
+    for __ in range(depth):
+        value = [value]
+    return value
+
+
+class Encoded:
+    def __json__(self):
+        raise KeyError('no key')
+
+
+class Textless(Encoded):
+    __repr__ = Encoded.__json__
+
+    def __json__(self):
+        return 1
+
+
+CALLS = {
+    'delay': lambda task, value: task.delay(value),
+    'keyword': lambda task, value: task.delay(a={'b': value}),
+    'apply_async': lambda task, value: task.apply_async([value]),
+    'send_task': lambda task, value: app.send_task(NAME, [value]),
+    'of an unknown task': lambda task, value: app.send_task('tests:unknown', kwargs={'x': value}),
+    'untracked': lambda task, value: task.apply_async([value], netbox_track=False),
+    'no UUID': lambda task, value: task.apply_async([value], task_id='mine'),
+    'group': lambda task, value: group(task.s(1), task.s(value)).apply_async(),
+    'chain': lambda task, value: chain(task.s(1), task.s(value), task.s(2)).apply_async(),
+    'chord': lambda task, value: chord([task.s(1)], task.s(value)).apply_async(),
+    'link': lambda task, value: task.apply_async(link=task.s(value)),
+    'link of an untracked call': lambda task, value: task.apply_async(link=task.s(value), netbox_track=False),
+    'link_error': lambda task, value: task.apply_async(link_error=task.s(a=value)),
+    'map': lambda task, value: task.map([value]).apply_async(),
+    'header': lambda task, value: task.apply_async(headers={'mine': value}),
+    'header of an untracked call': lambda task, value: task.apply_async(headers={'mine': value}, netbox_track=False),
+    'netbox_data': lambda task, value: task.apply_async(netbox_data=value),
+    'enqueue': lambda task, value: CeleryResult.enqueue(task, args=[value]),
+    'enqueue_many': lambda task, value: CeleryResult.enqueue_many(task, [(1,), (value,)]),
+    'header of enqueue_many': lambda task, value: CeleryResult.enqueue_many(task, [(1,)], headers={'x': value}),
+}
+
+
+@pytest.mark.parametrize('value', [
+    deep(101), deep(750), deep(5000), Encoded(), {(1, 2): 3}, 10 ** 5000,
+], ids=['101', '750', '5000', 'encoder', 'key', 'digits'])
+@pytest.mark.parametrize('how', CALLS)
+def test_what_cannot_be_sent(task, how, value):
+    """Each way to call a task refuses it, in the same words, and nothing is sent or kept."""
+    sent = []
+    before_task_publish.connect(lambda body=None, **kwargs: sent.append(json.dumps(body)), weak=False, dispatch_uid='t')
+    try:
+        with pytest.raises(EncodeError):
+            CALLS[how](task, value)
+    finally:
+        before_task_publish.disconnect(dispatch_uid='t')
+    # Of a group, the first part was sent
+    assert len(sent) <= (how == 'group')
+    assert CeleryResult.objects.exclude(status='errored').count() <= (how == 'group')
+
+
+@pytest.mark.parametrize('how', CALLS)
+def test_deep_enough(task, how):
+    """What is nested as deep as is said is sent, wherever it stands."""
+    CALLS[how](task, deep(97))
+
+
+def test_long_workflow(task):
+    """A workflow whose signatures are nested because it is long is no deep argument."""
+    stages = [(group(task.si(number), task.si(number)), task.si()) for number in range(40)]
+    chain(*(step for stage in stages for step in stage)).apply_async()
+
+
+@pytest.mark.parametrize('in_transaction', [False, True])
+@pytest.mark.parametrize('tracked', [False, True])
+def test_argument_without_a_text(task, in_transaction, tracked):
+    """Celery makes a text of each argument, which may raise: the text says so."""
+    with transaction.atomic() if in_transaction else nullcontext():
+        task.apply_async([Textless()], netbox_track=tracked)
+
+
+def test_argument_that_cannot_be_copied(task):
+    class Uncopied(Textless):
+        def __deepcopy__(self, memo):
+            raise KeyError('no copy')
+
+    with pytest.raises(EncodeError, match='copied'), transaction.atomic():
+        task.delay(Uncopied())
+    assert CeleryResult.objects.count() == 0

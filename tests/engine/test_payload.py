@@ -6,6 +6,7 @@ from fractions import Fraction
 from uuid import UUID
 
 import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
 from django.db import connection
 
 from netbox_celery.engine.payload import (
@@ -14,9 +15,14 @@ from netbox_celery.engine.payload import (
     clean_text,
     cut_text,
     dumps,
+    is_exact,
     is_uuid,
     limited_jsonb,
     plain,
+    result_columns,
+    result_of,
+    shown_jsonb,
+    sorted_text,
     to_jsonb,
     whole_number,
 )
@@ -121,3 +127,134 @@ def test_is_uuid(value, expected):
 def test_whole_number(value, expected):
     """What no column can hold as a number is none."""
     assert whole_number(value) == expected
+
+
+# Depth
+
+def nested(depth, by=list):
+    """Return something that is nested `depth` deep."""
+    value = by()
+    for __ in range(depth - 1):
+        value = [value] if by is list else {'"[{': value}
+    return value
+
+
+@pytest.mark.parametrize('by', [list, dict])
+@pytest.mark.parametrize('depth, fits', [(1, True), (100, True), (101, False), (750, False), (100_000, False)])
+def test_depth(by, depth, fits):
+    """Brackets in texts do not count."""
+    if fits:
+        assert to_jsonb(nested(depth, by))[0] == dumps(nested(depth, by))
+        return
+    with pytest.raises(ValueError, match='nested too deeply'):
+        to_jsonb(nested(depth, by))
+
+
+def test_many_that_are_not_deep():
+    value = [{'a': ['[[[[{', {'b': [i]}]} for i in range(500)]
+    assert to_jsonb(value)[0] == dumps(value)
+
+
+class Encoding:
+    """What its author writes as JSON."""
+
+    def __init__(self, write):
+        self.write = write
+
+    def __json__(self):
+        return self.write()
+
+
+def raising(exc):
+    def write():
+        raise exc
+    return Encoding(write)
+
+
+class Textless(Exception):
+    def __str__(self):
+        raise KeyError('no text')
+
+
+class TextlessType(TypeError):
+    __str__ = Textless.__str__
+
+
+class Endless:
+    def __json__(self):
+        return [self]
+
+
+@pytest.mark.parametrize('value, error', [
+    (raising(KeyError('k')), ValueError), (raising(RuntimeError()), ValueError), (raising(Textless()), ValueError),
+    (raising(TypeError('t')), TypeError), (raising(TextlessType()), TypeError), (raising(StopIteration()), ValueError),
+    (raising(RecursionError()), ValueError), (raising(AssertionError()), ValueError), (Endless(), ValueError),
+    (10 ** 5000, ValueError), ({(1, 2): 3}, TypeError), ({b'x': 1}, TypeError), (Encoding(object), TypeError),
+], ids=lambda value: type(value).__name__)
+def test_encoders_of_authors(value, error):
+    """Whatever they raise is one of two things."""
+    with pytest.raises(error) as caught:
+        dumps([value])
+    assert type(caught.value) is error
+    assert str(caught.value)
+    assert isinstance(json.loads(shown_jsonb([value], 1000)), str)
+
+
+def test_soft_time_limit_while_encoding():
+    with pytest.raises(SoftTimeLimitExceeded):
+        dumps(raising(SoftTimeLimitExceeded()))
+
+
+# Exactly
+
+@pytest.mark.django_db
+@pytest.mark.parametrize('value, exact', [
+    (None, True), (5, True), (True, True), ('text', True), (1.5, True), (1e15, True), (1e-7, True), (10 ** 30, True),
+    (-5, True), (0.1 + 0.2, True), (5e-324, True), ([1, [2.5, {'a': 'x'}]], True), ({'a': 1, 'b': 2}, True),
+    ({'b': 1, 'aa': 2}, True), ([{'a': 1}, {'a': 1}], True), ({'a': {'b': {'c': 1}}}, True),
+    ({'z': 1, '\xe4': 2}, True),
+    (1e16, False), (1e23, False), (-1e300, False), (-0.0, False), ({'x': [1e22]}, False), ({'b': 1, 'a': 2}, False),
+    ({'aa': 1, 'b': 2}, False), ([{'x': {'b': 1, 'a': 2}}], False), ({'\xe4': 1, 'zz': 2, 'a': 3}, False),
+    (float('nan'), False), ([float('-inf')], False), ('nul \x00', False), ({1: 'a', '1': 'b'}, False),
+], ids=repr)
+def test_exactly(value, exact):
+    """What `is_exact` says of JSON is what PostgreSQL does with it."""
+    text = dumps(value)
+    with connection.cursor() as cursor:
+        cursor.execute('SELECT %s::jsonb::text', (to_jsonb(value)[0],))
+        stored = json.loads(cursor.fetchone()[0])
+
+    assert is_exact(text) is exact
+    assert (repr(stored) == repr(value)) is exact
+    columns, kept = result_columns(value, 1000)
+    assert repr(result_of(dumps(stored), columns.get('exact_result'))) == repr((True, json.loads(text)))
+    assert kept == text
+
+
+@pytest.mark.parametrize('value', [
+    nested(200), 'x' * 2000, object(), {1, 2}, 10 ** 5000, raising(KeyError()),
+], ids=type)
+def test_result_that_is_not_kept(value):
+    """Its row shows a text, and hands nothing over."""
+    columns, text = result_columns(value, 1000)
+    assert isinstance(json.loads(columns['result']), str)
+    assert text is None
+    assert result_of(columns['result'], columns['exact_result']) == (False, None)
+
+
+def test_result_that_looks_cut():
+    """A text that ends as those do that were cut is what the task returned, if it is in both columns."""
+    columns, __ = result_columns('the characters left out]', 1000)
+    assert result_of(columns['result'], columns['exact_result']) == (True, 'the characters left out]')
+    assert result_of(columns['result'], None)[0] is False
+
+
+def test_sorted_text():
+    """Keys of several types have an order, the same for equal dicts; for others it is what it always was."""
+    assert sorted_text({1: 'a', 'b': 2}) == sorted_text({'b': 2, 1: 'a'}) != sorted_text({1: 'a', 'b': 3})
+    assert sorted_text({1: 'a', '1': 'b'}) == sorted_text({'1': 'b', 1: 'a'}) != sorted_text({1: 'b', '1': 'a'})
+    assert sorted_text([{None: 1, 'x': {2: 1, True: 3, 'y': 1}}])
+    assert sorted_text({'b': 1, 'a': 2}) == '{"a": 2, "b": 1}'
+    assert sorted_text({10: 1, 9: 2}) == '{"9": 2, "10": 1}'
+    with pytest.raises(TypeError):
+        sorted_text({(1, 2): 1, 'b': 2})

@@ -1,12 +1,15 @@
 """Which calls are the same, and what a call's settings and its task's come to."""
+import json
 from datetime import timedelta
 from types import SimpleNamespace
+from uuid import NAMESPACE_OID, UUID, uuid5
 
 import pytest
 from celery.exceptions import CeleryError
 from django.db import connection
 
 from netbox_celery.engine.database import execute
+from netbox_celery.engine.payload import PayloadEncoder
 from netbox_celery.engine.policies import (
     EngineKey,
     Policy,
@@ -191,3 +194,18 @@ def test_argument_that_makes_no_key(tasks, key, value):
 def test_arguments_are_no_templates(tasks, value):
     """What a caller passes stands in the key as it is."""
     assert policy_of(tasks.keyed, (value,), {}).key == f'device-{value}'
+
+
+def test_keys_of_several_types(tasks):
+    """A dict whose keys have no order has a key like others: the same for the same arguments."""
+    one, other = {1: 'a', 'b': 2}, {'b': 2, 1: 'a'}
+    assert key(tasks.anything, one) == key(tasks.anything, other) != key(tasks.anything, {1: 'a', 'b': 3})
+    assert policy_of(tasks.unique, (one,), {}).key == policy_of(tasks.unique, (other,), {}).key
+    assert policy_of(tasks.fresh, (one,), {}).window == policy_of(tasks.fresh, (other,), {}).window
+
+
+def test_keys_stay_the_same(tasks):
+    """A rolling upgrade has old and new workers: keys are those of the versions before."""
+    for args in [('x', 1, None, 1.5), ({'b': 1, 'a': [UUID(int=1)]},), ({2: 'x', 10: 'y'},)]:
+        values = json.dumps(['tests:anything', {'args': args, 'kwargs': {}}], cls=PayloadEncoder, sort_keys=True)
+        assert key(tasks.anything, *args) == f'unique:{uuid5(NAMESPACE_OID, values)}'

@@ -1,4 +1,5 @@
 """Results from rows: what Redis does not hold, or not for long enough, is told by the row, as Celery would tell it."""
+import json
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from django.utils import timezone
 from netbox_celery.celery import app
 from netbox_celery.choices import ResultStatusChoices
 from netbox_celery.engine import rowresults
+from netbox_celery.engine.payload import result_columns
 from netbox_celery.engine.presence import identity
 from netbox_celery.models import CeleryResult
 from tests.factories import make_result
@@ -163,3 +165,54 @@ def test_published(request_, expected):
         **expected
     }
     assert app.backend.client.get(app.backend.get_key_for_task(task_id)) is None
+
+
+@pytest.mark.parametrize('value', [
+    [1e23], 1e16, {'x': -0.0}, {'b': 1, 'a': 2}, {'z': [{'y': 1, 'x': 2}]}, float('inf'), 'nul \x00', {'1': 1, '0': 0},
+], ids=repr)
+def test_exactly(value):
+    """What PostgreSQL keeps as other numbers, or in another order, comes back as the task returned it."""
+    run = make_result(**as_stored(value))
+    result = told(run).get(timeout=5)
+    assert (result, repr(result)) == (value, repr(value))
+    assert repr(GroupResult('g', [told(run)], app=app).get(timeout=5)) == repr([value])
+
+
+@pytest.mark.parametrize('value', [{1}, object(), 10 ** 5000], ids=type)
+def test_text_in_the_place_of_a_result(value):
+    """What stands there for people is not what the task returned."""
+    assert told(make_result(**as_stored(value))).state == 'PENDING'
+
+
+def as_stored(value):
+    """Return the columns of a result as they are read from the database."""
+    columns, __ = result_columns(value, 1000)
+    return columns | {'result': json.loads(columns['result'])}
+
+
+MARKERS = [
+    {'__type__': 'nothing', '__value__': 1}, {'__type__': 'decimal', '__value__': 'no number'},
+    {'__type__': 'uuid', '__value__': 'x'}, {'__type__': 'time', '__value__': '25:00'},
+    {'__type__': ['x'], '__value__': None}, [{'__type__': 'datetime', '__value__': 5}, UUID(int=1)],
+]
+
+
+@pytest.mark.parametrize('value', MARKERS, ids=repr)
+@pytest.mark.parametrize('of_row', [True, False])
+def test_what_looks_like_a_marker(value, of_row):
+    """What only looks like one of Kombu's type markers comes back as it is, whoever holds it."""
+    run = make_result(result=value) if of_row else stored(result=value, status='completed')
+    assert told(run).get(timeout=5) == value
+
+
+def test_wait_beside_what_looks_like_a_marker():
+    """A result that looks like a marker does not end the wait for another one."""
+    odd, other = make_result('running'), make_result('running')
+    first, second = told(odd), app.AsyncResult(str(other.task_id))
+    consumer = app.backend.result_consumer
+    consumer.start(first.id)
+    consumer.consume_from(second.id)
+    for id, text in ((first.id, json.dumps(MARKERS[0])), (second.id, '5')):
+        app.backend.publish_result(id, text, SimpleNamespace(group=None, parent_id=None))
+    assert second.get(timeout=5) == 5
+    assert first.get(timeout=5) == MARKERS[0]
