@@ -234,7 +234,7 @@ def finish(
         'task_id': task_id, 'status': status, 'claims': claims, 'holder': holder, 'attempt': attempt,
         'reason': reason, 'result': result, 'exact_result': exact_result, 'error': clean_text(error),
         'traceback': clean_text(traceback), 'in_backend': in_backend,
-        'windows': list(windows or ()), 'lengths': list((windows or {}).values()),
+        'windows': list(windows or ()), 'lengths': [float(length) for length in (windows or {}).values()],
     }, patience=patience)
     return rows[0] if rows else None
 

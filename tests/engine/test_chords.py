@@ -102,6 +102,20 @@ def test_body_is_there(told, look, status):
     assert told == []
 
 
+@pytest.mark.parametrize('tracked', [True, False])
+@pytest.mark.parametrize('message, goes_on', [(None, 1), ('[[], {}, "tests:part", {}]', 0)])
+def test_body_is_the_row_of_a_task_that_replaced_itself(told, look, make_task, tracked, message, goes_on):
+    """It is there before the body is sent, whatever the body is; once that was sent, the row says so."""
+    for index in range(2):
+        part = make_part(index)
+        if not tracked:
+            part.options['chord']['task'] = 'celery.accumulate'
+            part.save()
+    make_result('pending', task_id=BODY, nesting=1, reason='replaced', message=message)
+    assert look() == goes_on
+    assert len(told) == 2 * goes_on
+
+
 def test_each_look_begins_where_the_last_one_ended(told, look):
     make_part(0), make_part(1)
     watch = Watch()

@@ -254,6 +254,62 @@ def test_remember():
     assert now(run).message == 'replacement'
 
 
+def test_replace():
+    """A row that waits for a replacement forgets the message; what can't be sent leaves all as it was."""
+    from django.utils import timezone
+
+    then = timezone.now()
+    run = make(message='[[1], {}]', sent=then, scheduled=then, expires=then, attempt=3, claims=3)
+    id, status, before = lifecycle.replace(connection, run.task_id, claims=3, nesting=1, header='{"opens": {"w": 5}}')
+    assert (id, status) == (run.pk, 'pending')
+    assert (now(run).reason, run.nesting, run.attempt, run.holder) == ('replaced', 1, 0, HOLDER)
+    assert (run.message, run.sent, run.scheduled, run.expires) == (None, None, None, None)
+    assert run.options == {'headers': {'netbox_celery': {'opens': {'w': 5}}}}
+
+    assert not lifecycle.take_back(connection, run.task_id, claims=2, attempt=3, before=before)
+    assert lifecycle.take_back(connection, run.task_id, claims=3, attempt=3, before=before)
+    assert (now(run).status, run.reason, run.nesting, run.attempt) == ('running', '', 0, 3)
+    assert (run.message, run.sent, run.scheduled, run.expires) == ('[[1], {}]', then, then, then)
+    assert lifecycle.finish(connection, run.task_id, 'completed', claims=3)
+
+
+def test_replacement_has_the_row():
+    """Once it was claimed, who has sent it can neither take the row back nor let go of it."""
+    run = make()
+    __, __, before = lifecycle.replace(connection, run.task_id, claims=1, nesting=1)
+    lifecycle.remember(connection, run.task_id, 'replacement', claims=1)
+    assert lifecycle.close_replaced(connection, run.task_id, 'error') is None  # it was sent
+    other = uuid4()
+    assert claim(run, nesting=1, holder=other)
+    assert not lifecycle.take_back(connection, run.task_id, claims=1, attempt=1, before=before)
+    lifecycle.release(connection, run.task_id, claims=1)
+    assert not lifecycle.resend_replacement(connection, run.task_id, claims=1)
+    assert (now(run).status, run.holder) == ('running', other)
+
+
+@pytest.mark.parametrize('status', sorted(ALL))
+@pytest.mark.parametrize('columns', [{}, {'message': 'known'}, {'nesting': 0}], ids=str)
+def test_close_replaced(status, columns):
+    """Only what waits for an earlier step is closed."""
+    run = make(status, **{'nesting': 1, 'message': None, 'concurrency_key': 'k', 'concurrency_slot': 1, **columns})
+    found = lifecycle.close_replaced(connection, run.task_id, 'why')
+    assert found == ((run.pk, 'k') if status in WAITING and not columns else None)
+    assert (now(run).reason == 'upstream_failed') == (found is not None)
+
+
+@pytest.mark.parametrize('claims', [1, None])
+@pytest.mark.parametrize('status', ['completed', 'errored'])
+def test_windows(claims, status):
+    """All windows of a run open with its success, claimed or not, and with nothing else."""
+    from netbox_celery.models import IgnoreWindow
+
+    run = make('running' if claims else 'pending')
+    assert lifecycle.finish(connection, run.task_id, status, claims=claims, windows={'a': 60, 'b': 0.5})
+    assert set(IgnoreWindow.objects.values_list('key', 'task_id')) == (
+        {('a', run.task_id), ('b', run.task_id)} if status == 'completed' else set()
+    )
+
+
 @pytest.mark.parametrize('text', ['nul \x00', 'lone \ud800'])
 def test_text_that_postgresql_refuses(text):
     """Errors and tracebacks of any content can be written."""

@@ -97,6 +97,41 @@ def test_replacements_of_dead_workers(shared, sent, message, status):
     assert [entry[1:4] for entry in sent] == ([('tests:late', [1], {})] if status == 'pending' else [])
 
 
+@pytest.mark.parametrize('message, expected', [
+    # Nothing is known of it, and nobody else will send it
+    (None, ('errored', 'worker_lost')),
+    ('[[1], {}, "tests:early", {"queue": "q"}]', ('pending', 'replaced')),
+])
+def test_replacement_on_its_way(shared, sent, backend, message, expected):
+    """A worker that dies while it sends what replaces a task leaves a row that is sent, or ends."""
+    columns = {'claims': 1, 'attempts': [{}], 'nesting': 1, 'reason': 'replaced', 'message': message}
+    alive = make_worker(key=uuid4())
+    lost = make_result('pending', holder=uuid4(), **columns)
+    others = [
+        make_result('pending', holder=alive.key, **columns), make_result('pending', **columns, sent=ago(1)),
+        make_result('pending', sent=ago(1)),
+    ]
+    sweep.close_lost(shared, app)
+    assert [now(run).status for run in others] == ['pending'] * 3
+    assert (now(lost).status, lost.reason) == expected
+    CeleryResult.objects.update(last_updated=ago(60))
+    sweep.resend(shared, app)
+    found = {task_id for task_id, *__ in sent}
+    assert (str(lost.task_id) in found) == (message is not None)
+    assert [call.args for call in backend.call_args_list] == (
+        [] if message else [(str(lost.task_id), 'FAILURE')]
+    )
+
+
+@pytest.mark.parametrize('message', [None, '[[5], {}]', '[[5], {}, "tests:late", {}]'])
+def test_message_of_any_length(shared, message):
+    """What a row with a nesting remembers, if anything, is read whatever it is made of: nothing behind it waits."""
+    first, second = running('tests:late', nesting=1, message=message), running()
+    sweep.close_lost(shared, app)
+    assert now(first).status == ('pending' if message and 'late' in message else 'errored')
+    assert now(second).status == 'errored'
+
+
 @pytest.mark.parametrize('columns', [
     {'args': [5], 'kwargs': {'a': 1}},
     {'args': ['what is shown'], 'message': '[[5], {"a": 1}]'},
