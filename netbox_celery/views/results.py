@@ -17,7 +17,16 @@ from .. import actions, filtersets, forms, panels, tables
 from ..engine.control import cancellation
 from ..models import CeleryResult
 from ..object_actions import BulkCancel, BulkRerun, CancelResult, RerunResult
-from .base import ConfirmView, FilteredMixin, NotStarted, check_task, starting, tell_started, visible_address
+from .base import (
+    ConfirmView,
+    FilteredMixin,
+    NotStarted,
+    WholePksMixin,
+    check_task,
+    starting,
+    tell_started,
+    visible_address,
+)
 
 __all__ = (
     'CeleryResultBulkDeleteView',
@@ -122,7 +131,7 @@ class CeleryResultDeleteView(generic.ObjectDeleteView):
 
 
 @register_model_view(CeleryResult, 'bulk_delete', path='delete', detail=False)
-class CeleryResultBulkDeleteView(generic.BulkDeleteView):
+class CeleryResultBulkDeleteView(WholePksMixin, generic.BulkDeleteView):
     queryset = CeleryResult.objects.all()
     filterset = filtersets.CeleryResultFilterSet
     table = tables.CeleryResultTable

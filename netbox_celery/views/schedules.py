@@ -46,7 +46,7 @@ from ..object_actions import (
     TakeOverSchedule,
 )
 from ..upcoming import upcoming
-from .base import FilteredMixin
+from .base import FilteredMixin, WholePksMixin, whole
 from .results import listed
 
 __all__ = (
@@ -242,7 +242,7 @@ class SchedulePreviewView(ConditionalLoginRequiredMixin, View):
         user = request.user
         schedule = CelerySchedule()
         if pk := request.GET.get('id', ''):
-            schedule = CelerySchedule.objects.restrict(user, 'change').filter(pk=pk if pk.isdecimal() else 0).first()
+            schedule = CelerySchedule.objects.restrict(user, 'change').filter(pk=whole(pk)).first()
             if schedule is None:
                 raise Http404
         elif not user.has_perm('netbox_celery.add_celeryschedule'):
@@ -276,7 +276,7 @@ class CeleryScheduleBulkImportView(generic.BulkImportView):
 
 
 @register_model_view(CelerySchedule, 'bulk_edit', path='edit', detail=False)
-class CeleryScheduleBulkEditView(WithLastRunMixin, generic.BulkEditView):
+class CeleryScheduleBulkEditView(WholePksMixin, WithLastRunMixin, generic.BulkEditView):
     filterset = filtersets.CeleryScheduleFilterSet
     table = tables.CeleryScheduleTable
     form = forms.CeleryScheduleBulkEditForm
@@ -286,7 +286,7 @@ class CeleryScheduleBulkEditView(WithLastRunMixin, generic.BulkEditView):
 
 
 @register_model_view(CelerySchedule, 'bulk_rename', path='rename', detail=False)
-class CeleryScheduleBulkRenameView(generic.BulkRenameView):
+class CeleryScheduleBulkRenameView(WholePksMixin, generic.BulkRenameView):
     queryset = CelerySchedule.objects.all()
     filterset = filtersets.CeleryScheduleFilterSet
 
@@ -316,6 +316,6 @@ def _authorize(user, schedule):
 
 
 @register_model_view(CelerySchedule, 'bulk_delete', path='delete', detail=False)
-class CeleryScheduleBulkDeleteView(WithLastRunMixin, generic.BulkDeleteView):
+class CeleryScheduleBulkDeleteView(WholePksMixin, WithLastRunMixin, generic.BulkDeleteView):
     filterset = filtersets.CeleryScheduleFilterSet
     table = tables.CeleryScheduleTable

@@ -20,7 +20,7 @@ from ..choices import ResultStatusChoices
 from ..engine import catalogue
 from ..models import CeleryResult, CeleryTask
 from ..object_actions import DeleteAbsentTask, RunTask
-from .base import FilteredMixin, NotStarted, starting, tell_started, visible_address
+from .base import FilteredMixin, NotStarted, WholePksMixin, starting, tell_started, visible_address
 
 __all__ = (
     'CeleryTaskBulkDeleteView',
@@ -115,14 +115,14 @@ class CeleryTaskDeleteView(generic.ObjectDeleteView):
 
 
 @register_model_view(CeleryTask, 'bulk_edit', path='edit', detail=False)
-class CeleryTaskBulkEditView(WithRunsMixin, generic.BulkEditView):
+class CeleryTaskBulkEditView(WholePksMixin, WithRunsMixin, generic.BulkEditView):
     filterset = filtersets.CeleryTaskFilterSet
     table = tables.CeleryTaskTable
     form = forms.CeleryTaskBulkEditForm
 
 
 @register_model_view(CeleryTask, 'bulk_delete', path='delete', detail=False)
-class CeleryTaskBulkDeleteView(WithRunsMixin, generic.BulkDeleteView):
+class CeleryTaskBulkDeleteView(WholePksMixin, WithRunsMixin, generic.BulkDeleteView):
     filterset = filtersets.CeleryTaskFilterSet
     table = tables.CeleryTaskTable
 
