@@ -42,6 +42,9 @@ __all__ = (
 class MultiValueUUIDFilter(InvalidValueFilterMixin, MultiValueCharFilter):
     """Any of several UUIDs: what follows a batch of runs asks for all of them at once."""
 
+    def filter(self, qs, value):
+        return super().filter(qs, [item for item in value or () if item])  # a blank is none
+
 
 class StatusFilter(django_filters.MultipleChoiceFilter):
     """Runs in any of several statuses. What has not ended is found by its own index, however long the history."""

@@ -1,5 +1,6 @@
 """What clients send: how a task is to be run, and which lines of a log they want."""
 import math
+from collections.abc import Mapping
 
 from django.contrib.contenttypes.models import ContentType
 from django.utils.translation import gettext_lazy as _
@@ -10,6 +11,7 @@ from netbox.api.fields import ContentTypeField
 from netbox.api.serializers import NestedTagSerializer
 
 from ..celery import app
+from ..engine.catalogue import InvalidArguments, check_number
 from ..engine.exceptions import QueueRefused
 from ..engine.payload import DEEPEST, to_jsonb
 from ..engine.queues import check_choice
@@ -24,6 +26,8 @@ __all__ = (
 )
 
 MAX_ID = 2 ** 63 - 1
+#: The highest number that the column of a line's level can hold.
+MAX_LEVEL = 2 ** 15 - 1
 #: The longest time that can be said in seconds: that of a schedule's `expires`, 68 years.
 MAX_SECONDS = 2 ** 31 - 1
 
@@ -148,6 +152,7 @@ class TaskRunSerializer(serializers.Serializer):
     )
 
     def to_internal_value(self, data):
+        self._check_number(data)
         values = super().to_internal_value(data)
         # A misspelt option that is passed over would run the task otherwise than was meant
         if unknown := set(data) - set(self.fields):
@@ -163,6 +168,19 @@ class TaskRunSerializer(serializers.Serializer):
         except QueueRefused as exc:
             raise serializers.ValidationError(str(exc)) from exc
         return value
+
+    @staticmethod
+    def _check_number(data):
+        """Refuse too many arguments before they are looked at one by one."""
+        if not isinstance(data, Mapping):
+            return
+        args, kwargs = data.get('args'), data.get('kwargs')
+        try:
+            check_number(args if isinstance(args, list) else (), kwargs if isinstance(kwargs, Mapping) else {})
+        except InvalidArguments as exc:
+            raise serializers.ValidationError({'parameters': {
+                name: [message] for name, message in exc.errors.items()
+            }}) from exc
 
     def validate(self, attrs):
         times = [name for name in self.START_TIMES if name in attrs]
@@ -222,11 +240,13 @@ class LogQuerySerializer(serializers.Serializer):
         help_text=_('Lines to skip after `after`. The cursor does not need it; clients that page by offset do')
     )
     level = serializers.ListField(
-        child=serializers.IntegerField(),
+        child=serializers.IntegerField(min_value=0, max_value=MAX_LEVEL),
         default=list,
         help_text=_('Lines of these levels')
     )
     level__gte = serializers.IntegerField(
+        min_value=0,
+        max_value=MAX_LEVEL,
         required=False,
         help_text=_('Lines of this level and above')
     )

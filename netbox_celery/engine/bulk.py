@@ -21,7 +21,7 @@ from .options import NOT_SENT, Own, mark, split, tag
 from .publish import is_delayed, publish
 from .queues import check_call
 from .recorder import recorder
-from .rows import COLUMNS, CONSTANTS, build_row, exact_call, payload_columns
+from .rows import COLUMNS, CONSTANTS, REFERENCES, build_row, exact_call, payload_columns
 from .run import get_run
 from .times import aware
 from .visibility import warn_of_eta
@@ -47,7 +47,7 @@ TYPES = {
 INSERT = f"""
     INSERT INTO {lifecycle.TABLE} ({", ".join((*CONSTANTS, *SAME, 'request_id', 'root_id', *VARIABLE))})
     SELECT {", ".join(f"{value}::jsonb" if value in ("'{}'", "'[]'") else value for value in CONSTANTS.values())},
-        {", ".join(f"%({column})s::{TYPES.get(column, 'text')}" for column in SAME)},
+        {", ".join(REFERENCES.get(column) or f"%({column})s::{TYPES.get(column, 'text')}" for column in SAME)},
         call.task_id, COALESCE(%(root_id)s::uuid, call.task_id), {", ".join(f"call.{column}" for column in VARIABLE)}
     FROM unnest({", ".join(f"%({column})s::{type}[]" for column, type in VARIABLE.items())})
         WITH ORDINALITY AS call ({", ".join(VARIABLE)}, number)

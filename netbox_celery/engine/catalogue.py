@@ -17,6 +17,7 @@ from .payload import DEEPEST, check_markers, dumps, to_jsonb
 __all__ = (
     'InvalidArguments',
     'check_arguments',
+    'check_number',
     'get_task',
     'registered_tasks',
     'sync',
@@ -28,6 +29,10 @@ logger = logging.getLogger(__name__)
 ABSENT_AFTER = timedelta(minutes=10)
 #: How often a process looks, seconds.
 SYNC_INTERVAL = 60
+
+#: Arguments, and characters of their JSON, that people can call a task with: each is checked while they wait.
+MAX_ARGUMENTS = 1000
+MAX_LENGTH = 1_000_000
 
 #: Execution options of a task that the catalogue shows, if the code sets them.
 DEFAULTS = (
@@ -191,6 +196,7 @@ def check_arguments(task, args, kwargs):
     Raises:
         InvalidArguments: They do not fit; `errors` says what is wrong with which parameter.
     """
+    check_number(args, kwargs)
     given, errors = _bind(task, args, kwargs)
     if unwritable := _unwritable(args, kwargs, given):
         raise InvalidArguments(unwritable)
@@ -203,8 +209,13 @@ def check_arguments(task, args, kwargs):
         if parameter['name'] not in errors and (wrong := _wrong_type(parameter, value)):
             errors[parameter['name']] = wrong
     try:
-        check_markers(dumps([args, kwargs]))
-    except ValueError as exc:
+        text = dumps([args, kwargs])
+        check_markers(text)
+        if len(text) > MAX_LENGTH:
+            errors['__all__'] = _(
+                'Arguments of {given:,} characters of JSON are too long: {most:,} is the most'
+            ).format(given=len(text), most=MAX_LENGTH)
+    except (RecursionError, TypeError, ValueError) as exc:
         errors.setdefault('__all__', str(exc))
     if errors:
         raise InvalidArguments(errors)
@@ -225,6 +236,19 @@ def _unwritable(args, kwargs, given):
             errors.pop('__all__', None)
             errors[parameter['name']] = _('cannot be sent: {error}').format(error=exc)
     return errors
+
+
+def check_number(args, kwargs):
+    """Check that there are not too many arguments to be checked one by one.
+
+    Raises:
+        InvalidArguments: There are.
+    """
+    given = len(args) + len(kwargs)
+    if given > MAX_ARGUMENTS:
+        raise InvalidArguments({'__all__': _(
+            '{given:,} arguments are too many: a call has {most:,} at the most'
+        ).format(given=given, most=MAX_ARGUMENTS)})
 
 
 def _bind(task, args, kwargs):

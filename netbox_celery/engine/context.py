@@ -1,14 +1,32 @@
-"""The user and request under which a task changes NetBox objects."""
-from contextlib import nullcontext
+"""The user and request under which a task changes NetBox objects.
+
+A run may outlive its user. What it changes from then on is nobody's: the entry in the change log has the user's name,
+as those have that were made before, and no user. A reference to one who is gone would end the body, or worse, would
+keep the entry of a change that is made from being written.
+"""
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from uuid import UUID
 
+from django.db import connection
+from django.db.models.signals import pre_save
+from django.dispatch import receiver
 from django.utils.functional import SimpleLazyObject
 
 from .. import host
+from ..choices import LogLevelChoices
+from .database import execute
+from .recorder import recorder
+from .rows import USERS
 
 __all__ = (
     'change_context',
 )
+
+LOCK_USER = f'SELECT id FROM {USERS} WHERE id = %s FOR KEY SHARE'
+GONE = 'The user of this run was deleted: what it changes from now on stands in the change log without a user'
+#: The run whose body makes changes.
+_current: ContextVar = ContextVar('netbox_celery_acting', default=None)
 
 
 def change_context(run):
@@ -22,11 +40,47 @@ def change_context(run):
     """
     if run is None or run.user_id is None:
         return nullcontext()
+    return _acting(run)
+
+
+@contextmanager
+def _acting(run):
     request_id = run.request_id if isinstance(run.request_id, UUID) else UUID(str(run.request_id or run.task_id))
-    return host.change_tracking(SimpleLazyObject(lambda: _load_user(run.user_id)), request_id)
+    token = _current.set(run)
+    try:
+        with host.change_tracking(SimpleLazyObject(lambda: _load_user(run)), request_id):
+            yield
+    finally:
+        _current.reset(token)
 
 
-def _load_user(pk):
+def _load_user(run):
     from django.contrib.auth import get_user_model
 
-    return get_user_model().objects.get(pk=pk)
+    model = get_user_model()
+    try:
+        return model.objects.get(pk=run.user_id)
+    except model.DoesNotExist:
+        _tell(run)
+        # Somebody has to have made the changes: `_check_user` takes the reference out
+        return model(pk=run.user_id, username=f'deleted user {run.user_id}')
+
+
+@receiver(pre_save, sender='core.ObjectChange')
+def _check_user(instance, **kwargs):
+    """Leave the user out of an entry of the change log if they are gone.
+
+    GUARANTEE: the lock keeps them from being deleted until the entry is committed, with what else the body does in its
+    transaction. It is the one that the foreign key takes in any case.
+    """
+    run = _current.get()
+    if run is None or instance.user_id is None or instance.user_id != run.user_id:
+        return
+    if not execute(connection, LOCK_USER, (run.user_id,)):
+        instance.user = None
+        _tell(run)
+
+
+def _tell(run):
+    if run.tell_once('user'):
+        recorder.log(run, GONE, level=LogLevelChoices.LEVEL_WARNING)

@@ -30,6 +30,8 @@ __all__ = (
     'COLUMNS',
     'CONSTANTS',
     'INSERT',
+    'REFERENCES',
+    'USERS',
     'build_row',
     'check_payload',
     'exact_call',
@@ -40,10 +42,19 @@ __all__ = (
     'refused_row',
 )
 
+USERS = 'users_user'
+SCHEDULES = 'netbox_celery_celeryschedule'
+
 #: Columns without a default in the database.
 CONSTANTS = {
     'custom_field_data': "'{}'", 'reason': "''", 'step': "''", 'worker': "''", 'attempt': '0', 'attempts': "'[]'",
     'error': "''", 'traceback': "''", 'claims': '0', 'in_backend': 'false',
+}
+#: Who starts a run may have been deleted by now, and so may its schedule: then it is nobody's, and belongs to none. A
+#: foreign key would refuse the row instead, in a transaction with all else that is in it, and as late as its commit.
+REFERENCES = {
+    'user_id': f'(SELECT id FROM {USERS} WHERE id = %(user_id)s::bigint FOR KEY SHARE)',
+    'schedule_id': f'(SELECT id FROM {SCHEDULES} WHERE id = %(schedule_id)s::bigint FOR KEY SHARE)',
 }
 COLUMNS = (
     'created', 'last_updated', 'task_id', 'celery_name', 'name', 'args', 'kwargs', 'options', 'queue', 'user_id',
@@ -59,7 +70,7 @@ def insert_statement(conflict='DO NOTHING', **expressions):
         conflict: What becomes of it if there is such a row.
         **expressions: SQL for the values of further columns, or of those that are the same for every new row.
     """
-    values = CONSTANTS | {column: f'%({column})s' for column in COLUMNS} | expressions
+    values = CONSTANTS | {column: f'%({column})s' for column in COLUMNS} | REFERENCES | expressions
     target = '' if conflict == 'DO NOTHING' else '(task_id) '
     return f'''
         INSERT INTO {TABLE} AS run ({", ".join(values)}) VALUES ({", ".join(values.values())})

@@ -7,6 +7,7 @@ that, as JSON; what was entered goes along from one to the other.
 import json
 from functools import cache
 from math import isfinite
+from re import fullmatch
 from zoneinfo import available_timezones
 
 from django import forms
@@ -246,7 +247,7 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
         pk = getattr(chosen, 'pk', chosen)
         if self.instance.task_id is not None and str(pk) == str(self.instance.task_id):
             return self.instance.task
-        if not str(pk).isdecimal():
+        if not fullmatch('[0-9]{1,18}', str(pk)):
             return None
         # What one may not view does not show its parameters
         return CeleryTask.objects.restrict(self.user, 'view').filter(pk=pk).first()

@@ -1,4 +1,5 @@
 """What the views of runs and tasks share: asking before doing, and saying why a task was not started."""
+import re
 from contextlib import contextmanager
 
 from amqp.exceptions import AMQPError
@@ -25,10 +26,12 @@ __all__ = (
     'NotStarted',
     'VisibleBulkMixin',
     'VisibleMixin',
+    'WholePksMixin',
     'reload_page',
     'starting',
     'tell_started',
     'visible_address',
+    'whole',
 )
 
 
@@ -87,6 +90,23 @@ def visible_address(user, *objects):
     return next((
         obj.get_absolute_url() for obj in objects if user.has_perm(get_permission_for_model(obj, 'view'), obj)
     ), '')
+
+
+def whole(text):
+    """Return the number in what a page sends back, or 0: what is not a number has not been written by us."""
+    return int(text) if text and re.fullmatch('[0-9]{1,18}', text) else 0
+
+
+class WholePksMixin:
+    """For NetBox's views of many objects, which end for a primary key that is no number: it selects nothing."""
+
+    def post(self, request, *args, **kwargs):
+        given = request.POST.getlist('pk')
+        selected = [pk for pk in given if whole(pk)]
+        if selected != given:
+            request.POST = request.POST.copy()
+            request.POST.setlist('pk', selected)
+        return super().post(request, *args, **kwargs)
 
 
 class FilteredMixin:

@@ -12,7 +12,7 @@ from utilities.views import GetReturnURLMixin, register_model_view
 from .. import actions, filtersets, tables
 from ..choices import ResultStatusChoices
 from ..models import CeleryResult
-from .base import NotStarted, starting
+from .base import NotStarted, starting, whole
 from .results import listed
 
 __all__ = (
@@ -61,10 +61,10 @@ class BulkResultView(GetReturnURLMixin, BaseMultiObjectView):
         if request.POST.get('_all'):
             results = self.filterset(request.GET, self.queryset, request=request).qs
             # What came into being since the question was asked is not meant
-            if (newest := request.POST.get('newest', '')).isdecimal():
-                results = results.filter(pk__lte=int(newest))
+            if newest := request.POST.get('newest', ''):
+                results = results.filter(pk__lte=whole(newest))
         else:
-            results = self.queryset.filter(pk__in=[int(pk) for pk in request.POST.getlist('pk') if pk.isdecimal()])
+            results = self.queryset.filter(pk__in=list(map(whole, request.POST.getlist('pk'))))
         return results.filter(status__in=self.statuses).order_by('-pk')
 
     def get(self, request):

@@ -1,6 +1,5 @@
 """The log of a run: on a page of its own, in the answers to polls, and as a file."""
 import json
-import re
 
 from django.contrib.auth.context_processors import PermWrapper
 from django.contrib.contenttypes.models import ContentType
@@ -27,7 +26,7 @@ from ..forms import LogForm
 from ..live import earlier_lines, follow_log, open_log
 from ..models import CeleryResult
 from ..object_actions import CancelResult, RerunResult
-from .base import reload_page
+from .base import reload_page, whole
 
 __all__ = (
     'CeleryResultLogDownloadView',
@@ -106,16 +105,16 @@ class CeleryResultLogLinesView(LogPartView):
         return render(request, 'netbox_celery/log/more.html', {
             'object': result,
             'window': earlier_lines(
-                result, request.user, before=_integer(request.GET['before']), wanted=form.wanted
+                result, request.user, before=whole(request.GET['before']), wanted=form.wanted
             ),
         })
 
     def poll(self, request, pk, form):
         try:
             window = follow_log(
-                self.queryset, pk, request.user, after=_integer(request.GET['after']), wanted=form.wanted,
+                self.queryset, pk, request.user, after=whole(request.GET['after']), wanted=form.wanted,
                 following=form.following, shown=(
-                    _integer(request.GET.get('shown_attempt')) or 1, request.GET.get('shown_grouping', 'main')
+                    whole(request.GET.get('shown_attempt')) or 1, request.GET.get('shown_grouping', 'main')
                 )
             )
         except CeleryResult.DoesNotExist as exc:
@@ -163,11 +162,6 @@ class CeleryResultLogGroupsView(LogPartView):
         result = self.get_object(pk=pk)
         groups = log_lines(result.pk).order_by('grouping').values_list('grouping', flat=True).distinct()[:GROUPS]
         return render(request, 'netbox_celery/log/groups.html', {'groups': groups})
-
-
-def _integer(text):
-    """Return the number in an address, or 0: what is not a number has not been written by us."""
-    return int(text) if text and re.fullmatch('[0-9]{1,18}', text) else 0
 
 
 #

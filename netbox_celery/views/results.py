@@ -23,6 +23,7 @@ from .base import (
     NotStarted,
     VisibleBulkMixin,
     VisibleMixin,
+    WholePksMixin,
     starting,
     tell_started,
     visible_address,
@@ -133,7 +134,7 @@ class CeleryResultDeleteView(VisibleMixin, generic.ObjectDeleteView):
 
 
 @register_model_view(CeleryResult, 'bulk_delete', path='delete', detail=False)
-class CeleryResultBulkDeleteView(VisibleBulkMixin, generic.BulkDeleteView):
+class CeleryResultBulkDeleteView(WholePksMixin, VisibleBulkMixin, generic.BulkDeleteView):
     queryset = CeleryResult.objects.all()
     filterset = filtersets.CeleryResultFilterSet
     table = tables.CeleryResultTable

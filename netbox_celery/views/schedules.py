@@ -48,7 +48,7 @@ from ..object_actions import (
 )
 from ..upcoming import upcoming
 from ..viewing import Reader, hidden_text
-from .base import FilteredMixin, VisibleBulkMixin, VisibleMixin
+from .base import FilteredMixin, VisibleBulkMixin, VisibleMixin, WholePksMixin, whole
 from .results import listed
 
 __all__ = (
@@ -247,7 +247,7 @@ class SchedulePreviewView(ConditionalLoginRequiredMixin, View):
         user = request.user
         schedule = CelerySchedule()
         if pk := request.GET.get('id', ''):
-            schedule = CelerySchedule.objects.restrict(user, 'change').filter(pk=pk if pk.isdecimal() else 0).first()
+            schedule = CelerySchedule.objects.restrict(user, 'change').filter(pk=whole(pk)).first()
             if schedule is None:
                 raise Http404
         elif not user.has_perm('netbox_celery.add_celeryschedule'):
@@ -289,7 +289,7 @@ class CeleryScheduleBulkImportView(generic.BulkImportView):
 
 
 @register_model_view(CelerySchedule, 'bulk_edit', path='edit', detail=False)
-class CeleryScheduleBulkEditView(VisibleMixin, WithLastRunMixin, generic.BulkEditView):
+class CeleryScheduleBulkEditView(WholePksMixin, VisibleMixin, WithLastRunMixin, generic.BulkEditView):
     filterset = filtersets.CeleryScheduleFilterSet
     table = tables.CeleryScheduleTable
     form = forms.CeleryScheduleBulkEditForm
@@ -299,7 +299,7 @@ class CeleryScheduleBulkEditView(VisibleMixin, WithLastRunMixin, generic.BulkEdi
 
 
 @register_model_view(CelerySchedule, 'bulk_rename', path='rename', detail=False)
-class CeleryScheduleBulkRenameView(VisibleMixin, generic.BulkRenameView):
+class CeleryScheduleBulkRenameView(WholePksMixin, VisibleMixin, generic.BulkRenameView):
     queryset = CelerySchedule.objects.all()
     filterset = filtersets.CeleryScheduleFilterSet
 
@@ -329,6 +329,6 @@ def _authorize(user, schedule):
 
 
 @register_model_view(CelerySchedule, 'bulk_delete', path='delete', detail=False)
-class CeleryScheduleBulkDeleteView(VisibleBulkMixin, WithLastRunMixin, generic.BulkDeleteView):
+class CeleryScheduleBulkDeleteView(WholePksMixin, VisibleBulkMixin, WithLastRunMixin, generic.BulkDeleteView):
     filterset = filtersets.CeleryScheduleFilterSet
     table = tables.CeleryScheduleTable

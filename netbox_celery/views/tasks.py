@@ -20,7 +20,16 @@ from ..choices import ResultStatusChoices
 from ..engine import catalogue
 from ..models import CeleryResult, CeleryTask
 from ..object_actions import DeleteAbsentTask, RunTask
-from .base import FilteredMixin, NotStarted, VisibleBulkMixin, VisibleMixin, starting, tell_started, visible_address
+from .base import (
+    FilteredMixin,
+    NotStarted,
+    VisibleBulkMixin,
+    VisibleMixin,
+    WholePksMixin,
+    starting,
+    tell_started,
+    visible_address,
+)
 
 __all__ = (
     'CeleryTaskBulkDeleteView',
@@ -115,14 +124,14 @@ class CeleryTaskDeleteView(VisibleMixin, generic.ObjectDeleteView):
 
 
 @register_model_view(CeleryTask, 'bulk_edit', path='edit', detail=False)
-class CeleryTaskBulkEditView(VisibleMixin, WithRunsMixin, generic.BulkEditView):
+class CeleryTaskBulkEditView(WholePksMixin, VisibleMixin, WithRunsMixin, generic.BulkEditView):
     filterset = filtersets.CeleryTaskFilterSet
     table = tables.CeleryTaskTable
     form = forms.CeleryTaskBulkEditForm
 
 
 @register_model_view(CeleryTask, 'bulk_delete', path='delete', detail=False)
-class CeleryTaskBulkDeleteView(VisibleBulkMixin, WithRunsMixin, generic.BulkDeleteView):
+class CeleryTaskBulkDeleteView(WholePksMixin, VisibleBulkMixin, WithRunsMixin, generic.BulkDeleteView):
     filterset = filtersets.CeleryTaskFilterSet
     table = tables.CeleryTaskTable
 

@@ -21,7 +21,7 @@ from ..engine.workflow import members
 from ..models import CeleryResult
 from ..object_actions import CancelResult, RerunResult
 from ..workflow import MAX_RUNS, Group, bars, is_workflow, load_workflow, rows, span
-from .base import ConfirmView, reload_page
+from .base import ConfirmView, reload_page, whole
 
 __all__ = (
     'CeleryResultCancelWorkflowView',
@@ -85,8 +85,7 @@ class CeleryResultWorkflowView(generic.ObjectView):
 
     def get_extra_context(self, request, instance):
         opened = {key for key in request.GET.get('open', '').split(',') if key}
-        limit = request.GET.get('limit', '')
-        limit = min(int(limit), MAX_RUNS) if limit.isdecimal() else PAGE
+        limit = min(whole(request.GET.get('limit', '')), MAX_RUNS) or PAGE
         workflow = load_workflow(instance, request.user)
         shown = rows(workflow, opened)
 
