@@ -114,13 +114,8 @@ class Reader:
 
     def attempts_of(self, result):
         """Return the attempts of a run as the user may read them (see `error_of`)."""
-        error = self.error_of(result)
-        if error == result.error:
-            return result.attempts
-        return [
-            attempt | {'error': error} if QUOTED_RUN.search(attempt.get('error') or '') else attempt
-            for attempt in result.attempts
-        ]
+        culprit = result.quoted_id
+        return result.attempts if culprit is None or self.may_view_run(culprit) else result.attempts_without_quote
 
     def _sees_all_or_none(self, model):
         if model not in self._models:
