@@ -18,7 +18,8 @@ def step(secret=True, **options):
     hidden = {'argsrepr': '(***)', 'kwargsrepr': '{***}'} if secret else {}
     return {
         'task': 'plugin:step', 'args': ['hunter2' if secret else 'plain'],
-        'kwargs': {'pw': 'hunter2'} if secret else {}, 'options': hidden | options, 'subtask_type': None, 'immutable': False,
+        'kwargs': {'pw': 'hunter2'} if secret else {}, 'options': hidden | options, 'subtask_type': None,
+        'immutable': False,
     }
 
 
