@@ -6,6 +6,7 @@ from django import forms
 from django.contrib.contenttypes.models import ContentType
 from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
+from django_filters.constants import EMPTY_VALUES
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field
 
@@ -28,6 +29,7 @@ from .choices import (
     ScheduleOverlapChoices,
 )
 from .models import CeleryLogEntry, CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
+from .viewing import error_is_readable, viewable
 
 __all__ = (
     'CeleryLogEntryFilterSet',
@@ -64,6 +66,17 @@ def before(field_name):
 
 def after(field_name):
     return django_filters.DateTimeFilter(field_name=field_name, lookup_expr='gte')
+
+
+def named(model):
+    """Return what may be named in a filter by its name, for each request: what a user may not view does not exist."""
+    def queryset(request):
+        user = getattr(request, 'user', None)
+        if user is None:
+            return model.objects.all()
+        own = Q(pk=user.pk) if model is User else Q(pk__in=())
+        return model.objects.filter(Q(pk__in=viewable(model, user)) | own)
+    return queryset
 
 
 class StrictForm(forms.Form):
@@ -137,7 +150,7 @@ class CeleryResultFilterSet(StrictMixin, SingleTableMixin, NetBoxModelFilterSet)
     )
     user = django_filters.ModelMultipleChoiceFilter(
         field_name='user__username',
-        queryset=User.objects.all(),
+        queryset=named(User),
         to_field_name='username',
         label=_('User name')
     )
@@ -147,7 +160,7 @@ class CeleryResultFilterSet(StrictMixin, SingleTableMixin, NetBoxModelFilterSet)
     )
     schedule = django_filters.ModelMultipleChoiceFilter(
         field_name='schedule__name',
-        queryset=CelerySchedule.objects.all(),
+        queryset=named(CelerySchedule),
         to_field_name='name',
         label=_('Schedule (name)')
     )
@@ -181,8 +194,20 @@ class CeleryResultFilterSet(StrictMixin, SingleTableMixin, NetBoxModelFilterSet)
         return queryset.filter(
             Q(name__icontains=value) |
             Q(celery_name__icontains=value) |
-            Q(error__icontains=value)
+            Q(error__icontains=value) & self._readable()
         )
+
+    def filter_queryset(self, queryset):
+        found = super().filter_queryset(queryset)
+        is_by_error = any(
+            self.form.cleaned_data.get(name) not in EMPTY_VALUES for name, filter in self.filters.items()
+            if filter.field_name == 'error'
+        ) if self.is_valid() else False
+        return found.filter(self._readable()) if is_by_error else found
+
+    def _readable(self):
+        """Return the condition that the errors of runs may be read: what they repeat of others is not to be guessed."""
+        return error_is_readable(self.request and self.request.user)
 
 
 @register_filterset
@@ -255,7 +280,7 @@ class CeleryScheduleFilterSet(StrictMixin, NetBoxModelFilterSet):
     )
     task = django_filters.ModelMultipleChoiceFilter(
         field_name='task__name',
-        queryset=CeleryTask.objects.all(),
+        queryset=named(CeleryTask),
         to_field_name='name',
         label=_('Task (name)')
     )
@@ -266,7 +291,7 @@ class CeleryScheduleFilterSet(StrictMixin, NetBoxModelFilterSet):
     )
     owner = django_filters.ModelMultipleChoiceFilter(
         field_name='owner__username',
-        queryset=User.objects.all(),
+        queryset=named(User),
         to_field_name='username',
         label=_('Owner name')
     )
@@ -316,7 +341,7 @@ class CeleryScheduleFilterSet(StrictMixin, NetBoxModelFilterSet):
         return queryset.filter(
             Q(name__icontains=value) |
             Q(description__icontains=value) |
-            Q(task__name__icontains=value)
+            Q(task__name__icontains=value, task__in=named(CeleryTask)(self.request))
         )
 
 

@@ -3,21 +3,26 @@
 A run that a reader may view can concern objects that they may not. Of those they learn that there is one, and no name.
 Pages, lists, exports and REST ask a `Reader`, which looks up whole pages at once. (GraphQL restricts by itself.)
 """
+from django.db.models import Exists, Func, OuterRef, Q, TextField, UUIDField, Value
+from django.db.models.functions import Cast
 from django.utils.translation import gettext as _
 
 from users.models import User
 from utilities.permissions import get_permission_for_model
 from utilities.querysets import RestrictedQuerySet
 
+from .choices import ResultReasonChoices
 from .engine.redaction import QUOTED_RUN
 from .models import CeleryResult
 
 __all__ = (
     'BESIDE',
     'Reader',
+    'error_is_readable',
     'hidden_text',
     'in_sight',
     'is_unconstrained',
+    'is_viewable',
     'load_beside',
     'reader_of_context',
     'viewable',
@@ -109,13 +114,8 @@ class Reader:
 
     def attempts_of(self, result):
         """Return the attempts of a run as the user may read them (see `error_of`)."""
-        error = self.error_of(result)
-        if error == result.error:
-            return result.attempts
-        return [
-            attempt | {'error': error} if QUOTED_RUN.search(attempt.get('error') or '') else attempt
-            for attempt in result.attempts
-        ]
+        culprit = result.quoted_id
+        return result.attempts if culprit is None or self.may_view_run(culprit) else result.attempts_without_quote
 
     def _sees_all_or_none(self, model):
         if model not in self._models:
@@ -159,6 +159,33 @@ def _load_objects(reader, rows):
         model = about.get_content_type(id=type_id, using=rows[0]._state.db).model_class()
         if model is not None:
             reader.load(model, pks)
+
+
+def error_is_readable(user, prefix=''):
+    """Return the condition under which a user may read the errors of runs as they are stored (see `Reader.error_of`).
+
+    Args:
+        user: The user, or `None` where nobody in particular asks, as in code.
+        prefix: How the rows that are filtered lead to the runs, such as `result__`.
+    """
+    if user is None or is_unconstrained(user, CeleryResult):
+        return Q()
+    # The pattern has a group for each way to name a run, of which one is filled
+    quoted = Func(
+        Func(OuterRef(f'{prefix}error'), Value(QUOTED_RUN.pattern), function='REGEXP_MATCH', output_field=TextField()),
+        Value(''), function='ARRAY_TO_STRING', output_field=TextField()
+    )
+    named = viewable(CeleryResult, user).filter(task_id=Cast(quoted, UUIDField()))
+    return (
+        ~Q(**{f'{prefix}reason': ResultReasonChoices.REASON_UPSTREAM_FAILED}) |
+        ~Q(**{f'{prefix}error__regex': QUOTED_RUN.pattern}) | Q(Exists(named))
+    )
+
+
+def is_viewable(name, model, user, prefix=''):
+    """Return the condition that what stands beside rows may be viewed by a user: names are not to be guessed."""
+    own = Q(**{f'{prefix}{name}': user.pk}) if model is User else Q()
+    return Q(**{f'{prefix}{name}__in': viewable(model, user)}) | own
 
 
 def reader_of_context(context):

@@ -2,12 +2,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import strawberry
 import strawberry_django
+from django.db.models import QuerySet
 from strawberry.scalars import ID
+from strawberry.types import Info
 from strawberry_django import BaseFilterLookup, DatetimeFilterLookup, FilterLookup, StrFilterLookup
+from strawberry_django.filters import process_filters
 
 from netbox.graphql.filters import BaseModelFilter, NetBoxModelFilter
+from users.models import User
 
 from .. import models
+from ..viewing import error_is_readable, is_viewable
 from .enums import (
     CeleryResultReasonEnum,
     CeleryResultStatusEnum,
@@ -31,6 +36,12 @@ __all__ = (
 )
 
 
+def _beside(name, model, info, queryset, value, prefix):
+    """Filter rows by what stands beside them, where the user may view that."""
+    queryset, matching = process_filters(value, queryset, info, prefix=f'{prefix}{name}__')
+    return queryset, matching & is_viewable(name, model, info.context.request.user, prefix)
+
+
 @strawberry_django.filter_type(models.CeleryResult, lookups=True)
 class CeleryResultFilter(NetBoxModelFilter):
     task_id: StrFilterLookup | None = strawberry_django.filter_field()
@@ -38,17 +49,34 @@ class CeleryResultFilter(NetBoxModelFilter):
     name: StrFilterLookup | None = strawberry_django.filter_field()
     status: BaseFilterLookup[CeleryResultStatusEnum] | None = strawberry_django.filter_field()
     reason: BaseFilterLookup[CeleryResultReasonEnum] | None = strawberry_django.filter_field()
-    error: StrFilterLookup | None = strawberry_django.filter_field()
+
+    @strawberry_django.filter_field
+    def error(self, info: Info, queryset: QuerySet, value: StrFilterLookup, prefix: str):
+        queryset, matching = process_filters(value, queryset, info, prefix=f'{prefix}error__')
+        return queryset, matching & error_is_readable(info.context.request.user, prefix)
+
     queue: StrFilterLookup | None = strawberry_django.filter_field()
     worker: StrFilterLookup | None = strawberry_django.filter_field()
     attempt: Annotated['IntegerLookup', strawberry.lazy('netbox.graphql.filter_lookups')] | None = (
         strawberry_django.filter_field()
     )
-    user: Annotated['UserFilter', strawberry.lazy('users.graphql.filters')] | None = strawberry_django.filter_field()
+
+    @strawberry_django.filter_field
+    def user(
+        self, info: Info, queryset: QuerySet,
+        value: Annotated['UserFilter', strawberry.lazy('users.graphql.filters')], prefix: str
+    ):
+        return _beside('user', User, info, queryset, value, prefix)
+
     user_id: ID | None = strawberry_django.filter_field()
-    schedule: Annotated['CeleryScheduleFilter', strawberry.lazy('netbox_celery.graphql.filters')] | None = (
-        strawberry_django.filter_field()
-    )
+
+    @strawberry_django.filter_field
+    def schedule(
+        self, info: Info, queryset: QuerySet,
+        value: Annotated['CeleryScheduleFilter', strawberry.lazy('netbox_celery.graphql.filters')], prefix: str
+    ):
+        return _beside('schedule', models.CelerySchedule, info, queryset, value, prefix)
+
     schedule_id: ID | None = strawberry_django.filter_field()
     concurrency_key: StrFilterLookup | None = strawberry_django.filter_field()
     stale_after: DatetimeFilterLookup | None = strawberry_django.filter_field()
@@ -103,7 +131,14 @@ class CeleryScheduleFilter(NetBoxModelFilter):
     enabled: FilterLookup[bool] | None = strawberry_django.filter_field()
     present: FilterLookup[bool] | None = strawberry_django.filter_field()
     origin: BaseFilterLookup[CeleryScheduleOriginEnum] | None = strawberry_django.filter_field()
-    owner: Annotated['UserFilter', strawberry.lazy('users.graphql.filters')] | None = strawberry_django.filter_field()
+
+    @strawberry_django.filter_field
+    def owner(
+        self, info: Info, queryset: QuerySet,
+        value: Annotated['UserFilter', strawberry.lazy('users.graphql.filters')], prefix: str
+    ):
+        return _beside('owner', User, info, queryset, value, prefix)
+
     owner_id: ID | None = strawberry_django.filter_field()
     kind: BaseFilterLookup[CeleryScheduleKindEnum] | None = strawberry_django.filter_field()
     crontab: StrFilterLookup | None = strawberry_django.filter_field()
@@ -114,9 +149,14 @@ class CeleryScheduleFilter(NetBoxModelFilter):
     at: DatetimeFilterLookup | None = strawberry_django.filter_field()
     start: DatetimeFilterLookup | None = strawberry_django.filter_field()
     end: DatetimeFilterLookup | None = strawberry_django.filter_field()
-    task: Annotated['CeleryTaskFilter', strawberry.lazy('netbox_celery.graphql.filters')] | None = (
-        strawberry_django.filter_field()
-    )
+
+    @strawberry_django.filter_field
+    def task(
+        self, info: Info, queryset: QuerySet,
+        value: Annotated['CeleryTaskFilter', strawberry.lazy('netbox_celery.graphql.filters')], prefix: str
+    ):
+        return _beside('task', models.CeleryTask, info, queryset, value, prefix)
+
     task_id: ID | None = strawberry_django.filter_field()
     queue: StrFilterLookup | None = strawberry_django.filter_field()
     priority: Annotated['IntegerLookup', strawberry.lazy('netbox.graphql.filter_lookups')] | None = (

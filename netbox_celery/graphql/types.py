@@ -16,7 +16,7 @@ from netbox.graphql.scalars import BigInt
 from netbox.graphql.types import BaseObjectType, NetBoxObjectType
 
 from .. import models
-from ..engine.payload import plain
+from ..engine.redaction import shown
 from ..models.fields import TimeField
 from ..viewing import Reader
 from .filters import (
@@ -96,11 +96,11 @@ class CeleryResultType(NetBoxObjectType):
 
     @strawberry_django.field(only=['data'])
     def data(self) -> JSON | None:
-        return plain(self.data)
+        return shown(self.data)
 
     @strawberry_django.field(only=['result'])
     def result(self) -> JSON | None:
-        return plain(self.result)
+        return shown(self.result)
 
     @strawberry_django.field(only=['attempts', 'error', 'reason'])
     def attempts(self, info: Info) -> JSON:

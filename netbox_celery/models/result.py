@@ -366,14 +366,15 @@ class CeleryResult(NetBoxModel, AboutObject):
         return ResultStatusChoices.colors.get(self.status)
 
     def serialize_object(self, exclude=None):
-        """Leave what only the engine uses out of the change log."""
+        """Leave out of the change log what only the engine uses, what is secret, and what other runs have said."""
         own = (
             'message', 'exact_call', 'exact_result', 'holder', 'claims', 'nesting', 'in_backend', 'concurrency_slot',
             'concurrency_limit',
         )
         exclude = [*(exclude or ()), *own]
         data = hide(super(CeleryResult, with_plain_payloads(self, exclude)).serialize_object(exclude=exclude))
-        return data | {'error': self.error_without_quote} if 'error' in data else data
+        unquoted = {'error': self.error_without_quote, 'attempts': self.attempts_without_quote}
+        return data | {name: value for name, value in unquoted.items() if name in data}
 
     @property
     def is_finished(self):
@@ -407,6 +408,17 @@ class CeleryResult(NetBoxModel, AboutObject):
         """The error, without what it says of another run but its ID."""
         quoted = self.quoted_id
         return f'Not run, because [{quoted}] did not succeed' if quoted else self.error
+
+    @property
+    def attempts_without_quote(self):
+        """The attempts, likewise."""
+        error = self.error_without_quote
+        if error == self.error:
+            return self.attempts
+        return [
+            attempt | {'error': error} if QUOTED_RUN.search(attempt.get('error') or '') else attempt
+            for attempt in self.attempts
+        ]
 
     @property
     def display_args(self):

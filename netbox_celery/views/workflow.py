@@ -20,6 +20,7 @@ from .. import actions
 from ..engine.workflow import members
 from ..models import CeleryResult
 from ..object_actions import CancelResult, RerunResult
+from ..viewing import Reader, load_beside
 from ..workflow import MAX_RUNS, Group, bars, is_workflow, load_workflow, rows, span
 from .base import ConfirmView, reload_page, whole
 
@@ -42,6 +43,8 @@ class Line:
     duration: str
     #: Address at which a group is unfolded, or folded again.
     toggle: str = ''
+    #: Why a run ended, as the reader may read it.
+    error: str = ''
 
     @property
     def is_group(self):
@@ -88,6 +91,8 @@ class CeleryResultWorkflowView(generic.ObjectView):
         limit = min(whole(request.GET.get('limit', '')), MAX_RUNS) or PAGE
         workflow = load_workflow(instance, request.user)
         shown = rows(workflow, opened)
+        reader = Reader(request.user)
+        load_beside(reader, [item.run for item in shown[:limit] if not isinstance(item, Group)], ['error'])
 
         def address(opened=opened, limit=limit):
             query = {key: value for key, value in (
@@ -97,7 +102,7 @@ class CeleryResultWorkflowView(generic.ObjectView):
 
         return {
             'workflow': workflow,
-            'lines': [self._line(workflow, item, opened, address) for item in shown[:limit]],
+            'lines': [self._line(workflow, item, opened, address, reader) for item in shown[:limit]],
             'address': address(),
             'more': address(limit=limit + PAGE) if len(shown) > limit else '',
             'left_out': max(0, len(shown) - limit),
@@ -108,12 +113,15 @@ class CeleryResultWorkflowView(generic.ObjectView):
         }
 
     @staticmethod
-    def _line(workflow, item, opened, address):
+    def _line(workflow, item, opened, address, reader):
         if isinstance(item, Group):
             return Line(item, [span(workflow, item.nodes)], '', address(opened=opened ^ {item.key}))
         run = item.run
         elapsed = run.duration
-        return Line(item, bars(workflow, run), '' if elapsed is None else humanize_duration(elapsed))
+        return Line(
+            item, bars(workflow, run), '' if elapsed is None else humanize_duration(elapsed),
+            error=reader.error_of(run)
+        )
 
 
 @register_model_view(CeleryResult, 'cancel_workflow', path='cancel-workflow')
