@@ -10,7 +10,7 @@ import traceback as traceback_module
 
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from celery import states
-from celery.backends.base import KeyValueStoreBackend
+from celery.backends.base import BaseKeyValueStoreBackend
 from celery.backends.redis import RedisBackend
 from celery.exceptions import ChordError, MaxRetriesExceededError, NotRegistered, Reject, Retry, TaskRevokedError
 from celery.utils.saferepr import saferepr
@@ -67,7 +67,7 @@ FAILURES = (
 def tracking(backend):
     """Return the backend with tracking, as an instance of a subclass of its class."""
     mixins = (TrackingMixin,)
-    if isinstance(backend, KeyValueStoreBackend):
+    if isinstance(backend, BaseKeyValueStoreBackend):
         mixins += (StoringMixin,)
     if isinstance(backend, RedisBackend):
         mixins += (RowResultsMixin, ChordsMixin)

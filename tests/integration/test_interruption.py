@@ -6,6 +6,8 @@ from celery import chord
 from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes
 
+from netbox_celery.models import CeleryResult
+
 from .support import ended, until
 
 #: What the row says of each, if its process does not end with it.
@@ -50,8 +52,10 @@ def test_end_is_told(any_worker, how, task):
     assert 'in _leave' in row.traceback
     with pytest.raises(Exception):
         run.get(timeout=20)
+    until(lambda: CeleryResult.objects.filter(task_id=result.id).exists())
     after = ended(result)
     assert (after.status, after.reason) == ('errored', 'upstream_failed')
+    until(lambda: CeleryResult.objects.filter(task_id=errback.options['task_id']).exists())
     assert ended(errback.options['task_id']).result == [['errback'], {}]
     # Of a process that ends itself, Celery tells the signal alone
     until(lambda: heard(run) >= ({'on_task_failure'} if exits else {'on_task_failure', 'on_failure', 'after_return'}))
@@ -68,6 +72,7 @@ def test_chord_is_told(any_worker, how):
     body = chord(
         [tasks.leave.s(how).set(queue=queue), tasks.echo.s().set(queue=queue)], tasks.echo.s().set(queue=queue)
     ).apply_async()
+    until(lambda: CeleryResult.objects.filter(task_id=body.id).exists())
     row = ended(body)
     assert (row.status, row.reason) == ('errored', 'upstream_failed')
     with pytest.raises(Exception):
@@ -78,7 +83,7 @@ def test_chord_is_told(any_worker, how):
 def test_own_end_is_kept(any_worker, how):
     """What the body has said of its end before holds, for the row and for Celery."""
     run = any_worker.send(tasks.leave, how, True)
-    assert run.get(timeout=20) == 'its own'
+    assert run.get(timeout=5) == 'its own'
     assert ended(run).status == 'completed'
 
 
