@@ -17,7 +17,7 @@ from django.db import IntegrityError, connection, transaction
 from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
 from . import lifecycle
-from .database import execute
+from .database import UNAVAILABLE, execute
 from .exceptions import TaskConflict
 from .lifecycle import TABLE
 from .resend import COLUMNS, send_row
@@ -287,8 +287,13 @@ def _give(run_sql, key):
 def advance_all(app, run_sql):
     """Do so for every line: whoever should have done it may have died."""
     for (key,) in run_sql(LINES, {}):
-        evict(run_sql, key)
-        advance(app, run_sql, key)
+        try:
+            evict(run_sql, key)
+            advance(app, run_sql, key)
+        except UNAVAILABLE:
+            raise
+        except Exception:
+            logger.exception('Who waits in line for %s waits for the next sweep', key)
 
 
 # Ignore windows

@@ -11,7 +11,7 @@ import traceback as traceback_module
 
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from celery import states
-from celery.backends.base import KeyValueStoreBackend, decompress_payload
+from celery.backends.base import BaseKeyValueStoreBackend, decompress_payload
 from celery.backends.redis import RedisBackend
 from celery.exceptions import ChordError, MaxRetriesExceededError, NotRegistered, Reject, Retry, TaskRevokedError
 from django.db import DatabaseError
@@ -71,7 +71,7 @@ FAILURES = (
 def tracking(backend):
     """Return the backend with tracking, as an instance of a subclass of its class."""
     mixins = (TrackingMixin,)
-    if isinstance(backend, KeyValueStoreBackend):
+    if isinstance(backend, BaseKeyValueStoreBackend):
         mixins += (StoringMixin,)
     if isinstance(backend, RedisBackend):
         mixins += (RowResultsMixin, ChordsMixin)

@@ -3,8 +3,9 @@ import inspect
 import logging
 import time
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, partial
 
+from django.db import DataError, transaction
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
@@ -39,6 +40,9 @@ DEFAULTS = (
     'queue', 'priority', 'max_retries', 'default_retry_delay', 'retry_backoff', 'rate_limit', 'time_limit',
     'soft_time_limit', 'expires', 'acks_late', 'ignore_result', 'serializer', 'compression', 'typing',
 )
+
+#: What is raised by a description that a row cannot hold.
+UNWRITABLE = (DataError, OverflowError, RecursionError, TypeError, ValueError)
 
 _last_sync = float('-inf')
 
@@ -83,19 +87,15 @@ def sync(force=False):
     now = datetime.now(UTC)
     tasks = registered_tasks()
     rows = {row.name: row for row in CeleryTask.objects.all()}
+    described = {name: values for name, task in tasks.items() if (values := _described(task)) is not None}
     missing = [
-        CeleryTask(name=name, last_seen=now, **describe_task(task))
-        for name, task in tasks.items() if name not in rows
+        CeleryTask(name=name, last_seen=now, **values) for name, values in described.items() if name not in rows
     ]
-    CeleryTask.objects.bulk_create(missing, ignore_conflicts=True)
-    touched = [row.name for row in missing]
-    for name, task in tasks.items():
+    touched = [row.name for row in _create(missing)]
+    for name, values in described.items():
         if name in rows:
-            changed = {
-                field: value for field, value in describe_task(task).items() if getattr(rows[name], field) != value
-            }
-            if changed:
-                CeleryTask.objects.filter(pk=rows[name].pk).update(**changed)
+            changed = {field: value for field, value in values.items() if getattr(rows[name], field) != value}
+            if changed and _write(name, CeleryTask.objects.filter(pk=rows[name].pk).update, **changed):
                 touched.append(name)
     CeleryTask.objects.filter(name__in=tasks).update(last_seen=now, present=True)
     CeleryTask.objects.filter(present=True, last_seen__lt=now - ABSENT_AFTER).exclude(name__in=tasks).update(
@@ -104,6 +104,39 @@ def sync(force=False):
     sources.sync(app, app.conf.beat_schedule)
     if touched:
         host.index_for_search(CeleryTask.objects.filter(name__in=touched))
+
+
+def _described(task):
+    """Return what `describe_task` does, or `None`: one task's code does not keep the others out of the catalogue."""
+    try:
+        return describe_task(task)
+    except Exception:
+        logger.exception('The task %s cannot be described', task.name)
+        return None
+
+
+def _create(rows):
+    """Write new rows, one by one if they cannot be written together; returns those that could be."""
+    from ..models import CeleryTask
+
+    create = partial(CeleryTask.objects.bulk_create, ignore_conflicts=True)
+    try:
+        with transaction.atomic():
+            create(rows)
+    except UNWRITABLE:
+        return [row for row in rows if _write(row.name, create, [row])]
+    return rows
+
+
+def _write(name, function, *args, **kwargs):
+    """Write what a task's code says of it; returns whether that could be."""
+    try:
+        with transaction.atomic():
+            function(*args, **kwargs)
+    except UNWRITABLE:
+        logger.exception('What is known of the task %s cannot be written', name)
+        return False
+    return True
 
 
 def describe_task(task):

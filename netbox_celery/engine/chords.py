@@ -19,6 +19,7 @@ from kombu.utils.functional import LRUCache
 from ..choices import ResultStatusChoices as Status
 from . import lifecycle
 from .canvas import as_request, first_steps, leaves
+from .database import UNAVAILABLE
 from .payload import PayloadDecoder, is_uuid, result_of
 from .presence import identity
 from .resend import options_of
@@ -112,11 +113,17 @@ class Watch:
             ((until, since),) = connection.execute(CLOCK, (identity.key,))
             since = self._since or since - timedelta(seconds=2 * GRACE)
             ended = connection.execute(ENDED, (since, until))
-            try:
-                count = sum(_go_on(connection, app, *chord, until) for chord in _without_body(connection, app, ended))
-            except app.backend.connection_errors as exc:
-                logger.warning('Chords that stand still wait for the result backend: %s', exc)
-                return 0
+            count = 0
+            for chord in _without_body(connection, app, ended):
+                try:
+                    count += _go_on(connection, app, *chord, until)
+                except app.backend.connection_errors as exc:
+                    logger.warning('Chords that stand still wait for the result backend: %s', exc)
+                    return 0
+                except UNAVAILABLE:
+                    raise
+                except Exception:
+                    logger.exception('The chord %s stands still, and cannot go on', chord[0])
             self._since = until
         return count
 
@@ -128,7 +135,7 @@ def _without_body(connection, app, ended):
         try:
             steps = leaves(decode(body))
             tracked = all(is_tracked_step(app, step) for step in steps)
-        except (ObjectDoesNotExist, LookupError, TypeError, ValueError):
+        except (ObjectDoesNotExist, AttributeError, LookupError, RecursionError, TypeError, ValueError):
             logger.exception('Whether the chord %s stands still cannot be told', group_id)
             continue
         if steps:

@@ -2,7 +2,9 @@
 
 What the engine writes for a run must be visible while the task's transaction is still open and must survive its
 rollback, so it cannot share the task's connection. And it must be cheap: Celery's Django fixup closes Django's
-connections around every task (`celery.fixups.django`), these it does not know and they stay open.
+connections around every task (`celery.fixups.django`), these it does not know and they stay open. Nor do they come
+out of the pool that Django may be told to keep (`DATABASES['default']['OPTIONS']['pool']`): who holds a connection for
+good, as each thread of a worker does, would take all that there are, and the tasks would wait for one in vain.
 """
 import logging
 import os
@@ -95,6 +97,15 @@ def now_or_on_commit(function):
         function()
 
 
+def _without_pool(wrapper):
+    """Return a wrapper of the same database that makes a connection of its own, whatever pool Django keeps."""
+    own = wrapper.copy()
+    options = own.settings_dict.get('OPTIONS') or {}
+    if options.get('pool'):
+        own.settings_dict['OPTIONS'] = {name: value for name, value in options.items() if name != 'pool'}
+    return own
+
+
 class EngineConnection:
     """A connection in autocommit mode that is opened on first use and again after it broke.
 
@@ -108,7 +119,7 @@ class EngineConnection:
     def _connection(self):
         if self._wrapper is None or self._pid != os.getpid():
             # After a fork the parent's socket is not ours to close: forget it.
-            self._wrapper = connections[DEFAULT_DB_ALIAS].copy()
+            self._wrapper = _without_pool(connections[DEFAULT_DB_ALIAS])
             self._wrapper.inc_thread_sharing()
             self._pid = os.getpid()
         self._wrapper.ensure_connection()

@@ -14,6 +14,7 @@ import logging
 from contextlib import contextmanager
 
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from ..config import get_config
 from . import lifecycle
@@ -70,10 +71,11 @@ def find_missing(connection, app):
     suspects = connection.execute(SUSPECTS)
     if not suspects:
         return 0
-    held = _held_by_broker(app, {queue for __, __, queue in suspects})
-    if held is None:
+    found = _held_by_broker(app, {queue for __, __, queue in suspects})
+    if found is None:
         return 0
-    missing = [id for id, task_id, __ in suspects if task_id not in held]
+    held, unknown = found
+    missing = [id for id, task_id, queue in suspects if task_id not in held and queue not in unknown]
     found = connection.execute(UNSEND, (missing,)) if missing else []
     if found:
         logger.error('The broker has lost messages, which will be sent again: of %s run(s)', len(found))
@@ -126,26 +128,48 @@ def _held_by_workers(app):
 
 def _unacknowledged(channel, client):
     entries = client.hvals(channel.global_keyprefix + channel.unacked_key)
-    return {_task_id(json.loads(entry)[0]) for entry in entries}
+    return {_task_id(entry, 0) for entry in entries}
 
 
 def _held_by_broker(app, queues):
-    """Return the IDs of the tasks whose messages the broker holds, or `None` if that cannot be told."""
+    """Return the IDs of the tasks whose messages the broker holds, and the names of queues of which nobody can tell;
+    `None` if that is so of all.
+    """
     with _redis(app) as (channel, client):
         if channel is None:
             return None
-        keys = [
-            channel.global_keyprefix + channel._q_for_pri(queue, priority)
-            for queue in queues for priority in channel.priority_steps
-        ]
-        if sum(client.llen(key) for key in keys) > MOST_MESSAGES:
+        keys, unknown = [], set()
+        for queue in queues:
+            of_queue = [channel.global_keyprefix + channel._q_for_pri(queue, step) for step in channel.priority_steps]
+            try:
+                waiting = sum(client.llen(key) for key in of_queue)
+            except ResponseError as exc:
+                logger.warning('What waits in the queue %s cannot be told: %s', queue, exc)
+                unknown.add(queue)
+            else:
+                keys.append((waiting, of_queue))
+        if sum(waiting for waiting, __ in keys) > MOST_MESSAGES:
             return None
         # What workers hold, before and after what waits: a message that moves in between is seen at least once.
         held = _unacknowledged(channel, client)
-        for key in keys:
-            held |= {_task_id(json.loads(entry)) for entry in client.lrange(key, 0, -1)}
-        return held | _unacknowledged(channel, client)
+        for __, of_queue in keys:
+            for key in of_queue:
+                held |= {_task_id(entry) for entry in client.lrange(key, 0, -1)}
+        return held | _unacknowledged(channel, client), unknown
 
 
-def _task_id(message):
-    return canonical(message.get('headers', {}).get('id'))
+def _task_id(entry, *path):
+    """Return the ID of the task of a message as Redis holds it, or `None`: anybody may put anything there.
+
+    Args:
+        entry: The text.
+        path: Where in it the message is.
+    """
+    try:
+        message = json.loads(entry)
+        for index in path:
+            message = message[index]
+        task_id = message['headers']['id']
+    except (LookupError, RecursionError, TypeError, ValueError):
+        return None
+    return canonical(task_id) if isinstance(task_id, str) else None

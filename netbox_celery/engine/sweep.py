@@ -2,8 +2,13 @@
 
 Every worker's parent sweeps, in a thread beside its heartbeat; an advisory lock lets one do it at a time. Each finding
 is settled by a guarded transition, so a sweep that is wrong about a worker's death, or dies itself, does no harm.
+
+A row may hold anything, also what cannot be read or sent. It holds up no other: each row of each duty is settled by
+itself, and what cannot be is said once and left out for a while.
 """
 import logging
+import time
+from functools import partial
 from uuid import UUID
 
 from amqp.exceptions import MessageNacked
@@ -18,6 +23,7 @@ from ..config import get_config
 from . import catalogue, chords, lifecycle, replace
 from .admission import advance_all
 from .control import terminate_cancelled
+from .database import UNAVAILABLE
 from .hooks import tell_of_failure
 from .missing import GRACE, find_fetched, find_missing
 from .payload import PayloadDecoder, is_uuid
@@ -40,6 +46,8 @@ LOCK = 235379
 UNSENT_AFTER = 15
 #: Rows settled in one go.
 BATCH = 500
+#: A row that could not be settled is left out for so long, seconds: those behind it have their turn.
+LEFT_OUT = 300
 
 ALIVE = f"""
     SELECT key FROM {lifecycle.WORKERS}
@@ -54,7 +62,7 @@ LOST = f"""
     WHERE completed IS NULL AND (
         status = 'running' AND (holder IS NULL OR holder NOT IN ({ALIVE}))
         OR {HANDED_OVER} AND holder NOT IN ({ALIVE})
-    )
+    ) AND task_id <> ALL(%(left_out)s::uuid[])
     ORDER BY id LIMIT {BATCH}
 """
 HELD = f"""
@@ -66,6 +74,7 @@ UNSENT = f"""
     WHERE {lifecycle.WAITING} AND completed IS NULL AND sent IS NULL AND {lifecycle.SENDABLE}
         -- What was claimed before has lost its message for sure.
         AND (attempt > 0 OR last_updated < now() - make_interval(secs => %(after)s))
+        AND task_id <> ALL(%(left_out)s::uuid[])
     ORDER BY id LIMIT {BATCH}
 """
 CALL = f"""
@@ -74,13 +83,48 @@ CALL = f"""
 """
 EXPIRED = f"""
     SELECT task_id FROM {lifecycle.TABLE}
-    WHERE {lifecycle.WAITING} AND completed IS NULL AND expires < now()
+    WHERE {lifecycle.WAITING} AND completed IS NULL AND expires < now() AND task_id <> ALL(%(left_out)s::uuid[])
     ORDER BY id LIMIT {BATCH}
 """
 MARK_SENT = f'UPDATE {lifecycle.TABLE} SET sent = now() WHERE id = %s AND sent IS NULL'
 FORGET_WORKERS = f"DELETE FROM {lifecycle.WORKERS} WHERE heartbeat < now() - interval '1 day'"
 
 FORGET_WINDOWS = f'DELETE FROM {lifecycle.WINDOWS} WHERE until < now()'
+
+
+class LeftOut:
+    """Rows that a duty could not settle, by task ID, and until when it leaves them out."""
+
+    def __init__(self):
+        self._until = {}
+        self._said = set()
+
+    def ids(self):
+        """Return the IDs of the rows that are left out now."""
+        now = time.monotonic()
+        self._until = {task_id: until for task_id, until in self._until.items() if until > now}
+        if not self._until and len(self._said) > BATCH:
+            self._said.clear()
+        return list(self._until)
+
+    def add(self, task_id, exc):
+        self._until[task_id] = time.monotonic() + LEFT_OUT
+        if task_id not in self._said:
+            self._said.add(task_id)
+            logger.error('Task %s cannot be settled, and is left out: %r', task_id, exc, exc_info=exc)
+
+    def each(self, rows, settle):
+        """Settle rows, which begin with their task ID, each by itself."""
+        for row in rows:
+            try:
+                settle(row)
+            except UNAVAILABLE:
+                raise
+            except Exception as exc:  # noqa: BLE001 - whatever a row holds
+                self.add(row[0], exc)
+
+
+_lost, _abandoned, _expired, _unsent = LeftOut(), LeftOut(), LeftOut(), LeftOut()
 
 
 def duties(app):
@@ -109,21 +153,30 @@ def sweep(connection, app, settled):
     with connection.advisory_lock(LOCK, get_config().worker_lost_after) as locked:
         if not locked:
             return
-        if identity.can_judge:
-            close_lost(connection, app)
-            find_fetched(connection, app, settled)
-        expire(connection, app)
-        advance_all(app, connection.execute)
-        resend(connection, app)
-        connection.execute(FORGET_WORKERS)
-        connection.execute(FORGET_WINDOWS)
+        judged = (
+            lambda: close_lost(connection, app),
+            lambda: find_fetched(connection, app, settled),
+        ) if identity.can_judge else ()
+        for settle in (
+            *judged,
+            lambda: expire(connection, app),
+            lambda: advance_all(app, connection.execute),
+            lambda: resend(connection, app),
+            lambda: connection.execute(FORGET_WORKERS),
+            lambda: connection.execute(FORGET_WINDOWS),
+        ):
+            try:
+                settle()
+            except UNAVAILABLE:
+                raise
+            except Exception:
+                logger.exception('A part of the sweep failed')
 
 
 def close_lost(connection, app):
     """Requeue the runs of dead workers whose tasks asked for it (`acks_late`), and end the others."""
-    lost_after = get_config().worker_lost_after
-    for *run, worker in connection.execute(LOST, {'lost_after': lost_after}):
-        _let_go(connection, app, run, f'The worker {worker} that ran it was lost')
+    found = connection.execute(LOST, {'lost_after': get_config().worker_lost_after, 'left_out': _lost.ids()})
+    _lost.each(found, lambda row: _let_go(connection, app, row[:-1], f'The worker {row[-1]} that ran it was lost'))
 
 
 def close_abandoned(connection, app, suspects):
@@ -139,8 +192,10 @@ def close_abandoned(connection, app, suspects):
     executing = _executing()
     found = {(task_id, claims): (task_id, name, claims, *rest)
              for task_id, name, claims, *rest in held if task_id not in executing}
-    for key in suspects & found.keys():
-        _let_go(connection, app, found[key], f'The worker {identity.name} does not run it any more')
+    error = f'The worker {identity.name} does not run it any more'
+    _abandoned.each(
+        [found[key] for key in suspects & found.keys()], lambda run: _let_go(connection, app, run, error)
+    )
     suspects.clear()
     suspects.update(found)
 
@@ -157,8 +212,10 @@ def _executing():
 
 def release(connection, app):
     """Let go of what this worker still holds when it stops."""
-    for run in connection.execute(HELD, (identity.key,)):
-        _let_go(connection, app, run, 'The worker was stopped while the task was running')
+    error = 'The worker was stopped while the task was running'
+    _abandoned.each(
+        connection.execute(HELD, (identity.key,)), lambda run: _let_go(connection, app, run, error)
+    )
 
 
 def _let_go(connection, app, run, error):
@@ -170,10 +227,10 @@ def _let_go(connection, app, run, error):
     found = connection.execute(CALL, (task_id,))
     if not found:
         return  # somebody has deleted it
-    message, is_original, exact = found[0]
+    args, kwargs, *rest = _decode(*found[0])
     if nesting:
         # What replaced it was another task, if that is known
-        name, *_ = PayloadDecoder().decode(message)[2:] or [None]
+        name = rest[0] if rest else None
     task = app.tasks.get(name)
     row = task is not None and task.acks_late and lifecycle.requeue(
         connection, task_id, by='claim', claims=claims, reason=Reason.REASON_WORKER_LOST, error=error, resend=True
@@ -190,20 +247,31 @@ def _let_go(connection, app, run, error):
         logger.error('Task %s[%s] is lost: %s', name, task_id, error)
         tell_backend(app, task_id, WorkerLostError(error), states.FAILURE)
         if task is not None:
-            args, kwargs, *_ = PayloadDecoder().decode(message)
-            if is_original:
-                args, kwargs, _ = call_of(exact, args, kwargs, None)
             tell_of_failure(task, str(task_id), args, kwargs, WorkerLostError(error))
+
+
+def _decode(message, is_original, exact):
+    """Return the arguments, and what else a row remembers of a call, or none if it cannot be read."""
+    try:
+        args, kwargs, *rest = PayloadDecoder().decode(message)
+        if is_original:
+            args, kwargs, __ = call_of(exact, args, kwargs, None)
+    except Exception:
+        logger.warning('The arguments of a lost run cannot be read', exc_info=True)
+        return (), {}
+    return args, kwargs, *rest
 
 
 def expire(connection, app):
     """End runs that expired while they waited; a broker may drop their messages without a word."""
-    for (task_id,) in connection.execute(EXPIRED):
+    def settle(row):
+        (task_id,) = row
         if lifecycle.finish(
             connection, task_id, Status.STATUS_REVOKED, reason=Reason.REASON_EXPIRED,
             error='It expired before a worker began it'
         ):
             tell_backend(app, task_id, TaskRevokedError('expired'), states.REVOKED)
+    _expired.each(connection.execute(EXPIRED, {'left_out': _expired.ids()}), settle)
 
 
 def resend(connection, app):
@@ -211,7 +279,7 @@ def resend(connection, app):
 
     What the broker, or anything else, refuses of a row is the row's own affair: those behind it are sent.
     """
-    for id, task_id, name, *row in connection.execute(UNSENT, {'after': UNSENT_AFTER}):
+    for id, task_id, name, *row in connection.execute(UNSENT, {'after': UNSENT_AFTER, 'left_out': _unsent.ids()}):
         try:
             send_row(app, task_id, name, *row)
         except Exception as exc:
@@ -219,14 +287,19 @@ def resend(connection, app):
                 logger.warning('What was not sent waits for the broker: %s', exc)
                 return
             if isinstance(exc, MessageNacked):
-                logger.warning('Task %s[%s] waits for a place in its queue: %s', name, task_id, exc)
-                continue
-            logger.exception('Task %s[%s] cannot be sent', name, task_id)
-            if lifecycle.finish(
-                connection, task_id, Status.STATUS_ERRORED, reason=Reason.REASON_PUBLISH_FAILED,
-                error=f'It cannot be sent: {exc}'
-            ):
-                tell_backend(app, task_id, exc, states.FAILURE)
+                _unsent.add(task_id, exc)  # its queue is full
+            else:
+                logger.exception('Task %s[%s] cannot be sent', name, task_id)
+                _unsent.each([(task_id,)], partial(_cannot_be_sent, connection, app, exc))
             continue
         connection.execute(MARK_SENT, (id,))
         logger.info('Task %s[%s] was sent again', name, task_id)
+
+
+def _cannot_be_sent(connection, app, exc, row):
+    (task_id,) = row
+    if lifecycle.finish(
+        connection, task_id, Status.STATUS_ERRORED, reason=Reason.REASON_PUBLISH_FAILED,
+        error=f'It cannot be sent: {exc}'
+    ):
+        tell_backend(app, task_id, exc, states.FAILURE)

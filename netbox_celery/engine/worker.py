@@ -26,6 +26,9 @@ from kombu.utils.imports import symbol_by_name
 
 from .exceptions import BodyInterrupted, NotHandedOver, OutOfMemory
 from .hooks import tell_of_failure
+from .options import HEADER
+from .payload import is_uuid
+from .upstream import load_requests
 
 __all__ = (
     'Messages',
@@ -77,6 +80,16 @@ def _is_dict(value):
     return value is None or isinstance(value, dict)
 
 
+def _are_signatures(value):
+    return value is None or isinstance(value, list | tuple) and all(isinstance(item, dict) for item in value)
+
+
+def _is_own_header(value):
+    if not isinstance(value, dict):
+        return value is None or isinstance(value, bool)
+    return isinstance(value.get('window'), str | None) and _is_limit(value.get('length'))
+
+
 #: What a worker's main process, and the claim of a run, go by.
 FIELDS = {
     'id': _is_text, 'task': _is_text,
@@ -84,9 +97,10 @@ FIELDS = {
     'eta': _is_time, 'expires': _is_time,
     'timelimit': _are_limits,
     'stamped_headers': _are_stamps, 'stamps': _is_dict,
+    HEADER: _is_own_header,
 }
 #: What depends on a task; the body of a message has it beside the arguments.
-EMBEDDED = {'callbacks': _is_list, 'errbacks': _is_list, 'chain': _is_list, 'chord': _is_dict}
+EMBEDDED = {'callbacks': _are_signatures, 'errbacks': _are_signatures, 'chain': _are_signatures, 'chord': _is_dict}
 
 
 def _check(values, checks):
@@ -225,6 +239,8 @@ def _rejecting(consumer, handle):
             logger.exception('A message is rejected that cannot be handled')
             if not message.acknowledged:
                 consumer.on_invalid_task(None, message, exc)
+                # It may be on its way to be acknowledged, which must not be done twice
+                message.ack = message.reject = message.requeue = lambda *args, **kwargs: None
     return on_message
 
 
@@ -259,10 +275,7 @@ class Worker(worker.Worker):
 
 def _look_at_thread(request, future):
     if not future.cancelled() and isinstance(exc := future.exception(), Exception):
-        try:
-            _end(request, exc)
-        except Exception:
-            logger.exception('Task %s[%s] could not be ended', request.name, request.id)
+        _end(request, exc)
 
 
 def _end(request, exc):
@@ -283,14 +296,19 @@ def _end(request, exc):
         _fail(request, NotHandedOver(f'{type(exc).__name__}: {exc}'), traceback_module.format_exception(exc))
         request.reject(requeue=False)
     else:
-        request.on_failure(info)
+        try:
+            request.on_failure(info)
+        except Exception:
+            logger.exception('The end of task %s[%s] could not be told to all', request.name, request.id)
 
 
 def _fail(request, exc, traceback):
     """Tell the result backend, which ends the row and what depends on it, and who listens, that a run has failed."""
     try:
+        # What depends on it the row says better than a message that may be anything
+        context = (load_requests([request.id]) if is_uuid(request.id) else {}).get(request.id, request._context)
         request.task.backend.mark_as_failure(
-            request.id, exc, traceback=''.join(traceback), request=request._context, store_result=request.store_errors
+            request.id, exc, traceback=''.join(traceback), request=context, store_result=request.store_errors
         )
     except Exception:
         logger.exception('The end of task %s[%s] could not be told to all', request.name, request.id)

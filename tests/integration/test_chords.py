@@ -8,6 +8,7 @@ from django.db.models import F
 from django.utils import timezone
 from netbox_test_plugin import canvas as tasks
 from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.tasks import echo
 from redis import Redis
 
 from netbox_celery.celery import app
@@ -147,3 +148,24 @@ def test_nobody_counts_twice(on, look):
     until(lambda: CeleryResult.objects.filter(status='completed').count() == 5)
     assert look() == 0
     assert CeleryResult.objects.count() == 5
+
+
+@pytest.mark.parametrize('header', [
+    lambda on: [chain(on(tasks.add.si(1)), group(on(tasks.add.si(2)), on(tasks.add.si(3))))],
+    lambda on: [group(on(tasks.add.si(2)), on(tasks.add.si(3))), on(tasks.add.si(1))],
+    lambda on: [
+        chain(on(tasks.add.si(1)), chain(on(tasks.add.si(1)), group(on(tasks.add.si(2)), on(tasks.add.si(3)))))
+    ],
+], ids=['chain that ends in a group', 'group', 'chain in a chain'])
+@pytest.mark.parametrize('pool', ['prefork', 'threads'])
+def test_group_in_a_header(shared_workers, pool, header):
+    """The body is sent, with the results in their lists, however the part ends that is the last: no process waits."""
+    worker = shared_workers(pool)
+
+    def on(step):
+        return step.set(queue=worker.queue)
+    results = [chord(header(on), on(echo.s()))() for __ in range(4)]
+    for result in results:
+        (parts,), __ = result.get(timeout=20)
+        assert [2, 3] in parts
+    assert worker.run(echo).status == 'completed'
