@@ -29,6 +29,7 @@ from .engine.canvas import forget_ids  # noqa: E402
 from .engine.enqueue import send  # noqa: E402
 from .engine.ids import OneSpelling, spell_results  # noqa: E402
 from .engine.publish import publish  # noqa: E402
+from .engine.queues import RefuseReserved  # noqa: E402
 from .engine.upstream import with_upstream  # noqa: E402
 
 __all__ = (
@@ -95,4 +96,4 @@ app.autodiscover_tasks(host.plugin_packages)
 
 from .engine import signals  # noqa: E402 - connects itself to Celery's signals
 
-app.steps['consumer'].update((signals.Undecodable, OneSpelling, 'netbox_celery.engine.worker:Messages'))
+app.steps['consumer'].update((signals.Undecodable, OneSpelling, RefuseReserved, 'netbox_celery.engine.worker:Messages'))

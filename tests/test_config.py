@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
+from kombu import Queue
 
 from netbox_celery.celery import app
 from netbox_celery.config import Config, get_config
@@ -70,6 +71,24 @@ def test_accepted(given):
     ({'retention': 10 ** 6}, 'retention must be a number of days up to 365000, or 0 for ever, not 1000000'),
     ({'retention': '30'}, "retention must be of type int, not str ('30')"),
     ({'key_prefix': 'für:'}, "key_prefix must hold ASCII characters alone, not 'für:'"),
+    ({'allowed_queues': 'slow'}, "allowed_queues must be of type list or tuple, not str ('slow')"),
+    ({'allowed_queues': ['slow', 5]}, 'allowed_queues must hold the names of queues, not 5'),
+    ({'allowed_queues': ['unacked']}, "allowed_queues names the queue 'unacked', which cannot be: "),
+    ({'allowed_queues': ['']}, "allowed_queues names the queue '', which cannot be: it is empty"),
+    *(({'celery': {name: value}}, f'celery["{name}"] names the queue {queue!r}, which cannot be: ')
+      for name, value, queue in (
+        ('task_default_queue', 'unacked', 'unacked'), ('task_default_queue', '', ''),
+        ('task_queues', [Queue('a'), Queue('_kombu.x')], '_kombu.x'),
+        ('task_queues', {'unacked_index': {}}, 'unacked_index'),
+        ('task_routes', {'a': 'amq.x'}, 'amq.x'), ('task_routes', {'a': {'queue': 'unacked'}}, 'unacked'),
+        ('task_routes', ({'a': 'b'}, [('c', {'queue': 'x\x06\x163'})]), 'x\x06\x163'),
+        ('task_routes', [len, 'a.Router', {'a': Queue('celeryev')}], 'celeryev'),
+        ('beat_schedule', {'a': {'task': 'b', 'schedule': 5, 'options': {'queue': 'unacked'}}}, 'unacked'),
+    )),
+    ({'celery': {'broker_transport_options': {'unacked_key': 'mine'}, 'task_default_queue': 'mine'}},
+     'celery["task_default_queue"] names the queue \'mine\', which cannot be: '),
+    ({'celery': {'broker_transport_options': {'unacked_key': 'celery'}}},
+     'celery["broker_transport_options"] takes the name of the default queue'),
     ({'track': 'none'}, "track must be 'base' or 'all', not 'none'"),
     # Celery's own
     ({'celery': {'broker_url': 'x:'}}, 'celery["broker_url"] belongs one level up: PLUGINS_CONFIG["netbox_celery"]'),

@@ -41,3 +41,21 @@ def test_client_outlives_a_lost_connection(services):
             client.connection_pool.disconnect()
         with channel.conn_or_acquire() as client:
             assert client.ping()
+
+
+@pytest.mark.parametrize('queue', [
+    'unacked', 'unacked_index', '_kombu.binding.x', 'celery\x06\x163', 'celery-task-meta-1', '',
+])
+def test_what_is_no_list_is_left_alone(services, queue):
+    """Whoever sends there, takes from there or purges: the last line, behind what is refused at the call."""
+    with app.connection_for_write() as connection:
+        channel = connection.default_channel
+        for do in (
+            lambda: channel.basic_publish({'body': '', 'properties': {'delivery_info': {}}}, '', queue),
+            lambda: channel.basic_consume(queue, True, print, 'tag'), lambda: channel.queue_purge(queue),
+            lambda: channel._put(queue, {'properties': {}}), lambda: channel._size(queue),
+        ):
+            with pytest.raises(ValueError, match='There can be no queue'):
+                do()
+        with channel.conn_or_acquire() as client:
+            assert client.type(queue) in (b'none', b'hash', b'zset', 'none', 'hash', 'zset')

@@ -24,6 +24,7 @@ from .recorder import recorder
 from .rows import COLUMNS, CONSTANTS, REFERENCES, build_row, exact_call, payload_columns
 from .run import get_run
 from .times import aware
+from .upstream import close_dependents
 from .visibility import warn_of_eta
 from .workflow import are_orphans, refuse
 
@@ -139,10 +140,11 @@ def _send_batch(app, name, task, calls, payloads, options, own):
         # What the rows say is sent, whatever the caller does with its lists until then
         transaction.on_commit(partial(_publish_on_commit, app, name, task, deepcopy(messages), options))
     else:
+        accepted = set()
         try:
-            _publish(app, name, task, messages, options)
+            _publish(app, name, task, messages, options, accepted)
         except Exception as exc:
-            note_refusal(ids, exc)
+            _note_refusal(app, name, [message for message in messages if message[-1] not in accepted], options, exc)
             raise
     return ids
 
@@ -154,15 +156,30 @@ def _insert(row, task_ids, payloads):
     return [id for (id,) in rows]
 
 
+def _note_refusal(app, name, messages, options, exc):
+    """Write that the broker refused messages, and that what depends on them will never run."""
+    note_refusal([id for *__, id in messages], exc)
+    for task_id, *__ in messages if options.get('chain') else ():
+        close_dependents(app, name, {**options, 'task_id': task_id}, exc)
+
+
 def _publish_on_commit(app, name, task, messages, options):
     try:
-        _publish(app, name, task, messages, options)
+        _publish(app, name, task, messages, options, set())
     except Exception as exc:  # noqa: BLE001 - the caller's transaction is committed, there is nobody to tell
         logger.error('%s runs of %s could not all be sent, they will be sent again: %s', len(messages), name, exc)
 
 
-def _publish(app, name, task, messages, options):
-    """Publish the messages of a batch. What Celery's `send_task` works out for each call is worked out once."""
+def _publish(app, name, task, messages, options, accepted):
+    """Publish the messages of a batch. What Celery's `send_task` works out for each call is worked out once.
+
+    Args:
+        accepted: A set; gets the primary keys of the runs whose messages the broker has taken, also if one fails.
+    """
+    def note(id):
+        accepted.add(id)
+        recorder.sent(id)
+
     if options.get('parent_id') and are_orphans([id for *__, id in messages], options['parent_id']):
         for task_id, *__ in messages:
             refuse(app, name, {**options, 'task_id': task_id})
@@ -173,7 +190,7 @@ def _publish(app, name, task, messages, options):
         # delayed would keep a place at a worker.
         for task_id, (args, kwargs), id in messages:
             publish(app, name, args, kwargs, **{**options, 'task_id': task_id})
-            recorder.sent(id)
+            note(id)
         return
     warn_of_eta(app, name, options.get('eta'))
     own_root = options.pop('root_id', None)
@@ -185,7 +202,8 @@ def _publish(app, name, task, messages, options):
         options['expiration'] = max(0, (expires - app.now()).total_seconds())
     options['retry'] = False  # a batch is sent as a whole, when it is full
     with app.producer_or_acquire() as producer, producer.batch(max_size=BATCH):
-        for task_id, (args, kwargs), __ in messages:
+        is_batch = producer.supports_batch_publish
+        for task_id, (args, kwargs), id in messages:
             message = app.amqp.create_task_message(
                 task_id, name, args, kwargs, root_id=own_root or task_id, reply_to=app.thread_oid, **{
                     'argsrepr': saferepr(args) if args else '()', 'kwargsrepr': saferepr(kwargs) if kwargs else '{}',
@@ -193,8 +211,11 @@ def _publish(app, name, task, messages, options):
             )
             app.amqp.send_task_message(producer, name, message, **options)
             options['declare'] = ()  # the first message has declared the queue
-    for __, __, id in messages:
-        recorder.sent(id)
+            if not is_batch:
+                note(id)
+    # Of a batch that fails nobody knows what got through: a worker that has begun a run keeps it
+    for __, __, id in messages if is_batch else ():
+        note(id)
 
 
 #: Options that go into the message; the others say how it is published.

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 #: What was put around handlers: each is wrapped once, also if a class inherits it.
 _wrappers = WeakSet()
 #: Arguments that are longer are not compared with those of the row, characters of JSON.
-MOST_COMPARED = 8192
+MOST_COMPARED = 262_144
 #: For how long a run waits to be claimed if the database is there, and cannot be used, seconds.
 PATIENCE = 5
 

@@ -8,10 +8,12 @@ import re
 from collections.abc import Mapping
 from datetime import timedelta
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import lru_cache, wraps
 
+from celery import bootsteps
 from celery.app import amqp
 from celery.app.routes import MapRoute
+from celery.worker.control import Panel
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE
@@ -24,6 +26,7 @@ from .exceptions import QueueRefused
 
 __all__ = (
     'AMQP',
+    'RefuseReserved',
     'check_call',
     'check_choice',
     'check_repeated',
@@ -76,6 +79,32 @@ class AMQP(amqp.AMQP):
     """Celery's `app.amqp`, without reserved names: also for `celery worker -Q` and `celery control add_consumer`."""
 
     queues_cls = Queues
+
+
+class RefuseReserved(bootsteps.Step):
+    """Lets a worker refuse a reserved name that `celery control add_consumer` gives it.
+
+    Celery adds the queue later on, in the worker's event loop, which an error ends.
+    """
+
+    def __init__(self, consumer, **kwargs):
+        super().__init__(consumer, **kwargs)
+        add_consumer = Panel.data['add_consumer']
+        if not hasattr(add_consumer, '__wrapped__'):
+            Panel.data['add_consumer'] = _refusing(consumer.app, add_consumer)
+
+
+def _refusing(app, add_consumer):
+    @wraps(add_consumer)
+    def add_consumer_if_free(state, queue, exchange=None, exchange_type=None, routing_key=None, **options):
+        try:
+            app.amqp.Queues({}).add(
+                queue, exchange=exchange or queue, exchange_type=exchange_type or 'direct', routing_key=routing_key
+            )
+        except QueueRefused as exc:
+            return {'error': str(exc)}
+        return add_consumer(state, queue, exchange, exchange_type, routing_key, **options)
+    return add_consumer_if_free
 
 
 # Where a call goes

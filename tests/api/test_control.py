@@ -76,6 +76,16 @@ class RerunTest(ActionTestCases.ActionTestCase):
     def assertNotDone(self, obj):
         self.assertEqual(CeleryResult.objects.count(), 1)
 
+    def test_queue_of_code(self):
+        """Where code has sent a run, people send it only if there is such a queue."""
+        grant(self.user, CeleryResult, actions=['view', 'rerun'])
+        for options in ({'queue': 'odd'}, {'queue': 'unacked'}, {'exchange': 'odd', 'routing_key': 'odd'}):
+            obj = make_result('completed', options=options)
+            response = self.post(obj=obj)
+            self.assertHttpStatus(response, 400)
+            self.assertIn('queue', response.json())
+        self.assertEqual(CeleryResult.objects.count(), 4)
+
     def test_needs_run_on_the_task(self):
         """Who may not run the task may not run it again either, nor one that the catalogue does not know."""
         self.may_run.delete()

@@ -64,6 +64,18 @@ class WriteTest(APITestCase):
         self.assertIn(field, response.json())
         self.assertIn(text, str(response.json()[field]))
 
+    def test_queues_that_there_are_not(self):
+        for queue in ('odd', 'unacked', '_kombu.x'):
+            self.assertWrong(self.post(queue=queue), 'queue', 'There ')
+        schedule = make_schedule(owner=self.user, queue='odd')
+        self.assertWrong(self.patch(schedule, queue='unacked_mutex'), 'queue', 'There can be no queue')
+        self.assertWrong(self.patch(schedule, queue='other'), 'queue', 'Queues are: celery')
+        # What nobody touches stays; and what is taken away is
+        self.assertHttpStatus(self.patch(schedule, description='x', enabled=False), status.HTTP_200_OK)
+        self.assertHttpStatus(self.patch(schedule, enabled=True), status.HTTP_200_OK)
+        self.assertHttpStatus(self.patch(schedule, queue='slow'), status.HTTP_200_OK)
+        self.assertHttpStatus(self.patch(schedule, queue=''), status.HTTP_200_OK)
+
     def test_pages_by_cursor(self):
         """NetBox's `start` is where a page begins, also of what has a time of that name."""
         first, second = make_schedule('A'), make_schedule('B', start=timezone.now())

@@ -16,7 +16,7 @@ from extras.models import Tag
 from netbox_celery.engine import catalogue
 from netbox_celery.models import CeleryResult, CeleryTask
 from tests.api.actions import ActionTestCases
-from tests.factories import HELLO_WORLD, grant, make_task
+from tests.factories import HELLO_WORLD, grant, make_task, make_worker
 from users.constants import TOKEN_PREFIX
 from users.models import Token, User
 from utilities.testing import APITestCase, APIViewTestCases, create_tags
@@ -227,6 +227,21 @@ class RunTest(ActionTestCases.ActionTestCase):
         self.assertAlmostEqual(result.expires, timezone.now() + timedelta(hours=1), delta=timedelta(seconds=30))
         self.assertEqual(result.options['priority'], 3)
         self.assertEqual((result.options['time_limit'], result.options['soft_time_limit']), (60, 50))
+
+    def test_queues_that_there_are_not(self):
+        """People send to queues that are configured, consumed or allowed, and never to a name that is taken."""
+        for queue in (
+            'odd', 'unacked', 'unacked_index', '_kombu.binding.celery', 'celery-task-meta-5', 'amq.x', 'é' * 200,
+        ):
+            with self.subTest(queue):
+                response = self.run_task(queue=queue)
+                self.assertWrong(response, 'queue')
+                self.assertIn('There ', str(response.json()['queue']))
+        self.assertIn('Queues are: celery', str(self.run_task(queue='odd').json()['queue']))
+        self.assertFalse(CeleryResult.objects.exists())
+        make_worker(queues=['odd'])
+        self.assertHttpStatus(self.run_task(queue='odd'), status.HTTP_201_CREATED)
+        self.assertHttpStatus(self.run_task(queue='lab-7'), status.HTTP_201_CREATED)
 
     def test_times(self):
         later = timezone.now() + timedelta(hours=1)

@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 from django.db import transaction
 from kombu.exceptions import EncodeError, OperationalError
+from kombu.messaging import Producer
 
 from dcim.models import Site
 from extras.models import Tag
@@ -205,3 +206,45 @@ def test_expired_already(task, queue):
     run, = CeleryResult.enqueue_many(task, [(1,)], queue=str(queue), expires=past)
     assert (run.status, run.expires) == ('pending', past)
     assert queue()[0]['properties']['expiration'] == '0'
+
+
+@pytest.mark.parametrize('in_transaction', [False, True])
+@pytest.mark.parametrize('options', [{}, {'chain': [LINK | {'options': {'task_id': str(uuid4())}}]}], ids=str)
+def test_broker_that_refuses_one(monkeypatch, task, queue, options, in_transaction):
+    """What the broker has taken before is sent, and stays so; the others are refused, or sent by the sweep."""
+    sent = []
+
+    def fail_at_the_third(send):
+        def send_task(*args, **kwargs):
+            if len(sent) == 2:
+                raise OperationalError('no more')
+            sent.append(args)
+            return send(*args, **kwargs)
+        return send_task
+    monkeypatch.setattr(Producer, 'supports_batch_publish', False)
+    monkeypatch.setattr(app.amqp, 'send_task_message', fail_at_the_third(app.amqp.send_task_message))
+    with transaction.atomic() if in_transaction else pytest.raises(OperationalError):
+        CeleryResult.enqueue_many(task, [(number,) for number in range(4)], queue=str(queue), **options)
+    recorder.flush()
+    runs = CeleryResult.objects.filter(celery_name='tests:many').order_by('pk')
+    rest = ('pending', '') if in_transaction else ('errored', 'publish_failed')
+    assert [(run.status, run.reason) for run in runs] == [('pending', '')] * 2 + [rest] * 2
+    assert [run.sent is not None for run in runs] == [True, True, False, False]
+    if options and not in_transaction:
+        assert CeleryResult.objects.get(celery_name='tests:link').reason == 'upstream_failed'
+
+
+def test_batch_of_which_none_is_sent(monkeypatch, task, queue):
+    """With Redis a batch is sent when it is full: one message that cannot be made keeps it from being sent."""
+    make, made = app.amqp.create_task_message, []
+
+    def create_task_message(*args, **kwargs):
+        made.append(args)
+        if len(made) == 3:
+            raise ValueError('no')
+        return make(*args, **kwargs)
+    monkeypatch.setattr(app.amqp, 'create_task_message', create_task_message)
+    with pytest.raises(ValueError, match='no'):
+        CeleryResult.enqueue_many(task, [(number,) for number in range(4)], queue=str(queue))
+    assert queue() == []
+    assert {run.reason for run in CeleryResult.objects.all()} == {'publish_failed'}

@@ -1,11 +1,17 @@
 """The claim before the body, by the requests that Celery makes."""
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from functools import partial, wraps
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 from celery import states
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, NotRegistered
 from django.db import DatabaseError, OperationalError, ProgrammingError
 from kombu.exceptions import EncodeError
+from kombu.utils import json
+from kombu.utils.json import register_type
 
 from netbox_celery.celery import app
 from netbox_celery.engine import claim, lifecycle
@@ -16,6 +22,7 @@ from netbox_celery.engine.exceptions import IgnoredByWindow
 from netbox_celery.engine.run import get_run
 from netbox_celery.engine.signals import on_postrun
 from netbox_celery.models import CeleryLogEntry, CeleryResult
+from netbox_celery.tasks import CeleryBaseTask
 from tests.factories import make_result
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -147,3 +154,214 @@ def test_foreign_message_that_no_call_could_send(deliver, request_):
     assert not row().is_rerunnable
     app.backend.mark_as_failure(task.request.id, EncodeError('nested too deeply'), None, task.request)
     assert (row().status, row().error) == ('errored', 'EncodeError: nested too deeply')
+# A message with the ID of a row that is another call
+
+
+class Point:
+    """Something that an author has taught Kombu to send."""
+
+    def __init__(self, x):
+        self.x = x
+
+
+@pytest.fixture
+def point():
+    register_type(Point, 'point', lambda point: {'x': point.x, 'salt': uuid4().hex}, lambda value: Point(value['x']))
+    Point.__eq__ = lambda self, other: self.x == other.x
+    yield Point
+    json._encoders.pop(Point, None)
+    json._decoders.pop('point', None)
+
+
+@pytest.mark.parametrize('args, kwargs', [
+    ([], {}), ([1, 'a', None, True, 2.5, 1e23, 10 ** 20], {'b': {'c': [1]}}), (['a\x00b', '\ud800'], {}),
+    ([float('inf')], {}), ([datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, 5), uuid4(), Decimal('1.10')], {}),
+    ([b'x', date(2026, 1, 1), ('a', 'b'), {1: 'x'}], {'z': 1, 'a': {'z': 1, 'a': 2}}),
+    (['x' * 100_000], {}), (['é', '"\\'], {'é': ''}),
+    ([[1.0, 100, 1e2, -0.0]], {}),
+], ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize('options', [{}, {'argsrepr': '(...)'}], ids=str)
+def test_same_call(make_task, deliver, args, kwargs, options):
+    """Whatever can be sent is claimed by its own message, as Kombu reads it."""
+    task = make_task(lambda self, task_id, *args, **kwargs: None, name='tests:delivered')
+    result = task.apply_async(args, kwargs, **options)
+    received = json.loads(json.dumps([args, kwargs]))
+    begin(deliver(result.id, args=received[0], kwargs=received[1]))
+    assert row().status == 'running'
+
+
+def test_same_call_otherwise_written(point, make_task, deliver):
+    """What is the same and is not written the same, as a set may be."""
+    task = make_task(lambda self, task_id, *args, **kwargs: None, name='tests:delivered')
+    result = task.delay(Point(5))
+    with pytest.raises(Ignore):
+        begin(deliver(result.id, args=[Point(6)]))
+    begin(deliver(result.id, args=[Point(5)]))
+    assert row().status == 'running'
+
+
+@pytest.mark.parametrize('options', [{}, {'argsrepr': '(...)', 'kwargsrepr': '{...}'}], ids=str)
+@pytest.mark.parametrize('args', [[5], ['x' * 100_000], ['\x00']], ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize('header', [True, None, {'window': None}], ids=str)
+@pytest.mark.parametrize('message', [
+    {'task': 'tests:other'}, {'args': []}, {'args': [6]}, {'kwargs': {}}, {'kwargs': {'a': '1'}},
+    {'args': [5, 5]}, {'task': 'tests:other', 'args': [], 'kwargs': {}}, {'retries': 1, 'args': [6]},
+], ids=str)
+def test_another_call(make_task, deliver, caplog, options, args, header, message):
+    """It does not run, the log says why, and the row is there for its own message."""
+    task = make_task(lambda self, task_id, *args, **kwargs: None, name='tests:delivered')
+    result = task.apply_async(args, {'a': 1}, **options)
+    own = {'args': args, 'kwargs': {'a': 1}}
+    with pytest.raises(Ignore, match='its row is that of another call'):
+        begin(deliver(result.id, netbox_celery=header, **own | message))
+    assert 'of tests:delivered' in caplog.text
+    assert (row().status, row().claims, row().celery_name) == ('pending', 0, 'tests:delivered')
+    begin(deliver(result.id, netbox_celery=header, **own))
+    assert row().status == 'running'
+
+
+def test_retry_with_other_arguments(make_task, deliver):
+    """The row knows the message of the retry; one with the first arguments is a copy, or somebody else's."""
+    run = make_result('retrying', attempt=1, claims=1, args=[1], kwargs={}, celery_name='tests:delivered',
+                      message='[[2], {}, "tests:delivered", {}]')
+    for args in ([1], [3]):
+        with pytest.raises(Ignore):
+            begin(deliver(run.task_id, retries=1, args=args))
+    begin(deliver(run.task_id, retries=1, args=[2]))
+    assert (row().status, row().attempt) == ('running', 2)
+
+
+def test_retry_that_could_not_be_remembered(deliver):
+    run = make_result('retrying', attempt=1, claims=1, args=[1], kwargs={})
+    begin(deliver(run.task_id, retries=1, args=[2], netbox_celery={'differs': True}))
+    assert row().status == 'running'
+
+
+@pytest.mark.parametrize('message, task, is_claimed', [
+    ('[[2], {}, "tests:delivered", {}]', 'tests:delivered', True), (None, 'tests:delivered', True),
+    ('[[2], {}, "tests:third", {}]', 'tests:delivered', False), ('[[2], {}, "tests:x", {}]', 'tests:x', True),
+    ('[[3], {}, "tests:delivered", {}]', 'tests:delivered', False),
+])
+def test_replacement(deliver, message, task, is_claimed):
+    """It has another name, which the row knows as soon as it is sent."""
+    run = make_result('pending', reason='replaced', nesting=1, claims=1, args=[1], kwargs={}, message=message,
+                      celery_name='tests:first')
+    message = deliver(run.task_id, task=task, replaced_task_nesting=1, args=[2])
+    if is_claimed:
+        begin(message)
+        assert row().status == 'running'
+    else:
+        with pytest.raises(Ignore, match='another call'):
+            begin(message)
+        assert row().status == 'pending'
+
+
+@pytest.mark.parametrize('name, status', [('tests:another', 'pending'), ('tests:far', 'errored')])
+def test_unregistered(name, status):
+    """A message of a task that no worker has does not end the run of another one."""
+    run = make_result('pending', celery_name='tests:far')
+    request = SimpleNamespace(name=name, chord=None, root_id=None, correlation_id=None, reply_to=None, errbacks=None)
+    app.backend.mark_as_failure(str(run.task_id), NotRegistered(name), request=request)
+    assert row().status == status
+
+
+# Handlers of authors
+
+def test_decorated_handlers(make_task, deliver):
+    """An author's own decorators stay, whatever they are; each handler is wrapped once."""
+    heard = []
+
+    def decorated(function):
+        @wraps(function)
+        def wrapper(*args):
+            heard.append('decorator')
+            return function(*args)
+        return wrapper
+
+    class Base(CeleryBaseTask):
+        abstract = True
+
+        @decorated
+        def before_start(self, task_id, args, kwargs):
+            heard.append('base')
+
+        @decorated
+        def on_replace(self, sig):
+            heard.append('replace')
+
+    class Child(Base):
+        abstract = True
+
+        def before_start(self, task_id, args, kwargs):
+            heard.append('child')
+            super().before_start(task_id, args, kwargs)
+
+    tasks = [make_task(lambda self, task_id: None, name=f'tests:{base.__name__}', base=base) for base in (Base, Child)]
+    for __ in range(3):
+        claim.track_all_tasks(app)
+    for task, expected in zip(tasks, (['decorator', 'base'], ['child', 'decorator', 'base'])):
+        run = make_result('pending', celery_name=task.name)
+        task.request_stack.push(deliver(run.task_id, task=task.name).request_stack.top)
+        heard.clear()
+        task.before_start(str(run.task_id), (), {})
+        assert heard == expected
+        run.refresh_from_db()
+        assert run.claims == 1
+        heard.clear()
+        task.on_replace(None)
+        assert heard == ['decorator', 'replace']
+        run.refresh_from_db()
+        assert (run.status, run.reason) == ('pending', 'replaced')
+        task.pop_request()
+    app.tasks.on_register = None
+
+
+@pytest.mark.parametrize('make', [
+    lambda heard: staticmethod(lambda task_id, args, kwargs: heard.append(task_id)),
+    lambda heard: classmethod(lambda cls, task_id, args, kwargs: heard.append(task_id)),
+    lambda heard: partial(lambda heard, task_id, args, kwargs: heard.append(task_id), heard),
+    lambda heard: lambda self, task_id, args, kwargs: heard.append(task_id),
+], ids=['static', 'class', 'partial', 'function'])
+def test_handlers_of_any_kind(make_task, make):
+    heard = []
+    task = make_task(lambda self, task_id: None, name='tests:kind', before_start=make(heard))
+    claim.track_all_tasks(app)
+    app.tasks.on_register = None
+    task.before_start('x', (), {})
+    assert heard == ['x']
+
+
+def test_handler_of_an_instance(make_task, deliver):
+    heard = []
+    task = make_task(lambda self, task_id: None, name='tests:delivered')
+    task.before_start = lambda task_id, args, kwargs: heard.append(task_id)
+    claim.track_all_tasks(app)
+    app.tasks.on_register = None
+    run = make_result('pending')
+    deliver(run.task_id)
+    task.before_start(str(run.task_id), (), {})
+    assert (heard, row().claims) == ([str(run.task_id)], 1)
+
+
+def test_registered_later(make_task, deliver):
+    """By a decorator, as a class, or in the registry: it claims its runs."""
+    claim.track_all_tasks(app)
+    try:
+        class Later(CeleryBaseTask):
+            name = 'tests:later'
+
+            def run(self, task_id):
+                pass
+        tasks = [
+            make_task(lambda self, task_id: None, name='tests:decorated'), app.register_task(Later()),
+        ]
+        for task in tasks:
+            run = make_result('pending', celery_name=task.name)
+            task.request_stack.push(deliver(run.task_id, task=task.name).request_stack.top)
+            task.before_start(str(run.task_id), (), {})
+            task.pop_request()
+            run.refresh_from_db()
+            assert run.claims == 1
+    finally:
+        app.tasks.on_register = None
+        app.tasks.pop('tests:later', None)

@@ -1,18 +1,24 @@
 """What was lost is found: each step of the sweep on rows of its own."""
+import ssl
+import struct
 from datetime import timedelta
 from types import SimpleNamespace
 from unittest import mock
 from uuid import uuid4
 
 import pytest
+from amqp.exceptions import AccessRefused, AMQPError, MessageNacked, PreconditionFailed, ResourceLocked
 from billiard.exceptions import WorkerLostError
 from celery import Celery, signals
 from celery.worker import state
+from django.db import DatabaseError
 from django.utils import timezone
 from kombu.exceptions import OperationalError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from netbox_celery.celery import app
 from netbox_celery.engine import missing, sweep
+from netbox_celery.engine.exceptions import QueueRefused
 from netbox_celery.models import CeleryResult
 from tests.factories import make_result, make_worker
 
@@ -47,6 +53,11 @@ def sent(monkeypatch):
         sent.append((options['task_id'], name, args, kwargs, options))
     monkeypatch.setattr(Celery, 'send_task', send)
     return sent
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
 
 
 def ago(seconds):
@@ -250,6 +261,18 @@ def test_resend(shared, sent):
     (ConnectionError('away'), False, 'pending'),
     (TypeError('cannot be sent at all'), True, 'errored'),
     (OperationalError("'no such compression'"), True, 'errored'),
+    # What the broker has against one queue, or anybody against one message
+    (PreconditionFailed('inequivalent arg'), True, 'errored'), (AccessRefused('amq.x'), True, 'errored'),
+    (ResourceLocked('exclusive'), True, 'errored'),
+    (caused(OperationalError('x'), ResourceLocked('x')), True, 'errored'),
+    (caused(OperationalError('x'), ResponseError('WRONGTYPE Operation against a key')), True, 'errored'),
+    (QueueRefused('There can be no queue'), True, 'errored'), (RuntimeError("an author's router"), True, 'errored'),
+    (struct.error('too long'), True, 'errored'), (MessageNacked(), True, 'pending'),
+    # What it has against all
+    (caused(OperationalError('x'), ResponseError('MISCONF')), False, 'pending'),
+    (AMQPError('closed'), False, 'pending'),
+    (caused(OperationalError('x'), OutOfMemoryError('x')), False, 'pending'), (TimeoutError(), False, 'pending'),
+    (ssl.SSLCertVerificationError('expired'), False, 'pending'), (DatabaseError('away'), False, 'pending'),
 ], ids=repr)
 def test_broker_refuses(shared, monkeypatch, error, others_sent, status):
     """A broker that is away is left alone until the next time; what cannot be sent at all is closed."""

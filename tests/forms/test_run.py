@@ -202,6 +202,11 @@ class BindingTest(RunFormTestCase):
         self.assertEqual(form.arguments, ([], {'queue': 'a', 'name': 'b'}))
         self.assertEqual(form.options, {'queue': 'slow'})
 
+    def test_queues_that_there_are_not(self):
+        for queue in ('odd', 'unacked', 'amq.gen'):
+            form = RunForm(CeleryTask(name='plugin:task', parameters=[]), {'queue': queue})
+            self.assertEqual(list(form.errors), ['queue'])
+
     def test_no_parameters(self):
         form = RunForm(CeleryTask(name='plugin:task', parameters=[]), {})
         self.assertTrue(form.is_valid(), form.errors)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
+from amqp.exceptions import PreconditionFailed
 from celery import chain, chord
 from django.db import transaction
 from kombu.exceptions import OperationalError
@@ -265,6 +266,32 @@ def test_sent_again(place):
     assert result.started >= result.scheduled - timedelta(seconds=0.5)
     until(lambda: f'{run.id} is not run: ' in place.worker.output)
     assert len(notes(run.id)) == 1
+
+
+def test_refused_queues(place):
+    """What RabbitMQ has against a queue holds up no message for another one, and ends the run that is for it."""
+    with app.connection_for_write() as connection:
+        # Declared with other arguments than ours
+        connection.default_channel.queue_declare(other := f'other-{uuid4().hex}', arguments={'x-max-length': 5})
+    with pytest.raises(PreconditionFailed):
+        tasks.echo.apply_async(queue=other)
+    (refused,) = CeleryResult.objects.all()
+    assert (refused.status, refused.reason) == ('errored', 'publish_failed')
+
+    rows = []
+    for queue in (other, place.worker.queue):
+        with transaction.atomic():
+            run = tasks.echo.apply_async((), queue=place.worker.queue)
+            rows.append(CeleryResult.objects.get(task_id=run.id))
+            transaction.set_rollback(True)
+        options = {**rows[-1].options, 'queue': queue}
+        rows[-1].pk, rows[-1].options, rows[-1].queue = None, options, queue
+        rows[-1].save(force_insert=True)
+    CeleryResult.objects.filter(sent=None).update(last_updated=datetime.now(UTC) - timedelta(minutes=1))
+    assert ended(rows[1], 60).status == 'completed'
+    first = ended(rows[0], 60)
+    assert (first.status, first.reason) == ('errored', 'publish_failed')
+    assert 'PRECONDITION_FAILED' in first.error
 
 
 def test_nothing_is_taken_for_missing(place):

@@ -226,3 +226,42 @@ class HistoryTest(PageTestCase):
         self.assertNotIn(completed.get_absolute_url(), page)
         # Where they can be exported, too
         self.assertIn(f'/plugins/celery/results/?schedule_id={self.schedule.pk}"', self.page(self.url))
+
+
+class QueueTest(PageTestCase):
+    """Wherever people name a queue: one that there is not is refused, at its field."""
+
+    def setUp(self):
+        super().setUp()
+        grant(self.user, CelerySchedule, actions=['view', 'add', 'change'])
+        grant(self.user, CeleryTask, actions=['view', 'run'])
+
+    def test_import(self):
+        row = f'{HELLO_WORLD},0 1 * * *'
+        for queue in ('odd', 'unacked'):
+            data = f'name,task,crontab,queue\nX,{row},{queue}'
+            page = self.client.post(f'{LIST}import/', {
+                'data': data, 'format': 'csv', 'csv_delimiter': ',', 'import_method': 'direct',
+            }, follow=True)
+            self.assertIn('queue: There ', page.content.decode())
+        self.assertFalse(CelerySchedule.objects.exists())
+
+    def test_bulk_edit(self):
+        schedule = make_schedule(owner=self.user)
+        for queue in ('odd', 'unacked'):
+            data = {'pk': [schedule.pk], '_apply': True, 'queue': queue}
+            page = self.client.post(f'{LIST}edit/', data, follow=True)
+            self.assertIn('There ', page.content.decode())
+            schedule.refresh_from_db()
+            self.assertEqual(schedule.queue, '')
+
+    def test_form_and_clone(self):
+        task = make_task()
+        data = {
+            'name': 'Copy', 'kind': 'crontab', 'crontab': '0 1 * * *', 'timezone': 'UTC', 'task': task.pk,
+            'arguments_as': 'json', 'missed': 'skip', 'missed_max': 5, 'overlap': 'allow',
+        }
+        for queue in ('odd', 'unacked'):
+            page = self.client.post(f'{LIST}add/', {**data, 'queue': queue}).content.decode()
+            self.assertIn('There ', page)
+        self.assertFalse(CelerySchedule.objects.exists())

@@ -453,6 +453,11 @@ def retry(self, task_id, times, countdown=0, limit=None):
     return attempt
 
 
+@netbox_celery_task(name='netbox_test_plugin:retry_elsewhere')
+def retry_elsewhere(self, task_id, queue):
+    raise self.retry(queue=queue, countdown=0)
+
+
 @netbox_celery_task(
     name='netbox_test_plugin:autoretry', autoretry_for=(ValueError,), max_retries=2, default_retry_delay=0,
 )
