@@ -5,7 +5,6 @@ in by one statement, whose constant columns are said once, and Kombu sends the m
 can do that.
 """
 import logging
-from copy import deepcopy
 from functools import partial
 from uuid import uuid4
 
@@ -19,7 +18,7 @@ from .enqueue import complete, find_task, note_refusal
 from .options import NOT_SENT, Own, mark, split, tag
 from .publish import is_delayed, publish
 from .recorder import recorder
-from .rows import COLUMNS, CONSTANTS, aware, build_row, exact_call, payload_columns
+from .rows import COLUMNS, CONSTANTS, aware, build_row, copied, exact_call, payload_columns
 from .run import get_run
 from .visibility import warn_of_eta
 from .workflow import are_orphans, refuse
@@ -132,7 +131,7 @@ def _send_batch(app, name, task, calls, payloads, options, own):
     messages = list(zip(task_ids, calls, ids))
     if connection.in_atomic_block:
         # What the rows say is sent, whatever the caller does with its lists until then
-        transaction.on_commit(partial(_publish_on_commit, app, name, task, deepcopy(messages), options))
+        transaction.on_commit(partial(_publish_on_commit, app, name, task, copied(name, messages), options))
     else:
         try:
             _publish(app, name, task, messages, options)

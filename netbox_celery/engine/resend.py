@@ -2,6 +2,7 @@
 from .options import mark
 from .payload import read_value
 from .publish import publish
+from .rows import check_call
 
 __all__ = (
     'COLUMNS',
@@ -34,11 +35,16 @@ def options_of(exact_call, text):
 
 
 def send_row(app, task_id, name, args, kwargs, options, message, exact_call, retries, scheduled):
-    """Send the message of a row, given by its values of `COLUMNS`."""
+    """Send the message of a row, given by its values of `COLUMNS`.
+
+    Raises:
+        kombu.exceptions.EncodeError: No worker could hand it on to its processes; an earlier version took the call.
+    """
     args, kwargs, options = call_of(exact_call, *map(read_value, (args or 'null', kwargs or 'null', options)))
     if message:
         args, kwargs, *instead = read_value(message)
         name, options = instead or (name, options)
+    check_call(name, args, kwargs, options)
     options |= {'retries': retries, 'eta': scheduled}
     mark(options)
     publish(app, name, args, kwargs, task_id=str(task_id), add_to_parent=False, **options)

@@ -20,7 +20,7 @@ from .admission import advance_all
 from .control import terminate_cancelled
 from .hooks import tell_of_failure
 from .missing import GRACE, find_fetched, find_missing
-from .payload import PayloadDecoder, is_uuid
+from .payload import PayloadDecoder, is_uuid, text_of
 from .presence import identity
 from .resend import COLUMNS, call_of, send_row
 from .upstream import tell_backend
@@ -211,7 +211,7 @@ def resend(connection, app):
             logger.exception('Task %s[%s] cannot be sent', name, task_id)
             if lifecycle.finish(
                 connection, task_id, Status.STATUS_ERRORED, reason=Reason.REASON_PUBLISH_FAILED,
-                error=f'It cannot be sent: {exc}'
+                error=f'It cannot be sent: {text_of(exc)}'
             ):
                 tell_backend(app, task_id, exc, states.FAILURE)
             continue
