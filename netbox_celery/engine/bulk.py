@@ -5,7 +5,6 @@ in by one statement, whose constant columns are said once, and Kombu sends the m
 can do that.
 """
 import logging
-from copy import deepcopy
 from functools import partial
 from uuid import uuid4
 
@@ -21,7 +20,7 @@ from .options import NOT_SENT, Own, mark, split, tag
 from .publish import is_delayed, publish
 from .queues import check_call
 from .recorder import recorder
-from .rows import COLUMNS, CONSTANTS, REFERENCES, build_row, exact_call, payload_columns
+from .rows import COLUMNS, CONSTANTS, REFERENCES, build_row, copied, exact_call, payload_columns
 from .run import get_run
 from .times import aware
 from .upstream import close_dependents
@@ -138,7 +137,7 @@ def _send_batch(app, name, task, calls, payloads, options, own):
     messages = list(zip(task_ids, calls, ids))
     if connection.in_atomic_block:
         # What the rows say is sent, whatever the caller does with its lists until then
-        transaction.on_commit(partial(_publish_on_commit, app, name, task, deepcopy(messages), options))
+        transaction.on_commit(partial(_publish_on_commit, app, name, task, copied(name, messages), options))
     else:
         accepted = set()
         try:

@@ -11,10 +11,11 @@ from celery.app.task import Context
 from celery.canvas import _chain
 from celery.utils.functional import maybe_list
 from django.db.models import Model
+from kombu.exceptions import EncodeError
 
 from .ids import IDS, canonical_ids
 from .options import OWN_DICT, OWN_PREFIX, is_own
-from .payload import DEEPEST, check_depth, dumps, is_deep
+from .payload import DEEPEST, check_depth, dumps
 from .queues import refuse_reserved
 
 __all__ = (
@@ -122,10 +123,16 @@ def make_portable(options):
 
     Args:
         options: The options, a dict of ours; it is changed, but not what it holds.
+
+    Raises:
+        kombu.exceptions.EncodeError: They are nested too deeply.
     """
     for name in LINKS:
         if value := options.get(name):
-            options[name] = portable(value)
+            try:
+                options[name] = portable(value)
+            except RecursionError as exc:
+                raise EncodeError(f'{name} cannot be sent as JSON (it is nested too deeply)') from exc
 
 
 def portable(value):
@@ -197,23 +204,17 @@ def _write(name, value):
 
 
 def check_links(options):
-    """Check that options, and what signatures in them hold, are not nested too deeply.
+    """Check that options, and what signatures in them hold, are not nested too deeply, whatever the signatures are.
 
     Args:
-        options: The options of a call, or of a signature.
+        options: The options of a call, or of a signature; the whole is within `DEEPEST_LINKS`.
 
     Raises:
         TypeError, ValueError: They are, or cannot be written as JSON.
     """
-    text = dumps(options)
-    links = [options[name] for name in LINKS if options.get(name)]
-    if not links or not is_deep(text):
-        check_depth(text)
-        return
-    check_depth(text, DEEPEST_LINKS)
     check_depth(dumps({name: value for name, value in options.items() if name not in LINKS}))
-    for link in links:
-        _check_signatures(link)
+    for name in LINKS:
+        _check_signatures(options.get(name) or ())
 
 
 def _check_signatures(value):

@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from copy import deepcopy
 from functools import partial
 from uuid import uuid4
 
@@ -17,7 +16,6 @@ from celery import states
 from celery.exceptions import CeleryError, Ignore
 from celery.result import EagerResult
 from django.db import DatabaseError, connection, transaction
-from kombu.exceptions import EncodeError
 
 from ..config import get_config
 from . import lifecycle, replace
@@ -31,7 +29,7 @@ from .payload import is_uuid, text_of
 from .policies import has_policy, policy_of, take_settings
 from .queues import check_call, delivered_to
 from .recorder import recorder
-from .rows import INSERT, build_row, check_payload, exact_call, options_columns, payload_columns
+from .rows import INSERT, build_row, check_payload, copied, exact_call, options_columns, payload_columns
 from .run import get_run
 from .times import aware, time_after
 from .upstream import close_dependents, end_ignored
@@ -234,7 +232,7 @@ class Call:
         self.row = build_row(self.app, self.name, self.args, self.kwargs, options, own, self.task, self.run, self.queue)
         if connection.in_atomic_block:
             # The message goes out later, and says what the row says, whatever the caller does with its dict until then
-            self.args, self.kwargs = _copied(self.name, self.args, self.kwargs)
+            self.args, self.kwargs = copied(self.name, (self.args, self.kwargs))
         policy = policy_of(self.task, self.args, self.kwargs, settings)
         if policy is not None:
             return self._send_if_admitted(policy, own)
@@ -402,16 +400,9 @@ class Call:
         return result
 
 
-def _copied(name, args, kwargs):
-    try:
-        return deepcopy((args, kwargs))
-    except Exception as exc:
-        raise EncodeError(f'{name}: an argument cannot be copied ({text_of(exc)})') from exc
-
-
 def note_refusal(ids, exc):
     """Write that the broker refused messages; whoever called gets to know it in any case."""
     try:
-        lifecycle.publish_failed(connection, ids, f'The broker did not accept the message: {exc}')
+        lifecycle.publish_failed(connection, ids, f'The broker did not accept the message: {text_of(exc)}')
     except DatabaseError:
         logger.exception('Runs %s were not sent, which could not be written', ids)

@@ -45,6 +45,7 @@ __all__ = (
     'other_number',
     'plain',
     'read_value',
+    'repr_of',
     'result_columns',
     'result_of',
     'sendable_jsonb',
@@ -417,6 +418,16 @@ def text_of(value):
         raise
     except Exception as exc:  # noqa: BLE001
         return f'<{type(value).__name__}, whose text could not be made: {type(exc).__name__}>'
+
+
+def repr_of(value):
+    """Return `repr(value)`, or the name of its type if that raises."""
+    try:
+        return repr(value)
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception:  # noqa: BLE001
+        return f'<{type(value).__name__}>'
 
 
 def clean_text(text):

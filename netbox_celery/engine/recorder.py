@@ -335,7 +335,9 @@ def _level(level):
     """Return a level that is no number, or none that can be stored, as one that is."""
     try:
         return max(0, min(int(level), HIGHEST_LEVEL))
-    except (TypeError, ValueError, OverflowError):
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception:  # noqa: BLE001 - whatever an author gives, it fails no task
         return LogLevelChoices.LEVEL_INFO
 
 
@@ -343,11 +345,11 @@ def _reference(obj):
     """Return `(object_type_id, object_id)` of a NetBox object; it stays unnamed in a transaction that is broken."""
     from django.contrib.contenttypes.models import ContentType
 
-    if type(obj.pk) is not int:
-        return None, None  # it was not saved yet, or has a key of another kind
+    if type(getattr(obj, 'pk', None)) is not int:
+        return None, None  # it was not saved yet, has a key of another kind, or is none of NetBox's
     try:
         return ContentType.objects.get_for_model(obj, for_concrete_model=False).pk, obj.pk
-    except DatabaseError:
+    except (AttributeError, DatabaseError):
         return None, None
 
 

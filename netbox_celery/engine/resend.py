@@ -3,6 +3,7 @@ from .options import mark
 from .payload import read_value
 from .publish import publish
 from .queues import check_call
+from .rows import check_payload
 from .times import nearest_sql
 
 __all__ = (
@@ -37,12 +38,17 @@ def options_of(exact_call, text):
 
 
 def send_row(app, task_id, name, args, kwargs, options, message, exact_call, retries, scheduled):
-    """Send the message of a row, given by its values of `COLUMNS`."""
+    """Send the message of a row, given by its values of `COLUMNS`.
+
+    Raises:
+        kombu.exceptions.EncodeError: No worker could hand it on to its processes; an earlier version took the call.
+    """
     args, kwargs, options = call_of(exact_call, *map(read_value, (args or 'null', kwargs or 'null', options)))
     if message:
         args, kwargs, *instead = read_value(message)
         name, options = instead or (name, options)
     check_call(app, name, args, kwargs, options, app.tasks.get(name))
+    check_payload(name, args, kwargs, options)
     options |= {'retries': retries, 'eta': scheduled}
     mark(options)
     publish(app, name, args, kwargs, task_id=str(task_id), add_to_parent=False, **options)

@@ -1,5 +1,6 @@
 """The rows of new runs: a call as column values, and the statement that inserts them."""
 from collections.abc import Mapping
+from copy import deepcopy
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -17,10 +18,12 @@ from .payload import (
     cut_json,
     dumps,
     has_other_numbers,
+    is_deep,
     is_exact,
     limited_jsonb,
     sendable_jsonb,
     shown_jsonb,
+    text_of,
     whole_number,
 )
 from .queues import delivered_to, destination
@@ -34,6 +37,7 @@ __all__ = (
     'USERS',
     'build_row',
     'check_payload',
+    'copied',
     'exact_call',
     'foreign_row',
     'insert_statement',
@@ -166,8 +170,9 @@ def options_columns(name, options, task):
     """
     options = sent_options(options, task)
     try:
-        check_links(options)
         text, changed = sendable_jsonb(options, deepest=DEEPEST_LINKS)
+        if is_deep(text):
+            check_links(options)
     except (TypeError, ValueError) as exc:
         raise EncodeError(f'{name}: an option cannot be sent as JSON ({exc})') from exc
     return {'options': text, 'exact_options': dumps(options) if changed or has_other_numbers(text) else None}
@@ -196,6 +201,18 @@ def check_payload(name, args, kwargs, options):
     sent = {key: options[key] for key in ('headers', *LINKS) if options.get(key)}
     if sent:
         options_columns(name, sent, None)
+
+
+def copied(name, calls):
+    """Return a copy of arguments that does not change with what the caller does to them.
+
+    Raises:
+        kombu.exceptions.EncodeError: An author's type refuses to be copied.
+    """
+    try:
+        return deepcopy(calls)
+    except Exception as exc:
+        raise EncodeError(f'{name}: an argument cannot be copied ({text_of(exc)})') from exc
 
 
 def _data(name, data):

@@ -21,7 +21,7 @@ from ..choices import ScheduleOverlapChoices as Overlap
 from . import due
 from .catalogue import get_task
 from .database import UNAVAILABLE
-from .payload import clean_text
+from .payload import clean_text, text_of
 from .policies import SCHEDULE_KEYS, EngineKey, has_key
 
 __all__ = (
@@ -184,7 +184,7 @@ def _start(schedule, moment):
         raise
     except Exception as exc:
         logger.warning('Schedule %s: %s cannot be called: %s', schedule, schedule.task, exc)
-        _fail(schedule, moment, Reason.REASON_INVALID_CALL, f'{type(exc).__name__}: {exc}')
+        _fail(schedule, moment, Reason.REASON_INVALID_CALL, f'{type(exc).__name__}: {text_of(exc)}')
     else:
         logger.info('Schedule %s: %s[%s], due %s', schedule, schedule.task, result.task_id, moment)
 

@@ -26,7 +26,7 @@ from .control import terminate_cancelled
 from .database import UNAVAILABLE
 from .hooks import tell_of_failure
 from .missing import GRACE, find_fetched, find_missing
-from .payload import PayloadDecoder, is_uuid
+from .payload import PayloadDecoder, is_uuid, text_of
 from .presence import identity
 from .publish import is_away
 from .resend import COLUMNS, call_of, send_row
@@ -300,6 +300,6 @@ def _cannot_be_sent(connection, app, exc, row):
     (task_id,) = row
     if lifecycle.finish(
         connection, task_id, Status.STATUS_ERRORED, reason=Reason.REASON_PUBLISH_FAILED,
-        error=f'It cannot be sent: {exc}'
+        error=f'It cannot be sent: {text_of(exc)}'
     ):
         tell_backend(app, task_id, exc, states.FAILURE)

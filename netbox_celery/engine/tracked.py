@@ -142,14 +142,14 @@ class TrackedResult:
         when, last = self._written
         now = time.monotonic()
         # What is no number `update` leaves out
-        if whole_number(value) is not None:
+        if (number := whole_number(value)) is not None:
             if (
-                value_step is not None and last is not None and abs(value - last) < value_step
+                value_step is not None and last is not None and abs(number - last) < value_step
                 or rate_limit is not None and now - when < rate_limit
             ):
                 self._run.left_out = value
                 return
-            self._written = (now, value)
+            self._written = (now, number)
         self.update(value=value)
 
     # Ends that the task sets itself; they are kept, whatever comes after

@@ -28,7 +28,7 @@ from .errbacks import note_errbacks
 from .ids import canonical, canonical_ids
 from .options import Own, lift, split
 from .outcome import advance_line
-from .payload import clean_text, is_uuid
+from .payload import clean_text, is_uuid, repr_of, text_of
 from .resend import options_of
 from .rowresults import RowResultsMixin
 from .rows import build_row, insert_statement
@@ -269,9 +269,9 @@ def _load_culprit(exc):
     rows = get_connection().execute(CULPRIT, (blamed,), patience=5) if is_uuid(blamed) else []
     name, status, reason, error, user_id, root_id = rows[0] if rows else (None,) * 6
     if task_id is None:
-        sentence = f'Not run: {type(exc).__name__}: {exc}'
+        sentence = f'Not run: {type(exc).__name__}: {text_of(exc)}'
     elif not rows:
-        sentence = f'Not run, because [{task_id}] did not succeed: {exc!r}'
+        sentence = f'Not run, because [{task_id}] did not succeed: {repr_of(exc)}'
     elif reason == Reason.REASON_UPSTREAM_FAILED:
         sentence = error  # it names who was at fault
     else:

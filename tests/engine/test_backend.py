@@ -8,9 +8,10 @@ import pytest
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from celery import states
 from celery.app.task import Context
+from celery.backends.redis import RedisBackend
 from celery.exceptions import ChordError, MaxRetriesExceededError, NotRegistered, Reject, Retry, TaskRevokedError
 from django.utils import timezone
-from kombu.exceptions import OperationalError
+from kombu.exceptions import EncodeError, OperationalError
 
 from netbox_celery.celery import app
 from netbox_celery.config import get_config
@@ -228,6 +229,103 @@ def test_result_that_is_ignored(started):
     app.backend.mark_as_done(run.task_id, SimpleNamespace(a=1), request, store_result=False)
     assert (now(row).status, row.result) == ('completed', 'namespace(a=1)')
     assert app.backend.client.get(app.backend.get_key_for_task(run.task_id)) is None
+
+
+class OddResult:
+    """A result whose author's code raises, wherever it is asked."""
+
+    def __init__(self, exc):
+        self.exc = exc
+
+    def __json__(self):
+        raise self.exc
+
+    __repr__ = __json__
+
+
+def deep(depth):
+    value = 'the end'
+    for __ in range(depth):
+        value = [value]
+    return value
+
+
+ODD = {
+    'deep': lambda: deep(750), 'endless': lambda: deep(100_000), 'digits': lambda: 10 ** 5000, 'set': lambda: {1, 2},
+    'key error': lambda: OddResult(KeyError('x')), 'recursion': lambda: OddResult(RecursionError()),
+    'keys': lambda: {(1,): 2}, 'type error': lambda: [OddResult(TypeError())], 'huge set': lambda: set(range(100_000)),
+    'bytes': lambda: {b'\xff': 1}, 'negative digits': lambda: {'x': -10 ** 5000},
+    'unicode': lambda: OddResult(UnicodeError('\ud800')),
+}
+
+
+@pytest.mark.parametrize('what', ODD)
+def test_ignored_result_never_fails_its_task(started, what):
+    """Whatever a task returns, and nobody stores: it has succeeded, and its row shows something."""
+    row, request, run = started()
+    app.backend.mark_as_done(run.task_id, ODD[what](), request, store_result=False)
+    assert now(row).status == 'completed'
+    assert isinstance(row.result, str)
+    assert row.exact_result == ''
+
+
+@pytest.mark.parametrize('what', ODD)
+def test_result_is_stored_as_celery_would(started, what):
+    """What plain Celery stores completes the run, and comes back; what it refuses fails it, and nothing was written."""
+    row, request, run = started()
+    plain = RedisBackend(app=app, url=app.conf.result_backend)
+    try:
+        plain.encode(ODD[what]())
+    except EncodeError:
+        with pytest.raises(EncodeError):
+            app.backend.mark_as_done(run.task_id, ODD[what](), request)
+        assert now(row).status == 'running'
+    else:
+        app.backend.mark_as_done(run.task_id, ODD[what](), request)
+        assert now(row).status == 'completed'
+        assert app.AsyncResult(run.task_id).get(timeout=5) == ODD[what]()
+
+
+def test_part_of_a_chord_counts_once(started, monkeypatch):
+    """A result that its row does not hold is told to the chord like others."""
+    row, request, run = started()
+    request.chord = {'task': 'tests:x'}
+    told = []
+    monkeypatch.setattr(RedisBackend, 'on_chord_part_return', lambda *args, **kwargs: told.append(args[2:]))
+    app.backend.mark_as_done(run.task_id, deep(150), request)
+    assert told == [('SUCCESS', deep(150))]
+    with pytest.raises(EncodeError):  # the chord is to have it
+        app.backend.mark_as_done(run.task_id, {1}, request, store_result=False)
+
+
+@pytest.mark.parametrize('value', [[1e23], {'b': 1, 'a': -0.0}, float('nan'), 'nul \x00', 1e16], ids=repr)
+def test_result_comes_back_exactly(started, listening, value):
+    """Who waits and who asks later get what the task returned; Redis does not hold it."""
+    row, request, run = started()
+    heard = listening(row)
+    app.backend.mark_as_done(run.task_id, value, request)
+    assert heard() == ['SUCCESS']
+    assert repr(app.AsyncResult(run.task_id).get(timeout=5)) == repr(value)
+    assert app.backend.client.get(app.backend.get_key_for_task(run.task_id)) is None
+
+
+@pytest.mark.parametrize('meta', [{'x': deep(750)}, {'x': 5, 'y': 10 ** 30}, {'current': deep(3), 'step': deep(600)}])
+def test_odd_states(started, meta):
+    """What Celery stores of a custom state fails no task for its row."""
+    row, request, run = started()
+    app.backend.store_result(run.task_id, meta, 'MINE', request=request)
+    recorder.flush(run)
+    assert now(row).data is not None
+    assert row.status == 'running'
+
+
+def test_grief_over_a_success(held):
+    """What goes wrong in a worker's child after it has told of a success changes nothing, in neither place."""
+    row = held()
+    request = parents_request(row)
+    type(row).objects.filter(pk=row.pk).update(status='completed', completed=timezone.now(), result=5)
+    app.backend.mark_as_failure(str(row.task_id), ValueError('no text'), request=request, call_errbacks=False)
+    assert (now(row).status, told(row)) == ('completed', 'SUCCESS')
 
 
 # What a worker's parent tells, which has no claim

@@ -1,11 +1,14 @@
 """The end of a run: its log comes first, an end that cannot be written is written later, and it is written once."""
 import pytest
+from celery._state import _task_stack
 from django.db import OperationalError, connection
+from kombu.exceptions import EncodeError
 
 from netbox_celery.engine import outcome
+from netbox_celery.engine.claim import begin
 from netbox_celery.engine.database import EngineConnection
 from netbox_celery.engine.recorder import recorder
-from netbox_celery.engine.run import Run
+from netbox_celery.engine.run import Run, get_run
 from netbox_celery.engine.tracked import TrackedResult
 from netbox_celery.models import CeleryLogEntry, CeleryResult
 from tests.factories import make_result
@@ -230,3 +233,39 @@ def test_data_that_json_cannot_hold(run, data):
         TrackedResult(run).success(object())
     recorder.flush(run)
     assert (row().value, row().status) == (None, 'running')
+
+
+def deep(depth):
+    value = None
+    for __ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize('data', [deep(150), deep(5000), 10 ** 5000, {(1,): 2}], ids=['150', '5000', 'digits', 'key'])
+def test_data_that_is_refused(run, data):
+    """As at a call; and nothing is written."""
+    with pytest.raises(EncodeError):
+        TrackedResult(run).update(value=1, data=data)
+    recorder.flush(run)
+    assert (row().value, row().status) == (None, 'running')
+
+
+def test_end_with_a_result_that_a_row_does_not_hold(run):
+    """A result that Celery can store is an end like others."""
+    TrackedResult(run).success(deep(150))
+    assert (row().status, row().exact_result) == ('completed', '')
+    assert run.own_end == ('completed', deep(150))
+
+
+def test_end_with_a_result_that_nobody_stores(deliver):
+    """It cannot be written and need not be: the row shows a text."""
+    task = deliver(task_options={'ignore_result': True}, netbox_celery=None)
+    begin(task)
+    _task_stack.push(task)
+    try:
+        get_run(task.request).row = TrackedResult(get_run(task.request))
+        get_run(task.request).row.success({1, 2})
+    finally:
+        _task_stack.pop()
+    assert (row().status, row().result) == ('completed', '{1, 2}')

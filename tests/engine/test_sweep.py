@@ -390,3 +390,39 @@ def test_held_by_broker(services):
         queue.get(timeout=5).ack()
         channel.close()
     assert not missing._held_by_broker(app, {name}) & {'waits', 'fetched'}
+
+
+def test_exactly(shared, sent):
+    """What is sent again, and told of a run that is lost, is what was called, not what PostgreSQL makes of it."""
+    call = {
+        'args': [10 ** 23], 'kwargs': {'a': 1, 'b': 'nan'}, 'options': {'headers': {'x': 0}},
+        'exact_call': '[[1e+23], {"b": NaN, "a": 1}, {"headers": {"x": -0.0}}]',
+    }
+    run = make_result('pending', celery_name='tests:early', **call)
+    CeleryResult.objects.filter(pk=run.pk).update(last_updated=ago(60))
+    heard = []
+    signals.task_failure.connect(hear := lambda args, kwargs, **others: heard.append((args, kwargs)))
+    running(**call)
+    sweep.resend(shared, app)
+    sweep.close_lost(shared, app)
+    signals.task_failure.disconnect(hear)
+
+    assert repr(sent[0][2:4]) == repr(([1e23], {'b': float('nan'), 'a': 1}))
+    assert repr(sent[0][4]['headers']['x']) == '-0.0'
+    assert repr(heard) == repr([([1e23], {'b': float('nan'), 'a': 1})])
+
+
+def test_what_an_earlier_version_took(shared, sent):
+    """A row that no worker could hand on to its processes is closed, and those behind it are sent."""
+    value = []
+    for __ in range(750):
+        value = [value]
+    poisoned = [make_result('pending', celery_name='tests:early', **columns) for columns in (
+        {'args': [value]}, {'kwargs': {'x': value}}, {'options': {'headers': {'x': value}}},
+    )]
+    fine = make_result('pending', celery_name='tests:early', args=[1])
+    CeleryResult.objects.update(last_updated=ago(60))
+    sweep.resend(shared, app)
+    assert [(now(run).status, run.reason) for run in poisoned] == 3 * [('errored', 'publish_failed')]
+    assert 'nested too deeply' in now(poisoned[0]).error
+    assert [entry[0] for entry in sent] == [str(fine.task_id)]

@@ -265,6 +265,28 @@ class UnprintableResult:
     __repr__ = Unprintable.__str__
 
 
+class EncodedResult:
+    """Nobody can write it as JSON, or as text."""
+
+    def __init__(self, value=None):
+        self.value = value
+
+    def __json__(self):
+        if self.value is None:
+            raise KeyError('encoder')
+        return self.value
+
+    def __repr__(self):
+        raise KeyError('text')
+
+
+def nested(depth):
+    value = 'the end'
+    for __ in range(depth):
+        value = [value]
+    return value
+
+
 def _local_exception():
     class Local(ValueError):
         pass
@@ -329,6 +351,13 @@ RESULTS = {
     'huge': lambda: 'x' * 2_000_000,
     'odd': lambda: {'nul \x00': 'surrogate \ud800', 'number': float('nan')},
     'uuid': lambda: UUID(int=1),
+    'floats': lambda: [1e23, 1e16, -0.0, 1.5, 10 ** 30],
+    'order': lambda: {'z': 1, 'a': {'y': 1, 'x': 2}},
+    'marker': lambda: {'__type__': 'nothing', '__value__': 1},
+    'deep': lambda: nested(750),
+    'digits': lambda: 10 ** 5000,
+    'encoder': EncodedResult,
+    'silent encoder': lambda: EncodedResult(1),
     'exception': lambda: ValueError('returned, not raised'),
 }
 

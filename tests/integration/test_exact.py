@@ -1,0 +1,92 @@
+"""What comes out of a run is what its task returned, and what goes into a repetition is what the call had."""
+from uuid import uuid4
+
+import pytest
+from celery.backends.redis import RedisBackend
+from netbox_test_plugin import tasks
+
+from netbox_celery.celery import app
+from netbox_celery.models import CeleryResult
+
+from .support import ended, row, until
+
+
+def asked_later(run):
+    """Return what who asks after the end gets, who has not heard of it."""
+    app.backend._cache.clear()
+    return app.AsyncResult(str(run.task_id)).get(timeout=10)
+
+
+@pytest.mark.parametrize('what', ['floats', 'order', 'odd', 'uuid', 'marker', 'deep', 'none'])
+def test_results(worker, what):
+    """Who waits, and who asks later, get exactly what the task returned, as plain Celery would hand it over."""
+    returned = tasks.RESULTS[what]()
+    outcome = worker.send(tasks.answer, what)
+
+    assert repr(outcome.get(timeout=20)) == repr(returned)
+    result = ended(outcome)
+    assert result.status == 'completed'
+    assert repr(asked_later(result)) == repr(returned)
+
+
+def test_wait_beside_a_marker(prefork):
+    """What looks like a type marker of Kombu's does not end the wait for the results of others."""
+    outcomes = [prefork.send(tasks.answer, what) for what in ('marker', 'floats', 'marker', 'none')]
+
+    assert [outcome.get(timeout=20) for outcome in reversed(outcomes)] == [
+        tasks.RESULTS[what]() for what in ('none', 'marker', 'floats', 'marker')
+    ]
+
+
+@pytest.mark.parametrize('what', ['deep', 'digits', 'encoder', 'silent encoder', 'set'])
+def test_ignored_results(worker, what):
+    """A body that succeeded has succeeded, whatever it returned, and its worker goes on."""
+    result = worker.run(tasks.answer, what, ignore_result=True)
+
+    assert (result.status, result.error) == ('completed', '')
+    assert worker.run(tasks.echo).status == 'completed'
+    assert CeleryResult.objects.get(pk=result.pk).status == 'completed'
+
+
+@pytest.mark.parametrize('what', ['digits', 'encoder', 'silent encoder', 'set', 'deep'])
+def test_stored_results(prefork, what):
+    """Where Celery has to store what it cannot, it fails the task; the row says the same as Celery."""
+    outcome = prefork.send(tasks.answer, what)
+    result = ended(outcome)
+    try:
+        RedisBackend(app=app, url=app.conf.result_backend).encode(tasks.RESULTS[what]())
+        expected = 'completed', 'SUCCESS'
+    except Exception:  # noqa: BLE001 - it raises what Celery makes of what the encoder raises
+        expected = 'errored', 'FAILURE'
+
+    assert until(lambda: outcome.state in ('SUCCESS', 'FAILURE'))
+    assert (result.status, outcome.state) == expected
+
+
+@pytest.mark.parametrize('args, kwargs', [
+    ([1e23, -0.0], {}), ([float('nan'), 'nul \x00'], {}), ([], {'z': 1, 'a': {'y': 1e16, 'x': 2}}),
+], ids=['floats', 'unstorable', 'order'])
+def test_run_again(worker, args, kwargs):
+    """A repetition is called as the run was."""
+    first = ended(worker.send(tasks.echo, *args, kwargs=kwargs))
+    second = CeleryResult.objects.get(pk=first.pk).rerun()
+
+    assert row(second).pk != first.pk
+    again = ended(app.AsyncResult(str(second.task_id)))
+    assert again.status == 'completed'
+    assert repr(asked_later(again)) == repr(asked_later(first)) == repr([args, kwargs])
+
+
+@pytest.mark.parametrize('depth', [90, 150, 300])
+def test_foreign_message(worker, depth):
+    """A program without the plugin may send what no call of ours could: it is refused, and the worker goes on."""
+    sent = app.AsyncResult(str(uuid4()))
+    with app.producer_or_acquire() as producer:
+        message = app.amqp.create_task_message(sent.id, tasks.echo.name, (tasks.nested(depth),), {})
+        app.amqp.send_task_message(producer, tasks.echo.name, message, queue=worker.queue)
+    until(lambda: CeleryResult.objects.filter(task_id=sent.id).exists())
+    result = ended(sent)
+
+    assert result.status == ('completed' if depth < 100 else 'errored')
+    assert depth < 100 or 'nested too deeply' in result.error
+    assert worker.run(tasks.echo).status == 'completed'
