@@ -112,16 +112,23 @@ class BesideTable(NetBoxTable):
     def reader(self):
         """The `Reader`; it has looked up all that the page shows."""
         if self._reader is None:
-            # Without a request nobody knows who reads
-            request = getattr(self, 'request', None)
-            self._reader = Reader(getattr(request, 'user', None))
-            if hasattr(self, 'page'):
-                load_beside(self._reader, [row.record for row in self.page.object_list], [
-                    column.name for column in self.columns if column.visible
-                ])
+            page = getattr(self, 'page', None)
+            shown = [column.name for column in self.columns if column.visible]
+            self._read([row.record for row in page.object_list] if page else [], shown)
         return self._reader
 
     _reader = None
+
+    def _read(self, rows, names):
+        # Without a request nobody knows who reads
+        request = getattr(self, 'request', None)
+        self._reader = Reader(getattr(request, 'user', None))
+        load_beside(self._reader, rows, names)
+
+    def as_values(self, exclude_columns=None):
+        # An export has all rows, not those of a page
+        self._read(list(self.data), set(self.columns.names()) - set(exclude_columns or ()))
+        yield from super().as_values(exclude_columns)
 
     def before_render(self, request):
         # Some of NetBox's pages do not configure their tables

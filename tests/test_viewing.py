@@ -153,6 +153,7 @@ def test_constraints(actor):
 
 @pytest.mark.parametrize('address', [
     f'{RESULTS}{ALL_COLUMNS}', '/api/plugins/celery/results/', '/api/plugins/celery/log-entries/',
+    f'{RESULTS}?export=table&per_page=1', f'{SCHEDULES}?export=table&per_page=1',
     f'{SCHEDULES}{ALL_COLUMNS}', '/api/plugins/celery/schedules/', '/api/plugins/celery/results/PK/logs/',
     '/api/plugins/celery/results/PK/workflow/', f'{RESULTS}PK/workflow/', f'{RESULTS}PK/log/lines/?after=0',
 ])

@@ -253,6 +253,10 @@ class FormTest(PageTestCase):
     def test_notes(self):
         """Before somebody edits: whose name it runs in, and whether they may save at all."""
         schedule = make_schedule(owner=User.objects.create_user('olga'))
+        page = self.page(f'{schedule.get_absolute_url()}edit/')
+        self.assertIn('Its runs act as (hidden).', page)
+        self.assertNotIn('olga', page)
+        grant(self.user, User)
         self.assertIn('Its runs act as olga.', self.page(f'{schedule.get_absolute_url()}edit/'))
         self.user.object_permissions.all().delete()
         grant(self.user, CelerySchedule, actions=['view', 'change'])
