@@ -18,6 +18,7 @@ from redis import Redis
 from ..config import get_config
 from . import lifecycle
 from .ids import canonical
+from .queues import is_reserved
 
 __all__ = (
     'find_fetched',
@@ -126,7 +127,7 @@ def _held_by_workers(app):
 
 def _unacknowledged(channel, client):
     entries = client.hvals(channel.global_keyprefix + channel.unacked_key)
-    return {_task_id(json.loads(entry)[0]) for entry in entries}
+    return {_task_id(entry, 0) for entry in entries}
 
 
 def _held_by_broker(app, queues):
@@ -134,18 +135,26 @@ def _held_by_broker(app, queues):
     with _redis(app) as (channel, client):
         if channel is None:
             return None
+        # What went where no list can be is nowhere
         keys = [
-            channel.global_keyprefix + channel._q_for_pri(queue, priority)
-            for queue in queues for priority in channel.priority_steps
+            key for queue in queues if not is_reserved(queue) for priority in channel.priority_steps
+            if client.type(key := channel.global_keyprefix + channel._q_for_pri(queue, priority)) in (b'list', b'none')
         ]
         if sum(client.llen(key) for key in keys) > MOST_MESSAGES:
             return None
         # What workers hold, before and after what waits: a message that moves in between is seen at least once.
         held = _unacknowledged(channel, client)
         for key in keys:
-            held |= {_task_id(json.loads(entry)) for entry in client.lrange(key, 0, -1)}
+            held |= {_task_id(entry) for entry in client.lrange(key, 0, -1)}
         return held | _unacknowledged(channel, client)
 
 
-def _task_id(message):
-    return canonical(message.get('headers', {}).get('id'))
+def _task_id(entry, *path):
+    """Return the ID of the task in a message as Redis holds it; `None` of what is none."""
+    try:
+        message = json.loads(entry)
+        for step in path:
+            message = message[step]
+        return canonical(message['headers']['id'])
+    except (LookupError, TypeError, ValueError):
+        return None
