@@ -206,7 +206,7 @@ def check_call(app, name, args, kwargs, options, task):
     found = destination(app, name, args, kwargs, options, task)
     if found:
         refuse_reserved(found)
-    elif not options.get('exchange') and not app.conf.task_routes:
+    elif not getattr(exchange := options.get('exchange'), 'name', exchange) and not app.conf.task_routes:
         raise QueueRefused(f'{name}: the call leads to no queue')
     return found
 
