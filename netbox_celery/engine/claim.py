@@ -156,7 +156,7 @@ def _claim_patiently(task, request, tracked_by_caller):
     while True:
         try:
             call = _call(request, tracked_by_caller)
-            claimed = _claim(request, *call)
+            claimed = _claim(request, call)
             if claimed is None and not tracked_by_caller:
                 try:
                     row = foreign_row(task, request)
@@ -164,7 +164,7 @@ def _claim_patiently(task, request, tracked_by_caller):
                     # The row has no more than a text of them, to which the message is not compared
                     row, refusal, call = refused_row(task, request), exc, ()
                 get_connection().execute(INSERT, row, patience=float('inf'))
-                claimed = _claim(request, *call)
+                claimed = _claim(request, call)
             if claimed is None and call and not _differs(request):
                 # Only the text was another one
                 claimed = _claim(request)
@@ -177,23 +177,22 @@ def _claim_patiently(task, request, tracked_by_caller):
 
 
 def _call(request, tracked_by_caller):
-    """Return the arguments of a message as JSON texts to compare with the row's; nothing if that is not to be done."""
+    """Return the arguments of a message as JSON text to compare with the row's; `None` if that is not to be done."""
     if isinstance(tracked_by_caller, dict) and tracked_by_caller.get('differs'):
-        return ()
+        return None
+    if not request.args and not request.kwargs:
+        return '[[], {}]'
     try:
-        call = (
-            dumps(list(request.args)) if request.args else '[]', dumps(request.kwargs) if request.kwargs else '{}'
-        )
+        call = dumps([request.args or [], request.kwargs or {}])
     except Exception:  # noqa: BLE001 - authors' encoders may raise anything
-        return ()
-    return call if sum(map(len, call)) <= MOST_COMPARED else ()
+        return None
+    return call if len(call) <= MOST_COMPARED else None
 
 
-def _claim(request, args=None, kwargs=None):
+def _claim(request, call=None):
     return lifecycle.claim(
         get_connection(), task_id=request.id, attempt=request.retries + 1, nesting=request.replaced_task_nesting or 0,
-        worker=identity.name or request.hostname or '', holder=identity.key, name=request.task, args=args,
-        kwargs=kwargs
+        worker=identity.name or request.hostname or '', holder=identity.key, name=request.task, call=call
     )
 
 

@@ -84,9 +84,9 @@ def send(app, publish, name, args, kwargs, options):
     canonical_ids(options)
     make_portable(options)
     task = options.get('task_type') or find_task(app, name)
-    queue = check_call(app, name, args, kwargs, options, task)
     if 'task_type' not in options:
         kwargs, own = lift(task, kwargs, own)
+    queue = check_call(app, name, args, kwargs, options, task)
     parent = app.current_worker_task
     request = parent.request_stack.top if parent is not None else None
     run = get_run(request)

@@ -79,17 +79,17 @@ CLAIM = f"""
         OR status IN ('retrying', 'running') AND (nesting, attempt) < (%(nesting)s, %(attempt)s)
     ) AND CASE
         WHEN nesting < %(nesting)s OR %(name)s::text IS NULL THEN true
-        WHEN message IS NULL THEN nesting > 0 OR celery_name = %(name)s AND COALESCE(
-            args = %(args)s::jsonb AND kwargs = %(kwargs)s::jsonb, true
+        WHEN message IS NULL THEN nesting > 0 OR celery_name = %(name)s AND (
+            args IS NULL OR kwargs IS NULL OR COALESCE(jsonb_build_array(args, kwargs) = %(call)s::jsonb, true)
         )
         ELSE (celery_name = %(name)s OR strpos(message, %(renamed)s) > 0)
-            AND COALESCE(starts_with(message, %(call)s), true)
+            AND COALESCE(starts_with(message, %(beginning)s), true)
     END
     RETURNING id, claims, attempt, user_id, request_id
 """
 
 
-def claim(connection, *, task_id, attempt, nesting, worker, holder, name=None, args=None, kwargs=None):
+def claim(connection, *, task_id, attempt, nesting, worker, holder, name=None, call=None):
     """Claim a run for this delivery of its message.
 
     Args:
@@ -100,21 +100,16 @@ def claim(connection, *, task_id, attempt, nesting, worker, holder, name=None, a
         worker: Node name of the worker.
         holder: Key of the worker process group (`CeleryWorker.key`).
         name: Name of the task that the message asks for, or `None` if that is not to be compared with the row's.
-        args: Its positional arguments as JSON text, or `None` if they are not to be compared with the row's.
-        kwargs: Its keyword arguments, likewise.
+        call: Its arguments as JSON text, `[args, kwargs]`, or `None` if they are not to be compared with the row's.
 
     Returns:
         `(id, claims, attempt, user_id, request_id)`, or `None` if the claim is refused.
     """
-    call = None
-    if args is not None:
-        call = f'[{args}, {kwargs}'
-        if not is_jsonb(call):
-            args = kwargs = None  # what `jsonb` does not take is in `message`
     rows = connection.execute(CLAIM, {
         'task_id': task_id, 'attempt': attempt, 'nesting': nesting, 'worker': worker, 'holder': holder,
-        'name': name and clean_text(name)[:255], 'args': args, 'kwargs': kwargs, 'call': call,
-        'renamed': f'}}, {json.dumps(name)}, {{',
+        'name': name and clean_text(name)[:255], 'renamed': f'}}, {json.dumps(name)}, {{',
+        # What `jsonb` does not take is in `message`
+        'call': call if call and is_jsonb(call) else None, 'beginning': call and call[:-1],
     }, patience=float('inf'))
     return rows[0] if rows else None
 

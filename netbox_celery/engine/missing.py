@@ -14,11 +14,11 @@ import logging
 from contextlib import contextmanager
 
 from redis import Redis
-from redis.exceptions import ResponseError
 
 from ..config import get_config
 from . import lifecycle
 from .ids import canonical
+from .queues import is_reserved
 
 __all__ = (
     'find_fetched',
@@ -71,11 +71,10 @@ def find_missing(connection, app):
     suspects = connection.execute(SUSPECTS)
     if not suspects:
         return 0
-    found = _held_by_broker(app, {queue for __, __, queue in suspects})
-    if found is None:
+    held = _held_by_broker(app, {queue for __, __, queue in suspects})
+    if held is None:
         return 0
-    held, unknown = found
-    missing = [id for id, task_id, queue in suspects if task_id not in held and queue not in unknown]
+    missing = [id for id, task_id, __ in suspects if task_id not in held]
     found = connection.execute(UNSEND, (missing,)) if missing else []
     if found:
         logger.error('The broker has lost messages, which will be sent again: of %s run(s)', len(found))
@@ -138,38 +137,26 @@ def _held_by_broker(app, queues):
     with _redis(app) as (channel, client):
         if channel is None:
             return None
-        keys, unknown = [], set()
-        for queue in queues:
-            of_queue = [channel.global_keyprefix + channel._q_for_pri(queue, step) for step in channel.priority_steps]
-            try:
-                waiting = sum(client.llen(key) for key in of_queue)
-            except ResponseError as exc:
-                logger.warning('What waits in the queue %s cannot be told: %s', queue, exc)
-                unknown.add(queue)
-            else:
-                keys.append((waiting, of_queue))
-        if sum(waiting for waiting, __ in keys) > MOST_MESSAGES:
+        # What went where no list can be is nowhere
+        keys = [
+            key for queue in queues if not is_reserved(queue) for priority in channel.priority_steps
+            if client.type(key := channel.global_keyprefix + channel._q_for_pri(queue, priority)) in (b'list', b'none')
+        ]
+        if sum(client.llen(key) for key in keys) > MOST_MESSAGES:
             return None
         # What workers hold, before and after what waits: a message that moves in between is seen at least once.
         held = _unacknowledged(channel, client)
-        for __, of_queue in keys:
-            for key in of_queue:
-                held |= {_task_id(entry) for entry in client.lrange(key, 0, -1)}
-        return held | _unacknowledged(channel, client), unknown
+        for key in keys:
+            held |= {_task_id(entry) for entry in client.lrange(key, 0, -1)}
+        return held | _unacknowledged(channel, client)
 
 
 def _task_id(entry, *path):
-    """Return the ID of the task of a message as Redis holds it, or `None`: anybody may put anything there.
-
-    Args:
-        entry: The text.
-        path: Where in it the message is.
-    """
+    """Return the ID of the task in a message as Redis holds it; `None` of what is none."""
     try:
         message = json.loads(entry)
-        for index in path:
-            message = message[index]
-        task_id = message['headers']['id']
+        for step in path:
+            message = message[step]
+        return canonical(message['headers']['id'])
     except (LookupError, RecursionError, TypeError, ValueError):
         return None
-    return canonical(task_id) if isinstance(task_id, str) else None

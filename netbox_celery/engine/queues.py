@@ -32,6 +32,7 @@ __all__ = (
     'check_repeated',
     'delivered_to',
     'destination',
+    'is_reserved',
     'offered',
     'refuse_reserved',
     'without_delay',
@@ -49,6 +50,11 @@ MOST_NAMED = 20
 @lru_cache(maxsize=1)
 def _keys():
     return taken_keys(get_config())
+
+
+def is_reserved(name):
+    """Whether a name is one that no queue can have."""
+    return bool(why_reserved(name, _keys()))
 
 
 def refuse_reserved(name):
@@ -200,7 +206,7 @@ def check_call(app, name, args, kwargs, options, task):
     found = destination(app, name, args, kwargs, options, task)
     if found:
         refuse_reserved(found)
-    elif not options.get('exchange') and not app.conf.task_routes:
+    elif not getattr(exchange := options.get('exchange'), 'name', exchange) and not app.conf.task_routes:
         raise QueueRefused(f'{name}: the call leads to no queue')
     return found
 

@@ -1,4 +1,5 @@
 """One identity, one spelling, whoever says it."""
+import json
 from types import SimpleNamespace
 from uuid import UUID, uuid4
 
@@ -175,8 +176,10 @@ def test_who_sent_it_gets_its_result(deliver):
 
 
 def test_message_in_a_queue():
-    assert missing._task_id({'headers': {'id': ID.upper()}}) == ID
-    assert missing._task_id({'headers': {}}) is None
+    assert missing._task_id(json.dumps({'headers': {'id': ID.upper()}})) == ID
+    assert missing._task_id(json.dumps([{'headers': {'id': ID.upper()}}, 'exchange', 'key']), 0) == ID
+    for entry in ('{"headers": {}}', '{}', '[]', '5', 'no JSON', b'\xff', '{"headers": null}'):
+        assert missing._task_id(entry) is missing._task_id(entry, 0) is None
     assert ids.respelled({ID.upper()}) == [ID]
 
 

@@ -71,7 +71,7 @@ def test_destination(configured, options, queue):
     (route, 'large'), ([route], 'large'), ({'tests:*': 'small'}, 'small'), ({'tests:x': {'queue': 'small'}}, 'small'),
     ({'tests:x': {'exchange': 'orders', 'routing_key': 'little'}}, 'small'),
     ({'tests:x': {'exchange': 'elsewhere', 'routing_key': 'k'}}, ''), ({'other': 'small'}, 'celery'),
-], ids=str)
+], ids=['function', 'functions', 'pattern', 'name', 'key', 'elsewhere', 'other'])
 def test_routes(configured, routes, queue):
     configured(task_queues=QUEUES, task_routes=routes)
     assert destination(app, 'tests:x', (), {}, {}, None) == queue
