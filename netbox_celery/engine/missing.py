@@ -131,9 +131,7 @@ def _unacknowledged(channel, client):
 
 
 def _held_by_broker(app, queues):
-    """Return the IDs of the tasks whose messages the broker holds, and the names of queues of which nobody can tell;
-    `None` if that is so of all.
-    """
+    """Return the IDs of the tasks whose messages the broker holds, or `None` if that cannot be told."""
     with _redis(app) as (channel, client):
         if channel is None:
             return None
