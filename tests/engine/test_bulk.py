@@ -209,7 +209,9 @@ def test_expired_already(task, queue):
 
 
 @pytest.mark.parametrize('in_transaction', [False, True])
-@pytest.mark.parametrize('options', [{}, {'chain': [LINK | {'options': {'task_id': str(uuid4())}}]}], ids=['alone', 'chain'])
+@pytest.mark.parametrize(
+    'options', [{}, {'chain': [LINK | {'options': {'task_id': str(uuid4())}}]}], ids=['alone', 'chain']
+)
 def test_broker_that_refuses_one(monkeypatch, task, queue, options, in_transaction):
     """What the broker has taken before is sent, and stays so; the others are refused, or sent by the sweep."""
     sent = []
