@@ -11,6 +11,7 @@ from netbox.context import current_request, events_queue
 from netbox_celery import host
 from netbox_celery.engine.context import change_context
 from netbox_celery.engine.run import Run
+from netbox_celery.models import CeleryResult
 from tests.factories import grant, make_result
 from users.models import User
 from utilities.exceptions import PermissionsViolation
@@ -105,3 +106,14 @@ def test_save_permitted(user):
     site.refresh_from_db()
     assert (site.name, site.description) == ('Renamed', '')
     assert ObjectChange.objects.count() == 1
+
+
+@pytest.mark.parametrize('broken', ['to_objectchange', 'bulk_create'])
+def test_entry_that_cannot_be_written(user, monkeypatch, caplog, broken):
+    """What was done is done: its entry in the change log keeps nobody from being answered."""
+    def fail(*args, **kwargs):
+        raise ValueError('broken')
+    monkeypatch.setattr(CeleryResult if broken == 'to_objectchange' else type(ObjectChange.objects), broken, fail)
+    request = SimpleNamespace(user=user, id=uuid4())
+    host.record_change(make_result(), request, host.ACTION_CREATE)
+    assert 'has no entry in the change log' in caplog.text and not ObjectChange.objects.exists()

@@ -3,8 +3,8 @@
 The rows are written with SQL: most of these values come in no other way any more, but older rows have them.
 """
 import json
-from itertools import chain
 
+import pytest
 from django.db import connection
 from django.urls import reverse
 from django.utils import timezone
@@ -64,6 +64,13 @@ def write(obj, **columns):
         )
 
 
+@pytest.mark.parametrize('value', sorted({text for pair in ARGUMENTS for text in pair}), ids=lambda text: text[:40])
+def test_every_value_can_be_shown(value):
+    for field in (CeleryResult._meta.get_field('args'), CelerySchedule._meta.get_field('kwargs')):
+        shown = plain(field.from_db_value(value, None, connection))
+        json.dumps(shown, indent=4, allow_nan=False).encode()
+
+
 class ValuesTest(PageTestCase):
     user_permissions = ('core.view_objectchange', 'extras.view_exporttemplate')
 
@@ -105,12 +112,6 @@ class ValuesTest(PageTestCase):
         response = self.client.post(reverse('graphql'), {'query': query}, content_type='application/json')
         self.assertHttpStatus(response, 200)
         self.assertNotIn('errors', response.json())
-
-    def test_plain(self):
-        for value in chain(ZOO, (text for pair in ARGUMENTS for text in pair)):
-            for model, field in ((CeleryResult, 'args'), (CelerySchedule, 'args')):
-                read = model._meta.get_field(field).from_db_value(value, None, connection)
-                json.dumps(plain(read), indent=4, allow_nan=False)
 
     def test_runs(self):
         for result in self.make_results('completed', ARGUMENTS[:len(ZOO)]):
@@ -183,7 +184,7 @@ class ValuesTest(PageTestCase):
                 self.assertTrue(ObjectChange.objects.filter(changed_object_id=result.pk, action='delete').exists())
 
     def test_schedules(self):
-        for schedule in self.make_schedules():
+        for schedule in self.make_schedules(ARGUMENTS[:len(ZOO):2] + ARGUMENTS[len(ZOO) + 1::2]):
             url = schedule.get_absolute_url()
             with self.subTest(pk=schedule.pk, url=url):
                 for page in ('', 'edit/', 'run/'):
@@ -200,7 +201,7 @@ class ValuesTest(PageTestCase):
         self.query('{ celery_schedule_list { id args kwargs options in_words } }')
 
     def test_change_schedules(self):
-        for schedule in self.make_schedules():
+        for schedule in self.make_schedules(ARGUMENTS[1:len(ZOO):2] + ARGUMENTS[len(ZOO)::2]):
             url = schedule.get_absolute_url()
             with self.subTest(pk=schedule.pk):
                 self.assertHttpStatus(self.client.post(f'{url}disable/'), 302)
@@ -213,8 +214,8 @@ class ValuesTest(PageTestCase):
                 self.assertHttpStatus(self.client.post(f'{url}delete/', {'confirm': True}), 302)
 
     def test_times(self):
-        for zone in ('UTC', 'Pacific/Kiritimati', 'Pacific/Niue'):
-            for value in TIMES:
+        for zone in ('Pacific/Kiritimati', 'Pacific/Niue'):
+            for value in TIMES[:4]:
                 with self.subTest(zone=zone, value=value), timezone.override(zone):
                     status = ResultStatusChoices.STATUS_SCHEDULED
                     result, schedule = make_result(status), make_schedule(f'{zone} {value}')

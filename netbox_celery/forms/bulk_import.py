@@ -18,6 +18,9 @@ __all__ = (
 )
 
 
+TIMES = ('at', 'start', 'end')
+
+
 class CeleryScheduleImportForm(NetBoxModelImportForm):
     enabled = forms.BooleanField(
         label=_('Enabled'),
@@ -88,6 +91,10 @@ class CeleryScheduleImportForm(NetBoxModelImportForm):
         if data is not None and not data.get('id'):
             # What a record leaves out is as it is in a new schedule: a box that nobody ticked would be "no"
             data = {'enabled': True} | data
+        if data is not None:
+            # A number in YAML is one already, and Django's field of a time takes text
+            data = {name: str(value) if isinstance(value, int | float) and name in TIMES else value
+                    for name, value in data.items()}
         super().__init__(data, *args, **kwargs)
 
     def clean(self):
