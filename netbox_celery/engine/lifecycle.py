@@ -187,7 +187,8 @@ def finish(
     rows = connection.execute(statement, {
         'task_id': task_id, 'status': status, 'claims': claims, 'holder': holder, 'attempt': attempt,
         'reason': reason, 'result': result, 'error': clean_text(error), 'traceback': clean_text(traceback),
-        'in_backend': in_backend, 'windows': list(windows or ()), 'lengths': [float(length) for length in (windows or {}).values()],
+        'in_backend': in_backend, 'windows': list(windows or ()),
+        'lengths': [float(length) for length in (windows or {}).values()],
     }, patience=patience)
     return rows[0] if rows else None
 
