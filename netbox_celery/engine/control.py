@@ -127,11 +127,34 @@ def terminate_cancelled(connection, app, worker):
     """
     task_ids = [str(task_id) for (task_id,) in connection.execute(CANCELLED, (worker.key, list(TERMINABLE_POOLS)))]
     if task_ids:
+        _register_again(task_ids)
         app.control.revoke(task_ids, terminate=True, destination=[worker.name])
 
 
 def _options(result):
     return result.options if isinstance(result.options, dict) else {}
+
+
+def _register_again(task_ids):
+    """Let this worker know of requests by their IDs that it is executing.
+
+    It forgets the one with an ID when another one with that ID is done: the attempt before this one, or the task that
+    this one replaces, whose end it may hear of after the message of the next.
+    """
+    from celery.worker import state  # whoever is no worker needs none of it
+
+    for request in _copy_of(state.active_requests):
+        if request.id in task_ids:
+            state.requests.setdefault(request.id, request)
+
+
+def _copy_of(requests):
+    """Return the requests in a set that the worker's main thread changes meanwhile, as a list."""
+    while True:
+        try:
+            return list(requests)
+        except RuntimeError:
+            continue
 
 
 def rerun(result, user=None):

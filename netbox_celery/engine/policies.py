@@ -144,13 +144,15 @@ def _concurrency(task, args, kwargs, setting):
                 f'{task.name}: a unique task needs stale_time_limit, the time after which a run does not keep others '
                 f'from running any more'
             )
-        key = EngineKey(unique_key(task, args, kwargs))
+        key = _apart(unique_key(task, args, kwargs), (MARK, SCHEDULE_KEYS))
+    else:
+        key = _key(task, key, args, kwargs)
     if on_conflict not in ON_CONFLICT:
         raise CeleryError(f'{task.name}: on_conflict must be one of {", ".join(ON_CONFLICT)}, not {on_conflict!r}')
     if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= HIGHEST_LIMIT:
         raise CeleryError(f'{task.name}: limit must be a whole number from 1 to {HIGHEST_LIMIT}, not {limit!r}')
     return {
-        'key': _key(task, key, args, kwargs), 'limit': limit, 'on_conflict': on_conflict,
+        'key': key, 'limit': limit, 'on_conflict': on_conflict,
         'replaces_any': getattr(task, 'on_conflict', None) == 'replace',
         'stale_after': None if stale_after is None else seconds(stale_after),
     }
@@ -185,8 +187,7 @@ def default_unique_key_generator(task, prefix, task_args, task_kwargs):
 
 def unique_key(task, args, kwargs):
     """Return the key under which a unique task runs once at a time with some arguments."""
-    key = _generated(task, 'unique', args, kwargs)
-    return key if key.startswith(UNIQUE_KEYS) else UNIQUE_KEYS + key
+    return _generated(task, 'unique', args, kwargs)
 
 
 def window_key(task, args, kwargs):
@@ -207,10 +208,14 @@ def _key(task, key, args, kwargs):
     GUARANTEE: no key that a task or a caller says, or that is made of arguments, is one of the engine's own.
     """
     if isinstance(key, EngineKey):
-        return _fitting(str(key))
-    made = _made(task, key, args, kwargs)
-    fitting = _fitting(made)
-    return _fitting(MARK + made) if fitting.startswith((MARK, UNIQUE_KEYS, SCHEDULE_KEYS)) else fitting
+        return str(key)
+    return _apart(_made(task, key, args, kwargs), (MARK, UNIQUE_KEYS, SCHEDULE_KEYS))
+
+
+def _apart(key, prefixes):
+    """Return a key as its column has it, with a mark before it if it begins with a prefix that is not its own."""
+    fitting = _fitting(key)
+    return _fitting(MARK + key) if fitting.startswith(prefixes) else fitting
 
 
 def _made(task, key, args, kwargs):

@@ -17,6 +17,7 @@ from functools import partial, wraps
 
 from celery.exceptions import Ignore
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connection, connections
+from kombu.exceptions import EncodeError
 
 from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
@@ -159,7 +160,8 @@ def remember(app, run, name, args, kwargs, options, task, queue):
             get_connection(), run.task_id, message_of(name, args, kwargs, options), claims=run.claims,
             queue=row['queue'], scheduled=row['scheduled'], expires=row['expires']
         )
-    except (DatabaseError, TypeError, ValueError):
+    except (DatabaseError, EncodeError, LookupError, TypeError, ValueError):
+        # Whether it can be sent now is for the broker to say
         logger.exception('Task %s[%s] could not be sent again, if that was necessary', name, run.task_id)
         header = (options.get('headers') or {}).get(HEADER)
         mark(options, {**(header if isinstance(header, dict) else {}), 'differs': True})

@@ -2,18 +2,21 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from threading import Barrier
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 from celery.signals import before_task_publish
 from django.db import connection, transaction
+from django.utils import timezone
 
 from dcim.models import Site
 from netbox_celery.celery import app
 from netbox_celery.choices import ResultStatusChoices
 from netbox_celery.engine import lifecycle
-from netbox_celery.engine.control import NotRerunnable, cancel_many, cancellation, rerun
+from netbox_celery.engine.control import NotRerunnable, cancel_many, cancellation, rerun, terminate_cancelled
 from netbox_celery.models import CeleryResult
 from tests.factories import make_result, make_worker
 from users.models import User
@@ -43,6 +46,23 @@ def published():
 def told(run):
     app.backend._cache.clear()
     return app.AsyncResult(str(run.task_id)).state
+
+
+def test_terminate_what_the_worker_has_forgotten(shared, monkeypatch):
+    """Celery forgets a request when an earlier one with its ID is done: it is made known again before it is ended."""
+    from celery.worker import state
+
+    worker = make_worker(key=uuid4(), pool='prefork')
+    run = make_result('running', holder=worker.key, cancelled=timezone.now() - timedelta(seconds=9))
+    request, other = SimpleNamespace(id=str(run.task_id)), SimpleNamespace(id=str(uuid4()))
+    monkeypatch.setattr(state, 'active_requests', [request, other])
+    monkeypatch.setattr(state, 'requests', {})
+    told = []
+    monkeypatch.setattr(
+        app.control, 'revoke', lambda ids, **options: told.append((ids, options['destination'], dict(state.requests)))
+    )
+    terminate_cancelled(shared, app, SimpleNamespace(key=worker.key, name='celery@me'))
+    assert told == [([request.id], ['celery@me'], {request.id: request})]
 
 
 @pytest.mark.parametrize('status', ResultStatusChoices.values())

@@ -167,7 +167,7 @@ def test_ordinary_keys(tasks, key):
 
 
 def test_unique_keys(make_task):
-    """What a generator returns is a key of unique tasks: it can't be that of a schedule, or one that a caller gives."""
+    """What an author's generator returns is the key, but that of a schedule it cannot be."""
     def policy(generated):
         task = make_task(
             lambda self, task_id: None, name=f'tests:{generated}', unique=True, stale_time_limit=1,
@@ -176,7 +176,8 @@ def test_unique_keys(make_task):
         return policy_of(task, (), {}).key
 
     assert policy('unique:mine') == 'unique:mine'
-    assert policy('schedule:5') == 'unique:schedule:5'
+    assert policy('mine') == 'mine'
+    assert policy('schedule:5') == '=schedule:5'
 
 
 @pytest.mark.parametrize('key, value', [

@@ -156,7 +156,9 @@ def test_ends(replacing, gate, cell):
                 waits_for = waiting(cell.run, 'pending', 'running', timeout=30)
                 until(lambda: row(cell.run).reason == 'replaced' and row(cell.run).holder is None, 30)
                 if place == 'last':
-                    until(lambda: row(cell.run).message, 30, lambda: describe(cell))
+                    # It is looked for where its message is
+                    until(lambda: row(cell.run).message and row(cell.run).sent, 30, lambda: describe(cell))
+                    assert row(cell.run).queue == 'nobody'
             assert waits_for.cancel()
     if fate != 'gate last':
         open_gate(gate)  # what was not cancelled goes on
@@ -201,6 +203,33 @@ def test_in_a_transaction(replacing, how):
     )
     assert waits(run) == ([1, 1] if how == 'group' else 1)
     assert ended(run).status == 'completed'
+
+
+@pytest.mark.parametrize('how', ['task', 'chain', 'chord'])
+@pytest.mark.parametrize('times', [{'countdown': 100}, {'countdown': 100, 'expires': 200}, {'expires': 1}], ids=str)
+def test_times(replacing, how, times):
+    """The row of a run has the times of what replaces it: its own are over."""
+    queue = 'nobody' if 'countdown' not in times else replacing.queue
+    run = replacing.send(tasks.replace_by_later, kwargs={
+        'how': how, 'queue': replacing.queue, 'last': {'queue': queue, **times},
+    }, expires=300, countdown=0.1)
+    until(lambda: row(run).message and row(run).reason == 'replaced' or row(run).completed, 30)
+    found = row(run)
+    if 'countdown' in times:
+        assert (found.status, (found.scheduled - found.created).total_seconds() > 90) == ('scheduled', True)
+        assert (found.expires is not None) == ('expires' in times)
+        found.cancel()
+    else:
+        assert (ended(run, 30).status, row(run).reason) == ('revoked', 'expired')
+    assert waits(run) is Exception
+
+
+@pytest.mark.parametrize('how', ['task', 'chain'])
+def test_nothing_is_sent(replacing, how):
+    """A task whose own `on_replace` sends nothing is ignored, as it says."""
+    run = replacing.send(tasks.die_in_replace, kwargs={'how': how, 'queue': '', 'when': 'never', 'what': ''})
+    assert (ended(run).status, row(run).error) == ('ignored', 'nothing replaces it')
+    assert waits(run) is None
 
 
 @pytest.mark.parametrize('how', ['task', 'chain'])

@@ -161,10 +161,21 @@ def replace_or(self, task_id, *, how, otherwise):
         return 'otherwise'
 
 
+@netbox_celery_task(name='netbox_test_plugin:replace_by_later')
+def replace_by_later(self, task_id, *, how, queue, last):
+    """Let something take its place that ends with a step with times, or a queue, of its own."""
+    first, last = add.si(1).set(queue=queue), add.si(1).set(**last)
+    raise self.replace(
+        {'task': lambda: last, 'chain': lambda: chain(first, last), 'chord': lambda: chord([first], last)}[how]()
+    )
+
+
 class Dying(CeleryBaseTask):
-    """Loses its process while its replacement is on its way."""
+    """Loses its process while its replacement is on its way; or sends none."""
 
     def on_replace(self, sig):
+        if self.request.kwargs['when'] == 'never':
+            raise Ignore('nothing replaces it')
         if self.request.kwargs['when'] == 'after':
             sig.apply_async()
         os.kill(os.getpid() if self.request.kwargs['what'] == 'process' else os.getppid(), signal.SIGKILL)
