@@ -70,11 +70,11 @@ def find_missing(connection, app):
     suspects = connection.execute(SUSPECTS)
     if not suspects:
         return 0
-    found = _held_by_broker(app, {queue for __, __, queue in suspects})
-    if found is None:
+    queues = {queue for __, __, queue in suspects}
+    held = _held_by_broker(app, queues)
+    if held is None:
         return 0
-    held, unknown = found
-    missing = [id for id, task_id, queue in suspects if task_id not in held and queue not in unknown]
+    missing = [id for id, task_id, queue in suspects if task_id not in held and queue in queues]
     found = connection.execute(UNSEND, (missing,)) if missing else []
     if found:
         logger.error('The broker has lost messages, which will be sent again: of %s run(s)', len(found))
@@ -131,20 +131,23 @@ def _unacknowledged(channel, client):
 
 
 def _held_by_broker(app, queues):
-    """Return the IDs of the tasks whose messages the broker holds, and the names of queues of which nobody can tell;
-    `None` if that is so of all.
+    """Return the IDs of the tasks whose messages the broker holds, or `None` if that cannot be told.
+
+    Args:
+        app: The Celery app.
+        queues: Names of queues, a set; those of which it cannot be told are taken out.
     """
     with _redis(app) as (channel, client):
         if channel is None:
             return None
-        keys, unknown = [], set()
-        for queue in queues:
+        keys = []
+        for queue in tuple(queues):
             of_queue = [channel.global_keyprefix + channel._q_for_pri(queue, step) for step in channel.priority_steps]
             try:
                 waiting = sum(client.llen(key) for key in of_queue)
             except ResponseError as exc:
                 logger.warning('What waits in the queue %s cannot be told: %s', queue, exc)
-                unknown.add(queue)
+                queues.discard(queue)
             else:
                 keys.append((waiting, of_queue))
         if sum(waiting for waiting, __ in keys) > MOST_MESSAGES:
@@ -154,7 +157,7 @@ def _held_by_broker(app, queues):
         for __, of_queue in keys:
             for key in of_queue:
                 held |= {_task_id(entry) for entry in client.lrange(key, 0, -1)}
-        return held | _unacknowledged(channel, client), unknown
+        return held | _unacknowledged(channel, client)
 
 
 def _task_id(entry, *path):

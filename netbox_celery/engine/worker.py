@@ -18,16 +18,19 @@ from datetime import datetime
 from functools import partial, wraps
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from billiard.pool import MaybeEncodingError
 from celery import bootsteps
 from celery.apps import worker
 from celery.exceptions import InvalidTaskError, TaskRevokedError
 from celery.worker.state import task_ready
 from kombu.utils.imports import symbol_by_name
 
+from ..choices import ResultStatusChoices as Status
 from .exceptions import BodyInterrupted, NotHandedOver, OutOfMemory
 from .hooks import tell_of_failure
 from .options import HEADER
 from .payload import is_uuid
+from .presence import status_of
 from .upstream import load_requests
 
 __all__ = (
@@ -352,6 +355,9 @@ class Tolerant:
         if isinstance(exc, MemoryError):
             # Celery takes it for its own
             exc_info.exception = OutOfMemory(exc)
+        elif isinstance(exc, MaybeEncodingError):
+            # What a body has left by cannot be pickled. Unless the process has ended with it, it has told of it.
+            return_ok = return_ok or status_of(self.id) != Status.STATUS_RUNNING
         elif not isinstance(exc, Exception | SystemExit | KeyboardInterrupt):
             # The process or thread has told of it (`netbox_celery.engine.interruption`)
             exc_info.exception, return_ok = BodyInterrupted(exc), True
