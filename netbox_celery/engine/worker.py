@@ -125,12 +125,12 @@ def _check_message(message):
         _check(headers, FIELDS)
         body = message.payload
         if isinstance(body, dict):
-            _check_arguments(message, body.get('args'), body.get('kwargs'))
+            _check_arguments(message, headers['task'], body.get('args'), body.get('kwargs'))
             return
         if not isinstance(body, list | tuple) or len(body) != 3:
             raise InvalidTaskError('The body is not a list of arguments, keyword arguments and options')
         args, kwargs, embedded = body
-        _check_arguments(message, args, kwargs)
+        _check_arguments(message, headers['task'], args, kwargs)
         if not isinstance(embedded, dict | None):
             raise InvalidTaskError('The options in the body are not a dict')
         if embedded:
@@ -140,10 +140,10 @@ def _check_message(message):
     elif isinstance(body := message.payload, dict) and 'task' in body:
         # The protocol of Celery 3
         _check(body, FIELDS | EMBEDDED)
-        _check_arguments(message, body.get('args'), body.get('kwargs'))
+        _check_arguments(message, body['task'], body.get('args'), body.get('kwargs'))
 
 
-def _check_arguments(message, args, kwargs):
+def _check_arguments(message, name, args, kwargs):
     if not _is_list(args):
         raise InvalidTaskError('The arguments are not a list')
     if not _is_dict(kwargs):
@@ -151,14 +151,16 @@ def _check_arguments(message, args, kwargs):
     # Counting is done in C, and nearly always enough
     text = message.body
     opened = text.count('[') + text.count('{') if isinstance(text, str) else text.count(b'[') + text.count(b'{')
-    if opened > DEEPEST and (_is_deeper(args, DEEPEST) or _is_deeper(kwargs, DEEPEST)):
-        raise InvalidTaskError(f'The arguments are nested too deeply: more than {DEEPEST} levels')
+    # Arguments of Celery's own tasks are calls, with arguments of their own
+    deepest = 3 * DEEPEST if name.startswith('celery.') else DEEPEST
+    if opened > deepest and (_is_deeper(args, deepest) or _is_deeper(kwargs, deepest)):
+        raise InvalidTaskError(f'The arguments are nested too deeply: more than {deepest} levels')
 
 
 def _is_deeper(value, deepest):
     """Whether lists and dicts are nested more than so deep, without descending into them."""
     level = [value]
-    for __ in range(deepest + 1):
+    for __ in range(deepest):
         level = [
             item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer or ())
             if isinstance(item, list | dict)

@@ -197,6 +197,7 @@ def test_positional_only_by_name():
             check_arguments(task, [], {'pos': 1})
 
 
+@pytest.mark.django_db
 @pytest.mark.parametrize('code', [
     {'__doc__': 'a NUL \x00'}, {'max_retries': float('nan')}, {'run': lambda self, items=[{1, 2}]: None},
     {'__doc__': property(lambda self: 1 / 0)},
