@@ -45,7 +45,7 @@ LOCK = 235379
 UNSENT_AFTER = 15
 #: What no broker could send, however long one waits: arguments or options that are wrong, an unknown queue. Kombu takes
 #: some of them for errors of the connection.
-UNSENDABLE = (EncodeError, LookupError, TypeError, ValueError)
+UNSENDABLE = (EncodeError, LookupError, RecursionError, TypeError, ValueError)
 #: Rows settled in one go.
 BATCH = 500
 #: A row that could not be settled is left out for so long, seconds: those behind it have their turn.
@@ -225,7 +225,7 @@ def _let_go(connection, app, run, error):
     args, kwargs, *rest = _decode(message)
     if nesting:
         # What replaced it was another task, if that is known
-        name = None if is_original or not rest else rest[0]
+        name = rest[0] if rest and not is_original and isinstance(rest[0], str) else None
     task = app.tasks.get(name)
     row = task is not None and task.acks_late and lifecycle.requeue(
         connection, task_id, by='claim', claims=claims, reason=Reason.REASON_WORKER_LOST, error=error, resend=True

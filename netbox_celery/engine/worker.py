@@ -317,7 +317,8 @@ def _fail(request, exc, traceback):
         )
     except Exception:
         logger.exception('The end of task %s[%s] could not be told to all', request.name, request.id)
-    tell_of_failure(request.task, request.id, request.args, request.kwargs, exc)
+    if status_of(request.id) != Status.STATUS_REVOKED:
+        tell_of_failure(request.task, request.id, request.args, request.kwargs, exc)
 
 
 # What a request hears from the pool

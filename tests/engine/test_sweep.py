@@ -339,7 +339,9 @@ def test_held_by_broker(services):
 
 # What a row, or Redis, holds that nobody can read
 
-@pytest.mark.parametrize('message', ['x', '5', '[]', '[[1]]', '{}', '[' * 3000 + ']' * 3000])
+@pytest.mark.parametrize('message', [
+    'x', '5', '[]', '[[1]]', '{}', '[[], {}, []]', '[' * 3000 + ']' * 3000
+])
 @pytest.mark.parametrize('nesting', [0, 1])
 def test_unreadable_call_of_a_lost_run(shared, backend, message, nesting):
     """A run whose arguments cannot be read is ended as lost, and so are those behind it."""
@@ -409,6 +411,14 @@ def test_refused_rows_hold_up_no_others(shared, poison, monkeypatch):
         sweep.resend(shared, app)
     assert sent == [good.task_id]
     assert {now(run).status for run in bad} == {'pending'}
+
+
+def test_row_that_cannot_be_read_is_not_sent(shared, poison):
+    """It ends, with the reason."""
+    deep = make_result('pending', message='[' * 3000 + ']' * 3000)
+    CeleryResult.objects.update(last_updated=ago(60), sent=None)
+    sweep.resend(shared, app)
+    assert (now(deep).status, deep.reason) == ('errored', 'publish_failed')
 
 
 def test_each_part_by_itself(shared, monkeypatch):
