@@ -87,12 +87,13 @@ class Instance:
         plugins: What stands in `PLUGINS`
         plugins_config: What stands in `PLUGINS_CONFIG`
         for_tests: Whether to set what NetBox's own tests expect
+        database_settings: What stands in `DATABASES['default']` beside the address, such as `OPTIONS`
         secret_key, pepper: Kept by those who want sessions and tokens to outlive a restart
     """
 
     def __init__(
         self, root, cluster, redis, *, database='netbox', redis_databases=(0, 1), plugins=PLUGINS, plugins_config=None,
-        for_tests=False, secret_key=None, pepper=None,
+        for_tests=False, database_settings=None, secret_key=None, pepper=None,
     ):
         self.root = Path(root)
         self.cluster = cluster
@@ -102,6 +103,7 @@ class Instance:
         self.plugins = plugins
         self.plugins_config = plugins_config or {}
         self.for_tests = for_tests
+        self.database_settings = database_settings or {}
         self.secret_key = secret_key or secrets.token_urlsafe(48)
         self.pepper = pepper or secrets.token_urlsafe(48)
 
@@ -124,6 +126,7 @@ class Instance:
                     'HOST': '127.0.0.1',
                     'PORT': self.cluster.port,
                     'CONN_MAX_AGE': 300,
+                    **self.database_settings,
                 },
             }, sort_dicts=False),
             redis=pformat(

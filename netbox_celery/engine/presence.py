@@ -158,6 +158,7 @@ class Presence:
                     logger.warning('The sweep waits, the database is unavailable: %s', exc)
                 except Exception:
                     logger.exception('The sweep failed')
+            close_old_connections()  # into Django's pool, if it keeps one, before this thread waits
             self._advance_lines(connection)
 
     def _advance_lines(self, connection):

@@ -53,6 +53,8 @@ def on_postrun(sender=None, state=None, retval=None, **kwargs):
     request = sender.request_stack.top
     if state is None and is_interruption(exc := sys.exception()) and not request.is_eager:
         tell_of_interruption(sender, request, exc)
+    if _pooled and not request.is_eager:
+        close_old_connections()  # back into the pool: a thread that is idle keeps none from the others
     run = get_run(request)
     if run is None:
         return
@@ -157,6 +159,8 @@ def on_prerun(sender=None, **kwargs):
 
 
 _presence = None
+#: Whether Django keeps a pool of connections.
+_pooled = False
 
 
 @signals.celeryd_after_setup.connect
@@ -236,7 +240,9 @@ def _keep_connections(app):
     A kept connection may be broken by the time of the next task: Django then looks before it uses it for the first
     time in a task (`CONN_HEALTH_CHECKS`), which costs those alone that do use it.
     """
+    global _pooled
     for alias in connections:
+        _pooled = _pooled or bool((connections.settings[alias].get('OPTIONS') or {}).get('pool'))
         connections.settings[alias]['CONN_HEALTH_CHECKS'] = True
     for fixup in app._fixups:
         if worker_fixup := getattr(fixup, 'worker_fixup', None):

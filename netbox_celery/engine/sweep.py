@@ -230,7 +230,7 @@ def _let_go(connection, app, run, error):
     args, kwargs, *rest = _decode(*found[0])
     if nesting:
         # What replaced it was another task, if that is known
-        name = rest[0] if rest else None
+        name = rest[0] if rest and isinstance(rest[0], str) else None
     task = app.tasks.get(name)
     row = task is not None and task.acks_late and lifecycle.requeue(
         connection, task_id, by='claim', claims=claims, reason=Reason.REASON_WORKER_LOST, error=error, resend=True

@@ -18,16 +18,19 @@ from datetime import datetime
 from functools import partial, wraps
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from billiard.pool import MaybeEncodingError
 from celery import bootsteps
 from celery.apps import worker
 from celery.exceptions import InvalidTaskError, TaskRevokedError
 from celery.worker.state import task_ready
 from kombu.utils.imports import symbol_by_name
 
+from ..choices import ResultStatusChoices as Status
 from .exceptions import BodyInterrupted, NotHandedOver, OutOfMemory
 from .hooks import tell_of_failure
 from .options import HEADER
 from .payload import is_uuid
+from .presence import status_of
 from .upstream import load_requests
 
 __all__ = (
@@ -122,12 +125,12 @@ def _check_message(message):
         _check(headers, FIELDS)
         body = message.payload
         if isinstance(body, dict):
-            _check_arguments(message, body.get('args'), body.get('kwargs'))
+            _check_arguments(message, headers['task'], body.get('args'), body.get('kwargs'))
             return
         if not isinstance(body, list | tuple) or len(body) != 3:
             raise InvalidTaskError('The body is not a list of arguments, keyword arguments and options')
         args, kwargs, embedded = body
-        _check_arguments(message, args, kwargs)
+        _check_arguments(message, headers['task'], args, kwargs)
         if not isinstance(embedded, dict | None):
             raise InvalidTaskError('The options in the body are not a dict')
         if embedded:
@@ -137,10 +140,10 @@ def _check_message(message):
     elif isinstance(body := message.payload, dict) and 'task' in body:
         # The protocol of Celery 3
         _check(body, FIELDS | EMBEDDED)
-        _check_arguments(message, body.get('args'), body.get('kwargs'))
+        _check_arguments(message, body['task'], body.get('args'), body.get('kwargs'))
 
 
-def _check_arguments(message, args, kwargs):
+def _check_arguments(message, name, args, kwargs):
     if not _is_list(args):
         raise InvalidTaskError('The arguments are not a list')
     if not _is_dict(kwargs):
@@ -148,14 +151,16 @@ def _check_arguments(message, args, kwargs):
     # Counting is done in C, and nearly always enough
     text = message.body
     opened = text.count('[') + text.count('{') if isinstance(text, str) else text.count(b'[') + text.count(b'{')
-    if opened > DEEPEST and (_is_deeper(args, DEEPEST) or _is_deeper(kwargs, DEEPEST)):
-        raise InvalidTaskError(f'The arguments are nested too deeply: more than {DEEPEST} levels')
+    # Arguments of Celery's own tasks are calls, with arguments of their own
+    deepest = 3 * DEEPEST if name.startswith('celery.') else DEEPEST
+    if opened > deepest and (_is_deeper(args, deepest) or _is_deeper(kwargs, deepest)):
+        raise InvalidTaskError(f'The arguments are nested too deeply: more than {deepest} levels')
 
 
 def _is_deeper(value, deepest):
     """Whether lists and dicts are nested more than so deep, without descending into them."""
     level = [value]
-    for __ in range(deepest + 1):
+    for __ in range(deepest):
         level = [
             item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer or ())
             if isinstance(item, list | dict)
@@ -312,7 +317,8 @@ def _fail(request, exc, traceback):
         )
     except Exception:
         logger.exception('The end of task %s[%s] could not be told to all', request.name, request.id)
-    tell_of_failure(request.task, request.id, request.args, request.kwargs, exc)
+    if status_of(request.id) != Status.STATUS_REVOKED:
+        tell_of_failure(request.task, request.id, request.args, request.kwargs, exc)
 
 
 # What a request hears from the pool
@@ -352,6 +358,9 @@ class Tolerant:
         if isinstance(exc, MemoryError):
             # Celery takes it for its own
             exc_info.exception = OutOfMemory(exc)
+        elif isinstance(exc, MaybeEncodingError):
+            # What a body has left by cannot be pickled. Unless the process has ended with it, it has told of it.
+            return_ok = return_ok or status_of(self.id) != Status.STATUS_RUNNING
         elif not isinstance(exc, Exception | SystemExit | KeyboardInterrupt):
             # The process or thread has told of it (`netbox_celery.engine.interruption`)
             exc_info.exception, return_ok = BodyInterrupted(exc), True

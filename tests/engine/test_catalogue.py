@@ -195,3 +195,20 @@ def test_positional_only_by_name():
         task = CeleryTask(name='t', parameters=[KINDS[0] | {'required': required}])
         with pytest.raises(InvalidArguments, match='pos: must be given by position'):
             check_arguments(task, [], {'pos': 1})
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize('code', [
+    {'__doc__': 'a NUL \x00'}, {'max_retries': float('nan')}, {'run': lambda self, items=[{1, 2}]: None},
+    {'__doc__': property(lambda self: 1 / 0)},
+], ids=['NUL', 'NaN', 'set', 'raises'])
+def test_one_task_holds_up_no_others(make_task, code):
+    """What cannot be described, or written, of a task keeps no other one out of the catalogue, new or changed."""
+    for suffix in ('a', 'c'):
+        make_task(lambda self, task_id: None, name=f'tests:{suffix}')
+    bad = make_task(lambda self, task_id: None, name='tests:b')
+    for name, value in code.items():
+        setattr(type(bad), name, value)
+    for __ in range(2):
+        catalogue.sync(force=True)
+        assert {'tests:a', 'tests:c'} <= set(CeleryTask.objects.values_list('name', flat=True))

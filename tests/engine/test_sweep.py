@@ -1,4 +1,5 @@
 """What was lost is found: each step of the sweep on rows of its own."""
+import contextlib
 import ssl
 import struct
 from datetime import timedelta
@@ -6,6 +7,7 @@ from types import SimpleNamespace
 from unittest import mock
 from uuid import uuid4
 
+import amqp
 import pytest
 from amqp.exceptions import AccessRefused, AMQPError, MessageNacked, PreconditionFailed, ResourceLocked
 from billiard.exceptions import WorkerLostError
@@ -426,3 +428,113 @@ def test_what_an_earlier_version_took(shared, sent):
     assert [(now(run).status, run.reason) for run in poisoned] == 3 * [('errored', 'publish_failed')]
     assert 'nested too deeply' in now(poisoned[0]).error
     assert [entry[0] for entry in sent] == [str(fine.task_id)]
+# What a row, or Redis, holds that nobody can read
+
+
+@pytest.mark.parametrize('message', [
+    'x', '5', '[]', '[[1]]', '{}', '[[], {}, []]', '[' * 3000 + ']' * 3000
+])
+@pytest.mark.parametrize('nesting', [0, 1])
+def test_unreadable_call_of_a_lost_run(shared, backend, message, nesting):
+    """A run whose arguments cannot be read is ended as lost, and so are those behind it."""
+    runs = [running(message=message, nesting=nesting), running(), running('tests:late')]
+    sweep.close_lost(shared, app)
+    assert [now(run).status for run in runs] == ['errored', 'errored', 'pending']
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Let transitions of some rows raise."""
+    for name in ('_lost', '_abandoned', '_expired', '_unsent'):
+        monkeypatch.setattr(sweep, name, sweep.LeftOut())
+    poisoned = set()
+    finish = sweep.lifecycle.finish
+
+    def raising(connection, task_id, *args, **kwargs):
+        if task_id in poisoned:
+            raise RecursionError('poison')
+        return finish(connection, task_id, *args, **kwargs)
+    monkeypatch.setattr(sweep.lifecycle, 'finish', raising)
+    return poisoned
+
+
+@pytest.mark.parametrize('make, settle', [
+    (lambda: running(), lambda shared: sweep.close_lost(shared, app)),
+    (lambda: running(holder=ME), lambda shared: sweep.release(shared, app)),
+    (lambda: make_result('pending', expires=ago(5), sent=ago(6)), lambda shared: sweep.expire(shared, app)),
+], ids=['lost', 'released', 'expired'])
+def test_poisoned_rows_hold_up_no_others(shared, poison, monkeypatch, caplog, make, settle):
+    """Nor do they use up the batch; each is said once."""
+    for name in ('LOST', 'EXPIRED'):
+        monkeypatch.setattr(sweep, name, getattr(sweep, name).replace(f'LIMIT {sweep.BATCH}', 'LIMIT 3'))
+    bad, good = [make() for __ in range(3)], make()
+    poison.update(run.task_id for run in bad)
+    for __ in range(3):
+        settle(shared)
+    assert now(good).completed
+    assert not any(now(run).completed for run in bad)
+    assert [record.message for record in caplog.records if 'cannot be settled' in record.message] == [
+        f'Task {run.task_id} cannot be settled, and is left out: RecursionError(\'poison\')' for run in bad
+    ]
+    poison.clear()
+
+
+def test_refused_rows_hold_up_no_others(shared, poison, monkeypatch):
+    """What the broker refuses of one row, by an error of the channel too, does not keep it from taking the others."""
+    monkeypatch.setattr(sweep, 'UNSENT', sweep.UNSENT.replace(f'LIMIT {sweep.BATCH}', 'LIMIT 3'))
+    bad, good = [make_result('pending', last_updated=ago(60)) for __ in range(3)], make_result('pending')
+    CeleryResult.objects.update(last_updated=ago(60), sent=None)
+    causes = dict(zip((run.task_id for run in bad), (
+        ResponseError('WRONGTYPE'), amqp.NotFound('no exchange'), RuntimeError('odd')
+    )))
+    sent = []
+
+    def send(app, task_id, *row):
+        if cause := causes.get(task_id):
+            if isinstance(cause, RuntimeError):
+                raise cause
+            raise OperationalError(str(cause)) from cause
+        sent.append(task_id)
+    monkeypatch.setattr(sweep, 'send_row', send)
+    for __ in range(2):
+        sweep.resend(shared, app)
+    assert sent == [good.task_id]
+    assert {now(run).reason for run in bad} == {'publish_failed'}
+
+
+def test_row_that_cannot_be_read_is_not_sent(shared, poison):
+    """It ends, with the reason."""
+    deep = make_result('pending', message='[' * 3000 + ']' * 3000)
+    CeleryResult.objects.update(last_updated=ago(60), sent=None)
+    sweep.resend(shared, app)
+    assert (now(deep).status, deep.reason) == ('errored', 'publish_failed')
+
+
+def test_each_part_by_itself(shared, monkeypatch):
+    """What a part of the sweep fails at does not keep the others from being done."""
+    done = []
+    for name in ('close_lost', 'find_fetched', 'expire', 'advance_all', 'resend'):
+        def fail(*args, name=name):
+            done.append(name)
+            raise ValueError(name)
+        monkeypatch.setattr(sweep, name, fail)
+    lock = SimpleNamespace(advisory_lock=lambda *args: contextlib.nullcontext(True), execute=shared.execute)
+    sweep.sweep(lock, app, set())
+    assert done == ['close_lost', 'find_fetched', 'expire', 'advance_all', 'resend']
+
+
+def test_garbage_in_redis():
+    """Entries that are no messages have no ID, and raise nothing."""
+    for entry in ('x', '', 'null', '5', '[]', '{}', '{"headers": 5}', '{"headers": {"id": []}}', b'\xff', '[' * 99_999):
+        assert missing._task_id(entry) is None
+        assert missing._task_id(f'[{entry}]', 0) is None
+    assert missing._task_id('{"headers": {"id": "x"}}') == missing._task_id('[{"headers": {"id": "x"}}]', 0) == 'x'
+
+
+def test_queue_that_is_no_list(services, shared):
+    """A queue whose key in Redis is something else tells nothing, and the others do."""
+    odd, name = f'odd-{uuid4()}', f'empty-{uuid4()}'
+    with missing._redis(app) as (channel, client):
+        client.hset(channel.global_keyprefix + odd, 'a', 'b')
+        assert missing._held_by_broker(app, {odd, name}) is not None
+        client.delete(channel.global_keyprefix + odd)

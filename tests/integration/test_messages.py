@@ -11,7 +11,7 @@ from netbox_test_plugin.side import notes
 from netbox_celery.celery import app
 from netbox_celery.config import get_config
 
-from .support import ended, until
+from .support import ended, speaking_to, until
 
 NOWHERE = 'a-queue-that-nobody-serves'
 
@@ -185,3 +185,24 @@ ENTRIES = [
     '{"properties": {"delivery_tag": "z2", "body_encoding": "nothing"}, "body": "x", "headers": null}',
     nested(750), nested(200_000),
 ]
+
+
+@pytest.mark.parametrize('task', [tasks.echo, tasks.echo_late], ids=['early', 'late'])
+def test_rabbitmq(rabbitmq, make_instance, make_worker, without_shared_workers, task):
+    """RabbitMQ does not deliver such messages again either."""
+    instance = make_instance('rabbitmq-messages', broker_url=rabbitmq.url())
+    worker = make_worker(f'rabbitmq-messages-{task.name[-4:]}', instance=instance)
+    with speaking_to(rabbitmq.url()):
+        worker.start().ready()
+        runs = [unsent(task) for __ in range(3)]
+        url = rabbitmq.url()
+        publish(worker.queue, task, runs[0].id, f'[[{nested(750)}], {{}}, {{}}]', url)
+        publish(worker.queue, task, runs[1].id, broker=url, timelimit='xy')
+        publish(worker.queue, task, runs[2].id, broker=url, eta='2001-01-01T00:00:00+00:00', body='[[], [], {}]')
+        for run in runs:
+            row = ended(run, 40)
+            assert (row.status, row.reason) == ('errored', 'rejected')
+        assert ended(worker.send(tasks.echo), 40).status == 'completed'
+        assert worker.process.poll() is None
+        with app.connection_for_write() as connection:
+            assert connection.default_channel.queue_declare(worker.queue, passive=True).message_count == 0
