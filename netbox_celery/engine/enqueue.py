@@ -135,7 +135,7 @@ def _continue(publish, name, args, kwargs, options, parent, run):
     replaces = (options.get('replaced_task_nesting') or 0) > (request.replaced_task_nesting or 0)
     tracked = run is not None and (run.replaced or not replaces)
     is_another = (name, list(args or ()), kwargs or {}) != (parent.name, list(request.args or ()), request.kwargs or {})
-    if is_another and options.get('serializer') in (None, 'json'):
+    if options.get('serializer') in (None, 'json'):
         check_call(name, args, kwargs, options)
     mark(options, (request.get(HEADER) or True) if tracked else False)
     if tracked:
