@@ -105,7 +105,7 @@ def build_row(app, name, args, kwargs, options, own, task, run=None):
         'last_updated': now,
         'task_id': task_id,
         'celery_name': clean_text(name)[:255],
-        'name': clean_line(str(own.name or options.get('shadow') or _default_name(name, kwargs)))[:255],
+        'name': clean_line(text_of(own.name or options.get('shadow') or _default_name(name, kwargs)))[:255],
         'queue': clean_text(_queue_name(app, name, args, kwargs, options, task))[:255],
         'user_id': own.user_id if own.user_id is not None else _starter(run),
         'object_type_id': own.object_type_id,
