@@ -15,7 +15,7 @@ from celery.backends.base import BaseKeyValueStoreBackend, decompress_payload
 from celery.backends.redis import RedisBackend
 from celery.exceptions import ChordError, MaxRetriesExceededError, NotRegistered, Reject, Retry, TaskRevokedError
 from django.db import DatabaseError
-from kombu.exceptions import OperationalError
+from kombu.exceptions import EncodeError, OperationalError
 from kombu.utils.encoding import bytes_to_str
 
 from ..choices import ResultReasonChoices as Reason
@@ -335,7 +335,7 @@ def describe_failure(exc, by_body=False):
         if isinstance(exc, cls):
             status, reason = its_status, its_reason
             break
-    if isinstance(exc, Reject) and isinstance(exc.reason, OperationalError):
+    if isinstance(exc, Reject) and isinstance(exc.reason, OperationalError | EncodeError):
         # `Task.retry()` could not send the next attempt.
         status, reason = Status.STATUS_ERRORED, Reason.REASON_PUBLISH_FAILED
     return status, reason, describe(exc)

@@ -147,7 +147,7 @@ def _continue(app, publish, name, args, kwargs, options, task, run, queue):
     is_same = (name, list(args or ()), kwargs or {}) == (
         request.task or parent.name, list(request.args or ()), request.kwargs or {}
     )
-    if not is_same and options.get('serializer') in (None, 'json'):
+    if options.get('serializer') in (None, 'json'):
         check_payload(name, args, kwargs, options)
     mark(options, (request.get(HEADER) or True) if tracked else False)
     if spelling := request.get(SPELLING):

@@ -93,7 +93,7 @@ def is_internal(name):
 
 def is_own(name):
     """Whether an option is one of ours."""
-    return name.startswith(OWN_PREFIX)
+    return isinstance(name, str) and name.startswith(OWN_PREFIX)
 
 
 def split(options):
@@ -115,12 +115,12 @@ def lift(task, kwargs, own):
     Returns:
         `(kwargs, own)`; `kwargs` itself if there was nothing to take.
     """
-    if not kwargs or not any(key.startswith(OWN_PREFIX) for key in kwargs):
+    if not kwargs or not any(map(is_own, kwargs)):
         return kwargs, own
     parameters = parameter_names(task)
     rest, lifted = {}, {}
     for key, value in kwargs.items():
-        if key.startswith(OWN_PREFIX) and key not in parameters:
+        if is_own(key) and key not in parameters:
             lifted[key[len(OWN_PREFIX):]] = value
         else:
             rest[key] = value

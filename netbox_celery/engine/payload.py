@@ -87,7 +87,7 @@ NOT_KEPT = ''
 _NO_BRACKETS = re.compile(r'(?:[^][{}"]++|"(?:[^"\\]++|\\.)*+")++')
 _STEPS = {'[': 1, '{': 1, ']': -1, '}': -1}
 # What jsonb keeps as another number, as `json.dumps` writes it: floats from 1e16 become integers, -0.0 loses its sign.
-_OTHER_NUMBER = re.compile(r'e\+|-0\.0')
+_OTHER_NUMBER = re.compile(r'\de\+|-0\.0(?!\d)')
 
 
 class PayloadEncoder(JSONEncoder):

@@ -110,7 +110,7 @@ def build_row(app, name, args, kwargs, options, own, task, run=None, queue=None)
         'last_updated': now,
         'task_id': task_id,
         'celery_name': clean_text(name)[:255],
-        'name': clean_line(str(own.name or options.get('shadow') or _default_name(name, kwargs)))[:255],
+        'name': clean_line(text_of(own.name or options.get('shadow') or _default_name(name, kwargs)))[:255],
         'queue': clean_text(destination(app, name, args, kwargs, options, task) if queue is None else queue)[:255],
         'user_id': own.user_id if own.user_id is not None else _starter(run),
         'object_type_id': own.object_type_id,

@@ -53,6 +53,7 @@ class Failed(TaskFailed):
     (ChordError('a part'), ('errored', 'upstream_failed', 'ChordError: a part')),
     (Reject('no use'), ('failed', 'rejected', 'Reject: no use')),
     (Reject(OperationalError('away')), ('errored', 'publish_failed', 'Reject: away')),
+    (Reject(EncodeError('deep')), ('errored', 'publish_failed', 'Reject: deep')),
     (TaskRevokedError('revoked'), ('revoked', 'cancelled', 'TaskRevokedError: revoked')),
     (Odd(), ('errored', '', 'Odd: <its text could not be made>')),
     (Textless(), ('errored', '', 'Textless: <its text could not be made>')),

@@ -306,3 +306,13 @@ def test_argument_that_cannot_be_copied(task):
     with pytest.raises(EncodeError, match='copied'), transaction.atomic():
         task.delay(Uncopied())
     assert CeleryResult.objects.count() == 0
+
+
+@pytest.mark.parametrize('key', [1, None, (1,), b'x'], ids=repr)
+def test_names_that_are_no_text(task, key):
+    """Keyword arguments with such names are refused as Celery refuses them, or as what JSON cannot hold."""
+    with pytest.raises(TypeError, match='keywords must be strings'):
+        task.apply_async(kwargs={key: 1})
+    if key not in (1, None):
+        with pytest.raises(EncodeError):
+            app.send_task('tests:unknown', kwargs={key: 1})

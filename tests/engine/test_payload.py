@@ -212,7 +212,7 @@ def test_soft_time_limit_while_encoding():
     (None, True), (5, True), (True, True), ('text', True), (1.5, True), (1e15, True), (1e-7, True), (10 ** 30, True),
     (-5, True), (0.1 + 0.2, True), (5e-324, True), ([1, [2.5, {'a': 'x'}]], True), ({'a': 1, 'b': 2}, True),
     ({'b': 1, 'aa': 2}, True), ([{'a': 1}, {'a': 1}], True), ({'a': {'b': {'c': 1}}}, True),
-    ({'z': 1, '\xe4': 2}, True),
+    ({'z': 1, '\xe4': 2}, True), (-0.05, True), (['e+', -0.001], True),
     (1e16, False), (1e23, False), (-1e300, False), (-0.0, False), ({'x': [1e22]}, False), ({'b': 1, 'a': 2}, False),
     ({'aa': 1, 'b': 2}, False), ([{'x': {'b': 1, 'a': 2}}], False), ({'\xe4': 1, 'zz': 2, 'a': 3}, False),
     (float('nan'), False), ([float('-inf')], False), ('nul \x00', False), ({1: 'a', '1': 'b'}, False),

@@ -2,8 +2,10 @@
 from uuid import uuid4
 
 import pytest
+from celery import chain
 from celery.backends.redis import RedisBackend
 from netbox_test_plugin import tasks
+from netbox_test_plugin.side import notes
 
 from netbox_celery.celery import app
 from netbox_celery.models import CeleryResult
@@ -90,3 +92,30 @@ def test_foreign_message(worker, depth):
     assert result.status == ('completed' if depth < 100 else 'errored')
     assert depth < 100 or 'nested too deeply' in result.error
     assert worker.run(tasks.echo).status == 'completed'
+
+
+@pytest.mark.parametrize('how, status', [
+    ('retry', 'errored'), ('retry header', 'errored'), ('replace', 'errored'), ('call', 'errored'), ('data', 'errored'),
+    ('state', 'completed'), ('success', 'completed'), ('log', 'completed'),
+])
+def test_body_that_hands_on_what_is_too_deep(worker, how, status):
+    """What it asks to be sent is refused in its own body; what is only shown fails nothing. Its worker goes on."""
+    outcome = worker.send(tasks.go_deep, how)
+    result = ended(outcome)
+
+    assert result.status == status, result.error
+    assert status == 'completed' or 'nested too deeply' in result.error
+    assert until(lambda: outcome.state == ('SUCCESS' if status == 'completed' else 'FAILURE'))
+    assert len(notes(result.task_id)) == 1
+    assert worker.run(tasks.echo).status == 'completed'
+
+
+def test_result_that_the_next_step_cannot_have(worker):
+    """A step whose result is nested too deeply for the next one fails, and the next one is closed."""
+    first, last = tasks.answer.s('deep').set(queue=worker.queue), tasks.echo.s().set(queue=worker.queue)
+    outcome = chain(first, last).apply_async()
+
+    failed = ended(outcome.parent)
+    assert (failed.status, failed.reason) == ('errored', '')
+    assert 'nested too deeply' in failed.error
+    until(lambda: CeleryResult.objects.filter(task_id=outcome.id, reason='upstream_failed').exists())

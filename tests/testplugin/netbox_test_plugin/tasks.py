@@ -368,6 +368,34 @@ def answer(self, task_id, what):
     return RESULTS[what]()
 
 
+@netbox_celery_task(name='netbox_test_plugin:go_deep', max_retries=2)
+def go_deep(self, task_id, how, value=None):
+    """Hand on what is nested too deeply, from the body."""
+    note(task_id, 'ran')
+    deep = nested(750)
+    if how == 'retry':
+        raise self.retry(args=[how, deep], countdown=0)
+    if how == 'retry header':
+        raise self.retry(countdown=0, headers={'x': deep})
+    if how == 'replace':
+        raise self.replace(answer.s(deep))
+    if how == 'call':
+        answer.delay(deep)
+    if how == 'data':
+        self.celery_result.update(data=deep)
+    if how == 'state':
+        self.update_state(state='MINE', meta={'x': deep, 'step': deep, 'current': 10 ** 30})
+        self.update_state(state='PROGRESS', meta={'x': deep, 'current': 3})
+    if how == 'success':
+        self.celery_result.success(deep)
+    if how == 'log':
+        self.log(deep, level=deep, grouping=EncodedResult(), obj=deep)
+        self.progress(EncodedResult(), value_max=10 ** 5000, step=EncodedResult())
+        self.celery_result.update_value(EncodedResult(), value_step=1)
+        self.log_info(EncodedResult())
+    return 'done'
+
+
 @netbox_celery_task(name='netbox_test_plugin:soft', soft_time_limit=1)
 def soft(self, task_id, catch=False):
     """Run into its soft time limit."""
