@@ -107,9 +107,11 @@ EMBEDDED = {'callbacks': _are_signatures, 'errbacks': _are_signatures, 'chain': 
 
 
 def _check(values, checks):
+    get = values.get
     for name, is_valid in checks.items():
-        if not is_valid(values.get(name)):
-            raise InvalidTaskError(f'{name} is not valid: {values.get(name)!r:.200}')
+        value = get(name)
+        if not is_valid(value) if value is not None else is_valid is _is_text:
+            raise InvalidTaskError(f'{name} is not valid: {value!r:.200}')
 
 
 def _check_message(message):
@@ -135,7 +137,7 @@ def _check_message(message):
             raise InvalidTaskError('The options in the body are not a dict')
         if embedded:
             _check(embedded, EMBEDDED)
-            if named := FIELDS.keys() & embedded.keys():
+            if not embedded.keys() <= EMBEDDED.keys() and (named := FIELDS.keys() & embedded.keys()):
                 raise InvalidTaskError(f'The body must not say what the headers say: {", ".join(sorted(named))}')
     elif isinstance(body := message.payload, dict) and 'task' in body:
         # The protocol of Celery 3
