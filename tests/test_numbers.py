@@ -42,7 +42,7 @@ class NumbersTest(PageTestCase):
         for name, (__, filterset) in LISTS.items():
             url = f'/api/plugins/celery/{name}/'
             for filter in (name for name in filterset.base_filters if '__' not in name):
-                for value in (NUMBERS[0], NUMBERS[1], TIMES[0], ' '):
+                for value in (NUMBERS[0], ' ') if filter.endswith('id') else (NUMBERS[0], TIMES[0]):
                     with self.subTest(name=name, filter=filter, value=value[:30]):
                         self.assertAnswered(self.client.get(url, {filter: value}), 200, 400)
 
@@ -114,7 +114,7 @@ class NumbersTest(PageTestCase):
     def test_schedule_fields(self):
         api = '/api/plugins/celery/schedules/'
         for name in ('at', 'start', 'end', 'interval', 'priority', 'expires', 'missed_max', 'object_id', 'task'):
-            for value in (*NUMBERS, *TIMES, 10 ** 25):
+            for value in (NUMBERS[0], TIMES[0], 10 ** 25):
                 kind = {'at': 'once', 'interval': 'interval'}.get(name, 'crontab')
                 data = {
                     'name': f'{name} {value}'[:200], 'task': self.task.pk, 'kind': kind,
@@ -141,7 +141,7 @@ class NumbersTest(PageTestCase):
 
     def test_schedule_import(self):
         for name in ('at', 'start', 'end', 'interval', 'expires', 'priority', 'object_id', 'missed_max'):
-            for value in (*NUMBERS, *TIMES):
+            for value in (*NUMBERS[:2], TIMES[0]):
                 for format, data in (
                     ('csv', f'name,task,crontab,{name}\nX,{self.task.name},0 0 * * *,{value}'),
                     ('yaml', f'- name: X\n  task: {self.task.name}\n  crontab: "0 0 * * *"\n  {name}: {value}'),

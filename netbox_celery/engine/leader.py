@@ -36,7 +36,7 @@ ACQUIRE = """
 ASK = """
     SELECT pg_backend_pid(), (
         SELECT EXTRACT(EPOCH FROM min(next_run) - clock_timestamp())::float
-        FROM netbox_celery_celeryschedule WHERE enabled
+        FROM netbox_celery_celeryschedule WHERE enabled AND isfinite(next_run)
     )
 """
 
