@@ -29,7 +29,7 @@ from ..choices import ResultStatusChoices as Status
 from .exceptions import BodyInterrupted, NotHandedOver, OutOfMemory
 from .hooks import tell_of_failure
 from .options import HEADER
-from .payload import is_uuid
+from .payload import DEEPEST, is_uuid
 from .presence import status_of
 from .upstream import load_requests
 
@@ -45,8 +45,6 @@ logger = logging.getLogger(__name__)
 
 #: The highest number of an attempt: what a column holds, and one that is added to it.
 MOST_RETRIES = 2 ** 31 - 2
-#: How deep lists and dicts in arguments may be nested, as at a call: what is deeper no process of a pool gets.
-DEEPEST = 100
 
 
 # What a message says of its task
@@ -90,7 +88,10 @@ def _are_signatures(value):
 def _is_own_header(value):
     if not isinstance(value, dict):
         return value is None or isinstance(value, bool)
-    return isinstance(value.get('window'), str | None) and _is_limit(value.get('length'))
+    opens = value.get('opens')
+    return isinstance(value.get('window'), str | None) and _is_limit(value.get('length')) and (
+        opens is None or isinstance(opens, dict) and all(_is_limit(length) for length in opens.values())
+    )
 
 
 #: What a worker's main process, and the claim of a run, go by.

@@ -26,6 +26,7 @@ def nested(depth):
 
 @pytest.mark.parametrize('headers', [
     {}, {'retries': 3, 'timelimit': [None, 2.5], 'eta': '2030-01-01', 'netbox_celery': {'window': 'a', 'length': 1.0}},
+    {'netbox_celery': {'opens': {'a': 1.0}, 'differs': True}},
     {'timelimit': [3, None], 'netbox_celery': True, 'stamped_headers': ['a'], 'stamps': {'a': 'b'}},
 ])
 def test_what_celery_sends_is_valid(headers):
@@ -35,6 +36,7 @@ def test_what_celery_sends_is_valid(headers):
 @pytest.mark.parametrize('headers', [
     {'id': []}, {'task': {}}, {'retries': True}, {'retries': 2 ** 31}, {'timelimit': [float('nan'), None]},
     {'timelimit': [float('inf'), None]}, {'timelimit': 'ab'}, {'eta': 5}, {'netbox_celery': {'window': []}},
+    {'netbox_celery': {'opens': ['a']}}, {'netbox_celery': {'opens': {'a': 'x'}}},
 ])
 def test_invalid_headers(headers):
     with pytest.raises(InvalidTaskError):
