@@ -95,7 +95,7 @@ def test_revoked_from_elsewhere_in_another_spelling(prefork, elsewhere, gate):
 
 @pytest.mark.parametrize('task, args', [
     (tasks.hold, ('x',)), (tasks.echo, (6,)), (tasks.plain, (5,)), ('netbox_test_plugin:nobody', (5,)),
-], ids=str)
+], ids=['task', 'arguments', 'untracked', 'unknown'])
 def test_known_id_of_another_call(prefork, elsewhere, task, args):
     """A message with the ID of a run that waits, and with another task or other arguments, is not that run."""
     run = tasks.echo.apply_async((5,), queue=prefork.queue, countdown=600)
