@@ -71,7 +71,11 @@ def check_rerun(user, *results):
         NotRunnable: One is disabled or absent.
     """
     for result in results:
-        check_calls(user, called_tasks(result.celery_name, result.args, result.kwargs))
+        try:
+            names = set(called_tasks(result.celery_name, result.args, result.kwargs))
+        except RecursionError as exc:
+            raise NotRunnable(_('The arguments of the run are nested too deeply to be run again.')) from exc
+        check_calls(user, names)
 
 
 def check_calls(user, names):
@@ -188,7 +192,7 @@ def rerun(request, result):
         netbox_celery.engine.control.NotRerunnable: The row does not hold the arguments (too large, or redacted).
         netbox_celery.engine.exceptions.QueueRefused: It went to a queue that people cannot send to.
     """
-    check_repeated(app, result.celery_name, result.options)
+    check_repeated(app, result.celery_name, control.options_of_row(result))
     new = control.rerun(result, user=request.user)
     if not new.joined:
         record_change(new, request, ACTION_CREATE, message=_('Run again from {result}').format(result=result.pk))

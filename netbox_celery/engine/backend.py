@@ -13,7 +13,15 @@ from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, Worker
 from celery import states
 from celery.backends.base import BaseKeyValueStoreBackend, decompress_payload
 from celery.backends.redis import RedisBackend
-from celery.exceptions import ChordError, MaxRetriesExceededError, NotRegistered, Reject, Retry, TaskRevokedError
+from celery.exceptions import (
+    ChordError,
+    MaxRetriesExceededError,
+    NotRegistered,
+    QueueNotFound,
+    Reject,
+    Retry,
+    TaskRevokedError,
+)
 from django.db import DatabaseError
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.utils.encoding import bytes_to_str
@@ -25,8 +33,8 @@ from . import lifecycle, presence
 from .chords import ChordsMixin
 from .database import get_connection
 from .errbacks import note_errbacks
-from .exceptions import BodyInterrupted, NotHandedOver, RetryNotSent, TaskFailed
-from .ids import SPELLING
+from .exceptions import BodyInterrupted, NotHandedOver, OutOfRange, QueueRefused, RetryNotSent, TaskFailed
+from .ids import other_spelling
 from .outcome import finish_run, finish_unclaimed, retry_run
 from .payload import cut_text, is_uuid, read_value, result_columns, shown_jsonb, text_of, whole_number
 from .recorder import recorder
@@ -68,6 +76,10 @@ FAILURES = (
 )
 
 
+#: Why `Task.retry()` could not send the next attempt.
+UNSENT = (OperationalError, EncodeError, QueueNotFound, QueueRefused, OutOfRange)
+
+
 def tracking(backend):
     """Return the backend with tracking, as an instance of a subclass of its class."""
     mixins = (TrackingMixin,)
@@ -102,7 +114,7 @@ class TrackingMixin:
         # The row is enough, unless the backend holds an earlier state of the task that has to be replaced.
         row_is_enough = (
             store_result and text is not None and not run.ended and run.claims == 1
-            and not getattr(request, 'netbox_stored', False) and not getattr(request, SPELLING, None)
+            and not getattr(request, 'netbox_stored', False) and other_spelling(request, task_id) is None
             and isinstance(self, RowResultsMixin) and self.can_publish(request)
         )
         status = self._finish(
@@ -206,7 +218,7 @@ class TrackingMixin:
     def store_result(self, task_id, result, state, traceback=None, request=None, **kwargs):
         if request is not None and getattr(request, 'id', None) == task_id:
             request.netbox_stored = True
-            if spelling := getattr(request, SPELLING, None):
+            if spelling := other_spelling(request, task_id):
                 # Who sent the message waits for a result of that name
                 super().store_result(spelling, result, state, traceback=traceback, request=request, **kwargs)
         run = get_run(request)
@@ -335,7 +347,7 @@ def describe_failure(exc, by_body=False):
         if isinstance(exc, cls):
             status, reason = its_status, its_reason
             break
-    if isinstance(exc, Reject) and isinstance(exc.reason, OperationalError | EncodeError):
+    if isinstance(exc, Reject) and isinstance(exc.reason, UNSENT):
         # `Task.retry()` could not send the next attempt.
         status, reason = Status.STATUS_ERRORED, Reason.REASON_PUBLISH_FAILED
     return status, reason, describe(exc)

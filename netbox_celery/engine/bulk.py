@@ -22,7 +22,7 @@ from .queues import check_call
 from .recorder import recorder
 from .rows import COLUMNS, CONSTANTS, REFERENCES, build_row, copied, exact_call, payload_columns
 from .run import get_run
-from .times import aware
+from .times import aware, check_limits
 from .upstream import close_dependents
 from .visibility import warn_of_eta
 from .workflow import are_orphans, refuse
@@ -80,6 +80,7 @@ def send_many(app, task_or_name, calls, options):
     make_portable(options)
     own = Own.merge(task, own)
     options = _with_defaults(task, options)
+    check_limits(options)
     check_call(app, name, (), {}, options, task)
     # Before the first batch is sent: the last one may have an argument that cannot
     payloads, ids = [payload_columns(name, list(args), kwargs, options) for args, kwargs in calls], []

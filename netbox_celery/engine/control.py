@@ -17,6 +17,7 @@ __all__ = (
     'cancel',
     'cancel_many',
     'cancellation',
+    'options_of_row',
     'rerun',
     'terminate_cancelled',
 )
@@ -131,7 +132,8 @@ def terminate_cancelled(connection, app, worker):
         app.control.revoke(task_ids, terminate=True, destination=[worker.name])
 
 
-def _options(result):
+def options_of_row(result):
+    """Return the options of a run, or none if its row holds something else."""
     return result.options if isinstance(result.options, dict) else {}
 
 
@@ -174,7 +176,7 @@ def rerun(result, user=None):
         raise NotRerunnable(_(
             'The arguments of this run were not kept: they are hidden by its caller, or too large.'
         ))
-    args, kwargs, options = call_of(result.exact_call, result.args, result.kwargs, _options(result))
+    args, kwargs, options = call_of(result.exact_call, result.args, result.kwargs, options_of_row(result))
     options = {key: value for key, value in options.items() if key in REPEATED}
     return type(result).enqueue(
         result.celery_name, args=args, kwargs=kwargs, user=user or result.user_id,

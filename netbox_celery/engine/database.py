@@ -31,6 +31,7 @@ __all__ = (
     'execute',
     'get_connection',
     'now_or_on_commit',
+    'without_pool',
 )
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def now_or_on_commit(function):
         function()
 
 
-def _without_pool(wrapper):
+def without_pool(wrapper):
     """Return a wrapper of the same database that makes a connection of its own, whatever pool Django keeps."""
     own = wrapper.copy()
     options = own.settings_dict.get('OPTIONS') or {}
@@ -119,7 +120,7 @@ class EngineConnection:
     def _connection(self):
         if self._wrapper is None or self._pid != os.getpid():
             # After a fork the parent's socket is not ours to close: forget it.
-            self._wrapper = _without_pool(connections[DEFAULT_DB_ALIAS])
+            self._wrapper = without_pool(connections[DEFAULT_DB_ALIAS])
             self._wrapper.inc_thread_sharing()
             self._pid = os.getpid()
         self._wrapper.ensure_connection()

@@ -31,7 +31,7 @@ from .queues import check_call, delivered_to
 from .recorder import recorder
 from .rows import INSERT, build_row, check_payload, copied, exact_call, options_columns, payload_columns
 from .run import get_run
-from .times import aware, time_after
+from .times import aware, check_limits, time_after
 from .upstream import close_dependents, end_ignored
 from .workflow import are_orphans, insert_child, refuse, takes_over
 
@@ -82,6 +82,7 @@ def send(app, publish, name, args, kwargs, options):
     options, own = split(options)
     settings = take_settings(options)
     canonical_ids(options)
+    check_limits(options)
     make_portable(options)
     task = options.get('task_type') or find_task(app, name)
     if 'task_type' not in options:

@@ -10,6 +10,7 @@ __all__ = (
     'NotJSON',
     'NotRerunnable',
     'OutOfMemory',
+    'OutOfRange',
     'QueueRefused',
     'RetryNotSent',
     'TaskConflict',
@@ -53,6 +54,10 @@ class OutOfMemory(BodyInterrupted):
 
 class NotRerunnable(Exception):
     """The row of a run does not hold the arguments any more: they were redacted by the caller, or too large."""
+
+
+class OutOfRange(ValueError):
+    """A time, or a length of time, that a run or a schedule cannot have (see `netbox_celery.engine.times`)."""
 
 
 class QueueRefused(CeleryError, ValueError):

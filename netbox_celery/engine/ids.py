@@ -20,9 +20,11 @@ __all__ = (
     'OneSpelling',
     'canonical',
     'canonical_ids',
+    'other_spelling',
     'respell',
     'respelled',
     'spell_results',
+    'wrapped_once',
 )
 
 #: The message header that says how the ID was spelled by who sent the message.
@@ -63,6 +65,24 @@ def respell(headers):
         headers[SPELLING] = before
 
 
+def wrapped_once(function, wrap):
+    """Return a function of Celery's in our wrapper, or as it is if it has that already."""
+    inner = function
+    while inner is not None:
+        if getattr(inner, 'is_netbox_celery', False):
+            return function
+        inner = getattr(inner, '__wrapped__', None)
+    wrapper = wrap(function)
+    wrapper.is_netbox_celery = True
+    return wrapper
+
+
+def other_spelling(request, task_id):
+    """Return how the sender of a message spells the ID of its run, if that is another spelling of it, or `None`."""
+    spelling = getattr(request, SPELLING, None)
+    return spelling if spelling != task_id and canonical(spelling) == task_id else None
+
+
 def spell_results(app_class):
     """Let each `AsyncResult` of our app know its run by the ID that results have.
 
@@ -71,20 +91,21 @@ def spell_results(app_class):
     Args:
         app_class: The class of our apps; results of others stay as they are.
     """
-    if hasattr(AsyncResult.__init__, '__wrapped__'):
-        return
-    init = AsyncResult.__init__
-
-    @wraps(init)
-    def init_with_canonical_id(self, *args, **kwargs):
-        init(self, *args, **kwargs)
-        if isinstance(self.app, app_class):
-            self.id = canonical(self.id)
-    AsyncResult.__init__ = init_with_canonical_id
+    def spell(init):
+        @wraps(init)
+        def init_with_canonical_id(self, *args, **kwargs):
+            init(self, *args, **kwargs)
+            if isinstance(self.app, app_class):
+                self.id = canonical(self.id)
+        return init_with_canonical_id
+    AsyncResult.__init__ = wrapped_once(AsyncResult.__init__, spell)
 
 
 class OneSpelling(bootsteps.Step):
     """Lets a worker know a task by one ID, whatever the message, or a command, says."""
+
+    #: That comes first, so that this one is around it.
+    requires = ('netbox_celery.engine.worker:Messages',)
 
     def __init__(self, consumer, **kwargs):
         super().__init__(consumer, **kwargs)
@@ -99,14 +120,11 @@ class OneSpelling(bootsteps.Step):
             return on_task_received
         consumer.create_task_handler = create_task_handler
         for command in ('revoke', 'terminate', 'query_task'):
-            Panel.data[command] = _spelled(Panel.data[command])
+            Panel.data[command] = wrapped_once(Panel.data[command], _spelled)
 
 
 def _spelled(command):
     """Wrap a command of Celery's remote control whose only, or first argument is an ID, or several."""
-    if hasattr(command, '__wrapped__'):
-        return command
-
     @wraps(command)
     def command_with_canonical_ids(state, *args, **kwargs):
         args = [respelled(arg) for arg in args]

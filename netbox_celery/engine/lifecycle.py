@@ -373,7 +373,7 @@ REPLACE = f"""
     WHERE task_id = %(task_id)s AND status = 'running' AND claims = %(claims)s AND nesting < %(nesting)s
     RETURNING id, status, (
         -- As it was before
-        SELECT jsonb_build_array(message, sent, scheduled, expires, nesting)::text FROM {TABLE}
+        SELECT jsonb_build_array(message, sent, scheduled, expires, nesting, options)::text FROM {TABLE}
         WHERE task_id = %(task_id)s
     )
 """
@@ -412,7 +412,8 @@ TAKE_BACK = f"""
     UPDATE {TABLE} SET
         status = 'running', reason = '', attempt = %(attempt)s, last_updated = now(),
         message = before ->> 0, sent = (before ->> 1)::timestamptz, scheduled = (before ->> 2)::timestamptz,
-        expires = (before ->> 3)::timestamptz, nesting = (before ->> 4)::int
+        expires = (before ->> 3)::timestamptz, nesting = (before ->> 4)::int,
+        options = before -> 5
     FROM (SELECT %(before)s::jsonb AS before) AS earlier
     WHERE {HANDED_OVER} AND attempt = 0
     RETURNING id

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from datetime import timedelta
 from fnmatch import fnmatchcase
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 
 from celery import bootsteps
 from celery.app import amqp
@@ -23,6 +23,7 @@ from ..broker import taken_keys
 from ..config import get_config
 from ..queuenames import has_control_characters, why_reserved
 from .exceptions import QueueRefused
+from .ids import wrapped_once
 
 __all__ = (
     'AMQP',
@@ -96,8 +97,7 @@ class RefuseReserved(bootsteps.Step):
     def __init__(self, consumer, **kwargs):
         super().__init__(consumer, **kwargs)
         add_consumer = Panel.data['add_consumer']
-        if not hasattr(add_consumer, '__wrapped__'):
-            Panel.data['add_consumer'] = _refusing(consumer.app, add_consumer)
+        Panel.data['add_consumer'] = wrapped_once(add_consumer, partial(_refusing, consumer.app))
 
 
 def _refusing(app, add_consumer):
@@ -275,14 +275,17 @@ def check_repeated(app, name, options):
     Raises:
         QueueRefused: People cannot send there.
     """
-    given = {key: options[key] for key in ('queue', 'exchange', 'routing_key') if options.get(key)}
+    given = {
+        key: value for key in ('queue', 'exchange', 'routing_key')
+        if isinstance(value := options.get(key), str) and value
+    }
     if not given:
         return
     task = app.tasks.get(name)
     if found := destination(app, name, (), {}, given, task):
         check_choice(app, found)
         return
-    exchange = getattr(given['exchange'], 'name', given['exchange'])
+    exchange = given.get('exchange')
     known = {queue.exchange.name for queue in app.amqp.queues.values()}
     if exchange not in known and exchange != getattr(task, 'exchange', None):
         raise QueueRefused(_('The run cannot be sent again: nobody knows to which queue its exchange leads.'))

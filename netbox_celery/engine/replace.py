@@ -23,7 +23,7 @@ from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
 from . import lifecycle
 from .admission import TAKE_OVER_COLUMNS
-from .database import UNUSABLE, execute, get_connection
+from .database import UNUSABLE, execute, get_connection, without_pool
 from .options import HEADER, Own, mark, sent_options
 from .outcome import advance_line, finish_run
 from .payload import dumps
@@ -136,7 +136,7 @@ def _outside_of_transactions():
         yield
         return
     own = connections[DEFAULT_DB_ALIAS]
-    connections[DEFAULT_DB_ALIAS] = other = own.copy()
+    connections[DEFAULT_DB_ALIAS] = other = without_pool(own)
     try:
         yield
     finally:

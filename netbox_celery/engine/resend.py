@@ -4,7 +4,7 @@ from .payload import read_value
 from .publish import publish
 from .queues import check_call
 from .rows import check_payload
-from .times import nearest_sql
+from .times import check_limits, nearest_sql
 
 __all__ = (
     'COLUMNS',
@@ -47,6 +47,7 @@ def send_row(app, task_id, name, args, kwargs, options, message, exact_call, ret
     if message:
         args, kwargs, *instead = read_value(message)
         name, options = instead or (name, options)
+    check_limits(options)
     check_call(app, name, args, kwargs, options, app.tasks.get(name))
     check_payload(name, args, kwargs, options)
     options |= {'retries': retries, 'eta': scheduled}

@@ -11,9 +11,11 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 
 from billiard.exceptions import WorkerLostError
 from celery import bootsteps, signals, states
+from celery.app.task import Context
 from celery.exceptions import Ignore, TaskRevokedError
 from django.db import ProgrammingError, close_old_connections, connections
 from kombu.exceptions import DecodeError
@@ -24,14 +26,17 @@ from . import lifecycle, pool
 from .backend import describe, describe_failure
 from .claim import track_all_tasks
 from .database import MIGRATE, get_connection
+from .enqueue import is_tracked
 from .exceptions import IgnoredByWindow, RetryNotSent
 from .hooks import tell_of_failure
 from .interruption import is_interruption, tell_of_interruption
 from .loghandler import install_log_handler
+from .options import HEADER
 from .outcome import finish_run, retry_run
 from .payload import is_uuid
 from .presence import Presence, close_run, identity, requeue_run
 from .recorder import recorder
+from .rows import INSERT, refused_row
 from .run import get_run, leave
 from .upstream import end_dependents, end_ignored, tell_backend
 from .visibility import warn_of_limits
@@ -95,16 +100,35 @@ def on_retry(sender=None, request=None, reason=None, einfo=None, **kwargs):
 @signals.task_rejected.connect
 def on_rejected(sender=None, message=None, exc=None, **kwargs):
     """A message that Celery could not make a task of."""
-    from .worker import arguments_of, task_id_of
+    from .worker import arguments_of, task_id_of  # whoever is no worker needs none of it
 
     task_id = task_id_of(message)
     if is_uuid(task_id):
         error = f'The message could not be read: {describe(exc)}' if exc else 'The message could not be read'
-        if close_run(task_id, Status.STATUS_ERRORED, reason=Reason.REASON_REJECTED, error=error):
+        close = partial(close_run, task_id, Status.STATUS_ERRORED, reason=Reason.REASON_REJECTED, error=error)
+        if close() or _insert_foreign(sender.app, message, task_id) and close():
             tell_backend(sender.app, task_id, DecodeError(error), states.FAILURE)
             name, args, kwargs = arguments_of(message)
             if task := sender.app.tasks.get(name):
                 tell_of_failure(task, task_id, args, kwargs, DecodeError(error))
+
+
+def _insert_foreign(app, message, task_id):
+    """Insert the row of a run whose message came without one and was rejected. Returns whether it was inserted."""
+    from .worker import arguments_of  # whoever is no worker needs none of it
+
+    name, args, kwargs = arguments_of(message)
+    task, headers = app.tasks.get(name), message.headers if isinstance(message.headers, dict) else {}
+    if task is None or headers.get(HEADER) is not None or not is_tracked(task):
+        return False
+    request = Context({
+        **headers, 'id': task_id, 'args': args, 'kwargs': kwargs, 'delivery_info': message.delivery_info
+    })
+    try:
+        return bool(get_connection().execute(INSERT, refused_row(task, request)))
+    except Exception:
+        logger.exception('Task %s[%s] was rejected, and has no row', name, task_id)
+        return False
 
 
 class Undecodable(bootsteps.Step):

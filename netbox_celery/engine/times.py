@@ -8,12 +8,15 @@ from datetime import UTC, datetime, timedelta
 
 from dateutil.parser import isoparse
 
+from .exceptions import OutOfRange
+
 __all__ = (
     'EARLIEST',
     'LATEST',
     'MAX_SECONDS',
     'aware',
     'check_length',
+    'check_limits',
     'check_time',
     'moment',
     'nearest',
@@ -35,7 +38,7 @@ def check_time(value):
     """
     if EARLIEST <= value <= LATEST:
         return value
-    raise ValueError(f'{value.isoformat()} is out of range: a time lies between the years 1970 and 9990')
+    raise OutOfRange(f'{value.isoformat()} is out of range: a time lies between the years 1970 and 9990')
 
 
 def aware(value):
@@ -55,7 +58,7 @@ def aware(value):
         try:
             value = value.astimezone()
         except (OverflowError, OSError) as exc:
-            raise ValueError(f'{value.isoformat()} is out of range: {exc}') from exc
+            raise OutOfRange(f'{value.isoformat()} is out of range: {exc}') from exc
     return check_time(value)
 
 
@@ -68,7 +71,7 @@ def time_after(seconds, start=None):
     try:
         return check_time((start or datetime.now(UTC)) + timedelta(seconds=seconds))
     except OverflowError as exc:
-        raise ValueError(f'{seconds} seconds from now is out of range: {exc}') from exc
+        raise OutOfRange(f'{seconds} seconds from now is out of range: {exc}') from exc
 
 
 def check_length(seconds):
@@ -79,7 +82,24 @@ def check_length(seconds):
     """
     if 0 <= seconds <= MAX_SECONDS:
         return seconds
-    raise ValueError(f'{seconds} seconds is out of range: a length of time lies between 0 and a hundred years')
+    raise OutOfRange(f'{seconds} seconds is out of range: a length of time lies between 0 and a hundred years')
+
+
+def check_limits(options):
+    """Check the time limits of a call: a worker's timer knows no time that is centuries away.
+
+    Args:
+        options: Execution options.
+
+    Raises:
+        TypeError, ValueError: One is not a number of seconds, or longer than a hundred years.
+    """
+    for name in ('time_limit', 'soft_time_limit'):
+        if (limit := options.get(name)) is not None:
+            try:
+                check_length(limit)
+            except (TypeError, ValueError) as exc:
+                raise type(exc)(f'{name}: {exc}') from exc
 
 
 def nearest(value):

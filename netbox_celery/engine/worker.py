@@ -12,7 +12,6 @@ the next worker ends too. Here each such message is rejected, and its run ends a
   without passing that on to the main process.
 """
 import logging
-import math
 import traceback as traceback_module
 from datetime import datetime
 from functools import partial, wraps
@@ -26,11 +25,14 @@ from celery.worker.state import task_ready
 from kombu.utils.imports import symbol_by_name
 
 from ..choices import ResultStatusChoices as Status
+from .canvas import DEEPEST_LINKS
 from .exceptions import BodyInterrupted, NotHandedOver, OutOfMemory
 from .hooks import tell_of_failure
+from .ids import canonical
 from .options import HEADER
 from .payload import DEEPEST, is_uuid
 from .presence import status_of
+from .times import MAX_SECONDS
 from .upstream import load_requests
 
 __all__ = (
@@ -62,7 +64,7 @@ def _is_time(value):
 
 
 def _is_limit(value):
-    return value is None or isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    return value is None or isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_SECONDS
 
 
 def _are_limits(value):
@@ -155,7 +157,7 @@ def _check_arguments(message, name, args, kwargs):
     text = message.body
     opened = text.count('[') + text.count('{') if isinstance(text, str) else text.count(b'[') + text.count(b'{')
     # Arguments of Celery's own tasks are calls, with arguments of their own
-    deepest = 3 * DEEPEST if name.startswith('celery.') else DEEPEST
+    deepest = DEEPEST_LINKS if name.startswith('celery.') else DEEPEST
     if opened > deepest and (_is_deeper(args, deepest) or _is_deeper(kwargs, deepest)):
         raise InvalidTaskError(f'The arguments are nested too deeply: more than {deepest} levels')
 
@@ -187,7 +189,7 @@ def _fields_of(message):
 
 def task_id_of(message):
     """Return the task ID of a message that could not be made a request of, or `None`."""
-    return _fields_of(message).get('id')
+    return canonical(_fields_of(message).get('id'))
 
 
 def arguments_of(message):

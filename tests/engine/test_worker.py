@@ -36,7 +36,8 @@ def test_what_celery_sends_is_valid(headers):
 @pytest.mark.parametrize('headers', [
     {'id': []}, {'task': {}}, {'retries': True}, {'retries': 2 ** 31}, {'timelimit': [float('nan'), None]},
     {'timelimit': [float('inf'), None]}, {'timelimit': 'ab'}, {'eta': 5}, {'netbox_celery': {'window': []}},
-    {'netbox_celery': {'opens': ['a']}}, {'netbox_celery': {'opens': {'a': 'x'}}},
+    {'netbox_celery': {'opens': ['a']}}, {'netbox_celery': {'opens': {'a': 'x'}}}, {'timelimit': [10 ** 400, None]},
+    {'netbox_celery': {'length': 1e300}}, {'netbox_celery': {'opens': {'a': 10 ** 400}}},
 ])
 def test_invalid_headers(headers):
     with pytest.raises(InvalidTaskError):
