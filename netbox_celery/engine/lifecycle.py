@@ -108,13 +108,13 @@ def claim(connection, *, task_id, attempt, nesting, worker, holder, name=None, c
     rows = connection.execute(CLAIM, {
         'task_id': task_id, 'attempt': attempt, 'nesting': nesting, 'worker': worker, 'holder': holder,
         'name': name and clean_text(name)[:255], 'renamed': f'}}, {json.dumps(name)}, {{',
-        # What `jsonb` does not take is in `message`
-        'call': call if call and is_jsonb(call) else None, 'beginning': call and call[:-1],
+        # What `jsonb` does not take is in `message`: a row without one is another call, or has to be looked at
+        'call': call and (call if is_jsonb(call) else 'null'), 'beginning': call and call[:-1],
     }, patience=float('inf'))
     return rows[0] if rows else None
 
 
-CALL = f'SELECT celery_name, args::text, kwargs::text, message, nesting FROM {TABLE} WHERE task_id = %s'
+CALL = f'SELECT celery_name, args::text, kwargs::text, message, nesting, exact_call FROM {TABLE} WHERE task_id = %s'
 
 
 def call_of(connection, task_id):
@@ -125,12 +125,13 @@ def call_of(connection, task_id):
     rows = connection.execute(CALL, (task_id,))
     if not rows:
         return None
-    name, args, kwargs, message, nesting = rows[0]
+    name, args, kwargs, message, nesting, exact = rows[0]
     decode = PayloadDecoder().decode
     if message is None:
         if nesting or args is None or kwargs is None:
             return None
-        return name, decode(args), decode(kwargs)
+        exact = decode(exact)[:2] if exact else (None, None)
+        return name, *(decode(own) if part is None else part for part, own in zip(exact, (args, kwargs)))
     args, kwargs, *instead = decode(message)
     return instead[0] if instead else name, args, kwargs
 
