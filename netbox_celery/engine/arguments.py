@@ -3,6 +3,8 @@ import inspect
 import json
 from functools import partial
 
+from billiard.exceptions import SoftTimeLimitExceeded
+
 from .payload import dumps
 
 __all__ = (
@@ -26,6 +28,8 @@ def call_text(args, kwargs):
             text = json.dumps(call)  # a third of the time, and the same text of what needs no type markers
         except TypeError:
             text = dumps(call)
+    except SoftTimeLimitExceeded:
+        raise
     except Exception:  # noqa: BLE001 - authors' encoders may raise anything
         return None
     return text if len(text) <= MOST_COMPARED else None

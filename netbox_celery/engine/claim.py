@@ -23,7 +23,7 @@ from .database import UNUSABLE, get_connection
 from .enqueue import is_tracked
 from .exceptions import IgnoredByWindow
 from .options import HEADER
-from .payload import PayloadDecoder, clean_text, dumps, is_uuid
+from .payload import PayloadDecoder, dumps, is_named, is_uuid
 from .presence import identity
 from .replace import making_way, opened_by
 from .rows import INSERT, foreign_row, refused_row
@@ -207,7 +207,7 @@ def _differs(request):
     try:
         name, *of_row = call
         of_message = _arguments(request)
-        return not _is_named(request, name) or (of_row != of_message and dumps(of_row) != dumps(of_message))
+        return not is_named(request.task, name) or (of_row != of_message and dumps(of_row) != dumps(of_message))
     except Exception:  # noqa: BLE001 - authors' types may raise anything
         return False
 
@@ -217,11 +217,6 @@ def _arguments(request):
     if call := vars(request).get('netbox_call'):
         return PayloadDecoder().decode(call)
     return [list(request.args or ()), request.kwargs or {}]
-
-
-def _is_named(request, name):
-    """Whether a message is of the task whose name a row has, which may be too long for that, or hold odd characters."""
-    return name in (request.task, clean_text(request.task)[:255])
 
 
 def _refuse(task, request):
@@ -250,7 +245,7 @@ def _refuse(task, request):
 def _describe(request):
     """Return what a row says that is another call than the message with its ID."""
     call = lifecycle.call_of(get_connection(), request.id)
-    if call is not None and not _is_named(request, call[0]):
+    if call is not None and not is_named(request.task, call[0]):
         return f'of {call[0]}, and the message is of {request.task}'
     return f'of {request.task} with other arguments'
 

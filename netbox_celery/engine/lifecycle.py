@@ -18,7 +18,7 @@ import json
 
 from .database import execute
 from .options import HEADER
-from .payload import PayloadDecoder, clean_text, is_jsonb
+from .payload import StrictDecoder, clean_text, is_jsonb
 
 __all__ = (
     'call_of',
@@ -123,10 +123,14 @@ def call_of(connection, task_id):
     `None` if there is no such row, or that cannot be told.
     """
     rows = connection.execute(CALL, (task_id,))
-    if not rows:
-        return None
-    name, args, kwargs, message, nesting, exact = rows[0]
-    decode = PayloadDecoder().decode
+    try:
+        return _call_of(*rows[0]) if rows else None
+    except (RecursionError, TypeError, ValueError):
+        return None  # what it holds is no call
+
+
+def _call_of(name, args, kwargs, message, nesting, exact):
+    decode = StrictDecoder().decode
     if message is None:
         if nesting or args is None or kwargs is None:
             return None

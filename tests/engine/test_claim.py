@@ -255,6 +255,17 @@ def test_retry_with_other_arguments(make_task, deliver):
     assert (row().status, row().attempt) == ('running', 2)
 
 
+@pytest.mark.parametrize('columns', [
+    {'message': 'garbage'}, {'message': '5'}, {'message': '[1]'}, {'message': '[' * 5000}, {'message': '""'},
+    {'args': {'no': 'list'}, 'exact_call': 'garbage'}, {'args': [2], 'exact_call': '7'},
+], ids=lambda columns: str(columns)[:40])
+def test_row_that_holds_no_call(deliver, columns):
+    """Nobody can tell whether a message is another call."""
+    run = make_result('pending', celery_name='tests:delivered', **{'args': [1], 'kwargs': {}} | columns)
+    begin(deliver(run.task_id, args=[1]))
+    assert row().status == 'running'
+
+
 def test_retry_that_could_not_be_remembered(deliver):
     run = make_result('retrying', attempt=1, claims=1, args=[1], kwargs={})
     begin(deliver(run.task_id, retries=1, args=[2], netbox_celery={'differs': True}))
@@ -280,10 +291,12 @@ def test_replacement(deliver, message, task, is_claimed):
         assert row().status == 'pending'
 
 
-@pytest.mark.parametrize('name, status', [('tests:another', 'pending'), ('tests:far', 'errored')])
+@pytest.mark.parametrize('name, status', [
+    ('tests:another', 'pending'), ('tests:far', 'errored'), ('tests:far' + 'x' * 300, 'errored')
+], ids=lambda value: value[:20])
 def test_unregistered(name, status):
     """A message of a task that no worker has does not end the run of another one."""
-    run = make_result('pending', celery_name='tests:far')
+    run = make_result('pending', celery_name=name[:255] if name.startswith('tests:far') else 'tests:far')
     request = SimpleNamespace(name=name, chord=None, root_id=None, correlation_id=None, reply_to=None, errbacks=None)
     app.backend.mark_as_failure(str(run.task_id), NotRegistered(name), request=request)
     assert row().status == status
@@ -374,7 +387,9 @@ def test_handler_of_before_task_publish(make_task, deliver, monkeypatch, many):
         body[0][0].append(2)
     with connected(signals.before_task_publish, give_along):
         with monkeypatch.context() as patch:
-            patch.setattr('kombu.messaging.Producer.publish', lambda self, body, headers, **o: sent.append((body, headers)))
+            patch.setattr(
+                'kombu.messaging.Producer.publish', lambda self, body, headers, **o: sent.append((body, headers))
+            )
             if many:
                 CeleryResult.enqueue_many(task, [(([1],), {'a': 1})])
             else:
