@@ -36,7 +36,7 @@ from .errbacks import note_errbacks
 from .exceptions import BodyInterrupted, NotHandedOver, OutOfRange, QueueRefused, RetryNotSent, TaskFailed
 from .ids import other_spelling
 from .outcome import finish_run, finish_unclaimed, retry_run
-from .payload import cut_text, is_uuid, read_value, result_columns, shown_jsonb, text_of, whole_number
+from .payload import cut_text, is_named, is_uuid, read_value, result_columns, shown_jsonb, text_of, whole_number
 from .recorder import recorder
 from .rowresults import RowResultsMixin
 from .run import get_run
@@ -306,9 +306,9 @@ def _is_of_another(task_id, request):
     name = getattr(request, 'task', None) or getattr(request, 'name', None)
     try:
         call = lifecycle.call_of(get_connection(), task_id) if is_uuid(task_id) else None
-    except (DatabaseError, ValueError):
+    except DatabaseError:
         return False
-    if not name or call is None or call[0] == name:
+    if not name or call is None or is_named(name, call[0]):
         return False
     logger.warning('A message with the ID of %s[%s] is of %s, which is not registered', call[0], task_id, name)
     return True

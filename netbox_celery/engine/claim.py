@@ -4,7 +4,6 @@ Signal handlers can stop nothing (Celery swallows their exceptions), so the clai
 `before_start`, which runs inside the tracer's `try`, and refuses by raising `Ignore`. Every task that a worker knows is
 wrapped for it, and so that its row waits for what the task replaces itself with.
 """
-import json
 import logging
 import time
 from functools import update_wrapper, wraps
@@ -19,11 +18,12 @@ from kombu.exceptions import EncodeError
 from ..choices import ResultStatusChoices as Status
 from . import lifecycle
 from .admission import is_window_open
+from .arguments import call_text
 from .database import UNUSABLE, get_connection
 from .enqueue import is_tracked
 from .exceptions import IgnoredByWindow
 from .options import HEADER
-from .payload import dumps, is_uuid
+from .payload import PayloadDecoder, dumps, is_named, is_uuid
 from .presence import identity
 from .replace import making_way, opened_by
 from .rows import INSERT, foreign_row, refused_row
@@ -31,6 +31,7 @@ from .run import Run, enter
 
 __all__ = (
     'begin',
+    'note_call',
     'track_all_tasks',
 )
 
@@ -38,8 +39,6 @@ logger = logging.getLogger(__name__)
 
 #: What was put around handlers: each is wrapped once, also if a class inherits it.
 _wrappers = WeakSet()
-#: Arguments that are longer are not compared with those of the row, characters of JSON.
-MOST_COMPARED = 262_144
 #: For how long a run waits to be claimed if the database is there, and cannot be used, seconds.
 PATIENCE = 5
 
@@ -122,6 +121,7 @@ def begin(task):
     request.netbox_run = run = Run(
         request.id, id=id, claims=claims, attempt=attempt, user_id=user_id, request_id=request_id
     )
+    run.call = _call(request, tracked_by_caller)
     enter(task, run)
     if claims > 1:
         run.lines = _lines_before(id)
@@ -163,7 +163,7 @@ def _claim_patiently(task, request, tracked_by_caller):
                     row = foreign_row(task, request)
                 except EncodeError as exc:
                     # The row has no more than a text of them, to which the message is not compared
-                    row, refusal, call = refused_row(task, request), exc, ()
+                    row, refusal, call = refused_row(task, request), exc, None
                 get_connection().execute(INSERT, row, patience=float('inf'))
                 claimed = _claim(request, call)
             if claimed is None and call and not _differs(request):
@@ -177,21 +177,19 @@ def _claim_patiently(task, request, tracked_by_caller):
             time.sleep(0.5)
 
 
+def note_call(request):
+    """Note what a message says before handlers of `task_prerun` get its arguments, who may change them in place."""
+    if request.get(HEADER) is not False:
+        request.netbox_call = call_text(request.args, request.kwargs)
+
+
 def _call(request, tracked_by_caller):
     """Return the arguments of a message as JSON text to compare with the row's; `None` if that is not to be done."""
     if isinstance(tracked_by_caller, dict) and tracked_by_caller.get('differs'):
         return None
-    if not request.args and not request.kwargs:
-        return '[[], {}]'
-    call = [request.args or [], request.kwargs or {}]
-    try:
-        try:
-            call = json.dumps(call)  # a third of the time, and the same text of what needs no type markers
-        except TypeError:
-            call = dumps(call)
-    except Exception:  # noqa: BLE001 - authors' encoders may raise anything
-        return None
-    return call if len(call) <= MOST_COMPARED else None
+    if 'netbox_call' not in vars(request):
+        note_call(request)
+    return request.netbox_call
 
 
 def _claim(request, call=None):
@@ -208,10 +206,17 @@ def _differs(request):
         return False
     try:
         name, *of_row = call
-        of_message = [list(request.args or ()), request.kwargs or {}]
-        return name != request.task or (of_row != of_message and dumps(of_row) != dumps(of_message))
+        of_message = _arguments(request)
+        return not is_named(request.task, name) or (of_row != of_message and dumps(of_row) != dumps(of_message))
     except Exception:  # noqa: BLE001 - authors' types may raise anything
         return False
+
+
+def _arguments(request):
+    """Return the arguments of a message as it came."""
+    if call := vars(request).get('netbox_call'):
+        return PayloadDecoder().decode(call)
+    return [list(request.args or ()), request.kwargs or {}]
 
 
 def _refuse(task, request):
@@ -240,7 +245,7 @@ def _refuse(task, request):
 def _describe(request):
     """Return what a row says that is another call than the message with its ID."""
     call = lifecycle.call_of(get_connection(), request.id)
-    if call is not None and call[0] != request.task:
+    if call is not None and not is_named(request.task, call[0]):
         return f'of {call[0]}, and the message is of {request.task}'
     return f'of {request.task} with other arguments'
 

@@ -20,6 +20,7 @@ from django.db import DatabaseError, connection, transaction
 from ..config import get_config
 from . import lifecycle, replace
 from .admission import admit, advance
+from .arguments import call_text
 from .canvas import as_request, make_portable, root_of
 from .database import UNAVAILABLE, execute, now_or_on_commit
 from .hooks import invocation_of
@@ -145,9 +146,6 @@ def _continue(app, publish, name, args, kwargs, options, task, run, queue):
     request = parent.request_stack.top
     replaces = (options.get('replaced_task_nesting') or 0) > (request.replaced_task_nesting or 0)
     tracked = run is not None and (run.replaced or not replaces)
-    is_same = (name, list(args or ()), kwargs or {}) == (
-        request.task or parent.name, list(request.args or ()), request.kwargs or {}
-    )
     if options.get('serializer') in (None, 'json'):
         check_payload(name, args, kwargs, options)
     mark(options, (request.get(HEADER) or True) if tracked else False)
@@ -159,13 +157,26 @@ def _continue(app, publish, name, args, kwargs, options, task, run, queue):
         run.next_eta = _when(options)
         if replaces:
             _fix_times(options)
-        if replaces or not is_same or queue != delivered_to(app, request.delivery_info):
+        if replaces or run.remembered or queue != delivered_to(app, request.delivery_info) or not _is_same(
+            run, parent, name, args, kwargs
+        ):
             replace.remember(app, run, name, args, kwargs, options, task, queue)
+            run.remembered = True
         run.continued = True
     result = publish(name, args, kwargs, **options)
     if tracked and replaces:
         recorder.sent(run.id)
     return result
+
+
+def _is_same(run, parent, name, args, kwargs):
+    """Whether the next attempt of a run is the call that its row holds. The body may have changed its arguments."""
+    request = parent.request_stack.top
+    if name != (request.task or parent.name):
+        return False
+    if run.call is not None:
+        return run.call == call_text(args, kwargs)
+    return (list(args or ()), kwargs or {}) == (list(request.args or ()), request.kwargs or {})
 
 
 def complete(app, options, parent):

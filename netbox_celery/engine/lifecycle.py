@@ -18,7 +18,7 @@ import json
 
 from .database import execute
 from .options import HEADER
-from .payload import PayloadDecoder, clean_text, is_jsonb
+from .payload import StrictDecoder, clean_text, is_jsonb
 
 __all__ = (
     'call_of',
@@ -108,13 +108,13 @@ def claim(connection, *, task_id, attempt, nesting, worker, holder, name=None, c
     rows = connection.execute(CLAIM, {
         'task_id': task_id, 'attempt': attempt, 'nesting': nesting, 'worker': worker, 'holder': holder,
         'name': name and clean_text(name)[:255], 'renamed': f'}}, {json.dumps(name)}, {{',
-        # What `jsonb` does not take is in `message`
-        'call': call if call and is_jsonb(call) else None, 'beginning': call and call[:-1],
+        # What `jsonb` does not take is in `message`: a row without one is another call, or has to be looked at
+        'call': call and (call if is_jsonb(call) else 'null'), 'beginning': call and call[:-1],
     }, patience=float('inf'))
     return rows[0] if rows else None
 
 
-CALL = f'SELECT celery_name, args::text, kwargs::text, message, nesting FROM {TABLE} WHERE task_id = %s'
+CALL = f'SELECT celery_name, args::text, kwargs::text, message, nesting, exact_call FROM {TABLE} WHERE task_id = %s'
 
 
 def call_of(connection, task_id):
@@ -123,14 +123,19 @@ def call_of(connection, task_id):
     `None` if there is no such row, or that cannot be told.
     """
     rows = connection.execute(CALL, (task_id,))
-    if not rows:
-        return None
-    name, args, kwargs, message, nesting = rows[0]
-    decode = PayloadDecoder().decode
+    try:
+        return _call_of(*rows[0]) if rows else None
+    except (RecursionError, TypeError, ValueError):
+        return None  # what it holds is no call
+
+
+def _call_of(name, args, kwargs, message, nesting, exact):
+    decode = StrictDecoder().decode
     if message is None:
         if nesting or args is None or kwargs is None:
             return None
-        return name, decode(args), decode(kwargs)
+        exact = decode(exact)[:2] if exact else (None, None)
+        return name, *(decode(own) if part is None else part for part, own in zip(exact, (args, kwargs)))
     args, kwargs, *instead = decode(message)
     return instead[0] if instead else name, args, kwargs
 

@@ -40,6 +40,7 @@ __all__ = (
     'is_deep',
     'is_exact',
     'is_jsonb',
+    'is_named',
     'is_uuid',
     'limited_jsonb',
     'other_number',
@@ -514,6 +515,11 @@ class _PlainEncoder(DjangoJSONEncoder):
             return super().default(o)
         except TypeError:
             return o.decode('utf-8', 'replace') if isinstance(o, bytes) else text_of(o)
+
+
+def is_named(name, column):
+    """Whether a row has the name of a task, which may be too long for its column, or hold what that cannot."""
+    return column in (name, clean_text(name)[:255])
 
 
 def is_uuid(value):

@@ -10,7 +10,7 @@ from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial, wraps
 
-from celery import bootsteps
+from celery import bootsteps, signals
 from celery.app import amqp
 from celery.app.routes import MapRoute
 from celery.worker.control import Panel
@@ -22,8 +22,10 @@ from kombu.utils.functional import maybe_list
 from ..broker import taken_keys
 from ..config import get_config
 from ..queuenames import has_control_characters, why_reserved
+from .arguments import call_text
 from .exceptions import QueueRefused
 from .ids import wrapped_once
+from .options import HEADER
 
 __all__ = (
     'AMQP',
@@ -83,9 +85,39 @@ class Queues(amqp.Queues):
 
 
 class AMQP(amqp.AMQP):
-    """Celery's `app.amqp`, without reserved names: also for `celery worker -Q` and `celery control add_consumer`."""
+    """Celery's `app.amqp`, without reserved names: also for `celery worker -Q` and `celery control add_consumer`.
+
+    And a message says if a handler of `before_task_publish` has given it other arguments than its row has.
+    """
 
     queues_cls = Queues
+
+    def _create_task_sender(self):
+        send, receivers = super()._create_task_sender(), signals.before_task_publish.receivers
+
+        def send_task_message(producer, name, message, **options):
+            return send(_Watching(producer, message) if receivers else producer, name, message, **options)
+        return send_task_message
+
+
+class _Watching:
+    """A producer of a message, which handlers of `before_task_publish` may change."""
+
+    def __init__(self, producer, message):
+        self._producer = producer
+        self._call = _text_of(message[2])
+
+    def __getattr__(self, name):
+        return getattr(self._producer, name)
+
+    def publish(self, body, headers=None, **options):
+        if headers and (mark := headers.get(HEADER)) and (self._call is None or _text_of(body) != self._call):
+            headers[HEADER] = {**(mark if isinstance(mark, dict) else {}), 'differs': True}
+        return self._producer.publish(body, headers=headers, **options)
+
+
+def _text_of(body):
+    return call_text(*body[:2]) if isinstance(body, tuple) else None
 
 
 class RefuseReserved(bootsteps.Step):

@@ -30,6 +30,7 @@ class Run:
 
     __slots__ = (
         'attempt',
+        'call',
         'claims',
         'continued',
         'dropped',
@@ -45,6 +46,7 @@ class Run:
         'own_end',
         'recorded',
         'refused',
+        'remembered',
         'replaced',
         'retried',
         'returned',
@@ -80,6 +82,10 @@ class Run:
         self.replaced = False
         #: The message for the next attempt, or for what replaces the task, is on its way.
         self.continued = False
+        #: The arguments of its message as JSON text, which its row has, too; `None`: nobody knows, or they are long.
+        self.call = None
+        #: Its row holds what the next attempt, or what replaces the task, is called with.
+        self.remembered = False
         #: The retry is recorded.
         self.retried = False
         #: The time for which `retry()` sent the next attempt.

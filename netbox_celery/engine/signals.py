@@ -24,7 +24,7 @@ from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
 from . import lifecycle, pool
 from .backend import describe, describe_failure
-from .claim import track_all_tasks
+from .claim import note_call, track_all_tasks
 from .database import MIGRATE, get_connection
 from .enqueue import is_tracked
 from .exceptions import IgnoredByWindow, RetryNotSent
@@ -178,7 +178,9 @@ def on_received(request=None, **kwargs):
 @signals.task_prerun.connect
 def on_prerun(sender=None, **kwargs):
     """Keep Django's connections as long as NetBox's `CONN_MAX_AGE` says, instead of for one task."""
-    if not sender.request_stack.top.is_eager:
+    request = sender.request_stack.top
+    if not request.is_eager:
+        note_call(request)
         close_old_connections()
 
 

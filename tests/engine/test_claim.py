@@ -1,4 +1,5 @@
 """The claim before the body, by the requests that Celery makes."""
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import partial, wraps
@@ -6,8 +7,9 @@ from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
-from celery import states
-from celery.exceptions import Ignore, NotRegistered
+from celery import Celery, signals, states
+from celery._state import _task_stack
+from celery.exceptions import Ignore, NotRegistered, Retry
 from django.db import DatabaseError, OperationalError, ProgrammingError
 from kombu.exceptions import EncodeError
 from kombu.utils import json
@@ -200,6 +202,28 @@ def test_same_call_otherwise_written(point, make_task, deliver):
     assert row().status == 'running'
 
 
+@pytest.mark.parametrize('number', [1, 1e23, -0.0, 1e16, float('nan')])
+@pytest.mark.parametrize('length', [0, 243, 300])
+def test_same_call_otherwise_written_and_kept(point, make_task, deliver, number, length):
+    """Beside numbers that `jsonb` changes, and of a task whose name is cut in its row."""
+    name = 'tests:' + 'x' * length
+    result = make_task(lambda self, task_id, *args, **kwargs: None, name=name).delay(Point(5), number)
+    begin(deliver(result.id, task=name, args=[Point(5), number]))
+    assert row().status == 'running'
+
+
+@pytest.mark.parametrize('args', [['\x00'], ['\ud800'], [float('nan')], ['\\u0000'], ['\\ud800 NaN']], ids=ascii)
+def test_another_call_that_no_row_could_hold(make_task, deliver, args):
+    """The row of an ordinary call is not that of one with such arguments."""
+    task = make_task(lambda self, task_id, *args, **kwargs: None, name='tests:delivered')
+    result = task.delay(1)
+    with pytest.raises(Ignore, match='another call'):
+        begin(deliver(result.id, args=args))
+    own = task.apply_async(args)
+    begin(deliver(own.id, args=args))
+    assert CeleryResult.objects.get(task_id=own.id).status == 'running'
+
+
 @pytest.mark.parametrize('options', [{}, {'argsrepr': '(...)', 'kwargsrepr': '{...}'}], ids=str)
 @pytest.mark.parametrize('args', [[5], ['x' * 100_000], ['\x00']], ids=lambda value: repr(value)[:20])
 @pytest.mark.parametrize('header', [True, None, {'window': None}], ids=str)
@@ -231,6 +255,17 @@ def test_retry_with_other_arguments(make_task, deliver):
     assert (row().status, row().attempt) == ('running', 2)
 
 
+@pytest.mark.parametrize('columns', [
+    {'message': 'garbage'}, {'message': '5'}, {'message': '[1]'}, {'message': '[' * 5000}, {'message': '""'},
+    {'args': {'no': 'list'}, 'exact_call': 'garbage'}, {'args': [2], 'exact_call': '7'},
+], ids=lambda columns: str(columns)[:40])
+def test_row_that_holds_no_call(deliver, columns):
+    """Nobody can tell whether a message is another call."""
+    run = make_result('pending', celery_name='tests:delivered', **{'args': [1], 'kwargs': {}} | columns)
+    begin(deliver(run.task_id, args=[1]))
+    assert row().status == 'running'
+
+
 def test_retry_that_could_not_be_remembered(deliver):
     run = make_result('retrying', attempt=1, claims=1, args=[1], kwargs={})
     begin(deliver(run.task_id, retries=1, args=[2], netbox_celery={'differs': True}))
@@ -256,13 +291,149 @@ def test_replacement(deliver, message, task, is_claimed):
         assert row().status == 'pending'
 
 
-@pytest.mark.parametrize('name, status', [('tests:another', 'pending'), ('tests:far', 'errored')])
+@pytest.mark.parametrize('name, status', [
+    ('tests:another', 'pending'), ('tests:far', 'errored'), ('tests:far' + 'x' * 300, 'errored')
+], ids=lambda value: value[:20])
 def test_unregistered(name, status):
     """A message of a task that no worker has does not end the run of another one."""
-    run = make_result('pending', celery_name='tests:far')
+    run = make_result('pending', celery_name=name[:255] if name.startswith('tests:far') else 'tests:far')
     request = SimpleNamespace(name=name, chord=None, root_id=None, correlation_id=None, reply_to=None, errbacks=None)
     app.backend.mark_as_failure(str(run.task_id), NotRegistered(name), request=request)
     assert row().status == status
+
+
+# Arguments that are changed in place, after the call or before the claim
+
+@pytest.fixture
+def published(make_task, deliver, monkeypatch):
+    """What Celery was given to publish; called, it delivers the last of it, and returns the task that executes it."""
+    calls, executing = [], []
+    publish = Celery.send_task
+
+    def send_task(self, name, args=None, kwargs=None, **options):
+        calls.append((name, *json.loads(json.dumps([args or (), kwargs or {}])), options))
+        return publish(self, name, args, kwargs, **options)
+
+    def deliver_last():
+        name, args, kwargs, options = calls[-1]
+        task = deliver(
+            options['task_id'], task=name, args=args, kwargs=kwargs, retries=options.get('retries', 0),
+            netbox_celery=options['headers']['netbox_celery'],
+            delivery_info={'exchange': '', 'routing_key': app.conf.task_default_queue}
+        )
+        begin(task)
+        _task_stack.push(task)
+        executing.append(task)
+        return task
+    monkeypatch.setattr(Celery, 'send_task', send_task)
+    deliver_last.task = make_task(
+        lambda self, task_id, *args, **kwargs: None, name='tests:delivered', max_retries=5
+    )
+    yield deliver_last
+    for __ in executing:
+        _task_stack.pop()
+
+
+@pytest.mark.parametrize('options', [{}, {'argsrepr': '(...)', 'kwargsrepr': '{...}'}], ids=str)
+def test_retry_after_a_change_in_place(published, options):
+    """The retry is called with what the body has made of its arguments, and so it runs, and would be sent again."""
+    published.task.apply_async(([1],), {'d': {}}, **options)
+    for number in (2, 3, 4):
+        task = published()
+        task.request.args[0].append(number)
+        task.request.kwargs['d'][str(number)] = [1e23]
+        with pytest.raises(Retry):
+            task.retry(countdown=0)
+        assert json.loads(row().message)[:2] == [task.request.args[:], task.request.kwargs]
+    assert published().request.args == [[1, 2, 3, 4]]
+    assert row().attempt == 4
+
+
+def test_retry_after_one_that_was_not_sent(published, monkeypatch):
+    """The row holds the call of the last one that was tried."""
+    published.task.delay(1)
+    task = published()
+    publish = Celery.send_task
+
+    def fail(*args, **kwargs):
+        raise OSError('no broker')
+    monkeypatch.setattr(Celery, 'send_task', fail)
+    with pytest.raises(Exception, match='no broker'):
+        task.retry(args=(2,))
+    monkeypatch.setattr(Celery, 'send_task', publish)
+    with pytest.raises(Retry):
+        task.retry()
+    assert published().request.args == [1]
+    assert row().attempt == 2
+
+
+@contextmanager
+def connected(signal, handler):
+    signal.connect(handler)
+    try:
+        yield
+    finally:
+        signal.disconnect(handler)
+
+
+@pytest.mark.parametrize('many', [False, True])
+def test_handler_of_before_task_publish(make_task, deliver, monkeypatch, many):
+    """It may give each message something along: such a message says so, and is claimed."""
+    task = make_task(lambda self, task_id, *args, **kwargs: None, name='tests:delivered')
+    sent = []
+
+    def give_along(body=None, **others):
+        body[1]['tenant'] = 'x'
+        body[0][0].append(2)
+    with connected(signals.before_task_publish, give_along):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                'kombu.messaging.Producer.publish', lambda self, body, headers, **o: sent.append((body, headers))
+            )
+            if many:
+                CeleryResult.enqueue_many(task, [(([1],), {'a': 1})])
+            else:
+                task.delay([1], a=1)
+    (args, kwargs, __), headers = sent[0]
+    assert (list(args), kwargs) == ([[1, 2]], {'a': 1, 'tenant': 'x'})
+    assert row().args == [[1]]
+    begin(deliver(
+        row().task_id, args=args, kwargs=kwargs, netbox_celery=headers['netbox_celery']
+    ))
+    assert row().status == 'running'
+
+
+def test_handler_of_before_task_publish_that_changes_no_arguments(make_task, deliver):
+    """The message is compared as any other."""
+    task = make_task(lambda self, task_id, *args, **kwargs: None, name='tests:delivered')
+    heard = []
+    with connected(signals.before_task_publish, lambda headers=None, **others: heard.append(headers)):
+        task.delay(b'x', date(2026, 1, 1))
+    assert heard[0]['netbox_celery'] is True
+
+
+def test_handler_of_task_prerun(make_task, deliver):
+    """It may take out what came along; the claim looks at the message."""
+    task = make_task(lambda self, task_id, *args, **kwargs: None, name='tests:delivered')
+    result = task.delay([1], context=5)
+
+    def take_out(args=None, kwargs=None, **others):
+        kwargs.pop('context')
+        args[0].append(2)
+    for args, is_same in (([[2]], False), ([[1]], True)):
+        delivered = deliver(result.id, args=args, kwargs={'context': 5})
+        request = delivered.request
+        with connected(signals.task_prerun, take_out):
+            signals.task_prerun.send(
+                sender=delivered, task_id=result.id, task=delivered, args=request.args, kwargs=request.kwargs
+            )
+        assert request.kwargs == {}
+        if is_same:
+            begin(delivered)
+        else:
+            with pytest.raises(Ignore, match='another call'):
+                begin(delivered)
+    assert row().status == 'running'
 
 
 # Handlers of authors
