@@ -275,14 +275,17 @@ def check_repeated(app, name, options):
     Raises:
         QueueRefused: People cannot send there.
     """
+    options = options if isinstance(options, dict) else {}  # a row may hold anything
     given = {key: options[key] for key in ('queue', 'exchange', 'routing_key') if options.get(key)}
     if not given:
         return
+    if not all(isinstance(value, str) for value in given.values()):
+        raise QueueRefused(_('The run cannot be sent again: the row does not hold the name of its queue.'))
     task = app.tasks.get(name)
     if found := destination(app, name, (), {}, given, task):
         check_choice(app, found)
         return
-    exchange = getattr(given['exchange'], 'name', given['exchange'])
+    exchange = given.get('exchange')
     known = {queue.exchange.name for queue in app.amqp.queues.values()}
     if exchange not in known and exchange != getattr(task, 'exchange', None):
         raise QueueRefused(_('The run cannot be sent again: nobody knows to which queue its exchange leads.'))

@@ -416,7 +416,7 @@ class CeleryResult(NetBoxModel, AboutObject):
         if error == self.error:
             return self.attempts
         return [
-            attempt | {'error': error} if QUOTED_RUN.search(attempt.get('error') or '') else attempt
+            attempt | {'error': error} if QUOTED_RUN.search(str(attempt.get('error'))) else attempt
             for attempt in self.attempts
         ]
 
