@@ -58,6 +58,8 @@ class StrictMixin:
                 model = getattr(getattr(field, 'queryset', None), 'model', None)
                 if model in (User, CelerySchedule, CeleryTask):
                     field.queryset = nameable(model, user)
+                    # NetBox has put a widget around the one that shows what is selected
+                    getattr(field.widget, 'original_widget', field.widget).choices = field.choices
 
     def clean(self):
         super().clean()
