@@ -4,6 +4,7 @@ from uuid import UUID
 import django_filters
 from django import forms
 from django.contrib.contenttypes.models import ContentType
+from django.db import DataError, connection, transaction
 from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 from django_filters.constants import EMPTY_VALUES
@@ -29,7 +30,7 @@ from .choices import (
     ScheduleOverlapChoices,
 )
 from .models import CeleryLogEntry, CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
-from .viewing import error_is_readable, viewable
+from .viewing import error_is_readable, nameable
 
 __all__ = (
     'CeleryLogEntryFilterSet',
@@ -72,18 +73,35 @@ def named(model):
     """Return what may be named in a filter by its name, for each request: what a user may not view does not exist."""
     def queryset(request):
         user = getattr(request, 'user', None)
-        if user is None:
-            return model.objects.all()
-        own = Q(pk=user.pk) if model is User else Q(pk__in=())
-        return model.objects.filter(Q(pk__in=viewable(model, user)) | own)
+        return model.objects.all() if user is None else nameable(model, user)
     return queryset
 
 
+def check_pattern(pattern):
+    """Refuse what is no regular expression to PostgreSQL, which ends the query, and a list with it."""
+    try:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SELECT '' ~ %s", [pattern])
+    except DataError as exc:
+        raise forms.ValidationError(_('This is no regular expression: {error}').format(error=exc)) from exc
+
+
 class StrictForm(forms.Form):
-    """Takes nothing but true and false for a boolean: to Django's field, all else is unknown, and filters nothing."""
+    """Takes nothing but true and false for a boolean: to Django's field, all else is unknown, and filters nothing.
+
+    And nothing but regular expressions where one is asked for.
+    """
 
     def clean(self):
         super().clean()
+        for name, value in list(self.cleaned_data.items()):
+            if value and name.endswith(('__regex', '__iregex')):
+                for pattern in value if isinstance(value, list | tuple) else [value]:
+                    try:
+                        check_pattern(pattern)
+                    except forms.ValidationError as exc:
+                        self.add_error(name, exc)
+                        break
         for name, field in self.fields.items():
             entered = self.data.get(name) if isinstance(field, forms.NullBooleanField) else None
             if entered not in (None, '') and self.cleaned_data.get(name) is None:

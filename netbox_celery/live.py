@@ -8,7 +8,6 @@ import re
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from django.contrib.contenttypes.models import ContentType
 from django.db.models import Max
 from django.urls import NoReverseMatch
 from django.utils import timezone
@@ -18,6 +17,7 @@ from django.utils.safestring import mark_safe
 from .config import get_config
 from .engine.reader import LogFilter, log_lines, read_log
 from .models import CeleryLogEntry, CeleryResult, CeleryWorker
+from .models.about import find_type
 from .viewing import viewable
 
 __all__ = (
@@ -171,7 +171,8 @@ def _load_objects(entries, user):
             wanted.setdefault(entry.object_type_id, set()).add(entry.object_id)
     objects = {}
     for type_id, ids in wanted.items():
-        model = ContentType.objects.get_for_id(type_id).model_class()
+        found_type = find_type(type_id)
+        model = found_type and found_type.model_class()
         if model is None:
             continue
         found = viewable(model, user).filter(pk__in=ids)

@@ -22,8 +22,8 @@ LONGEST = 255
 KEYS = re.compile(r'unacked(?:_.*)?$|_kombu\.|celery-(?:task|taskset)-meta|chord-unlock|rq:', re.DOTALL)
 #: What Celery's remote control, its events, and brokers have for themselves.
 OTHERS = (
-    (re.compile(r'amq\.'), 'the names that RabbitMQ keeps for itself begin with "amq."'),
-    (re.compile(r'(?:.*\.)?pidbox$', re.DOTALL), 'by it Celery speaks to its workers'),
+    (re.compile(r'amq\.'), 'RabbitMQ keeps names that begin with "amq." for itself'),
+    (re.compile(r'(?:.*\.)?pidbox$', re.DOTALL), 'Celery speaks to its workers by it'),
     (re.compile(r'celeryev(?:\.|$)'), 'it carries the events of Celery\'s workers'),
     (re.compile(r'celery_delayed_'), 'it holds back what has an ETA'),
     (re.compile(r'ae\.undeliver$'), 'it takes what cannot be delivered'),
@@ -37,7 +37,9 @@ def why_reserved(name, keys=()):
         name: The name.
         keys: Further beginnings of keys that are taken: those that settings name.
     """
-    if not isinstance(name, str) or not name.strip():
+    if not isinstance(name, str):
+        return 'it is no text'
+    if not name.strip():
         return 'it is empty'
     return _why_reserved(name, keys)
 
@@ -45,7 +47,7 @@ def why_reserved(name, keys=()):
 @lru_cache(maxsize=1024)
 def _why_reserved(name, keys):
     if has_control_characters(name):
-        return 'it holds control characters, or such that no text can hold'
+        return 'it holds control characters, or characters that no text can hold'
     if len(name.encode()) > LONGEST:
         return f'it is longer than {LONGEST} bytes'
     if is_key_of_redis(name, keys):

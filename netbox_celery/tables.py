@@ -6,12 +6,13 @@ from django.template.defaultfilters import truncatechars
 from django.utils.html import escape, format_html
 from django.utils.safestring import mark_safe
 from django.utils.translation import gettext_lazy as _
+from django_tables2.utils import OrderByTuple
 
 from netbox.tables import NetBoxTable, columns
 from utilities.string import humanize_duration
 
 from .models import CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
-from .viewing import Reader, hidden_text, load_beside
+from .viewing import BESIDE, Reader, hidden_text, load_beside, order_by_visible
 
 __all__ = (
     'CeleryResultTable',
@@ -129,6 +130,14 @@ class BesideTable(NetBoxTable):
         # An export has all rows, not those of a page
         self._read(list(self.data), set(self.columns.names()) - set(exclude_columns or ()))
         yield from super().as_values(exclude_columns)
+
+    def configure(self, request):
+        # By the names of what one may not view nothing is ordered
+        for name in BESIDE.intersection(self.columns.names()) - {'object'}:
+            self.columns[name].column.order_by = OrderByTuple([
+                order_by_visible(self._meta.model, request.user, name)
+            ])
+        super().configure(request)
 
     def before_render(self, request):
         # Some of NetBox's pages do not configure their tables

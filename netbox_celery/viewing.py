@@ -12,6 +12,7 @@ from utilities.permissions import get_permission_for_model
 from utilities.querysets import RestrictedQuerySet
 
 from .choices import ResultReasonChoices
+from .engine.payload import plain
 from .engine.redaction import QUOTED_RUN
 from .models import CeleryResult
 
@@ -24,6 +25,8 @@ __all__ = (
     'is_unconstrained',
     'is_viewable',
     'load_beside',
+    'nameable',
+    'order_by_visible',
     'reader_of_context',
     'viewable',
 )
@@ -115,7 +118,9 @@ class Reader:
     def attempts_of(self, result):
         """Return the attempts of a run as the user may read them (see `error_of`)."""
         culprit = result.quoted_id
-        return result.attempts if culprit is None or self.may_view_run(culprit) else result.attempts_without_quote
+        return plain(
+            result.attempts if culprit is None or self.may_view_run(culprit) else result.attempts_without_quote
+        )
 
     def _sees_all_or_none(self, model):
         if model not in self._models:
@@ -186,6 +191,34 @@ def is_viewable(name, model, user, prefix=''):
     """Return the condition that what stands beside rows may be viewed by a user: names are not to be guessed."""
     own = Q(**{f'{prefix}{name}': user.pk}) if model is User else Q()
     return Q(**{f'{prefix}{name}__in': viewable(model, user)}) | own
+
+
+def order_by_visible(model, user, name):
+    """Return by what rows are ordered that are to be ordered by a column: an order tells of names.
+
+    By the primary key of what stands beside them, and by their own in the place of their error, if the user may not
+    view all that these name.
+
+    Args:
+        model: One of our models.
+        user: Who reads, or `None`.
+        name: The column, perhaps with a `-` before it.
+    """
+    column = name.removeprefix('-')
+    if column not in BESIDE:
+        return name
+    field = model._meta.get_field(column)
+    if is_unconstrained(user, CeleryResult if column == 'error' else field.related_model):
+        return name
+    return name.replace(column, 'pk' if column == 'error' else field.attname)
+
+
+def nameable(model, user):
+    """Return the objects of a model that may be named to a user, a queryset: those that they may view, and they."""
+    if is_unconstrained(user, model) and not viewable(model, user).query.is_empty():
+        return model.objects.all()
+    own = Q(pk=user.pk) if model is User else Q(pk__in=())
+    return model.objects.filter(Q(pk__in=viewable(model, user)) | own)
 
 
 def reader_of_context(context):

@@ -3,11 +3,16 @@ from contextlib import contextmanager
 
 from amqp.exceptions import AMQPError
 from celery.exceptions import CeleryError, QueueNotFound
+from django.core.exceptions import SuspiciousOperation
+from django.db import DataError
+from django.db.models import JSONField
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
+from django_filters.rest_framework import DjangoFilterBackend
 from kombu.exceptions import EncodeError, OperationalError
 from rest_framework import status
 from rest_framework.exceptions import APIException, ParseError, ValidationError
+from rest_framework.filters import OrderingFilter
 from rest_framework.generics import get_object_or_404
 from rest_framework.parsers import JSONParser
 from rest_framework.response import Response
@@ -17,11 +22,13 @@ from utilities.exceptions import AbortRequest
 
 from .. import actions
 from ..engine.exceptions import QueueRefused
-from ..viewing import Reader, in_sight
+from ..engine.payload import clean
+from ..viewing import Reader, in_sight, order_by_visible
 from . import serializers
 
 __all__ = (
     'ActionsMixin',
+    'SafeMixin',
     'VisibleMixin',
     'require_runnable',
     'sending',
@@ -56,7 +63,36 @@ class BodyParser(JSONParser):
             raise ParseError(_('JSON parse error - it is nested too deeply')) from exc
 
 
-class ActionsMixin:
+class VisibleOrdering(OrderingFilter):
+    """Orders by columns of a row alone: neither by payloads, nor by the names of what the user may not view."""
+
+    def get_valid_fields(self, queryset, view, context=None):
+        columns = {
+            field.name for field in queryset.model._meta.concrete_fields if not isinstance(field, JSONField)
+        }
+        return [pair for pair in super().get_valid_fields(queryset, view, context or {}) if pair[0] in columns]
+
+    def get_ordering(self, request, queryset, view):
+        ordering = super().get_ordering(request, queryset, view)
+        return ordering and [order_by_visible(queryset.model, request.user, name) for name in ordering]
+
+
+class SafeMixin:
+    """For all viewsets: what is wrong with a request is answered with 400, whatever it holds."""
+    filter_backends = (DjangoFilterBackend, VisibleOrdering)
+
+    def handle_exception(self, exc):
+        if isinstance(exc, SuspiciousOperation):
+            exc = ParseError(_('The request is too large, or malformed: {error}').format(error=exc))
+        elif isinstance(exc, DataError):
+            exc = ParseError(_('The database cannot take this: {error}').format(error=exc))
+        response = super().handle_exception(exc)
+        # It may repeat what was sent, and not all of that is text that can be sent back
+        response.data = clean(response.data)
+        return response
+
+
+class ActionsMixin(SafeMixin):
     """For viewsets with actions that have a permission of their own."""
     parser_classes = [BodyParser if cls is JSONParser else cls for cls in api_settings.DEFAULT_PARSER_CLASSES]
 
@@ -107,7 +143,7 @@ def sending():
     except QueueNotFound as exc:
         raise ValidationError({'queue': [_('There is no such queue.')]}) from exc
     except AMQPError as exc:
-        raise ValidationError({'queue': [_('The message broker refuses it: {error}').format(error=exc)]}) from exc
+        raise ValidationError({'queue': [_('The message broker refuses the message: {error}').format(error=exc)]}) from exc
     except QueueRefused as exc:
         raise ValidationError({'queue': [str(exc)]}) from exc
     except (CeleryError, EncodeError, TypeError, ValueError) as exc:

@@ -28,6 +28,8 @@ __all__ = (
 MAX_ID = 2 ** 63 - 1
 #: The highest number that the column of a line's level can hold.
 MAX_LEVEL = 2 ** 15 - 1
+#: Options that do not exist of which an answer tells.
+MAX_NAMED = 100
 #: The longest time that can be said in seconds: that of a schedule's `expires`, 68 years.
 MAX_SECONDS = 2 ** 31 - 1
 
@@ -158,7 +160,7 @@ class TaskRunSerializer(serializers.Serializer):
         if unknown := set(data) - set(self.fields):
             raise serializers.ValidationError({
                 name: [_('There is no such option. Options are: {options}.').format(options=', '.join(self.fields))]
-                for name in sorted(unknown)
+                for name in sorted(unknown)[:MAX_NAMED]
             })
         return values
 

@@ -22,7 +22,7 @@ from ..engine.control import NotRerunnable
 from ..engine.reader import read_log
 from ..models import CeleryLogEntry, CeleryResult, CeleryTask, CeleryWorker
 from . import serializers
-from .base import ActionsMixin, VisibleMixin, require_runnable, sending
+from .base import ActionsMixin, SafeMixin, VisibleMixin, require_runnable, sending
 from .pagination import HistoryPagination
 from .parameters import LogQuerySerializer, TaskRunSerializer
 from .permissions import token_permission
@@ -205,7 +205,7 @@ class CeleryTaskViewSet(EngineModelViewSet):
         return self.created(result)
 
 
-class CeleryLogEntryViewSet(NetBoxReadOnlyModelViewSet):
+class CeleryLogEntryViewSet(SafeMixin, NetBoxReadOnlyModelViewSet):
     """
     Lines of the logs of all runs that the user may view. Who follows one run asks for its `logs`.
     """
@@ -221,7 +221,7 @@ class CeleryLogEntryViewSet(NetBoxReadOnlyModelViewSet):
     }
 
 
-class CeleryWorkerViewSet(NetBoxReadOnlyModelViewSet):
+class CeleryWorkerViewSet(SafeMixin, NetBoxReadOnlyModelViewSet):
     """
     Workers that are running, or were not long ago.
     """

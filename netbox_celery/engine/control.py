@@ -177,6 +177,8 @@ def rerun(result, user=None):
             'The arguments of this run were not kept: they are hidden by its caller, or too large.'
         ))
     args, kwargs, options = call_of(result.exact_call, result.args, result.kwargs, options_of_row(result))
+    if not isinstance(args, list) or not isinstance(kwargs, dict) or not isinstance(options, dict):
+        raise NotRerunnable(_('The row does not hold what this run was called with.'))
     options = {key: value for key, value in options.items() if key in REPEATED}
     return type(result).enqueue(
         result.celery_name, args=args, kwargs=kwargs, user=user or result.user_id,

@@ -155,6 +155,7 @@ def _task_id(entry, *path):
         message = json.loads(entry)
         for step in path:
             message = message[step]
-        return canonical(message['headers']['id'])
+        task_id = message['headers']['id']
     except (LookupError, RecursionError, TypeError, ValueError):
         return None
+    return canonical(task_id) if isinstance(task_id, str) else None

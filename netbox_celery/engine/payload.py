@@ -107,7 +107,7 @@ class MarkerDecoder(json.JSONDecoder):
 
 
 class StrictDecoder(MarkerDecoder):
-    """Does so.
+    """Reads the same, and raises one exception for all that cannot be read.
 
     Raises:
         json.JSONDecodeError: It cannot be read; also for numbers and depths that are too much for Python.
@@ -309,7 +309,7 @@ _check_order = json.JSONDecoder(object_pairs_hook=_in_order).decode
 
 
 def sendable_jsonb(value, deepest=DEEPEST):
-    """Do so for a part of a message.
+    """Do what `to_jsonb` does, for a part of a message.
 
     Raises:
         TypeError, ValueError: It cannot be written as JSON, or a worker could not read it.

@@ -307,12 +307,11 @@ def check_repeated(app, name, options):
     Raises:
         QueueRefused: People cannot send there.
     """
-    given = {
-        key: value for key in ('queue', 'exchange', 'routing_key')
-        if isinstance(value := options.get(key), str) and value
-    }
+    given = {key: options[key] for key in ('queue', 'exchange', 'routing_key') if options.get(key)}
     if not given:
         return
+    if not all(isinstance(value, str) for value in given.values()):
+        raise QueueRefused(_('The run cannot be sent again: the row does not hold the name of its queue.'))
     task = app.tasks.get(name)
     if found := destination(app, name, (), {}, given, task):
         check_choice(app, found)

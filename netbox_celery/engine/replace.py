@@ -199,7 +199,7 @@ def settle(connection, task_id, claims, error):
     """Settle a run whose worker was lost while its replacement was on its way: what is known of that is sent (again).
 
     Returns:
-        Its end as `lifecycle.finish` does, or `None` if it goes on.
+        What `lifecycle.close_replaced` does, or `None` if it goes on.
     """
     if lifecycle.resend_replacement(connection, task_id, claims=claims):
         logger.warning('What replaces task %s will be sent again: %s', task_id, error)

@@ -198,8 +198,8 @@ def _as_chain(rest):
     return rest and {'task': 'celery.chain', 'kwargs': {'tasks': rest[::-1]}}
 
 
-# GUARANTEE: a step that was sent keeps what becomes of it. A row that is there already is closed only if it waits for
-# an earlier step: that of a task which replaced itself by a chain.
+# GUARANTEE: a step that was sent keeps what becomes of it. (`lifecycle.close_replaced` closes the row of a task that
+# replaced itself.)
 CLOSE = insert_statement(reason="'upstream_failed'", error='%(error)s', completed='now()')
 
 

@@ -20,7 +20,9 @@ from ..choices import (
     ScheduleOriginChoices,
     ScheduleOverlapChoices,
 )
+from ..host import current_user
 from ..models import CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
+from ..viewing import nameable
 
 __all__ = (
     'CeleryResultFilterForm',
@@ -47,6 +49,17 @@ class StrictMixin:
         filterset: The class of the filters.
     """
     filterset = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # The list names what it is filtered by, and the form too
+        if (user := current_user()) is not None:
+            for field in self.fields.values():
+                model = getattr(getattr(field, 'queryset', None), 'model', None)
+                if model in (User, CelerySchedule, CeleryTask):
+                    field.queryset = nameable(model, user)
+                    # NetBox has put a widget around the one that shows what is selected
+                    getattr(field.widget, 'original_widget', field.widget).choices = field.choices
 
     def clean(self):
         super().clean()

@@ -17,7 +17,7 @@ from netbox.graphql.types import BaseObjectType, NetBoxObjectType
 
 from .. import models
 from ..engine.redaction import shown
-from ..models.fields import TimeField
+from ..models.fields import IntervalField, MappingField, NamesField, ParametersField, TimeField
 from ..viewing import Reader
 from .filters import (
     CeleryLogEntryFilter,
@@ -41,6 +41,8 @@ __all__ = (
 
 
 field_type_map[TimeField] = datetime
+field_type_map[IntervalField] = float
+field_type_map.update(dict.fromkeys((MappingField, NamesField, ParametersField), JSON))
 
 
 def _reader(info):

@@ -1,5 +1,6 @@
 """The NetBox object that a row is about."""
 from django.contrib.contenttypes.fields import GenericForeignKey, GenericForeignKeyDescriptor
+from django.contrib.contenttypes.models import ContentType
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
@@ -8,7 +9,16 @@ from netbox.models import BaseModel
 __all__ = (
     'AboutObject',
     'HistoricGenericForeignKey',
+    'find_type',
 )
+
+
+def find_type(pk, using=None):
+    """Return a content type, or `None`: a line of a log may name one that has been deleted."""
+    try:
+        return ContentType.objects.db_manager(using).get_for_id(pk)
+    except ContentType.DoesNotExist:
+        return None
 
 
 class HistoricDescriptor(GenericForeignKeyDescriptor):
@@ -37,6 +47,11 @@ class HistoricGenericForeignKey(GenericForeignKey):
     History outlives the plugins that it is about. Django fails on a content type without a model, and with it would
     each list in which such a row stands.
     """
+
+    def get_content_type(self, obj=None, id=None, using=None, model=None):
+        if id is None:
+            return super().get_content_type(obj=obj, using=using, model=model)
+        return find_type(id, using) or ContentType()  # of no model
 
     def contribute_to_class(self, cls, name, **kwargs):
         super().contribute_to_class(cls, name, **kwargs)

@@ -1,5 +1,6 @@
 """Columns whose values people and callers choose, and which every page can show."""
 import json
+import math
 from copy import copy
 from datetime import UTC
 
@@ -13,6 +14,10 @@ from ..engine.times import EARLIEST, LATEST, nearest_sql
 
 __all__ = (
     'AttemptsField',
+    'IntervalField',
+    'MappingField',
+    'NamesField',
+    'ParametersField',
     'TimeField',
     'validate_time',
     'with_plain_payloads',
@@ -38,16 +43,67 @@ def _number(text):
     return int(text) if len(text) <= MOST_DIGITS else text
 
 
-class AttemptsField(models.JSONField):
-    """The history of a run's attempts: a list of dicts, whatever the row holds."""
+class ShapedField(models.JSONField):
+    """JSON that the engine alone writes. Whatever the row holds, it is read in the shape that it has for the engine."""
+
+    @staticmethod
+    def shape(value):
+        """Return what there is of that shape in JSON data."""
+        raise NotImplementedError
 
     def from_db_value(self, value, expression, connection):
         value = json.loads(value, cls=RowDecoder, parse_int=_number) if isinstance(value, str) else value
-        return [attempt for attempt in value if isinstance(attempt, dict)] if isinstance(value, list) else []
+        return self.shape(value)
 
     def deconstruct(self):
         name, __, args, kwargs = super().deconstruct()
         return name, 'django.db.models.JSONField', args, kwargs
+
+
+class AttemptsField(ShapedField):
+    """The history of a run's attempts: a list of dicts."""
+
+    @staticmethod
+    def shape(value):
+        return [attempt for attempt in value if isinstance(attempt, dict)] if isinstance(value, list) else []
+
+
+class MappingField(ShapedField):
+    """Names and what they stand for: a dict."""
+
+    @staticmethod
+    def shape(value):
+        return plain(value) if isinstance(value, dict) else {}
+
+
+class NamesField(ShapedField):
+    """A list of texts."""
+
+    @staticmethod
+    def shape(value):
+        return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+
+
+class ParametersField(ShapedField):
+    """The parameters of a task: a list of dicts (see `netbox_celery.engine.catalogue.parameters`)."""
+    TYPES = {'name': str, 'kind': str, 'annotation': str, 'required': bool}
+
+    @classmethod
+    def shape(cls, value):
+        return [plain(parameter) for parameter in value if isinstance(parameter, dict) and all(
+            isinstance(parameter.get(name), type) for name, type in cls.TYPES.items()
+        )] if isinstance(value, list) else []
+
+
+class IntervalField(models.FloatField):
+    """A number of seconds. What is none (`NaN`, `Infinity`) no JSON can hold: it is read as if there was none."""
+
+    def from_db_value(self, value, expression, connection):
+        return value if value is None or math.isfinite(value) else None
+
+    def deconstruct(self):
+        name, __, args, kwargs = super().deconstruct()
+        return name, 'django.db.models.FloatField', args, kwargs
 
 
 class TimeField(models.DateTimeField):

@@ -6,6 +6,7 @@ from django.utils.translation import gettext_lazy as _
 from ..choices import LogLevelChoices
 from ..querysets import CeleryLogEntryQuerySet
 from .about import AboutObject
+from .fields import TimeField
 
 __all__ = (
     'CeleryLogEntry',
@@ -51,7 +52,7 @@ class CeleryLogEntry(AboutObject):
         db_index=False,
         db_constraint=False
     )
-    created = models.DateTimeField(
+    created = TimeField(
         verbose_name=_('created'),
         default=timezone.now
     )

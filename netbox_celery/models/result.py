@@ -416,7 +416,7 @@ class CeleryResult(NetBoxModel, AboutObject):
         if error == self.error:
             return self.attempts
         return [
-            attempt | {'error': error} if QUOTED_RUN.search(attempt.get('error') or '') else attempt
+            attempt | {'error': error} if QUOTED_RUN.search(str(attempt.get('error'))) else attempt
             for attempt in self.attempts
         ]
 
@@ -433,7 +433,7 @@ class CeleryResult(NetBoxModel, AboutObject):
     @property
     def display_options(self):
         """Options as a person reads them: later steps and callbacks show their arguments as their `argsrepr` says."""
-        return shown(self.options)
+        return shown(self.options or {})
 
     def _display(self, field):
         options = self.options if isinstance(self.options, dict) else {}

@@ -26,7 +26,7 @@ from ..engine.exceptions import InvalidArguments, QueueRefused
 from ..engine.payload import PayloadDecoder, PayloadEncoder, dumps_any, other_number, plain, to_jsonb
 from ..engine.redaction import hide, shown
 from .about import AboutObject
-from .fields import TimeField, with_plain_payloads
+from .fields import IntervalField, TimeField, with_plain_payloads
 
 __all__ = (
     'CelerySchedule',
@@ -97,7 +97,7 @@ class CelerySchedule(NetBoxModel, AboutObject):
         default=default_timezone,
         help_text=_('Where the clock hangs that the crontab goes by')
     )
-    interval = models.FloatField(
+    interval = IntervalField(
         verbose_name=_('interval'),
         validators=(MinValueValidator(1),),
         blank=True,
@@ -293,7 +293,7 @@ class CelerySchedule(NetBoxModel, AboutObject):
     @property
     def display_options(self):
         """Options as a person reads them (see `CeleryResult.display_options`)."""
-        return shown(self.options)
+        return shown(self.options or {})
 
     @property
     def is_read_only(self):

@@ -4,6 +4,8 @@ from django.utils.translation import gettext_lazy as _
 
 from netbox.models import NetBoxModel
 
+from .fields import MappingField, ParametersField, TimeField
+
 __all__ = (
     'CeleryTask',
 )
@@ -43,13 +45,13 @@ class CeleryTask(NetBoxModel):
         default=True,
         help_text=_('A disabled task cannot be run from the user interface or the API')
     )
-    defaults = models.JSONField(
+    defaults = MappingField(
         verbose_name=_('default options'),
         blank=True,
         default=dict,
         help_text=_('Execution options that the code sets: queue, retries, time limits, ...')
     )
-    parameters = models.JSONField(
+    parameters = ParametersField(
         verbose_name=_('parameters'),
         blank=True,
         default=list,
@@ -60,7 +62,7 @@ class CeleryTask(NetBoxModel):
         default=True,
         help_text=_('Whether a worker or NetBox has the task registered')
     )
-    last_seen = models.DateTimeField(
+    last_seen = TimeField(
         verbose_name=_('last seen'),
         blank=True,
         null=True,

@@ -7,6 +7,7 @@ from django.utils.translation import gettext_lazy as _
 from utilities.querysets import RestrictedQuerySet
 
 from ..config import get_config
+from .fields import MappingField, NamesField, TimeField
 
 __all__ = (
     'CeleryWorker',
@@ -39,21 +40,21 @@ class CeleryWorker(models.Model):
     concurrency = models.PositiveIntegerField(
         verbose_name=_('concurrency')
     )
-    queues = models.JSONField(
+    queues = NamesField(
         verbose_name=_('queues'),
         default=list
     )
-    versions = models.JSONField(
+    versions = MappingField(
         verbose_name=_('versions'),
         default=dict
     )
-    started = models.DateTimeField(
+    started = TimeField(
         verbose_name=_('started')
     )
-    heartbeat = models.DateTimeField(
+    heartbeat = TimeField(
         verbose_name=_('heartbeat')
     )
-    stopped = models.DateTimeField(
+    stopped = TimeField(
         verbose_name=_('stopped'),
         blank=True,
         null=True

@@ -2,7 +2,6 @@
 import json
 
 from django.contrib.auth.context_processors import PermWrapper
-from django.contrib.contenttypes.models import ContentType
 from django.http import Http404, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, render
 from django.template.loader import render_to_string
@@ -25,6 +24,7 @@ from ..engine.reader import log_lines
 from ..forms import LogForm
 from ..live import earlier_lines, follow_log, open_log
 from ..models import CeleryResult
+from ..models.about import find_type
 from ..object_actions import CancelResult, RerunResult
 from .base import reload_page, whole
 
@@ -230,7 +230,8 @@ def _as_json(chunks):
 
 
 def _type_name(pk):
-    return pk and '.'.join(ContentType.objects.get_for_id(pk).natural_key())
+    found = find_type(pk) if pk else None
+    return found and '.'.join(found.natural_key())
 
 
 #: Names of levels as log files have them, whatever the reader's language.

@@ -175,6 +175,20 @@ def test_who_sent_it_gets_its_result(deliver):
     assert app.AsyncResult(spelling).get(timeout=1) == 5
 
 
+@pytest.mark.parametrize('spelling', [5, [1], {}, str(UUID(int=7)), UUID(int=8).hex, 'x'], ids=repr)
+def test_spelling_of_something_else(deliver, spelling):
+    """Whatever the header says: only another spelling of the run's own ID names a result."""
+    run = make_result('pending')
+    task = deliver(run.task_id, **{SPELLING: spelling})
+    from netbox_celery.engine.claim import begin
+
+    begin(task)
+    app.backend.mark_as_done(str(run.task_id), 5, task.request, True)
+    assert app.AsyncResult(str(run.task_id)).get(timeout=1) == 5
+    if isinstance(spelling, str):
+        assert app.backend.client.get(app.backend.get_key_for_task(spelling)) is None
+
+
 def test_message_in_a_queue():
     assert missing._task_id(json.dumps({'headers': {'id': ID.upper()}})) == ID
     assert missing._task_id(json.dumps([{'headers': {'id': ID.upper()}}, 'exchange', 'key']), 0) == ID

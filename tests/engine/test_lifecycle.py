@@ -270,6 +270,7 @@ def test_replace():
     assert lifecycle.take_back(connection, run.task_id, claims=3, attempt=3, before=before)
     assert (now(run).status, run.reason, run.nesting, run.attempt) == ('running', '', 0, 3)
     assert (run.message, run.sent, run.scheduled, run.expires) == ('[[1], {}]', then, then, then)
+    assert run.options == {}
     assert lifecycle.finish(connection, run.task_id, 'completed', claims=3)
 
 

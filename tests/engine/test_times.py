@@ -29,6 +29,7 @@ def nothing(self, task_id):
     *({name: value} for name in ('countdown', 'expires') for value in (
         1e12, 1e300, float('inf'), float('nan'), -1e12, 10 ** 12, 10 ** 400,
     )),
+    *({name: value} for name in ('time_limit', 'soft_time_limit') for value in (10 ** 400, float('inf'), -1)),
 ], ids=str)
 def test_calls(make_task, options):
     """A `ValueError` that names what is allowed, and neither a row nor a message."""
@@ -86,6 +87,7 @@ def test_messages(value, expected):
     assert nearest(value) == expected
 
 
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize('eta', ['9999-12-31T23:59:59-05:00', '0001-01-01T00:00:00+05:00'])
 def test_foreign_message(deliver, eta):
     from netbox_celery.engine import claim

@@ -86,7 +86,7 @@ def test_nested_arguments(any_worker, depth, task, headers):
 
 def test_arguments_as_deep_as_may_be(any_worker):
     """What is nested as deep as a call allows runs."""
-    run = unsent(tasks.echo)
+    run = unsent(tasks.echo, args=(json.loads(nested(98)),))
     publish(any_worker.queue, tasks.echo, run.id, f'[[{nested(98)}], {{}}, {{}}]')
     assert ended(run).status == 'completed'
 
@@ -148,7 +148,7 @@ def test_garbage_in_headers(any_worker, task):
     pid, runs = any_worker.pid, []
     for name, values in GARBAGE.items():
         for value in values:
-            run = unsent(tasks.echo)
+            run = unsent(task)
             publish(any_worker.queue, task, run.id, **{name: value})
             if name not in ('id', 'task', 'eta') and task is not tasks.plain_leave:
                 runs.append(run)

@@ -188,9 +188,9 @@ def test_is_processing_of_what_is_not_unique():
 
 
 def test_unsendable_arguments_leave_nothing():
-    for options in ({}, {'queue': object()}):
-        with pytest.raises(EncodeError):
-            unique.apply_async((object(),) if not options else (), **options)
+    for args, options, error in (((object(),), {}, EncodeError), ((), {'queue': object()}, CeleryError)):
+        with pytest.raises(error):
+            unique.apply_async(args, **options)
     assert not CeleryResult.objects.exists()
 
 
@@ -317,16 +317,16 @@ def test_started_by_people_and_programs(admin, monkeypatch, name, policy, messag
     task = getattr(policies, name)
     for attribute, value in policy.items():
         monkeypatch.setattr(task, attribute, value)
-    run = task.apply_async(('x',), queue='nobody')
+    run = task.apply_async(('x',), queue='lab-nobody')
     found = CeleryTask.objects.get(name=task.name)
 
     page = admin.post(
         reverse('plugins:netbox_celery:celerytask_run', args=[found.pk]),
-        {'parameter_how': 'x', 'parameter_device': 'x', 'queue': 'nobody'}, follow=True,
+        {'parameter_how': 'x', 'parameter_device': 'x', 'queue': 'lab-nobody'}, follow=True,
     )
     assert message in page.content.decode()
     answer = admin.post(
-        reverse('plugins-api:netbox_celery-api:celerytask-run', args=[found.pk]), {'args': ['x'], 'queue': 'nobody'},
+        reverse('plugins-api:netbox_celery-api:celerytask-run', args=[found.pk]), {'args': ['x'], 'queue': 'lab-nobody'},
         content_type='application/json',
     )
     assert answer.status_code == code, answer.content
