@@ -143,7 +143,8 @@ def sending():
     except QueueNotFound as exc:
         raise ValidationError({'queue': [_('There is no such queue.')]}) from exc
     except AMQPError as exc:
-        raise ValidationError({'queue': [_('The message broker refuses the message: {error}').format(error=exc)]}) from exc
+        message = _('The message broker refuses the message: {error}')
+        raise ValidationError({'queue': [message.format(error=exc)]}) from exc
     except QueueRefused as exc:
         raise ValidationError({'queue': [str(exc)]}) from exc
     except (CeleryError, EncodeError, TypeError, ValueError) as exc:

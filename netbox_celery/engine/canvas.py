@@ -35,6 +35,9 @@ __all__ = (
 
 #: Options that hold signatures.
 LINKS = ('chain', 'chord', 'link', 'link_error')
+#: How deep options with signatures may be nested in all: each chord within the body of another one takes five levels,
+#: as a chain of groups and single tasks has them. What the signatures hold goes no deeper than other arguments.
+DEEPEST_LINKS = 3 * DEEPEST
 #: Signatures that are made of others, and under which keyword arguments those stand.
 PARTS = {
     'celery.chain': ('tasks',),
@@ -44,11 +47,6 @@ PARTS = {
     'celery.starmap': ('task',),
     'celery.chunks': ('task',),
 }
-#: How deep options with signatures may be nested in all: each chord within the body of another one takes five levels,
-#: as a chain of groups and single tasks has them. What the signatures hold goes no deeper than other arguments.
-DEEPEST_LINKS = 3 * DEEPEST
-
-
 #: Those of them that call one task for each of some items, which are data.
 MAPPERS = ('celery.map', 'celery.starmap', 'celery.chunks')
 #: Tasks of Celery's own that call those which they are given, and do nothing else.

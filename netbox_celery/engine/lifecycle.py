@@ -480,9 +480,8 @@ def remember(connection, task_id, message, *, claims, queue=None, scheduled=None
 
     Args:
         message: Arguments, keyword arguments, name and options, as JSON text.
-        queue: The queue that it goes to; empty if that cannot be told.
         claims: Token of the claim under which it is sent.
-        queue: Name of the queue that it is sent to, if it is another one.
+        queue: Name of the queue that it goes to, empty if that cannot be told; `None`: as the row has it.
         scheduled: Of a replacement: the earliest time of its start.
         expires: Of a replacement: when it expires.
     """

@@ -36,7 +36,6 @@ __all__ = (
     'dumps_any',
     'has_other_numbers',
     'is_cut',
-    'is_cut',
     'is_deep',
     'is_exact',
     'is_jsonb',

@@ -265,7 +265,7 @@ class CelerySchedule(NetBoxModel, AboutObject):
         return ScheduleOriginChoices.colors.get(self.origin)
 
     def serialize_object(self, exclude=None):
-        """Leave what beat writes out of the change log."""
+        """Leave out of the change log what beat writes, and what is secret."""
         exclude = [*(exclude or ()), 'last_run', 'next_run', 'stopped']
         return hide(super(CelerySchedule, with_plain_payloads(self, exclude)).serialize_object(exclude=exclude))
 

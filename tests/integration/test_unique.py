@@ -326,8 +326,8 @@ def test_started_by_people_and_programs(admin, monkeypatch, name, policy, messag
     )
     assert message in page.content.decode()
     answer = admin.post(
-        reverse('plugins-api:netbox_celery-api:celerytask-run', args=[found.pk]), {'args': ['x'], 'queue': 'lab-nobody'},
-        content_type='application/json',
+        reverse('plugins-api:netbox_celery-api:celerytask-run', args=[found.pk]),
+        {'args': ['x'], 'queue': 'lab-nobody'}, content_type='application/json',
     )
     assert answer.status_code == code, answer.content
     if code == 200:
