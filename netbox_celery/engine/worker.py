@@ -12,7 +12,6 @@ the next worker ends too. Here each such message is rejected, and its run ends a
   without passing that on to the main process.
 """
 import logging
-import math
 import traceback as traceback_module
 from datetime import datetime
 from functools import partial, wraps
@@ -28,9 +27,11 @@ from kombu.utils.imports import symbol_by_name
 from ..choices import ResultStatusChoices as Status
 from .exceptions import BodyInterrupted, NotHandedOver, OutOfMemory
 from .hooks import tell_of_failure
+from .ids import SPELLING, canonical
 from .options import HEADER
-from .payload import is_uuid
+from .payload import DEEPEST, clean_text, is_uuid
 from .presence import status_of
+from .times import MAX_SECONDS
 from .upstream import load_requests
 
 __all__ = (
@@ -45,8 +46,8 @@ logger = logging.getLogger(__name__)
 
 #: The highest number of an attempt: what a column holds, and one that is added to it.
 MOST_RETRIES = 2 ** 31 - 2
-#: How deep lists and dicts in arguments may be nested, as at a call: what is deeper no process of a pool gets.
-DEEPEST = 100
+#: The longest time limit, seconds: with a larger number timers could not reckon.
+LONGEST = 1e15
 
 
 # What a message says of its task
@@ -64,7 +65,7 @@ def _is_time(value):
 
 
 def _is_limit(value):
-    return value is None or isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    return value is None or isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < LONGEST
 
 
 def _are_limits(value):
@@ -90,7 +91,19 @@ def _are_signatures(value):
 def _is_own_header(value):
     if not isinstance(value, dict):
         return value is None or isinstance(value, bool)
-    return isinstance(value.get('window'), str | None) and _is_limit(value.get('length'))
+    opens = value.get('opens')
+    if not isinstance(opens, dict | None):
+        return False
+    windows = [(value.get('window'), value.get('length')), *(opens or {}).items()]
+    return all(_is_window_key(key) and _is_window_length(length) for key, length in windows)
+
+
+def _is_window_key(value):
+    return value is None or isinstance(value, str) and value == clean_text(value)
+
+
+def _is_window_length(value):
+    return value is None or _is_limit(value) and value <= MAX_SECONDS
 
 
 #: What a worker's main process, and the claim of a run, go by.
@@ -125,6 +138,8 @@ def _check_message(message):
         return  # Celery knows what to do with it
     if 'task' in headers:
         _check(headers, FIELDS)
+        if (spelling := headers.get(SPELLING)) is not None and canonical(spelling) != canonical(headers['id']):
+            raise InvalidTaskError(f'{SPELLING} is not valid: it is another ID: {spelling!r:.200}')
         body = message.payload
         if isinstance(body, dict):
             _check_arguments(message, headers['task'], body.get('args'), body.get('kwargs'))
