@@ -42,6 +42,7 @@ from .rowresults import RowResultsMixin
 from .run import get_run
 
 __all__ = (
+    'is_of_another',
     'tracking',
 )
 
@@ -148,7 +149,9 @@ class TrackingMixin:
             finish_unclaimed(
                 task_id, status, reason=reason, error=error, traceback=_text(traceback), in_backend=store_result
             )
-        elif isinstance(exc, NotRegistered) and _is_of_another(task_id, request):
+        elif isinstance(exc, NotRegistered) and is_of_another(
+            task_id, getattr(request, 'task', None) or getattr(request, 'name', None)
+        ):
             return None
         elif not getattr(request, 'is_eager', False):
             status, reason, error = describe_failure(exc)
@@ -199,6 +202,8 @@ class TrackingMixin:
         if run is not None and run.ended:
             # By the body itself, in the row as well, or as soon as the database takes it
             return super().mark_as_revoked(task_id, reason, request=request, store_result=store_result, state=state)
+        if reason == 'expired' and is_of_another(task_id, getattr(request, 'task', None)):
+            return None
         # Only what was terminated was running. A copy of its message may be revoked, or expire, while it runs.
         row = presence.close_run(
             task_id, Status.STATUS_REVOKED, attempt=_attempt(request) if reason == 'terminated' else None,
@@ -301,16 +306,15 @@ def _goes_back(exc, request):
     return task is not None and task.acks_late and not task.acks_on_timeout
 
 
-def _is_of_another(task_id, request):
-    """Whether the row with the ID of a message is that of another task: the message is none of its own."""
-    name = getattr(request, 'task', None) or getattr(request, 'name', None)
+def is_of_another(task_id, name):
+    """Whether the row with the ID of a message is that of another task than the one that the message names."""
     try:
         call = lifecycle.call_of(get_connection(), task_id) if is_uuid(task_id) else None
     except DatabaseError:
         return False
     if not name or call is None or is_named(name, call[0]):
         return False
-    logger.warning('A message with the ID of %s[%s] is of %s, which is not registered', call[0], task_id, name)
+    logger.warning('A message with the ID of %s[%s] is of %s, and no worker can run it', call[0], task_id, name)
     return True
 
 

@@ -23,7 +23,7 @@ from kombu.exceptions import DecodeError
 from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
 from . import lifecycle, pool
-from .backend import describe, describe_failure
+from .backend import describe, describe_failure, is_of_another
 from .claim import note_call, track_all_tasks
 from .database import MIGRATE, get_connection
 from .enqueue import is_tracked
@@ -103,12 +103,12 @@ def on_rejected(sender=None, message=None, exc=None, **kwargs):
     from .worker import arguments_of, task_id_of  # whoever is no worker needs none of it
 
     task_id = task_id_of(message)
-    if is_uuid(task_id):
+    name, args, kwargs = arguments_of(message)
+    if is_uuid(task_id) and not is_of_another(task_id, name):
         error = f'The message could not be read: {describe(exc)}' if exc else 'The message could not be read'
         close = partial(close_run, task_id, Status.STATUS_ERRORED, reason=Reason.REASON_REJECTED, error=error)
         if close() or _insert_foreign(sender.app, message, task_id) and close():
             tell_backend(sender.app, task_id, DecodeError(error), states.FAILURE)
-            name, args, kwargs = arguments_of(message)
             if task := sender.app.tasks.get(name):
                 tell_of_failure(task, task_id, args, kwargs, DecodeError(error))
 

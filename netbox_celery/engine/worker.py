@@ -28,9 +28,9 @@ from ..choices import ResultStatusChoices as Status
 from .canvas import DEEPEST_LINKS
 from .exceptions import BodyInterrupted, NotHandedOver, OutOfMemory
 from .hooks import tell_of_failure
-from .ids import canonical
+from .ids import SPELLING, canonical
 from .options import HEADER
-from .payload import DEEPEST, is_uuid
+from .payload import DEEPEST, clean_text, is_uuid
 from .presence import status_of
 from .times import MAX_SECONDS
 from .upstream import load_requests
@@ -91,9 +91,14 @@ def _is_own_header(value):
     if not isinstance(value, dict):
         return value is None or isinstance(value, bool)
     opens = value.get('opens')
-    return isinstance(value.get('window'), str | None) and _is_limit(value.get('length')) and (
-        opens is None or isinstance(opens, dict) and all(_is_limit(length) for length in opens.values())
-    )
+    if not isinstance(opens, dict | None):
+        return False
+    windows = [(value.get('window'), value.get('length')), *(opens or {}).items()]
+    return all(_is_window_key(key) and _is_limit(length) for key, length in windows)
+
+
+def _is_window_key(value):
+    return value is None or isinstance(value, str) and value == clean_text(value)
 
 
 #: What a worker's main process, and the claim of a run, go by.
@@ -128,6 +133,8 @@ def _check_message(message):
         return  # Celery knows what to do with it
     if 'task' in headers:
         _check(headers, FIELDS)
+        if (spelling := headers.get(SPELLING)) is not None and canonical(spelling) != canonical(headers['id']):
+            raise InvalidTaskError(f'{SPELLING} is not valid: it is another ID: {spelling!r:.200}')
         body = message.payload
         if isinstance(body, dict):
             _check_arguments(message, headers['task'], body.get('args'), body.get('kwargs'))

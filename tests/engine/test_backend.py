@@ -337,8 +337,8 @@ def held(worker, started):
 
 
 def parents_request(row, retries=0):
-    return SimpleNamespace(id=str(row.task_id), task='tests:x', retries=retries, errbacks=None, chord=None, chain=None,
-                           group=None, parent_id=None, root_id=None, delivery_info={}, is_eager=False)
+    return SimpleNamespace(id=str(row.task_id), task=row.celery_name, retries=retries, errbacks=None, chord=None,
+                           chain=None, group=None, parent_id=None, root_id=None, delivery_info={}, is_eager=False)
 
 
 @pytest.mark.parametrize('columns, retries, status', [

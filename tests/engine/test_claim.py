@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 from celery import Celery, signals, states
 from celery._state import _task_stack
+from celery.app.task import Context
 from celery.exceptions import Ignore, NotRegistered, Retry
 from django.db import DatabaseError, OperationalError, ProgrammingError
 from kombu.exceptions import EncodeError
@@ -299,6 +300,14 @@ def test_unregistered(name, status):
     run = make_result('pending', celery_name=name[:255] if name.startswith('tests:far') else 'tests:far')
     request = SimpleNamespace(name=name, chord=None, root_id=None, correlation_id=None, reply_to=None, errbacks=None)
     app.backend.mark_as_failure(str(run.task_id), NotRegistered(name), request=request)
+    assert row().status == status
+
+
+@pytest.mark.parametrize('name, status', [('tests:another', 'pending'), ('tests:far', 'revoked'), (None, 'revoked')])
+def test_expired(name, status):
+    """Nor does a message that has expired, and is of another task."""
+    run = make_result('pending', celery_name='tests:far')
+    app.backend.mark_as_revoked(str(run.task_id), 'expired', request=Context({'id': str(run.task_id), 'task': name}))
     assert row().status == status
 
 

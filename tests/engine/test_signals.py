@@ -11,7 +11,7 @@ from netbox_celery.engine import lifecycle
 from netbox_celery.engine.claim import begin
 from netbox_celery.engine.signals import on_postrun, on_received, on_rejected
 from netbox_celery.models import CeleryResult
-from tests.factories import make_result
+from tests.factories import HELLO_WORLD, make_result
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures('worker')]
 
@@ -39,12 +39,14 @@ def test_ends(deliver, state, retval, late, expected):
 @pytest.mark.parametrize('status, headers, expected', [
     ('pending', {}, 'errored'), ('running', {}, 'running'), ('completed', {}, 'completed'),
     ('pending', {'id': 'odd'}, 'pending'), ('pending', None, 'pending'),
+    ('pending', {'task': 'tests:another'}, 'pending'), ('pending', {'task': HELLO_WORLD}, 'errored'),
+    ('pending', {'task': []}, 'errored'),
 ])
 def test_message_that_cannot_be_read(status, headers, expected):
     """Its row ends, unless a worker got hold of the run by another message."""
     run = make_result(status)
-    if headers == {}:
-        headers = {'id': str(run.task_id)}
+    if headers is not None:
+        headers = {'id': str(run.task_id), **headers}
     on_rejected(sender=SimpleNamespace(app=app), message=SimpleNamespace(headers=headers), exc=ValueError('bad JSON'))
     assert row().status == expected
     assert ('bad JSON' in row().error) is (expected == 'errored')

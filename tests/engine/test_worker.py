@@ -1,6 +1,7 @@
 """What a worker's main process makes of messages, and of what a pool tells it."""
 from types import SimpleNamespace
 from unittest import mock
+from uuid import UUID
 
 import pytest
 from billiard.einfo import ExceptionInfo
@@ -27,6 +28,8 @@ def nested(depth):
 @pytest.mark.parametrize('headers', [
     {}, {'retries': 3, 'timelimit': [None, 2.5], 'eta': '2030-01-01', 'netbox_celery': {'window': 'a', 'length': 1.0}},
     {'netbox_celery': {'opens': {'a': 1.0}, 'differs': True}},
+    {'netbox_celery': {'differs': True, 'window': 'a\n', 'length': None, 'opens': {'b': 86400 * 366 * 99, 'c': 0.5}}},
+    {'id': str(UUID(int=5)), 'netbox_celery_spelling': UUID(int=5).hex.upper()},
     {'timelimit': [3, None], 'netbox_celery': True, 'stamped_headers': ['a'], 'stamps': {'a': 'b'}},
 ])
 def test_what_celery_sends_is_valid(headers):
@@ -36,8 +39,14 @@ def test_what_celery_sends_is_valid(headers):
 @pytest.mark.parametrize('headers', [
     {'id': []}, {'task': {}}, {'retries': True}, {'retries': 2 ** 31}, {'timelimit': [float('nan'), None]},
     {'timelimit': [float('inf'), None]}, {'timelimit': 'ab'}, {'eta': 5}, {'netbox_celery': {'window': []}},
-    {'netbox_celery': {'opens': ['a']}}, {'netbox_celery': {'opens': {'a': 'x'}}}, {'timelimit': [10 ** 400, None]},
-    {'netbox_celery': {'length': 1e300}}, {'netbox_celery': {'opens': {'a': 10 ** 400}}},
+    *({'netbox_celery': {'window': 'a', 'length': length}} for length in (
+        -1, 1e300, float('nan'), 10 ** 400, 'x', True
+    )),
+    *({'netbox_celery': {'opens': opens}} for opens in (
+        [], 'x', 5, {'a': 'x'}, {'a': []}, {'a': 1e300}, {'a': -1}, {'a\0': 1}, {'\ud800': 1}, {'a': float('nan')}
+    )),
+    *({'netbox_celery_spelling': spelling} for spelling in ([], 5, '', 'z', '0' * 32, {})),
+    {'netbox_celery': {'window': 'a\0'}}, {'timelimit': [10 ** 400, None]}, {'timelimit': [None, 1e300]},
 ])
 def test_invalid_headers(headers):
     with pytest.raises(InvalidTaskError):

@@ -132,7 +132,8 @@ GARBAGE = {
     'argsrepr': [5, []],
     'ignore_result': ['x', []],
     'origin': [5],
-    'netbox_celery': [5, 'x', [], {'window': [], 'length': 'x'}],
+    'netbox_celery': [5, 'x', [], {'window': [], 'length': 'x'}, {'opens': {'x': 'y'}}, {'opens': {'x\0': 1e300}}],
+    'netbox_celery_spelling': [5, [], 'x'],
 }
 BODIES = [
     '', 'x', 'null', '5', '{}', '[]', '[[], {}]', '[[], [], {}]', '[{}, {}, {}]', '["x", {}, {}]', '[[], {}, []]',
@@ -148,7 +149,7 @@ def test_garbage_in_headers(any_worker, task):
     pid, runs = any_worker.pid, []
     for name, values in GARBAGE.items():
         for value in values:
-            run = unsent(task)
+            run = unsent(tasks.echo if task is tasks.plain_leave else task)
             publish(any_worker.queue, task, run.id, **{name: value})
             if name not in ('id', 'task', 'eta') and task is not tasks.plain_leave:
                 runs.append(run)
@@ -160,7 +161,7 @@ def test_garbage_in_headers(any_worker, task):
 @pytest.mark.parametrize('task', [tasks.echo, tasks.echo_late, tasks.plain_leave], ids=['early', 'late', 'untracked'])
 def test_garbage_in_the_body(any_worker, task):
     """The same for the body."""
-    pid, runs = any_worker.pid, [unsent(tasks.echo) for __ in BODIES]
+    pid, runs = any_worker.pid, [unsent(tasks.echo if task is tasks.plain_leave else task) for __ in BODIES]
     for run, body in zip(runs, BODIES):
         publish(any_worker.queue, task, run.id, body)
     lives(any_worker, pid)
