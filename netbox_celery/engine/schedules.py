@@ -93,7 +93,7 @@ def fire(pk, permissions):
             schedule = _due().filter(pk=pk).select_related('task', 'owner').select_for_update(
                 skip_locked=True, no_key=True, of=('self',)
             ).first()
-            if schedule is None or any(getattr(schedule, name) != getattr(seen, name) for name in RECKONED_FROM):
+            if schedule is None or _is_edited(schedule, seen):
                 return False
             schedule.now = seen.now
             CelerySchedule.objects.filter(pk=pk).update(**_fire(schedule, reckoned, permissions))
@@ -112,6 +112,11 @@ def _reckon(schedule):
         return due.last_due(schedule, schedule.next_run, schedule.now, schedule.missed_max if is_all else 1)
     except ValueError as exc:
         return exc
+
+
+def _is_edited(schedule, seen):
+    """Whether a schedule is due at other times than when it was seen."""
+    return any(getattr(schedule, name) != getattr(seen, name) for name in RECKONED_FROM)
 
 
 def _fire(schedule, reckoned, permissions):
@@ -264,7 +269,7 @@ def resume_after_clock():
             following = seen.now  # what is wrong with it is said there
         with transaction.atomic():
             schedule = ahead.select_for_update(no_key=True).filter(pk=seen.pk).first()
-            if schedule is None or any(getattr(schedule, name) != getattr(seen, name) for name in RECKONED_FROM):
+            if schedule is None or _is_edited(schedule, seen):
                 continue  # at the next look
             logger.warning('Schedule %s was written to in the future: the clock has changed', schedule)
             CelerySchedule.objects.filter(pk=seen.pk).update(
