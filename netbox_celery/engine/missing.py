@@ -155,6 +155,7 @@ def _task_id(entry, *path):
         message = json.loads(entry)
         for step in path:
             message = message[step]
-        return canonical(message['headers']['id'])
+        id = canonical(message['headers']['id'])
     except (LookupError, RecursionError, TypeError, ValueError):
         return None
+    return id if isinstance(id, str) else None
