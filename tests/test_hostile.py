@@ -142,6 +142,11 @@ class BodiesTest(HostileTestCase):
         for field in ('kind', 'overlap', 'timezone', 'object_type'):
             self.assertHttpStatus(self.post('/api/plugins/celery/schedules/', body | {field: '\ud800'}), 400)
 
+    def test_errors_by_number(self):
+        response = self.client.get(f'/api{make_result().get_absolute_url()}logs/?level=20&level=nan')
+        self.assertHttpStatus(response, 400)
+        self.assertIn('1', response.json()['level'])
+
     def test_what_the_database_refuses(self):
         url = f'/api{self.task.get_absolute_url()}run/'
         self.assertHttpStatus(self.post(url, {'object_type': '\0.x', 'object_id': 1}), 400)
