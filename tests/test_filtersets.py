@@ -43,7 +43,7 @@ class CeleryResultFilterSetTest(FilterAssertions, TestCase, ChangeLoggedFilterSe
     # Data of tasks, and what only the engine uses
     ignore_fields = (
         'args', 'kwargs', 'options', 'data', 'result', 'traceback', 'attempts', 'message', 'holder', 'claims',
-        'nesting', 'in_backend', 'concurrency_slot', 'concurrency_limit',
+        'exact_call', 'exact_result', 'nesting', 'in_backend', 'concurrency_slot', 'concurrency_limit',
         # NetBox's own class of generic foreign keys is passed over, but no subclass of it
         'object',
     )

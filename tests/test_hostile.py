@@ -13,7 +13,8 @@ from tests.views.bases import PageTestCase
 from users.models import User
 
 ODD_JSON = (
-    'null', '1', '"text"', '{}', '[1]', '{"a": 1}', '[{"name": "a"}]', '[' * 300 + ']' * 300, '1' + '0' * 5000,
+    'null', '1', '"text"', '{}', '{"queue": ["x"]}', '{"queue": 1' + '0' * 5000 + '}', '[1]', '{"a": 1}',
+    '[{"name": "a"}]', '[' * 300 + ']' * 300, '1' + '0' * 5000,
     '[{"name": "a", "kind": "keyword_only", "annotation": "", "required": false, "default": ' + '[' * 300 + ']' * 300
     + '}]',
 )
@@ -101,7 +102,8 @@ class RowsTest(HostileTestCase):
                     '/plugins/celery/workers/', '/plugins/celery/workers/?export=table', f'/api{of_task}',
                     f'/api{worker.get_absolute_url()}'
                 )
-                self.assertIn(self.post(f'/api{of_task}run/', {}).status_code, (201, 400))
+                for body in ({}, {'queue': 'slow'}):
+                    self.assertIn(self.post(f'/api{of_task}run/', body).status_code, (201, 400))
                 self.query('{ celery_task_list { parameters defaults } celery_worker_list { queues versions } }')
 
     def test_attempts_beside_a_quote(self):
@@ -141,6 +143,11 @@ class BodiesTest(HostileTestCase):
         body = {'name': 'A', 'task': self.task.pk, 'crontab': '0 * * * *'}
         for field in ('kind', 'overlap', 'timezone', 'object_type'):
             self.assertHttpStatus(self.post('/api/plugins/celery/schedules/', body | {field: '\ud800'}), 400)
+
+    def test_errors_by_number(self):
+        response = self.client.get(f'/api{make_result().get_absolute_url()}logs/?level=20&level=nan')
+        self.assertHttpStatus(response, 400)
+        self.assertIn('1', response.json()['level'])
 
     def test_what_the_database_refuses(self):
         url = f'/api{self.task.get_absolute_url()}run/'

@@ -22,7 +22,7 @@ from utilities.exceptions import AbortRequest
 
 from .. import actions
 from ..engine.exceptions import QueueRefused
-from ..engine.payload import clean
+from ..engine.payload import clean_text
 from ..viewing import Reader, in_sight, order_by_visible
 from . import serializers
 
@@ -88,8 +88,16 @@ class SafeMixin:
             exc = ParseError(_('The database cannot take this: {error}').format(error=exc))
         response = super().handle_exception(exc)
         # It may repeat what was sent, and not all of that is text that can be sent back
-        response.data = clean(response.data)
+        response.data = _sendable(response.data)
         return response
+
+
+def _sendable(data):
+    if isinstance(data, dict):
+        return {_sendable(key): _sendable(item) for key, item in data.items()}
+    if isinstance(data, list):
+        return [_sendable(item) for item in data]
+    return clean_text(data) if isinstance(data, str) and not data.isprintable() else data
 
 
 class ActionsMixin(SafeMixin):

@@ -256,9 +256,10 @@ def offered(app):
     names.update(_routed_to(app))
     names.update(getattr(task, 'queue', None) for task in registered_tasks().values())
     # Of tasks, and queues, that workers alone know
-    names.update(CeleryTask.objects.filter(present=True, defaults__has_key='queue').values_list(
+    of_tasks = CeleryTask.objects.filter(present=True, defaults__has_key='queue').values_list(
         'defaults__queue', flat=True
-    ))
+    )
+    names.update(name for name in of_tasks if isinstance(name, str))
     alive = timezone.now() - timedelta(seconds=get_config().worker_lost_after)
     for consumed in CeleryWorker.objects.filter(stopped=None, heartbeat__gt=alive).values_list('queues', flat=True):
         names.update(consumed)

@@ -6,6 +6,7 @@ from datetime import UTC
 
 from django.core.exceptions import ValidationError
 from django.db import models
+from django.db.models.fields.json import KeyTransform
 from django.utils.timezone import is_naive, make_aware
 from django.utils.translation import gettext_lazy as _
 
@@ -53,7 +54,7 @@ class ShapedField(models.JSONField):
 
     def from_db_value(self, value, expression, connection):
         value = json.loads(value, cls=RowDecoder, parse_int=_number) if isinstance(value, str) else value
-        return self.shape(value)
+        return value if isinstance(expression, KeyTransform) else self.shape(value)
 
     def deconstruct(self):
         name, __, args, kwargs = super().deconstruct()
