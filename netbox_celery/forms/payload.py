@@ -54,7 +54,7 @@ class PayloadField(JSONField):
             return super().prepare_value(value)
         except (RecursionError, TypeError, ValueError):
             # It was stored by others, and is more than can be entered
-            return super().prepare_value(plain(value))
+            return InvalidJSONInput(value) if isinstance(value, str) else super().prepare_value(plain(value))
 
     def has_changed(self, initial, data):
         try:

@@ -333,17 +333,19 @@ class CelerySchedule(NetBoxModel, AboutObject):
         return errors
 
     def clean(self):
-        if errors := self._unwritable():
+        stored = self._stored()
+        # The code may have changed, a time zone be gone, or an earlier version have stored what cannot be sent: what
+        # nobody touches keeps nobody from switching it off
+        is_resumed = self.enabled and not (stored and stored['enabled'])
+        is_called_otherwise = is_resumed or self._is_called_otherwise(stored)
+        if is_called_otherwise and (errors := self._unwritable()):
             raise ValidationError(errors)
         super().clean()
         self._check_source()
-        stored = self._stored()
         errors = {}
-        # The code may have changed, or a time zone be gone: what nobody touches keeps nobody from switching it off
-        is_resumed = self.enabled and not (stored and stored['enabled'])
         if is_resumed or self._is_changed(stored, set(self.TIMING) - {'enabled'}):
             errors |= self._check_timing()
-        if is_resumed or self._is_called_otherwise(stored):
+        if is_called_otherwise:
             errors |= self._check_arguments()
         if self.queue and self._is_changed(stored, ('queue',)):
             errors |= self._check_queue()
