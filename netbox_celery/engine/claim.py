@@ -104,7 +104,7 @@ def begin(task):
         return
     request.netbox_run = None
     tracked_by_caller = request.get(HEADER)
-    if not tracked_by_caller and (tracked_by_caller is False or not is_tracked(task)):
+    if not _is_tracked(task, request):
         return
     if not is_uuid(request.id):
         return
@@ -177,9 +177,15 @@ def _claim_patiently(task, request, tracked_by_caller):
             time.sleep(0.5)
 
 
-def note_call(request):
+def _is_tracked(task, request):
+    """Whether a run has, or gets, a row: by the message's header, else by what its task says."""
+    header = request.get(HEADER)
+    return bool(header) or header is not False and is_tracked(task)
+
+
+def note_call(task, request):
     """Note what a message says before handlers of `task_prerun` get its arguments, who may change them in place."""
-    if request.get(HEADER) is not False:
+    if _is_tracked(task, request):
         request.netbox_call = call_text(request.args, request.kwargs)
 
 
@@ -188,7 +194,7 @@ def _call(request, tracked_by_caller):
     if isinstance(tracked_by_caller, dict) and tracked_by_caller.get('differs'):
         return None
     if 'netbox_call' not in vars(request):
-        note_call(request)
+        request.netbox_call = call_text(request.args, request.kwargs)
     return request.netbox_call
 
 

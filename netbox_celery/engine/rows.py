@@ -38,6 +38,7 @@ __all__ = (
     'build_row',
     'check_payload',
     'copied',
+    'data_jsonb',
     'exact_call',
     'foreign_row',
     'insert_statement',
@@ -119,7 +120,7 @@ def build_row(app, name, args, kwargs, options, own, task, run=None, queue=None)
         'scheduled': scheduled,
         'expires': aware(options.get('expires')),
         'value_max': whole_number(own.value_max),
-        'data': _data(name, own.data),
+        'data': data_jsonb(own.data, f'{name}: netbox_data'),
         'request_id': task_id,
         'parent_id': _uuid(parent_id) if parent_id != task_id else None,
         'root_id': _uuid(options.get('root_id')) or task_id,
@@ -215,11 +216,20 @@ def copied(name, calls):
         raise EncodeError(f'{name}: an argument cannot be copied ({text_of(exc)})') from exc
 
 
-def _data(name, data):
+def data_jsonb(data, subject='The data'):
+    """Return the data of a run as JSON text for its column, or `None`.
+
+    Args:
+        data: The data.
+        subject: What the error is about.
+
+    Raises:
+        NotJSON: They cannot be written as JSON, or are nested too deeply.
+    """
     try:
         return None if data is None else limited_jsonb(data, get_config().payload_length)
     except (TypeError, ValueError) as exc:
-        raise NotJSON(f'{name}: netbox_data cannot be written as JSON ({exc})') from exc
+        raise NotJSON(f'{subject} cannot be written as JSON ({exc})') from exc
 
 
 def _default_name(name, kwargs):

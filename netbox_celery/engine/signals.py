@@ -107,17 +107,14 @@ def on_rejected(sender=None, message=None, exc=None, **kwargs):
     if is_uuid(task_id) and not is_of_another(task_id, name):
         error = f'The message could not be read: {describe(exc)}' if exc else 'The message could not be read'
         close = partial(close_run, task_id, Status.STATUS_ERRORED, reason=Reason.REASON_REJECTED, error=error)
-        if close() or _insert_foreign(sender.app, message, task_id) and close():
+        if close() or _insert_foreign(sender.app, message, task_id, name, args, kwargs) and close():
             tell_backend(sender.app, task_id, DecodeError(error), states.FAILURE)
             if task := sender.app.tasks.get(name):
                 tell_of_failure(task, task_id, args, kwargs, DecodeError(error))
 
 
-def _insert_foreign(app, message, task_id):
+def _insert_foreign(app, message, task_id, name, args, kwargs):
     """Insert the row of a run whose message came without one and was rejected. Returns whether it was inserted."""
-    from .worker import arguments_of  # whoever is no worker needs none of it
-
-    name, args, kwargs = arguments_of(message)
     task, headers = app.tasks.get(name), message.headers if isinstance(message.headers, dict) else {}
     if task is None or headers.get(HEADER) is not None or not is_tracked(task):
         return False
@@ -180,7 +177,7 @@ def on_prerun(sender=None, **kwargs):
     """Keep Django's connections as long as NetBox's `CONN_MAX_AGE` says, instead of for one task."""
     request = sender.request_stack.top
     if not request.is_eager:
-        note_call(request)
+        note_call(sender, request)
         close_old_connections()
 
 

@@ -14,8 +14,9 @@ from . import lifecycle
 from .database import UNAVAILABLE, UNUSABLE, get_connection
 from .exceptions import NotJSON, TaskFailed
 from .outcome import finish_run
-from .payload import cut_text, dumps, limited_jsonb, result_columns, text_of, whole_number
+from .payload import cut_text, dumps, result_columns, text_of, whole_number
 from .recorder import recorder
+from .rows import data_jsonb
 
 __all__ = (
     'TrackedResult',
@@ -117,7 +118,7 @@ class TrackedResult:
         Raises:
             kombu.exceptions.EncodeError: JSON cannot hold the data (a `TypeError`, too), or it is nested too deeply.
         """
-        text = None if data is None else _data_jsonb(data)
+        text = data_jsonb(data)
         recorder.progress(self._run, value=value, value_max=value_max, step=step, data=text)
         if self._row is not None:
             written = {'value': whole_number(value), 'value_max': whole_number(value_max), 'step': step, 'data': data}
@@ -201,13 +202,6 @@ def _load_row(id):
     from ..models import CeleryResult
 
     return CeleryResult.objects.get(pk=id)
-
-
-def _data_jsonb(data):
-    try:
-        return limited_jsonb(data, get_config().payload_length)
-    except (TypeError, ValueError) as exc:
-        raise NotJSON(f'The data cannot be written as JSON ({exc})') from exc
 
 
 def _stores_results():
