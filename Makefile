@@ -35,6 +35,12 @@ test: ## Run all tests in two processes, or some in one: make test ARGS="tests/e
 	@$(STACK) template
 	@$(VENV_PYTHON) -m pytest $(or $(ARGS),-n 2 --dist loadfile --no-loadscope-reorder)
 
+.PHONY: neighbours
+neighbours: ## Run the tests with other software: NetBox Branching, Flower, gevent, PgBouncer and more
+	@development/bootstrap.sh test
+	@$(STACK) template
+	@$(VENV_PYTHON) -m pytest --neighbours $(or $(ARGS),-n 2 --dist loadfile tests/neighbours)
+
 .PHONY: chaos
 chaos: ## Kill all there is while 2,000 tasks run, and compare rows with side effects: make chaos, make chaos N=500 SEED=7
 	@development/bootstrap.sh test

@@ -96,6 +96,7 @@ assert os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"))';
     fi
     has_postgresql || missing="$missing postgresql"
     have redis-server || have valkey-server || missing="$missing redis-server"
+    [ "$purpose" != test ] || [ -x /usr/sbin/pgbouncer ] || have pgbouncer || missing="$missing pgbouncer"
     # Ubuntu's chromium package is a snap, which does not work in containers: the browser tests say what to do there
     if [ "$purpose" = test ] && ! has_chromium && ! grep -qs '^ID=ubuntu' /etc/os-release; then
         missing="$missing chromium"
@@ -185,5 +186,5 @@ fi
 say "Installing NetBox, the plugin and the tools of development into .venv (a minute or two)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    --editable '.[dev]' --editable development/netbox_example_plugin
+    --editable '.[dev,neighbours]' --editable development/netbox_example_plugin
 printf '%s\n' "$wanted" >"$venv/.complete"

@@ -17,9 +17,12 @@ from pathlib import Path
 
 import django
 import pytest
+from django.core.management import call_command
 from django.test import TransactionTestCase
 
 from development.stack.services import Services
+
+NEIGHBOURS = Path(__file__).parent / 'neighbours'
 
 running_services = Services(
     'test', for_tests=True,
@@ -31,6 +34,17 @@ running_services = Services(
 CLEANER = pytest.StashKey()
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        '--neighbours', action='store_true',
+        help='Run the tests with other software, tests/neighbours, in a NetBox that has NetBox Branching too',
+    )
+
+
+def pytest_ignore_collect(collection_path, config):
+    return True if collection_path == NEIGHBOURS and not config.getoption('neighbours') else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
     """Start NetBox, but not in a process that only hands the tests out to others, which come here themselves."""
@@ -38,10 +52,14 @@ def pytest_configure(config):
         return
     # Being told to stop means to clean up first
     signal.signal(signal.SIGTERM, interrupt)
+    running_services.options['branching'] = config.getoption('neighbours')
     running_services.__enter__()
     atexit.register(stop_services, os.getpid())
     os.environ.update(running_services.instance.environ)
     django.setup()
+
+    if config.getoption('neighbours'):
+        call_command('migrate', 'netbox_branching', verbosity=0)
 
     from utilities.testing import query_counts
 
@@ -153,4 +171,4 @@ def pytest_collection_modifyitems(items):
 
 
 def is_real(item):
-    return not {'integration', 'browser'}.isdisjoint(item.path.parts)
+    return not {'integration', 'browser', 'neighbours'}.isdisjoint(item.path.parts)

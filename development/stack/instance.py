@@ -75,6 +75,17 @@ DEFAULT_PERMISSIONS = {}
 RQ = {'COMMIT_MODE': 'auto'}
 '''
 
+# As netbox-branching's documentation has it
+BRANCHING = '''
+from netbox_branching.utilities import DynamicSchemaDict
+
+DATABASES = DynamicSchemaDict(DATABASES)
+
+DATABASE_ROUTERS = ['netbox_branching.database.BranchAwareRouter']
+
+PLUGINS = [*PLUGINS, 'netbox_branching']
+'''
+
 
 class Instance:
     """
@@ -88,12 +99,13 @@ class Instance:
         plugins_config: What stands in `PLUGINS_CONFIG`
         for_tests: Whether to set what NetBox's own tests expect
         database_settings: What stands in `DATABASES['default']` beside the address, such as `OPTIONS`
+        branching: Whether NetBox Branching is one of the plugins
         secret_key, pepper: Kept by those who want sessions and tokens to outlive a restart
     """
 
     def __init__(
         self, root, cluster, redis, *, database='netbox', redis_databases=(0, 1), plugins=PLUGINS, plugins_config=None,
-        for_tests=False, database_settings=None, secret_key=None, pepper=None,
+        for_tests=False, database_settings=None, branching=False, secret_key=None, pepper=None,
     ):
         self.root = Path(root)
         self.cluster = cluster
@@ -104,6 +116,7 @@ class Instance:
         self.plugins_config = plugins_config or {}
         self.for_tests = for_tests
         self.database_settings = database_settings or {}
+        self.branching = branching
         self.secret_key = secret_key or secrets.token_urlsafe(48)
         self.pepper = pepper or secrets.token_urlsafe(48)
 
@@ -140,7 +153,7 @@ class Instance:
         path = self.root / 'conf' / 'configuration.py'
         path.unlink(missing_ok=True)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), 'w') as handle:
-            handle.write(text + (FOR_TESTS if self.for_tests else ''))
+            handle.write(text + (FOR_TESTS if self.for_tests else '') + (BRANCHING if self.branching else ''))
         return self
 
     def _redis(self, database):

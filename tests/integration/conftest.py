@@ -50,11 +50,11 @@ def side(services):
 @pytest.fixture(scope='session')
 def make_instance(services):
     """Make a NetBox of the workers' with other settings for the plugin, on the same database and Redis."""
-    def make(name='workers', redis=None, database_settings=None, **config):
+    def make(name='workers', redis=None, database_settings=None, branching=False, **config):
         return Instance(
             services.directory / name, services.cluster, redis or services.redis, for_tests=True,
             plugins=[*PLUGINS, 'netbox_test_plugin'], plugins_config={'netbox_celery': {**CONFIG, **config}},
-            database_settings=database_settings,
+            database_settings=database_settings, branching=branching,
         ).write()
     return make
 
