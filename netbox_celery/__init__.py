@@ -35,8 +35,9 @@ class NetBoxCeleryConfig(PluginConfig):
 
         # `celery` makes ours the current Celery app in every NetBox process, so that `shared_task` binds to it;
         # `signals` connects itself to the deletion of runs and tasks; the others have tasks and jobs of their own.
-        from . import celery, commands, housekeeping, jobs, signals  # noqa: F401
+        from . import branching, celery, commands, housekeeping, jobs, signals  # noqa: F401
         commands.register()
+        branching.install()
 
 
 config = NetBoxCeleryConfig

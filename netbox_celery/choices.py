@@ -68,6 +68,7 @@ class ResultReasonChoices(ChoiceSet):
     REASON_NOT_PERMITTED = 'not_permitted'
     REASON_TASK_DISABLED = 'task_disabled'
     REASON_INVALID_CALL = 'invalid_call'
+    REASON_BRANCH_NOT_READY = 'branch_not_ready'
 
     CHOICES = (
         Choice(REASON_CANCELLED, _('Cancelled'), description=_('Somebody cancelled it')),
@@ -89,6 +90,7 @@ class ResultReasonChoices(ChoiceSet):
         Choice(REASON_NOT_PERMITTED, _('Not permitted'), description=_("Its schedule's owner may not run the task")),
         Choice(REASON_TASK_DISABLED, _('Task disabled'), description=_('Somebody disabled its task')),
         Choice(REASON_INVALID_CALL, _('Invalid call'), description=_('Its schedule cannot call the task like that')),
+        Choice(REASON_BRANCH_NOT_READY, _('Branch not ready'), description=_('Its branch was not ready to run it')),
     )
 
 

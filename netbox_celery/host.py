@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from django.conf import settings
 from django.contrib.contenttypes.fields import GenericRelation
 from django.contrib.contenttypes.models import ContentType
-from django.db import transaction
+from django.db import DEFAULT_DB_ALIAS, transaction
 from django.utils.text import Truncator
 
 from core.choices import ObjectChangeActionChoices
@@ -73,7 +73,7 @@ def delete_references(model, ids):
     related |= {TaggedItem: ('content_type', 'object_id'), Notification: ('object_type', 'object_id'),
                 CachedValue: ('object_type', 'object_id')}
     for about, (type_field, id_field) in related.items():
-        about.objects.filter(**{type_field: object_type, f'{id_field}__in': ids}).delete()
+        about.objects.using(DEFAULT_DB_ALIAS).filter(**{type_field: object_type, f'{id_field}__in': ids}).delete()
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def change_tracking(user, request_id):
     """Record changes of NetBox objects as if `user` had made them in the request `request_id`.
 
     Change log entries, event rules and webhooks work as from the user interface; events are dispatched only if the
-    block ends without an exception (`netbox.context_managers.event_tracking`).
+    block ends without an exception (`netbox.context_managers.event_tracking`). Yields the request.
 
     Args:
         user: A user, or a lazy object that becomes one.
@@ -100,7 +100,7 @@ def change_tracking(user, request_id):
         'id': request_id,
     })
     with apply_request_processors(request):
-        yield
+        yield request
 
 
 def save_permitted(user, instance):
@@ -126,7 +126,7 @@ def index_for_search(instances):
     """Let the global search find objects that were written without `save()`."""
     from netbox.search.backends import search_backend
 
-    search_backend.cache(instances)
+    search_backend.cache(instances, using=DEFAULT_DB_ALIAS)
 
 
 def record_change(instance, request, action, message=''):
@@ -158,7 +158,7 @@ def record_changes(instances, request, action, message=''):
             logger.exception('%s of %r by %s has no entry in the change log', action, instance, request.user)
     try:
         with transaction.atomic():
-            ObjectChange.objects.bulk_create(changes)
+            ObjectChange.objects.using(DEFAULT_DB_ALIAS).bulk_create(changes)
     except Exception:
         logger.exception('%s of %s objects by %s has no entry in the change log', action, len(changes), request.user)
 

@@ -7,6 +7,7 @@ from django.core.exceptions import PermissionDenied, ValidationError
 from django.utils.translation import gettext as _
 
 from .actions import NotRunnable, check_calls
+from .engine import branches
 from .engine.canvas import called_tasks
 from .engine.options import is_internal
 from .engine.payload import sorted_text
@@ -80,8 +81,8 @@ def authorize(user, schedule):
 
     Raises:
         django.core.exceptions.PermissionDenied: They may not run its task, or the one that it had.
-        django.core.exceptions.ValidationError: It is to be enabled, and its owner may not run its task any more; or
-            there is no such object that they may view.
+        django.core.exceptions.ValidationError: It is to be enabled, and its owner may not run its task any more, or its
+            branch is not ready; or there is no such object that they may view.
     """
     before = None if schedule._state.adding else CelerySchedule.objects.filter(pk=schedule.pk).first()
     check_may_run(user, schedule.task_id, before and before.task_id)
@@ -92,7 +93,9 @@ def authorize(user, schedule):
     else:
         schedule.owner_id = before.owner_id
     is_being_enabled = schedule.enabled and not (before and before.enabled)
-    if is_being_enabled and (why := why_not_runnable_as_owner(schedule, Reader(user))):
+    if is_being_enabled and (
+        why := why_not_runnable_as_owner(schedule, Reader(user)) or branches.check(schedule.branch)
+    ):
         raise ValidationError({'enabled': why})
 
 

@@ -21,14 +21,15 @@ from celery.contrib.django.task import DjangoTask
 from celery.exceptions import CeleryError, TimeoutError
 from celery.result import EagerResult, assert_will_not_block
 from celery.utils.log import get_task_logger
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models import Model
 
 from .choices import LogLevelChoices
 from .engine.admission import is_processing, open_window, why_not_now
 from .engine.arguments import dump_after_task_id, header, merge_arguments
+from .engine.branches import keep
 from .engine.context import change_context
-from .engine.database import execute, get_connection
+from .engine.database import caller, execute, get_connection
 from .engine.exceptions import TaskConflict, TaskFailed
 from .engine.hooks import TaskHooks, invocation_of, tell
 from .engine.interruption import is_order
@@ -167,10 +168,15 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
         Args:
             args: Positional arguments of the task.
             kwargs: Keyword arguments of the task.
-            using: Alias of the database whose transaction it is.
+            using: Alias of the database whose transaction it is; by default that in which the call is made.
             **options: As for `apply_async`.
         """
-        transaction.on_commit(partial(self.apply_async, args, kwargs, **options), using=using)
+        call = keep(partial(self.apply_async, args, kwargs, **options))
+        transaction.on_commit(call, using=caller().alias if using is None else using)
+
+    def delay_on_commit(self, *args, **kwargs) -> None:
+        """Send the task with the given arguments when the transaction is committed (see `apply_async_on_commit`)."""
+        transaction.on_commit(keep(partial(self.delay, *args, **kwargs)), using=caller().alias)
 
     def apply_async_and_get_result(
         self, args=None, kwargs=None, timeout: float | None = None, propagate: bool = True, **options
@@ -193,7 +199,7 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
             RuntimeError: Called inside a task, or inside a transaction, whose end the message would wait for.
         """
         assert_will_not_block()
-        if transaction.get_connection().in_atomic_block:
+        if caller().in_atomic_block:
             raise RuntimeError('The message goes out when the transaction is committed: waiting in it would not end.')
         result = self.apply_async(args, kwargs, **options)
         try:
@@ -226,7 +232,7 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
         else:
             result = super().apply(args, kwargs, **options)
             if policy and policy.window_length and result.successful():
-                open_window(partial(execute, connection), policy.window, policy.window_length, result.id)
+                open_window(partial(execute, caller()), policy.window, policy.window_length, result.id)
         for what in ('apply', why_not or 'trigger') if invocation else ():
             invocation.tell(what, result)
         return result
@@ -367,7 +373,7 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
         length = self.ignore_task_timedelta if ignore_task_timedelta is None else ignore_task_timedelta
         if length is None:
             raise CeleryError(f'{self.name}: ignore_task_timedelta is not given')
-        run_sql = partial(execute, connection) if run is None else partial(get_connection().execute, patience=PATIENCE)
+        run_sql = partial(execute, caller()) if run is None else partial(get_connection().execute, patience=PATIENCE)
         key = run.window if run is not None and run.window else window_key(self, request.args, request.kwargs)
         open_window(run_sql, key, seconds(length), request.id)
 

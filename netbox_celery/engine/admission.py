@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from django.contrib.auth import get_user_model
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, transaction
 
 from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
 from . import lifecycle
-from .database import UNAVAILABLE, execute
+from .database import UNAVAILABLE, caller, execute
 from .exceptions import TaskConflict
 from .lifecycle import TABLE
 from .resend import COLUMNS, send_row
@@ -169,14 +169,14 @@ def _put(row, insert, statements):
         id = insert(statements[0])
         return id, id is not None or bool(_execute(EXISTS, row))
     try:
-        with transaction.atomic():
+        with transaction.atomic(using=caller().alias):
             return insert(statements[1]), True  # `None` if it has ended
     except IntegrityError:
         return None, False
 
 
 def _execute(sql, params):
-    return execute(connection, sql, params)
+    return execute(caller(), sql, params)
 
 
 def _settle(policy, row, put, holder, id_is_known):

@@ -33,7 +33,15 @@ from . import lifecycle, presence
 from .chords import ChordsMixin
 from .database import get_connection
 from .errbacks import note_errbacks
-from .exceptions import BodyInterrupted, NotHandedOver, OutOfRange, QueueRefused, RetryNotSent, TaskFailed
+from .exceptions import (
+    BodyInterrupted,
+    BranchNotReady,
+    NotHandedOver,
+    OutOfRange,
+    QueueRefused,
+    RetryNotSent,
+    TaskFailed,
+)
 from .ids import other_spelling
 from .outcome import finish_run, finish_unclaimed, retry_run
 from .payload import cut_text, is_named, is_uuid, read_value, result_columns, shown_jsonb, text_of, whole_number
@@ -60,6 +68,7 @@ REVOKE_REASONS = {
 #: What a body raises that has a meaning of its own.
 BODY_FAILURES = (
     (TaskFailed, Status.STATUS_FAILED, ''),
+    (BranchNotReady, Status.STATUS_FAILED, Reason.REASON_BRANCH_NOT_READY),
     (SoftTimeLimitExceeded, Status.STATUS_ERRORED, Reason.REASON_SOFT_TIME_LIMIT),
     (MaxRetriesExceededError, Status.STATUS_ERRORED, Reason.REASON_MAX_RETRIES),
     (Reject, Status.STATUS_FAILED, Reason.REASON_REJECTED),
@@ -368,7 +377,7 @@ def describe(exc):
     name = type(exc).__name__
     if text == f'{name}()':
         line = name
-    elif isinstance(exc, TaskFailed | BodyInterrupted) or text.startswith(f'{name}('):
+    elif isinstance(exc, TaskFailed | BodyInterrupted | BranchNotReady) or text.startswith(f'{name}('):
         line = text
     else:
         line = f'{name}: {text}' if text else name

@@ -9,11 +9,10 @@ from functools import partial
 from uuid import uuid4
 
 from celery.utils.saferepr import saferepr
-from django.db import connection, transaction
 
 from . import lifecycle
-from .canvas import LINKS, make_portable
-from .database import execute
+from .canvas import LINKS, make_portable, stamp_branch
+from .database import caller, execute, on_commit
 from .enqueue import complete, find_task, note_refusal
 from .ids import canonical_ids
 from .options import NOT_SENT, Own, mark, split, tag
@@ -78,6 +77,7 @@ def send_many(app, task_or_name, calls, options):
     options, own = split(options)
     canonical_ids(options)
     make_portable(options)
+    stamp_branch(options)
     own = Own.merge(task, own)
     options = _with_defaults(task, options)
     check_limits(options)
@@ -136,9 +136,9 @@ def _send_batch(app, name, task, calls, payloads, options, own):
     if own.tags:
         tag(ids, own.tags)
     messages = list(zip(task_ids, calls, ids))
-    if connection.in_atomic_block:
+    if caller().in_atomic_block:
         # What the rows say is sent, whatever the caller does with its lists until then
-        transaction.on_commit(partial(_publish_on_commit, app, name, task, copied(name, messages), options))
+        on_commit(partial(_publish_on_commit, app, name, task, copied(name, messages), options))
     else:
         accepted = set()
         try:
@@ -150,7 +150,7 @@ def _send_batch(app, name, task, calls, payloads, options, own):
 
 
 def _insert(row, task_ids, payloads):
-    rows = execute(connection, INSERT, row | {'task_id': task_ids} | {
+    rows = execute(caller(), INSERT, row | {'task_id': task_ids} | {
         column: [payload[column] for payload in payloads] for column in ('args', 'kwargs', 'message', 'exact_call')
     })
     return [id for (id,) in rows]

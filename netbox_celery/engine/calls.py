@@ -2,8 +2,10 @@
 from functools import partial
 
 from celery.exceptions import CeleryError
+from django.db import DEFAULT_DB_ALIAS
 from django.db.models import BooleanField, Case, When
 
+from .database import caller
 from .ids import canonical_ids
 from .payload import is_uuid
 from .policies import SETTINGS, has_policy
@@ -25,9 +27,11 @@ def enqueue(task_or_name, *, args=(), kwargs=None, user=None, instance=None, sch
         raise CeleryError(f'{task_or_name}: the ID of a run is a UUID, and {options["task_id"]!r} is none')
     options |= _given(user, instance, schedule_at, queue)
     result = _caller(task_or_name)(args, kwargs, **options)
-    row = CeleryResult.objects.filter(task_id=result.id).first()
+    # In the transaction of a branch, nobody else sees it before the commit
+    row = CeleryResult.objects.using(caller().alias).filter(task_id=result.id).first()
     if row is None:
         raise CeleryError(f'{task_or_name} was sent as {result.id}, and has no row: the log says why')
+    row._state.db = DEFAULT_DB_ALIAS
     row.joined = getattr(result, 'netbox_joined', False)
     return row
 
@@ -65,15 +69,15 @@ def enqueue_many(task_or_name, calls, *, user=None, instance=None, schedule_at=N
 
     _refuse_eager(app)
     options |= _given(user, instance, schedule_at, queue)
-    task = _task(task_or_name)
+    task, rows = _task(task_or_name), CeleryResult.objects.using(caller().alias)
     if has_policy(task, SETTINGS & options.keys()) or getattr(task, 'hears_of_calls', False):
         # Each call is asked for by itself, may be a run that is under way, and is told of
         call = _caller(task_or_name)
         results = [call(*arguments, **options) for arguments in checked(task, calls)]
         made = {result.id for result in results if not getattr(result, 'netbox_joined', False)}
         joined = {result.id for result in results} - made
-        return CeleryResult.objects.filter(task_id__in=made | joined).order_by('pk').annotate(
+        return rows.filter(task_id__in=made | joined).order_by('pk').annotate(
             joined=Case(When(task_id__in=joined, then=True), default=False, output_field=BooleanField())
         )
     ids = send_many(app, task_or_name, calls, options)
-    return CeleryResult.objects.filter(pk__in=ids).order_by('pk')
+    return rows.filter(pk__in=ids).order_by('pk')

@@ -13,6 +13,8 @@ from celery.utils.functional import maybe_list
 from django.db.models import Model
 from kombu.exceptions import EncodeError
 
+from .branches import HEADER as BRANCH
+from .branches import current
 from .ids import IDS, canonical_ids
 from .options import OWN_DICT, OWN_PREFIX, is_own
 from .payload import DEEPEST, check_depth, dumps
@@ -30,6 +32,7 @@ __all__ = (
     'make_portable',
     'portable',
     'root_of',
+    'stamp_branch',
     'unsent',
 )
 
@@ -199,6 +202,45 @@ def _write(name, value):
     if name == 'tags' and any(isinstance(tag, Model) for tag in value or ()):
         return [tag.name if isinstance(tag, Model) else tag for tag in value]
     return value
+
+
+def stamp_branch(options):
+    """Let a call, and all that comes after it, name the branch in which it is made, unless it names one itself.
+
+    What comes after it may be sent by who is in no branch, as a worker's main process.
+
+    Args:
+        options: The options of the call, a dict of ours; it is changed, but not what it holds.
+    """
+    headers = options.get('headers')
+    if headers and BRANCH in headers:
+        branch = headers[BRANCH]
+    elif branch := current():
+        options['headers'] = {**headers, BRANCH: branch} if headers else {BRANCH: branch}
+    if branch:
+        options |= _stamped_links(options, branch)
+
+
+def _stamped_links(options, branch):
+    return {name: _stamped(value, branch) for name in LINKS if (value := options.get(name))}
+
+
+def _stamped(value, branch):
+    """Return signatures as those of calls that name a branch."""
+    if isinstance(value, list | tuple):
+        return [_stamped(item, branch) for item in value]
+    if not isinstance(value, Mapping) or 'task' not in value:
+        return value
+    options = dict(value.get('options') or {})
+    options |= _stamped_links(options, branch)
+    kwargs = value.get('kwargs')
+    if value['task'] in MAPPERS or value['task'] not in PARTS:
+        headers = options.get('headers') or {}
+        options['headers'] = {BRANCH: branch, **headers}
+    elif isinstance(kwargs, Mapping):
+        parts = {key: kwargs[key] for key in PARTS[value['task']] if kwargs.get(key)}
+        kwargs = {**kwargs, **{key: _stamped(part, branch) for key, part in parts.items()}}
+    return {**value, 'options': options, 'kwargs': kwargs}
 
 
 def check_links(options):

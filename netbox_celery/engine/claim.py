@@ -19,6 +19,7 @@ from ..choices import ResultStatusChoices as Status
 from . import lifecycle
 from .admission import is_window_open
 from .arguments import call_text
+from .branches import enter_run
 from .database import UNUSABLE, get_connection
 from .enqueue import is_tracked
 from .exceptions import IgnoredByWindow
@@ -261,5 +262,6 @@ def _claiming(before_start):
     @wraps(before_start)
     def before_start_after_claim(self, task_id, args, kwargs):
         begin(self)
+        enter_run(self)
         return before_start(self, task_id, args, kwargs)
     return before_start_after_claim

@@ -8,13 +8,14 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from uuid import UUID
 
-from django.db import connection
+from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.models.signals import pre_save
 from django.dispatch import receiver
 from django.utils.functional import SimpleLazyObject
 
 from .. import host
 from ..choices import LogLevelChoices
+from .branches import current, mark_request
 from .database import execute
 from .recorder import recorder
 from .rows import USERS
@@ -25,6 +26,8 @@ __all__ = (
 
 LOCK_USER = f'SELECT id FROM {USERS} WHERE id = %s FOR KEY SHARE'
 GONE = 'The user of this run was deleted: what it changes from now on stands in the change log without a user'
+#: Who makes the changes of a run in a branch that nobody has started: a primary key that no user has, and a name.
+NOBODY, NAMELESS = 0, 'netbox-celery'
 #: The run whose body makes changes.
 _current: ContextVar = ContextVar('netbox_celery_acting', default=None)
 
@@ -33,12 +36,13 @@ def change_context(run):
     """Return a context manager for the body of a run.
 
     Changes of NetBox objects in it are recorded under the user who started the run, joined by the run's request ID.
-    Without a user they are NetBox's own, as those of its housekeeping: no change log entries.
+    Without a user they are NetBox's own, as those of its housekeeping: no change log entries. In a branch there are,
+    of nobody: what has none is not merged.
 
     Args:
         run: The `Run`, or `None` for a body that is not tracked.
     """
-    if run is None or run.user_id is None:
+    if run is None or run.user_id is None and not current():
         return nullcontext()
     return _acting(run)
 
@@ -48,7 +52,8 @@ def _acting(run):
     request_id = run.request_id if isinstance(run.request_id, UUID) else UUID(str(run.request_id or run.task_id))
     token = _current.set(run)
     try:
-        with host.change_tracking(SimpleLazyObject(lambda: _load_user(run)), request_id):
+        with host.change_tracking(SimpleLazyObject(lambda: _load_user(run)), request_id) as request:
+            mark_request(request)
             yield
     finally:
         _current.reset(token)
@@ -58,6 +63,8 @@ def _load_user(run):
     from django.contrib.auth import get_user_model
 
     model = get_user_model()
+    if run.user_id is None:
+        return model(pk=NOBODY, username=NAMELESS)
     try:
         return model.objects.get(pk=run.user_id)
     except model.DoesNotExist:
@@ -67,16 +74,19 @@ def _load_user(run):
 
 
 @receiver(pre_save, sender='core.ObjectChange')
-def _check_user(instance, **kwargs):
+def _check_user(instance, using=DEFAULT_DB_ALIAS, **kwargs):
     """Leave the user out of an entry of the change log if they are gone.
 
     GUARANTEE: the lock keeps them from being deleted until the entry is committed, with what else the body does in its
     transaction. It is the one that the foreign key takes in any case.
     """
     run = _current.get()
+    if run is not None and run.user_id is None and instance.user_id == NOBODY:
+        instance.user = None
+        return
     if run is None or instance.user_id is None or instance.user_id != run.user_id:
         return
-    if not execute(connection, LOCK_USER, (run.user_id,)):
+    if not execute(connections[using], LOCK_USER, (run.user_id,)):
         instance.user = None
         _tell(run)
 

@@ -2,12 +2,12 @@
 import logging
 from functools import partial
 
-from django.db import connection, transaction
+from django.db import transaction
 from django.utils.translation import gettext as _
 
-from . import lifecycle
+from . import branches, lifecycle
 from .admission import advance
-from .database import execute
+from .database import caller, execute, on_commit
 from .exceptions import NotRerunnable
 from .resend import call_of
 from .upstream import load_requests
@@ -87,11 +87,12 @@ def cancel_many(ids, user=None, error=None):
         The primary keys of those that could be cancelled.
     """
     error = error or (_('Cancelled by {user}').format(user=user) if user else _('Cancelled'))
-    with transaction.atomic():
+    connection = caller()
+    with transaction.atomic(using=connection.alias):
         cancelled = lifecycle.cancel(connection, ids, error)
         if not cancelled:
             return []
-        transaction.on_commit(partial(_tell_workers, cancelled), robust=True)
+        on_commit(partial(_tell_workers, cancelled), robust=True)
     return [id for id, *__ in cancelled]
 
 
@@ -111,7 +112,7 @@ def _tell_workers(cancelled):
         if terminable:
             app.control.revoke(terminable, terminate=True)
         for key in {key for *__, key in cancelled if key}:
-            advance(app, partial(execute, connection), key)
+            advance(app, partial(execute, caller()), key)
     except Exception as exc:  # noqa: BLE001 - brokers and backends fail each in their own way
         logger.warning('Workers could not be told of the cancel of %s runs: %s', len(cancelled), exc)
 
@@ -170,16 +171,20 @@ def rerun(result, user=None):
         The new `CeleryResult`.
 
     Raises:
-        NotRerunnable: The row does not hold the arguments.
+        NotRerunnable: The row does not hold the arguments, or its branch is not ready.
     """
     if not result.is_rerunnable:
         raise NotRerunnable(_(
             'The arguments of this run were not kept: they are hidden by its caller, or too large.'
         ))
+    if why := branches.check(result.branch):
+        raise NotRerunnable(_('This run cannot be run again where it was. {why}').format(why=why))
     args, kwargs, options = call_of(result.exact_call, result.args, result.kwargs, options_of_row(result))
     if not isinstance(args, list) or not isinstance(kwargs, dict) or not isinstance(options, dict):
         raise NotRerunnable(_('The row does not hold what this run was called with.'))
     options = {key: value for key, value in options.items() if key in REPEATED}
+    if result.branch:
+        options['headers'] = {branches.HEADER: result.branch}
     return type(result).enqueue(
         result.celery_name, args=args, kwargs=kwargs, user=user or result.user_id,
         instance=result.object, netbox_name=result.name, **options

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from django.db import (
@@ -19,18 +19,22 @@ from django.db import (
     InternalError,
     OperationalError,
     ProgrammingError,
-    connection,
     connections,
     transaction,
 )
 from psycopg import Cursor
 from psycopg.pq import TransactionStatus
 
+from . import branches
+
 __all__ = (
     'EngineConnection',
+    'caller',
     'execute',
     'get_connection',
+    'in_savepoint',
     'now_or_on_commit',
+    'on_commit',
     'without_pool',
 )
 
@@ -90,10 +94,42 @@ def _execute(wrapper, sql, params):
         return cursor.fetchall() if cursor.pgresult.nfields else []
 
 
+def caller():
+    """Return the connection of Django's on which a call is made: with what else its transaction does, if there is one.
+
+    In a branch that is the branch's, while a transaction is open there. Its schema has no tables of ours: under their
+    names, main's are found.
+    """
+    main = connections[DEFAULT_DB_ALIAS]
+    if (alias := branches.alias()) is not None and (branch := connections[alias]).in_atomic_block:
+        return branch
+    return main
+
+
+def in_savepoint():
+    """Return a context manager that rolls back what is done in it on the connection of a call, and no more of that."""
+    connection = caller()
+    return transaction.atomic(using=connection.alias) if connection.in_atomic_block else nullcontext()
+
+
+def on_commit(function, robust=False):
+    """Call a function after the commit of the transaction in which a call is made; of both, if main has one as well."""
+    connection, main = caller(), connections[DEFAULT_DB_ALIAS]
+    if connection is main:
+        transaction.on_commit(function, robust=robust)
+        return
+
+    def after_main():
+        # Also if main's has begun later, and has ended before
+        transaction.on_commit(function, robust=robust)
+
+    transaction.on_commit(after_main, using=connection.alias, robust=robust)
+
+
 def now_or_on_commit(function):
     """Call a function at once, or, in a transaction, after its commit."""
-    if connection.in_atomic_block:
-        transaction.on_commit(function, robust=True)
+    if caller().in_atomic_block:
+        on_commit(function, robust=True)
     else:
         function()
 

@@ -8,21 +8,21 @@ and the claim makes sure that it runs once.
 import logging
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from functools import partial
 from uuid import uuid4
 
 from celery import states
 from celery.exceptions import CeleryError, Ignore
 from celery.result import EagerResult
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError
 
 from ..config import get_config
 from . import lifecycle, replace
 from .admission import admit, advance
 from .arguments import call_text
-from .canvas import as_request, make_portable, root_of
-from .database import UNAVAILABLE, execute, now_or_on_commit
+from .branches import HEADER as BRANCH
+from .canvas import as_request, make_portable, root_of, stamp_branch
+from .database import UNAVAILABLE, caller, execute, in_savepoint, now_or_on_commit, on_commit
 from .hooks import invocation_of
 from .ids import SPELLING, canonical_ids
 from .options import HEADER, NOT_SENT, Own, is_internal, lift, mark, split, tag
@@ -85,6 +85,7 @@ def send(app, publish, name, args, kwargs, options):
     canonical_ids(options)
     check_limits(options)
     make_portable(options)
+    stamp_branch(options)
     task = options.get('task_type') or find_task(app, name)
     if 'task_type' not in options:
         kwargs, own = lift(task, kwargs, own)
@@ -149,6 +150,11 @@ def _continue(app, publish, name, args, kwargs, options, task, run, queue):
     if options.get('serializer') in (None, 'json'):
         check_payload(name, args, kwargs, options)
     mark(options, (request.get(HEADER) or True) if tracked else False)
+    # An attempt runs in the branch of the one before, whatever the body has made of it
+    if branch := request.get(BRANCH):
+        options['headers'][BRANCH] = branch
+    else:
+        options['headers'].pop(BRANCH, None)
     if spelling := request.get(SPELLING):
         options['headers'][SPELLING] = spelling
     if tracked:
@@ -242,15 +248,15 @@ class Call:
         """Make the row, and send the message, on commit if there is a transaction."""
         options = self.options
         self.row = build_row(self.app, self.name, self.args, self.kwargs, options, own, self.task, self.run, self.queue)
-        if connection.in_atomic_block:
+        if caller().in_atomic_block:
             # The message goes out later, and says what the row says, whatever the caller does with its dict until then
             self.args, self.kwargs = copied(self.name, (self.args, self.kwargs))
-        policy = policy_of(self.task, self.args, self.kwargs, settings)
+        policy = policy_of(self.task, self.args, self.kwargs, settings, self.row['branch'])
         if policy is not None:
             return self._send_if_admitted(policy, own)
         try:
             # A row that cannot be made does not spoil the caller's transaction.
-            with transaction.atomic() if connection.in_atomic_block else nullcontext():
+            with in_savepoint():
                 self.id = self._insert_patiently(own)
         except DatabaseError:
             # The task is worth more than its row.
@@ -267,7 +273,7 @@ class Call:
         if row['nesting']:
             self._look_for_replaced()
             statement = replace.INSERT_OR_TAKE_OVER if statement is INSERT else statement
-        rows = execute(connection, statement, row) if row['parent_id'] is None else insert_child(statement, row)
+        rows = execute(caller(), statement, row) if row['parent_id'] is None else insert_child(statement, row)
         if not rows:
             return None
         if own.tags and not self.takes_over:
@@ -294,9 +300,9 @@ class Call:
             try:
                 return self._insert(own)
             except UNAVAILABLE as exc:
-                if connection.in_atomic_block or wait and time.monotonic() >= deadline:
+                if caller().in_atomic_block or wait and time.monotonic() >= deadline:
                     raise
-                connection.close()
+                caller().close()
                 if wait:
                     logger.warning('The database is unavailable, trying again in %.1f s: %s', wait, exc)
                 time.sleep(wait)
@@ -316,7 +322,7 @@ class Call:
             mark(options)
         if self.row['nesting']:
             self._look_for_replaced()
-        with transaction.atomic() if connection.in_atomic_block else nullcontext():
+        with in_savepoint():
             admission = admit(
                 policy, self.row, partial(self._insert, own), id_is_known=self.id_is_known, predecessor=self.predecessor
             )
@@ -336,11 +342,11 @@ class Call:
         return result
 
     def _send(self):
-        if not connection.in_atomic_block:
+        if not caller().in_atomic_block:
             return self.send_now()
         result = self._tell(self._promise())
         self._forget_call()
-        transaction.on_commit(self._send_on_commit)
+        on_commit(self._send_on_commit)
         return result
 
     def send_now(self):
@@ -385,7 +391,7 @@ class Call:
 
     def _line_up(self, key):
         """Send the message if it is the turn of the run, and those of others whose turn it is."""
-        if advance(self.app, partial(execute, connection), key, but=self.id):
+        if advance(self.app, partial(execute, caller()), key, but=self.id):
             self._forget_call()
             self._send_on_commit()
 
@@ -415,6 +421,6 @@ class Call:
 def note_refusal(ids, exc):
     """Write that the broker refused messages; whoever called gets to know it in any case."""
     try:
-        lifecycle.publish_failed(connection, ids, f'The broker did not accept the message: {text_of(exc)}')
+        lifecycle.publish_failed(caller(), ids, f'The broker did not accept the message: {text_of(exc)}')
     except DatabaseError:
         logger.exception('Runs %s were not sent, which could not be written', ids)

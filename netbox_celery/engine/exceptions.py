@@ -4,6 +4,7 @@ from kombu.exceptions import EncodeError
 
 __all__ = (
     'BodyInterrupted',
+    'BranchNotReady',
     'IgnoredByWindow',
     'InvalidArguments',
     'NotHandedOver',
@@ -23,6 +24,10 @@ class TaskFailed(Exception):
 
     The run ends as `failed`, with the exception's text as its error; any other exception ends it as `errored`.
     """
+
+
+class BranchNotReady(CeleryError):
+    """The branch of NetBox's data in which something is to run is not ready: merged, archived, deleted, ..."""
 
 
 class BodyInterrupted(Exception):

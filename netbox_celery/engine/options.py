@@ -8,6 +8,7 @@ from inspect import Parameter, signature
 
 from django.contrib.auth import get_user_model
 from django.contrib.contenttypes.models import ContentType
+from django.db import DEFAULT_DB_ALIAS
 from django.db.models import Model, Q
 
 __all__ = (
@@ -196,7 +197,8 @@ def _tags(tags):
 def _tag(name):
     from extras.models import Tag
 
-    found = Tag.objects.filter(Q(name=name) | Q(slug=name)).first()
+    # Runs are main's, whatever branch this is, and so are their tags
+    found = Tag.objects.using(DEFAULT_DB_ALIAS).filter(Q(name=name) | Q(slug=name)).first()
     if found is None:
         raise ValueError(f'netbox_tags: there is no tag {name!r}')
     return found
@@ -214,6 +216,6 @@ def tag(ids, tags):
     from ..models import CeleryResult
 
     content_type = ContentType.objects.get_for_model(CeleryResult)
-    TaggedItem.objects.bulk_create(
+    TaggedItem.objects.using(DEFAULT_DB_ALIAS).bulk_create(
         TaggedItem(tag=tag, content_type=content_type, object_id=id) for id in ids for tag in tags
     )

@@ -19,6 +19,7 @@ from uuid import NAMESPACE_OID, uuid5
 from celery.exceptions import CeleryError
 from kombu.utils.imports import symbol_by_name
 
+from .branches import current
 from .payload import clean_text, sorted_text
 from .times import check_length
 
@@ -99,7 +100,7 @@ def has_policy(task, settings=()):
     )
 
 
-def policy_of(task, args, kwargs, settings=None):
+def policy_of(task, args, kwargs, settings=None, branch=None):
     """Return the policy of a call, or `None`.
 
     Args:
@@ -107,6 +108,7 @@ def policy_of(task, args, kwargs, settings=None):
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         settings: What the call itself says (see `take_settings`).
+        branch: The branch of the call; by default that in which this code runs.
 
     Raises:
         celery.exceptions.CeleryError: The settings contradict each other, or one is missing.
@@ -114,6 +116,7 @@ def policy_of(task, args, kwargs, settings=None):
     settings = settings or {}
     if not has_policy(task, settings):
         return None
+    branch = current() if branch is None else branch
     if task is None and (unknown := settings.keys() - {'concurrency_key', 'limit', 'on_conflict', 'stale_time_limit'}):
         raise CeleryError(f'{", ".join(sorted(unknown))}: for this the task must be registered where it is called')
 
@@ -124,16 +127,19 @@ def policy_of(task, args, kwargs, settings=None):
     args, kwargs = tuple(args or ()), dict(kwargs or {})
     found = {'task': getattr(task, 'name', 'the task')}
     if setting('unique') or setting('concurrency_key'):
-        found |= _concurrency(task, args, kwargs, setting)
+        found |= _concurrency(task, args, kwargs, setting, branch)
     after_success, length = setting('ignore_task_after_success'), setting('ignore_task_timedelta')
     if (after_success or length) and settings.get('ignore_task_after_success') is not False:
         if after_success and length is None:
             raise CeleryError(f'{task.name}: ignore_task_after_success needs ignore_task_timedelta')
-        found |= {'window': window_key(task, args, kwargs), 'window_length': seconds(length) if after_success else None}
+        found |= {
+            'window': window_key(task, args, kwargs, branch),
+            'window_length': seconds(length) if after_success else None,
+        }
     return Policy(**found) if len(found) > 1 else None
 
 
-def _concurrency(task, args, kwargs, setting):
+def _concurrency(task, args, kwargs, setting, branch):
     key, stale_after = setting('concurrency_key'), setting('stale_time_limit')
     limit, on_conflict = setting('limit', 1), setting('on_conflict', 'join')
     if setting('unique') and key:
@@ -144,9 +150,11 @@ def _concurrency(task, args, kwargs, setting):
                 f'{task.name}: a unique task needs stale_time_limit, the time after which a run does not keep others '
                 f'from running any more'
             )
-        key = _apart(unique_key(task, args, kwargs), (MARK, SCHEDULE_KEYS))
+        key = _apart(_of_branch(unique_key(task, args, kwargs), branch), (MARK, SCHEDULE_KEYS))
     else:
         key = _key(task, key, args, kwargs)
+        if on_conflict == 'join':
+            key = _fitting(_of_branch(key, branch))
     if on_conflict not in ON_CONFLICT:
         raise CeleryError(f'{task.name}: on_conflict must be one of {", ".join(ON_CONFLICT)}, not {on_conflict!r}')
     if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= HIGHEST_LIMIT:
@@ -190,9 +198,15 @@ def unique_key(task, args, kwargs):
     return _generated(task, 'unique', args, kwargs)
 
 
-def window_key(task, args, kwargs):
-    """Return the key of the window in which a task is ignored with some arguments."""
-    return _fitting(_generated(task, 'ignore', args, kwargs))
+def window_key(task, args, kwargs, branch=None):
+    """Return the key of the window in which a task is ignored with some arguments, in a branch (by default this one).
+    """
+    return _fitting(_of_branch(_generated(task, 'ignore', args, kwargs), current() if branch is None else branch))
+
+
+def _of_branch(key, branch):
+    """Return a key that is a branch's own: what has run elsewhere has done nothing there."""
+    return f'{key}@{branch}' if branch else key
 
 
 def _generated(task, prefix, args, kwargs):

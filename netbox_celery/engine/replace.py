@@ -16,14 +16,15 @@ from contextlib import contextmanager
 from functools import partial, wraps
 
 from celery.exceptions import Ignore
-from django.db import DEFAULT_DB_ALIAS, DatabaseError, connection, connections
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 from kombu.exceptions import EncodeError
 
 from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
 from . import lifecycle
 from .admission import TAKE_OVER_COLUMNS
-from .database import UNUSABLE, execute, get_connection, without_pool
+from .branches import alias as branch_alias
+from .database import UNUSABLE, caller, execute, get_connection, without_pool
 from .options import HEADER, Own, mark, sent_options
 from .outcome import advance_line, finish_run
 from .payload import dumps
@@ -132,16 +133,16 @@ def _outside_of_transactions():
 
     That rolls the transaction back, which the run has left for good; the replacement is to be there all the same.
     """
-    if not connection.in_atomic_block:
-        yield
-        return
-    own = connections[DEFAULT_DB_ALIAS]
-    connections[DEFAULT_DB_ALIAS] = other = without_pool(own)
+    own = {alias: connections[alias] for alias in (DEFAULT_DB_ALIAS, branch_alias()) if alias is not None}
+    others = {alias: without_pool(wrapper) for alias, wrapper in own.items() if wrapper.in_atomic_block}
+    for alias, wrapper in others.items():
+        connections[alias] = wrapper
     try:
         yield
     finally:
-        connections[DEFAULT_DB_ALIAS] = own
-        other.close()
+        for alias, wrapper in others.items():
+            connections[alias] = own[alias]
+            wrapper.close()
 
 
 def message_of(name, args, kwargs, options):
@@ -171,7 +172,7 @@ def remember(app, run, name, args, kwargs, options, task, queue):
 
 def find(task_id, nesting):
     """Return whether a row waits for a call with its ID, and what the messages of that run say of it."""
-    rows = execute(connection, FIND, (task_id, nesting))
+    rows = execute(caller(), FIND, (task_id, nesting))
     return bool(rows), json.loads(rows[0][0]) if rows and rows[0][0] else None
 
 

@@ -7,12 +7,12 @@ import logging
 from functools import partial
 
 from celery.app import control
-from django.db import DatabaseError, connection
+from django.db import DatabaseError
 from kombu.utils.functional import maybe_list
 
 from . import lifecycle
 from .control import cancel_many
-from .database import execute, now_or_on_commit
+from .database import caller, execute, now_or_on_commit
 from .ids import respelled
 from .payload import is_uuid
 
@@ -51,7 +51,7 @@ class Control(control.Control):
 
 def _cancel(task_ids, terminate):
     try:
-        found = execute(connection, REVOKABLE, ([id for id in map(str, task_ids) if is_uuid(id)], terminate))
+        found = execute(caller(), REVOKABLE, ([id for id in map(str, task_ids) if is_uuid(id)], terminate))
         cancel_many([id for (id,) in found], error='Revoked')
     except DatabaseError:
         logger.exception('The revoke of %s could not be written', ', '.join(map(str, task_ids)))

@@ -8,6 +8,8 @@ from kombu.exceptions import EncodeError
 
 from .. import host
 from ..config import get_config
+from .branches import HEADER as BRANCH
+from .branches import branch_of
 from .canvas import DEEPEST_LINKS, LINKS, check_links
 from .exceptions import NotJSON
 from .lifecycle import TABLE
@@ -64,7 +66,7 @@ REFERENCES = {
 COLUMNS = (
     'created', 'last_updated', 'task_id', 'celery_name', 'name', 'args', 'kwargs', 'options', 'queue', 'user_id',
     'object_type_id', 'object_id', 'status', 'scheduled', 'expires', 'value_max', 'data', 'request_id', 'parent_id',
-    'root_id', 'group_id', 'message', 'exact_call', 'nesting', 'schedule_id',
+    'root_id', 'group_id', 'message', 'exact_call', 'nesting', 'schedule_id', 'branch',
 )
 
 
@@ -127,6 +129,7 @@ def build_row(app, name, args, kwargs, options, own, task, run=None, queue=None)
         'group_id': _uuid(options.get('group_id')),
         'nesting': options.get('replaced_task_nesting') or 0,
         'schedule_id': own.schedule_id,
+        'branch': branch_of(options),
     }
 
 
@@ -275,6 +278,7 @@ def _foreign_row(task, request, args, kwargs):
         'task_id': request.id, 'shadow': request.shadow, 'eta': nearest(request.eta),
         'expires': nearest(request.expires), 'root_id': request.root_id, 'parent_id': request.parent_id,
         'group_id': request.group, 'replaced_task_nesting': request.replaced_task_nesting,
+        'headers': {BRANCH: branch} if (branch := request.get(BRANCH)) else None,
     }
     if info := request.delivery_info:
         queue = delivered_to(task.app, info)

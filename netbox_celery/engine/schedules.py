@@ -18,9 +18,10 @@ from ..choices import ScheduleKindChoices as Kind
 from ..choices import ScheduleMissedChoices as Missed
 from ..choices import ScheduleOriginChoices as Origin
 from ..choices import ScheduleOverlapChoices as Overlap
-from . import due
+from . import branches, due
 from .catalogue import get_task
 from .database import UNAVAILABLE
+from .exceptions import BranchNotReady
 from .payload import clean_text, text_of
 from .policies import SCHEDULE_KEYS, EngineKey, has_key
 
@@ -134,6 +135,8 @@ def _fire(schedule, reckoned, permissions):
         logger.info('Schedule %s: skipped what was due until %s', schedule, times[-1])
         return written
     written['last_run'] = schedule.now
+    if why := branches.check(schedule.branch):
+        return written | _without_branch(schedule, times[-1], why)
     if why := why_not_permitted(schedule, permissions):
         _fail(schedule, times[-1], Reason.REASON_NOT_PERMITTED, _('The schedule was disabled. {why}').format(why=why))
         return written | {'enabled': False, 'next_run': None, 'stopped': schedule.now}
@@ -145,6 +148,15 @@ def _fire(schedule, reckoned, permissions):
     for moment in times:
         _start(schedule, moment)
     return written
+
+
+def _without_branch(schedule, moment, why):
+    """Say that the branch of a schedule is not ready. Returns what is to be written: if it is gone, that stops it."""
+    if not branches.is_gone(schedule.branch):
+        _fail(schedule, moment, Reason.REASON_BRANCH_NOT_READY, why)
+        return {}
+    _fail(schedule, moment, Reason.REASON_BRANCH_NOT_READY, _('The schedule was disabled. {why}').format(why=why))
+    return {'enabled': False, 'next_run': None, 'stopped': schedule.now}
 
 
 def why_not_permitted(schedule, permissions):
@@ -198,6 +210,8 @@ def call_options(schedule, moment):
     """Return the options of a run that is due at `moment`, for `CeleryResult.enqueue`."""
     options = dict(schedule.options)
     options['headers'] = {**(options.get('headers') or {}), DUE_HEADER: moment.isoformat()}
+    if schedule.branch:
+        options['headers'][branches.HEADER] = schedule.branch
     if schedule.queue:
         options['queue'] = schedule.queue
     if schedule.priority is not None:
@@ -223,7 +237,7 @@ def _fail(schedule, moment, reason, error):
         kwargs=None if schedule.hides('kwargs') else schedule.kwargs, queue=schedule.queue, user_id=schedule.owner_id,
         options={'headers': {DUE_HEADER: moment.isoformat()}, **{
             name: schedule.options[name] for name in ('argsrepr', 'kwargsrepr') if name in schedule.options
-        }}, schedule=schedule,
+        }}, schedule=schedule, branch=schedule.branch,
         object_type_id=schedule.object_type_id, object_id=schedule.object_id, status=Status.STATUS_FAILED,
         reason=reason, error=clean_text(error), completed=schedule.now
     )])
@@ -241,10 +255,13 @@ def run_now(schedule, user):
 
     Raises:
         TypeError: The arguments do not fit the task's signature.
+        BranchNotReady: It runs in a branch that is not ready.
         kombu.exceptions.OperationalError: The broker refused the message (outside a transaction).
     """
     from ..models import CeleryResult
 
+    if why := branches.check(schedule.branch):
+        raise BranchNotReady(why)
     return CeleryResult.enqueue(
         schedule.task.name, args=schedule.args, kwargs=schedule.kwargs, user=user,
         **call_options(schedule, timezone.now())

@@ -24,6 +24,7 @@ from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
 from . import lifecycle, pool
 from .backend import describe, describe_failure, is_of_another
+from .branches import leave_run, warm_up
 from .claim import note_call, track_all_tasks
 from .database import MIGRATE, get_connection
 from .enqueue import is_tracked
@@ -78,6 +79,12 @@ def on_postrun(sender=None, state=None, retval=None, **kwargs):
             status, reason, error = describe_failure(retval, by_body=True)
             finish_run(run, status, reason=reason, error=error)
             end_dependents(sender.backend, request, retval)
+
+
+@signals.task_postrun.connect
+def on_left(sender=None, **kwargs):
+    """What Celery does after the body, as sending the next step, still belongs to the branch of the run."""
+    leave_run(sender.request_stack.top)
 
 
 def _message(exc):
@@ -212,6 +219,7 @@ def _prepare(worker):
     warn_of_limits(worker.app)
     pool.install()
     _keep_connections(worker.app)
+    warm_up()
     install_log_handler()
     presence = Presence(worker, duties(worker.app))
     presence.register()  # its row must exist before it claims anything

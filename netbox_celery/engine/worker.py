@@ -25,6 +25,7 @@ from celery.worker.state import task_ready
 from kombu.utils.imports import symbol_by_name
 
 from ..choices import ResultStatusChoices as Status
+from .branches import HEADER as BRANCH
 from .canvas import DEEPEST_LINKS
 from .exceptions import BodyInterrupted, NotHandedOver, OutOfMemory
 from .hooks import tell_of_failure
@@ -45,6 +46,8 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
+#: What the column of a row holds of a branch.
+LONGEST_BRANCH = 100
 #: The highest number of an attempt: what a column holds, and one that is added to it.
 MOST_RETRIES = 2 ** 31 - 2
 
@@ -97,6 +100,10 @@ def _is_own_header(value):
     return all(_is_window_key(key) and _is_limit(length) for key, length in windows)
 
 
+def _is_branch(value):
+    return value is None or isinstance(value, str) and len(value) <= LONGEST_BRANCH and value == clean_text(value)
+
+
 def _is_window_key(value):
     return value is None or isinstance(value, str) and value == clean_text(value)
 
@@ -109,6 +116,7 @@ FIELDS = {
     'timelimit': _are_limits,
     'stamped_headers': _are_stamps, 'stamps': _is_dict,
     HEADER: _is_own_header,
+    BRANCH: _is_branch,
 }
 #: What depends on a task; the body of a message has it beside the arguments.
 EMBEDDED = {'callbacks': _are_signatures, 'errbacks': _are_signatures, 'chain': _are_signatures, 'chord': _is_dict}

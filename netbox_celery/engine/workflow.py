@@ -6,12 +6,11 @@ says so, and its message is not sent.
 """
 import logging
 
-from django.db import connection
 from django.db.models import F, Q
 
 from . import lifecycle
 from .canvas import as_request
-from .database import execute
+from .database import caller, execute
 
 __all__ = (
     'HAS_OTHER_ROOT',
@@ -63,6 +62,7 @@ def insert_child(insert, row):
     Returns:
         The inserted row's primary key, as the first column of the first of the rows, if there was none.
     """
+    connection = caller()
     lock = '' if connection.in_atomic_block else 'FOR SHARE'
     rows = execute(connection, f'{insert.rstrip()}, {PARENT_CANCELLED.format(lock=lock)}', row)
     if rows and rows[0][1]:
@@ -73,6 +73,7 @@ def insert_child(insert, row):
 
 def are_orphans(ids, parent_id):
     """Whether the run that started others was cancelled meanwhile; then these are revoked."""
+    connection = caller()
     rows = execute(connection, f'SELECT {PARENT_CANCELLED.format(lock="")}', {'parent_id': parent_id})
     if not rows[0][0]:
         return False
@@ -83,7 +84,7 @@ def are_orphans(ids, parent_id):
 def takes_over(options):
     """Whether a call ends what took the place of a tracked task, whose row it is to end, tracked itself or not."""
     return bool(options.get('replaced_task_nesting') and options.get('task_id')) and bool(
-        execute(connection, f'SELECT 1 FROM {lifecycle.TABLE} WHERE task_id = %s', (options['task_id'],))
+        execute(caller(), f'SELECT 1 FROM {lifecycle.TABLE} WHERE task_id = %s', (options['task_id'],))
     )
 
 
@@ -101,4 +102,4 @@ def mark_parts(ids):
     Returns:
         Whether there were any that had not been marked.
     """
-    return bool(execute(connection, MARK_PARTS, (list(ids),)))
+    return bool(execute(caller(), MARK_PARTS, (list(ids),)))

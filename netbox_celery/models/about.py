@@ -6,6 +6,8 @@ from django.utils.translation import gettext_lazy as _
 
 from netbox.models import BaseModel
 
+from ..engine import branches
+
 __all__ = (
     'AboutObject',
     'HistoricGenericForeignKey',
@@ -29,10 +31,20 @@ class HistoricDescriptor(GenericForeignKeyDescriptor):
         )
 
     def fetch_one(self, instance):
-        if self._has_model(instance):
+        """Load the object of a row: as it is in the row's branch, or in that in which this code runs.
+
+        Django would look for it where the row is, which is main.
+        """
+        if not self._has_model(instance):
+            self.field.set_cached_value(instance, None)
+            return
+        type_id, pk = getattr(instance, self.field.ct_field_attname), getattr(instance, self.field.fk_field)
+        model = None if type_id is None else self.field.get_content_type(id=type_id).model_class()
+        using = None if model is None else branches.read_alias(getattr(instance, 'branch', ''), model)
+        if using is None:
             super().fetch_one(instance)
         else:
-            self.field.set_cached_value(instance, None)
+            self.field.set_cached_value(instance, model._base_manager.using(using).filter(pk=pk).first())
 
     def _has_model(self, instance):
         pk = getattr(instance, self.field.ct_field_attname)

@@ -103,6 +103,15 @@ class CeleryResult(NetBoxModel, AboutObject):
         db_index=False,
         help_text=_('The schedule that started it')
     )
+    branch = models.CharField(
+        verbose_name=_('branch'),
+        max_length=100,
+        blank=True,
+        default='',
+        db_default='',
+        editable=False,
+        help_text=_('Schema ID of the branch that the run reads and changes (NetBox Branching); empty for main')
+    )
 
     # Where it stands
     status = models.CharField(

@@ -20,7 +20,7 @@ from ..choices import (
     ScheduleOriginChoices,
     ScheduleOverlapChoices,
 )
-from ..engine import due
+from ..engine import branches, due
 from ..engine.catalogue import check_arguments
 from ..engine.exceptions import InvalidArguments, QueueRefused
 from ..engine.payload import PayloadDecoder, PayloadEncoder, dumps_any, other_number, plain, to_jsonb
@@ -171,6 +171,15 @@ class CelerySchedule(NetBoxModel, AboutObject):
         blank=True,
         editable=False,
         help_text=_("Options of `apply_async` that Celery's settings give it")
+    )
+    branch = models.CharField(
+        verbose_name=_('branch'),
+        max_length=100,
+        blank=True,
+        default='',
+        db_default='',
+        editable=False,
+        help_text=_('Schema ID of the branch that its runs read and change (NetBox Branching); empty for main')
     )
 
     # If not all goes by the clock
@@ -437,6 +446,8 @@ class CelerySchedule(NetBoxModel, AboutObject):
         for name in ('args', 'kwargs', 'options'):
             if getattr(self, name) is None:  # the `null` of JSON would be written as that of SQL
                 setattr(self, name, self._meta.get_field(name).get_default())
+        if self._state.adding and not self.is_read_only:
+            self.branch = self.branch or branches.current()
         following = self._following()  # reckoned before the row is locked
         with transaction.atomic():
             # GUARANTEE: beat's writes are not undone, and nothing is due that was due under other times. The row is
