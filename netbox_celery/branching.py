@@ -135,6 +135,11 @@ class NetBoxBranches(branches.Branches):
             } for schema_id, branch in found.items()
         }
 
+    def named(self, names):
+        from netbox_branching.models import Branch
+
+        return list(Branch.objects.filter(name__in=names).values_list('schema_id', flat=True))
+
     def mark_request(self, request):
         branch = self._active.get()
         if branch is not None:

@@ -3,6 +3,7 @@ from uuid import UUID
 
 import django_filters
 from django import forms
+from django.conf import settings
 from django.contrib.contenttypes.models import ContentType
 from django.db import DataError, connection, transaction
 from django.db.models import Q
@@ -29,6 +30,7 @@ from .choices import (
     ScheduleOriginChoices,
     ScheduleOverlapChoices,
 )
+from .engine import branches
 from .models import CeleryLogEntry, CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
 from .viewing import error_is_readable, nameable
 
@@ -41,12 +43,30 @@ __all__ = (
 )
 
 
+#: What a filter says of what is in no branch.
+NULL = settings.FILTERS_NULL_CHOICE_VALUE
+
+
 @extend_schema_field(OpenApiTypes.UUID)
 class MultiValueUUIDFilter(InvalidValueFilterMixin, MultiValueCharFilter):
     """Any of several UUIDs: what follows a batch of runs asks for all of them at once."""
 
     def filter(self, qs, value):
         return super().filter(qs, [item for item in value or () if item])  # a blank is none
+
+
+class BranchFilter(MultiValueCharFilter):
+    """Rows of any of several branches, by name or schema ID; `null` means main."""
+
+    def __init__(self, **kwargs):
+        super().__init__(method=self._filter_branch, label=_('Branch (name or schema ID)'), **kwargs)
+
+    @staticmethod
+    def _filter_branch(queryset, name, value):
+        if not (wanted := [item for item in value or () if item]):
+            return queryset
+        found = branches.named([item for item in wanted if item != NULL])
+        return queryset.filter(branch__in=found + [''] * (NULL in wanted))
 
 
 class StatusFilter(django_filters.MultipleChoiceFilter):
@@ -148,6 +168,7 @@ def parse_uuid(value):
 
 @register_filterset
 class CeleryResultFilterSet(StrictMixin, SingleTableMixin, NetBoxModelFilterSet):
+    branch = BranchFilter()
     task_id = MultiValueUUIDFilter()
     root_id = MultiValueUUIDFilter()
     parent_id = MultiValueUUIDFilter()
@@ -292,6 +313,7 @@ class CeleryTaskFilterSet(StrictMixin, NetBoxModelFilterSet):
 
 @register_filterset
 class CeleryScheduleFilterSet(StrictMixin, NetBoxModelFilterSet):
+    branch = BranchFilter()
     task_id = django_filters.ModelMultipleChoiceFilter(
         queryset=CeleryTask.objects.all(),
         label=_('Task (ID)')

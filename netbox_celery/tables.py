@@ -11,6 +11,7 @@ from django_tables2.utils import OrderByTuple
 from netbox.tables import NetBoxTable, columns
 from utilities.string import humanize_duration
 
+from .engine import branches
 from .models import CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
 from .viewing import BESIDE, Reader, hidden_text, load_beside, order_by_visible
 
@@ -103,6 +104,18 @@ class BesideNameColumn(BesideColumn, NameColumn):
         return NameColumn.render(self, value)
 
 
+class BranchColumn(tables.Column):
+    """The branch of a row by its name, and by its schema ID if it was deleted."""
+
+    def render(self, value, table):
+        branch = table.branch(value)
+        return format_html('<a href="{}">{}</a>', branch['url'], branch['name']) if branch else value
+
+    def value(self, value, table):
+        branch = table.branch(value)
+        return branch['name'] if branch else value
+
+
 class BesideTable(NetBoxTable):
     """A table of rows with objects beside them, of which its reader may perhaps not view all."""
 
@@ -119,6 +132,16 @@ class BesideTable(NetBoxTable):
         return self._reader
 
     _reader = None
+
+    def branch(self, value):
+        """Return what is shown of a branch (see `branches.shown`), or `None`. Those of a page are looked up together."""
+        if self._branches is None:
+            page = getattr(self, 'page', None)
+            rows = [row.record for row in page.object_list] if page else self.data
+            self._branches = branches.shown({row.branch for row in rows})
+        return self._branches.get(value)
+
+    _branches = None
 
     def _read(self, rows, names):
         # Without a request nobody knows who reads
@@ -176,6 +199,9 @@ class CeleryResultTable(BesideTable):
     schedule = BesideNameColumn(
         verbose_name=_('Schedule')
     )
+    branch = BranchColumn(
+        verbose_name=_('Branch')
+    )
     object_type = columns.ContentTypeColumn(
         verbose_name=_('Object Type')
     )
@@ -229,7 +255,7 @@ class CeleryResultTable(BesideTable):
         model = CeleryResult
         fields = (
             'pk', 'id', 'name', 'celery_name', 'status', 'reason', 'progress', 'step', 'user', 'schedule',
-            'object_type', 'object', 'queue', 'worker', 'attempt', 'created', 'scheduled', 'expires', 'sent',
+            'branch', 'object_type', 'object', 'queue', 'worker', 'attempt', 'created', 'scheduled', 'expires', 'sent',
             'started', 'completed', 'duration', 'error', 'concurrency_key', 'stale_after', 'task_id', 'request_id',
             'parent_id', 'root_id', 'group_id', 'tags', 'last_updated',
         )
@@ -351,6 +377,9 @@ class CeleryScheduleTable(BesideTable):
     missed = columns.ChoiceFieldColumn(
         verbose_name=_('Missed Runs')
     )
+    branch = BranchColumn(
+        verbose_name=_('Branch')
+    )
     object_type = columns.ContentTypeColumn(
         verbose_name=_('Object Type')
     )
@@ -370,8 +399,8 @@ class CeleryScheduleTable(BesideTable):
         fields = (
             'pk', 'id', 'name', 'description', 'task', 'in_words', 'kind', 'crontab', 'timezone', 'interval', 'at',
             'start', 'end', 'enabled', 'next_run', 'last_run', 'last_status', 'owner', 'origin', 'present', 'queue',
-            'priority', 'expires', 'object_type', 'object', 'overlap', 'missed', 'missed_max', 'tags', 'created',
-            'last_updated',
+            'priority', 'expires', 'branch', 'object_type', 'object', 'overlap', 'missed', 'missed_max', 'tags',
+            'created', 'last_updated',
         )
         default_columns = (
             'pk', 'name', 'task', 'in_words', 'enabled', 'next_run', 'last_status', 'owner',

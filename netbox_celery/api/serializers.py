@@ -23,6 +23,7 @@ from ..choices import (
     ScheduleOriginChoices,
     ScheduleOverlapChoices,
 )
+from ..engine import branches
 from ..engine.redaction import shown
 from ..models import CeleryLogEntry, CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
 from ..viewing import BESIDE, load_beside, reader_of_context
@@ -83,6 +84,35 @@ class BesideSerializer(serializers.ModelSerializer):
             load_beside(reader, page, self.fields)
 
 
+class BranchSerializer(serializers.Serializer):
+    """A branch of NetBox Branching. Of one that was deleted nothing is known but the schema ID."""
+    id = serializers.IntegerField(allow_null=True)
+    display = serializers.CharField()
+    name = serializers.CharField(allow_null=True)
+    schema_id = serializers.CharField()
+    status = serializers.CharField(allow_null=True)
+
+
+@extend_schema_field(BranchSerializer(allow_null=True))
+class BranchField(serializers.Field):
+    """The branch of a row; `null` is main."""
+
+    def __init__(self, **kwargs):
+        super().__init__(read_only=True, **kwargs)
+
+    def to_representation(self, value):
+        if not value:
+            return None
+        known = self.context.setdefault('celery_branches', {})
+        if value not in known:
+            known[value] = branches.shown([value]).get(value, {})
+        branch = known[value]
+        return {
+            'id': branch.get('id'), 'display': branch.get('name', value), 'name': branch.get('name'),
+            'schema_id': value, 'status': branch.get('status'),
+        }
+
+
 class NarrowSaveSerializer(ValidatedModelSerializer):
     """Saves the columns that a request changes and no other: meanwhile the engine may have written the rest."""
 
@@ -121,6 +151,7 @@ class CeleryScheduleSerializer(BesideSerializer, NetBoxModelSerializer):
     object_type = ContentTypeField(queryset=ContentType.objects.all(), required=False, allow_null=True)
     object = GFKSerializerField(read_only=True, allow_missing_serializer=True)
     in_words = serializers.CharField(read_only=True, help_text='When it is due, in words')
+    branch = BranchField()
 
     def to_representation(self, instance):
         data = super().to_representation(instance)
@@ -135,8 +166,8 @@ class CeleryScheduleSerializer(BesideSerializer, NetBoxModelSerializer):
         fields = [
             'id', 'url', 'display_url', 'display', 'name', 'description', 'enabled', 'origin', 'present', 'owner',
             'kind', 'in_words', 'crontab', 'timezone', 'interval', 'at', 'start', 'end', 'task', 'args', 'kwargs',
-            'queue', 'priority', 'expires', 'options', 'object_type', 'object_id', 'object', 'missed', 'missed_max',
-            'overlap', 'last_run', 'next_run', 'stopped', 'tags', 'custom_fields', 'created', 'last_updated',
+            'queue', 'priority', 'expires', 'options', 'branch', 'object_type', 'object_id', 'object', 'missed',
+            'missed_max', 'overlap', 'last_run', 'next_run', 'stopped', 'tags', 'custom_fields', 'created', 'last_updated',
         ]
         read_only_fields = ['present', 'last_run', 'next_run', 'stopped']
         brief_fields = ('id', 'url', 'display', 'name', 'description', 'enabled', 'next_run')
@@ -175,6 +206,7 @@ class CeleryResultSerializer(BesideSerializer, NetBoxModelSerializer, NarrowSave
     reason = ChoiceField(choices=ResultReasonChoices, read_only=True)
     user = UserSerializer(nested=True, read_only=True)
     schedule = CeleryScheduleSerializer(nested=True, read_only=True)
+    branch = BranchField()
     object_type = ContentTypeField(read_only=True)
     # Not every model that a run can concern has a serializer
     object = GFKSerializerField(read_only=True, allow_missing_serializer=True)
@@ -192,8 +224,8 @@ class CeleryResultSerializer(BesideSerializer, NetBoxModelSerializer, NarrowSave
         model = CeleryResult
         fields = [
             'id', 'url', 'display_url', 'display', 'task_id', 'celery_name', 'name', 'status', 'reason', 'user',
-            'schedule', 'object_type', 'object_id', 'object', 'queue', 'worker', 'value', 'value_max', 'percentage',
-            'step', 'attempt', 'scheduled', 'expires', 'sent', 'started', 'completed', 'cancelled', 'duration',
+            'schedule', 'branch', 'object_type', 'object_id', 'object', 'queue', 'worker', 'value', 'value_max',
+            'percentage', 'step', 'attempt', 'scheduled', 'expires', 'sent', 'started', 'completed', 'cancelled', 'duration',
             'error', 'args', 'kwargs', 'options', 'data', 'result', 'traceback', 'attempts', 'concurrency_key',
             'stale_after', 'request_id', 'parent_id', 'root_id', 'group_id', 'tags', 'custom_fields', 'created',
             'last_updated',

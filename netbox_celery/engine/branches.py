@@ -24,6 +24,7 @@ __all__ = (
     'leave',
     'leave_run',
     'mark_request',
+    'named',
     'read_alias',
     'shown',
     'warm_up',
@@ -71,8 +72,16 @@ class Branches:
         """
 
     def shown(self, branches):
-        """Return what people are shown of branches: a dict of dicts with `name`, `status`, `url` and the like."""
+        """Return what people are shown of branches, those that there still are.
+
+        Returns:
+            A dict by the texts that rows have, of dicts: `id`, `name`, `url`, and `status` with its `label` and `color`.
+        """
         return {}
+
+    def named(self, names):
+        """Return the branches that have some names, a list of texts as rows have them."""
+        return []
 
     def mark_request(self, request):
         """Note in the request under which a body makes changes, in which branch it does."""
@@ -129,6 +138,11 @@ def shown(branches):
     """Return what people are shown of branches, by the text that rows have (see `Branches.shown`)."""
     wanted = {branch for branch in branches if branch}
     return _branches.shown(wanted) if wanted else {}
+
+
+def named(names):
+    """Return the branches that are meant by some names, or by the texts that rows have, a list of these texts."""
+    return [*names, *_branches.named(names)]
 
 
 def mark_request(request):

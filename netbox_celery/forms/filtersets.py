@@ -75,7 +75,9 @@ class CeleryResultFilterForm(StrictMixin, NetBoxModelFilterSetForm):
     filterset = filtersets.CeleryResultFilterSet
     fieldsets = (
         FieldSet('q', 'filter_id', 'tag'),
-        FieldSet('status', 'reason', 'celery_name', 'name', 'user_id', 'schedule_id', 'object_type_id', name=_('Run')),
+        FieldSet(
+            'status', 'reason', 'celery_name', 'name', 'user_id', 'schedule_id', 'branch', 'object_type_id', name=_('Run')
+        ),
         FieldSet('queue', 'worker', 'concurrency_key', name=_('Execution')),
         FieldSet(
             'created__after', 'created__before', 'scheduled__after', 'scheduled__before', 'started__after',
@@ -112,6 +114,11 @@ class CeleryResultFilterForm(StrictMixin, NetBoxModelFilterSetForm):
         queryset=CelerySchedule.objects.all(),
         required=False,
         label=_('Schedule')
+    )
+    branch = forms.CharField(
+        label=_('Branch'),
+        required=False,
+        help_text=_('Name or schema ID')
     )
     object_type_id = ContentTypeChoiceField(
         queryset=ObjectType.objects.public(),
@@ -182,7 +189,7 @@ class CeleryScheduleFilterForm(StrictMixin, NetBoxModelFilterSetForm):
         FieldSet('enabled', 'task_id', 'owner_id', 'origin', 'present', name=_('Schedule')),
         FieldSet('kind', 'timezone', 'next_run__after', 'next_run__before', name=_('When')),
         FieldSet('overlap', 'missed', name=_('Policies')),
-        FieldSet('queue', 'object_type_id', name=_('Options')),
+        FieldSet('queue', 'branch', 'object_type_id', name=_('Options')),
     )
     enabled = boolean_field(_('Enabled'))
     task_id = DynamicModelMultipleChoiceField(
@@ -226,6 +233,11 @@ class CeleryScheduleFilterForm(StrictMixin, NetBoxModelFilterSetForm):
     queue = forms.CharField(
         label=_('Queue'),
         required=False
+    )
+    branch = forms.CharField(
+        label=_('Branch'),
+        required=False,
+        help_text=_('Name or schema ID')
     )
     object_type_id = ContentTypeChoiceField(
         queryset=ObjectType.objects.public(),

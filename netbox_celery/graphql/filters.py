@@ -78,6 +78,7 @@ class CeleryResultFilter(NetBoxModelFilter):
         return _beside('schedule', models.CelerySchedule, info, queryset, value, prefix)
 
     schedule_id: ID | None = strawberry_django.filter_field()
+    branch: StrFilterLookup | None = strawberry_django.filter_field()
     concurrency_key: StrFilterLookup | None = strawberry_django.filter_field()
     stale_after: DatetimeFilterLookup | None = strawberry_django.filter_field()
     object_type: Annotated['ContentTypeFilter', strawberry.lazy('core.graphql.filters')] | None = (
@@ -159,6 +160,7 @@ class CeleryScheduleFilter(NetBoxModelFilter):
 
     task_id: ID | None = strawberry_django.filter_field()
     queue: StrFilterLookup | None = strawberry_django.filter_field()
+    branch: StrFilterLookup | None = strawberry_django.filter_field()
     priority: Annotated['IntegerLookup', strawberry.lazy('netbox.graphql.filter_lookups')] | None = (
         strawberry_django.filter_field()
     )

@@ -16,6 +16,7 @@ from netbox.graphql.scalars import BigInt
 from netbox.graphql.types import BaseObjectType, NetBoxObjectType
 
 from .. import models
+from ..engine import branches
 from ..engine.redaction import shown
 from ..models.fields import IntervalField, MappingField, NamesField, ParametersField, TimeField
 from ..viewing import Reader
@@ -53,12 +54,23 @@ def _reader(info):
     return request.celery_reader
 
 
+def _branch_name(info, branch):
+    """Return the name of a branch, or `None` for main and for one that was deleted; each is looked up once."""
+    if not branch:
+        return None
+    request = info.context.request
+    known = vars(request).setdefault('celery_branches', {})
+    if branch not in known:
+        known[branch] = branches.shown([branch]).get(branch, {}).get('name')
+    return known[branch]
+
+
 @strawberry_django.type(
     models.CeleryResult,
     fields=[
         'id', 'task_id', 'celery_name', 'name', 'status', 'reason', 'queue', 'worker', 'step', 'attempt', 'scheduled',
         'expires', 'sent', 'started', 'completed', 'cancelled', 'traceback', 'request_id', 'parent_id',
-        'root_id', 'group_id', 'concurrency_key', 'stale_after', 'created', 'last_updated',
+        'root_id', 'group_id', 'concurrency_key', 'stale_after', 'branch', 'created', 'last_updated',
     ],
     filters=CeleryResultFilter,
     pagination=True
@@ -74,6 +86,10 @@ class CeleryResultType(NetBoxObjectType):
     @strawberry_django.field(only=['name', 'celery_name', 'task_id'])
     def display(self) -> str:
         return str(self)
+
+    @strawberry_django.field(only=['branch'])
+    def branch_name(self, info: Info) -> str | None:
+        return _branch_name(info, self.branch)
 
     @strawberry_django.field(only=['value', 'value_max'])
     def percentage(self) -> float | None:
@@ -130,7 +146,7 @@ class CeleryLogEntryType(BaseObjectType):
     fields=[
         'id', 'name', 'description', 'enabled', 'origin', 'present', 'kind', 'crontab', 'timezone', 'interval', 'at',
         'start', 'end', 'queue', 'priority', 'expires', 'missed', 'missed_max', 'overlap', 'last_run', 'next_run',
-        'stopped', 'created', 'last_updated',
+        'stopped', 'branch', 'created', 'last_updated',
     ],
     filters=CeleryScheduleFilter,
     pagination=True
@@ -145,6 +161,10 @@ class CeleryScheduleType(NetBoxObjectType):
     @strawberry_django.field(only=['name'])
     def display(self) -> str:
         return str(self)
+
+    @strawberry_django.field(only=['branch'])
+    def branch_name(self, info: Info) -> str | None:
+        return _branch_name(info, self.branch)
 
     @strawberry_django.field(only=['kind', 'crontab', 'timezone', 'interval', 'at'])
     def in_words(self) -> str:

@@ -3,10 +3,12 @@ from django.utils.html import format_html
 
 from netbox.ui import attrs, panels
 
+from ..engine import branches
 from ..engine.redaction import shown
 from ..viewing import Reader, hidden_text
 
 __all__ = (
+    'BranchAttr',
     'PayloadPanel',
     'SparseAttributesPanel',
     'VisibleGenericAttr',
@@ -50,6 +52,14 @@ class VisibleRelatedAttr(VisibleAttrMixin, attrs.RelatedObjectAttr):
 
 class VisibleGenericAttr(VisibleAttrMixin, attrs.GenericForeignKeyAttr):
     pass
+
+
+class BranchAttr(attrs.ObjectAttribute):
+    """The branch of a row: its name, and its status if nothing can run in it."""
+    template_name = 'netbox_celery/attrs/branch.html'
+
+    def get_context(self, obj, attr, value, context):
+        return {'branch': branches.shown([value]).get(value)}
 
 
 class SparseAttributesPanel(panels.ObjectAttributesPanel):

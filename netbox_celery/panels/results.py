@@ -18,6 +18,7 @@ from ..live import is_worker_alive, open_log
 from ..progress import measure_pace
 from ..viewing import Reader
 from .parts import (
+    BranchAttr,
     PayloadPanel,
     SparseAttributesPanel,
     VisibleGenericAttr,
@@ -126,6 +127,7 @@ class ResultRunPanel(SparseAttributesPanel):
     task = attrs.TemplatedAttr(
         'celery_name', label=gettext_lazy('Task'), template_name='netbox_celery/attrs/task.html'
     )
+    branch = BranchAttr('branch', label=gettext_lazy('Branch'))
     object = VisibleGenericAttr('object', label=gettext_lazy('Object'), linkify=True)
     user = VisibleRelatedAttr('user', label=gettext_lazy('User'), linkify=True)
     schedule = VisibleRelatedAttr('schedule', label=gettext_lazy('Schedule'), linkify=True)

@@ -9,6 +9,7 @@ from ..scheduling import why_not_runnable_as_owner
 from ..upcoming import upcoming
 from ..viewing import Reader, hidden_text
 from .parts import (
+    BranchAttr,
     SparseAttributesPanel,
     VisibleGenericAttr,
     VisibleRelatedAttr,
@@ -114,6 +115,7 @@ class ScheduleArgumentsPanel(panels.ObjectPanel):
 
 class ScheduleOptionsPanel(SparseAttributesPanel):
     title = gettext_lazy('Options')
+    branch = BranchAttr('branch', label=gettext_lazy('Branch'))
     object = VisibleGenericAttr('object', label=gettext_lazy('Object'), linkify=True)
     queue = attrs.TextAttr('queue', label=gettext_lazy('Queue'))
     priority = attrs.NumericAttr('priority', label=gettext_lazy('Priority'))
