@@ -134,7 +134,7 @@ class BesideTable(NetBoxTable):
     _reader = None
 
     def branch(self, value):
-        """Return what is shown of a branch (see `branches.shown`), or `None`. Those of a page are looked up together."""
+        """Return what is shown of a branch, or `None`. Those of a page are looked up together."""
         if self._branches is None:
             page = getattr(self, 'page', None)
             rows = [row.record for row in page.object_list] if page else self.data

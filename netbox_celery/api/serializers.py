@@ -167,7 +167,8 @@ class CeleryScheduleSerializer(BesideSerializer, NetBoxModelSerializer):
             'id', 'url', 'display_url', 'display', 'name', 'description', 'enabled', 'origin', 'present', 'owner',
             'kind', 'in_words', 'crontab', 'timezone', 'interval', 'at', 'start', 'end', 'task', 'args', 'kwargs',
             'queue', 'priority', 'expires', 'options', 'branch', 'object_type', 'object_id', 'object', 'missed',
-            'missed_max', 'overlap', 'last_run', 'next_run', 'stopped', 'tags', 'custom_fields', 'created', 'last_updated',
+            'missed_max', 'overlap', 'last_run', 'next_run', 'stopped', 'tags', 'custom_fields', 'created',
+            'last_updated',
         ]
         read_only_fields = ['present', 'last_run', 'next_run', 'stopped']
         brief_fields = ('id', 'url', 'display', 'name', 'description', 'enabled', 'next_run')
@@ -225,8 +226,9 @@ class CeleryResultSerializer(BesideSerializer, NetBoxModelSerializer, NarrowSave
         fields = [
             'id', 'url', 'display_url', 'display', 'task_id', 'celery_name', 'name', 'status', 'reason', 'user',
             'schedule', 'branch', 'object_type', 'object_id', 'object', 'queue', 'worker', 'value', 'value_max',
-            'percentage', 'step', 'attempt', 'scheduled', 'expires', 'sent', 'started', 'completed', 'cancelled', 'duration',
-            'error', 'args', 'kwargs', 'options', 'data', 'result', 'traceback', 'attempts', 'concurrency_key',
+            'percentage', 'step', 'attempt', 'scheduled', 'expires', 'sent', 'started', 'completed', 'cancelled',
+            'duration', 'error', 'args', 'kwargs', 'options', 'data', 'result', 'traceback', 'attempts',
+            'concurrency_key',
             'stale_after', 'request_id', 'parent_id', 'root_id', 'group_id', 'tags', 'custom_fields', 'created',
             'last_updated',
         ]

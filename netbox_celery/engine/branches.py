@@ -75,7 +75,7 @@ class Branches:
         """Return what people are shown of branches, those that there still are.
 
         Returns:
-            A dict by the texts that rows have, of dicts: `id`, `name`, `url`, and `status` with its `label` and `color`.
+            A dict by the texts that rows have, of dicts: `id`, `name`, `url`, and `status` with `label` and `color`.
         """
         return {}
 

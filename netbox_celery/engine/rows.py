@@ -278,7 +278,7 @@ def _foreign_row(task, request, args, kwargs):
         'task_id': request.id, 'shadow': request.shadow, 'eta': nearest(request.eta),
         'expires': nearest(request.expires), 'root_id': request.root_id, 'parent_id': request.parent_id,
         'group_id': request.group, 'replaced_task_nesting': request.replaced_task_nesting,
-        'headers': {BRANCH: branch} if (branch := request.get(BRANCH)) else None,
+        'headers': {BRANCH: branch} if (branch := getattr(request, BRANCH, None)) else None,
     }
     if info := request.delivery_info:
         queue = delivered_to(task.app, info)

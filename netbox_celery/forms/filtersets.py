@@ -76,7 +76,8 @@ class CeleryResultFilterForm(StrictMixin, NetBoxModelFilterSetForm):
     fieldsets = (
         FieldSet('q', 'filter_id', 'tag'),
         FieldSet(
-            'status', 'reason', 'celery_name', 'name', 'user_id', 'schedule_id', 'branch', 'object_type_id', name=_('Run')
+            'status', 'reason', 'celery_name', 'name', 'user_id', 'schedule_id', 'branch', 'object_type_id',
+            name=_('Run')
         ),
         FieldSet('queue', 'worker', 'concurrency_key', name=_('Execution')),
         FieldSet(
