@@ -26,7 +26,7 @@ APP_LABEL = 'netbox_celery'
 BRANCHING = 'netbox_branching'
 
 #: What a run needs to know of its branch. Nothing else of it is loaded unless somebody asks.
-COLUMNS = ('id', 'name', 'schema_id', 'status')
+COLUMNS = ('id', 'name', 'schema_id', 'status', 'owner_id')
 FIND = f'SELECT {", ".join(COLUMNS)} FROM netbox_branching_branch WHERE schema_id = %s'
 #: For how long a run waits for a database that is away before it looks for its branch, seconds.
 PATIENCE = 60
@@ -86,6 +86,10 @@ class NetBoxBranches(branches.Branches):
     def alias(self):
         branch = self._active.get()
         return branch.connection_name if branch is not None else None
+
+    def owner_id(self):
+        branch = self._active.get()
+        return branch.owner_id if branch is not None else None
 
     def enter(self, branch):
         found = self._find(branch)

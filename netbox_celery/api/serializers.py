@@ -228,9 +228,8 @@ class CeleryResultSerializer(BesideSerializer, NetBoxModelSerializer, NarrowSave
             'schedule', 'branch', 'object_type', 'object_id', 'object', 'queue', 'worker', 'value', 'value_max',
             'percentage', 'step', 'attempt', 'scheduled', 'expires', 'sent', 'started', 'completed', 'cancelled',
             'duration', 'error', 'args', 'kwargs', 'options', 'data', 'result', 'traceback', 'attempts',
-            'concurrency_key',
-            'stale_after', 'request_id', 'parent_id', 'root_id', 'group_id', 'tags', 'custom_fields', 'created',
-            'last_updated',
+            'concurrency_key', 'stale_after', 'request_id', 'parent_id', 'root_id', 'group_id', 'tags', 'custom_fields',
+            'created', 'last_updated',
         ]
         read_only_fields = [
             'task_id', 'celery_name', 'name', 'object_id', 'queue', 'worker', 'value', 'value_max', 'step', 'attempt',

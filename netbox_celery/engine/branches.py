@@ -25,6 +25,7 @@ __all__ = (
     'leave_run',
     'mark_request',
     'named',
+    'owner_id',
     'read_alias',
     'shown',
     'warm_up',
@@ -43,6 +44,9 @@ class Branches:
 
     def alias(self):
         """Return the alias of the database connection of the branch in which this code runs, or `None` in main."""
+
+    def owner_id(self):
+        """Return the primary key of the user who owns the branch in which this code runs, or `None`."""
 
     def enter(self, branch):
         """Make a branch the one in which this code runs; returns what `leave` needs.
@@ -107,6 +111,11 @@ def current():
 def alias():
     """Return the alias of the database connection of the branch in which this code runs, or `None` in main."""
     return _branches.alias()
+
+
+def owner_id():
+    """Return the primary key of the user who owns the branch in which this code runs, or `None`."""
+    return _branches.owner_id()
 
 
 def enter(branch):

@@ -15,7 +15,7 @@ from django.utils.functional import SimpleLazyObject
 
 from .. import host
 from ..choices import LogLevelChoices
-from .branches import current, mark_request
+from .branches import current, mark_request, owner_id
 from .database import execute
 from .recorder import recorder
 from .rows import USERS
@@ -26,8 +26,7 @@ __all__ = (
 
 LOCK_USER = f'SELECT id FROM {USERS} WHERE id = %s FOR KEY SHARE'
 GONE = 'The user of this run was deleted: what it changes from now on stands in the change log without a user'
-#: Who makes the changes of a run in a branch that nobody has started: a primary key that no user has, and a name.
-NOBODY, NAMELESS = 0, 'netbox-celery'
+UNMERGED = 'Nobody started this run, and its branch has no owner: NetBox records none of its changes, nor merges them'
 #: The run whose body makes changes.
 _current: ContextVar = ContextVar('netbox_celery_acting', default=None)
 
@@ -37,14 +36,27 @@ def change_context(run):
 
     Changes of NetBox objects in it are recorded under the user who started the run, joined by the run's request ID.
     Without a user they are NetBox's own, as those of its housekeeping: no change log entries. In a branch there are,
-    of nobody: what has none is not merged.
+    of the branch's owner, if it has one: what has none is not merged.
 
     Args:
         run: The `Run`, or `None` for a body that is not tracked.
     """
-    if run is None or run.user_id is None and not current():
+    if run is None or run.user_id is None and not _is_of_owner(run):
         return nullcontext()
     return _acting(run)
+
+
+def _is_of_owner(run):
+    """Whether the changes of a run that nobody has started are those of its branch's owner."""
+    if not current():
+        return False
+    if owner_id() is None and run.tell_once('nobody'):
+        recorder.log(run, UNMERGED, level=LogLevelChoices.LEVEL_WARNING)
+    return owner_id() is not None
+
+
+def _user_id(run):
+    return run.user_id if run.user_id is not None else owner_id()
 
 
 @contextmanager
@@ -63,14 +75,12 @@ def _load_user(run):
     from django.contrib.auth import get_user_model
 
     model = get_user_model()
-    if run.user_id is None:
-        return model(pk=NOBODY, username=NAMELESS)
     try:
-        return model.objects.get(pk=run.user_id)
+        return model.objects.get(pk=_user_id(run))
     except model.DoesNotExist:
         _tell(run)
         # Somebody has to have made the changes: `_check_user` takes the reference out
-        return model(pk=run.user_id, username=f'deleted user {run.user_id}')
+        return model(pk=_user_id(run), username=f'deleted user {_user_id(run)}')
 
 
 @receiver(pre_save, sender='core.ObjectChange')
@@ -81,13 +91,11 @@ def _check_user(instance, using=DEFAULT_DB_ALIAS, **kwargs):
     transaction. It is the one that the foreign key takes in any case.
     """
     run = _current.get()
-    if run is not None and run.user_id is None and instance.user_id == NOBODY:
-        instance.user = None
-        return
-    if run is None or instance.user_id is None or instance.user_id != run.user_id:
+    if run is None or instance.user_id is None or instance.user_id != _user_id(run):
         return
     if not execute(connections[using], LOCK_USER, (run.user_id,)):
-        instance.user = None
+        # In a branch, NetBox Branching cannot merge what nobody has done
+        instance.user_id = owner_id()
         _tell(run)
 
 

@@ -17,7 +17,7 @@ from django.db import connection, transaction
 from dcim.models import Site
 from netbox_celery.tasks import CeleryBaseTask, TaskFailed, netbox_celery_task
 
-from . import canvas, chaos, declared, policies, threads, waiting  # noqa: F401 - more tasks
+from . import branches, canvas, chaos, declared, policies, threads, waiting  # noqa: F401 - more tasks
 from .side import note, notes, wait_at
 
 task_logger = get_task_logger(__name__)
