@@ -168,7 +168,11 @@ class NetBoxBranches(branches.Branches):
         from netbox_branching.models import Branch
 
         rows = get_connection().execute(FIND, (branch,), patience=PATIENCE)
-        return Branch.from_db(DEFAULT_DB_ALIAS, COLUMNS, rows[0]) if rows else None
+        if not rows:
+            return None
+        found = dict(zip(COLUMNS, rows[0]))
+        names = [field.attname for field in Branch._meta.concrete_fields if field.attname in found]
+        return Branch.from_db(DEFAULT_DB_ALIAS, names, [found[name] for name in names])
 
 
 def _why_not_ready(schema_id, branch):

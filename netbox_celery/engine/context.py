@@ -95,7 +95,7 @@ def _check_user(instance, using=DEFAULT_DB_ALIAS, **kwargs):
         return
     if not execute(connections[using], LOCK_USER, (run.user_id,)):
         # In a branch, NetBox Branching cannot merge what nobody has done
-        instance.user_id = owner_id()
+        instance.user_id = owner if (owner := owner_id()) != instance.user_id else None
         _tell(run)
 
 

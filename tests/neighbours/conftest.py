@@ -5,7 +5,7 @@ the same database, which has not: `make_instance(branching=True)` makes one for 
 """
 import pytest
 
-from tests.integration.conftest import (  # noqa: F401
+from tests.integration.conftest import (  # noqa: F401 - fixtures
     committed,
     gate,
     instance,
@@ -22,7 +22,7 @@ from tests.integration.conftest import (  # noqa: F401
 
 
 @pytest.fixture
-def make_branch(user):
+def make_branch(user):  # noqa: F811 - the fixture
     """Make branches of NetBox Branching that are ready; their schemas are gone after the test."""
     from netbox_branching.models import Branch
 

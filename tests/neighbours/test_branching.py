@@ -1,45 +1,477 @@
-"""NetBox Branching."""
+"""NetBox Branching, and what people and programs do in a branch; nothing of it needs a worker."""
+import json
+from datetime import timedelta
+
 import pytest
+from django.apps import apps
+from django.contrib.contenttypes.models import ContentType
+from django.db import DEFAULT_DB_ALIAS, connection, connections, transaction
+from django.db.migrations.loader import MigrationLoader
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
 from netbox_branching.choices import BranchStatusChoices
-from netbox_branching.models import Branch, ChangeDiff
-from netbox_branching.utilities import activate_branch
+from netbox_branching.models import Branch
+from netbox_branching.utilities import activate_branch, get_tables_to_replicate, supports_branching
+from rest_framework.test import APIClient
 
+from core.models import ObjectChange, ObjectType
 from dcim.models import Site
-from netbox_celery.models import CeleryResult
+from extras.models import Tag, TaggedItem
+from netbox_celery.celery import app
+from netbox_celery.engine import catalogue, schedules, sweep
+from netbox_celery.engine.database import get_connection
+from netbox_celery.engine.exceptions import BranchNotReady
+from netbox_celery.engine.retention import prune
+from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
+from netbox_celery.tables import CeleryResultTable
+from users.models import User
+
+HELLO = 'netbox_example_plugin:hello_world'
+#: Runs that were there before.
+MANY = 20_000
+FILL = '''
+    INSERT INTO netbox_celery_celeryresult (
+        created, last_updated, custom_field_data, task_id, celery_name, name, args, kwargs, options, queue, status,
+        reason, step, worker, attempt, attempts, started, completed, error, traceback, claims, nesting, in_backend
+    )
+    SELECT now(), now(), '{}', gen_random_uuid(), 'old:task', 'old', '[]', '{}', '{}', '', 'completed', '', '', '', 1,
+        '[]', now(), now() - interval '100 days', '', '', 1, 0, false
+    FROM generate_series(1, %s)
+'''
+
+
+@pytest.fixture(autouse=True)
+def catalogued():
+    catalogue.sync(force=True)
 
 
 @pytest.fixture
-def provisioned(user):
-    """Make branches that are ready; their schemas are gone after the test."""
-    made = []
-
-    def make(name='branch'):
-        branch = Branch(name=name)
-        branch.save(provision=False)
-        branch.provision(user)
-        branch.refresh_from_db()
-        made.append(branch)
-        return branch
-
-    yield make
-    for branch in made:
-        branch.deprovision()
+def admin():
+    return User.objects.create_superuser('admin')
 
 
 @pytest.fixture
-def branch(provisioned):
-    return provisioned()
+def api(admin):
+    client = APIClient()
+    client.force_authenticate(admin)
+    return client
 
 
-def test_installed():
-    from django.apps import apps
+@pytest.fixture
+def browser(admin):
+    client = Client()
+    client.force_login(admin)
+    return client
 
-    assert apps.is_installed('netbox_branching')
+
+@pytest.fixture
+def sent():
+    """What was sent: the names of tasks by the IDs of their messages, in the queue of a test that no worker takes."""
+    def read():
+        found = {}
+        with app.connection_for_read() as broker:
+            queue = app.amqp.queues['celery'](broker.default_channel)
+            queue.declare()
+            while (message := queue.get(no_ack=True)) is not None:
+                found[message.headers['id']] = message.headers
+        return found
+    read()
+    return read
 
 
-def test_start_in_a_branch(branch, user):
+def in_header(branch):
+    return {'HTTP_X_NETBOX_BRANCH': branch.schema_id}
+
+
+# Ours are main's
+
+def test_models_are_exempt():
+    """No table of ours is copied to a branch, and no model is routed to one: those of migrations neither."""
+    ours = list(apps.get_app_config('netbox_celery').get_models())
+    assert ours and not any(map(supports_branching, ours))
+    assert not [name for name in get_tables_to_replicate() if name.startswith('netbox_celery')]
+
+    state = MigrationLoader(connection).project_state()
+    historic = [model for model in state.apps.get_models() if model._meta.app_label == 'netbox_celery']
+    assert len(historic) == len(ours) and not any(map(supports_branching, historic))
+    assert not ObjectType.objects.filter(app_label='netbox_celery', features__contains=['branching']).exists()
+
+
+def test_many_runs(branch, user, api):
+    """With 20,000 runs: lists in a branch are live, and a merge does not ask for what retention has deleted."""
+    with connection.cursor() as cursor:
+        cursor.execute(FILL, (MANY,))
+        cursor.execute(
+            "SELECT tablename FROM pg_tables WHERE schemaname = %s AND tablename LIKE 'netbox_celery%%'",
+            (branch.schema_name,)
+        )
+        assert cursor.fetchall() == []
+    url = reverse('plugins-api:netbox_celery-api:celeryresult-list')
+    assert api.get(url, **in_header(branch)).json()['count'] > 10_000
+
     with activate_branch(branch):
-        run = CeleryResult.enqueue('netbox_example_plugin:hello_world', user=user)
-        assert CeleryResult.objects.filter(pk=run.pk).exists()
+        run = CeleryResult.enqueue(HELLO, user=user)
+        Site.objects.create(name='new', slug='new')
+    for headers in ({}, in_header(branch)):
+        assert api.get(url, **headers).json()['results'][0]['id'] == run.pk
+
+    change = Site.objects.using(branch.connection_name).get().to_objectchange('create')
+    change.user, change.request_id = user, run.task_id
+    with activate_branch(branch):
+        change.save()
+    assert prune(timezone.now() - timedelta(days=1)).runs == MANY
+    other = Site.objects.create(name='other', slug='other').to_objectchange('create')
+    other.user, other.request_id = user, run.task_id
+    other.save()
+    branch.sync(user)
+    assert Site.objects.using(branch.connection_name).count() == 2
+    branch.merge(user)
+    assert set(Site.objects.values_list('name', flat=True)) == {'new', 'other'}
+    branch.revert(user)
+    assert CeleryResult.objects.get().pk == run.pk
+
+
+def test_installed_while_a_branch_is_open(branch, user):
+    """A branch that was made before our tables were takes note of our migrations, and goes on."""
+    with connections[branch.connection_name].cursor() as cursor:
+        cursor.execute("DELETE FROM django_migrations WHERE app = 'netbox_celery'")
+    assert {app_label for app_label, __ in branch.pending_migrations} == {'netbox_celery'}
+    Branch.objects.filter(pk=branch.pk).update(status=BranchStatusChoices.PENDING_MIGRATIONS)
+
+    branch = Branch.objects.get(pk=branch.pk)
+    branch.migrate(user)
+
+    branch = Branch.objects.get(pk=branch.pk)
+    assert branch.status == BranchStatusChoices.READY
+    assert branch.pending_migrations == []
+    with activate_branch(branch):
+        assert CeleryResult.enqueue(HELLO).branch == branch.schema_id
+
+
+def test_copies_of_an_earlier_version(branch):
+    """Copies of our tables that a branch has from before are dropped by the next migration: they would hide main's."""
+    from django.core.management import call_command
+
+    with connection.cursor() as cursor:
+        table = 'netbox_celery_celeryresult'
+        cursor.execute(f'CREATE TABLE {branch.schema_name}.{table} (LIKE {table})')
+    call_command('migrate', 'netbox_branching', verbosity=0)
+
+    with activate_branch(branch), transaction.atomic(using=branch.connection_name):
+        run = CeleryResult.enqueue(HELLO)
+    assert CeleryResult.objects.get().pk == run.pk
+
+
+# Calls
+
+def test_start_by_rest(branch, api, admin, sent):
+    """A run that is started by REST in a branch is answered with its row, which names the branch."""
+    task = CeleryTask.objects.get(name=HELLO)
+    url = reverse('plugins-api:netbox_celery-api:celerytask-run', args=[task.pk])
+
+    answer = api.post(url, {}, format='json', **in_header(branch))
+
+    assert answer.status_code == 201, answer.content
+    run = CeleryResult.objects.get(pk=answer.json()['id'])
+    assert answer.json()['branch'] == {
+        'id': branch.pk, 'display': 'branch', 'name': 'branch', 'schema_id': branch.schema_id, 'status': 'ready',
+    }
+    assert sent()[str(run.task_id)]['netbox_branch'] == branch.schema_id
+    change = ObjectChange.objects.get(changed_object_id=run.pk, changed_object_type__model='celeryresult')
+    assert (change.user, change.action) == (admin, 'create')
+    assert not branch.get_unmerged_changes().exists()
+    assert api.post(url, {}, format='json').json()['branch'] is None
+
+
+@pytest.mark.parametrize('chosen', ['cookie', 'query'])
+def test_start_by_the_page(branch, browser, chosen):
+    """So is one that is started on a page, whose page names it."""
+    task = CeleryTask.objects.get(name=HELLO)
+    url = reverse('plugins:netbox_celery:celerytask_run', args=[task.pk])
+    if chosen == 'cookie':
+        browser.cookies['active_branch'] = branch.schema_id
+        answer = browser.post(url, {'name': 'World'})
+    else:
+        answer = browser.post(f'{url}?_branch={branch.schema_id}', {'name': 'World'})
+
+    assert answer.status_code == 302
+    run = CeleryResult.objects.get()
     assert run.branch == branch.schema_id
-    assert CeleryResult.objects.get(pk=run.pk).branch == branch.schema_id
+    for client in (browser, browser):
+        page = client.get(run.get_absolute_url()).content.decode()
+        assert branch.get_absolute_url() in page
+        client.cookies.pop('active_branch', None)
+
+
+def test_branch_is_named(branch, api, browser):
+    """Lists, filters, exports and GraphQL name the branch of a run; one that was deleted by its schema ID."""
+    in_main = CeleryResult.enqueue(HELLO)
+    with activate_branch(branch):
+        run = CeleryResult.enqueue(HELLO)
+    list_url = reverse('plugins:netbox_celery:celeryresult_list')
+    rest_url = reverse('plugins-api:netbox_celery-api:celeryresult-list')
+
+    for value in ('branch', branch.schema_id):
+        assert [found['id'] for found in api.get(rest_url, {'branch': value}).json()['results']] == [run.pk]
+    assert [found['id'] for found in api.get(rest_url, {'branch': 'null'}).json()['results']] == [in_main.pk]
+    assert api.get(rest_url, {'branch': 'other'}).json()['count'] == 0
+    table = CeleryResultTable(CeleryResult.objects.all())
+    assert [row.get_cell('branch') for row in table.rows] == [
+        f'<a href="{branch.get_absolute_url()}">branch</a>', table.columns['branch'].default
+    ]
+    assert [row[list(next(table.as_values())).index('Branch')] for row in list(table.as_values())[1:]] == ['branch', None]
+    assert browser.get(list_url, {'branch': 'branch'}).status_code == 200
+    query = '{celery_result_list(filters: {branch: {exact: "SCHEMA"}}) {id branch branch_name}}'
+    answer = browser.post(
+        reverse('graphql'), {'query': query.replace('SCHEMA', branch.schema_id)}, content_type='application/json'
+    )
+    assert answer.json()['data']['celery_result_list'] == [
+        {'id': str(run.pk), 'branch': branch.schema_id, 'branch_name': 'branch'}
+    ], json.dumps(answer.json())
+
+    Branch.objects.filter(pk=branch.pk).delete()
+    assert api.get(f'{rest_url}{run.pk}/').json()['branch'] == {
+        'id': None, 'display': branch.schema_id, 'name': None, 'schema_id': branch.schema_id, 'status': None,
+    }
+    assert branch.schema_id in browser.get(run.get_absolute_url()).content.decode()
+
+
+# Transactions
+
+def test_commit(branch, user, sent):
+    """In a transaction of the branch the row is part of it, and the message goes out on its commit."""
+    with activate_branch(branch):
+        with transaction.atomic(using=branch.connection_name):
+            run = CeleryResult.enqueue(HELLO, user=user)
+            many = list(CeleryResult.enqueue_many(HELLO, [(), ()]))
+            assert not CeleryResult.objects.exists()
+            assert not sent()
+        ids = {str(result.task_id) for result in (run, *many)}
+        assert set(sent()) == ids
+    assert {str(result.task_id) for result in CeleryResult.objects.all()} == ids
+    assert set(CeleryResult.objects.values_list('branch', flat=True)) == {branch.schema_id}
+
+
+@pytest.mark.parametrize('how', ['apply_async', 'delay_on_commit', 'unique', 'enqueue_many', 'untracked', 'inner'])
+def test_rollback(branch, sent, make_task, how):
+    """A rollback in the branch leaves neither a row nor a message."""
+    task = make_task(lambda self, task_id: None, name='tests:rolled_back', stale_time_limit=60)
+    calls = {
+        'apply_async': task.apply_async,
+        'delay_on_commit': task.delay_on_commit,
+        'unique': lambda: task.apply_async(unique=True),
+        'enqueue_many': lambda: CeleryResult.enqueue_many(task, [(), ()]),
+        'untracked': lambda: task.apply_async_on_commit(netbox_track=False),
+        'inner': transaction.atomic(task.apply_async),
+    }
+    with activate_branch(branch), pytest.raises(ZeroDivisionError):
+        with transaction.atomic(using=branch.connection_name):
+            calls[how]()
+            raise ZeroDivisionError
+    assert not CeleryResult.objects.exists()
+    sweep.resend(get_connection(), app)
+    assert not sent()
+
+
+def test_both_transactions(branch, sent):
+    """With a transaction of main around it, as a script of NetBox's has, the message waits for both."""
+    with activate_branch(branch):
+        with transaction.atomic():
+            with transaction.atomic(using=branch.connection_name):
+                run = CeleryResult.enqueue(HELLO)
+            assert not sent()
+        assert set(sent()) == {str(run.task_id)}
+
+
+def test_on_commit_after_the_branch(branch, sent):
+    """What is to be called on commit is called in the branch of who said so, though that is not active any more."""
+    task = app.tasks[HELLO]
+    with transaction.atomic():
+        with activate_branch(branch):
+            task.delay_on_commit()
+            task.apply_async_on_commit()
+        task.delay_on_commit()
+    assert sorted(found.get('netbox_branch') or '' for found in sent().values()) == [
+        '', branch.schema_id, branch.schema_id
+    ]
+
+
+def test_wait_in_a_transaction(branch):
+    """Who waits inside of a transaction of the branch would wait for ever, and is told."""
+    with activate_branch(branch), transaction.atomic(using=branch.connection_name):
+        with pytest.raises(RuntimeError, match='commit'):
+            app.tasks[HELLO].apply_async_and_get_result(timeout=1)
+
+
+def test_cancel_in_a_transaction(branch):
+    """A cancel in a transaction of the branch is part of it, too."""
+    run = CeleryResult.enqueue(HELLO)
+    with activate_branch(branch), pytest.raises(ZeroDivisionError):
+        with transaction.atomic(using=branch.connection_name):
+            assert run.cancel()
+            raise ZeroDivisionError
+    run.refresh_from_db()
+    assert run.status == 'pending'
+
+
+def test_unique(branch, make_branch, make_task):
+    """A unique task runs once in main, and once in each branch."""
+    task = make_task(lambda self, task_id: None, name='tests:once', unique=True, stale_time_limit=60)
+    other = make_branch('other')
+    first = [task.delay().id, task.delay().id]
+    with activate_branch(branch):
+        assert task.is_processing() is False
+        second = [task.delay().id, task.delay().id]
+        assert task.is_processing()
+    with activate_branch(other):
+        third = [task.delay().id]
+
+    assert first[0] == first[1] and second[0] == second[1]
+    assert len({*first, *second, *third}) == 3
+
+
+# What stands beside a run
+
+def test_object_in_the_branch(branch, api, browser):
+    """A run can concern an object that is nowhere else, and its page in the branch shows it."""
+    with activate_branch(branch):
+        site = Site.objects.create(name='only here', slug='only-here')
+        run = CeleryResult.enqueue(HELLO, instance=site)
+        assert CeleryResult.objects.get(pk=run.pk).object == site
+    assert CeleryResult.objects.get(pk=run.pk).object.name == 'only here'
+
+    url = reverse('plugins-api:netbox_celery-api:celeryresult-detail', args=[run.pk])
+    assert api.get(url, **in_header(branch)).json()['object']['name'] == 'only here'
+    assert api.get(url).status_code == 200
+    browser.cookies['active_branch'] = branch.schema_id
+    assert 'only here' in browser.get(run.get_absolute_url()).content.decode()
+    assert run.get_absolute_url() in browser.get(
+        reverse('plugins:netbox_celery:celeryresult_list'),
+        {'object_type_id': ContentType.objects.get_for_model(Site).pk, 'object_id': site.pk}
+    ).content.decode()
+
+
+def test_object_in_the_branch_of_a_schedule(branch, api):
+    """So can a schedule that is made in the branch."""
+    with activate_branch(branch):
+        site = Site.objects.create(name='only here', slug='only-here')
+    data = {
+        'name': 'nightly', 'kind': 'crontab', 'crontab': '0 3 * * *', 'task': {'name': HELLO},
+        'object_type': 'dcim.site', 'object_id': site.pk,
+    }
+    url = reverse('plugins-api:netbox_celery-api:celeryschedule-list')
+    answer = api.post(url, data, format='json', **in_header(branch))
+
+    assert answer.status_code == 201, answer.content
+    assert answer.json()['branch']['schema_id'] == branch.schema_id
+    assert answer.json()['object']['name'] == 'only here'
+    edited = api.patch(f'{url}{answer.json()["id"]}/', {'description': 'x'}, format='json', **in_header(branch))
+    assert edited.status_code == 200, edited.content
+    # In main it cannot be named, since it is not there
+    assert api.post(url, {**data, 'name': 'other'}, format='json').status_code == 400
+
+
+def test_change_log(branch, api):
+    """What people do to our objects in a branch stands in main's change log, and is never merged."""
+    url = reverse('plugins-api:netbox_celery-api:celeryschedule-list')
+    answer = api.post(url, {
+        'name': 'nightly', 'kind': 'crontab', 'crontab': '0 3 * * *', 'task': {'name': HELLO},
+    }, format='json', **in_header(branch))
+    assert answer.status_code == 201, answer.content
+    api.patch(f'{url}{answer.json()["id"]}/', {'enabled': False}, format='json', **in_header(branch))
+    api.delete(f'{url}{answer.json()["id"]}/', **in_header(branch))
+
+    changes = ObjectChange.objects.filter(changed_object_type__model='celeryschedule')
+    assert sorted(changes.values_list('action', flat=True)) == ['create', 'delete', 'update']
+    assert not branch.get_unmerged_changes().exists()
+
+
+def test_tags(branch, api, browser):
+    """The tags of our objects are main's, in each branch the same."""
+    main_tag = Tag.objects.create(name='main', slug='main')
+    other = Tag.objects.create(name='second', slug='second')
+    with activate_branch(branch):
+        run = CeleryResult.enqueue(HELLO, netbox_tags=['main'])
+        Tag.objects.create(name='only here', slug='only-here')
+        with pytest.raises(ValueError, match='only here'):
+            CeleryResult.enqueue(HELLO, netbox_tags=['only here'])
+    assert TaggedItem.objects.filter(object_id=run.pk, tag=main_tag).exists()
+
+    url = reverse('plugins-api:netbox_celery-api:celeryresult-detail', args=[run.pk])
+    for headers in ({}, in_header(branch)):
+        assert [tag['name'] for tag in api.get(url, **headers).json()['tags']] == ['main']
+    answer = api.patch(url, {'tags': [{'name': 'main'}, {'name': 'second'}]}, format='json', **in_header(branch))
+    if answer.status_code == 200:
+        assert set(CeleryResult.objects.get(pk=run.pk).tags.all()) == {main_tag, other}
+    assert not TaggedItem.objects.using(branch.connection_name).filter(object_id=run.pk).exists()
+
+
+# Schedules
+
+def test_schedule(branch, user, sent, admin):
+    """A schedule that is made in a branch runs there, whoever sends what is due; one of main in main."""
+    task = CeleryTask.objects.get(name=HELLO)
+
+    def make(name):
+        return CelerySchedule.objects.create(name=name, task=task, kind='interval', interval=60, owner=admin)
+
+    with activate_branch(branch):
+        inside = make('inside')
+    outside = make('outside')
+    assert (inside.branch, outside.branch) == (branch.schema_id, '')
+
+    for schedule in (inside, outside):
+        CelerySchedule.objects.filter(pk=schedule.pk).update(next_run=timezone.now())
+        schedules.fire(schedule.pk, {})
+        assert CeleryResult.objects.get(schedule=schedule).branch == schedule.branch
+    found = {headers.get('netbox_branch') for headers in sent().values()}
+    assert found == {branch.schema_id, None}
+
+    assert inside.run_now(admin).branch == branch.schema_id
+    with activate_branch(branch):
+        assert outside.run_now(admin).branch == branch.schema_id
+
+
+@pytest.mark.parametrize('status, goes_on', [('syncing', True), ('merged', False), ('archived', False), (None, False)])
+def test_schedule_of_a_branch_that_is_not_ready(branch, admin, sent, status, goes_on):
+    """What is due fails with words while a branch is not ready; if it never will be again, the schedule is stopped."""
+    with activate_branch(branch):
+        schedule = CelerySchedule.objects.create(
+            name='inside', task=CeleryTask.objects.get(name=HELLO), kind='interval', interval=60, owner=admin
+        )
+    CelerySchedule.objects.filter(pk=schedule.pk).update(next_run=timezone.now())
+    rows = Branch.objects.filter(pk=branch.pk)
+    rows.update(status=status) if status else rows.delete()
+
+    schedules.fire(schedule.pk, {})
+
+    run = CeleryResult.objects.get()
+    assert (run.status, run.reason, run.branch) == ('failed', 'branch_not_ready', branch.schema_id)
+    assert branch.schema_id in run.error
+    schedule.refresh_from_db()
+    assert (schedule.enabled, schedule.stopped is None) == (goes_on, goes_on)
+    assert not sent()
+    with pytest.raises(BranchNotReady, match=branch.schema_id):
+        schedule.run_now(admin)
+
+
+def test_run_again_in_a_branch_that_is_gone(branch, api):
+    """Who runs a run again whose branch is gone is told so."""
+    with activate_branch(branch):
+        run = CeleryResult.enqueue(HELLO)
+    CeleryResult.objects.filter(pk=run.pk).update(status='completed', completed=timezone.now())
+    Branch.objects.filter(pk=branch.pk).update(status='archived')
+
+    answer = api.post(reverse('plugins-api:netbox_celery-api:celeryresult-rerun', args=[run.pk]))
+
+    assert answer.status_code == 400
+    assert 'Archived' in answer.content.decode()
+    assert CeleryResult.objects.count() == 1
+
+
+def test_hot_path_without_a_branch(django_assert_num_queries):
+    """Where no branch is active, a call costs no more than without NetBox Branching: its row."""
+    app.tasks[HELLO].delay()
+    with django_assert_num_queries(0, connection=connections[DEFAULT_DB_ALIAS]):
+        app.tasks[HELLO].delay()  # the row goes by the engine's own cursor, which Django does not count
