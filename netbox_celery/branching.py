@@ -7,10 +7,13 @@ and changes is the branch's in which it was called (see `netbox_celery.engine.br
 The functions that import it do so when they are called: this module is imported whether it is there or not.
 """
 import logging
+from functools import wraps
 
 from django.apps import apps
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.models.signals import post_migrate, pre_delete
+from django.utils.html import escape
+from django.utils.translation import gettext as _
 
 from .engine import branches
 from .engine.database import get_connection
@@ -59,6 +62,9 @@ def install():
     pre_delete.connect(keep_branch_at_work, sender=Branch, dispatch_uid='netbox-celery-branching')
     for action in ('archive', 'merge'):
         Branch.register_preaction_check(why_at_work, action)
+    for model in apps.get_app_config(APP_LABEL).get_models():
+        if tags := next((field for field in model._meta.many_to_many if field.name == 'tags'), None):
+            tags.manager = of_main(tags.manager)
     # Our app's own signal may come before NetBox Branching has its tables
     post_migrate.connect(forget_copies, sender=apps.get_app_config(BRANCHING), dispatch_uid='netbox-celery-branching')
 
@@ -237,6 +243,58 @@ def keep_branch_at_work(instance, **kwargs):
 
     if why := _at_work(instance):
         raise AbortRequest(why)
+
+
+# Tags of our objects
+
+def of_main(manager):
+    """Return a class of managers of tags as one for objects that are main's: so are their tags, in whatever branch.
+
+    NetBox Branching gives each branch the table that says which object has which tags, and merges of it what the change
+    log of the objects says: of ours, nothing.
+    """
+    from netbox_branching.utilities import deactivate_branch
+
+    def outside(method):
+        @wraps(method)
+        def method_in_main(self, *args, **kwargs):
+            with deactivate_branch():
+                return method(self, *args, **kwargs)
+        return method_in_main
+
+    class MainTags(manager):
+
+        def get_queryset(self, extra_filters=None):
+            found = super().get_queryset(extra_filters)
+            if self.prefetch_cache_name in getattr(self.instance, '_prefetched_objects_cache', ()):
+                return found
+            return found.using(DEFAULT_DB_ALIAS)
+
+        def _to_tag_model_instances(self, tags, tag_kwargs):
+            check_tags([tag for tag in tags if not isinstance(tag, str)])
+            return super()._to_tag_model_instances(tags, tag_kwargs)
+
+    for name in ('add', 'set', 'remove', 'clear'):
+        setattr(MainTags, name, outside(getattr(manager, name)))
+    return MainTags
+
+
+def check_tags(tags):
+    """Refuse tags that are not in main.
+
+    Raises:
+        utilities.exceptions.AbortRequest: One is not.
+    """
+    from extras.models import Tag
+    from utilities.exceptions import AbortRequest
+
+    in_main = Tag.objects.using(DEFAULT_DB_ALIAS).filter(pk__in=[tag.pk for tag in tags])
+    known = set(in_main.values_list('pk', flat=True))
+    for tag in tags:
+        if tag.pk not in known:
+            raise AbortRequest(_(
+                'The tag {tag} is only in a branch, and what it is to be given to is in main.'
+            ).format(tag=escape(tag)))
 
 
 # Branches of before our models were exempt

@@ -11,6 +11,8 @@ from django.contrib.contenttypes.models import ContentType
 from django.db import DEFAULT_DB_ALIAS
 from django.db.models import Model, Q
 
+from .branches import current
+
 __all__ = (
     'HEADER',
     'NOT_SENT',
@@ -189,9 +191,10 @@ def _tags(tags):
     """Return tags that are given as such, or by name or slug.
 
     Raises:
-        ValueError: There is no such tag.
+        ValueError: There is no such tag, or only in a branch.
     """
-    return tuple(_tag(tag) if isinstance(tag, str) else tag for tag in tags)
+    in_branch = current()
+    return tuple(_tag(tag) if isinstance(tag, str) else _tag(tag.name) if in_branch else tag for tag in tags)
 
 
 def _tag(name):
