@@ -13,7 +13,7 @@ from django.db import connection, transaction
 
 from . import lifecycle
 from .canvas import LINKS, make_portable
-from .database import execute
+from .database import execute, refuse_read_only
 from .enqueue import complete, find_task, note_refusal
 from .ids import canonical_ids
 from .options import NOT_SENT, Own, mark, split, tag
@@ -132,7 +132,8 @@ def _send_batch(app, name, task, calls, payloads, options, own):
         # Of the options, which are the same for all
         options_text = row['exact_call'].removeprefix('[null, null, ')[:-1]
         payloads = [{**payload, 'exact_call': exact_call(payload['exact_call'], options_text)} for payload in payloads]
-    ids = _insert(row, task_ids, payloads)
+    with refuse_read_only(f'{len(calls)} runs of {name} were not sent'):
+        ids = _insert(row, task_ids, payloads)
     if own.tags:
         tag(ids, own.tags)
     messages = list(zip(task_ids, calls, ids))

@@ -7,7 +7,7 @@ from django.utils.translation import gettext as _
 
 from . import lifecycle
 from .admission import advance
-from .database import execute
+from .database import execute, refuse_read_only
 from .exceptions import NotRerunnable
 from .resend import call_of
 from .upstream import load_requests
@@ -87,7 +87,8 @@ def cancel_many(ids, user=None, error=None):
         The primary keys of those that could be cancelled.
     """
     error = error or (_('Cancelled by {user}').format(user=user) if user else _('Cancelled'))
-    with transaction.atomic():
+    with refuse_read_only(f'{len(ids)} runs were not cancelled' if len(ids) != 1 else 'The run was not cancelled'), \
+            transaction.atomic():
         cancelled = lifecycle.cancel(connection, ids, error)
         if not cancelled:
             return []

@@ -26,11 +26,15 @@ from django.db import (
 from psycopg import Cursor
 from psycopg.pq import TransactionStatus
 
+from .exceptions import DatabaseReadOnly
+
 __all__ = (
     'EngineConnection',
     'execute',
     'get_connection',
+    'is_read_only',
     'now_or_on_commit',
+    'refuse_read_only',
     'without_pool',
 )
 
@@ -42,6 +46,9 @@ UNAVAILABLE = (OperationalError, InterfaceError)
 UNUSABLE = (*UNAVAILABLE, ProgrammingError, InternalError)
 # What leaves things to be written later: the database is away, or a task that writes itself is out of time.
 LATER = (*UNAVAILABLE, SoftTimeLimitExceeded)
+
+#: PostgreSQL's code for "nothing can be written": on a standby, in a read-only transaction, in maintenance mode.
+READ_ONLY = DatabaseReadOnly.sqlstate
 
 #: What to say if a table or a column is not there.
 MIGRATE = 'Are all migrations applied (netbox migrate)?'
@@ -88,6 +95,34 @@ def _execute(wrapper, sql, params):
         finally:
             connection.prepare_threshold = threshold
         return cursor.fetchall() if cursor.pgresult.nfields else []
+
+
+class WritesRefused(OperationalError):
+    """The engine's connection can read and not write. Whoever waits for a database that is away waits for this, too."""
+    sqlstate = READ_ONLY
+
+
+def is_read_only(exc):
+    """Whether an exception says that the database takes no writes at the moment (SQLSTATE 25006)."""
+    return READ_ONLY in (getattr(exc, 'sqlstate', None), getattr(exc.__cause__, 'sqlstate', None))
+
+
+@contextmanager
+def refuse_read_only(what):
+    """Say in words that something cannot be done if, in the block, the database takes no writes.
+
+    Args:
+        what: Begins the sentence, as in "The run was not cancelled".
+
+    Raises:
+        DatabaseReadOnly: So it is.
+    """
+    try:
+        yield
+    except InternalError as exc:
+        if isinstance(exc, DatabaseReadOnly) or not is_read_only(exc):
+            raise
+        raise DatabaseReadOnly(what) from exc
 
 
 def now_or_on_commit(function):
@@ -141,7 +176,7 @@ class EngineConnection:
         wait = 0.1
         while True:
             try:
-                return execute(self._connection(), sql, params)
+                return self._execute(sql, params)
             except UNAVAILABLE as exc:
                 self.close()
                 if time.monotonic() >= deadline:
@@ -152,6 +187,16 @@ class EngineConnection:
             except SoftTimeLimitExceeded:
                 self._abandon()
                 raise
+
+    def _execute(self, sql, params):
+        try:
+            return execute(self._connection(), sql, params)
+        except InternalError as exc:
+            if is_read_only(exc):
+                # The next connection may be one that can write: to another server, or made after the setting was
+                self.close()
+                raise WritesRefused(*exc.args) from exc
+            raise
 
     def _abandon(self):
         """Stop the statement that a soft time limit has interrupted, and close the connection.
@@ -203,6 +248,11 @@ class EngineConnection:
                     copy.write_row(row)
         except SoftTimeLimitExceeded:
             self._abandon()
+            raise
+        except InternalError as exc:
+            if is_read_only(exc):
+                self.close()
+                raise WritesRefused(*exc.args) from exc
             raise
 
     def close(self):

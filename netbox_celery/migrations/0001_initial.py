@@ -9,6 +9,8 @@ import utilities.json
 from django.conf import settings
 from django.db import migrations, models
 
+from ._forerunner import ConvertForerunner, MoveForerunnerAside
+
 
 class Migration(migrations.Migration):
 
@@ -21,6 +23,7 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
+        MoveForerunnerAside(),
         migrations.CreateModel(
             name='CeleryWorker',
             fields=[
@@ -179,4 +182,5 @@ class Migration(migrations.Migration):
                 DROP CONSTRAINT netbox_celery_celerylogentry_result_id_fk
             '''
         ),
+        ConvertForerunner(),
     ]

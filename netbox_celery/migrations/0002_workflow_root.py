@@ -1,4 +1,10 @@
+from importlib import import_module
+
 from django.db import migrations, models
+
+from ._forerunner import ReplaceForerunner
+
+initial = import_module('netbox_celery.migrations.0001_initial').Migration
 
 
 class Migration(migrations.Migration):
@@ -8,6 +14,8 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
+        # Django takes a `0001_initial` of the earlier plugin for ours
+        ReplaceForerunner(initial.operations),
         migrations.RemoveIndex(
             model_name='celeryresult',
             name='netbox_celery_result_root',
