@@ -23,6 +23,7 @@ class NetBoxCeleryConfig(PluginConfig):
     min_version = '4.7.0'
     max_version = '4.7.99'
     default_settings = {}
+    middleware = ['netbox_celery.middleware.ReadOnlyMiddleware']
 
     @classmethod
     def validate(cls, user_config, netbox_version):

@@ -5,16 +5,19 @@ in by one statement, whose constant columns are said once, and Kombu sends the m
 can do that.
 """
 import logging
+from contextlib import nullcontext
 from functools import partial
 from uuid import uuid4
 
 from celery.utils.saferepr import saferepr
 from django.db import connection, transaction
 
+from .. import host
 from . import lifecycle
 from .canvas import LINKS, make_portable
 from .database import execute, refuse_read_only
 from .enqueue import complete, find_task, note_refusal
+from .exceptions import DatabaseReadOnly
 from .ids import canonical_ids
 from .options import NOT_SENT, Own, mark, split, tag
 from .publish import is_delayed, publish
@@ -132,7 +135,10 @@ def _send_batch(app, name, task, calls, payloads, options, own):
         # Of the options, which are the same for all
         options_text = row['exact_call'].removeprefix('[null, null, ')[:-1]
         payloads = [{**payload, 'exact_call': exact_call(payload['exact_call'], options_text)} for payload in payloads]
-    with refuse_read_only(f'{len(calls)} runs of {name} were not sent'):
+    not_sent = f'{len(calls)} runs of {name} were not sent'
+    if host.is_in_maintenance():
+        raise DatabaseReadOnly(not_sent)
+    with refuse_read_only(not_sent), transaction.atomic() if connection.in_atomic_block else nullcontext():
         ids = _insert(row, task_ids, payloads)
     if own.tags:
         tag(ids, own.tags)

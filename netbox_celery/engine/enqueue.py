@@ -17,6 +17,7 @@ from celery.exceptions import CeleryError, Ignore
 from celery.result import EagerResult
 from django.db import DatabaseError, InternalError, connection, transaction
 
+from .. import host
 from ..config import get_config
 from . import lifecycle, replace
 from .admission import admit, advance
@@ -245,6 +246,8 @@ class Call:
     def send_tracked(self, own, settings):
         """Make the row, and send the message, on commit if there is a transaction."""
         options = self.options
+        if host.is_in_maintenance():
+            raise DatabaseReadOnly(self._not_sent())
         self.row = build_row(self.app, self.name, self.args, self.kwargs, options, own, self.task, self.run, self.queue)
         if connection.in_atomic_block:
             # The message goes out later, and says what the row says, whatever the caller does with its dict until then

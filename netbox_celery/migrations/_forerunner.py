@@ -234,7 +234,7 @@ class ReplaceForerunner(ForerunnerOperation):
         foreign = forerunner_tables(connection)
         models = [model for (app, __), model in from_state.models.items() if app == app_label]
         tables = {from_state.apps.get_model(app_label, model.name)._meta.db_table for model in models}
-        if any(columns_of(connection, table) for table in tables - {*foreign}):
+        if RESULTS not in foreign and any(columns_of(connection, table) for table in tables - {*foreign}):
             return  # ours are there
         for operation in self.initial:
             # The models have their indexes already: they are made with the tables

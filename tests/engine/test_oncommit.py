@@ -3,7 +3,8 @@ from uuid import UUID, uuid4
 
 import pytest
 from celery import signature
-from celery.result import AsyncResult, EagerResult
+from celery.result import EagerResult
+from celery.utils.functional import maybe_list
 from django.db import transaction
 from kombu.exceptions import OperationalError
 
@@ -39,7 +40,7 @@ def test_in_a_transaction(request, kind, how):
             result = task.delay_on_commit(5)
         else:
             result = task.apply_async_on_commit((5,), **({'using': 'default'} if how == 'using' else {}))
-        assert type(result) is AsyncResult
+        assert type(result) is app.AsyncResult
         assert UUID(result.id)
         assert result.state == 'PENDING'
         assert not CeleryResult.objects.exists()
@@ -49,7 +50,7 @@ def test_in_a_transaction(request, kind, how):
 @pytest.mark.parametrize('how', ['apply_async', 'delay'])
 def test_outside_of_a_transaction(task, how):
     result = task.delay_on_commit(5) if how == 'delay' else task.apply_async_on_commit((5,))
-    assert type(result) is AsyncResult
+    assert type(result) is app.AsyncResult
     assert row(result).args == [5]
 
 
@@ -62,7 +63,7 @@ def test_options(task):
         named = task.delay_on_commit(4, netbox_name='Named', ignore_result=True)
     assert spelled.id == str(task_id)
     assert row(spelled).args == [1]
-    assert [link['args'] for link in row(linked).options['link']] == [[3]]
+    assert [link['args'] for link in maybe_list(row(linked).options['link'])] == [[3]]
     assert (row(named).name, row(named).args, named.ignored) == ('Named', [4], True)
 
 
@@ -83,16 +84,22 @@ def test_rollback(task):
     assert lost.state == gone.state == 'PENDING'
 
 
-def test_untracked(task, settings):
+def test_untracked(task):
     with transaction.atomic():
         result = task.delay_on_commit(5, netbox_track=False)
     assert UUID(result.id)
     assert not CeleryResult.objects.exists()
 
 
-def test_eager(task, monkeypatch):
-    """In eager mode the task runs on commit; its value is the caller's to fetch from what ran."""
-    monkeypatch.setattr(app.conf, 'task_always_eager', True)
+@pytest.fixture
+def eager():
+    app.conf.task_always_eager = True
+    yield
+    app.conf.task_always_eager = False
+
+
+def test_eager(task, eager):
+    """In eager mode the task runs on commit, and not before."""
     with transaction.atomic():
         assert UUID(task.delay_on_commit(5).id)
     assert type(task.delay_on_commit(5)) is EagerResult
@@ -100,7 +107,8 @@ def test_eager(task, monkeypatch):
 
 def test_joined(make_task):
     """Whoever knows the ID hears that the call became no run, and of the one under way."""
-    task = make_task(lambda self, task_id, a=None: a, name='tests:on_commit_unique', unique=True)
+    task = make_task(lambda self, task_id, a=None: a, name='tests:on_commit_unique', unique=True,
+                     stale_time_limit=600)
     under_way = task.delay(1)
     with transaction.atomic():
         result = task.delay_on_commit(1)
