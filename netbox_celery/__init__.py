@@ -10,7 +10,7 @@ from netbox.plugins import PluginConfig
 # which NetBox looks up by that name. It touches no model and no setting.
 from .config import Config
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 
 class NetBoxCeleryConfig(PluginConfig):

@@ -224,6 +224,10 @@ class EngineConnection:
             key: The lock's number.
             hung_after: After how long PostgreSQL takes who holds the lock for hung and gives it to the next, seconds.
                 So it only saves work: what is done under it must be safe without it.
+
+        Raises:
+            django.db.OperationalError: The database is away, or takes no writes: who holds a lock sends messages, and
+                would send them again and again if it cannot write that it did.
         """
         holder = EngineConnection()
         wrapper = holder._connection()
@@ -231,10 +235,13 @@ class EngineConnection:
             wrapper.set_autocommit(False)
             with wrapper.cursor() as cursor:
                 cursor.execute(
-                    "SELECT pg_try_advisory_xact_lock(%s), set_config('idle_in_transaction_session_timeout', %s, true)",
+                    "SELECT pg_try_advisory_xact_lock(%s), current_setting('transaction_read_only'),"
+                    " set_config('idle_in_transaction_session_timeout', %s, true)",
                     (key, f'{hung_after * 1000:.0f}ms')
                 )
-                locked = cursor.fetchone()[0]
+                locked, read_only, __ = cursor.fetchone()
+            if read_only == 'on':
+                raise WritesRefused('nothing can be written, the database is read-only')
             yield locked
         finally:
             holder.close()
