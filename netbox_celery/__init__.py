@@ -33,11 +33,13 @@ class NetBoxCeleryConfig(PluginConfig):
 
     def ready(self):
         super().ready()
+        from django.db.models.signals import pre_migrate
 
         # `celery` makes ours the current Celery app in every NetBox process, so that `shared_task` binds to it;
         # `signals` connects itself to the deletion of runs and tasks; the others have tasks and jobs of their own.
         from . import celery, checks, commands, housekeeping, jobs, signals  # noqa: F401
         commands.register()
+        pre_migrate.connect(checks.stop_migration, sender=self)
 
 
 config = NetBoxCeleryConfig

@@ -2,10 +2,12 @@
 import json
 import os
 import subprocess
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.db import connections
 from django.db.migrations.executor import MigrationExecutor
 from django.db.utils import DatabaseError
@@ -93,15 +95,11 @@ class Database:
 
     def migrate(self, target=None):
         """Migrate as `netbox migrate` does, in this process: without what follows the migrations."""
-        connections.databases[self.name] = {**connections.databases['default'], 'NAME': self.name}
-        try:
+        with alias_of(self):
             executor = MigrationExecutor(connections[self.name])
             leaves = [(app, name) for app, name in executor.loader.graph.leaf_nodes() if app == 'netbox_celery']
             executor.loader.check_consistent_history(connections[self.name])
             executor.migrate([('netbox_celery', target)] if target else leaves)
-        finally:
-            connections[self.name].close()
-            del connections[self.name], connections.databases[self.name]
 
     def applied(self):
         return [name for name, in self.rows(
@@ -112,6 +110,17 @@ class Database:
         """Whether all of our tables are as in a database that never had others."""
         with self.instance.cluster.connect('netbox') as new:
             return schema(self.connection) == schema(new)
+
+
+@contextmanager
+def alias_of(database):
+    """Let this process reach a database, by its name."""
+    connections.databases[database.name] = {**connections.databases['default'], 'NAME': database.name}
+    try:
+        yield
+    finally:
+        connections[database.name].close()
+        del connections[database.name], connections.databases[database.name]
 
 
 def schema(connection):
@@ -261,6 +270,9 @@ def test_a_fake_stops_with_the_statements(database):
     assert done.returncode
     assert statement in done.stderr
     assert not done.stdout
+    # `netbox upgrade` skips the checks
+    with alias_of(database), pytest.raises(CommandError, match=statement):
+        call_command('migrate', database=database.name, verbosity=0)
     database.run(statement)
     database.migrate()
     assert database.rows('SELECT count(*) FROM netbox_celery_celeryresult') == [(len(STATUSES),)]

@@ -301,7 +301,6 @@ class Call:
         """
         in_worker = self.app.current_worker_task is not None
         deadline = time.monotonic() + (PATIENCE if in_worker else 0)
-        has_returned = self.run is not None and self.run.returned
         wait = 0
         while True:
             try:
@@ -310,7 +309,7 @@ class Call:
                 read_only = is_read_only(exc)
                 if isinstance(exc, InternalError) and not (read_only and in_worker) or connection.in_atomic_block:
                     raise
-                if wait and time.monotonic() >= deadline and not (read_only and has_returned):
+                if wait and time.monotonic() >= deadline and not (read_only and self.is_next_step):
                     raise
                 connection.close()
                 if wait:
@@ -332,12 +331,7 @@ class Call:
             mark(options)
         if self.row['nesting']:
             self._look_for_replaced()
-        with (
-            refuse_read_only(self._not_sent()), transaction.atomic() if connection.in_atomic_block else nullcontext()
-        ):
-            admission = admit(
-                policy, self.row, partial(self._insert, own), id_is_known=self.id_is_known, predecessor=self.predecessor
-            )
+        admission = self._admit_patiently(policy, own)
         self.id = admission.id
         if admission.joined:
             return self._tell(self._promise(admission.joined), 'unique')
@@ -352,6 +346,30 @@ class Call:
         result = self._tell(self._promise())
         now_or_on_commit(partial(self._line_up, policy.key))
         return result
+
+    def _admit_patiently(self, policy, own):
+        """Ask for admission; the next step of a workflow waits for it where nothing can be written."""
+        while True:
+            try:
+                with (
+                    refuse_read_only(self._not_sent()),
+                    transaction.atomic() if connection.in_atomic_block else nullcontext(),
+                ):
+                    return admit(
+                        policy, self.row, partial(self._insert, own), id_is_known=self.id_is_known,
+                        predecessor=self.predecessor,
+                    )
+            except DatabaseReadOnly as exc:
+                if connection.in_atomic_block or not self.is_next_step:
+                    raise
+                connection.close()
+                logger.warning('Trying again in 5 s: %s', exc)
+                time.sleep(5)
+
+    @property
+    def is_next_step(self):
+        """Whether the body of the calling task has returned: it is Celery that calls, and nobody would call again."""
+        return self.run is not None and self.run.returned
 
     def _not_sent(self):
         return f'{self.name}[{self.options["task_id"]}] was not sent'

@@ -43,9 +43,12 @@ def happened(run):
     return [what for __, what in notes(run.id)]
 
 
-def test_worker(services, worker, gate):
+@pytest.mark.parametrize('has_key', [False, True])
+def test_worker(services, worker, gate, has_key):
     """What runs goes on, and its end and the next step wait; what was sent before does not begin, and runs once."""
-    run = chain(tasks.hold.si(gate).set(queue=worker.queue), tasks.echo.si('next').set(queue=worker.queue)).delay()
+    run = chain(tasks.hold.si(gate).set(queue=worker.queue), tasks.echo.si('next').set(
+        queue=worker.queue, **({'concurrency_key': f'read-only-{worker.name}', 'limit': 1} if has_key else {})
+    )).delay()
     first = run.parent
     until(lambda: 'started' in happened(first))
     early = worker.send(tasks.echo, 'early', countdown=2)
