@@ -6,15 +6,18 @@ Checks of what is shipped: `python -m development.checks wheel`, `... compose`.
 """
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import venv
+from email.parser import Parser
 from importlib.metadata import version
 from pathlib import Path
 from zipfile import ZipFile
 
 import yaml
+from readme_renderer import markdown
 
 from .stack.paths import ROOT
 from .stack.services import Services
@@ -28,6 +31,7 @@ def wheel():
         run(sys.executable, '-m', 'build', '--wheel', '--outdir', directory, ROOT)
         path, = directory.glob('*.whl')
         yield from missing_from(path)
+        yield from broken_in_description(path)
 
         python = directory / 'venv' / 'bin' / 'python'
         venv.create(directory / 'venv', with_pip=True)
@@ -57,6 +61,25 @@ def missing_from(path):
     for name in (*filter(None, files), f'{PACKAGE}/netbox-plugin.yaml'):
         if name not in shipped:
             yield f'The wheel lacks {name}'
+
+
+def broken_in_description(path):
+    """
+    Render what a package index shows of the wheel as it does, and yield what would not work there.
+    """
+    archive = ZipFile(path)
+    name, = (name for name in archive.namelist() if name.endswith('.dist-info/METADATA'))
+    metadata = Parser().parsestr(archive.read(name).decode())
+    if not metadata.get_all('Project-URL'):
+        yield 'The wheel names no address of the project'
+    if metadata['Description-Content-Type'] != 'text/markdown':
+        yield f'The description is {metadata["Description-Content-Type"]}'
+    page = markdown.render(metadata.get_payload()) or ''
+    if '<h1' not in page or '<table' not in page:
+        yield 'The description cannot be rendered'
+    for address in re.findall(r'(?:href|src)="([^"]*)"', page):
+        if not address.startswith(('https://', '#')):
+            yield f'The description links to {address}, which is not there on the page of a package'
 
 
 def compose():

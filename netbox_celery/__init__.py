@@ -10,7 +10,7 @@ from netbox.plugins import PluginConfig
 # which NetBox looks up by that name. It touches no model and no setting.
 from .config import Config
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 
 class NetBoxCeleryConfig(PluginConfig):
@@ -23,6 +23,7 @@ class NetBoxCeleryConfig(PluginConfig):
     min_version = '4.7.0'
     max_version = '4.7.99'
     default_settings = {}
+    middleware = ['netbox_celery.middleware.ReadOnlyMiddleware']
 
     @classmethod
     def validate(cls, user_config, netbox_version):
@@ -32,12 +33,14 @@ class NetBoxCeleryConfig(PluginConfig):
 
     def ready(self):
         super().ready()
+        from django.db.models.signals import pre_migrate
 
         # `celery` makes ours the current Celery app in every NetBox process, so that `shared_task` binds to it;
         # `signals` connects itself to the deletion of runs and tasks; the others have tasks and jobs of their own.
-        from . import branching, celery, commands, housekeeping, jobs, signals  # noqa: F401
+        from . import branching, celery, checks, commands, housekeeping, jobs, signals  # noqa: F401
         commands.register()
         branching.install()
+        pre_migrate.connect(checks.stop_migration, sender=self)
 
 
 config = NetBoxCeleryConfig

@@ -43,6 +43,7 @@ class NetBoxCelery(Celery):
 
     amqp_cls = 'netbox_celery.engine.queues:AMQP'
     registry_cls = 'netbox_celery.engine.registry:Registry'
+    task_cls = 'netbox_celery.engine.oncommit:OnCommitTask'
     control_cls = 'netbox_celery.engine.revoke:Control'
 
     @cached_property

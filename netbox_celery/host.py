@@ -9,11 +9,12 @@ from django.conf import settings
 from django.contrib.contenttypes.fields import GenericRelation
 from django.contrib.contenttypes.models import ContentType
 from django.db import DEFAULT_DB_ALIAS, transaction
+from django.http import HttpRequest
 from django.utils.text import Truncator
 
 from core.choices import ObjectChangeActionChoices
 from core.signals import clear_events
-from netbox.config import Config
+from netbox.config import Config, get_config
 from netbox.context import current_request
 from netbox.registry import registry
 from utilities.exceptions import PermissionsViolation
@@ -24,6 +25,7 @@ __all__ = (
     'current_user',
     'delete_references',
     'index_for_search',
+    'is_in_maintenance',
     'job_retention',
     'netbox_version',
     'plugin_packages',
@@ -51,6 +53,15 @@ def current_user():
     request = current_request.get()
     user = getattr(request, 'user', None)
     return user if user is not None and user.is_authenticated else None
+
+
+def is_in_maintenance():
+    """Whether a request is being served in maintenance mode, in which NetBox means to write nothing.
+
+    Its middleware then makes the database session read-only, except below some addresses: with NetBox's own settings,
+    those are all (`MAINTENANCE_EXEMPT_PATHS` has the home page, `/`).
+    """
+    return isinstance(current_request.get(), HttpRequest) and bool(get_config().MAINTENANCE_MODE)
 
 
 def job_retention():

@@ -15,7 +15,7 @@ from celery.signals import beat_embedded_init
 from django.db import ProgrammingError, close_old_connections, connections
 
 from .engine import catalogue, schedules, sources
-from .engine.database import MIGRATE, UNAVAILABLE
+from .engine.database import MIGRATE, UNAVAILABLE, is_read_only
 from .engine.leader import Leadership, harden_connections
 
 __all__ = (
@@ -72,9 +72,12 @@ class DatabaseScheduler(Scheduler):
             logger.warning('beat: nothing is sent, the database is unavailable: %s', exc)
         except ProgrammingError as exc:
             logger.error('beat: nothing is sent, trying again: %s %s', exc, MIGRATE)
-        except Exception:
-            # It must go on: whatever is wrong with one thing, the others are due.
-            logger.exception('beat: something failed, trying again')
+        except Exception as exc:
+            if is_read_only(exc):
+                logger.warning('beat: nothing is sent, the database is read-only: %s', exc)
+            else:
+                # It must go on: whatever is wrong with one thing, the others are due.
+                logger.exception('beat: something failed, trying again')
         connections.close_all()
         return STANDBY_INTERVAL
 

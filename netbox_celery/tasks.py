@@ -17,22 +17,20 @@ from functools import partial
 from uuid import uuid4
 
 from celery import shared_task, states
-from celery.contrib.django.task import DjangoTask
 from celery.exceptions import CeleryError, TimeoutError
-from celery.result import EagerResult, assert_will_not_block
+from celery.result import AsyncResult, EagerResult, assert_will_not_block
 from celery.utils.log import get_task_logger
-from django.db import transaction
 from django.db.models import Model
 
 from .choices import LogLevelChoices
 from .engine.admission import is_processing, open_window, why_not_now
 from .engine.arguments import dump_after_task_id, header, merge_arguments
-from .engine.branches import keep
 from .engine.context import change_context
 from .engine.database import caller, execute, get_connection
 from .engine.exceptions import TaskConflict, TaskFailed
 from .engine.hooks import TaskHooks, invocation_of, tell
 from .engine.interruption import is_order
+from .engine.oncommit import OnCommitTask, call_on_commit
 from .engine.options import lift, parameter_names, split
 from .engine.policies import default_unique_key_generator, policy_of, seconds, take_settings, window_key
 from .engine.recorder import recorder
@@ -57,7 +55,7 @@ PATIENCE = 60
 DELAY_OPTIONS = frozenset(('ignore_result', 'ignore_task_after_success'))
 
 
-class CeleryBaseTask(TaskHooks, DjangoTask):
+class CeleryBaseTask(TaskHooks, OnCommitTask):
     """Base class of tasks whose runs NetBox shows.
 
     The function takes Celery's ID of the run as its first argument: `f(self, task_id, ...)` with `bind=True`, else
@@ -132,12 +130,17 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
 
         `netbox_*` options, `ignore_result` and `ignore_task_after_success` may stand among them.
         """
+        kwargs, options = self._options_of_delay(kwargs)
+        return self.apply_async(args, kwargs, **options)
+
+    def _options_of_delay(self, kwargs):
+        """Return `(kwargs, options)`: what `delay` is called with by name, apart."""
         kwargs, own = lift(self, kwargs, {})
         options = {f'netbox_{name}': value for name, value in own.items()}
         for name in DELAY_OPTIONS & kwargs.keys():
             if name not in parameter_names(self):
                 options[name] = kwargs.pop(name)
-        return self.apply_async(args, kwargs, **options)
+        return kwargs, options
 
     def apply_async(self, args=None, kwargs=None, **options):
         """Send the task (see `celery.app.task.Task.apply_async`). In a transaction, the message goes out on commit.
@@ -162,21 +165,27 @@ class CeleryBaseTask(TaskHooks, DjangoTask):
         options = {f'netbox_{name}': value for name, value in own.items()} | options
         return super().apply_async(args, kwargs, **options)
 
-    def apply_async_on_commit(self, args=None, kwargs=None, using=None, **options) -> None:
+    def delay_on_commit(self, /, *args, **kwargs) -> AsyncResult:
+        """Call `delay` when the transaction is committed (see `apply_async_on_commit`)."""
+        kwargs, options = self._options_of_delay(kwargs)
+        return self.apply_async_on_commit(args, kwargs, **options)
+
+    def apply_async_on_commit(self, args=None, kwargs=None, using=None, **options) -> AsyncResult:
         """Send the task when the transaction is committed, and not at all if it, or its savepoint, is rolled back.
+
+        The ID is known at once; the row is made on commit. A unique task whose call finds a run under way then does not
+        become that run: it ends as ignored, and says for which one.
 
         Args:
             args: Positional arguments of the task.
             kwargs: Keyword arguments of the task.
             using: Alias of the database whose transaction it is; by default that in which the call is made.
             **options: As for `apply_async`.
-        """
-        call = keep(partial(self.apply_async, args, kwargs, **options))
-        transaction.on_commit(call, using=caller().alias if using is None else using)
 
-    def delay_on_commit(self, *args, **kwargs) -> None:
-        """Send the task with the given arguments when the transaction is committed (see `apply_async_on_commit`)."""
-        transaction.on_commit(keep(partial(self.delay, *args, **kwargs)), using=caller().alias)
+        Returns:
+            An `AsyncResult`; outside of a transaction, what `apply_async` returned.
+        """
+        return call_on_commit(self, partial(self.apply_async, args, kwargs), options, using)
 
     def apply_async_and_get_result(
         self, args=None, kwargs=None, timeout: float | None = None, propagate: bool = True, **options

@@ -150,13 +150,20 @@ class Cluster:
     def evict(self):
         """
         End a server that still runs on these data, left behind by somebody who was killed.
+
+        In a copy of the data of a server that runs, or after its id was given to another process, PostgreSQL would take
+        that one for the server of these data, and not start. What a copy lacks then it makes good, as after a crash.
         """
+        lock = self.directory / 'postmaster.pid'
         with suppress(OSError, ValueError, IndexError):
-            pid = int((self.directory / 'postmaster.pid').read_text().splitlines()[0])
+            pid = int(lock.read_text().splitlines()[0])
             # A server's working directory is that of its data: the id alone may be somebody else's by now
-            if Path(f'/proc/{pid}/cwd').resolve() == self.directory.resolve():
+            place = Path(os.readlink(f'/proc/{pid}/cwd'))
+            if place == self.directory.resolve():
                 os.kill(pid, signal.SIGQUIT)
                 wait_until(lambda: not birth_of(pid), timeout=20)
+            else:
+                lock.unlink()
 
     def answers(self):
         return self._command('pg_isready', '--timeout=1', '--quiet').returncode == 0

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from amqp.exceptions import AMQPError
 from celery.exceptions import CeleryError, QueueNotFound
 from django.core.exceptions import SuspiciousOperation
-from django.db import DataError
+from django.db import DataError, InternalError
 from django.db.models import JSONField
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -21,7 +21,8 @@ from rest_framework.settings import api_settings
 from utilities.exceptions import AbortRequest
 
 from .. import actions
-from ..engine.exceptions import QueueRefused
+from ..engine.database import is_read_only
+from ..engine.exceptions import DatabaseReadOnly, QueueRefused
 from ..engine.payload import clean_text
 from ..viewing import Reader, in_sight, order_by_visible
 from . import serializers
@@ -51,6 +52,13 @@ class VisibleMixin:
         super().initial(request, *args, **kwargs)
         if request.method in ('PUT', 'PATCH', 'DELETE'):
             self.queryset = in_sight(self.queryset, request.user)
+
+
+class ReadOnly(APIException):
+    status_code = status.HTTP_503_SERVICE_UNAVAILABLE
+    default_detail = gettext_lazy(
+        'Nothing was done: the database is read-only (SQLSTATE 25006), as in maintenance mode or on a standby.'
+    )
 
 
 class BodyParser(JSONParser):
@@ -84,6 +92,8 @@ class SafeMixin:
     def handle_exception(self, exc):
         if isinstance(exc, SuspiciousOperation):
             exc = ParseError(_('The request is too large, or malformed: {error}').format(error=exc))
+        elif isinstance(exc, InternalError) and is_read_only(exc):
+            exc = ReadOnly(exc if isinstance(exc, DatabaseReadOnly) else None)
         elif isinstance(exc, DataError):
             exc = ParseError(_('The database cannot take this: {error}').format(error=exc))
         response = super().handle_exception(exc)
@@ -148,6 +158,8 @@ def sending():
         yield
     except OperationalError as exc:
         raise BrokerUnavailable from exc
+    except DatabaseReadOnly:
+        raise
     except QueueNotFound as exc:
         raise ValidationError({'queue': [_('There is no such queue.')]}) from exc
     except AMQPError as exc:

@@ -173,10 +173,6 @@ class CeleryTaskViewSet(EngineModelViewSet):
     filterset_class = filtersets.CeleryTaskFilterSet
     blind_actions = ('run',)
 
-    def list(self, request, *args, **kwargs):
-        catalogue.sync()
-        return super().list(request, *args, **kwargs)
-
     @extend_schema(
         operation_id='plugins_celery_tasks_run',
         description='Run the task under the name of the requesting user. Arguments are checked against the task\'s '

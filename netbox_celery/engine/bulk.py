@@ -10,10 +10,12 @@ from uuid import uuid4
 
 from celery.utils.saferepr import saferepr
 
+from .. import host
 from . import lifecycle
 from .canvas import LINKS, make_portable, stamp_branch
-from .database import caller, execute, on_commit
+from .database import caller, execute, in_savepoint, on_commit, refuse_read_only
 from .enqueue import complete, find_task, note_refusal
+from .exceptions import DatabaseReadOnly
 from .ids import canonical_ids
 from .options import NOT_SENT, Own, mark, split, tag
 from .publish import is_delayed, publish
@@ -132,7 +134,11 @@ def _send_batch(app, name, task, calls, payloads, options, own):
         # Of the options, which are the same for all
         options_text = row['exact_call'].removeprefix('[null, null, ')[:-1]
         payloads = [{**payload, 'exact_call': exact_call(payload['exact_call'], options_text)} for payload in payloads]
-    ids = _insert(row, task_ids, payloads)
+    not_sent = f'{len(calls)} runs of {name} were not sent'
+    if host.is_in_maintenance():
+        raise DatabaseReadOnly(not_sent)
+    with refuse_read_only(not_sent), in_savepoint():
+        ids = _insert(row, task_ids, payloads)
     if own.tags:
         tag(ids, own.tags)
     messages = list(zip(task_ids, calls, ids))

@@ -20,7 +20,7 @@ from . import lifecycle
 from .admission import is_window_open
 from .arguments import call_text
 from .branches import enter_run
-from .database import UNUSABLE, get_connection
+from .database import UNUSABLE, get_connection, is_read_only
 from .enqueue import is_tracked
 from .exceptions import IgnoredByWindow
 from .options import HEADER
@@ -151,6 +151,9 @@ def _look_at_window(run, header):
 def _claim_patiently(task, request, tracked_by_caller):
     """Claim a run, making its row if it comes without one; a database that is away is waited for.
 
+    GUARANTEE: where the database is there and takes no writes, no body runs: its row would say for ever that it waits,
+    and the sweep would send it again.
+
     Returns:
         What `lifecycle.claim` does, and what a message without a row is refused with after all, or `None`.
     """
@@ -172,10 +175,11 @@ def _claim_patiently(task, request, tracked_by_caller):
                 claimed = _claim(request)
             return claimed, refusal
         except UNUSABLE as exc:
-            if time.monotonic() >= deadline:
+            read_only = is_read_only(exc)
+            if time.monotonic() >= deadline and not read_only:
                 raise
             logger.warning('Task %s cannot be claimed, trying again: %s', request.id, exc)
-            time.sleep(0.5)
+            time.sleep(5 if read_only and time.monotonic() >= deadline else 0.5)
 
 
 def _is_tracked(task, request):

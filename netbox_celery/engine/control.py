@@ -7,7 +7,7 @@ from django.utils.translation import gettext as _
 
 from . import branches, lifecycle
 from .admission import advance
-from .database import caller, execute, on_commit
+from .database import caller, execute, on_commit, refuse_read_only
 from .exceptions import NotRerunnable
 from .resend import call_of
 from .upstream import load_requests
@@ -88,7 +88,8 @@ def cancel_many(ids, user=None, error=None):
     """
     error = error or (_('Cancelled by {user}').format(user=user) if user else _('Cancelled'))
     connection = caller()
-    with transaction.atomic(using=connection.alias):
+    with refuse_read_only(f'{len(ids)} runs were not cancelled' if len(ids) != 1 else 'The run was not cancelled'), \
+            transaction.atomic(using=connection.alias):
         cancelled = lifecycle.cancel(connection, ids, error)
         if not cancelled:
             return []

@@ -26,6 +26,7 @@ from psycopg import Cursor
 from psycopg.pq import TransactionStatus
 
 from . import branches
+from .exceptions import DatabaseReadOnly
 
 __all__ = (
     'EngineConnection',
@@ -33,8 +34,10 @@ __all__ = (
     'execute',
     'get_connection',
     'in_savepoint',
+    'is_read_only',
     'now_or_on_commit',
     'on_commit',
+    'refuse_read_only',
     'without_pool',
 )
 
@@ -46,6 +49,9 @@ UNAVAILABLE = (OperationalError, InterfaceError)
 UNUSABLE = (*UNAVAILABLE, ProgrammingError, InternalError)
 # What leaves things to be written later: the database is away, or a task that writes itself is out of time.
 LATER = (*UNAVAILABLE, SoftTimeLimitExceeded)
+
+#: PostgreSQL's code for "nothing can be written": on a standby, in a read-only transaction, in maintenance mode.
+READ_ONLY = DatabaseReadOnly.sqlstate
 
 #: What to say if a table or a column is not there.
 MIGRATE = 'Are all migrations applied (netbox migrate)?'
@@ -126,6 +132,34 @@ def on_commit(function, robust=False):
     transaction.on_commit(after_main, using=connection.alias, robust=robust)
 
 
+class WritesRefused(OperationalError):
+    """The engine's connection can read and not write. Whoever waits for a database that is away waits for this, too."""
+    sqlstate = READ_ONLY
+
+
+def is_read_only(exc):
+    """Whether an exception says that the database takes no writes at the moment (SQLSTATE 25006)."""
+    return READ_ONLY in (getattr(exc, 'sqlstate', None), getattr(exc.__cause__, 'sqlstate', None))
+
+
+@contextmanager
+def refuse_read_only(what):
+    """Say in words that something cannot be done if, in the block, the database takes no writes.
+
+    Args:
+        what: Begins the sentence, as in "The run was not cancelled".
+
+    Raises:
+        DatabaseReadOnly: So it is.
+    """
+    try:
+        yield
+    except InternalError as exc:
+        if isinstance(exc, DatabaseReadOnly) or not is_read_only(exc):
+            raise
+        raise DatabaseReadOnly(what) from exc
+
+
 def now_or_on_commit(function):
     """Call a function at once, or, in a transaction, after its commit."""
     if caller().in_atomic_block:
@@ -177,7 +211,7 @@ class EngineConnection:
         wait = 0.1
         while True:
             try:
-                return execute(self._connection(), sql, params)
+                return self._execute(sql, params)
             except UNAVAILABLE as exc:
                 self.close()
                 if time.monotonic() >= deadline:
@@ -188,6 +222,16 @@ class EngineConnection:
             except SoftTimeLimitExceeded:
                 self._abandon()
                 raise
+
+    def _execute(self, sql, params):
+        try:
+            return execute(self._connection(), sql, params)
+        except InternalError as exc:
+            if is_read_only(exc):
+                # The next connection may be one that can write: to another server, or made after the setting was
+                self.close()
+                raise WritesRefused(*exc.args) from exc
+            raise
 
     def _abandon(self):
         """Stop the statement that a soft time limit has interrupted, and close the connection.
@@ -215,6 +259,10 @@ class EngineConnection:
             key: The lock's number.
             hung_after: After how long PostgreSQL takes who holds the lock for hung and gives it to the next, seconds.
                 So it only saves work: what is done under it must be safe without it.
+
+        Raises:
+            django.db.OperationalError: The database is away, or takes no writes: who holds a lock sends messages, and
+                would send them again and again if it cannot write that it did.
         """
         holder = EngineConnection()
         wrapper = holder._connection()
@@ -222,10 +270,13 @@ class EngineConnection:
             wrapper.set_autocommit(False)
             with wrapper.cursor() as cursor:
                 cursor.execute(
-                    "SELECT pg_try_advisory_xact_lock(%s), set_config('idle_in_transaction_session_timeout', %s, true)",
+                    "SELECT pg_try_advisory_xact_lock(%s), current_setting('transaction_read_only'),"
+                    " set_config('idle_in_transaction_session_timeout', %s, true)",
                     (key, f'{hung_after * 1000:.0f}ms')
                 )
-                locked = cursor.fetchone()[0]
+                locked, read_only, __ = cursor.fetchone()
+            if read_only == 'on':
+                raise WritesRefused('nothing can be written, the database is read-only')
             yield locked
         finally:
             holder.close()
@@ -239,6 +290,11 @@ class EngineConnection:
                     copy.write_row(row)
         except SoftTimeLimitExceeded:
             self._abandon()
+            raise
+        except InternalError as exc:
+            if is_read_only(exc):
+                self.close()
+                raise WritesRefused(*exc.args) from exc
             raise
 
     def close(self):

@@ -14,15 +14,26 @@ from uuid import uuid4
 from celery import states
 from celery.exceptions import CeleryError, Ignore
 from celery.result import EagerResult
-from django.db import DatabaseError
+from django.db import DatabaseError, InternalError
 
+from .. import host
 from ..config import get_config
 from . import lifecycle, replace
 from .admission import admit, advance
 from .arguments import call_text
 from .branches import HEADER as BRANCH
 from .canvas import as_request, make_portable, root_of, stamp_branch
-from .database import UNAVAILABLE, caller, execute, in_savepoint, now_or_on_commit, on_commit
+from .database import (
+    UNAVAILABLE,
+    caller,
+    execute,
+    in_savepoint,
+    is_read_only,
+    now_or_on_commit,
+    on_commit,
+    refuse_read_only,
+)
+from .exceptions import DatabaseReadOnly
 from .hooks import invocation_of
 from .ids import SPELLING, canonical_ids
 from .options import HEADER, NOT_SENT, Own, is_internal, lift, mark, split, tag
@@ -81,6 +92,7 @@ def send(app, publish, name, args, kwargs, options):
         An `AsyncResult`.
     """
     options, own = split(options)
+    id_is_known = own.pop('id_is_known', False)  # of a call on commit
     settings = take_settings(options)
     canonical_ids(options)
     check_limits(options)
@@ -104,7 +116,9 @@ def send(app, publish, name, args, kwargs, options):
     own = Own.merge(inner or task, own)
     tracked = (is_tracked(inner or task) if own.track is None else own.track) or takes_over(options)
     call = Call(app, publish, name, args, kwargs, options, task, run, queue)
-    call.id_is_known = parent is not None and bool(options.get('task_id')) or any(map(options.get, DEPENDENTS))
+    call.id_is_known = id_is_known or parent is not None and bool(options.get('task_id')) or any(
+        map(options.get, DEPENDENTS)
+    )
     if run is not None and run.returned and options.get('parent_id') == run.task_id:
         call.predecessor = run.task_id
     if not tracked or not _usable_id(options):
@@ -247,6 +261,8 @@ class Call:
     def send_tracked(self, own, settings):
         """Make the row, and send the message, on commit if there is a transaction."""
         options = self.options
+        if host.is_in_maintenance():
+            raise DatabaseReadOnly(self._not_sent())
         self.row = build_row(self.app, self.name, self.args, self.kwargs, options, own, self.task, self.run, self.queue)
         if caller().in_atomic_block:
             # The message goes out later, and says what the row says, whatever the caller does with its dict until then
@@ -258,7 +274,10 @@ class Call:
             # A row that cannot be made does not spoil the caller's transaction.
             with in_savepoint():
                 self.id = self._insert_patiently(own)
-        except DatabaseError:
+        except DatabaseError as exc:
+            if is_read_only(exc):
+                # Whoever runs the task could neither claim it nor write what becomes of it
+                raise DatabaseReadOnly(self._not_sent()) from exc
             # The task is worth more than its row.
             logger.exception('Task %s[%s] is sent without being tracked', self.name, options['task_id'])
             if not self.row['nesting']:  # what takes the place of another task may have its row, which it is to end
@@ -292,15 +311,20 @@ class Call:
         """Insert the row though the caller's connection has broken; a worker waits for a database that is away.
 
         A task is sent without a row rather than not at all. But what a task in a worker starts, such as the next step
-        of its chain, can wait as well as the end of that task, which is written next.
+        of its chain, can wait as well as the end of that task, which is written next. Where nothing can be written
+        that step waits for as long as it takes: it must neither run without a row nor be lost.
         """
-        deadline = time.monotonic() + (PATIENCE if self.app.current_worker_task is not None else 0)
+        in_worker = self.app.current_worker_task is not None
+        deadline = time.monotonic() + (PATIENCE if in_worker else 0)
         wait = 0
         while True:
             try:
                 return self._insert(own)
-            except UNAVAILABLE as exc:
-                if caller().in_atomic_block or wait and time.monotonic() >= deadline:
+            except (*UNAVAILABLE, InternalError) as exc:
+                read_only = is_read_only(exc)
+                if isinstance(exc, InternalError) and not (read_only and in_worker) or caller().in_atomic_block:
+                    raise
+                if wait and time.monotonic() >= deadline and not (read_only and self.is_next_step):
                     raise
                 caller().close()
                 if wait:
@@ -322,10 +346,7 @@ class Call:
             mark(options)
         if self.row['nesting']:
             self._look_for_replaced()
-        with in_savepoint():
-            admission = admit(
-                policy, self.row, partial(self._insert, own), id_is_known=self.id_is_known, predecessor=self.predecessor
-            )
+        admission = self._admit_patiently(policy, own)
         self.id = admission.id
         if admission.joined:
             return self._tell(self._promise(admission.joined), 'unique')
@@ -340,6 +361,30 @@ class Call:
         result = self._tell(self._promise())
         now_or_on_commit(partial(self._line_up, policy.key))
         return result
+
+    def _admit_patiently(self, policy, own):
+        """Ask for admission; the next step of a workflow waits for it where nothing can be written."""
+        while True:
+            try:
+                with refuse_read_only(self._not_sent()), in_savepoint():
+                    return admit(
+                        policy, self.row, partial(self._insert, own), id_is_known=self.id_is_known,
+                        predecessor=self.predecessor,
+                    )
+            except DatabaseReadOnly as exc:
+                if caller().in_atomic_block or not self.is_next_step:
+                    raise
+                caller().close()
+                logger.warning('Trying again in 5 s: %s', exc)
+                time.sleep(5)
+
+    @property
+    def is_next_step(self):
+        """Whether the body of the calling task has returned: it is Celery that calls, and nobody would call again."""
+        return self.run is not None and self.run.returned
+
+    def _not_sent(self):
+        return f'{self.name}[{self.options["task_id"]}] was not sent'
 
     def _send(self):
         if not caller().in_atomic_block:

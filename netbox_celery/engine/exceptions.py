@@ -1,10 +1,12 @@
 """Exceptions of the engine."""
 from celery.exceptions import CeleryError, Ignore
+from django.db import InternalError
 from kombu.exceptions import EncodeError
 
 __all__ = (
     'BodyInterrupted',
     'BranchNotReady',
+    'DatabaseReadOnly',
     'IgnoredByWindow',
     'InvalidArguments',
     'NotHandedOver',
@@ -47,6 +49,20 @@ def _line(exc):
     except Exception:  # noqa: BLE001 - an author's __str__ may raise anything
         text = ''
     return f'{type(exc).__name__}: {text}' if text else type(exc).__name__
+
+
+class DatabaseReadOnly(CeleryError, InternalError):
+    """Something was refused, and nothing was sent, because the database can be read and not written.
+
+    So it is in NetBox's maintenance mode, on a standby, and in a read-only transaction. For NetBox it is the error that
+    its maintenance mode knows.
+    """
+    sqlstate = '25006'
+
+    def __init__(self, what):
+        super().__init__(
+            f'{what}: the database is read-only (SQLSTATE {self.sqlstate}), as in maintenance mode or on a standby'
+        )
 
 
 class NotHandedOver(Exception):

@@ -17,13 +17,13 @@ from importlib.metadata import version
 from queue import Empty, SimpleQueue
 from uuid import uuid4
 
-from django.db import close_old_connections
+from django.db import close_old_connections, connections
 
 from .. import host
 from ..choices import ResultStatusChoices as Status
 from ..config import get_config
 from . import lifecycle
-from .database import UNAVAILABLE, UNUSABLE, EngineConnection, get_connection
+from .database import UNAVAILABLE, UNUSABLE, EngineConnection, get_connection, is_read_only
 from .outcome import advance_line
 from .recorder import recorder
 from .run import OWN_THREADS
@@ -156,8 +156,12 @@ class Presence:
                     function(connection)
                 except UNAVAILABLE as exc:
                     logger.warning('The sweep waits, the database is unavailable: %s', exc)
-                except Exception:
-                    logger.exception('The sweep failed')
+                except Exception as exc:
+                    if is_read_only(exc):
+                        logger.warning('The sweep waits, the database is read-only: %s', exc)
+                        connections.close_all()  # the next ones may be able to write
+                    else:
+                        logger.exception('The sweep failed')
             close_old_connections()  # into Django's pool, if it keeps one, before this thread waits
             self._advance_lines(connection)
 

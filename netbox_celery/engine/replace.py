@@ -24,7 +24,8 @@ from ..choices import ResultStatusChoices as Status
 from . import lifecycle
 from .admission import TAKE_OVER_COLUMNS
 from .branches import alias as branch_alias
-from .database import UNUSABLE, caller, execute, get_connection, without_pool
+from .database import UNUSABLE, caller, execute, get_connection, is_read_only, without_pool
+from .exceptions import DatabaseReadOnly
 from .options import HEADER, Own, mark, sent_options
 from .outcome import advance_line, finish_run
 from .payload import dumps
@@ -99,7 +100,9 @@ def _begin(task, run):
             get_connection(), run.task_id, claims=run.claims, nesting=nesting,
             header=json.dumps({'opens': run.opens}) if run.opens else None
         )
-    except DatabaseError:
+    except DatabaseError as exc:
+        if is_read_only(exc):
+            raise DatabaseReadOnly(f'Task {run.task_id} was not replaced') from exc
         # It is worth more than the row, which ends here. What depends on the run is told by what replaces it.
         logger.exception('What replaces task %s is run without being tracked', run.task_id)
         finish_run(run, Status.STATUS_IGNORED, error='Replaced by a task that is not tracked')

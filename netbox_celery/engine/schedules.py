@@ -20,7 +20,7 @@ from ..choices import ScheduleOriginChoices as Origin
 from ..choices import ScheduleOverlapChoices as Overlap
 from . import branches, due
 from .catalogue import get_task
-from .database import UNAVAILABLE
+from .database import UNAVAILABLE, is_read_only
 from .exceptions import BranchNotReady
 from .payload import clean_text, text_of
 from .policies import SCHEDULE_KEYS, EngineKey, has_key
@@ -80,6 +80,7 @@ def fire(pk, permissions):
 
     Raises:
         django.db.OperationalError: The database is away; nothing has happened.
+        django.db.InternalError: It is read-only, likewise.
     """
     from ..models import CelerySchedule
 
@@ -99,7 +100,7 @@ def fire(pk, permissions):
             schedule.now = seen.now
             CelerySchedule.objects.filter(pk=pk).update(**_fire(schedule, reckoned, permissions))
     except Exception as exc:
-        if isinstance(exc, UNAVAILABLE) and not connection.is_usable():
+        if isinstance(exc, UNAVAILABLE) and not connection.is_usable() or is_read_only(exc):
             raise
         logger.exception('Schedule %s could not be run, it is tried again in %s', pk, PUT_OFF)
         CelerySchedule.objects.filter(pk=pk).update(next_run=Now() + PUT_OFF)
@@ -200,6 +201,8 @@ def _start(schedule, moment):
     except UNAVAILABLE:
         raise
     except Exception as exc:
+        if is_read_only(exc):
+            raise
         logger.warning('Schedule %s: %s cannot be called: %s', schedule, schedule.task, exc)
         _fail(schedule, moment, Reason.REASON_INVALID_CALL, f'{type(exc).__name__}: {text_of(exc)}')
     else:

@@ -9,6 +9,8 @@ import utilities.json
 from django.conf import settings
 from django.db import migrations, models
 
+from ._forerunner import ConvertForerunner, MoveForerunnerAside
+
 # What is here is main's alone: NetBox Branching must not look for it in the schemas of its branches
 fake_on_branch = True
 
@@ -24,6 +26,7 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
+        MoveForerunnerAside(),
         migrations.CreateModel(
             name='CeleryWorker',
             fields=[
@@ -182,4 +185,5 @@ class Migration(migrations.Migration):
                 DROP CONSTRAINT netbox_celery_celerylogentry_result_id_fk
             '''
         ),
+        ConvertForerunner(),
     ]

@@ -1,7 +1,13 @@
+from importlib import import_module
+
 from django.db import migrations, models
+
+from ._forerunner import ReplaceForerunner
 
 # What is here is main's alone: NetBox Branching must not look for it in the schemas of its branches
 fake_on_branch = True
+
+initial = import_module('netbox_celery.migrations.0001_initial').Migration
 
 
 class Migration(migrations.Migration):
@@ -11,6 +17,8 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
+        # Django takes a `0001_initial` of the earlier plugin for ours
+        ReplaceForerunner(initial.operations),
         migrations.RemoveIndex(
             model_name='celeryresult',
             name='netbox_celery_result_root',

@@ -34,7 +34,6 @@ from utilities.views import ConditionalLoginRequiredMixin, ViewTab, register_mod
 
 from .. import __version__, filtersets, forms, panels, scheduling, tables
 from ..choices import ResultStatusChoices
-from ..engine import catalogue
 from ..history import HISTORY, measure, runs_of
 from ..models import CeleryResult, CelerySchedule
 from ..object_actions import (
@@ -189,10 +188,6 @@ class CeleryScheduleEditView(VisibleMixin, generic.ObjectEditView):
         if htmx_partial(self.request) and not self.request.user.is_authenticated:
             raise PermissionDenied  # what is filled in stays; the preview says that the session has ended
         return super().handle_no_permission()
-
-    def get(self, request, *args, **kwargs):
-        catalogue.sync()
-        return super().get(request, *args, **kwargs)
 
     def post(self, request, *args, **kwargs):
         if not htmx_partial(request):

@@ -17,7 +17,6 @@ from utilities.views import GetReturnURLMixin, register_model_view
 
 from .. import actions, filtersets, forms, panels, tables
 from ..choices import ResultStatusChoices
-from ..engine import catalogue
 from ..models import CeleryResult, CeleryTask
 from ..object_actions import DeleteAbsentTask, RunTask
 from .base import (
@@ -74,10 +73,6 @@ class CeleryTaskListView(FilteredMixin, WithRunsMixin, generic.ObjectListView):
     filterset_form = forms.CeleryTaskFilterForm
     table = tables.CeleryTaskTable
     actions = (BulkExport, BulkEdit, BulkDelete)
-
-    def get(self, request):
-        catalogue.sync()
-        return super().get(request)
 
 
 @register_model_view(CeleryTask)

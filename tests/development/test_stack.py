@@ -12,6 +12,7 @@ import pytest
 from development.stack import scratch
 from development.stack.demo import Demo
 from development.stack.paths import ROOT
+from development.stack.postgres import Cluster
 from development.stack.processes import Process, birth_of, free_port, wait_until
 
 
@@ -126,6 +127,43 @@ def test_a_copy_leaves_the_original_alone(tmp_path):
     finally:
         own.stop()
         others.stop()
+
+
+def test_a_copy_of_a_server_in_use(services):
+    """A checkout is copied while its demo runs: both run, each on its own data."""
+    with services.cluster.connect('netbox') as connection:
+        connection.execute('CHECKPOINT')
+    copied = Cluster(services.directory / 'copied' / 'postgres', services.cluster.password, durable=False)
+    copied.copy(services.cluster.directory)
+    assert (copied.directory / 'postmaster.pid').exists()
+    try:
+        copied.start(services.directory / 'log' / 'copied.log')
+        with copied.connect('netbox') as connection, services.cluster.connect('netbox') as original:
+            assert connection.execute('SHOW data_directory').fetchone() == (str(copied.directory),)
+            assert original.execute('SHOW data_directory').fetchone() == (str(services.cluster.directory),)
+            connection.execute('SELECT count(*) FROM netbox_celery_celeryresult')
+    finally:
+        copied.stop()
+        shutil.rmtree(copied.directory)
+
+
+def test_an_id_that_is_somebody_elses(services):
+    """After a crash of the machine the server's id may be that of any process, which lives on."""
+    cluster = Cluster(services.directory / 'crashed' / 'postgres', services.cluster.password, durable=False)
+    cluster.initialise()
+    try:
+        cluster.start(services.directory / 'log' / 'crashed.log')
+        lock = (cluster.directory / 'postmaster.pid').read_text()
+        cluster.process.kill()
+        (cluster.directory / 'postmaster.pid').write_text(
+            lock.replace(lock.splitlines()[0], str(services.cluster.process.pid), 1)
+        )
+        cluster.start(services.directory / 'log' / 'crashed.log')
+        assert cluster.answers()
+        assert services.cluster.answers()
+    finally:
+        cluster.stop()
+        shutil.rmtree(cluster.directory)
 
 
 def test_abandoned_folders_are_swept(tmp_path, monkeypatch):

@@ -1,0 +1,34 @@
+"""What NetBox's middleware leaves open: pages that cannot do what was asked, since nothing can be written."""
+from django.contrib import messages
+from django.http import HttpResponseRedirect
+from django.utils.translation import gettext as _
+
+from .engine.database import is_read_only
+
+__all__ = (
+    'ReadOnlyMiddleware',
+)
+
+
+class ReadOnlyMiddleware:
+    """Tells people, on our pages, that the database is read-only; where it is so without NetBox's maintenance mode
+    (a standby, `default_transaction_read_only`), NetBox has its error page for it. REST answers for itself.
+    """
+
+    def __init__(self, get_response):
+        self.get_response = get_response
+
+    def __call__(self, request):
+        return self.get_response(request)
+
+    def process_exception(self, request, exception):
+        match = request.resolver_match
+        if request.method != 'POST' or match is None or 'netbox_celery' not in match.namespaces:
+            return None
+        if not is_read_only(exception):
+            return None
+        messages.error(request, _(
+            'Nothing was changed, because the database is read-only, as in maintenance mode or on a standby. Please '
+            'try again later.'
+        ))
+        return HttpResponseRedirect(request.path_info)
