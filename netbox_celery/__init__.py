@@ -35,7 +35,7 @@ class NetBoxCeleryConfig(PluginConfig):
 
         # `celery` makes ours the current Celery app in every NetBox process, so that `shared_task` binds to it;
         # `signals` connects itself to the deletion of runs and tasks; the others have tasks and jobs of their own.
-        from . import celery, commands, housekeeping, jobs, signals  # noqa: F401
+        from . import celery, checks, commands, housekeeping, jobs, signals  # noqa: F401
         commands.register()
 
 

@@ -14,7 +14,7 @@ from celery.beat import Scheduler
 from celery.signals import beat_embedded_init
 from django.db import ProgrammingError, close_old_connections, connections
 
-from .engine import catalogue, schedules, sources
+from .engine import catalogue, discovery, schedules, sources
 from .engine.database import MIGRATE, UNAVAILABLE
 from .engine.leader import Leadership, harden_connections
 
@@ -50,6 +50,7 @@ class DatabaseScheduler(Scheduler):
     def setup_schedule(self):
         """Called where beat is going to run. Its connections are made later, in the process that uses them."""
         harden_connections()
+        discovery.log_failures()
         self.install_default_entries(self.data)
 
     def tick(self, *args, **kwargs):

@@ -25,6 +25,7 @@ from celery.worker.state import task_ready
 from kombu.utils.imports import symbol_by_name
 
 from ..choices import ResultStatusChoices as Status
+from . import discovery
 from .canvas import DEEPEST_LINKS
 from .exceptions import BodyInterrupted, NotHandedOver, OutOfMemory
 from .hooks import tell_of_failure
@@ -264,7 +265,12 @@ def _rejecting(consumer, handle):
 # From a request to the pool
 
 class Worker(worker.Worker):
-    """Celery's own, which ends a run that cannot be handed to the pool."""
+    """Celery's own, which ends a run that cannot be handed to the pool, and says at its start what it lacks."""
+
+    def extra_info(self):
+        lacking = ''.join(f'  . {failure}\n' for failure in discovery.failures())
+        info = super().extra_info() or ''
+        return f'{info}\n[not loaded]\n{lacking}' if lacking else info
 
     def _process_task(self, request):
         try:

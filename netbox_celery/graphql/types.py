@@ -182,8 +182,7 @@ class CeleryTaskType(NetBoxObjectType):
 @strawberry_django.type(
     models.CeleryWorker,
     fields=[
-        'id', 'key', 'name', 'host', 'pid', 'pool', 'concurrency', 'queues', 'versions', 'started', 'heartbeat',
-        'stopped',
+        'id', 'key', 'name', 'host', 'pid', 'pool', 'concurrency', 'queues', 'started', 'heartbeat', 'stopped',
     ],
     filters=CeleryWorkerFilter,
     pagination=True
@@ -193,6 +192,18 @@ class CeleryWorkerType(BaseObjectType):
     @strawberry_django.field(only=['name'])
     def display(self) -> str:
         return str(self)
+
+    @strawberry_django.field(only=['versions'])
+    def versions(self) -> JSON:
+        return self.package_versions
+
+    @strawberry_django.field(only=['versions'])
+    def autoscale(self) -> JSON | None:
+        return self.autoscale
+
+    @strawberry_django.field(only=['versions'])
+    def not_loaded(self) -> JSON:
+        return self.not_loaded
 
     @strawberry_django.field(only=['heartbeat', 'stopped'])
     def is_alive(self) -> bool:

@@ -19,11 +19,12 @@ from .schedules import (
     SchedulePolicyPanel,
     ScheduleTimesPanel,
 )
-from .tasks import TaskDocumentationPanel, TaskPanel, TaskParametersPanel, TaskSchedulesPanel
-from .workers import WorkerPanel
+from .tasks import TaskDocumentationPanel, TaskPanel, TaskParametersPanel, TaskSchedulesPanel, TaskUnloadedPanel
+from .workers import NotLoadedPanel, VersionsPanel, WorkerPanel
 
 __all__ = (
     'LIVE',
+    'NotLoadedPanel',
     'PayloadPanel',
     'ResultArgumentsPanel',
     'ResultAttemptsPanel',
@@ -43,6 +44,8 @@ __all__ = (
     'TaskPanel',
     'TaskParametersPanel',
     'TaskSchedulesPanel',
+    'TaskUnloadedPanel',
+    'VersionsPanel',
     'WorkerPanel',
     'explain_status',
 )
