@@ -50,6 +50,11 @@ def why_not_runnable(task):
         ).format(task=task)
         why = discovery.why_unregistered(task.name, task.plugin)
         return f'{absent} {why}' if why else absent
+    if strategy := task.defaults.get('strategy'):
+        return _(
+            'The task {task} can be called from code alone: it has a strategy of its own ({strategy}), and its runs '
+            'cannot be tracked.'
+        ).format(task=task, strategy=strategy)
     return ''
 
 

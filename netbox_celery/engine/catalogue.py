@@ -15,6 +15,7 @@ from .annotations import is_allowed
 from .exceptions import InvalidArguments
 from .options import is_internal, is_own
 from .payload import DEEPEST, check_markers, dumps, to_jsonb
+from .strategies import strategy_of
 
 __all__ = (
     'InvalidArguments',
@@ -153,7 +154,7 @@ def describe_task(task):
         'defaults': {
             name: value for name in DEFAULTS
             if isinstance(value := _set_by_code(task, name), bool | int | float | str)
-        },
+        } | ({'strategy': strategy} if (strategy := strategy_of(task)) else {}),
         'parameters': parameters(task),
     }
 
