@@ -10,6 +10,8 @@ from django.contrib.auth import get_user_model
 from django.contrib.contenttypes.models import ContentType
 from django.db.models import Model, Q
 
+from .tracing import without_tracing
+
 __all__ = (
     'HEADER',
     'NOT_SENT',
@@ -178,6 +180,8 @@ def sent_options(options, task):
         if value is None or value == [] or key in NOT_SENT or key == 'task_id':
             continue
         if key in FROM_TASK and value == getattr(task, key, None):
+            continue
+        if key == 'headers' and isinstance(value, dict) and not (value := without_tracing(value)):
             continue
         # Objects of Kombu's are declared by Celery's settings: their names find them again.
         kept[key] = getattr(value, 'name', value) if key in ('queue', 'exchange') else value

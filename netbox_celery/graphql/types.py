@@ -70,6 +70,8 @@ class CeleryResultType(NetBoxObjectType):
     object_id: BigInt | None
     value: BigInt | None
     value_max: BigInt | None
+    # Those that the reader may view, oldest first, a page of them
+    log_entries: list[Annotated['CeleryLogEntryType', strawberry.lazy('netbox_celery.graphql.types')]]
 
     @strawberry_django.field(only=['name', 'celery_name', 'task_id'])
     def display(self) -> str:

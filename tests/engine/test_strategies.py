@@ -50,10 +50,8 @@ def task(request, make_task):
 def broker(monkeypatch):
     """What is sent, without a broker."""
     sent = []
-    monkeypatch.setattr('celery.app.amqp.AMQP.send_task_message', lambda self, *args, **options: sent.append(args))
-    monkeypatch.setattr(
-        app.amqp, '_send_task_message',
-        lambda producer, name, message, **options: sent.append((name, message)), raising=False
+    monkeypatch.setitem(
+        vars(app.amqp), 'send_task_message', lambda producer, name, message, **options: sent.append(message)
     )
     return sent
 
@@ -137,7 +135,7 @@ def test_schedule(make_task, broker):
     task = make_task(lambda self, *args: None, name='tests:batch', base=Ours)
     schedule = make_schedule('A', make_task_row(task.name))
     with mock.patch.object(schedule, 'now', schedule.created, create=True):
-        schedules._start(schedule, schedule.created)
+        schedules.start_run(schedule, schedule.created)
     run = CeleryResult.objects.get()
     assert (run.status, run.reason) == ('failed', 'invalid_call')
     assert 'has a Strategy of its own' in run.error
