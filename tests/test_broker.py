@@ -141,7 +141,9 @@ SENTINELS = {'SENTINELS': [('a', 1)], 'SENTINEL_SERVICE': 's', 'SENTINEL_TIMEOUT
 @pytest.mark.parametrize('key', ['broker_transport_options', 'result_backend_transport_options'])
 def test_merged(key):
     """Options inside of options are merged as well: the password of Sentinel does not take its timeout away."""
-    theirs = {'sentinel_kwargs': {'password': 'p', 'ssl': True}, 'retry_policy': {'timeout': 5.0}, 'min_other_sentinels': 1}
+    theirs = {
+        'sentinel_kwargs': {'password': 'p', 'ssl': True}, 'retry_policy': {'timeout': 5.0}, 'min_other_sentinels': 1,
+    }
     mine = {key: theirs}
     made = settings(SENTINELS, celery=mine)[key]
 

@@ -68,12 +68,12 @@ class Failure:
 
 def failures():
     """Return what this process could not import, a list of `Failure`s in the order of their modules."""
-    return [_failures[module] for module in sorted(_failures)]
+    return [failure for __, failure in sorted(dict(_failures).items())]
 
 
 def failed_plugins():
     """Return the packages of which this process lacks tasks, a set of names."""
-    return {failure.plugin for failure in _failures.values()}
+    return {failure.plugin for failure in failures()}
 
 
 def why_unregistered(name, plugin=None):
@@ -210,7 +210,7 @@ def _place(plugin, exc):
 def _folder(package):
     try:
         spec = find_spec(package)
-    except (ImportError, ValueError, AttributeError):
+    except Exception:  # noqa: BLE001 - what is above it is imported for that
         return ''
     places = spec and spec.submodule_search_locations
     return os.path.join(next(iter(places)), '') if places else ''

@@ -41,7 +41,8 @@ def without_tracing(headers):
         return headers
     monitor = {name: value for name, value in inner.items() if name in MONITOR}
     kept = monitor | {
-        name: value for name, value in headers.items() if name != 'headers' and (name in MONITOR or not _is_tracing(name))
+        name: value for name, value in headers.items()
+        if name in MONITOR or name != 'headers' and not _is_tracing(name)
     }
     # Without what is in there a second time
     rest = {

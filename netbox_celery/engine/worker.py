@@ -289,7 +289,9 @@ def _let_go(app, message, unclaimed):
     if not is_uuid(task_id):
         return True
     task = app.tasks[name]
-    ended = close_run(task_id, Status.STATUS_IGNORED, error=f'Not followed: {why_untracked(name, strategy_of(task))}')
+    # Its result, if there is one, the task itself gives to the result backend
+    why = f'Not followed: {why_untracked(name, strategy_of(task))}'
+    ended = close_run(task_id, Status.STATUS_IGNORED, error=why, in_backend=True)
     if ended is None and status_of(task_id) == Status.STATUS_REVOKED:
         logger.info('Task %s[%s] is not run: it is revoked', name, task_id)
         return False

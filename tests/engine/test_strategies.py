@@ -1,4 +1,4 @@
-"""Tasks with a `Strategy` of their own, whose runs nobody claims: they have no rows, and who asks for one is refused."""
+"""Tasks with a `Strategy` of their own, whose runs nobody claims: they have no rows, and who wants one is refused."""
 from types import SimpleNamespace
 from unittest import mock
 from uuid import uuid4
