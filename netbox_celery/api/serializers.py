@@ -183,7 +183,7 @@ class CeleryResultSerializer(BesideSerializer, NetBoxModelSerializer, NarrowSave
     # Arguments as their caller wants them shown: `argsrepr` and `kwargsrepr` stand in for what is secret
     args = PlainJSONField(source='display_args')
     kwargs = PlainJSONField(source='display_kwargs')
-    options = PlainJSONField()
+    options = PlainJSONField(source='display_options')
     data = PlainJSONField()
     result = PlainJSONField()
     attempts = PlainJSONField()

@@ -16,9 +16,10 @@ __all__ = (
 #: Names in lower case.
 NAMES = frozenset((
     'b3', 'baggage', 'correlation-context', 'dd-pathway-ctx', 'dd-pathway-ctx-base64', 'elastic-apm-traceparent',
-    'grpc-trace-bin', 'newrelic', 'newrelicid', 'newrelicsynthetics', 'newrelictransaction', 'traceparent',
-    'tracestate', 'uber-trace-id', 'x-amzn-trace-id', 'x-cloud-trace-context', 'x-dynatrace', 'x-newrelic-id',
-    'x-newrelic-transaction', 'x-ot-span-context',
+    'elasticapm', 'grpc-trace-bin', 'newrelic', 'newrelicid', 'newrelicsynthetics', 'newrelictransaction', 'sw8',
+    'sw8-correlation', 'sw8-x', 'traceparent', 'tracestate', 'uber-trace-id', 'x-amzn-trace-id',
+    'x-cloud-trace-context', 'x-dynatrace', 'x-honeycomb-trace', 'x-newrelic-id', 'x-newrelic-transaction',
+    'x-ot-span-context',
 ))
 PREFIXES = ('ot-baggage-', 'ot-tracer-', 'sentry-', 'uberctx-', 'x-b3-', 'x-datadog-', 'x-instana-', 'x-sentry-')
 #: What a run is to carry to its end.

@@ -3,12 +3,14 @@ from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
+from django.test import Client
 
 from netbox_celery.celery import app
 from netbox_celery.engine.options import sent_options
 from netbox_celery.engine.resend import COLUMNS, send_row
 from netbox_celery.engine.tracing import hide_tracing, without_tracing
 from netbox_celery.models import CeleryResult
+from users.models import User
 
 SENTRY = {
     'sentry-trace': '771a43a4192642f0b136d5159a501700-1234567890abcdef-1', 'baggage': 'sentry-environment=production',
@@ -92,5 +94,15 @@ def test_row_of_an_earlier_version():
     """What is there is not shown."""
     from tests.factories import make_result
 
-    run = make_result(options={'queue': 'q', 'headers': SENTRY | {'headers': SENTRY}})
-    assert run.display_options == {'queue': 'q'}
+    run = make_result(options={'queue': 'q', 'headers': SENTRY | MONITOR | {'headers': SENTRY, 'mine': 1}})
+    assert run.display_options == {'queue': 'q', 'headers': {'mine': 1}}
+
+    client = Client()
+    client.force_login(User.objects.create_superuser('root'))
+    for address in (
+        run.get_absolute_url(), f'/api/plugins/celery/results/{run.pk}/',
+        '/api/plugins/celery/results/?fields=id,options', f'/plugins/celery/results/{run.pk}/changelog/',
+    ):
+        page = client.get(address).content.decode()
+        assert 'sentry' not in page, address
+    assert client.get(f'/api/plugins/celery/results/{run.pk}/').json()['options'] == run.display_options
