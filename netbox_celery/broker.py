@@ -68,19 +68,18 @@ def celery_settings(redis, config, timezone='UTC'):
         ('broker_use_ssl', config.broker_url), ('redis_backend_use_ssl', config.result_backend)
     ):
         ours, theirs = None if is_elsewhere else tls, config.celery.get(key)
-        if theirs is not None or ours:
+        if ours and (theirs is None or theirs is True):
+            settings[key] = ours  # they name nothing
+        elif theirs is not None:
             settings[key] = _merged(ours, theirs)
     return settings
 
 
 def _merged(ours, theirs):
-    """Return options of ours with a user's over them, at each depth: what they do not name stays.
-
-    `True` names nothing: TLS, as it is.
-    """
+    """Return options of ours with a user's over them, at each depth: what they do not name stays."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         return ours | {key: _merged(ours.get(key), value) for key, value in theirs.items()}
-    return ours if theirs is None or theirs is True and ours else theirs
+    return theirs
 
 
 def speaks_redis(url):

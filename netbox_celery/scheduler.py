@@ -132,6 +132,8 @@ class DatabaseScheduler(Scheduler):
 
         Its row says all that it is called with. Of the entry's options, headers that others have added go along.
         """
+        if not isinstance(entry, Entry):
+            return super().apply_async(entry, producer=producer, advance=advance, **kwargs)
         entry.is_applied = True
         try:
             return schedules.start_run(entry.row, entry.moment, headers=entry.options.get('headers'))

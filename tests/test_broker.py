@@ -155,12 +155,11 @@ def test_merged(key):
     }
     assert theirs['sentinel_kwargs'] == {'password': 'p', 'ssl': True}
     # Theirs wins, also with nothing
-    made = settings(SENTINELS, celery={key: {
-        'sentinel_kwargs': {'socket_connect_timeout': 0.5, 'retry': 'r'}, 'master_name': 'm', 'global_keyprefix': '',
-    }})[key]
-    assert made == {
-        'global_keyprefix': '', 'master_name': 'm', 'sentinel_kwargs': {'socket_connect_timeout': 0.5, 'retry': 'r'},
+    theirs = {
+        'sentinel_kwargs': {'socket_connect_timeout': 0.5, 'retry': None}, 'master_name': 'm', 'global_keyprefix': '',
     }
+    assert settings(SENTINELS, celery={key: theirs})[key] == theirs
+    assert settings(SENTINELS, celery={key: {'sentinel_kwargs': None}})[key]['sentinel_kwargs'] is None
 
 
 @pytest.mark.parametrize('theirs, expected', [

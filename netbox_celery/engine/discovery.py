@@ -8,6 +8,7 @@ what another has. A module is tried once: what half of it has done is not done a
 Tasks of a module that was executed only in part are not registered, since their bodies may use what was never defined.
 Those of other modules of the plugin are.
 """
+import importlib
 import logging
 import os
 import sys
@@ -36,6 +37,8 @@ __all__ = (
 )
 
 logger = logging.getLogger(__name__)
+
+IMPORTLIB = os.path.dirname(importlib.__file__)
 
 #: Longest error of a failure, characters.
 MOST_TEXT = 500
@@ -198,8 +201,10 @@ def _place(plugin, exc):
     """Return the file and the line of a plugin that an exception came from; elsewhere if it has none in it."""
     if isinstance(exc, SyntaxError) and exc.filename:
         return f'{_short(exc.filename)}:{exc.lineno}'
-    frames = [frame for frame in traceback_module.extract_tb(exc.__traceback__) if frame.filename != __file__
-              and 'importlib' not in frame.filename]
+    frames = [
+        frame for frame in traceback_module.extract_tb(exc.__traceback__)
+        if frame.filename != __file__ and not frame.filename.startswith(('<frozen importlib', IMPORTLIB))
+    ]
     folder = _folder(plugin)
     own = [frame for frame in frames if folder and frame.filename.startswith(folder)]
     for frame in (own or [frame for frame in frames if f'{os.sep}celery{os.sep}' not in frame.filename])[-1:]:

@@ -93,8 +93,9 @@ def _may_have_row(task, own, options):
 
 def _is_default(task):
     """Whether a task says nothing else of tracking than the base class of tasks does."""
-    owner = next(cls for cls in type(task).__mro__ if 'netbox_track' in vars(cls))
-    return owner.__module__ == 'netbox_celery.tasks'
+    owners = (task, *type(task).__mro__)
+    owner = next(owner for owner in owners if 'netbox_track' in vars(owner))
+    return owner is not task and owner.__module__ == 'netbox_celery.tasks'
 
 
 def send(app, publish, name, args, kwargs, options):

@@ -102,6 +102,10 @@ def test_refused_by_decorator(make_task, broker):
     task = make_task(lambda self, *args: None, name='tests:batch', base=Batches, netbox_track=True)
     with pytest.raises(CeleryError, match='has a Strategy of its own'):
         task.delay()
+    del type(task).netbox_track
+    task.netbox_track = True
+    with pytest.raises(CeleryError, match='has a Strategy of its own'):
+        task.delay()
 
 
 def test_replacement(task, broker):
