@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from celery import signals
 from celery.loaders.app import AppLoader
 from celery.loaders.base import find_related_module
+from django.db import DatabaseError, connection, transaction
 
 from .payload import clean_text, cut_text, text_of
 
@@ -135,7 +136,7 @@ class Loader(AppLoader):
                 return None
             del _failures[module]  # somebody has imported it since
         with self._noting(module):
-            return function(*args)
+            return _in_savepoint(function, *args)
         return None
 
     @contextmanager
@@ -150,6 +151,21 @@ class Loader(AppLoader):
             forget_halves(self.app)
             if not self.is_early:
                 log_failures()
+
+
+def _in_savepoint(function, *args):
+    """Call a function whose queries must not break the transaction that the caller is in, if there is one."""
+    if not connection.in_atomic_block:
+        return function(*args)
+    found = None
+    try:
+        with transaction.atomic():
+            found = function(*args)
+    except DatabaseError:
+        # A module that knows how to do without the database has been imported
+        if found is None:
+            raise
+    return found
 
 
 def note_failure(module, exc):

@@ -9,6 +9,7 @@ import pytest
 from celery import _state, signals
 from celery.exceptions import NotRegistered
 from django.core.checks import run_checks
+from django.db import transaction
 
 from netbox_celery import host
 from netbox_celery.actions import why_not_runnable
@@ -91,6 +92,22 @@ def test_others_go_on(text, error, write_plugin, caplog):
     assert failure.place.startswith(f'{broken}/tasks.py:')
     said, = (record for record in caplog.records if broken in record.getMessage())
     assert 'Traceback (most recent call last)' in said.getMessage()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize('is_caught', [False, True])
+def test_transaction(write_plugin, is_caught):
+    """A module that asks the database in vain does not break the transaction in which somebody calls a task."""
+    text = 'from django.db import connection, DatabaseError\n'
+    query = "connection.cursor().execute('SELECT nothing_of_the_kind')"
+    name = write_plugin({'tasks.py': text + (
+        f'try:\n    {query}\nexcept DatabaseError:\n    pass\n' if is_caught else query
+    ) + TASK.replace('{name}', '{name}:task')})
+    with transaction.atomic():
+        app.loader.autodiscover_tasks([name])
+        assert CeleryTask.objects.count() >= 0
+    assert (f'{name}:task' in app.tasks) is is_caught
+    assert [f.error.partition(':')[0] for f in discovery.failures()] == ([] if is_caught else ['ProgrammingError'])
 
 
 def test_keyboard(write_plugin):
