@@ -8,7 +8,7 @@ from django.utils.translation import gettext as _
 
 from .celery import app
 from .choices import ResultStatusChoices
-from .engine import control, workflow
+from .engine import control, discovery, workflow
 from .engine.canvas import CALLERS, called_tasks
 from .engine.options import is_internal
 from .engine.queues import check_repeated
@@ -45,9 +45,16 @@ def why_not_runnable(task):
     if not task.enabled:
         return _('The task {task} is disabled.').format(task=task)
     if not task.present:
-        return _(
+        absent = _(
             'The task {task} is absent: no worker has it any more. Is its plugin installed, and a worker running?'
         ).format(task=task)
+        why = discovery.why_unregistered(task.name, task.plugin)
+        return f'{absent} {why}' if why else absent
+    if strategy := task.defaults.get('strategy'):
+        return _(
+            'The task {task} can be called from code alone: it has a strategy of its own ({strategy}), and its runs '
+            'cannot be tracked.'
+        ).format(task=task, strategy=strategy)
     return ''
 
 

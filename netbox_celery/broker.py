@@ -23,6 +23,11 @@ TRANSPORTS = {
     'sentinel': 'netbox_celery.transport:SentinelTransport',
 }
 
+#: Settings of Celery's that are worked out here: what a user sets of them is merged with that, key by key.
+MERGED = frozenset((
+    'broker_transport_options', 'result_backend_transport_options', 'broker_use_ssl', 'redis_backend_use_ssl',
+))
+
 
 def celery_settings(redis, config, timezone='UTC'):
     """Return the settings of the Celery app.
@@ -41,7 +46,7 @@ def celery_settings(redis, config, timezone='UTC'):
         'broker_connection_retry_on_startup': True,
         'beat_scheduler': 'netbox_celery.scheduler:DatabaseScheduler',
     }
-    settings |= {key: value for key, value in config.celery.items() if not key.endswith('transport_options')}
+    settings |= {key: value for key, value in config.celery.items() if key not in MERGED}
 
     settings['broker_url'] = config.broker_url or _redis_url(redis)
     settings['result_backend'] = config.result_backend or _redis_url(redis)
@@ -57,13 +62,24 @@ def celery_settings(redis, config, timezone='UTC'):
         if key == 'broker_transport_options' and _speaks_amqp(url):
             # Or a call returns before RabbitMQ has the message safe, and it may be lost without a word
             options['confirm_publish'] = True
-        settings[key] = options | config.celery.get(key, {})
-    if tls := _tls(redis):
-        if not config.broker_url:
-            settings.setdefault('broker_use_ssl', tls)
-        if not config.result_backend:
-            settings.setdefault('redis_backend_use_ssl', tls)
+        settings[key] = _merged(options, config.celery.get(key, {}))
+    tls = _tls(redis)
+    for key, is_elsewhere in (
+        ('broker_use_ssl', config.broker_url), ('redis_backend_use_ssl', config.result_backend)
+    ):
+        ours, theirs = None if is_elsewhere else tls, config.celery.get(key)
+        if ours and (theirs is None or theirs is True):
+            settings[key] = ours  # they name nothing
+        elif theirs is not None:
+            settings[key] = _merged(ours, theirs)
     return settings
+
+
+def _merged(ours, theirs):
+    """Return options of ours with a user's over them, at each depth: what they do not name stays."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return ours | {key: _merged(ours.get(key), value) for key, value in theirs.items()}
+    return theirs
 
 
 def speaks_redis(url):

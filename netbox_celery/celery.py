@@ -24,6 +24,7 @@ if not apps.ready and not apps.loading:
 
 from . import broker, host  # noqa: E402
 from .config import get_config  # noqa: E402
+from .engine import discovery  # noqa: E402
 from .engine.backend import tracking  # noqa: E402
 from .engine.canvas import forget_ids  # noqa: E402
 from .engine.enqueue import send  # noqa: E402
@@ -45,6 +46,9 @@ class NetBoxCelery(Celery):
     registry_cls = 'netbox_celery.engine.registry:Registry'
     task_cls = 'netbox_celery.engine.oncommit:OnCommitTask'
     control_cls = 'netbox_celery.engine.revoke:Control'
+    loader_cls = 'netbox_celery.engine.discovery:Loader'
+
+    _is_finalizing = False
 
     @cached_property
     def Worker(self):
@@ -60,11 +64,37 @@ class NetBoxCelery(Celery):
     def _get_backend(self):
         return tracking(with_upstream(super()._get_backend()))
 
+    def finalize(self, auto=False):
+        """Make tasks of what decorators have collected (see `Celery.finalize`), and go on after one that fails."""
+        if self.finalized and not self._is_finalizing:
+            return
+        self._is_finalizing = True
+        try:
+            super().finalize(auto)
+        finally:
+            self._is_finalizing = False
+
     def _task_from_fun(self, fun, **options):
         # Celery takes what has a name and annotations, as functions have, and whose name is one in Python too.
         if 'name' in options and not (inspect.isroutine(fun) and fun.__name__.isidentifier()):
             fun = _function(fun)
-        return super()._task_from_fun(fun, **options)
+        if not self._is_finalizing:
+            return super()._task_from_fun(fun, **options)
+        if discovery.is_half(fun):
+            return None
+        known = set(self._tasks)
+        try:
+            return super()._task_from_fun(fun, **options)
+        except Exception as exc:  # noqa: BLE001 - whatever a decorator's options, or a base class, lead to
+            for name in set(self._tasks) - known:
+                self._tasks.pop(name, None)
+            discovery.note_failure(f'{fun.__module__}:{fun.__qualname__}', exc)
+            return None
+
+    def bugreport(self):
+        report = super().bugreport()
+        lacking = '\n'.join(f'  {failure}' for failure in discovery.failures())
+        return f'{report}\n\nmodules that could not be imported:\n{lacking}\n' if lacking else report
 
 
 def _function(target, known={}):

@@ -1,15 +1,32 @@
-"""What an operator has to do before anything else can work: Django's system checks, and a stop before migrations."""
+"""What `netbox check` says of the plugin, and a stop before migrations that would not work."""
 from django.core.checks import Error, Tags, Warning, register
 from django.core.management.base import CommandError
 from django.db import DatabaseError, connections
 from django.db.migrations.recorder import MigrationRecorder
 
+from .engine import catalogue, discovery
 from .migrations._forerunner import ASIDE, forerunner_tables
 
 __all__ = (
     'check_forerunner',
+    'check_tasks',
     'stop_migration',
 )
+
+
+@register('netbox_celery')
+def check_tasks(app_configs, **kwargs):
+    """Warn of plugins whose tasks cannot be imported (`netbox_celery.W001`): the rest of NetBox works."""
+    catalogue.registered_tasks()
+    return [
+        Warning(
+            f'The tasks of {failure.plugin} cannot be imported: {failure}',
+            hint='Workers and NetBox go on without them. Install what is missing, or mend the module; then restart '
+                 'NetBox, its workers and beat.',
+            obj=failure.module,
+            id='netbox_celery.W001',
+        ) for failure in discovery.failures()
+    ]
 
 
 @register(Tags.database)
@@ -52,5 +69,5 @@ def _problems(alias):
         f'{made}.',
         hint=f'`netbox migrate` renames them to {" and ".join(ASIDE[table] for table in tables)}, and converts their '
              f'rows.',
-        id='netbox_celery.W001'
+        id='netbox_celery.W002'
     )]

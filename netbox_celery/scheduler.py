@@ -9,13 +9,17 @@ import logging
 import signal
 import sys
 import time
+from copy import copy, deepcopy
 
-from celery.beat import Scheduler
+from celery.beat import ScheduleEntry, Scheduler
+from celery.schedules import schedule
 from celery.signals import beat_embedded_init
 from django.db import ProgrammingError, close_old_connections, connections
 
-from .engine import catalogue, schedules, sources
+from .choices import ScheduleKindChoices as Kind
+from .engine import catalogue, discovery, schedules, sources
 from .engine.database import MIGRATE, UNAVAILABLE, is_read_only
+from .engine.due import parse_crontab, parse_timezone
 from .engine.leader import Leadership, harden_connections
 
 __all__ = (
@@ -50,6 +54,7 @@ class DatabaseScheduler(Scheduler):
     def setup_schedule(self):
         """Called where beat is going to run. Its connections are made later, in the process that uses them."""
         harden_connections()
+        discovery.log_failures()
         self.install_default_entries(self.data)
 
     def tick(self, *args, **kwargs):
@@ -103,10 +108,41 @@ class DatabaseScheduler(Scheduler):
         permissions, number = {}, 0
         until = time.monotonic() + SENDING_TIME
         for pk in schedules.find_due():
-            number += schedules.fire(pk, permissions)
+            number += schedules.fire(pk, permissions, self._start)
             if time.monotonic() > until:
                 break
         return 0 if number else SHORT_WAIT
+
+    def _start(self, row, moment):
+        """Start a run by `apply_entry`, as beat does: that is where others listen, such as Sentry's monitor of beat.
+
+        Raises:
+            django.db.DatabaseError: The database is away.
+        """
+        entry = Entry(self.app, row, moment)
+        try:
+            self.apply_entry(entry)
+        except Exception:
+            # Ours only logs what goes wrong
+            logger.exception('beat: who listens to what schedule %s starts has failed', row)
+        if not entry.is_applied:
+            self.apply_async(entry)
+        if entry.error is not None:
+            raise entry.error
+
+    def apply_async(self, entry, producer=None, advance=True, **kwargs):
+        """Start the run of an entry that is due (see `celery.beat.Scheduler.apply_async`).
+
+        Its row says all that it is called with. Of the entry's options, headers that others have added go along.
+        """
+        if not isinstance(entry, Entry):
+            return super().apply_async(entry, producer=producer, advance=advance, **kwargs)
+        entry.is_applied = True
+        try:
+            return schedules.start_run(entry.row, entry.moment, headers=entry.options.get('headers'))
+        except Exception as exc:
+            entry.error = exc  # or `apply_entry` would keep it to itself
+            raise
 
     def close(self):
         super().close()
@@ -115,6 +151,34 @@ class DatabaseScheduler(Scheduler):
     @property
     def info(self):
         return '    . schedules -> the database of NetBox'
+
+
+class Entry(ScheduleEntry):
+    """A schedule that is due, as Celery's beat knows it. It is made for one run."""
+
+    #: Whether the run was started, or could not be.
+    is_applied = False
+    #: What kept it from being started.
+    error = None
+
+    def __init__(self, app, row, moment):
+        super().__init__(
+            name=row.name, task=row.task.name, args=row.args, kwargs=row.kwargs, schedule=timing_of(row),
+            options=deepcopy(row.options), last_run_at=row.last_run, app=app
+        )
+        self.row = row
+        self.moment = moment
+
+
+def timing_of(row):
+    """Return when a schedule is due as a schedule of Celery's; of one that is due once, `None`."""
+    if row.kind == Kind.KIND_INTERVAL:
+        return schedule(row.interval)
+    if row.kind == Kind.KIND_CRONTAB:
+        cron = copy(parse_crontab(row.crontab))
+        cron.tz = parse_timezone(row.timezone)
+        return cron
+    return None
 
 
 #: The sockets of the worker that forked this beat: closed already, and never to be closed again in this process, where

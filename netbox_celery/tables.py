@@ -419,6 +419,9 @@ class CeleryWorkerTable(NetBoxTable):
     pid = tables.Column(
         verbose_name=_('Process ID')
     )
+    concurrency = tables.Column(
+        verbose_name=_('Concurrency')
+    )
     queues = columns.ArrayColumn(
         verbose_name=_('Queues'),
         orderable=False
@@ -446,3 +449,6 @@ class CeleryWorkerTable(NetBoxTable):
         default_columns = (
             'name', 'is_alive', 'host', 'pool', 'concurrency', 'queues', 'started', 'heartbeat', 'stopped',
         )
+
+    def render_concurrency(self, record):
+        return record.display_concurrency

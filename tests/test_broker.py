@@ -135,6 +135,51 @@ def test_passed_through():
     assert made['accept_content'] == ['json']
 
 
+SENTINELS = {'SENTINELS': [('a', 1)], 'SENTINEL_SERVICE': 's', 'SENTINEL_TIMEOUT': 3}
+
+
+@pytest.mark.parametrize('key', ['broker_transport_options', 'result_backend_transport_options'])
+def test_merged(key):
+    """Options inside of options are merged as well: the password of Sentinel does not take its timeout away."""
+    theirs = {
+        'sentinel_kwargs': {'password': 'p', 'ssl': True}, 'retry_policy': {'timeout': 5.0}, 'min_other_sentinels': 1,
+    }
+    mine = {key: theirs}
+    made = settings(SENTINELS, celery=mine)[key]
+
+    assert made['sentinel_kwargs'].pop('retry') is not None
+    assert made == {
+        'global_keyprefix': 'netbox_celery:', 'master_name': 's', 'min_other_sentinels': 1,
+        'sentinel_kwargs': {'socket_connect_timeout': 3, 'password': 'p', 'ssl': True},
+        'retry_policy': {'timeout': 5.0},
+    }
+    assert theirs['sentinel_kwargs'] == {'password': 'p', 'ssl': True}
+    # Theirs wins, also with nothing
+    theirs = {
+        'sentinel_kwargs': {'socket_connect_timeout': 0.5, 'retry': None}, 'master_name': 'm', 'global_keyprefix': '',
+    }
+    assert settings(SENTINELS, celery={key: theirs})[key] == theirs
+    assert settings(SENTINELS, celery={key: {'sentinel_kwargs': None}})[key]['sentinel_kwargs'] is None
+
+
+@pytest.mark.parametrize('theirs, expected', [
+    ({'ssl_certfile': '/c'}, {'ssl_cert_reqs': ssl.CERT_REQUIRED, 'ssl_ca_certs': '/ca', 'ssl_certfile': '/c'}),
+    ({'ssl_ca_certs': '/x'}, {'ssl_cert_reqs': ssl.CERT_REQUIRED, 'ssl_ca_certs': '/x'}),
+    ({}, {'ssl_cert_reqs': ssl.CERT_REQUIRED, 'ssl_ca_certs': '/ca'}),
+    (True, {'ssl_cert_reqs': ssl.CERT_REQUIRED, 'ssl_ca_certs': '/ca'}),
+    (False, False),
+    (None, {'ssl_cert_reqs': ssl.CERT_REQUIRED, 'ssl_ca_certs': '/ca'}),
+])
+@pytest.mark.parametrize('key', ['broker_use_ssl', 'redis_backend_use_ssl'])
+def test_merged_tls(key, theirs, expected):
+    """So is what is said of TLS: a client certificate does not switch the check of the server's off."""
+    redis = {'SSL': True, 'CA_CERT_PATH': '/ca'}
+    assert settings(redis, celery={key: theirs})[key] == expected
+    assert settings({}, celery={key: theirs}).get(key) == theirs
+    url = 'broker_url' if key == 'broker_use_ssl' else 'result_backend'
+    assert settings(redis, celery={key: theirs}, **{url: 'rediss://elsewhere'}).get(key) == theirs
+
+
 def test_nothing_is_changed():
     """NetBox's settings and the plugin's stay as they are."""
     redis, mine = {'SENTINELS': [('a', 1)], 'SSL': True}, {'broker_transport_options': {'visibility_timeout': 5}}

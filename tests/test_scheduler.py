@@ -2,14 +2,17 @@
 import logging
 import threading
 from datetime import timedelta
+from unittest import mock
 
 import pytest
+from celery.beat import Scheduler
 from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 
 from netbox_celery import scheduler as module
 from netbox_celery.celery import app
 from netbox_celery.engine import catalogue, schedules
+from netbox_celery.engine.schedules import DUE_HEADER
 from netbox_celery.housekeeping import PRUNE
 from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
 from netbox_celery.scheduler import HOUSEKEEPING_INTERVAL, SHORT_WAIT, STANDBY_INTERVAL, DatabaseScheduler
@@ -192,3 +195,66 @@ def test_housekeeping_that_fails(make_beat, make_due, monkeypatch, caplog):
     assert [beat.tick(), beat.tick()] == [STANDBY_INTERVAL, 0]
     assert 'something failed' in caplog.text
     assert runs() == ['due']
+
+
+def test_apply_entry(make_beat, make_due, monkeypatch):
+    """What is due goes by `apply_entry`, as with Celery's beat: who listens there hears of it, and may add headers."""
+    heard = []
+    apply_entry = Scheduler.apply_entry
+
+    def listening(self, entry, producer=None):
+        heard.append((entry.name, entry.task, entry.schedule.run_every, entry.app, self.app))
+        entry.options['headers'] = {**entry.options.pop('headers', {}), 'heard': True, DUE_HEADER: 'never'}
+        return apply_entry(self, entry, producer=producer)
+
+    monkeypatch.setattr(Scheduler, 'apply_entry', listening)
+    schedule = make_due()
+    assert make_beat().tick() == 0
+    assert heard == [('due', 'tests:due', timedelta(hours=1), app, app)]
+    headers = CeleryResult.objects.get().options['headers']
+    assert headers['heard'] is True
+    assert headers[DUE_HEADER] != 'never'
+    schedule.refresh_from_db()
+    assert schedule.options == {}
+
+
+def test_crontab_entry(make_beat, make_due, monkeypatch):
+    """A crontab is one there, too, in the time zone of its schedule; a single time is none."""
+    heard = []
+    monkeypatch.setattr(Scheduler, 'apply_entry', lambda self, entry: heard.append(entry.schedule))
+    CelerySchedule.objects.filter(pk=make_due('crontab').pk).update(
+        kind='crontab', crontab='5 4 * * 1-5', interval=None, timezone='Europe/Berlin'
+    )
+    CelerySchedule.objects.filter(pk=make_due('once').pk).update(kind='once', interval=None, at=timezone.now())
+    assert make_beat().tick() == 0
+    cron, = (when for when in heard if when is not None)
+    assert (cron._orig_minute, cron._orig_day_of_week, str(cron.tz)) == ('5', '1-5', 'Europe/Berlin')
+    assert len(heard) == 2
+    # Who hears of it, and starts nothing, keeps nothing back
+    assert sorted(runs()) == ['crontab', 'once']
+
+
+@pytest.mark.parametrize('when', ['before', 'after'])
+def test_apply_entry_fails(make_beat, make_due, monkeypatch, when):
+    """A listener that fails keeps no run back, and starts none twice."""
+    apply_entry = Scheduler.apply_entry
+
+    def failing(self, entry, producer=None):
+        if when == 'after':
+            apply_entry(self, entry)
+        raise RuntimeError('the monitor is ill')
+
+    monkeypatch.setattr(Scheduler, 'apply_entry', failing)
+    make_due()
+    assert make_beat().tick() == 0
+    assert runs() == ['due']
+
+
+def test_database_is_away_in_apply_entry(make_beat, make_due, monkeypatch):
+    """Celery's keeps errors to itself. That the database is away is none to be kept: the run is still due."""
+    schedule = make_due()
+    monkeypatch.setattr(schedules, 'start_run', mock.Mock(side_effect=OperationalError('away')))
+    make_beat().tick()
+    assert runs() == []
+    schedule.refresh_from_db()
+    assert schedule.last_run is None

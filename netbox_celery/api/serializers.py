@@ -216,7 +216,7 @@ class CeleryResultSerializer(BesideSerializer, NetBoxModelSerializer, NarrowSave
     # Arguments as their caller wants them shown: `argsrepr` and `kwargsrepr` stand in for what is secret
     args = PlainJSONField(source='display_args')
     kwargs = PlainJSONField(source='display_kwargs')
-    options = PlainJSONField()
+    options = PlainJSONField(source='display_options')
     data = PlainJSONField()
     result = PlainJSONField()
     attempts = PlainJSONField()
@@ -317,13 +317,30 @@ class LogPageSerializer(serializers.Serializer):
         return remove_query_param(url, 'offset')
 
 
+class AutoscaleSerializer(serializers.Serializer):
+    """Between how many tasks at a time a worker's pool is scaled."""
+    min = serializers.IntegerField()
+    max = serializers.IntegerField()
+
+
+class NotLoadedSerializer(serializers.Serializer):
+    """A module that could not be imported: its tasks are not available there."""
+    plugin = serializers.CharField()
+    module = serializers.CharField()
+    error = serializers.CharField()
+    place = serializers.CharField()
+
+
 class CeleryWorkerSerializer(BaseModelSerializer):
     is_alive = serializers.BooleanField(read_only=True)
+    autoscale = AutoscaleSerializer(read_only=True, allow_null=True)
+    versions = serializers.DictField(source='package_versions', read_only=True)
+    not_loaded = NotLoadedSerializer(many=True, read_only=True)
 
     class Meta:
         model = CeleryWorker
         fields = [
-            'id', 'url', 'display_url', 'display', 'key', 'name', 'host', 'pid', 'pool', 'concurrency', 'queues',
-            'versions', 'started', 'heartbeat', 'stopped', 'is_alive',
+            'id', 'url', 'display_url', 'display', 'key', 'name', 'host', 'pid', 'pool', 'concurrency', 'autoscale',
+            'queues', 'versions', 'not_loaded', 'started', 'heartbeat', 'stopped', 'is_alive',
         ]
         brief_fields = ('id', 'url', 'display', 'name', 'is_alive')

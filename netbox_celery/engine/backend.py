@@ -29,7 +29,7 @@ from kombu.utils.encoding import bytes_to_str
 from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
 from ..config import get_config
-from . import lifecycle, presence
+from . import discovery, lifecycle, presence
 from .chords import ChordsMixin
 from .database import get_connection
 from .errbacks import note_errbacks
@@ -55,6 +55,8 @@ __all__ = (
 )
 
 logger = logging.getLogger(__name__)
+
+PLUGIN = "SELECT plugin FROM netbox_celery_celerytask WHERE name = %s AND plugin <> ''"
 
 #: What Celery says of a task that a cold shutdown took from its process (`celery.worker.request.Request.cancel`).
 CANCELLED_BY_CELERY = 'cancelled by Celery'
@@ -164,6 +166,8 @@ class TrackingMixin:
             return None
         elif not getattr(request, 'is_eager', False):
             status, reason, error = describe_failure(exc)
+            if isinstance(exc, NotRegistered) and (why := why_not_here(exc)):
+                error = cut_text(f'{error}. {why}', get_config().log_message_length)
             row = presence.close_run(
                 task_id, status, attempt=_attempt(request), reason=reason, error=error,
                 traceback=_text(traceback or getattr(request, 'netbox_traceback', None), exc), in_backend=store_result
@@ -313,6 +317,19 @@ def _goes_back(exc, request):
 
     task = app.tasks.get(getattr(request, 'task', None))
     return task is not None and task.acks_late and not task.acks_on_timeout
+
+
+def why_not_here(exc):
+    """Return in words why a worker has no task of a name, or an empty string: its plugin could not be imported."""
+    if not discovery.failures():
+        return ''
+    name = str(exc.args[0]) if exc.args else ''
+    try:
+        found = get_connection().execute(PLUGIN, (name,))
+    except DatabaseError:
+        found = None
+    why = discovery.why_unregistered(name, found and found[0][0])
+    return f'This worker could not import {why}' if why else ''
 
 
 def is_of_another(task_id, name):

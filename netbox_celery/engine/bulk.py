@@ -23,6 +23,7 @@ from .queues import check_call
 from .recorder import recorder
 from .rows import COLUMNS, CONSTANTS, REFERENCES, build_row, copied, exact_call, payload_columns
 from .run import get_run
+from .strategies import has_own_strategy, refuse_row
 from .times import aware, check_limits
 from .upstream import close_dependents
 from .visibility import warn_of_eta
@@ -73,6 +74,8 @@ def send_many(app, task_or_name, calls, options):
     """
     name = task_or_name if isinstance(task_or_name, str) else task_or_name.name
     task = find_task(app, name)
+    if has_own_strategy(task):
+        refuse_row(task)
     calls = checked(task, calls)
     if dump := getattr(task, '_dump_pydantic_arguments', None):
         calls = [dump(*call) for call in calls]

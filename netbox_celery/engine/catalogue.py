@@ -10,10 +10,12 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from .. import host
+from . import discovery
 from .annotations import is_allowed
 from .exceptions import InvalidArguments
 from .options import is_internal, is_own
 from .payload import DEEPEST, check_markers, dumps, to_jsonb
+from .strategies import strategy_of
 
 __all__ = (
     'InvalidArguments',
@@ -69,6 +71,8 @@ def _import_task_modules(app):
     app.autodiscover_tasks(host.plugin_packages, force=True)
     for module in app.loader.default_modules:
         app.loader.import_task_module(module)
+    app.finalize(auto=True)
+    discovery.log_failures()
 
 
 def sync(force=False):
@@ -98,9 +102,10 @@ def sync(force=False):
             if changed and _write(name, CeleryTask.objects.filter(pk=rows[name].pk).update, **changed):
                 touched.append(name)
     CeleryTask.objects.filter(name__in=tasks).update(last_seen=now, present=True)
-    CeleryTask.objects.filter(present=True, last_seen__lt=now - ABSENT_AFTER).exclude(name__in=tasks).update(
-        present=False
-    )
+    # Nobody knows what this process would have of a plugin whose tasks it could not import
+    CeleryTask.objects.filter(present=True, last_seen__lt=now - ABSENT_AFTER).exclude(name__in=tasks).exclude(
+        plugin__in=discovery.failed_plugins()
+    ).update(present=False)
     sources.sync(app, app.conf.beat_schedule)
     if touched:
         host.index_for_search(CeleryTask.objects.filter(name__in=touched))
@@ -149,7 +154,7 @@ def describe_task(task):
         'defaults': {
             name: value for name in DEFAULTS
             if isinstance(value := _set_by_code(task, name), bool | int | float | str)
-        },
+        } | ({'strategy': strategy} if (strategy := strategy_of(task)) else {}),
         'parameters': parameters(task),
     }
 

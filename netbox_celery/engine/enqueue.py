@@ -43,6 +43,7 @@ from .queues import check_call, delivered_to
 from .recorder import recorder
 from .rows import INSERT, build_row, check_payload, copied, exact_call, options_columns, payload_columns
 from .run import get_run
+from .strategies import has_own_strategy, refuse_row
 from .times import aware, check_limits, time_after
 from .upstream import close_dependents, end_ignored
 from .workflow import are_orphans, insert_child, refuse, takes_over
@@ -53,6 +54,7 @@ __all__ = (
     'is_tracked',
     'note_refusal',
     'send',
+    'wants_row',
 )
 
 logger = logging.getLogger(__name__)
@@ -72,9 +74,39 @@ def is_tracked(task):
     """
     if task is None:
         return True
-    if is_internal(task.name):
+    if is_internal(task.name) or has_own_strategy(task):
         return False
     return getattr(task, 'netbox_track', get_config().track == 'all')
+
+
+def wants_row(task, own):
+    """Whether a call gets a row.
+
+    Args:
+        task: As for `is_tracked`.
+        own: The `Own` options of the call.
+    """
+    return is_tracked(task) if own.track is None or has_own_strategy(task) else own.track
+
+
+def _may_have_row(task, own, options):
+    """Refuse a row for a call whose run nobody would claim, if somebody insists on one, or has one already.
+
+    Raises:
+        celery.exceptions.CeleryError: Somebody does.
+    """
+    if Own.merge(None, own).track or getattr(task, 'netbox_track', False) and not _is_default(task):
+        refuse_row(task)
+    if takes_over(options):
+        refuse_row(task, 'It cannot take the place of a task that has a row.')
+    return False
+
+
+def _is_default(task):
+    """Whether a task says nothing else of tracking than the base class of tasks does."""
+    owners = (task, *type(task).__mro__)
+    owner = next(owner for owner in owners if 'netbox_track' in vars(owner))
+    return owner is not task and owner.__module__ == 'netbox_celery.tasks'
 
 
 def send(app, publish, name, args, kwargs, options):
@@ -113,8 +145,11 @@ def send(app, publish, name, args, kwargs, options):
     if run is not None and run.replaced:
         run.continued = True  # something is sent in its place
     inner = _inner_task(app, name, kwargs)
-    own = Own.merge(inner or task, own)
-    tracked = (is_tracked(inner or task) if own.track is None else own.track) or takes_over(options)
+    asked, own = own, Own.merge(inner or task, own)
+    if has_own_strategy(task):
+        tracked = _may_have_row(task, asked, options)
+    else:
+        tracked = wants_row(inner or task, own) or takes_over(options)
     call = Call(app, publish, name, args, kwargs, options, task, run, queue)
     call.id_is_known = id_is_known or parent is not None and bool(options.get('task_id')) or any(
         map(options.get, DEPENDENTS)

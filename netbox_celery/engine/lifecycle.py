@@ -44,6 +44,9 @@ LOG = 'netbox_celery_celerylogentry'
 WORKERS = 'netbox_celery_celeryworker'
 WINDOWS = 'netbox_celery_ignorewindow'
 
+#: Where a worker's row, among its versions, says what else is to be known of it: a name that no package has.
+WORKER_STATE = '@worker'
+
 #: Claims that a run's history keeps: the first ones, and the latest in the place of the last.
 MOST_ATTEMPTS = 100
 #: A run that was given back so often is not tried again: it may be what kills its workers.

@@ -12,6 +12,7 @@ from django.db import DEFAULT_DB_ALIAS
 from django.db.models import Model, Q
 
 from .branches import current
+from .tracing import without_tracing
 
 __all__ = (
     'HEADER',
@@ -181,6 +182,8 @@ def sent_options(options, task):
         if value is None or value == [] or key in NOT_SENT or key == 'task_id':
             continue
         if key in FROM_TASK and value == getattr(task, key, None):
+            continue
+        if key == 'headers' and isinstance(value, dict) and not (value := without_tracing(value)):
             continue
         # Objects of Kombu's are declared by Celery's settings: their names find them again.
         kept[key] = getattr(value, 'name', value) if key in ('queue', 'exchange') else value

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from queue import Empty, SimpleQueue
 from uuid import uuid4
@@ -22,7 +22,7 @@ from django.db import close_old_connections, connections
 from .. import host
 from ..choices import ResultStatusChoices as Status
 from ..config import get_config
-from . import lifecycle
+from . import discovery, lifecycle
 from .database import UNAVAILABLE, UNUSABLE, EngineConnection, get_connection, is_read_only
 from .outcome import advance_line
 from .recorder import recorder
@@ -43,7 +43,8 @@ REGISTER = f"""
         (key, name, host, pid, pool, concurrency, queues, versions, started, heartbeat)
     VALUES (%(key)s, %(name)s, %(host)s, %(pid)s, %(pool)s, %(concurrency)s, %(queues)s::jsonb, %(versions)s::jsonb,
         now(), now())
-    ON CONFLICT (key) DO UPDATE SET heartbeat = now(), queues = EXCLUDED.queues, stopped = NULL
+    ON CONFLICT (key) DO UPDATE SET heartbeat = now(), queues = EXCLUDED.queues, stopped = NULL,
+        concurrency = EXCLUDED.concurrency, versions = EXCLUDED.versions
 """
 BEAT = f'UPDATE {lifecycle.WORKERS} SET heartbeat = now() WHERE key = %s RETURNING id'
 STOP = f'UPDATE {lifecycle.WORKERS} SET heartbeat = now(), stopped = now() WHERE key = %s'
@@ -103,6 +104,8 @@ class Presence:
         self.worker = worker
         self.connection = EngineConnection()
         self.duties = [[interval, function, 0.0] for interval, function in duties]
+        #: What its row says that may change, as it was written last.
+        self._said = None
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._beat, name=f'{OWN_THREADS}heartbeat', daemon=True),
@@ -128,13 +131,17 @@ class Presence:
 
     def register(self):
         """Write the worker's row, waiting for a database that is away: without it no claim would hold."""
-        self.connection.execute(REGISTER, describe_worker(self.worker), patience=float('inf'))
+        described = describe_worker(self.worker)
+        self.connection.execute(REGISTER, described, patience=float('inf'))
+        self._said = _changing(described)
 
     def _beat(self):
         while not self._stopping.is_set():
             try:
                 if not self.connection.execute(BEAT, (identity.key,)):
                     self.register()  # somebody deleted the row
+                elif _changing(describe_worker(self.worker)) != self._said:
+                    self.register()  # its pool has grown or shrunk, or it consumes from another queue
                 identity.note_beat()
                 self.write_deferred()
             except UNUSABLE as exc:
@@ -197,19 +204,54 @@ def describe_worker(worker):
 
     pool = worker.pool_cls if isinstance(worker.pool_cls, str) else worker.pool_cls.__module__
     pool = pool.split(':')[0].rsplit('.', 1)[-1]
+    concurrency, autoscale = concurrency_of(worker, pool)
     return {
         'key': identity.key,
         'name': identity.name,
         'host': socket.gethostname(),
         'pid': os.getpid(),
         'pool': {'thread': 'threads'}.get(pool, pool),
-        'concurrency': worker.concurrency or 1,
-        'queues': dumps(sorted(worker.app.amqp.queues.consume_from)),
-        'versions': dumps({
-            'netbox-celery': version('netbox-celery'), 'netbox': host.netbox_version(), 'celery': version('celery'),
-            'kombu': version('kombu'), 'python': platform.python_version(),
-        }),
+        'concurrency': concurrency,
+        'queues': dumps(sorted([*worker.app.amqp.queues.consume_from])),
+        'versions': dumps(_versions() | {lifecycle.WORKER_STATE: {
+            'autoscale': autoscale, 'not_loaded': [failure.as_dict() for failure in discovery.failures()],
+        }}),
     }
+
+
+@cache
+def _versions():
+    return {
+        'netbox-celery': version('netbox-celery'), 'netbox': host.netbox_version(), 'celery': version('celery'),
+        'kombu': version('kombu'), 'python': platform.python_version(),
+    }
+
+
+def _changing(described):
+    return {name: described[name] for name in ('concurrency', 'queues', 'versions')}
+
+
+def concurrency_of(worker, pool):
+    """Return how many tasks a worker can run at a time, and the limits of its autoscaler.
+
+    Args:
+        worker: Celery's `WorkController`, whose pool may not have been made yet.
+        pool: The name of the pool.
+
+    Returns:
+        A number, and a dict of `min` and `max`, or `None` without an autoscaler.
+    """
+    if pool == 'solo':
+        return 1, None
+    if getattr(worker, 'autoscale', None):
+        scaler = getattr(worker, 'autoscaler', None)
+        most, least = (scaler.max_concurrency, scaler.min_concurrency) if scaler else worker.autoscale
+        return max(most, 1), {'min': least, 'max': most}
+    try:
+        number = worker.pool.num_processes
+    except (AttributeError, NotImplementedError):  # it has not started, or does not say
+        number = worker.concurrency
+    return max(number or 1, 1), None
 
 
 def _write(task_id, function):

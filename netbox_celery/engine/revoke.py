@@ -44,7 +44,8 @@ class Control(control.Control):
             if arguments and arguments.get(name):
                 arguments = {**arguments, name: respelled(arguments[name])}
         if command in COMMANDS and not destination:
-            terminate = command == 'terminate' or arguments.get('terminate', False)
+            # Others say it by a number (Flower), or a text
+            terminate = command == 'terminate' or bool(arguments.get('terminate'))
             now_or_on_commit(partial(_cancel, maybe_list(arguments['task_id']), terminate))
         return super().broadcast(command, arguments, destination, **options)
 

@@ -31,6 +31,7 @@ __all__ = (
     'fire',
     'resume_after_clock',
     'run_now',
+    'start_run',
 )
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def _due():
     return CelerySchedule.objects.filter(enabled=True, next_run__lte=Now())
 
 
-def fire(pk, permissions):
+def fire(pk, permissions, start=None):
     """Start the run of a schedule that is due, and reckon when it is due next.
 
     GUARANTEE: each due time is acted upon once. The row of the schedule is locked, and its next time is written in the
@@ -74,6 +75,7 @@ def fire(pk, permissions):
     Args:
         pk: Its primary key.
         permissions: A dict that remembers who may run what, for as long as that may be remembered.
+        start: What starts a run, instead of `start_run`, in the end by calling it.
 
     Returns:
         Whether it was due, and in nobody else's hands.
@@ -98,7 +100,7 @@ def fire(pk, permissions):
             if schedule is None or _is_edited(schedule, seen):
                 return False
             schedule.now = seen.now
-            CelerySchedule.objects.filter(pk=pk).update(**_fire(schedule, reckoned, permissions))
+            CelerySchedule.objects.filter(pk=pk).update(**_fire(schedule, reckoned, permissions, start or start_run))
     except Exception as exc:
         if isinstance(exc, UNAVAILABLE) and not connection.is_usable() or is_read_only(exc):
             raise
@@ -121,7 +123,7 @@ def _is_edited(schedule, seen):
     return any(getattr(schedule, name) != getattr(seen, name) for name in RECKONED_FROM)
 
 
-def _fire(schedule, reckoned, permissions):
+def _fire(schedule, reckoned, permissions, start):
     """Start what is due, and return what is to be written to the schedule."""
     if isinstance(reckoned, ValueError):
         _fail(schedule, schedule.next_run, Reason.REASON_INVALID_CALL, _(
@@ -147,7 +149,7 @@ def _fire(schedule, reckoned, permissions):
         ))
         return written
     for moment in times:
-        _start(schedule, moment)
+        start(schedule, moment)
     return written
 
 
@@ -188,11 +190,21 @@ def why_not_permitted(schedule, permissions):
     return ''
 
 
-def _start(schedule, moment):
-    """Start a run; one that cannot be called like that ends here, and says so."""
+def start_run(schedule, moment, headers=None):
+    """Start a run; one that cannot be called like that ends here, and says so.
+
+    Args:
+        schedule: The `CelerySchedule`.
+        moment: When it was due.
+        headers: Further headers of its message, a dict.
+
+    Returns:
+        The new `CeleryResult`, or `None`.
+    """
     from ..models import CeleryResult
 
     options = call_options(schedule, moment)
+    options['headers'] = {**(headers or {}), **options['headers']}
     try:
         with transaction.atomic():
             result = CeleryResult.enqueue(
@@ -207,6 +219,8 @@ def _start(schedule, moment):
         _fail(schedule, moment, Reason.REASON_INVALID_CALL, f'{type(exc).__name__}: {text_of(exc)}')
     else:
         logger.info('Schedule %s: %s[%s], due %s', schedule, schedule.task, result.task_id, moment)
+        return result
+    return None
 
 
 def call_options(schedule, moment):

@@ -22,7 +22,7 @@ from kombu.exceptions import DecodeError
 
 from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
-from . import lifecycle, pool
+from . import discovery, lifecycle, pool
 from .backend import describe, describe_failure, is_of_another
 from .branches import leave_run, warm_up
 from .claim import note_call, track_all_tasks
@@ -215,6 +215,7 @@ def _prepare(worker):
 
     global _presence
     identity.take(worker.hostname)
+    discovery.log_failures()
     track_all_tasks(worker.app)
     warn_of_limits(worker.app)
     pool.install()

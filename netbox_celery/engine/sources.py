@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from ..choices import ScheduleKindChoices as Kind
 from ..choices import ScheduleOriginChoices as Origin
+from . import discovery
 from .due import next_due, parse_crontab, parse_interval, parse_timezone
 from .payload import other_number, read_value, to_jsonb
 
@@ -69,10 +70,16 @@ def sync(app, beat_schedule, *, is_leader=False):
         for name, why in refused.items() - said.items():
             logger.error('beat: %r of the settings or the code is not scheduled: %s', name, why)
         for name, row in rows.items():
-            if row.present and name not in wanted:
+            if row.present and name not in wanted and not _is_unknown(row):
                 row.present = False
                 row.save()
                 logger.info('beat: %s is scheduled no more', name)
+
+
+def _is_unknown(row):
+    """Whether a schedule's source is a plugin whose tasks this process could not import: another one may have them."""
+    plugin = row.task.plugin or discovery.package_of(row.task.name)
+    return row.origin == Origin.ORIGIN_CODE and plugin in discovery.failed_plugins()
 
 
 def _collect(app, beat_schedule):

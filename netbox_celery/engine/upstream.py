@@ -211,9 +211,9 @@ def _own_of(task, signature):
 
 
 def _is_tracked(task, own):
-    from .enqueue import is_tracked
+    from .enqueue import wants_row
 
-    return is_tracked(task) if own.track is None else own.track
+    return wants_row(task, own)
 
 
 def is_tracked_step(app, signature):

@@ -25,6 +25,7 @@ from celery.worker.state import task_ready
 from kombu.utils.imports import symbol_by_name
 
 from ..choices import ResultStatusChoices as Status
+from . import discovery
 from .branches import HEADER as BRANCH
 from .canvas import DEEPEST_LINKS
 from .exceptions import BodyInterrupted, NotHandedOver, OutOfMemory
@@ -32,7 +33,8 @@ from .hooks import tell_of_failure
 from .ids import SPELLING, canonical
 from .options import HEADER
 from .payload import DEEPEST, clean_text, is_uuid
-from .presence import status_of
+from .presence import close_run, status_of
+from .strategies import has_own_strategy, strategy_of, why_untracked
 from .times import MAX_SECONDS
 from .upstream import load_requests
 
@@ -229,21 +231,30 @@ class Messages(bootsteps.Step):
     def __init__(self, consumer, **kwargs):
         super().__init__(consumer, **kwargs)
         make_handler, make_strategies = consumer.create_task_handler, consumer.update_strategies
+        unclaimed: set = set()
 
         def create_task_handler(*args, **kwargs):
-            return _rejecting(consumer, make_handler(*args, **kwargs))
+            return _rejecting(consumer, make_handler(*args, **kwargs), unclaimed)
 
         def update_strategies():
             for task in consumer.app.tasks.values():
                 task.Request = tolerant(symbol_by_name(task.Request))
+                if has_own_strategy(task):
+                    unclaimed.add(task.name)
             make_strategies()
 
         consumer.create_task_handler = create_task_handler
         consumer.update_strategies = update_strategies
 
 
-def _rejecting(consumer, handle):
-    """Wrap the handler of messages: what it fails at is rejected."""
+def _rejecting(consumer, handle, unclaimed=frozenset()):
+    """Wrap the handler of messages: what it fails at is rejected.
+
+    Args:
+        consumer: Celery's.
+        handle: The handler.
+        unclaimed: Names of the tasks that have strategies of their own.
+    """
     # To Kombu a key that is missing is an error of the connection: Celery would connect again, and get it again.
     errors = tuple(
         cls for cls in (*consumer.connection_errors, *consumer.channel_errors) if not issubclass(KeyError, cls)
@@ -257,6 +268,8 @@ def _rejecting(consumer, handle):
                 return consumer.on_invalid_task(None, message, exc)
             except Exception:  # noqa: BLE001 - what cannot be decoded Celery's own handler meets as well
                 logger.debug('A message cannot be decoded', exc_info=True)
+            if unclaimed and not _let_go(consumer.app, message, unclaimed):
+                return message.ack_log_error(logger, consumer.connection_errors)
             return handle(message)
         except errors:
             raise
@@ -269,10 +282,39 @@ def _rejecting(consumer, handle):
     return on_message
 
 
+def _let_go(app, message, unclaimed):
+    """End the row of a run that nobody will claim: its caller did not know the task, and that it cannot be tracked.
+
+    Returns:
+        Whether the message may go on to the strategy of its task: its run was not cancelled.
+    """
+    headers = message.headers
+    if not isinstance(headers, dict) or not headers.get(HEADER) or headers.get('task') not in unclaimed:
+        return True
+    name, task_id = headers['task'], canonical(headers['id'])
+    # Or a strategy that goes on to Celery's own would find the run ended
+    headers[HEADER] = False
+    if not is_uuid(task_id):
+        return True
+    task = app.tasks[name]
+    # Its result, if there is one, the task itself gives to the result backend
+    why = f'Not followed: {why_untracked(name, strategy_of(task))}'
+    ended = close_run(task_id, Status.STATUS_IGNORED, error=why, in_backend=True)
+    if ended is None and status_of(task_id) == Status.STATUS_REVOKED:
+        logger.info('Task %s[%s] is not run: it is revoked', name, task_id)
+        return False
+    return True
+
+
 # From a request to the pool
 
 class Worker(worker.Worker):
-    """Celery's own, which ends a run that cannot be handed to the pool."""
+    """Celery's own, which ends a run that cannot be handed to the pool, and says at its start what it lacks."""
+
+    def extra_info(self):
+        lacking = ''.join(f'  . {failure}\n' for failure in discovery.failures())
+        info = super().extra_info() or ''
+        return f'{info}\n[not loaded]\n{lacking}' if lacking else info
 
     def _process_task(self, request):
         try:

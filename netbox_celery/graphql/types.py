@@ -82,6 +82,8 @@ class CeleryResultType(NetBoxObjectType):
     object_id: BigInt | None
     value: BigInt | None
     value_max: BigInt | None
+    # Those that the reader may view, oldest first, a page of them
+    log_entries: list[Annotated['CeleryLogEntryType', strawberry.lazy('netbox_celery.graphql.types')]]
 
     @strawberry_django.field(only=['name', 'celery_name', 'task_id'])
     def display(self) -> str:
@@ -202,8 +204,7 @@ class CeleryTaskType(NetBoxObjectType):
 @strawberry_django.type(
     models.CeleryWorker,
     fields=[
-        'id', 'key', 'name', 'host', 'pid', 'pool', 'concurrency', 'queues', 'versions', 'started', 'heartbeat',
-        'stopped',
+        'id', 'key', 'name', 'host', 'pid', 'pool', 'concurrency', 'queues', 'started', 'heartbeat', 'stopped',
     ],
     filters=CeleryWorkerFilter,
     pagination=True
@@ -213,6 +214,18 @@ class CeleryWorkerType(BaseObjectType):
     @strawberry_django.field(only=['name'])
     def display(self) -> str:
         return str(self)
+
+    @strawberry_django.field(only=['versions'])
+    def versions(self) -> JSON:
+        return self.package_versions
+
+    @strawberry_django.field(only=['versions'])
+    def autoscale(self) -> JSON | None:
+        return self.autoscale
+
+    @strawberry_django.field(only=['versions'])
+    def not_loaded(self) -> JSON:
+        return self.not_loaded
 
     @strawberry_django.field(only=['heartbeat', 'stopped'])
     def is_alive(self) -> bool:

@@ -17,6 +17,7 @@ from netbox.models import NetBoxModel
 from ..choices import ResultReasonChoices, ResultStatusChoices
 from ..engine.payload import PayloadDecoder, PayloadEncoder, plain
 from ..engine.redaction import QUOTED_RUN, hide, shown
+from ..engine.tracing import hide_tracing
 from ..engine.workflow import HAS_OTHER_ROOT
 from ..querysets import HistoryQuerySet
 from .about import AboutObject
@@ -382,6 +383,8 @@ class CeleryResult(NetBoxModel, AboutObject):
         )
         exclude = [*(exclude or ()), *own]
         data = hide(super(CeleryResult, with_plain_payloads(self, exclude)).serialize_object(exclude=exclude))
+        if 'options' in data:
+            data['options'] = hide_tracing(data['options'])
         unquoted = {'error': self.error_without_quote, 'attempts': self.attempts_without_quote}
         return data | {name: value for name, value in unquoted.items() if name in data}
 
@@ -442,7 +445,7 @@ class CeleryResult(NetBoxModel, AboutObject):
     @property
     def display_options(self):
         """Options as a person reads them: later steps and callbacks show their arguments as their `argsrepr` says."""
-        return shown(self.options or {})
+        return shown(hide_tracing(self.options or {}))
 
     def _display(self, field):
         options = self.options if isinstance(self.options, dict) else {}

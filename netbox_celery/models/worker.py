@@ -7,6 +7,7 @@ from django.utils.translation import gettext_lazy as _
 from utilities.querysets import RestrictedQuerySet
 
 from ..config import get_config
+from ..engine.lifecycle import WORKER_STATE
 from .fields import MappingField, NamesField, TimeField
 
 __all__ = (
@@ -78,3 +79,32 @@ class CeleryWorker(models.Model):
         """Whether the worker's last heartbeat is recent enough and it has not stopped."""
         age = (timezone.now() - self.heartbeat).total_seconds()
         return self.stopped is None and age < get_config().worker_lost_after
+
+    @property
+    def package_versions(self):
+        """The versions of the software that the worker runs, a dict."""
+        return {name: version for name, version in self.versions.items() if name != WORKER_STATE}
+
+    @property
+    def _beside_versions(self):
+        state = self.versions.get(WORKER_STATE)
+        return state if isinstance(state, dict) else {}
+
+    @property
+    def autoscale(self):
+        """Between how many tasks at a time the worker's pool is scaled: `min` and `max`, or `None` if it is not."""
+        limits = self._beside_versions.get('autoscale')
+        return limits if isinstance(limits, dict) and {'min', 'max'} <= limits.keys() else None
+
+    @property
+    def display_concurrency(self):
+        """How many tasks the worker can run at a time, in words."""
+        if limits := self.autoscale:
+            return _('{min} to {max}').format(min=limits['min'], max=limits['max'])
+        return str(self.concurrency)
+
+    @property
+    def not_loaded(self):
+        """What the worker could not import: a list of dicts of `plugin`, `module`, `error` and `place`."""
+        found = self._beside_versions.get('not_loaded')
+        return [failure for failure in found if isinstance(failure, dict)] if isinstance(found, list) else []

@@ -6,6 +6,7 @@ from .results import (
     ResultDataPanel,
     ResultErrorPanel,
     ResultLogPanel,
+    ResultOptionsPanel,
     ResultRunPanel,
     ResultStatusPanel,
     ResultValuePanel,
@@ -19,17 +20,19 @@ from .schedules import (
     SchedulePolicyPanel,
     ScheduleTimesPanel,
 )
-from .tasks import TaskDocumentationPanel, TaskPanel, TaskParametersPanel, TaskSchedulesPanel
-from .workers import WorkerPanel
+from .tasks import TaskDocumentationPanel, TaskPanel, TaskParametersPanel, TaskSchedulesPanel, TaskUnloadedPanel
+from .workers import NotLoadedPanel, VersionsPanel, WorkerPanel
 
 __all__ = (
     'LIVE',
+    'NotLoadedPanel',
     'PayloadPanel',
     'ResultArgumentsPanel',
     'ResultAttemptsPanel',
     'ResultDataPanel',
     'ResultErrorPanel',
     'ResultLogPanel',
+    'ResultOptionsPanel',
     'ResultRunPanel',
     'ResultStatusPanel',
     'ResultValuePanel',
@@ -43,6 +46,8 @@ __all__ = (
     'TaskPanel',
     'TaskParametersPanel',
     'TaskSchedulesPanel',
+    'TaskUnloadedPanel',
+    'VersionsPanel',
     'WorkerPanel',
     'explain_status',
 )

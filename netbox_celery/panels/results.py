@@ -34,6 +34,7 @@ __all__ = (
     'ResultDataPanel',
     'ResultErrorPanel',
     'ResultLogPanel',
+    'ResultOptionsPanel',
     'ResultRunPanel',
     'ResultStatusPanel',
     'ResultValuePanel',
@@ -197,6 +198,17 @@ class ResultDataPanel(LiveMixin, PayloadPanel):
 
     def __init__(self, **kwargs):
         super().__init__('data', **kwargs)
+
+
+class ResultOptionsPanel(PayloadPanel):
+    """The options of the call, without what other tools add to follow it."""
+    title = gettext_lazy('Options')
+
+    def __init__(self, **kwargs):
+        super().__init__('options', **kwargs)
+
+    def get_context(self, context):
+        return super().get_context(context) | {'data': context['object'].display_options}
 
 
 class ResultArgumentsPanel(panels.ObjectPanel):

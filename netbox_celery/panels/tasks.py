@@ -4,12 +4,14 @@ from django.utils.translation import gettext_lazy
 from netbox.ui import attrs, panels
 
 from ..forms.parameters import parameter_help
+from ..unloaded import unloaded_modules
 
 __all__ = (
     'TaskDocumentationPanel',
     'TaskPanel',
     'TaskParametersPanel',
     'TaskSchedulesPanel',
+    'TaskUnloadedPanel',
 )
 
 
@@ -60,3 +62,17 @@ class TaskSchedulesPanel(panels.ObjectsTablePanel):
 
     def should_render(self, context):
         return context['is_scheduled'] and super().should_render(context)
+
+
+class TaskUnloadedPanel(panels.ObjectPanel):
+    """Where the plugin of a task could not be imported, and why, if that is so."""
+    template_name = 'netbox_celery/panels/unloaded.html'
+
+    def get_context(self, context):
+        plugin = context['object'].plugin
+        return super().get_context(context) | {
+            'unloaded': unloaded_modules(context['request'].user, plugin) if plugin else []
+        }
+
+    def should_render(self, context):
+        return bool(context['unloaded'])

@@ -86,7 +86,7 @@ class CeleryResultView(generic.ObjectView):
         layout.Row(
             layout.Column(
                 panels.ResultArgumentsPanel(),
-                panels.PayloadPanel('options', title=gettext_lazy('Options')),
+                panels.ResultOptionsPanel(),
                 TagsPanel(),
             ),
             layout.Column(

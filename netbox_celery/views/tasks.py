@@ -19,6 +19,7 @@ from .. import actions, filtersets, forms, panels, tables
 from ..choices import ResultStatusChoices
 from ..models import CeleryResult, CeleryTask
 from ..object_actions import DeleteAbsentTask, RunTask
+from ..unloaded import unloaded_modules
 from .base import (
     FilteredMixin,
     NotStarted,
@@ -72,7 +73,11 @@ class CeleryTaskListView(FilteredMixin, WithRunsMixin, generic.ObjectListView):
     filterset = filtersets.CeleryTaskFilterSet
     filterset_form = forms.CeleryTaskFilterForm
     table = tables.CeleryTaskTable
+    template_name = 'netbox_celery/celerytask_list.html'
     actions = (BulkExport, BulkEdit, BulkDelete)
+
+    def get_extra_context(self, request):
+        return super().get_extra_context(request) | {'unloaded': unloaded_modules(request.user)}
 
 
 @register_model_view(CeleryTask)
@@ -82,6 +87,7 @@ class CeleryTaskView(generic.ObjectView):
     actions = (RunTask, EditObject, DeleteAbsentTask)
     layout = layout.SimpleLayout(
         left_panels=[
+            panels.TaskUnloadedPanel(),
             panels.TaskPanel(),
             panels.TaskDocumentationPanel(),
             TagsPanel(),

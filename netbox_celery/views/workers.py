@@ -35,9 +35,10 @@ class CeleryWorkerView(generic.ObjectView):
     layout = layout.SimpleLayout(
         left_panels=[
             panels.WorkerPanel(),
+            panels.NotLoadedPanel(),
         ],
         right_panels=[
-            panels.PayloadPanel('versions', title=_('Versions')),
+            panels.VersionsPanel('versions', title=_('Versions')),
         ],
         bottom_panels=[
             ObjectsTablePanel(

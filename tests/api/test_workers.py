@@ -40,6 +40,18 @@ class WorkerTest(APITestCase):
             'celery@alive': True, 'celery@silent': False, 'celery@stopped': False,
         })
 
+    def test_state(self):
+        """A worker says between how many tasks its pool is scaled, and what it could not import."""
+        failure = {'plugin': 'p', 'module': 'p.tasks', 'error': 'ImportError: no', 'place': 'p/tasks.py:1'}
+        make_worker('celery@old', versions={'celery': '5.7.0'})
+        make_worker('celery@scaled', concurrency=4, versions={
+            'celery': '5.7.0', '@worker': {'autoscale': {'min': 1, 'max': 4}, 'not_loaded': [failure]},
+        })
+        old, scaled = self.client.get(self._get_list_url(), **self.header).json()['results']
+        self.assertEqual((old['autoscale'], old['not_loaded']), (None, []))
+        self.assertEqual((scaled['concurrency'], scaled['autoscale']), (4, {'min': 1, 'max': 4}))
+        self.assertEqual((scaled['versions'], scaled['not_loaded']), ({'celery': '5.7.0'}, [failure]))
+
     def test_read_only(self):
         response = self.client.post(self._get_list_url(), {}, format='json', **self.header)
         self.assertHttpStatus(response, status.HTTP_405_METHOD_NOT_ALLOWED)

@@ -8,7 +8,8 @@ import pytest
 from django.db import DataError, OperationalError, ProgrammingError, connection
 
 from development.stack.processes import wait_until
-from netbox_celery.engine import presence
+from netbox_celery.celery import app
+from netbox_celery.engine import discovery, presence
 from netbox_celery.engine.presence import Identity, Presence
 from netbox_celery.models import CeleryWorker
 from tests.factories import make_result
@@ -195,3 +196,46 @@ def test_requeue_run(identity, shared, monkeypatch, columns, status, ended):
     assert presence.requeue_run(run.task_id, attempt=1, reason='worker_lost', error='lost') == ended
     run.refresh_from_db()
     assert run.status == status
+
+
+@pytest.mark.parametrize('pool, options, expected', [
+    ('solo', {'concurrency': 2}, (1, None)),
+    ('solo', {'concurrency': 2, 'autoscale': [4, 1]}, (1, None)),
+    ('prefork', {'concurrency': 2}, (2, None)),
+    ('threads', {'concurrency': None}, (1, None)),
+    # The pool has grown, or shrunk, since
+    ('prefork', {'concurrency': 2, 'pool': SimpleNamespace(num_processes=5)}, (5, None)),
+    ('prefork', {'concurrency': 2, 'autoscale': [4, 1]}, (4, {'min': 1, 'max': 4})),
+    ('prefork', {'concurrency': 2, 'autoscale': [10, 0]}, (10, {'min': 0, 'max': 10})),
+    # `celery control autoscale`
+    ('prefork', {
+        'autoscale': [4, 1], 'autoscaler': SimpleNamespace(max_concurrency=6, min_concurrency=3),
+    }, (6, {'min': 3, 'max': 6})),
+])
+def test_concurrency(pool, options, expected):
+    """A worker says how many tasks it can run at a time, and not what it was asked for."""
+    assert presence.concurrency_of(SimpleNamespace(**{'pool': None, 'concurrency': 2, **options}), pool) == expected
+
+
+@pytest.mark.django_db(transaction=True)
+def test_row_is_kept_current(identity, config, monkeypatch):
+    """What changes while a worker runs is in its row at its next heartbeat."""
+    worker = SimpleNamespace(
+        pool_cls='prefork', concurrency=2, autoscale=None, pool=SimpleNamespace(num_processes=2), app=app
+    )
+    alive = Presence(worker)
+    alive.register()
+    alive.start()
+    try:
+        assert CeleryWorker.objects.get().concurrency == 2
+        worker.pool.num_processes = 5
+        assert wait_until(lambda: CeleryWorker.objects.get().concurrency == 5, 20, 0.01)
+        failure = discovery.Failure('broken', 'broken.tasks', 'ImportError: no', 'broken/tasks.py:1')
+        monkeypatch.setitem(discovery._failures, 'broken.tasks', failure)
+        assert wait_until(lambda: CeleryWorker.objects.get().not_loaded == [failure.as_dict()], 20, 0.01)
+        assert set(CeleryWorker.objects.get().package_versions) == {
+            'celery', 'kombu', 'netbox', 'netbox-celery', 'python'
+        }
+    finally:
+        alive.stop()
+    connection.close()

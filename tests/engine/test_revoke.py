@@ -41,6 +41,18 @@ def test_rows(broadcast, status, terminate, expected):
     assert ('revoke', {'task_id': str(run.task_id), 'terminate': terminate, 'signal': 'SIGTERM'}, None) in broadcast
 
 
+@pytest.mark.parametrize('terminate, is_cancelled', [
+    (0, False), (1, True), (None, False), ('', False), ('true', True), ([], False),
+])
+def test_what_others_say(broadcast, terminate, is_cancelled):
+    """Whether to terminate may be said by anything, as by Flower's numbers: Celery goes by what is true of it."""
+    waits, runs = make_result('pending'), make_result('running')
+    for run in (waits, runs):
+        app.control.broadcast('revoke', {'task_id': str(run.task_id), 'terminate': terminate, 'signal': 'SIGTERM'})
+    assert now(waits).status == 'revoked'
+    assert (now(runs).cancelled is not None) is is_cancelled
+
+
 def test_commands(broadcast):
     """As `celery control` sends them, and with one ID or several, of any type; other commands are none of ours."""
     one, two, three = (make_result('pending') for __ in range(3))

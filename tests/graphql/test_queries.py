@@ -2,6 +2,7 @@
 from datetime import datetime
 
 from django.db import connection
+from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
@@ -155,6 +156,47 @@ class GraphQLTest(APITestCase):
             loading = [query['sql'] for query in queries if 'FROM "netbox_celery_celeryresult"' in query['sql']]
             self.assertEqual(len(loading), 1)
             self.assertNotIn('"traceback"', loading[0])
+
+    def test_log_entries_of_a_run(self):
+        """A run has its lines, oldest first, for those who may view them: filtered and in pages as all lists are."""
+        other, run = make_result(), make_result()
+        make_log(run, *(f'line {number}' for number in range(5)), (40, 'bad'))
+        make_log(other, 'other')
+        grant(self.user, CeleryResult)
+
+        def lines(arguments=''):
+            runs = self.query(f'{{ celery_result_list {{ log_entries{arguments} {{ message level }} }} }}')
+            return [[line['message'] for line in row['log_entries']] for row in runs['celery_result_list']]
+
+        self.assertEqual(lines(), [[], []])
+        grant(self.user, CeleryLogEntry)
+        every = [*(f'line {number}' for number in range(5)), 'bad']
+        self.assertEqual(lines(), [every, ['other']])
+        self.assertEqual(lines('(pagination: {offset: 1, limit: 2})'), [['line 1', 'line 2'], []])
+        self.assertEqual(lines('(filters: {level: {comparison_lookup: {gte: 40}}})'), [['bad'], []])
+        with override_settings(MAX_PAGE_SIZE=3):
+            self.assertEqual(lines(), [every[:3], ['other']])
+        one = self.query(f'{{ celery_result(id: {run.pk}) {{ log_entries {{ message }} }} }}')['celery_result']
+        self.assertEqual([line['message'] for line in one['log_entries']], every)
+
+    def test_constrained_lines_of_a_run(self):
+        """A constraint on lines holds there too."""
+        run = make_result()
+        make_log(run, 'info', (40, 'bad'))
+        grant(self.user, CeleryResult)
+        grant(self.user, CeleryLogEntry, constraints={'level': 40})
+        rows = self.query('{ celery_result_list { log_entries { message } } }')['celery_result_list']
+        self.assertEqual(rows, [{'log_entries': [{'message': 'bad'}]}])
+
+    def test_lines_of_many_runs_cost_one_query(self):
+        grant(self.user, CeleryResult)
+        grant(self.user, CeleryLogEntry)
+        for _ in range(4):
+            make_log(make_result(), 'line')
+        self.query('{ celery_result_list { log_entries { message } } }')  # fills caches
+        with CaptureQueriesContext(connection) as queries:
+            self.query('{ celery_result_list { log_entries { message } } }')
+        self.assertEqual(sum('FROM "netbox_celery_celerylogentry"' in query['sql'] for query in queries), 1)
 
     def test_pagination(self):
         grant(self.user, CeleryResult)

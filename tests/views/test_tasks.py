@@ -9,9 +9,10 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from core.models import ObjectChange
-from netbox_celery.models import CeleryResult, CeleryTask
+from netbox_celery.engine import discovery
+from netbox_celery.models import CeleryResult, CeleryTask, CeleryWorker
 from netbox_celery.views import tasks
-from tests.factories import HELLO_WORLD, grant, make_result, make_task
+from tests.factories import HELLO_WORLD, grant, make_result, make_task, make_worker
 from tests.views.bases import PageTestCase, PluginURLMixin
 from utilities.testing import ViewTestCases, create_tags, disable_warnings
 
@@ -104,6 +105,48 @@ class TaskListTest(PageTestCase):
         self.assertIn(url, page)
         for task in (disabled, absent):
             self.assertNotIn(f'{task.get_absolute_url()}run/', page)
+
+
+class UnloadedTest(PageTestCase):
+    """What could not be imported, here or in a worker, is said where people look for tasks."""
+
+    FAILURE = {
+        'plugin': 'napalm_plugin', 'module': 'napalm_plugin.tasks', 'place': 'napalm_plugin/tasks.py:3',
+        'error': 'ModuleNotFoundError: No module named <napalm>',
+    }
+
+    def setUp(self):
+        super().setUp()
+        grant(self.user, CeleryTask)
+        self.task = make_task('napalm_plugin:ping')
+        CeleryTask.objects.filter(pk=self.task.pk).update(plugin='napalm_plugin')
+        self.pages = (LIST, self.task.get_absolute_url())
+
+    def assert_notice(self, where):
+        for url in self.pages:
+            page = ' '.join(self.page(url).split())
+            for text in (f'are not available in {where}:', 'napalm_plugin.tasks', 'named &lt;napalm&gt;', 'tasks.py:3'):
+                self.assertIn(text, page)
+
+    def test_nothing(self):
+        for url in self.pages:
+            self.assertNotIn('are not available in', self.page(url))
+
+    def test_here(self):
+        with patch.dict(discovery._failures, {'napalm_plugin.tasks': discovery.Failure(**self.FAILURE)}):
+            self.assert_notice('NetBox')
+            other = make_task('another:task')
+            self.assertNotIn('are not available in', self.page(other.get_absolute_url()))
+
+    def test_in_a_worker(self):
+        worker = make_worker('celery@lacking', versions={'@worker': {'not_loaded': [self.FAILURE]}})
+        make_worker('celery@stopped', stopped=timezone.now(), versions=worker.versions)
+        make_worker('celery@silent', heartbeat=timezone.now() - timedelta(hours=1), versions=worker.versions)
+        self.assertNotIn('are not available in', self.page(LIST))  # of which they may view no worker
+        grant(self.user, CeleryWorker)
+        self.assert_notice('celery@lacking')
+        with patch.dict(discovery._failures, {'napalm_plugin.tasks': discovery.Failure(**self.FAILURE)}):
+            self.assert_notice('NetBox, celery@lacking')
 
 
 class TaskPageTest(PageTestCase):

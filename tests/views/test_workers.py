@@ -44,3 +44,25 @@ class WorkerTest(PageTestCase):
         make_worker('celery@gone', stopped=timezone.now())
         self.assertIn('celery@gone', self.page('/plugins/celery/workers/'))
         self.assertNotIn('celery@gone', self.page('/plugins/celery/workers/', {'running': True}))
+
+    def test_autoscale(self):
+        """The limits of the autoscaler stand in the place of a number."""
+        self.assertNotIn('1 to 4', self.page('/plugins/celery/workers/'))
+        make_worker('celery@scaled', concurrency=4, versions={
+            'celery': '5.7.0', '@worker': {'autoscale': {'min': 1, 'max': 4}, 'not_loaded': []}
+        })
+        scaled = CeleryWorker.objects.get(name='celery@scaled')
+        for page in ('/plugins/celery/workers/', scaled.get_absolute_url()):
+            self.assertIn('1 to 4', self.page(page))
+        self.assertNotIn('@worker', self.page(scaled.get_absolute_url()))
+        self.assertNotIn('Not Loaded', self.page(scaled.get_absolute_url()))
+
+    def test_not_loaded(self):
+        """A worker's page says what it could not import."""
+        lacking = make_worker('celery@lacking', versions={'@worker': {'not_loaded': [{
+            'plugin': 'napalm_plugin', 'module': 'napalm_plugin.tasks', 'place': 'napalm_plugin/tasks.py:3',
+            'error': "ModuleNotFoundError: No module named <napalm>",
+        }]}})
+        page = self.page(lacking.get_absolute_url())
+        for text in ('Not Loaded', 'napalm_plugin.tasks', 'No module named &lt;napalm&gt;', 'napalm_plugin/tasks.py:3'):
+            self.assertIn(text, page)
