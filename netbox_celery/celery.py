@@ -9,7 +9,7 @@ import os
 from functools import cached_property, partial
 
 import django
-from celery import Celery
+from celery import Celery, _state
 from django.apps import apps
 from kombu.transport import TRANSPORT_ALIASES
 
@@ -88,6 +88,11 @@ def _load_settings():
 TRANSPORT_ALIASES.update(broker.TRANSPORTS)
 forget_ids()
 spell_results(NetBoxCelery)
+
+# Who patches this process for greenlets asks each object for its class, also Celery's stand-in for the current app, which
+# then makes one. It would be handed the tasks of all plugins, and take those only that plain Celery does.
+if _state.default_app is not None and type(_state.default_app) is Celery and _state.default_app.main == 'default':
+    _state._deregister_app(_state.default_app)
 
 app = NetBoxCelery('netbox_celery')
 app.set_default()

@@ -2,14 +2,16 @@
 
 What the engine writes for a run must be visible while the task's transaction is still open and must survive its
 rollback, so it cannot share the task's connection. And it must be cheap: Celery's Django fixup closes Django's
-connections around every task (`celery.fixups.django`), these it does not know and they stay open. Nor do they come
-out of the pool that Django may be told to keep (`DATABASES['default']['OPTIONS']['pool']`): who holds a connection for
-good, as each thread of a worker does, would take all that there are, and the tasks would wait for one in vain.
+connections around every task (`celery.fixups.django`), these it does not know and they stay open, a few for all
+threads of a process. Nor do they come out of the pool that Django may be told to keep
+(`DATABASES['default']['OPTIONS']['pool']`): who holds a connection for good would take those that there are, and the
+tasks would wait for one in vain.
 """
 import logging
 import os
 import threading
 import time
+from collections import deque
 from contextlib import contextmanager
 
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -26,6 +28,8 @@ from django.db import (
 from psycopg import Cursor
 from psycopg.pq import TransactionStatus
 
+from . import greenlets
+
 __all__ = (
     'EngineConnection',
     'execute',
@@ -40,8 +44,10 @@ logger = logging.getLogger(__name__)
 UNAVAILABLE = (OperationalError, InterfaceError)
 # Or it is there, and cannot be used at the moment: a table is away, a privilege is missing, a standby only reads.
 UNUSABLE = (*UNAVAILABLE, ProgrammingError, InternalError)
+# What interrupts a task from outside, wherever it is: a soft time limit, or the end of its greenlet.
+INTERRUPTS = (SoftTimeLimitExceeded, *greenlets.INTERRUPTS)
 # What leaves things to be written later: the database is away, or a task that writes itself is out of time.
-LATER = (*UNAVAILABLE, SoftTimeLimitExceeded)
+LATER = (*UNAVAILABLE, *INTERRUPTS)
 
 #: What to say if a table or a column is not there.
 MIGRATE = 'Are all migrations applied (netbox migrate)?'
@@ -149,12 +155,12 @@ class EngineConnection:
                 logger.warning('The database is unavailable, trying again in %.1f s: %s', wait, exc)
                 time.sleep(wait)
                 wait = min(wait * 2, 5)
-            except SoftTimeLimitExceeded:
+            except INTERRUPTS:
                 self._abandon()
                 raise
 
     def _abandon(self):
-        """Stop the statement that a soft time limit has interrupted, and close the connection.
+        """Stop the statement that was interrupted, as by a soft time limit, and close the connection.
 
         PostgreSQL would carry it out all the same when it gets to it, and who was interrupted would not know. So it is
         cancelled, and its end is waited for: what is looked at next stays as it is.
@@ -201,7 +207,7 @@ class EngineConnection:
             with wrapper.wrap_database_errors, wrapper.cursor() as cursor, cursor.copy(sql) as copy:
                 for row in rows:
                     copy.write_row(row)
-        except SoftTimeLimitExceeded:
+        except INTERRUPTS:
             self._abandon()
             raise
 
@@ -215,13 +221,76 @@ class EngineConnection:
                 logger.debug('Closing a broken connection failed', exc_info=True)
 
 
-_local = threading.local()
+class SharedConnection:
+    """The engine's connections that all threads of a process share: each takes one for a statement, and gives it back.
+
+    Where there is one thread, that is always the same connection. Where there are many, as in a pool of threads or of
+    greenlets, which come and go with each run, a few are enough, and stay open.
+
+    A statement may have to wait for the transaction of a run that wants to execute one itself before it ends. So who
+    has waited for long gets a connection more; it is closed when as many as are kept have been given back.
+    """
+
+    def __init__(self):
+        self._reset()
+
+    def _reset(self):
+        """Start anew: at first, and in a child after a fork (the parent's connections are the parent's)."""
+        # The last one that was given back is taken first: those that are never needed are never opened
+        self._free = deque(EngineConnection() for __ in range(KEPT))
+        self._given_back = threading.Condition()
+        self._waiting = 0
+
+    def execute(self, sql, params=None, patience=0):
+        """Execute one statement; see `EngineConnection.execute`."""
+        connection = self._take()
+        try:
+            return connection.execute(sql, params, patience)
+        finally:
+            self._give_back(connection)
+
+    def _take(self):
+        try:
+            return self._free.pop()
+        except IndexError:
+            return self._wait()
+
+    def _wait(self):
+        deadline = time.monotonic() + WAIT_FOR_FREE
+        with self._given_back:
+            self._waiting += 1
+            try:
+                while (left := deadline - time.monotonic()) > 0:
+                    # One may have been given back before it was known that somebody waits
+                    if self._free or self._given_back.wait(left):
+                        try:
+                            return self._free.pop()
+                        except IndexError:
+                            continue  # another thread was faster
+            finally:
+                self._waiting -= 1
+        return EngineConnection()
+
+    def _give_back(self, connection):
+        if len(self._free) >= KEPT:
+            connection.close()
+            return
+        self._free.append(connection)
+        if self._waiting:
+            with self._given_back:
+                self._given_back.notify()
+
+
+#: Connections that a process keeps open, at the most.
+KEPT = 8
+#: How long a thread waits for one of them to be free before it makes another, seconds.
+WAIT_FOR_FREE = 1
+
+_shared = SharedConnection()
+os.register_at_fork(after_in_child=_shared._reset)
+greenlets.let_others_go_on()
 
 
 def get_connection():
-    """Return the engine's connection of this thread."""
-    try:
-        return _local.connection
-    except AttributeError:
-        _local.connection = EngineConnection()
-        return _local.connection
+    """Return the engine's connection of this process, which all of its threads may use at the same time."""
+    return _shared

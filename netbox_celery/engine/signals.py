@@ -22,7 +22,7 @@ from kombu.exceptions import DecodeError
 
 from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
-from . import lifecycle, pool
+from . import greenlets, lifecycle, pool
 from .backend import describe, describe_failure, is_of_another
 from .claim import note_call, track_all_tasks
 from .database import MIGRATE, get_connection
@@ -58,8 +58,8 @@ def on_postrun(sender=None, state=None, retval=None, **kwargs):
     request = sender.request_stack.top
     if state is None and is_interruption(exc := sys.exception()) and not request.is_eager:
         tell_of_interruption(sender, request, exc)
-    if _pooled and not request.is_eager:
-        close_old_connections()  # back into the pool: a thread that is idle keeps none from the others
+    if not request.is_eager:
+        close_old_connections()  # or back into a pool: a thread that is idle keeps none for longer than it may
     run = get_run(request)
     if run is None:
         return
@@ -182,8 +182,6 @@ def on_prerun(sender=None, **kwargs):
 
 
 _presence = None
-#: Whether Django keeps a pool of connections.
-_pooled = False
 
 
 @signals.celeryd_after_setup.connect
@@ -205,12 +203,15 @@ def on_worker_setup(instance=None, **kwargs):
 
 def _prepare(worker):
     from .sweep import duties
+    from .worker import end_for
 
     global _presence
     identity.take(worker.hostname)
     track_all_tasks(worker.app)
     warn_of_limits(worker.app)
     pool.install()
+    if worker.pool.is_green:
+        greenlets.prepare(worker.pool, end_for)
     _keep_connections(worker.app)
     install_log_handler()
     presence = Presence(worker, duties(worker.app))
@@ -263,9 +264,7 @@ def _keep_connections(app):
     A kept connection may be broken by the time of the next task: Django then looks before it uses it for the first
     time in a task (`CONN_HEALTH_CHECKS`), which costs those alone that do use it.
     """
-    global _pooled
     for alias in connections:
-        _pooled = _pooled or bool((connections.settings[alias].get('OPTIONS') or {}).get('pool'))
         connections.settings[alias]['CONN_HEALTH_CHECKS'] = True
     for fixup in app._fixups:
         if worker_fixup := getattr(fixup, 'worker_fixup', None):

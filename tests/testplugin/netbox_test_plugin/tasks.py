@@ -822,6 +822,22 @@ def query(self, task_id):
     return [Site.objects.count(), id(connection.connection), os.getpid()]
 
 
+@netbox_celery_task(name='netbox_test_plugin:sleep_in_database')
+def sleep_in_database(self, task_id, seconds):
+    """Wait for PostgreSQL."""
+    note(task_id, 'started')
+    with connection.cursor() as cursor:
+        cursor.execute('SELECT pg_sleep(%s)', [seconds])
+
+
+@netbox_celery_task(name='netbox_test_plugin:sleep_limited')
+def sleep_limited(self, task_id, seconds):
+    """Sleep, with a time limit that the call gives."""
+    note(task_id, 'started')
+    time.sleep(seconds)
+    note(task_id, 'ended')
+
+
 @netbox_celery_task(name='netbox_test_plugin:fade')
 def fade(self, task_id, gate):
     """Die slowly: the process has closed its files, and is there until the gate opens."""
