@@ -28,6 +28,7 @@ from .engine.backend import tracking  # noqa: E402
 from .engine.canvas import forget_ids  # noqa: E402
 from .engine.enqueue import send  # noqa: E402
 from .engine.ids import OneSpelling, spell_results  # noqa: E402
+from .engine.presence import identity  # noqa: E402
 from .engine.publish import publish  # noqa: E402
 from .engine.queues import RefuseReserved  # noqa: E402
 from .engine.upstream import with_upstream  # noqa: E402
@@ -56,6 +57,13 @@ class NetBoxCelery(Celery):
         """
         return send(self, partial(publish, self), name, args, kwargs, options)
 
+    def __reduce__(self):
+        # A process that does not inherit this one's memory (`worker_pool_start_method`) has this app by its import: with
+        # NetBox's settings, and the signals that track runs
+        if self is globals().get('app'):
+            return _app_of_process, (self._conf.changes if self.configured else self._preconf, identity.describe())
+        return super().__reduce__()
+
     def _get_backend(self):
         return tracking(with_upstream(super()._get_backend()))
 
@@ -64,6 +72,18 @@ class NetBoxCelery(Celery):
         if 'name' in options and not (inspect.isroutine(fun) and fun.__name__.isidentifier()):
             fun = _function(fun)
         return super()._task_from_fun(fun, **options)
+
+
+def _app_of_process(changes, of_worker):
+    """Return the app of this process for one that was pickled in another, as a worker's is for its children.
+
+    Args:
+        changes: Settings that the other has been given beside its configuration, as by the command line.
+        of_worker: Which worker that is (`Identity.describe`).
+    """
+    app.conf.update(changes)
+    signals.join(app, of_worker)
+    return app
 
 
 def _function(target, known={}):

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from django.db import (
@@ -198,6 +198,8 @@ class EngineConnection:
                 locked = cursor.fetchone()[0]
             yield locked
         finally:
+            with suppress(*UNUSABLE):
+                wrapper.rollback()  # a connection pooler would take a transaction that is left open for a broken one
             holder.close()
 
     def copy(self, sql, rows):

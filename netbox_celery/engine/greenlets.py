@@ -6,6 +6,7 @@ and is no `Exception`.
 
 psycopg waits for PostgreSQL as gevent wants it, by itself; of eventlet it knows nothing, and would stop all greenlets.
 """
+import signal
 import sys
 from contextvars import ContextVar
 
@@ -17,6 +18,7 @@ __all__ = (
     'is_order',
     'let_others_go_on',
     'prepare',
+    'prepare_signals',
 )
 
 
@@ -76,3 +78,17 @@ def _execute(function, on_error, *args, timeout=None, **kwargs):
         return on_error(callback.__self__, exc)
     finally:
         connections.close_all()
+
+
+def prepare_signals(pool):
+    """Let a worker wait in what it does about a signal: where the signal arrives, among greenlets, nothing may wait.
+
+    A cold shutdown writes of each run that it is given up, and a soft one waits before.
+
+    Args:
+        pool: Celery's pool; the worker's handlers are in place.
+    """
+    for number in (signal.SIGTERM, signal.SIGQUIT):
+        handler = signal.getsignal(number)
+        if callable(handler):
+            signal.signal(number, lambda *args, handler=handler: pool.spawn_n(handler, *args))

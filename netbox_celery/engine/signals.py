@@ -43,6 +43,7 @@ from .visibility import warn_of_limits
 
 __all__ = (
     'Undecodable',
+    'join',
 )
 
 logger = logging.getLogger(__name__)
@@ -223,10 +224,31 @@ def _prepare(worker):
     gc.freeze()
 
 
+#: The app, in a process that a worker's parent has not forked.
+_joined = None
+
+
+def join(app, of_worker):
+    """Become a process of a worker's pool that has inherited nothing: `worker_pool_start_method` is `spawn`.
+
+    Args:
+        app: The Celery app of this process.
+        of_worker: What `Identity.describe` has returned in the worker; `None` if that was none.
+    """
+    global _joined
+    if of_worker is None or identity.key is not None:
+        return
+    identity.join(of_worker)
+    track_all_tasks(app)  # before Celery prepares them to be executed
+    _joined = app
+
+
 @signals.worker_ready.connect
 def on_worker_ready(**kwargs):
     """Begin the heartbeat."""
     if _presence is not None:
+        if _presence.worker.pool.is_green:
+            greenlets.prepare_signals(_presence.worker.pool)
         _presence.start()
 
 
@@ -249,6 +271,9 @@ def on_worker_process_init(**kwargs):
     Linux means the thread that made the child, so this is for those that the parent's main thread has made: all of
     them, where the broker is one that Celery has an event loop for.
     """
+    if _joined is not None:
+        _keep_connections(_joined)
+        install_log_handler()
     if sys.platform == 'linux' and identity.is_child and threading.current_thread().name == 'MainThread':
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

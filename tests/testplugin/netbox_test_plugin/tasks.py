@@ -8,6 +8,7 @@ import time
 from functools import wraps
 from uuid import UUID
 
+import billiard
 from billiard.exceptions import WorkerLostError
 from celery import current_app, shared_task
 from celery.exceptions import Ignore, NotRegistered, Reject, SoftTimeLimitExceeded, TaskRevokedError
@@ -23,6 +24,10 @@ from .side import note, notes, wait_at
 task_logger = get_task_logger(__name__)
 plugin_logger = logging.getLogger(__name__)
 foreign_logger = logging.getLogger('somebody.else')
+
+# As a plugin might: how a worker makes its processes
+if method := os.environ.get('NETBOX_TEST_START_METHOD'):
+    billiard.set_start_method(method, force=True)
 
 
 #
