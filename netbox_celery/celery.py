@@ -58,8 +58,8 @@ class NetBoxCelery(Celery):
         return send(self, partial(publish, self), name, args, kwargs, options)
 
     def __reduce__(self):
-        # A process that does not inherit this one's memory (`worker_pool_start_method`) has this app by its import: with
-        # NetBox's settings, and the signals that track runs
+        # A process that does not inherit this one's memory (`worker_pool_start_method`) has this app by an import, with
+        # NetBox's settings and the signals that track runs
         if self is globals().get('app'):
             return _app_of_process, (self._conf.changes if self.configured else self._preconf, identity.describe())
         return super().__reduce__()
@@ -109,8 +109,8 @@ TRANSPORT_ALIASES.update(broker.TRANSPORTS)
 forget_ids()
 spell_results(NetBoxCelery)
 
-# Who patches this process for greenlets asks each object for its class, also Celery's stand-in for the current app, which
-# then makes one. It would be handed the tasks of all plugins, and take those only that plain Celery does.
+# Who patches this process for greenlets asks each object for its class, also Celery's stand-in for the current app,
+# which then makes one. It would be handed the tasks of all plugins, and take those only that plain Celery does.
 if _state.default_app is not None and type(_state.default_app) is Celery and _state.default_app.main == 'default':
     _state._deregister_app(_state.default_app)
 

@@ -24,8 +24,8 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-#: How often a beat that does not send looks whether the one that does has stopped, seconds. Of one that is gone, it tries
-#: to take the place as soon as its lease has run out.
+#: How often a beat that does not send looks whether the one that does has stopped, seconds. The place of one that is
+#: gone it takes as soon as the lease has run out.
 STANDBY_INTERVAL = 3
 #: How often the one that sends looks after what changes seldom, seconds.
 HOUSEKEEPING_INTERVAL = 60

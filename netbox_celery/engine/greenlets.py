@@ -15,6 +15,7 @@ from psycopg import waiting
 
 __all__ = (
     'INTERRUPTS',
+    'are_threads',
     'is_order',
     'let_others_go_on',
     'prepare',
@@ -33,6 +34,12 @@ INTERRUPTS = _classes()
 
 #: The hard time limit of the run in this greenlet, seconds.
 _limit: ContextVar = ContextVar('netbox_celery_limit', default=None)
+
+
+def are_threads():
+    """Whether threads of this process are greenlets: it was patched for them when it started."""
+    gevent, eventlet = sys.modules.get('gevent.monkey'), sys.modules.get('eventlet.patcher')
+    return bool(gevent and gevent.is_module_patched('threading') or eventlet and eventlet.is_monkey_patched('thread'))
 
 
 def is_order(exc):

@@ -28,8 +28,8 @@ CLIENT_SIDE = {
 LEASES = 'netbox_celery_lease'
 LAST = f'clock_timestamp() + make_interval(secs => {LEASE})'
 
-# GUARANTEE: of those that ask, one gets a lease that has run out. All times are PostgreSQL's; one that lies further in the
-# future than any lease can was written before its clock was set back, and has run out, too.
+# GUARANTEE: of those that ask, one gets a lease that has run out. All times are PostgreSQL's. One that lies further in
+# the future than any lease can was written before its clock was set back, and has run out, too.
 ACQUIRE = f"""
     INSERT INTO {LEASES} AS lease (name, holder, until) VALUES ('{NAME}', %(holder)s, {LAST})
     ON CONFLICT (name) DO UPDATE SET holder = EXCLUDED.holder, until = EXCLUDED.until

@@ -13,6 +13,7 @@ import sys
 import threading
 from functools import partial
 
+import billiard
 from billiard.exceptions import WorkerLostError
 from celery import bootsteps, signals, states
 from celery.app.task import Context
@@ -192,6 +193,9 @@ def on_worker_setup(instance=None, **kwargs):
     Raises:
         SystemExit: Celery swallows any other exception.
     """
+    if why := _why_not(instance):
+        logger.critical('This worker ends: %s', why)
+        raise SystemExit(os.EX_CONFIG)
     try:
         _prepare(instance)
     except ProgrammingError as exc:
@@ -200,6 +204,21 @@ def on_worker_setup(instance=None, **kwargs):
     except Exception as exc:
         logger.critical('This worker ends, since it could not be registered: %s', exc, exc_info=exc)
         raise SystemExit(os.EX_SOFTWARE) from None
+
+
+def _why_not(worker):
+    """Return in words why runs cannot be tracked in a worker's pool, or `None`."""
+    if worker.pool.is_green and not greenlets.are_threads():
+        return (
+            'its pool was named by the setting worker_pool, which is too late: Celery has to prepare Python for '
+            'greenlets before anything else. Name the pool on the command line, such as -P gevent.'
+        )
+    if worker.pool_start_method == 'fork' and billiard.get_start_method() == 'forkserver':
+        return (
+            'billiard was told to start processes by "forkserver" (set_start_method), which Celery cannot do. The '
+            'setting worker_pool_start_method takes "fork" and "spawn".'
+        )
+    return None
 
 
 def _prepare(worker):

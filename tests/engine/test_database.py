@@ -1,13 +1,17 @@
 """The engine's own connections: they break and come back, and are nobody else's."""
 import os
-import threading
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import psycopg
 import pytest
 from django.db import DataError, OperationalError, connection, transaction
 
 from development.stack.processes import wait_until
 from netbox_celery.celery import app
-from netbox_celery.engine.database import EngineConnection, execute, get_connection
+from netbox_celery.engine import database
+from netbox_celery.engine.database import KEPT, EngineConnection, SharedConnection, execute, get_connection
 from netbox_celery.models import CeleryResult
 from tests.factories import HELLO_WORLD, make_result
 
@@ -136,10 +140,10 @@ def test_shared_by_threads(shared):
     assert len(shared._free) == KEPT
 
 
-def test_shared_with_who_waits(shared, monkeypatch):
+def test_shared_with_who_waits(shared, services, monkeypatch):
     """Statements that wait for one that has no connection left cannot keep it from being executed."""
     monkeypatch.setattr(database, 'WAIT_FOR_FREE', 0.2)
-    with psycopg.connect(**wrapper_parameters()) as lock:
+    with psycopg.connect(services.cluster.url('netbox')) as lock:
         lock.execute('SELECT pg_advisory_xact_lock(77)')
         with ThreadPoolExecutor(2 * KEPT) as pool:
             waits = [pool.submit(shared.execute, 'SELECT pg_advisory_xact_lock_shared(77)') for __ in range(2 * KEPT)]
@@ -152,9 +156,9 @@ def test_shared_with_who_waits(shared, monkeypatch):
     assert in_use <= KEPT
 
 
-def test_shared_with_one_that_is_given_back(shared):
+def test_shared_with_one_that_is_given_back(shared, services):
     """Who waits gets the next one that is free, and does not make another."""
-    with psycopg.connect(**wrapper_parameters()) as lock:
+    with psycopg.connect(services.cluster.url('netbox')) as lock:
         lock.execute('SELECT pg_advisory_xact_lock(77)')
         with ThreadPoolExecutor(KEPT + 1) as pool:
             held = [pool.submit(
@@ -180,12 +184,13 @@ def test_shared_after_a_fork():
 def test_no_state_of_sessions():
     """Nothing that the plugin sends belongs to a session: a pooler may give each transaction another one."""
     state = re.compile(
-        r"pg_(?:try_)?advisory_(?:lock|unlock)|\bLISTEN\b|TEMP(?:ORARY)? TABLE|\bSET SESSION\b|WITH HOLD"
-        r"|set_config\([^)]*false\)|\bSET (?!LOCAL)[a-z_]+ *(?:TO|=) *'"
+        r'pg_(?:try_)?advisory_(?:lock|unlock)|\bLISTEN |\bTEMP(?:ORARY)? TABLE|\bSET SESSION|WITH HOLD|\bPREPARE '
+        r'|set_config\([^)]*false\)|pg_backend_pid'
     )
+    for text in ('pg_try_advisory_lock(1)', "set_config('x', 'y', false)"):
+        assert state.search(text)
     package = Path(database.__file__).parents[1]
-    found = {path.name: match[0] for path in package.rglob('*.py') if (match := state.search(path.read_text()))
-             and 'UPDATE' not in match.string[max(0, match.start() - 200):match.start()]}
+    found = {path.name: match[0] for path in package.rglob('*.py') if (match := state.search(path.read_text()))}
     assert found == {}
 
 

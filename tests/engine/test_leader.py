@@ -64,8 +64,9 @@ def test_sessions_do_not_matter(two):
     """The lease outlives the session that has made it, as behind a connection pooler."""
     first, second = two
     first.acquire()
+    session = first._connection._wrapper.connection.info.backend_pid
     with connection.cursor() as cursor:
-        cursor.execute('SELECT pg_terminate_backend(%s, 5000)', [first._connection._wrapper.connection.info.backend_pid])
+        cursor.execute('SELECT pg_terminate_backend(%s, 5000)', [session])
     assert not second.acquire()
     assert first.seconds_to_next() is not None
 

@@ -10,33 +10,37 @@ from core.models import ObjectChange
 
 from .support import ended, lines, row, settled, until
 
+#: A process has to set NetBox up before it runs anything, seconds.
+SLOW = 120
 
-@pytest.fixture(scope='module', params=['spawn', 'forkserver'])
-def worker(request, make_instance, make_module_worker, django_db_blocker):
-    """A worker whose processes are made by Celery's `spawn`, or by billiard's `forkserver`, that a plugin has set."""
-    method = request.param
-    instance = make_instance(method, celery={'worker_pool_start_method': 'spawn'} if method == 'spawn' else {})
+
+def begun(run):
+    until(lambda: notes(run.id), SLOW)
+    return run
+
+
+@pytest.fixture(scope='module')
+def worker(make_instance, make_module_worker, django_db_blocker):
+    instance = make_instance('spawn', celery={'worker_pool_start_method': 'spawn'})
     with django_db_blocker.unblock():
-        yield make_module_worker(
-            method, instance=instance, env={'NETBOX_TEST_START_METHOD': '' if method == 'spawn' else method}
-        ).start().ready(180)
+        yield make_module_worker('spawn', instance=instance).start().ready()
 
 
 def test_tracked(worker, user):
     """Bodies run once, in the name of their user, with their log, progress, retries and result."""
-    assert worker.run(tasks.say_all, timeout=120).status == 'completed'
-    result = settled(worker.run(tasks.retry, 2, timeout=60))
+    assert worker.run(tasks.say_all, timeout=SLOW).status == 'completed'
+    result = settled(worker.run(tasks.retry, 2, timeout=SLOW))
     assert (result.status, result.result, result.attempt) == ('completed', 3, 3)
     assert [attempt['worker'] for attempt in result.attempts] == [worker.row.name] * 3
     assert lines(result) == ['attempt 1', 'attempt 2', 'attempt 3']
-    logged = worker.run(tasks.use_logging)
+    logged = worker.run(tasks.use_logging, timeout=SLOW)
     assert [line for line in lines(logged) if 'logger' in line][:2] == ['task logger 1', 'plugin logger']
-    changed = worker.run(tasks.change, f'site-{worker.name}', netbox_user=user)
+    changed = worker.run(tasks.change, 'site', netbox_user=user, timeout=SLOW)
     assert changed.status == 'completed'
     assert set(ObjectChange.objects.values_list('user_name', flat=True)) == {'alice'}
     for __ in range(20):
         run = worker.send(tasks.echo)
-        assert ended(run).status == 'completed'
+        assert ended(run, SLOW).status == 'completed'
         assert [what for __, what in notes(run.id)] == ['ran']
     assert row(run).worker == worker.row.name
     assert run.get(timeout=5) == [[], {}]
@@ -44,27 +48,35 @@ def test_tracked(worker, user):
 
 
 def test_ends(worker, gate):
-    """Cancel, time limits and killed processes end their runs, and others follow."""
-    held = worker.send(tasks.hold, gate)
-    until(lambda: notes(held.id))
+    """Cancel, time limits and killed processes end their runs, and other processes follow."""
+    held = begun(worker.send(tasks.hold, gate))
     assert row(held).cancel()
     assert ended(held).status == 'revoked'
-    assert worker.run(tasks.hard, timeout=90).reason == 'time_limit'
-    lost = worker.send(tasks.hold, gate)
-    until(lambda: notes(lost.id), 90)
+    assert worker.run(tasks.hard, timeout=SLOW).reason == 'time_limit'
+    lost = begun(worker.send(tasks.hold, gate))
     os.kill(notes(lost.id)[0][0], signal.SIGKILL)
     assert ended(lost).reason == 'worker_lost'
-    assert worker.run(tasks.echo, timeout=90).status == 'completed'
+    assert worker.run(tasks.echo, timeout=SLOW).status == 'completed'
 
 
 def test_worker_killed(worker, gate):
-    """Its processes end with it, and its row is told from that of its next start."""
-    early = worker.send(tasks.hold, gate)
-    until(lambda: notes(early.id), 90)
+    """Its processes end with it, and what it ran is found."""
+    early = begun(worker.send(tasks.hold, gate))
     pid = notes(early.id)[0][0]
     worker.kill()
-    until(lambda: not os.path.exists(f'/proc/{pid}/exe'), 20)
-    worker.start().ready(180)
+    until(lambda: not os.path.exists(f'/proc/{pid}/exe'))
+    worker.start().ready()
     open_gate(gate)
-    assert ended(early, 60).reason == 'worker_lost'
+    assert ended(early, SLOW).reason == 'worker_lost'
     assert [what for __, what in notes(early.id)] == ['started']
+
+
+@pytest.mark.parametrize('config, environment', [
+    ({'worker_pool_start_method': 'forkserver'}, {}),
+    ({}, {'NETBOX_TEST_START_METHOD': 'forkserver'}),
+], ids=['setting', 'billiard'])
+def test_forkserver(make_worker, make_instance, config, environment):
+    """What Celery cannot do is refused at the start, with words."""
+    worker = make_worker('forkserver', instance=make_instance('forkserver', celery=config), env=environment).start()
+    assert worker.wait(90) != 0
+    assert 'worker_pool_start_method' in worker.output and 'forkserver' in worker.output

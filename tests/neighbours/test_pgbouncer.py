@@ -33,10 +33,10 @@ def bouncer(services):
 @pytest.fixture(scope='module')
 def behind(bouncer, make_instance):
     """A NetBox that reaches PostgreSQL through PgBouncer, as the documentation says."""
-    def make(name='bouncer', **options):
+    def make(name='bouncer', options=None, **settings):
         return make_instance(name, database_settings={
             'PORT': bouncer.port, 'DISABLE_SERVER_SIDE_CURSORS': True,
-            'OPTIONS': {'application_name': 'bouncer', **options},
+            'OPTIONS': {'application_name': 'bouncer', **(options or {})}, **settings,
         })
     return make
 
@@ -105,7 +105,9 @@ def test_beat(make_beat, behind):
 
 def test_pool_of_psycopg(make_worker, behind, bouncer):
     """Django's own pool in front of it: threads share fewer connections than they are."""
-    instance = behind('bouncer-pool', pool={'min_size': 1, 'max_size': 3, 'timeout': 10})
+    instance = behind(
+        'bouncer-pool', options={'pool': {'min_size': 1, 'max_size': 3, 'timeout': 10}}, CONN_MAX_AGE=0
+    )
     worker = make_worker('bounced-pool', instance=instance, pool='threads', concurrency=8).start().ready()
     runs = [worker.send(tasks.query if number % 2 else tasks.say_all) for number in range(100)]
     assert {ended(run, 60).status for run in runs} == {'completed'}
