@@ -57,8 +57,9 @@ def execute(wrapper, sql, params=None):
     """Execute a statement of the engine's on a connection of Django's, and return its rows (`[]` if it has none).
 
     The same few statements run for every task, so PostgreSQL keeps them prepared: that takes two thirds off their
-    cost. A connection pooler that switches sessions between transactions may not know of them; Django's setting for
-    such poolers, `DISABLE_SERVER_SIDE_CURSORS`, turns it off.
+    cost. Behind a connection pooler that switches sessions between transactions they would be missing, or be those of
+    another client; Django's setting for such poolers, `DISABLE_SERVER_SIDE_CURSORS`, says whether that is so. If it is
+    not set at all, nothing is prepared behind any pooler.
 
     A kept connection may be broken without anybody's notice, as after a restart of PostgreSQL. Outside of a transaction
     the statement is then executed again on a new one: every statement of the engine is guarded so that a second
@@ -84,9 +85,9 @@ def execute(wrapper, sql, params=None):
 def _execute(wrapper, sql, params):
     wrapper.ensure_connection()
     connection = wrapper.connection
-    prepare = not wrapper.settings_dict.get('DISABLE_SERVER_SIDE_CURSORS')
     threshold = connection.prepare_threshold
     with wrapper.wrap_database_errors, Cursor(connection) as cursor:
+        prepare = _may_prepare(wrapper, cursor)
         try:
             if prepare:
                 connection.prepare_threshold = 0  # Django's own cursors never prepare anything
@@ -94,6 +95,22 @@ def _execute(wrapper, sql, params):
         finally:
             connection.prepare_threshold = threshold
         return cursor.fetchall() if cursor.pgresult.nfields else []
+
+
+#: Whether a connection pooler stands between this process and PostgreSQL; `None`: that is still to be found out.
+_is_pooled = None
+
+
+def _may_prepare(wrapper, cursor):
+    global _is_pooled
+    setting = wrapper.settings_dict.get('DISABLE_SERVER_SIDE_CURSORS')
+    if setting is not None:
+        return not setting
+    if _is_pooled is None:
+        # A pooler has told the client another ID than that of the session's process
+        cursor.execute('SELECT pg_backend_pid()')
+        _is_pooled = cursor.fetchone()[0] != cursor.connection.info.backend_pid
+    return not _is_pooled
 
 
 def now_or_on_commit(function):

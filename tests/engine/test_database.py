@@ -185,7 +185,7 @@ def test_no_state_of_sessions():
     """Nothing that the plugin sends belongs to a session: a pooler may give each transaction another one."""
     state = re.compile(
         r'pg_(?:try_)?advisory_(?:lock|unlock)|\bLISTEN |\bTEMP(?:ORARY)? TABLE|\bSET SESSION|WITH HOLD|\bPREPARE '
-        r'|set_config\([^)]*false\)|pg_backend_pid'
+        r'|set_config\([^)]*false\)'
     )
     for text in ('pg_try_advisory_lock(1)', "set_config('x', 'y', false)"):
         assert state.search(text)

@@ -9,6 +9,7 @@ from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
 
 from development.stack.pgbouncer import PgBouncer
+from netbox_celery.engine import database
 from netbox_celery.engine.leader import LEASE
 from netbox_celery.engine.schedules import DUE_HEADER
 from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
@@ -51,6 +52,25 @@ def sessions():
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'bouncer'")
         return cursor.fetchone()[0]
+
+
+@pytest.mark.parametrize('setting', [None, True, False])
+def test_prepared_statements(bouncer, monkeypatch, setting):
+    """Nothing is prepared behind a pooler, unless the setting says that it may be; without one it is."""
+    for port, is_pooled in ((bouncer.port, True), (bouncer.cluster.port, False)):
+        monkeypatch.setattr(database, '_is_pooled', None)
+        wrapper = database.without_pool(connection)
+        wrapper.settings_dict = {**wrapper.settings_dict, 'PORT': port}
+        wrapper.settings_dict.pop('DISABLE_SERVER_SIDE_CURSORS', None)
+        if setting is not None:
+            wrapper.settings_dict['DISABLE_SERVER_SIDE_CURSORS'] = setting
+        wrapper.inc_thread_sharing()
+        try:
+            database.execute(wrapper, 'SELECT 1')
+            prepares = bool(wrapper.connection._prepared._names)
+        finally:
+            wrapper.close()
+        assert prepares == (not is_pooled if setting is None else not setting)
 
 
 def test_runs(worker, bouncer):
