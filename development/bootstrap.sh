@@ -5,7 +5,8 @@
 #
 # What the machine lacks is installed from the distribution's packages where that is possible without asking (as root,
 # or with sudo that wants no password); else one message names it, with the command that gets it. Where everything is
-# there already, no rights are needed. "test" also wants a browser, and RabbitMQ, without which some tests are skipped.
+# there already, no rights are needed. "test" also wants a browser, RabbitMQ and PgBouncer, without which some tests
+# are skipped.
 # All that follows is Python: see development/stack/.
 set -eu
 
@@ -141,21 +142,25 @@ Install it the way this system does, and start again."
     }
 }
 
-# Tests start a RabbitMQ of their own: the service that the package brings is not wanted
-install_rabbitmq() {
-    [ ! -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || return 0
+# Tests start servers of their own: the services that packages bring are not wanted
+#
+#   install_for_tests SERVER PACKAGE PATH UNIT...
+install_for_tests() {
+    server=$1 package=$2 path=$3
+    shift 3
+    [ ! -x "$path" ] || return 0
     if ! can_install; then
-        say "The tests with RabbitMQ will be skipped: get it with: sudo apt-get install --yes rabbitmq-server"
+        say "The tests with $server will be skipped: get it with: sudo apt-get install --yes $package"
         return 0
     fi
-    say "Installing rabbitmq-server"
+    say "Installing $package"
     as_root apt-get update -qq
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends -qq rabbitmq-server >&2 || {
-        say "The tests with RabbitMQ will be skipped: rabbitmq-server could not be installed"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends -qq "$package" >&2 || {
+        say "The tests with $server will be skipped: $package could not be installed"
         return 0
     }
     if [ -d /run/systemd/system ]; then
-        as_root systemctl disable --quiet --now rabbitmq-server.service epmd.socket epmd.service >&2 || true
+        as_root systemctl disable --quiet --now "$@" >&2 || true
     fi
 }
 
@@ -163,7 +168,11 @@ install_rabbitmq() {
 
 find_missing
 install_missing
-[ "$purpose" != test ] || install_rabbitmq
+if [ "$purpose" = test ]; then
+    install_for_tests RabbitMQ rabbitmq-server /usr/lib/rabbitmq/bin/rabbitmq-server \
+        rabbitmq-server.service epmd.socket epmd.service
+    install_for_tests PgBouncer pgbouncer /usr/sbin/pgbouncer pgbouncer.service
+fi
 [ -n "$python" ] || find_python || fail "Python was installed, but is not found: $(candidates | tr '\n' ' ')"
 
 # Two runs in one checkout: the second waits for the first

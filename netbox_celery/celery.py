@@ -9,7 +9,7 @@ import os
 from functools import cached_property, partial
 
 import django
-from celery import Celery
+from celery import Celery, _state
 from django.apps import apps
 from kombu.transport import TRANSPORT_ALIASES
 
@@ -29,6 +29,7 @@ from .engine.backend import tracking  # noqa: E402
 from .engine.canvas import forget_ids  # noqa: E402
 from .engine.enqueue import send  # noqa: E402
 from .engine.ids import OneSpelling, spell_results  # noqa: E402
+from .engine.presence import identity  # noqa: E402
 from .engine.publish import publish  # noqa: E402
 from .engine.queues import RefuseReserved  # noqa: E402
 from .engine.upstream import with_upstream  # noqa: E402
@@ -60,6 +61,13 @@ class NetBoxCelery(Celery):
         Takes the `netbox_*` options beside Celery's own (see `netbox_celery.tasks`).
         """
         return send(self, partial(publish, self), name, args, kwargs, options)
+
+    def __reduce__(self):
+        # A process that does not inherit this one's memory (`worker_pool_start_method`) has this app by an import, with
+        # NetBox's settings and the signals that track runs
+        if self is globals().get('app'):
+            return _app_of_process, (self._conf.changes if self.configured else self._preconf, identity.describe())
+        return super().__reduce__()
 
     def _get_backend(self):
         return tracking(with_upstream(super()._get_backend()))
@@ -97,6 +105,18 @@ class NetBoxCelery(Celery):
         return f'{report}\n\nmodules that could not be imported:\n{lacking}\n' if lacking else report
 
 
+def _app_of_process(changes, of_worker):
+    """Return the app of this process for one that was pickled in another, as a worker's is for its children.
+
+    Args:
+        changes: Settings that the other has been given beside its configuration, as by the command line.
+        of_worker: Which worker that is (`Identity.describe`).
+    """
+    app.conf.update(changes)
+    signals.join(app, of_worker)
+    return app
+
+
 def _function(target, known={}):
     """Return a function that calls an object (an instance, a `functools.partial`, a lambda): one for each object."""
     def function(*args, **kwargs):
@@ -119,6 +139,11 @@ def _load_settings():
 TRANSPORT_ALIASES.update(broker.TRANSPORTS)
 forget_ids()
 spell_results(NetBoxCelery)
+
+# Who patches this process for greenlets asks each object for its class, also Celery's stand-in for the current app,
+# which then makes one. It would be handed the tasks of all plugins, and take those only that plain Celery does.
+if _state.default_app is not None and type(_state.default_app) is Celery and _state.default_app.main == 'default':
+    _state._deregister_app(_state.default_app)
 
 app = NetBoxCelery('netbox_celery')
 app.set_default()

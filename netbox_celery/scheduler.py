@@ -28,12 +28,12 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-#: How often a beat that does not send tries to, seconds. With the ten that PostgreSQL needs to notice that one is gone,
-#: another takes over within fifteen.
+#: How often a beat that does not send looks whether the one that does has stopped, seconds. The place of one that is
+#: gone it takes as soon as the lease has run out.
 STANDBY_INTERVAL = 3
 #: How often the one that sends looks after what changes seldom, seconds.
 HOUSEKEEPING_INTERVAL = 60
-#: For how long it sends before it shows again that it is alive, seconds.
+#: For how long it sends before it renews its lease, seconds.
 SENDING_TIME = 1
 #: How long it waits where a schedule is due but is being edited, or the database is away, seconds.
 SHORT_WAIT = 0.2
@@ -66,11 +66,11 @@ class DatabaseScheduler(Scheduler):
         close_old_connections()
         try:
             if not self.leadership.is_held and not self._take_over():
-                return STANDBY_INTERVAL
+                return min(STANDBY_INTERVAL, self.leadership.seconds_left() + SHORT_WAIT)
             self._keep_house()
             seconds = self.leadership.seconds_to_next()
             if seconds is None:
-                logger.warning('beat: the connection that held the lock is gone, trying to get it again')
+                logger.warning('beat: nothing is sent from here any more, another beat has taken the place')
                 return SHORT_WAIT
             return min(seconds, self.max_interval) if seconds > 0 else self._send()
         except UNAVAILABLE as exc:
@@ -92,7 +92,7 @@ class DatabaseScheduler(Scheduler):
             self._housekeeping_due = self._complaint_due = 0.0
             return True
         if time.monotonic() >= self._complaint_due:
-            logger.warning('beat: nothing is sent from here, another beat holds the lock; waiting to take its place')
+            logger.warning('beat: nothing is sent from here, another beat sends; waiting to take its place')
             self._complaint_due = time.monotonic() + HOUSEKEEPING_INTERVAL
         return False
 

@@ -3,10 +3,12 @@ import logging
 import threading
 from datetime import timedelta
 from unittest import mock
+from uuid import uuid4
 
 import pytest
 from celery.beat import Scheduler
 from django.db import OperationalError, connection, transaction
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from netbox_celery import scheduler as module
@@ -14,7 +16,7 @@ from netbox_celery.celery import app
 from netbox_celery.engine import catalogue, schedules
 from netbox_celery.engine.schedules import DUE_HEADER
 from netbox_celery.housekeeping import PRUNE
-from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
+from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask, Lease
 from netbox_celery.scheduler import HOUSEKEEPING_INTERVAL, SHORT_WAIT, STANDBY_INTERVAL, DatabaseScheduler
 from tests.factories import make_schedule
 from users.models import User
@@ -69,7 +71,7 @@ def test_one_sends(make_beat, make_due, caplog):
     first, second = make_beat(), make_beat()
     assert first.tick() == 0
     assert [second.tick() for __ in range(3)] == [STANDBY_INTERVAL] * 3
-    assert caplog.text.count('nothing is sent from here, another beat holds the lock') == 1
+    assert caplog.text.count('nothing is sent from here, another beat sends') == 1
     assert runs() == ['due']
 
     first.close()
@@ -99,7 +101,7 @@ def test_each_once(make_beat, make_due):
 
 
 def test_shows_that_it_is_alive(make_beat, make_due, monkeypatch):
-    """With much to send it asks the database in between, so that its session is not taken for a dead one."""
+    """With much to send it asks the database in between, so that its lease does not run out."""
     monkeypatch.setattr(module, 'SENDING_TIME', 0)
     for number in range(3):
         make_due(f'due {number}')
@@ -135,16 +137,19 @@ def test_schedule_that_is_being_edited(make_beat, make_due):
     assert runs() == ['other', 'edited']
 
 
-def test_lock_lost(make_beat, make_due, caplog):
-    """Who has lost the connection that holds the lock sends nothing before it has it again."""
+def test_lead_lost(make_beat, make_due, caplog):
+    """Who has lost the lease to another sends nothing before it has it again."""
     beat = make_beat()
     beat.tick()
     make_due()
-    with connection.cursor() as cursor:
-        cursor.execute('SELECT pg_terminate_backend(%s, 5000)', (beat.leadership._session,))
+    Lease.objects.update(holder=uuid4())
     assert beat.tick() == SHORT_WAIT
-    assert 'the connection that held the lock is gone' in caplog.text
+    assert 'another beat has taken the place' in caplog.text
+    assert beat.tick() == STANDBY_INTERVAL
     assert runs() == []
+    Lease.objects.update(until=Now() + timedelta(seconds=1))
+    assert beat.tick() <= 1 + SHORT_WAIT
+    Lease.objects.update(until=Now() - timedelta(seconds=1))
     assert beat.tick() == 0
     assert runs() == ['due']
 

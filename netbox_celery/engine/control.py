@@ -24,8 +24,8 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-#: Pools whose processes can be ended one by one.
-TERMINABLE_POOLS = ('prefork', 'processes')
+#: Pools that can end a single run: its process, or its greenlet when that waits for something.
+TERMINABLE_POOLS = ('prefork', 'processes', 'gevent', 'eventlet')
 
 # Those that do not end by themselves within the time that it takes to tell a worker of it.
 CANCELLED = f"""
@@ -45,8 +45,8 @@ def cancellation(result):
     """Return what a cancel would do to a run.
 
     Returns:
-        `none`: it has ended. `revoke`: it has not begun, and will not. `terminate`: its process will be ended.
-        `cooperative`: its worker cannot end it; the task itself must look at `self.is_cancelled()`.
+        `none`: it has ended. `revoke`: it has not begun, and will not. `terminate`: its process, or its greenlet, will
+        be ended. `cooperative`: its worker cannot end it; the task itself must look at `self.is_cancelled()`.
     """
     from ..choices import ResultStatusChoices
 
@@ -67,8 +67,8 @@ def cancel(result, user=None):
     """Cancel a run.
 
     One that waits is revoked at once, whether or not a worker is up: no worker can claim it any more. One that runs
-    has its process terminated where the pool can do that; elsewhere the task sees it in `self.is_cancelled()`.
-    Its row then ends as revoked, however the task ends.
+    has its process or its greenlet ended where the pool can do that; elsewhere the task sees it in
+    `self.is_cancelled()`. Its row then ends as revoked, however the task ends.
 
     Args:
         result: The `CeleryResult`; it is not refreshed.

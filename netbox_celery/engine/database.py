@@ -2,15 +2,17 @@
 
 What the engine writes for a run must be visible while the task's transaction is still open and must survive its
 rollback, so it cannot share the task's connection. And it must be cheap: Celery's Django fixup closes Django's
-connections around every task (`celery.fixups.django`), these it does not know and they stay open. Nor do they come
-out of the pool that Django may be told to keep (`DATABASES['default']['OPTIONS']['pool']`): who holds a connection for
-good, as each thread of a worker does, would take all that there are, and the tasks would wait for one in vain.
+connections around every task (`celery.fixups.django`), these it does not know and they stay open, a few for all
+threads of a process. Nor do they come out of the pool that Django may be told to keep
+(`DATABASES['default']['OPTIONS']['pool']`): who holds a connection for good would take those that there are, and the
+tasks would wait for one in vain.
 """
 import logging
 import os
 import threading
 import time
-from contextlib import contextmanager, nullcontext
+from collections import deque
+from contextlib import contextmanager, nullcontext, suppress
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from django.db import (
@@ -25,7 +27,7 @@ from django.db import (
 from psycopg import Cursor
 from psycopg.pq import TransactionStatus
 
-from . import branches
+from . import branches, greenlets
 from .exceptions import DatabaseReadOnly
 
 __all__ = (
@@ -47,8 +49,10 @@ logger = logging.getLogger(__name__)
 UNAVAILABLE = (OperationalError, InterfaceError)
 # Or it is there, and cannot be used at the moment: a table is away, a privilege is missing, a standby only reads.
 UNUSABLE = (*UNAVAILABLE, ProgrammingError, InternalError)
+# What interrupts a task from outside, wherever it is: a soft time limit, or the end of its greenlet.
+INTERRUPTS = (SoftTimeLimitExceeded, *greenlets.INTERRUPTS)
 # What leaves things to be written later: the database is away, or a task that writes itself is out of time.
-LATER = (*UNAVAILABLE, SoftTimeLimitExceeded)
+LATER = (*UNAVAILABLE, *INTERRUPTS)
 
 #: PostgreSQL's code for "nothing can be written": on a standby, in a read-only transaction, in maintenance mode.
 READ_ONLY = DatabaseReadOnly.sqlstate
@@ -61,8 +65,9 @@ def execute(wrapper, sql, params=None):
     """Execute a statement of the engine's on a connection of Django's, and return its rows (`[]` if it has none).
 
     The same few statements run for every task, so PostgreSQL keeps them prepared: that takes two thirds off their
-    cost. A connection pooler that switches sessions between transactions may not know of them; Django's setting for
-    such poolers, `DISABLE_SERVER_SIDE_CURSORS`, turns it off.
+    cost. Behind a connection pooler that switches sessions between transactions they would be missing, or be those of
+    another client; Django's setting for such poolers, `DISABLE_SERVER_SIDE_CURSORS`, says whether that is so. If it is
+    not set at all, nothing is prepared behind any pooler.
 
     A kept connection may be broken without anybody's notice, as after a restart of PostgreSQL. Outside of a transaction
     the statement is then executed again on a new one: every statement of the engine is guarded so that a second
@@ -88,9 +93,9 @@ def execute(wrapper, sql, params=None):
 def _execute(wrapper, sql, params):
     wrapper.ensure_connection()
     connection = wrapper.connection
-    prepare = not wrapper.settings_dict.get('DISABLE_SERVER_SIDE_CURSORS')
     threshold = connection.prepare_threshold
     with wrapper.wrap_database_errors, Cursor(connection) as cursor:
+        prepare = _may_prepare(wrapper, cursor)
         try:
             if prepare:
                 connection.prepare_threshold = 0  # Django's own cursors never prepare anything
@@ -98,6 +103,22 @@ def _execute(wrapper, sql, params):
         finally:
             connection.prepare_threshold = threshold
         return cursor.fetchall() if cursor.pgresult.nfields else []
+
+
+#: Whether a connection pooler stands between this process and PostgreSQL; `None`: that is still to be found out.
+_is_pooled = None
+
+
+def _may_prepare(wrapper, cursor):
+    global _is_pooled
+    setting = wrapper.settings_dict.get('DISABLE_SERVER_SIDE_CURSORS')
+    if setting is not None:
+        return not setting
+    if _is_pooled is None:
+        # A pooler has told the client another ID than that of the session's process
+        cursor.execute('SELECT pg_backend_pid()')
+        _is_pooled = cursor.fetchone()[0] != cursor.connection.info.backend_pid
+    return not _is_pooled
 
 
 def caller():
@@ -219,7 +240,7 @@ class EngineConnection:
                 logger.warning('The database is unavailable, trying again in %.1f s: %s', wait, exc)
                 time.sleep(wait)
                 wait = min(wait * 2, 5)
-            except SoftTimeLimitExceeded:
+            except INTERRUPTS:
                 self._abandon()
                 raise
 
@@ -234,7 +255,7 @@ class EngineConnection:
             raise
 
     def _abandon(self):
-        """Stop the statement that a soft time limit has interrupted, and close the connection.
+        """Stop the statement that was interrupted, as by a soft time limit, and close the connection.
 
         PostgreSQL would carry it out all the same when it gets to it, and who was interrupted would not know. So it is
         cancelled, and its end is waited for: what is looked at next stays as it is.
@@ -279,6 +300,8 @@ class EngineConnection:
                 raise WritesRefused('nothing can be written, the database is read-only')
             yield locked
         finally:
+            with suppress(*UNUSABLE):
+                wrapper.rollback()  # a connection pooler would take a transaction that is left open for a broken one
             holder.close()
 
     def copy(self, sql, rows):
@@ -288,7 +311,7 @@ class EngineConnection:
             with wrapper.wrap_database_errors, wrapper.cursor() as cursor, cursor.copy(sql) as copy:
                 for row in rows:
                     copy.write_row(row)
-        except SoftTimeLimitExceeded:
+        except INTERRUPTS:
             self._abandon()
             raise
         except InternalError as exc:
@@ -307,13 +330,76 @@ class EngineConnection:
                 logger.debug('Closing a broken connection failed', exc_info=True)
 
 
-_local = threading.local()
+class SharedConnection:
+    """The engine's connections that all threads of a process share: each takes one for a statement, and gives it back.
+
+    Where there is one thread, that is always the same connection. Where there are many, as in a pool of threads or of
+    greenlets, which come and go with each run, a few are enough, and stay open.
+
+    A statement may have to wait for the transaction of a run that wants to execute one itself before it ends. So who
+    has waited for long gets a connection more; it is closed when as many as are kept have been given back.
+    """
+
+    def __init__(self):
+        self._reset()
+
+    def _reset(self):
+        """Start anew: at first, and in a child after a fork (the parent's connections are the parent's)."""
+        # The last one that was given back is taken first: those that are never needed are never opened
+        self._free = deque(EngineConnection() for __ in range(KEPT))
+        self._given_back = threading.Condition()
+        self._waiting = 0
+
+    def execute(self, sql, params=None, patience=0):
+        """Execute one statement; see `EngineConnection.execute`."""
+        connection = self._take()
+        try:
+            return connection.execute(sql, params, patience)
+        finally:
+            self._give_back(connection)
+
+    def _take(self):
+        try:
+            return self._free.pop()
+        except IndexError:
+            return self._wait()
+
+    def _wait(self):
+        deadline = time.monotonic() + WAIT_FOR_FREE
+        with self._given_back:
+            self._waiting += 1
+            try:
+                while (left := deadline - time.monotonic()) > 0:
+                    # One may have been given back before it was known that somebody waits
+                    if self._free or self._given_back.wait(left):
+                        try:
+                            return self._free.pop()
+                        except IndexError:
+                            continue  # another thread was faster
+            finally:
+                self._waiting -= 1
+        return EngineConnection()
+
+    def _give_back(self, connection):
+        if len(self._free) >= KEPT:
+            connection.close()
+            return
+        self._free.append(connection)
+        if self._waiting:
+            with self._given_back:
+                self._given_back.notify()
+
+
+#: Connections that a process keeps open, at the most.
+KEPT = 8
+#: How long a thread waits for one of them to be free before it makes another, seconds.
+WAIT_FOR_FREE = 1
+
+_shared = SharedConnection()
+os.register_at_fork(after_in_child=_shared._reset)
+greenlets.let_others_go_on()
 
 
 def get_connection():
-    """Return the engine's connection of this thread."""
-    try:
-        return _local.connection
-    except AttributeError:
-        _local.connection = EngineConnection()
-        return _local.connection
+    """Return the engine's connection of this process, which all of its threads may use at the same time."""
+    return _shared

@@ -17,6 +17,7 @@ from celery import signals, states
 from celery.app.task import get_actual_ignore_result
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 
+from . import greenlets
 from .exceptions import BodyInterrupted
 from .hooks import tell
 from .presence import identity
@@ -31,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 
 def is_order(exc):
-    """Whether an exception in a body is an order to end, to its worker or to the process."""
-    return isinstance(exc, WorkerShutdown | WorkerTerminate) or terminate_handler_fired()
+    """Whether an exception in a body is an order to end, to its worker, to the process or to the greenlet."""
+    return isinstance(exc, WorkerShutdown | WorkerTerminate) or terminate_handler_fired() or greenlets.is_order(exc)
 
 
 def is_interruption(exc):

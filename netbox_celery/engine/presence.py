@@ -51,7 +51,7 @@ STOP = f'UPDATE {lifecycle.WORKERS} SET heartbeat = now(), stopped = now() WHERE
 
 
 class Identity:
-    """Who this process is: the worker process group that it belongs to. Children inherit it at the fork."""
+    """Who this process is: the worker process group that it belongs to. Children inherit it, or are told of it."""
 
     def __init__(self):
         self.key = None
@@ -62,6 +62,14 @@ class Identity:
     def take(self, name):
         """Become a worker with a new key: what an earlier one of this name left is not this one's."""
         self.key, self.name, self.pid = uuid4(), name, os.getpid()
+
+    def describe(self):
+        """Return what another process needs to know to belong to this worker, `None` if this process is no worker's."""
+        return self.key and (self.key, self.name, self.pid)
+
+    def join(self, described):
+        """Become a child of a worker."""
+        self.key, self.name, self.pid = described
 
     @property
     def is_child(self):

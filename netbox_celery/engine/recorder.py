@@ -19,7 +19,7 @@ from django.db import DatabaseError, IntegrityError
 
 from ..choices import LogLevelChoices
 from ..config import get_config
-from .database import LATER, UNAVAILABLE, UNUSABLE, EngineConnection
+from .database import INTERRUPTS, LATER, UNAVAILABLE, UNUSABLE, EngineConnection
 from .lifecycle import LOG, TABLE
 from .payload import clean_line, cut_text, text_of
 from .progress import Progress
@@ -225,7 +225,7 @@ class Recorder:
                 self._shed(exc)
                 time.sleep(0.2)
                 return False
-            except SoftTimeLimitExceeded:
+            except INTERRUPTS:
                 raise
             except Exception:
                 # Whatever it is, no task fails for it.

@@ -13,6 +13,7 @@ import sys
 import threading
 from functools import partial
 
+import billiard
 from billiard.exceptions import WorkerLostError
 from celery import bootsteps, signals, states
 from celery.app.task import Context
@@ -22,7 +23,7 @@ from kombu.exceptions import DecodeError
 
 from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
-from . import discovery, lifecycle, pool
+from . import discovery, greenlets, lifecycle, pool
 from .backend import describe, describe_failure, is_of_another
 from .branches import leave_run, warm_up
 from .claim import note_call, track_all_tasks
@@ -44,6 +45,7 @@ from .visibility import warn_of_limits
 
 __all__ = (
     'Undecodable',
+    'join',
 )
 
 logger = logging.getLogger(__name__)
@@ -59,8 +61,8 @@ def on_postrun(sender=None, state=None, retval=None, **kwargs):
     request = sender.request_stack.top
     if state is None and is_interruption(exc := sys.exception()) and not request.is_eager:
         tell_of_interruption(sender, request, exc)
-    if _pooled and not request.is_eager:
-        close_old_connections()  # back into the pool: a thread that is idle keeps none from the others
+    if not request.is_eager:
+        close_old_connections()  # or back into a pool: a thread that is idle keeps none for longer than it may
     run = get_run(request)
     if run is None:
         return
@@ -189,8 +191,6 @@ def on_prerun(sender=None, **kwargs):
 
 
 _presence = None
-#: Whether Django keeps a pool of connections.
-_pooled = False
 
 
 @signals.celeryd_after_setup.connect
@@ -200,6 +200,9 @@ def on_worker_setup(instance=None, **kwargs):
     Raises:
         SystemExit: Celery swallows any other exception.
     """
+    if why := _why_not(instance):
+        logger.critical('This worker ends: %s', why)
+        raise SystemExit(os.EX_CONFIG)
     try:
         _prepare(instance)
     except ProgrammingError as exc:
@@ -210,8 +213,24 @@ def on_worker_setup(instance=None, **kwargs):
         raise SystemExit(os.EX_SOFTWARE) from None
 
 
+def _why_not(worker):
+    """Return in words why runs cannot be tracked in a worker's pool, or `None`."""
+    if worker.pool.is_green and not greenlets.are_threads():
+        return (
+            'its pool was named by the setting worker_pool, which is too late: Celery has to prepare Python for '
+            'greenlets before anything else. Name the pool on the command line, such as -P gevent.'
+        )
+    if worker.pool_start_method == 'fork' and billiard.get_start_method() == 'forkserver':
+        return (
+            'billiard was told to start processes by "forkserver" (set_start_method), which Celery cannot do. The '
+            'setting worker_pool_start_method takes "fork" and "spawn".'
+        )
+    return None
+
+
 def _prepare(worker):
     from .sweep import duties
+    from .worker import end_for
 
     global _presence
     identity.take(worker.hostname)
@@ -219,6 +238,8 @@ def _prepare(worker):
     track_all_tasks(worker.app)
     warn_of_limits(worker.app)
     pool.install()
+    if worker.pool.is_green:
+        greenlets.prepare(worker.pool, end_for)
     _keep_connections(worker.app)
     warm_up()
     install_log_handler()
@@ -231,10 +252,31 @@ def _prepare(worker):
     gc.freeze()
 
 
+#: The app, in a process that a worker's parent has not forked.
+_joined = None
+
+
+def join(app, of_worker):
+    """Become a process of a worker's pool that has inherited nothing: `worker_pool_start_method` is `spawn`.
+
+    Args:
+        app: The Celery app of this process.
+        of_worker: What `Identity.describe` has returned in the worker; `None` if that was none.
+    """
+    global _joined
+    if of_worker is None or identity.key is not None:
+        return
+    identity.join(of_worker)
+    track_all_tasks(app)  # before Celery prepares them to be executed
+    _joined = app
+
+
 @signals.worker_ready.connect
 def on_worker_ready(**kwargs):
     """Begin the heartbeat."""
     if _presence is not None:
+        if _presence.worker.pool.is_green:
+            greenlets.prepare_signals(_presence.worker.pool)
         _presence.start()
 
 
@@ -257,6 +299,9 @@ def on_worker_process_init(**kwargs):
     Linux means the thread that made the child, so this is for those that the parent's main thread has made: all of
     them, where the broker is one that Celery has an event loop for.
     """
+    if _joined is not None:
+        _keep_connections(_joined)
+        install_log_handler()
     if sys.platform == 'linux' and identity.is_child and threading.current_thread().name == 'MainThread':
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -272,9 +317,7 @@ def _keep_connections(app):
     A kept connection may be broken by the time of the next task: Django then looks before it uses it for the first
     time in a task (`CONN_HEALTH_CHECKS`), which costs those alone that do use it.
     """
-    global _pooled
     for alias in connections:
-        _pooled = _pooled or bool((connections.settings[alias].get('OPTIONS') or {}).get('pool'))
         connections.settings[alias]['CONN_HEALTH_CHECKS'] = True
     for fixup in app._fixups:
         if worker_fixup := getattr(fixup, 'worker_fixup', None):

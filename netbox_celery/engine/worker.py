@@ -42,6 +42,7 @@ __all__ = (
     'Messages',
     'Worker',
     'arguments_of',
+    'end_for',
     'task_id_of',
     'tolerant',
 )
@@ -322,7 +323,7 @@ class Worker(worker.Worker):
         except TaskRevokedError:
             self._release()
         except Exception as exc:
-            _end(request, exc)
+            end_for(request, exc)
             self._release()
         else:
             # Nobody looks at what becomes of a thread's work
@@ -342,10 +343,10 @@ class Worker(worker.Worker):
 
 def _look_at_thread(request, future):
     if not future.cancelled() and isinstance(exc := future.exception(), Exception):
-        _end(request, exc)
+        end_for(request, exc)
 
 
-def _end(request, exc):
+def end_for(request, exc):
     """End a run for what Celery's main process does not expect.
 
     Args:

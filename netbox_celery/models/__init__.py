@@ -1,3 +1,4 @@
+from .lease import Lease
 from .log import CeleryLogEntry
 from .result import CeleryResult
 from .schedule import CelerySchedule
@@ -12,4 +13,5 @@ __all__ = (
     'CeleryTask',
     'CeleryWorker',
     'IgnoreWindow',
+    'Lease',
 )

@@ -1,13 +1,17 @@
 """The engine's own connections: they break and come back, and are nobody else's."""
 import os
-import threading
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import psycopg
 import pytest
 from django.db import DataError, OperationalError, connection, transaction
 
 from development.stack.processes import wait_until
 from netbox_celery.celery import app
-from netbox_celery.engine.database import EngineConnection, execute, get_connection
+from netbox_celery.engine import database
+from netbox_celery.engine.database import KEPT, EngineConnection, SharedConnection, execute, get_connection
 from netbox_celery.models import CeleryResult
 from tests.factories import HELLO_WORLD, make_result
 
@@ -112,13 +116,82 @@ def test_patience(own, monkeypatch):
     assert len(calls) > 4
 
 
-def test_one_for_each_thread():
-    found = [get_connection()]
-    thread = threading.Thread(target=lambda: found.append(get_connection()))
-    thread.start()
-    thread.join()
-    assert found[0] is not found[1]
-    assert get_connection() is found[0]
+@pytest.fixture
+def shared():
+    connection = SharedConnection()
+    yield connection
+    for each in connection._free:
+        each.close()
+
+
+def in_threads(number, function):
+    """Call a function in so many threads at the same time, and return what it returns."""
+    with ThreadPoolExecutor(number) as pool:
+        return [future.result() for future in [pool.submit(function) for __ in range(number)]]
+
+
+def test_shared_by_threads(shared):
+    """One thread uses one connection, and many threads a few, which stay."""
+    assert get_connection() is get_connection()
+    assert len({backend(shared) for __ in range(20)}) == 1
+    for __ in range(2):
+        used = in_threads(5 * KEPT, lambda: [backend(shared) for __ in range(5)][-1])
+    assert 1 <= len(set(used)) <= KEPT
+    assert len(shared._free) == KEPT
+
+
+def test_shared_with_who_waits(shared, services, monkeypatch):
+    """Statements that wait for one that has no connection left cannot keep it from being executed."""
+    monkeypatch.setattr(database, 'WAIT_FOR_FREE', 0.2)
+    with psycopg.connect(services.cluster.url('netbox')) as lock:
+        lock.execute('SELECT pg_advisory_xact_lock(77)')
+        with ThreadPoolExecutor(2 * KEPT) as pool:
+            waits = [pool.submit(shared.execute, 'SELECT pg_advisory_xact_lock_shared(77)') for __ in range(2 * KEPT)]
+            wait_until(lambda: not shared._free, 20)
+            assert shared.execute('SELECT 1') == [(1,)]
+            lock.rollback()
+            assert all(future.result(20) for future in waits)
+    assert len(shared._free) == KEPT
+    in_use = sum(each._wrapper is not None and each._wrapper.connection is not None for each in shared._free)
+    assert in_use <= KEPT
+
+
+def test_shared_with_one_that_is_given_back(shared, services):
+    """Who waits gets the next one that is free, and does not make another."""
+    with psycopg.connect(services.cluster.url('netbox')) as lock:
+        lock.execute('SELECT pg_advisory_xact_lock(77)')
+        with ThreadPoolExecutor(KEPT + 1) as pool:
+            held = [pool.submit(
+                shared.execute, 'SELECT pg_advisory_xact_lock_shared(77), pg_backend_pid()'
+            ) for __ in range(KEPT)]
+            wait_until(lambda: not shared._free, 20)
+            late = pool.submit(backend, shared)
+            wait_until(lambda: shared._waiting, 20)
+            lock.rollback()
+            assert late.result(20) in {future.result(20)[0][1] for future in held}
+
+
+def test_shared_after_a_fork():
+    """A child has connections of its own."""
+    before = backend(get_connection())
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if backend(get_connection()) != before else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert backend(get_connection()) == before
+
+
+def test_no_state_of_sessions():
+    """Nothing that the plugin sends belongs to a session: a pooler may give each transaction another one."""
+    state = re.compile(
+        r'pg_(?:try_)?advisory_(?:lock|unlock)|\bLISTEN |\bTEMP(?:ORARY)? TABLE|\bSET SESSION|WITH HOLD|\bPREPARE '
+        r'|set_config\([^)]*false\)'
+    )
+    for text in ('pg_try_advisory_lock(1)', "set_config('x', 'y', false)"):
+        assert state.search(text)
+    package = Path(database.__file__).parents[1]
+    found = {path.name: match[0] for path in package.rglob('*.py') if (match := state.search(path.read_text()))}
+    assert found == {}
 
 
 def test_fork(own):

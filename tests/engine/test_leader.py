@@ -1,17 +1,17 @@
-"""Of several beats, one has the lock."""
+"""Of several beats, one has the lease."""
 import math
 from datetime import timedelta
 
 import pytest
 from celery.beat import Service
 from django.db import connection
+from django.db.models import F
 from django.utils import timezone
 
-from development.stack.processes import wait_until
 from netbox_celery.celery import app
 from netbox_celery.engine import leader
-from netbox_celery.engine.leader import Leadership
-from netbox_celery.models import CelerySchedule
+from netbox_celery.engine.leader import LEASE, Leadership
+from netbox_celery.models import CelerySchedule, Lease
 from netbox_celery.scheduler import DatabaseScheduler
 from tests.factories import make_schedule
 
@@ -31,27 +31,67 @@ def test_one_at_a_time(two):
     assert (first.acquire(), second.acquire()) == (True, False)
     assert (first.is_held, second.is_held) == (True, False)
     assert second.seconds_to_next() is None
+    assert 0 < second.seconds_left() <= LEASE
     first.release()
-    wait_until(second.acquire, 20)
-    assert second.is_held
+    assert second.seconds_left() == 0
+    assert second.acquire() and second.is_held
 
 
-def test_connection_lost(two):
-    """Who has lost the session has lost the lock, and knows it before it sends anything; another may have it."""
+def test_run_out(two):
+    """Who has not renewed the lease loses it to the first that asks, and knows it before it sends anything."""
     first, second = two
     first.acquire()
-    with connection.cursor() as cursor:
-        cursor.execute('SELECT pg_terminate_backend(%s, 5000)', (first._session,))
+    Lease.objects.update(until=F('until') - timedelta(seconds=LEASE - 1))
+    assert not second.acquire()
+    Lease.objects.update(until=F('until') - timedelta(seconds=1))
     assert second.acquire()
     assert first.seconds_to_next() is None
     assert not first.is_held and not first.acquire()
 
 
-def test_session_that_says_nothing(two):
-    """PostgreSQL ends it: that is what frees the lock of a beat that hangs, or whose network is gone."""
-    two[0].acquire()
-    ((timeout,),) = two[0]._connection.execute("SELECT current_setting('idle_session_timeout')")
-    assert timeout == '10s'
+def test_renewed(two):
+    """Each look at what is due renews it, also when it has run out and nobody else has asked."""
+    first, second = two
+    first.acquire()
+    for __ in range(3):
+        Lease.objects.update(until=F('until') - timedelta(seconds=LEASE + 1))
+        assert first.seconds_to_next() is not None
+        assert LEASE - 1 < second.seconds_left() <= LEASE
+        assert not second.acquire()
+
+
+def test_sessions_do_not_matter(two):
+    """The lease outlives the session that has made it, as behind a connection pooler."""
+    first, second = two
+    first.acquire()
+    session = first._connection._wrapper.connection.info.backend_pid
+    with connection.cursor() as cursor:
+        cursor.execute('SELECT pg_terminate_backend(%s, 5000)', [session])
+    assert not second.acquire()
+    assert first.seconds_to_next() is not None
+
+
+def test_clock_set_back(two):
+    """A lease of a dead beat from before the clock was set back is nobody's; a living one renews its own."""
+    first, second = two
+    first.acquire()
+    Lease.objects.update(until=F('until') + timedelta(hours=1))
+    assert first.seconds_to_next() is not None and not second.acquire()
+    Lease.objects.update(until=F('until') + timedelta(hours=1))
+    assert second.seconds_left() == LEASE
+    assert second.acquire()
+
+
+def test_lease_is_longer_than_beat_sleeps():
+    assert DatabaseScheduler.max_interval + 2 < LEASE
+
+
+def test_released_by_its_holder_alone(two):
+    first, second = two
+    first.acquire()
+    first.is_held, second.is_held = False, True
+    second.release()
+    assert not second.acquire()
 
 
 def test_seconds_to_next(two):
@@ -65,8 +105,8 @@ def test_seconds_to_next(two):
     assert first.seconds_to_next() < 0
 
 
-def test_new_connections_are_hardened(monkeypatch, services):
-    """What beat connects to from then on notices a cut network by itself, on both ends."""
+def test_new_connections_are_hardened(monkeypatch):
+    """What beat connects to from then on notices a cut network by itself, and leaves nothing in a session."""
     settings = leader.connections.settings['default']
     monkeypatch.setitem(settings, 'OPTIONS', dict(settings.get('OPTIONS', {})))
     before = connection.settings_dict['OPTIONS']
@@ -74,16 +114,12 @@ def test_new_connections_are_hardened(monkeypatch, services):
     lead = Leadership()
     try:
         assert lead.acquire()
-        ((idle, timeout),) = lead._connection.execute(
-            "SELECT current_setting('tcp_keepalives_idle'), current_setting('tcp_user_timeout')"
-        )
-        assert (idle, timeout) == ('4', '10000')
         parameters = lead._connection._wrapper.connection.info.get_parameters()
-        assert parameters['keepalives_idle'] == '4'
+        assert (parameters['keepalives_idle'], parameters['tcp_user_timeout']) == ('4', '10000')
+        assert lead._connection.execute("SELECT current_setting('idle_session_timeout')") == [('0',)]
     finally:
         lead.release()
         connection.settings_dict['OPTIONS'] = before
-        leader.connection_created.disconnect(dispatch_uid=leader.__name__)
 
 
 def test_default_scheduler():

@@ -7,9 +7,9 @@ from celery import states
 from celery.exceptions import Ignore, Reject
 
 from netbox_celery.celery import app
-from netbox_celery.engine import lifecycle
+from netbox_celery.engine import lifecycle, signals
 from netbox_celery.engine.claim import begin
-from netbox_celery.engine.signals import on_postrun, on_received, on_rejected
+from netbox_celery.engine.signals import on_postrun, on_received, on_rejected, on_worker_setup
 from netbox_celery.models import CeleryResult
 from tests.factories import HELLO_WORLD, make_result
 
@@ -77,3 +77,15 @@ def test_early_acknowledgement_is_left_alone(deliver):
     request = SimpleNamespace(id=str(uuid4()), task=deliver(), on_reject=len)
     on_received(request=request)
     assert request.on_reject is len
+
+
+@pytest.mark.parametrize('is_green, billiards, named', [
+    (True, 'fork', 'on the command line'), (False, 'forkserver', 'worker_pool_start_method'),
+])
+def test_pools_in_which_runs_cannot_be_tracked(monkeypatch, caplog, is_green, billiards, named):
+    """A worker with such a pool does not start, and says why."""
+    monkeypatch.setattr(signals.billiard, 'get_start_method', lambda: billiards)
+    worker = SimpleNamespace(pool=SimpleNamespace(is_green=is_green), pool_start_method='fork')
+    with pytest.raises(SystemExit):
+        on_worker_setup(instance=worker)
+    assert named in caplog.text

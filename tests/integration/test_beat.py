@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from datetime import datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -17,7 +18,7 @@ from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes
 
 from development.stack.instance import PLUGINS, Instance
-from netbox_celery.engine.leader import LOCK
+from netbox_celery.engine.leader import ACQUIRE, LEASE
 from netbox_celery.engine.schedules import DUE_HEADER
 from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
 from netbox_celery.tasks import get_django_command_task
@@ -27,7 +28,7 @@ from .conftest import CONFIG
 from .support import until, waiting
 
 #: What a standby may need to take over, seconds.
-TAKEOVER = 15
+TAKEOVER = 10
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_two_beats(make_beats, make_schedule):
     time.sleep(30)
     for schedule, first in zip(schedules, firsts):
         check_each_once(schedule, first, timezone.now() - timedelta(seconds=2))
-    assert 'nothing is sent from here, another beat holds the lock' in standby.output
+    assert 'nothing is sent from here, another beat sends' in standby.output
     assert not standby.is_leader and 'netbox_test_plugin' not in standby.output
     assert not CeleryResult.objects.filter(sent=None, created__lt=timezone.now() - timedelta(seconds=5)).exists()
 
@@ -126,7 +127,7 @@ def test_hanging_leader(make_beats, make_schedule):
         until(lambda: standby.is_leader, TAKEOVER)
     finally:
         leader.signal(signal.SIGCONT)
-    leader.says('the connection that held the lock is gone', 15)
+    leader.says('another beat has taken the place', 15)
     time.sleep(5)
     times = due_times(schedule)
     assert times == sorted(set(times)) and times[0] == first
@@ -172,7 +173,7 @@ class Cable:
 
 
 def test_cut_network(services, make_beat, make_schedule):
-    """A leader whose network is cut keeps nobody waiting: PostgreSQL ends its session, also with a schedule locked."""
+    """A leader whose network is cut keeps nobody waiting: its lease runs out, and so does a lock on a schedule."""
     cable = Cable(services.cluster.port)
     cluster = copy.copy(services.cluster)
     cluster.port = cable.port
@@ -197,17 +198,19 @@ def test_cut_network(services, make_beat, make_schedule):
         cable.close()
 
 
-def test_lock_held_by_somebody(services, make_beat, make_schedule):
-    """A beat that cannot get the lock sends nothing and says so; it sends when the lock is free."""
+def test_lead_held_by_somebody(services, make_beat, make_schedule):
+    """A beat that cannot get the lead sends nothing and says so; it sends when nobody renews that any more."""
     schedule = make_schedule()
-    with psycopg.connect(services.cluster.url('netbox')) as connection:
-        connection.execute('SELECT pg_advisory_lock(%s)', (LOCK,))
+    somebody = {'holder': uuid4()}
+    with psycopg.connect(services.cluster.url('netbox'), autocommit=True) as connection:
+        assert connection.execute(ACQUIRE, somebody).fetchone()
         beat = make_beat()
-        beat.says('nothing is sent from here')
-        time.sleep(6)
+        until(lambda: connection.execute(ACQUIRE, somebody).fetchone() and beat.is_standby, 120)
+        for __ in range(6):
+            time.sleep(1)
+            assert connection.execute(ACQUIRE, somebody).fetchone()
         assert not runs(schedule).exists()
-        connection.execute('SELECT pg_advisory_unlock(%s)', (LOCK,))
-        until(lambda: runs(schedule).exists(), TAKEOVER)
+    until(lambda: runs(schedule).exists(), LEASE + 3)
 
 
 def test_killed_before_the_commit(services, make_beats, make_schedule):
@@ -298,7 +301,7 @@ def test_edits_take_effect(make_beat, make_schedule):
 
 
 def test_database_restarted(services, make_beat, make_schedule):
-    """A beat whose sessions PostgreSQL ends asks for the lock again, and loses and repeats nothing."""
+    """A beat whose sessions PostgreSQL ends keeps the lead, and loses and repeats nothing."""
     beat = make_beat()
     beat.says('this one sends what is due')
     schedule = make_schedule()
@@ -309,8 +312,8 @@ def test_database_restarted(services, make_beat, make_schedule):
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = 'netbox' AND pid <> pg_backend_pid() AND query LIKE '%celeryschedule%'"
         )
-    until(lambda: beat.output.count('this one sends') == 2, TAKEOVER)
-    time.sleep(4)
+    time.sleep(8)
+    assert beat.output.count('this one sends') == 1
     check_each_once(schedule, first, timezone.now() - timedelta(seconds=2))
 
 

@@ -1,12 +1,14 @@
-"""Workers whose NetBox keeps a pool of connections, smaller than what they have to do at a time."""
+"""Workers and their connections, with a pool of Django's that is smaller than what they do at a time, and without."""
 import os
 import signal
 
 import pytest
+from django.db import connection
 from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
 
 from netbox_celery.celery import app
+from netbox_celery.engine.database import KEPT
 
 from .support import ended, lines, until
 
@@ -47,4 +49,29 @@ def test_processes(make_worker, pooled, gate):
         assert {ended(run).status for run in runs} == {'completed'}
     assert app.control.inspect([worker.row.name], timeout=5).ping()
     assert 'PoolTimeout' not in worker.output
+    assert worker.tracebacks() == []
+
+
+def test_many_threads(make_worker, make_instance, gate):
+    """What threads share are a few connections, and a thread that is idle keeps none for longer than it may."""
+    instance = make_instance('many-threads', database_settings={
+        'CONN_MAX_AGE': 0, 'OPTIONS': {'application_name': 'many-threads'}
+    })
+
+    def connections():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'many-threads'")
+            return cursor.fetchone()[0]
+
+    worker = make_worker('many-threads', instance=instance, pool='threads', concurrency=40).start().ready()
+    held = [worker.send(tasks.hold, gate, 3) for __ in range(40)]
+    until(lambda: all(notes(run.id) for run in held))
+    # Those of the heartbeat, the sweep, the recorder and what hooks do
+    assert connections() <= KEPT + 6
+    open_gate(gate)
+    assert {ended(run).status for run in held} == {'completed'}
+    assert all(len(lines(run)) == 4 for run in held)
+    runs = [worker.send(tasks.query) for __ in range(120)]
+    assert {ended(run, 60).status for run in runs} == {'completed'}
+    until(lambda: connections() <= KEPT + 6, 10, connections)
     assert worker.tracebacks() == []

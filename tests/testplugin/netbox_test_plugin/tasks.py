@@ -8,6 +8,7 @@ import time
 from functools import wraps
 from uuid import UUID
 
+import billiard
 from billiard.exceptions import WorkerLostError
 from celery import current_app, shared_task
 from celery.exceptions import Ignore, NotRegistered, Reject, SoftTimeLimitExceeded, TaskRevokedError
@@ -23,6 +24,10 @@ from .side import note, notes, wait_at
 task_logger = get_task_logger(__name__)
 plugin_logger = logging.getLogger(__name__)
 foreign_logger = logging.getLogger('somebody.else')
+
+# As a plugin might: how a worker makes its processes
+if method := os.environ.get('NETBOX_TEST_START_METHOD'):
+    billiard.set_start_method(method, force=True)
 
 
 #
@@ -820,6 +825,22 @@ def across(self, task_id, gate):
 def query(self, task_id):
     """Use Django's database connection."""
     return [Site.objects.count(), id(connection.connection), os.getpid()]
+
+
+@netbox_celery_task(name='netbox_test_plugin:sleep_in_database')
+def sleep_in_database(self, task_id, seconds):
+    """Wait for PostgreSQL."""
+    note(task_id, 'started')
+    with connection.cursor() as cursor:
+        cursor.execute('SELECT pg_sleep(%s)', [seconds])
+
+
+@netbox_celery_task(name='netbox_test_plugin:sleep_limited')
+def sleep_limited(self, task_id, seconds):
+    """Sleep, with a time limit that the call gives."""
+    note(task_id, 'started')
+    time.sleep(seconds)
+    note(task_id, 'ended')
 
 
 @netbox_celery_task(name='netbox_test_plugin:fade')

@@ -1,0 +1,185 @@
+"""Pools of greenlets: gevent and eventlet. A run has a greenlet of its own, and no connection of PostgreSQL's stays."""
+import signal
+import time
+
+import pytest
+from django.db import connection
+from netbox_test_plugin import tasks
+from netbox_test_plugin.side import notes, open_gate
+
+from netbox_celery.engine.control import cancellation
+from netbox_celery.engine.database import KEPT
+from netbox_celery.models import CeleryResult
+from tests.integration.conftest import workers_made
+from tests.integration.support import ended, lines, row, settled, until, waiting
+
+CONCURRENCY = 100
+#: The heartbeat's, the sweep's two, the recorder's, and those that Django has made for the engine's own threads.
+OF_THE_WORKER = 6
+LINES = ['line 0', 'line 1', 'line 2']
+
+
+@pytest.fixture(scope='module', params=['gevent', 'eventlet'])
+def pool(request):
+    return request.param
+
+
+@pytest.fixture(scope='module')
+def pooled(make_instance, pool):
+    """The NetBox of the pool's workers, by whose name their connections are known."""
+    return make_instance(pool, database_settings={'OPTIONS': {'application_name': pool}})
+
+
+@pytest.fixture(scope='module')
+def worker(pooled, pool, worker_log, django_db_blocker):
+    with workers_made(pooled, worker_log) as make, django_db_blocker.unblock():
+        yield make(pool, pool=pool, concurrency=CONCURRENCY).start().ready()
+
+
+def connections(pool):
+    with connection.cursor() as cursor:
+        cursor.execute('SELECT count(*) FROM pg_stat_activity WHERE application_name = %s', [pool])
+        return cursor.fetchone()[0]
+
+
+def unfinished():
+    return CeleryResult.objects.filter(completed=None).count()
+
+
+def started(runs):
+    until(lambda: all(notes(run.id) for run in runs), 60)
+    return runs
+
+
+def test_thousand_runs(worker, pool):
+    """A thousand runs that log and query end, with a connection for each run that is going on at the most."""
+    assert (worker.row.pool, worker.row.concurrency) == (pool, CONCURRENCY)
+    most = 0
+    runs = [worker.send(tasks.query if number % 2 else tasks.say_all) for number in range(1_000)]
+
+    def look():
+        nonlocal most
+        most = max(most, connections(pool))
+        return not unfinished()
+
+    until(look, 120, lambda: f'{unfinished()} runs go on')
+    assert most <= CONCURRENCY + KEPT + OF_THE_WORKER
+    assert set(CeleryResult.objects.values_list('status', flat=True)) == {'completed'}
+    assert len(lines(runs[0])) == len(lines(runs[-2])) == 9
+    until(lambda: connections(pool) <= KEPT + OF_THE_WORKER, 10, lambda: connections(pool))
+    assert worker.tracebacks() == []
+
+
+def test_all_at_a_time(worker, pool, gate):
+    """As many runs as the pool has places go on at a time, each with its own log, while the worker keeps a few."""
+    runs = started([worker.send(tasks.hold, gate, 3) for __ in range(CONCURRENCY)])
+    assert CeleryResult.objects.filter(status='running').count() == CONCURRENCY
+    assert connections(pool) <= KEPT + OF_THE_WORKER
+    open_gate(gate)
+    assert {ended(run, 60).status for run in runs} == {'completed'}
+    assert all(lines(run) == [*LINES, 'after the gate'] for run in runs)
+
+
+def test_a_statement_lets_others_go_on(worker, pool, gate):
+    """While one run waits for PostgreSQL, others run."""
+    slow = started([worker.send(tasks.sleep_in_database, 6)])[0]
+    began = time.monotonic()
+    assert [worker.run(tasks.query).status for __ in range(5)] == ['completed'] * 5
+    assert time.monotonic() - began < 5 and row(slow).status == 'running'
+    assert ended(slow).status == 'completed'
+
+
+def test_progress_and_retries(worker):
+    result = settled(worker.run(tasks.retry, 2))
+    assert (result.status, result.result, result.attempt) == ('completed', 3, 3)
+    assert lines(result) == ['attempt 1', 'attempt 2', 'attempt 3']
+    shown = worker.run(tasks.show_progress, 7)
+    assert (shown.status, shown.value) == ('completed', 7)
+    failed = worker.run(tasks.autoretry, 99)
+    assert (failed.status, failed.error) == ('errored', 'ValueError: wrong')
+
+
+def test_bodies_that_leave(worker):
+    """What is no `Exception`, or no memory, ends its run and no other."""
+    for how, error in (('own', 'OwnInterrupt'), ('exit', 'SystemExit'), ('memory', 'no more of it')):
+        result = worker.run(tasks.leave, how)
+        assert result.status == 'errored' and error in result.error + result.traceback
+    assert worker.run(tasks.echo).status == 'completed'
+
+
+def test_cancel(worker, pool, gate, user):
+    """A greenlet is ended where it waits, also in the middle of a statement; others, and their logs, go on."""
+    runs = started([worker.send(tasks.hold, gate, 3) for __ in range(10)])
+    querying = started([worker.send(tasks.sleep_in_database, 60)])[0]
+    cancelled = [*runs[:3], querying]
+    for run in cancelled:
+        assert cancellation(row(run)) == 'terminate'
+        assert row(run).cancel(user=user)
+    for run in cancelled:
+        assert ended(run, 10).status == 'revoked'
+        assert 'Cancelled by alice' in row(run).error
+    open_gate(gate)
+    assert {ended(run).status for run in runs[3:]} == {'completed'}
+    assert all(lines(run)[:3] == LINES for run in runs)
+    assert [what for __, what in notes(runs[0].id)] == ['started']
+    assert worker.run(tasks.query).status == 'completed'
+    until(lambda: connections(pool) <= KEPT + OF_THE_WORKER, 10, lambda: connections(pool))
+
+
+def test_terminate(worker, gate):
+    """Celery's own `terminate` for one worker, of which the row hears from the worker."""
+    from netbox_celery.celery import app
+
+    run = started([worker.send(tasks.hold, gate)])[0]
+    app.control.revoke(run.id, terminate=True, destination=[worker.row.name])
+    result = ended(run, 10)
+    assert (result.status, result.reason) == ('revoked', 'terminated')
+    assert [what for __, what in notes(run.id)] == ['started']
+
+
+def test_time_limits(worker, pool):
+    """gevent raises a hard time limit in the body; nobody sees to a soft one, and eventlet sees to none."""
+    hard = worker.send(tasks.sleep_limited, 3, time_limit=1)
+    soft = worker.send(tasks.sleep_limited, 3, soft_time_limit=1)
+    result = ended(hard)
+    if pool == 'gevent':
+        assert (result.status, result.reason) == ('errored', 'time_limit')
+        assert [what for __, what in notes(hard.id)] == ['started']
+    else:
+        assert result.status == 'completed'
+    assert ended(soft).status == 'completed'
+
+
+def test_soft_shutdown(make_worker, make_instance, pool, gate):
+    """With Celery's soft shutdown, what does not end in time is lost with the worker, and its row says so at once."""
+    instance = make_instance(f'{pool}-soft', celery={'worker_soft_shutdown_timeout': 2})
+    worker = make_worker(f'{pool}-soft', instance=instance, pool=pool, concurrency=10).start().ready()
+    run = started([worker.send(tasks.hold, gate)])[0]
+    worker.signal(signal.SIGQUIT)
+    worker.wait()
+    result = ended(run, 10)
+    assert (result.status, result.reason) == ('errored', 'worker_lost')
+
+
+def test_kill(worker, make_worker, pooled, pool, gate):
+    """The runs of a worker that was killed are found by another one, and those that may be are sent again."""
+    lost = make_worker(f'{pool}-lost', instance=pooled, pool=pool, concurrency=10).start().ready()
+    early, late = started([lost.send(tasks.hold, gate, 3), lost.send(tasks.hold_late, gate)])
+    until(lambda: lines(early) == LINES)
+    lost.kill()
+    result = ended(early, 30)
+    assert (result.status, result.reason) == ('errored', 'worker_lost')
+    assert waiting(late, 'pending').reason == 'worker_lost'
+
+
+@pytest.mark.flaky(reruns=0)
+def test_shutdown(worker, pool, gate):
+    """A worker that is told to stop waits for what it runs, and leaves no connection. It is the last test of these."""
+    run = started([worker.send(tasks.hold, gate, 3)])[0]
+    worker.signal(signal.SIGTERM)
+    worker.says('Warm shutdown')
+    open_gate(gate)
+    assert worker.wait() == 0
+    assert (ended(run).status, lines(run)) == ('completed', [*LINES, 'after the gate'])
+    assert worker.row.stopped is not None
+    until(lambda: connections(pool) == 0, 10)
