@@ -107,6 +107,11 @@ def without_pool(wrapper):
     return own
 
 
+def database_name():
+    """Return the name of the database: another one than that of the settings while Django tests."""
+    return connections.settings[DEFAULT_DB_ALIAS]['NAME']
+
+
 class EngineConnection:
     """A connection in autocommit mode that is opened on first use and again after it broke.
 
@@ -117,7 +122,14 @@ class EngineConnection:
         self._wrapper = None
         self._pid = None
 
+    def __del__(self):
+        # That of a thread which has ended; Django's wrapper would keep it open until its circles of references are found
+        if self._wrapper is not None:
+            self.close()
+
     def _connection(self):
+        if self._wrapper is not None and self._wrapper.settings_dict['NAME'] != database_name():
+            self.close()
         if self._wrapper is None or self._pid != os.getpid():
             # After a fork the parent's socket is not ours to close: forget it.
             self._wrapper = without_pool(connections[DEFAULT_DB_ALIAS])

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from queue import Empty, SimpleQueue
 from uuid import uuid4
 
-from django.db import close_old_connections
+from django.db import close_old_connections, connections
 
 from .. import host
 from ..choices import ResultStatusChoices as Status
@@ -46,6 +46,8 @@ REGISTER = f"""
     ON CONFLICT (key) DO UPDATE SET heartbeat = now(), queues = EXCLUDED.queues, stopped = NULL
 """
 BEAT = f'UPDATE {lifecycle.WORKERS} SET heartbeat = now() WHERE key = %s RETURNING id'
+#: Whether workers can be registered.
+LOOK = f'SELECT 1 FROM {lifecycle.WORKERS} LIMIT 1'
 STOP = f'UPDATE {lifecycle.WORKERS} SET heartbeat = now(), stopped = now() WHERE key = %s'
 
 
@@ -61,6 +63,10 @@ class Identity:
     def take(self, name):
         """Become a worker with a new key: what an earlier one of this name left is not this one's."""
         self.key, self.name, self.pid = uuid4(), name, os.getpid()
+
+    def leave(self):
+        """Be no worker any more: this process goes on as another program's."""
+        self.__init__()
 
     @property
     def is_child(self):
@@ -110,8 +116,10 @@ class Presence:
         ]
 
     def start(self):
+        """Begin, unless that has been done."""
         for thread in self._threads:
-            thread.start()
+            if thread.ident is None:
+                thread.start()
 
     def stop(self):
         """Say goodbye. What this worker still holds is not held any more."""
@@ -145,6 +153,13 @@ class Presence:
 
     def _work(self):
         connection = EngineConnection()
+        try:
+            self._look_after(connection)
+        finally:
+            connection.close()
+            connections.close_all()
+
+    def _look_after(self, connection):
         while not self._stopping.is_set():
             close_old_connections()  # those of the duties, and of what hooks do: this thread has no requests
             for duty in self.duties:

@@ -11,8 +11,10 @@ import os
 import signal
 import sys
 import threading
+from contextlib import contextmanager
 from functools import partial
 
+import click
 from billiard.exceptions import WorkerLostError
 from celery import bootsteps, signals, states
 from celery.app.task import Context
@@ -30,11 +32,11 @@ from .enqueue import is_tracked
 from .exceptions import IgnoredByWindow, RetryNotSent
 from .hooks import tell_of_failure
 from .interruption import is_interruption, tell_of_interruption
-from .loghandler import install_log_handler
+from .loghandler import install_log_handler, remove_log_handler
 from .options import HEADER
 from .outcome import finish_run, retry_run
 from .payload import is_uuid
-from .presence import Presence, close_run, identity, requeue_run
+from .presence import LOOK, Presence, close_run, identity, requeue_run
 from .recorder import recorder
 from .rows import INSERT, refused_row
 from .run import get_run, leave
@@ -42,6 +44,8 @@ from .upstream import end_dependents, end_ignored, tell_backend
 from .visibility import warn_of_limits
 
 __all__ = (
+    'Heartbeat',
+    'Registration',
     'Undecodable',
 )
 
@@ -181,25 +185,72 @@ def on_prerun(sender=None, **kwargs):
         close_old_connections()
 
 
+#: The heartbeat of this process, and its workers that have been started: those of one process are one to the others.
 _presence = None
+_workers = []
 #: Whether Django keeps a pool of connections.
 _pooled = False
 
 
-@signals.celeryd_after_setup.connect
-def on_worker_setup(instance=None, **kwargs):
-    """Prepare a worker before its pool forks. One that cannot be prepared ends: its claims would not hold.
+class Registration(bootsteps.StartStopStep):
+    """Prepares a worker before its pool forks, and signs it off when its pool has stopped, whoever starts and stops it.
+
+    Of Celery's signals only the command line's worker sends all. One that another program runs, such as a test
+    (`celery.contrib.testing`), is stopped without any.
+    """
+
+    def __init__(self, worker, **kwargs):
+        super().__init__(worker, **kwargs)
+        with _ending():
+            # What keeps it from being registered, who makes it hears at once: it may be started in a thread
+            get_connection().execute(LOOK, patience=float('inf'))
+
+    def include(self, worker):
+        worker.steps.insert(0, self)  # the first to be started, and the last to be stopped
+        return True
+
+    def start(self, worker):
+        with _ending():
+            _prepare(worker)
+
+    def stop(self, worker):
+        _sign_off(worker)
+
+    terminate = stop
+
+
+class Heartbeat(bootsteps.StartStopStep):
+    """Begins a worker's heartbeat once its consumer is there: its pool has been forked, without any threads."""
+
+    requires = ('celery.worker.consumer:Tasks',)
+
+    def start(self, consumer):
+        if _presence is not None:
+            _presence.start()
+
+    def stop(self, consumer):
+        pass  # a consumer is stopped when the broker is away, too
+
+    terminate = stop
+
+
+@contextmanager
+def _ending():
+    """End a worker that cannot be prepared: its claims would not hold.
 
     Raises:
-        SystemExit: Celery swallows any other exception.
+        SystemExit: It is a program of its own.
+        Exception: It is part of another program.
     """
     try:
-        _prepare(instance)
-    except ProgrammingError as exc:
-        logger.critical('This worker ends, since it could not be registered: %s %s', exc, MIGRATE)
-        raise SystemExit(os.EX_SOFTWARE) from None
+        yield
     except Exception as exc:
-        logger.critical('This worker ends, since it could not be registered: %s', exc, exc_info=exc)
+        if isinstance(exc, ProgrammingError):
+            logger.critical('This worker ends, since it could not be registered: %s %s', exc, MIGRATE)
+        else:
+            logger.critical('This worker ends, since it could not be registered: %s', exc, exc_info=exc)
+        if click.get_current_context(silent=True) is None:
+            raise
         raise SystemExit(os.EX_SOFTWARE) from None
 
 
@@ -207,38 +258,49 @@ def _prepare(worker):
     from .sweep import duties
 
     global _presence
-    identity.take(worker.hostname)
     track_all_tasks(worker.app)
     warn_of_limits(worker.app)
     pool.install()
-    _keep_connections(worker.app)
+    if threading.current_thread() is threading.main_thread():
+        # Those of a thread that ends would stay open
+        _keep_connections(worker.app)
     install_log_handler()
-    presence = Presence(worker, duties(worker.app))
-    presence.register()  # its row must exist before it claims anything
-    _presence = presence
-    atexit.register(on_worker_shutdown)  # a cold shutdown sends no signal
+    if _presence is None:
+        identity.take(worker.hostname)
+        _presence = Presence(worker, duties(worker.app))
+    _workers.append(worker)
+    _presence.register()  # its row must exist before it claims anything
+    atexit.register(on_worker_shutdown)  # the process may end without stopping it
     # NetBox's hundreds of thousands of objects stay for good: the children's garbage collector need not look at them.
     gc.collect()
     gc.freeze()
 
 
-@signals.worker_ready.connect
-def on_worker_ready(**kwargs):
-    """Begin the heartbeat."""
-    if _presence is not None:
-        _presence.start()
-
-
-@signals.worker_shutdown.connect
-def on_worker_shutdown(**kwargs):
-    """Sign off, and let go of what was not finished."""
+def _sign_off(worker):
+    """Sign a worker off, and let go of what was not finished. The process may go on, or start another one."""
     from .sweep import release
 
     global _presence
-    presence, _presence = _presence, None
-    if presence is not None and not identity.is_child:
+    if worker not in _workers or identity.is_child:
+        return
+    _workers.remove(worker)
+    if not _workers:
+        presence, _presence = _presence, None
         presence.stop()
-        release(presence.connection, presence.worker.app)
+        release(presence.connection, worker.app)
+        presence.connection.close()
+        identity.leave()
+        remove_log_handler()
+    _close_connections(worker.app)
+    gc.unfreeze()
+
+
+@signals.worker_shutdown.connect
+def on_worker_shutdown(sender=None, **kwargs):
+    """Sign off workers that end without having been stopped, such as one that was not fully started."""
+    for worker in list(_workers):
+        if sender in (None, worker):
+            _sign_off(worker)
 
 
 @signals.worker_process_init.connect
@@ -248,6 +310,9 @@ def on_worker_process_init(**kwargs):
     Linux means the thread that made the child, so this is for those that the parent's main thread has made: all of
     them, where the broker is one that Celery has an event loop for.
     """
+    # A pool that is no process sends this as well, before the worker has taken an identity
+    if identity.pid is None:
+        return
     if sys.platform == 'linux' and identity.is_child and threading.current_thread().name == 'MainThread':
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -270,3 +335,22 @@ def _keep_connections(app):
     for fixup in app._fixups:
         if worker_fixup := getattr(fixup, 'worker_fixup', None):
             worker_fixup.db_reuse_max = sys.maxsize
+
+
+def _close_connections(app):
+    """Close what a worker leaves open whose process goes on: whoever drops its database, as tests do, waits for none.
+
+    And stop Celery's Django fixup, which knows no end of a worker, from closing connections of the rest of the process.
+    """
+    recorder.disconnect()
+    get_connection().close()
+    for wrapper in connections.all(initialized_only=True):
+        if not wrapper.in_atomic_block:
+            wrapper.close()
+    gc.collect()  # and those of the pool's threads, which have ended
+    for fixup in app._fixups:
+        if _workers or not (worker_fixup := getattr(fixup, 'worker_fixup', None)):
+            continue
+        worker_fixup.db_reuse_max = app.conf.get('CELERY_DB_REUSE_MAX', None)
+        signals.task_prerun.disconnect(worker_fixup.on_task_prerun)
+        signals.task_postrun.disconnect(worker_fixup.on_task_postrun)
