@@ -8,9 +8,12 @@ good, as each thread of a worker does, would take all that there are, and the ta
 """
 import logging
 import os
+import sys
 import threading
 import time
 from contextlib import contextmanager
+from functools import wraps
+from weakref import WeakSet
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from django.db import (
@@ -28,6 +31,7 @@ from psycopg.pq import TransactionStatus
 
 __all__ = (
     'EngineConnection',
+    'close_connections',
     'execute',
     'get_connection',
     'now_or_on_commit',
@@ -112,6 +116,38 @@ def database_name():
     return connections.settings[DEFAULT_DB_ALIAS]['NAME']
 
 
+#: The engine's connections of this process.
+_all = WeakSet()
+
+
+def close_connections():
+    """Close the engine's connections of all threads. Whoever goes on opens another one."""
+    for own in list(_all):
+        own.close_if_idle()
+
+
+def _close_before_dropping(creation):
+    """Let Django drop the database of its tests, to which nobody may be connected then.
+
+    Args:
+        creation: The class whose method drops it.
+    """
+    drop = creation.destroy_test_db
+    if hasattr(drop, 'netbox_celery'):
+        return
+
+    @wraps(drop)
+    def destroy_test_db(self, *args, **kwargs):
+        from .recorder import recorder
+
+        recorder.flush(timeout=1)
+        close_connections()
+        return drop(self, *args, **kwargs)
+
+    destroy_test_db.netbox_celery = True
+    creation.destroy_test_db = destroy_test_db
+
+
 class EngineConnection:
     """A connection in autocommit mode that is opened on first use and again after it broke.
 
@@ -121,9 +157,10 @@ class EngineConnection:
     def __init__(self):
         self._wrapper = None
         self._pid = None
+        _all.add(self)
 
     def __del__(self):
-        # That of a thread which has ended; Django's wrapper would keep it open until its circles of references are found
+        # That of a thread which has ended: Django's wrapper would keep it open until its reference cycles are collected
         if self._wrapper is not None:
             self.close()
 
@@ -133,6 +170,8 @@ class EngineConnection:
         if self._wrapper is None or self._pid != os.getpid():
             # After a fork the parent's socket is not ours to close: forget it.
             self._wrapper = without_pool(connections[DEFAULT_DB_ALIAS])
+            if 'django.test.utils' in sys.modules:
+                _close_before_dropping(type(self._wrapper.creation))
             self._wrapper.inc_thread_sharing()
             self._pid = os.getpid()
         self._wrapper.ensure_connection()
@@ -225,6 +264,15 @@ class EngineConnection:
                 wrapper.close()
             except Exception:  # noqa: BLE001 - it is broken, that is why it is closed
                 logger.debug('Closing a broken connection failed', exc_info=True)
+
+    def close_if_idle(self):
+        """Close the connection from another thread, unless a statement is being executed."""
+        connection = self._wrapper and self._wrapper.connection
+        if connection and connection.lock.acquire(blocking=False):
+            try:
+                self.close()
+            finally:
+                connection.lock.release()
 
 
 _local = threading.local()

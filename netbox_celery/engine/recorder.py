@@ -149,12 +149,6 @@ class Recorder:
         for task_id, __ in self._ends:
             logger.critical('The end of task %s is lost, it could not be written before its process ended', task_id)
 
-    def disconnect(self):
-        """Write what waits, and close the connection until there is more."""
-        with self._write_lock:
-            self.flush(timeout=2)
-            self._connection.close()
-
     def flush(self, run=None, timeout=10):
         """Write everything that waits, in the calling thread.
 

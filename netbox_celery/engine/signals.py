@@ -17,6 +17,7 @@ from functools import partial
 import click
 from billiard.exceptions import WorkerLostError
 from celery import bootsteps, signals, states
+from celery._state import _set_task_join_will_block, task_join_will_block
 from celery.app.task import Context
 from celery.exceptions import Ignore, TaskRevokedError
 from django.db import ProgrammingError, close_old_connections, connections
@@ -27,7 +28,7 @@ from ..choices import ResultStatusChoices as Status
 from . import lifecycle, pool
 from .backend import describe, describe_failure, is_of_another
 from .claim import note_call, track_all_tasks
-from .database import MIGRATE, get_connection
+from .database import MIGRATE, EngineConnection, close_connections, get_connection
 from .enqueue import is_tracked
 from .exceptions import IgnoredByWindow, RetryNotSent
 from .hooks import tell_of_failure
@@ -201,9 +202,14 @@ class Registration(bootsteps.StartStopStep):
 
     def __init__(self, worker, **kwargs):
         super().__init__(worker, **kwargs)
+        self._would_block = task_join_will_block()
         with _ending():
             # What keeps it from being registered, who makes it hears at once: it may be started in a thread
-            get_connection().execute(LOOK, patience=float('inf'))
+            connection = EngineConnection()
+            try:
+                connection.execute(LOOK, patience=float('inf'))
+            finally:
+                connection.close()
 
     def include(self, worker):
         worker.steps.insert(0, self)  # the first to be started, and the last to be stopped
@@ -215,6 +221,7 @@ class Registration(bootsteps.StartStopStep):
 
     def stop(self, worker):
         _sign_off(worker)
+        _set_task_join_will_block(self._would_block)  # who waits for a result now is no task of the worker's
 
     terminate = stop
 
@@ -342,12 +349,12 @@ def _close_connections(app):
 
     And stop Celery's Django fixup, which knows no end of a worker, from closing connections of the rest of the process.
     """
-    recorder.disconnect()
-    get_connection().close()
+    recorder.flush(timeout=2)
+    close_connections()
     for wrapper in connections.all(initialized_only=True):
         if not wrapper.in_atomic_block:
             wrapper.close()
-    gc.collect()  # and those of the pool's threads, which have ended
+    gc.collect()  # and those of threads that have ended
     for fixup in app._fixups:
         if _workers or not (worker_fixup := getattr(fixup, 'worker_fixup', None)):
             continue

@@ -4,19 +4,26 @@ Here that program is the test process itself.
 """
 import logging
 import threading
-import time
 from contextlib import contextmanager
 from uuid import uuid4
 
 import pytest
+from celery._state import task_join_will_block
+from celery.bin.celery import celery as celery_command
 from celery.contrib.testing.worker import start_worker
+from celery.result import allow_join_result
 from celery.utils.log import get_task_logger
-from django.db import connection, connections
+from celery.worker import state as worker_state
+from click.testing import CliRunner
+from django.db import ProgrammingError, connection, connections
 
 from netbox_celery.celery import app
+from netbox_celery.engine import signals, sweep
+from netbox_celery.engine.database import close_connections, get_connection
 from netbox_celery.engine.presence import identity
+from netbox_celery.engine.recorder import recorder
 from netbox_celery.engine.run import OWN_THREADS
-from netbox_celery.models import CeleryResult, CeleryWorker
+from netbox_celery.models import CeleryWorker
 from netbox_celery.tasks import TaskFailed
 
 from .support import ended, lines, row, until
@@ -59,14 +66,26 @@ def own_threads():
     return {thread.name for thread in threading.enumerate() if thread.name.startswith(OWN_THREADS)}
 
 
-def others_connected():
-    """Return how many connections this process has to the database beside this thread's own."""
-    with connection.cursor() as cursor:
-        cursor.execute("""
-            SELECT application_name FROM pg_stat_activity
-            WHERE datname = current_database() AND pid <> pg_backend_pid() AND client_port IS NOT NULL
-        """)
-        return len(cursor.fetchall())
+@pytest.fixture
+def opened(monkeypatch):
+    """Count the connections that this process has opened since, other than this thread's, as PostgreSQL knows them."""
+    recorder.flush()
+    close_connections()
+    connection.close()
+    name = uuid4().hex
+    options = connections.settings['default'].get('OPTIONS') or {}
+    monkeypatch.setitem(connections.settings['default'], 'OPTIONS', {**options, 'application_name': name})
+
+    def opened():
+        with connection.cursor() as cursor:
+            cursor.execute(
+                'SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND pid <> pg_backend_pid()', (name,)
+            )
+            return cursor.fetchone()[0]
+    yield opened
+    recorder.flush()
+    close_connections()
+    connection.close()
 
 
 @contextmanager
@@ -105,12 +124,13 @@ WAYS = {
 
 
 @pytest.mark.parametrize('way', WAYS)
-def test_runs(way, queue, greet):
+def test_runs(way, queue, greet, opened):
     """Runs are claimed, logged and ended, and the worker's row comes and goes with it."""
     threads = own_threads() - {f'{OWN_THREADS}recorder'}
     with WAYS[way](queue) as worker:
         entry = CeleryWorker.objects.get(name=worker.hostname, stopped=None)
         assert entry.queues == [queue]
+        assert opened()
         well, failing, again = [
             greet.apply_async(('Bob',), {'how': how}, queue=queue) for how in ('well', 'failing', 'once more')
         ]
@@ -118,10 +138,134 @@ def test_runs(way, queue, greet):
         assert (result.status, result.worker, result.attempt, result.step) == ('completed', worker.hostname, 1, 'Half')
         assert result.result['name'] == 'Bob'
         assert lines(well) == ['Hello Bob!', 'By logging']
-        assert well.get(timeout=10)['name'] == 'Bob'
+        with allow_join_result():  # Celery takes all of the process for its worker
+            assert well.get(timeout=10)['name'] == 'Bob'
         assert (ended(failing).status, row(failing).error) == ('failed', 'No')
         assert (ended(again).status, row(again).attempt) == ('completed', 2)
     entry.refresh_from_db()
     assert entry.stopped
     assert own_threads() - {f'{OWN_THREADS}recorder'} == threads
     assert identity.key is None
+    until(lambda: not opened(), 5)  # PostgreSQL takes its time to see that it was left
+    assert not task_join_will_block()
+
+
+def test_again_and_again(queue, greet, opened):
+    """One process starts workers one after the other, each with a row of its own."""
+    keys = set()
+    for __ in range(3):
+        with celery_testing(queue) as worker:
+            keys.add(CeleryWorker.objects.get(name=worker.hostname, stopped=None).key)
+            assert ended(greet.apply_async(queue=queue)).status == 'completed'
+    assert len(keys) == 3
+    until(lambda: not opened(), 5)  # PostgreSQL takes its time to see that it was left
+
+
+def test_side_by_side(queue):
+    """Workers of one process are one to the others: the first to stop takes nothing from the other one.
+
+    Celery's event loop is one for a process, too; so this is about who is registered.
+    """
+    first, second = [
+        app.Worker(queues=[name], pool='solo', quiet=True, hostname=f'{name}@here', loglevel='ERROR')
+        for name in (f'{queue}-a', f'{queue}-b')
+    ]
+    signals._prepare(first)
+    held = CeleryWorker.objects.get(name=first.hostname)
+    signals._prepare(second)
+    assert not CeleryWorker.objects.filter(name=second.hostname).exists()
+    assert identity.key == held.key
+    signals._sign_off(second)
+    held.refresh_from_db()
+    assert (held.stopped, identity.key) == (None, held.key)
+    signals._sign_off(first)
+    held.refresh_from_db()
+    assert held.stopped
+    assert identity.key is None
+    signals._sign_off(first)  # the signal comes as well
+
+
+def test_stopped_in_the_middle(queue, make_task):
+    """What a worker is stopped in is ended, or let go of."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait(self, task_id):
+        begun.set()
+        go_on.wait(30)
+    task = make_task(wait, name='tests:embedded_wait')
+    with celery_testing(queue, pool='threads', concurrency=1):
+        run = task.apply_async(queue=queue)
+        assert begun.wait(20)
+        threading.Timer(0.5, go_on.set).start()
+    assert ended(run).status in ('completed', 'errored')
+
+
+def test_the_row_was_deleted(queue, make_task, monkeypatch):
+    """Test cases empty all tables between tests: a worker does not take its own runs for those of a dead one."""
+    monkeypatch.setattr(type(identity), 'can_judge', True)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait(self, task_id):
+        begun.set()
+        go_on.wait(30)
+        return 'done'
+    task = make_task(wait, name='tests:embedded_wait')
+    with celery_testing(queue):
+        run = task.apply_async(queue=queue)
+        assert begun.wait(20)
+        CeleryWorker.objects.filter(key=identity.key).delete()
+        sweep.close_lost(get_connection(), app)
+        go_on.set()
+        assert ended(run).status == 'completed'
+
+
+def test_cannot_be_registered(queue, monkeypatch):
+    """Who starts a worker that cannot be registered gets the error, and nobody waits for it."""
+    monkeypatch.setattr(signals, 'LOOK', 'SELECT 1 FROM netbox_celery_nothing')
+    with pytest.raises(ProgrammingError, match='netbox_celery_nothing'), celery_testing(queue):
+        pass
+    with pytest.raises(ProgrammingError, match='netbox_celery_nothing'):
+        app.Worker(queues=[queue], pool='solo', quiet=True)
+
+
+def test_only_made(queue):
+    """A worker that is not started has no row, and takes nothing from the process."""
+    worker = app.Worker(queues=[queue], pool='solo', quiet=True, loglevel='ERROR', hostname=f'{queue}@here')
+    assert not CeleryWorker.objects.filter(name=worker.hostname).exists()
+    assert identity.key is None
+
+
+def test_worker_main(queue, greet):
+    """The program of the command line, called by another program: it runs in its main thread, and ends by itself."""
+    run = greet.apply_async(queue=queue)
+
+    def stop():
+        ended(run)
+        worker_state.should_stop = 0
+    threading.Thread(target=stop).start()
+    try:
+        app.worker_main(['worker', '-P', 'solo', '-Q', queue, '-n', f'{queue}@%h', '-l', 'ERROR'])
+    finally:
+        worker_state.should_stop = None
+    assert row(run).status == 'completed'
+    assert CeleryWorker.objects.get(name__startswith=queue).stopped
+    assert identity.key is None
+
+
+def test_click(queue, greet):
+    """Celery's command line in the hands of a test."""
+    run = greet.apply_async(queue=queue)
+
+    def stop():
+        ended(run)
+        worker_state.should_stop = 0
+    threading.Thread(target=stop).start()
+    try:
+        result = CliRunner().invoke(celery_command, [
+            '-A', 'netbox_celery', 'worker', '-P', 'solo', '-Q', queue, '-n', f'{queue}@%h', '-l', 'ERROR'
+        ], catch_exceptions=False)
+    finally:
+        worker_state.should_stop = None
+    assert not result.exit_code
+    assert row(run).status == 'completed'
+    assert CeleryWorker.objects.get(name__startswith=queue).stopped
