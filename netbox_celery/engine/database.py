@@ -30,11 +30,13 @@ from psycopg import Cursor
 from psycopg.pq import TransactionStatus
 
 __all__ = (
+    'CallersConnection',
     'EngineConnection',
     'close_connections',
     'execute',
     'get_connection',
     'now_or_on_commit',
+    'use_connection',
     'without_pool',
 )
 
@@ -275,7 +277,73 @@ class EngineConnection:
                 connection.lock.release()
 
 
+class CallersConnection:
+    """Django's connection of this thread, used as the engine uses its own: what it writes is part of the transaction.
+
+    So a run can be made and executed inside a transaction that nobody else sees into, such as that of a test. The engine
+    expects that no statement of its own is undone by a block that the body rolls back, and that none of the body's that
+    fails takes its own with it: after each statement it sets a savepoint, to which it returns if the body has left the
+    transaction broken.
+    """
+
+    def __init__(self):
+        self._depth = len(connection.savepoint_ids)
+        with connection.wrap_database_errors:
+            self._run(f'SAVEPOINT {SAVEPOINT}')
+
+    @property
+    def is_nested(self):
+        """Whether the body is in a block of its own (`transaction.atomic()`), which it may roll back."""
+        return len(connection.savepoint_ids) > self._depth
+
+    def execute(self, sql, params=None, patience=0):
+        """Execute one statement (see `EngineConnection.execute`)."""
+        with self._kept():
+            return execute(connection, sql, params)
+
+    def copy(self, sql, rows):
+        """Execute `COPY ... FROM STDIN` with the given rows."""
+        with self._kept(), connection.cursor() as cursor, cursor.copy(sql) as copy:
+            for row in rows:
+                copy.write_row(row)
+
+    @contextmanager
+    def _kept(self):
+        """Undo a statement that fails, and nothing else; keep one that does not."""
+        with connection.wrap_database_errors:
+            broken = connection.connection.pgconn.transaction_status == TransactionStatus.INERROR
+            if broken and not self.is_nested:
+                self._run(f'ROLLBACK TO SAVEPOINT {SAVEPOINT}')
+                connection.needs_rollback = False
+            with connection.connection.transaction():
+                yield
+            self._run(f'SAVEPOINT {SAVEPOINT}')
+
+    @staticmethod
+    def _run(sql):
+        # Past Django's own cursor, by which tests count queries
+        with Cursor(connection.connection) as cursor:
+            cursor.execute(sql)
+
+    def close(self):
+        """Nothing: it is the caller's."""
+
+
+#: What a broken transaction of the caller's goes back to.
+SAVEPOINT = 'netbox_celery'
+
 _local = threading.local()
+
+
+@contextmanager
+def use_connection(own):
+    """Let the engine use another connection in this thread for a while."""
+    before = get_connection()
+    _local.connection = own
+    try:
+        yield own
+    finally:
+        _local.connection = before
 
 
 def get_connection():
