@@ -8,15 +8,16 @@
             self.assertEqual(run.status, 'completed')
             self.assertIn('Saved', run.messages[0])
 
-With pytest the same function is the fixture `run_task`. Neither a broker nor a result backend nor a worker is needed, and
-in a `TestCase` all of it is rolled back with the test. It is no stand-in: the call makes a row and a message, the run is
-claimed, logged and ended by what does so in a worker.
+With pytest the same function is the fixture `run_task`. It needs no broker, no result backend and no worker, and in a
+`TestCase` all of it is rolled back with the test. It is no stand-in: the call makes a row and a message, and the run is
+claimed, logged and ended by the code that does so in a worker.
 """
 from functools import cached_property
 from typing import Any
 
 from celery.app.task import Task
 from celery.canvas import Signature
+from celery.exceptions import TaskPredicate, TaskRevokedError
 from django.db import connection
 
 from .celery import app
@@ -43,8 +44,8 @@ class TaskError(AssertionError):
 def run_task(task: Task | Signature | str, /, *args: Any, **kwargs: Any) -> 'TaskRun':
     """Run a task in this process, and return what became of it.
 
-    Retries follow at once. What the task sends is not run, but kept in `TaskRun.calls`. Time limits do not apply, and no
-    time is waited for.
+    Retries follow at once. What the task sends is not run, but kept in `TaskRun.calls`. Time limits do not apply, and
+    nothing waits for its time. What the task raises is kept in the run, too (`TaskRun.raise_for_error`).
 
     Args:
         task: The task, its name, or a signature, which may have options
@@ -53,8 +54,9 @@ def run_task(task: Task | Signature | str, /, *args: Any, **kwargs: Any) -> 'Tas
         **kwargs: Keyword arguments; `netbox_*` options may stand among them, as in `delay()`.
 
     Raises:
-        TypeError: The arguments do not fit the task's signature, or it is a group or a chord, which has no run of its own.
+        TypeError: The arguments do not fit the task's signature, or it is a group or a chord: these have no run.
         celery.exceptions.CeleryError: The task's policies keep it from being called, as in `apply_async`.
+        celery.exceptions.NotRegistered: There is no task of that name.
         kombu.exceptions.EncodeError: An argument cannot be written as JSON.
         RuntimeError: The task has been tried again a hundred times, and would be once more.
     """
@@ -165,14 +167,17 @@ class TaskRun:
         """
         if self.status == 'completed':
             return self
-        if isinstance(self.exception, Exception):
+        if isinstance(self.exception, Exception) and not isinstance(self.exception, TaskPredicate | TaskRevokedError):
             raise self.exception
         raise TaskError(f'The run is {self.status}: {self.error or self.reason or "there is no more to say"}')
 
     def run_calls(self) -> list['TaskRun']:
-        """Run what the task has sent, what that sends, and so on until there is nothing left. Returns the runs, in order.
+        """Run what the task has sent, what that sends, and so on until there is nothing left.
 
         A chain goes on that way, callbacks are called, and the body of a chord is run after its parts.
+
+        Returns:
+            The runs, in order.
         """
         runs = []
         calls = list(self.calls)

@@ -280,10 +280,9 @@ class EngineConnection:
 class CallersConnection:
     """Django's connection of this thread, used as the engine uses its own: what it writes is part of the transaction.
 
-    So a run can be made and executed inside a transaction that nobody else sees into, such as that of a test. The engine
-    expects that no statement of its own is undone by a block that the body rolls back, and that none of the body's that
-    fails takes its own with it: after each statement it sets a savepoint, to which it returns if the body has left the
-    transaction broken.
+    So a run can be made and executed inside a transaction that nobody else sees into, such as that of a test. After
+    each statement of the engine's there is a savepoint. If the body then breaks the transaction, it goes back there,
+    and what the engine has written stays.
     """
 
     def __init__(self):

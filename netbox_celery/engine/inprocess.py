@@ -18,7 +18,7 @@ from django.db import connection
 from kombu.message import Message
 from kombu.serialization import dumps
 
-from . import claim, loghandler
+from . import catalogue, claim, loghandler
 from .backend import tracking
 from .database import CallersConnection, use_connection
 from .presence import identity
@@ -104,6 +104,7 @@ def in_process(app):
         if connection.in_atomic_block:
             own = stack.enter_context(use_connection(CallersConnection()))
             stack.enter_context(recorder.writing_with(own))
+        catalogue.registered_tasks()  # has imported the modules of all plugins
         claim.track_all_tasks(app)
         if identity.key is None:
             identity.take(NODE)
@@ -111,7 +112,7 @@ def in_process(app):
             stack.callback(identity.leave)
             stack.callback(loghandler.remove_log_handler)
         stack.enter_context(_replaced(app.amqp, '_producer_pool', ProducerPool(app.producer_pool, messages)))
-        backend = tracking(with_upstream(CacheBackend(app=app, url='cache+memory://')))
+        backend = tracking(with_upstream(CacheBackend(app=app, url='memory://')))
         cached = vars(app).get('_backend_cache') is not None
         stack.enter_context(_replaced(*((app, '_backend_cache') if cached else (app._local, 'backend')), backend))
         stack.enter_context(_without_fixups(app))

@@ -23,7 +23,7 @@ from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
 from . import lifecycle
 from .admission import TAKE_OVER_COLUMNS
-from .database import UNUSABLE, execute, get_connection, without_pool
+from .database import UNUSABLE, CallersConnection, execute, get_connection, without_pool
 from .options import HEADER, Own, mark, sent_options
 from .outcome import advance_line, finish_run
 from .payload import dumps
@@ -132,7 +132,7 @@ def _outside_of_transactions():
 
     That rolls the transaction back, which the run has left for good; the replacement is to be there all the same.
     """
-    if not connection.in_atomic_block:
+    if not connection.in_atomic_block or isinstance(get_connection(), CallersConnection):
         yield
         return
     own = connections[DEFAULT_DB_ALIAS]

@@ -20,7 +20,7 @@ from celery import bootsteps, signals, states
 from celery._state import _set_task_join_will_block, task_join_will_block
 from celery.app.task import Context
 from celery.exceptions import Ignore, TaskRevokedError
-from django.db import ProgrammingError, close_old_connections, connections
+from django.db import ProgrammingError, connections
 from kombu.exceptions import DecodeError
 
 from ..choices import ResultReasonChoices as Reason
@@ -64,7 +64,7 @@ def on_postrun(sender=None, state=None, retval=None, **kwargs):
     if state is None and is_interruption(exc := sys.exception()) and not request.is_eager:
         tell_of_interruption(sender, request, exc)
     if _pooled and not request.is_eager:
-        close_old_connections()  # back into the pool: a thread that is idle keeps none from the others
+        _close_old_connections()  # back into the pool: a thread that is idle keeps none from the others
     run = get_run(request)
     if run is None:
         return
@@ -183,7 +183,14 @@ def on_prerun(sender=None, **kwargs):
     request = sender.request_stack.top
     if not request.is_eager:
         note_call(sender, request)
-        close_old_connections()
+        _close_old_connections()
+
+
+def _close_old_connections():
+    """Do what Django does of this name, but for a connection in a transaction: a test may run the task in its own."""
+    for wrapper in connections.all(initialized_only=True):
+        if not wrapper.in_atomic_block:
+            wrapper.close_if_unusable_or_obsolete()
 
 
 #: The heartbeat of this process, and its workers that have been started: those of one process are one to the others.
