@@ -1,4 +1,8 @@
 """What plugin authors test their tasks with."""
+import os
+import subprocess
+from textwrap import dedent
+
 import pytest
 from celery import chord, group
 from celery.exceptions import Ignore, NotRegistered, Reject
@@ -10,6 +14,8 @@ from kombu.exceptions import EncodeError
 from redis.connection import AbstractConnection
 
 from dcim.models import Site
+from development.stack.instance import Instance, executable
+from development.stack.template import PRISTINE
 from netbox_celery.celery import app
 from netbox_celery.engine.database import get_connection
 from netbox_celery.engine.presence import identity
@@ -302,3 +308,84 @@ class OrdinaryTest(TestCase):
     def test_run(self):
         run = run_plainly('netbox_example_plugin:hello_world', 'Bob')
         self.assertEqual(run.raise_for_error().result, 'Hello Bob!')
+
+
+# What authors run
+
+SESSION_WORKER = {
+    'conftest.py': """
+        import pytest
+
+
+        @pytest.fixture(scope='session')
+        def celery_session_app():
+            from netbox_celery.celery import app
+
+            return app
+
+
+        @pytest.fixture(scope='session')
+        def celery_worker_parameters():
+            return {'queues': ['authors'], 'perform_ping_check': False}
+    """,
+    'test_worker.py': """
+        import pytest
+
+
+        @pytest.mark.django_db(transaction=True)
+        @pytest.mark.parametrize('name', ['Ann', 'Bob'])
+        def test_worker(celery_session_worker, name):
+            from netbox_celery.models import CeleryResult, CeleryWorker
+            from netbox_example_plugin.tasks import hello_world
+
+            result = hello_world.apply_async((name,), queue='authors')
+            assert result.get(timeout=30) == f'Hello {name}!'
+            run = CeleryResult.objects.get(task_id=result.id)
+            assert (run.status, run.worker) == ('completed', celery_session_worker.hostname)
+            assert [line.message for line in run.log_entries.all()] == [f'Hello {name}!']
+
+
+        @pytest.mark.django_db
+        def test_in_process_beside_it(celery_session_worker, run_task):
+            from netbox_example_plugin.tasks import hello_world
+
+            assert run_task(hello_world).status == 'completed'
+    """,
+}
+
+
+@pytest.fixture
+def author(services, tmp_path):
+    """Run a command of an author's, with a test database of its own; returns its output."""
+    def run(*command):
+        instance = Instance(
+            tmp_path / 'netbox', services.cluster, services.redis, redis_databases=(8, 9), for_tests=True,
+            database_settings={'TEST': {'TEMPLATE': PRISTINE}},
+        ).write()
+        process = subprocess.run(
+            [executable(command[0]), *command[1:]], env={**os.environ, **instance.environ}, cwd=tmp_path, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
+        )
+        assert process.returncode == 0, process.stdout
+        # Its database could be dropped: nobody was connected to it
+        assert 'being accessed' not in process.stdout, process.stdout
+        with services.cluster.connect('postgres') as cluster:
+            assert cluster.execute("SELECT count(*) FROM pg_database WHERE datname = 'test_netbox'").fetchone() == (0,)
+        return process.stdout
+    return run
+
+
+def test_with_netbox(author):
+    """The example plugin's tests, by NetBox's own runner."""
+    assert 'Ran 5 tests' in author('netbox', 'test', '--noinput', 'netbox_example_plugin')
+
+
+def test_with_pytest(author):
+    assert '6 passed' in author('pytest', '-p', 'no:cacheprovider', '--pyargs', 'netbox_example_plugin')
+
+
+def test_with_celerys_fixtures(author, tmp_path):
+    """A worker of Celery's fixtures, and the database of pytest-django."""
+    for name, text in SESSION_WORKER.items():
+        (tmp_path / name).write_text(dedent(text))
+    assert '3 passed' in author('pytest', '-p', 'no:cacheprovider', '-p', 'celery.contrib.pytest', str(tmp_path))
