@@ -269,3 +269,13 @@ def test_click(queue, greet):
     assert not result.exit_code
     assert row(run).status == 'completed'
     assert CeleryWorker.objects.get(name__startswith=queue).stopped
+
+
+def test_as_celery_documents_it(greet):
+    """With all defaults: the worker is pinged, and has the queues of the settings."""
+    import celery.contrib.testing.tasks  # noqa: F401 - registers the ping
+
+    with start_worker(app, shutdown_timeout=30) as worker:
+        run = greet.delay()
+        assert run.get(timeout=20)['name'] == 'World'
+        assert (row(run).status, row(run).worker) == ('completed', worker.hostname)
