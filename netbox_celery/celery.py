@@ -152,4 +152,7 @@ app.autodiscover_tasks(host.plugin_packages)
 
 from .engine import signals  # noqa: E402 - connects itself to Celery's signals
 
-app.steps['consumer'].update((signals.Undecodable, OneSpelling, RefuseReserved, 'netbox_celery.engine.worker:Messages'))
+app.steps['worker'].add(signals.Registration)
+app.steps['consumer'].update((
+    signals.Heartbeat, signals.Undecodable, OneSpelling, RefuseReserved, 'netbox_celery.engine.worker:Messages'
+))

@@ -9,10 +9,13 @@ tasks would wait for one in vain.
 """
 import logging
 import os
+import sys
 import threading
 import time
 from collections import deque
 from contextlib import contextmanager, nullcontext, suppress
+from functools import wraps
+from weakref import WeakSet
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from django.db import (
@@ -21,6 +24,7 @@ from django.db import (
     InternalError,
     OperationalError,
     ProgrammingError,
+    connection,
     connections,
     transaction,
 )
@@ -31,8 +35,10 @@ from . import branches, greenlets
 from .exceptions import DatabaseReadOnly
 
 __all__ = (
+    'CallersConnection',
     'EngineConnection',
     'caller',
+    'close_connections',
     'execute',
     'get_connection',
     'in_savepoint',
@@ -40,6 +46,7 @@ __all__ = (
     'now_or_on_commit',
     'on_commit',
     'refuse_read_only',
+    'use_connection',
     'without_pool',
 )
 
@@ -198,6 +205,43 @@ def without_pool(wrapper):
     return own
 
 
+def database_name():
+    """Return the name of the database: another one than that of the settings while Django tests."""
+    return connections.settings[DEFAULT_DB_ALIAS]['NAME']
+
+
+#: The engine's connections of this process.
+_all = WeakSet()
+
+
+def close_connections():
+    """Close the engine's connections of all threads. Whoever goes on opens another one."""
+    for own in list(_all):
+        own.close_if_idle()
+
+
+def _close_before_dropping(creation):
+    """Let Django drop the database of its tests, to which nobody may be connected then.
+
+    Args:
+        creation: The class whose method drops it.
+    """
+    drop = creation.destroy_test_db
+    if hasattr(drop, 'netbox_celery'):
+        return
+
+    @wraps(drop)
+    def destroy_test_db(self, *args, **kwargs):
+        from .recorder import recorder
+
+        recorder.flush(timeout=1)
+        close_connections()
+        return drop(self, *args, **kwargs)
+
+    destroy_test_db.netbox_celery = True
+    creation.destroy_test_db = destroy_test_db
+
+
 class EngineConnection:
     """A connection in autocommit mode that is opened on first use and again after it broke.
 
@@ -207,11 +251,21 @@ class EngineConnection:
     def __init__(self):
         self._wrapper = None
         self._pid = None
+        _all.add(self)
+
+    def __del__(self):
+        # That of a thread which has ended: Django's wrapper would keep it open until its reference cycles are collected
+        if self._wrapper is not None:
+            self.close()
 
     def _connection(self):
+        if self._wrapper is not None and self._wrapper.settings_dict['NAME'] != database_name():
+            self.close()
         if self._wrapper is None or self._pid != os.getpid():
             # After a fork the parent's socket is not ours to close: forget it.
             self._wrapper = without_pool(connections[DEFAULT_DB_ALIAS])
+            if 'django.test.utils' in sys.modules:
+                _close_before_dropping(type(self._wrapper.creation))
             self._wrapper.inc_thread_sharing()
             self._pid = os.getpid()
         self._wrapper.ensure_connection()
@@ -329,6 +383,70 @@ class EngineConnection:
             except Exception:  # noqa: BLE001 - it is broken, that is why it is closed
                 logger.debug('Closing a broken connection failed', exc_info=True)
 
+    def close_if_idle(self):
+        """Close the connection from another thread, unless a statement is being executed."""
+        connection = self._wrapper and self._wrapper.connection
+        if connection and connection.lock.acquire(blocking=False):
+            try:
+                self.close()
+            finally:
+                connection.lock.release()
+
+
+class CallersConnection:
+    """Django's connection of this thread, used as the engine uses its own: what it writes is part of the transaction.
+
+    So a run can be made and executed inside a transaction that nobody else sees into, such as that of a test. After
+    each statement of the engine's there is a savepoint. If the body then breaks the transaction, it goes back there,
+    and what the engine has written stays.
+    """
+
+    def __init__(self):
+        self._depth = len(connection.savepoint_ids)
+        with connection.wrap_database_errors:
+            self._run(f'SAVEPOINT {SAVEPOINT}')
+
+    @property
+    def is_nested(self):
+        """Whether the body is in a block of its own (`transaction.atomic()`), which it may roll back."""
+        return len(connection.savepoint_ids) > self._depth
+
+    def execute(self, sql, params=None, patience=0):
+        """Execute one statement (see `EngineConnection.execute`)."""
+        with self._kept():
+            return execute(connection, sql, params)
+
+    def copy(self, sql, rows):
+        """Execute `COPY ... FROM STDIN` with the given rows."""
+        with self._kept(), connection.cursor() as cursor, cursor.copy(sql) as copy:
+            for row in rows:
+                copy.write_row(row)
+
+    @contextmanager
+    def _kept(self):
+        """Undo a statement that fails, and nothing else; keep one that does not."""
+        with connection.wrap_database_errors:
+            broken = connection.connection.pgconn.transaction_status == TransactionStatus.INERROR
+            if broken and not self.is_nested:
+                self._run(f'ROLLBACK TO SAVEPOINT {SAVEPOINT}')
+                connection.needs_rollback = False
+            with connection.connection.transaction():
+                yield
+            self._run(f'SAVEPOINT {SAVEPOINT}')
+
+    @staticmethod
+    def _run(sql):
+        # Past Django's own cursor, by which tests count queries
+        with Cursor(connection.connection) as cursor:
+            cursor.execute(sql)
+
+    def close(self):
+        """Nothing: it is the caller's."""
+
+
+#: What a broken transaction of the caller's goes back to.
+SAVEPOINT = 'netbox_celery'
+
 
 class SharedConnection:
     """The engine's connections that all threads of a process share: each takes one for a statement, and gives it back.
@@ -398,8 +516,23 @@ WAIT_FOR_FREE = 1
 _shared = SharedConnection()
 os.register_at_fork(after_in_child=_shared._reset)
 greenlets.let_others_go_on()
+_local = threading.local()
+
+
+@contextmanager
+def use_connection(own):
+    """Let the engine use another connection in this thread for a while."""
+    before = getattr(_local, 'connection', None)
+    _local.connection = own
+    try:
+        yield own
+    finally:
+        _local.connection = before
 
 
 def get_connection():
-    """Return the engine's connection of this process, which all of its threads may use at the same time."""
-    return _shared
+    """Return the engine's connection of this process, which all of its threads may use at the same time.
+
+    Or the one that this thread uses instead (see `use_connection`).
+    """
+    return getattr(_local, 'connection', None) or _shared

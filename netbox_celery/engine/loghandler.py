@@ -12,6 +12,7 @@ from .run import current_run
 __all__ = (
     'RunLogHandler',
     'install_log_handler',
+    'remove_log_handler',
 )
 
 #: Python's levels, as the levels of log entries they are shown under: the highest that is not above.
@@ -81,6 +82,7 @@ def install_log_handler():
     """
     log_level = get_config().log_level
     lowered = {}
+    levels = {}
     # What the engine has to say is for the worker's log
     targets = [task_logger, *(_logger(name) for name in host.plugin_packages() if name != 'netbox_celery')]
     for target in targets:
@@ -90,8 +92,27 @@ def install_log_handler():
         if level > log_level and (target is task_logger or not target.level):
             lowered[target] = level
     for target in lowered:
+        levels[target] = target.level
         target.setLevel(log_level)
+    _before.append(levels)
     if lowered:
         for handler in {*logging.root.handlers, *task_logger.handlers}:
             if not isinstance(handler, RunLogHandler):
                 handler.addFilter(ConsoleFilter(lowered))
+
+
+#: The levels that loggers had before they were lowered, of each time that they were.
+_before = []
+
+
+def remove_log_handler():
+    """Undo what `install_log_handler()` has done: this process does not run tasks any more."""
+    while _before:
+        for target, level in _before.pop().items():
+            target.setLevel(level)
+    for name in (task_logger.name, *host.plugin_packages()):
+        target = logging.getLogger(name)
+        target.handlers = [handler for handler in target.handlers if not isinstance(handler, RunLogHandler)]
+    for handler in {*logging.root.handlers, *task_logger.handlers}:
+        for console_filter in [found for found in handler.filters if isinstance(found, ConsoleFilter)]:
+            handler.removeFilter(console_filter)

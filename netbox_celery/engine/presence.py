@@ -47,6 +47,8 @@ REGISTER = f"""
         concurrency = EXCLUDED.concurrency, versions = EXCLUDED.versions
 """
 BEAT = f'UPDATE {lifecycle.WORKERS} SET heartbeat = now() WHERE key = %s RETURNING id'
+#: Whether workers can be registered.
+LOOK = f'SELECT 1 FROM {lifecycle.WORKERS} LIMIT 1'
 STOP = f'UPDATE {lifecycle.WORKERS} SET heartbeat = now(), stopped = now() WHERE key = %s'
 
 
@@ -70,6 +72,10 @@ class Identity:
     def join(self, described):
         """Become a child of a worker."""
         self.key, self.name, self.pid = described
+
+    def leave(self):
+        """Be no worker any more: this process goes on as another program's."""
+        self.__init__()
 
     @property
     def is_child(self):
@@ -121,8 +127,10 @@ class Presence:
         ]
 
     def start(self):
+        """Begin, unless that has been done."""
         for thread in self._threads:
-            thread.start()
+            if thread.ident is None:
+                thread.start()
 
     def stop(self):
         """Say goodbye. What this worker still holds is not held any more."""
@@ -160,6 +168,13 @@ class Presence:
 
     def _work(self):
         connection = EngineConnection()
+        try:
+            self._look_after(connection)
+        finally:
+            connection.close()
+            connections.close_all()
+
+    def _look_after(self, connection):
         while not self._stopping.is_set():
             close_old_connections()  # those of the duties, and of what hooks do: this thread has no requests
             for duty in self.duties:

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections import deque
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -73,6 +74,7 @@ class Recorder:
         self._idle = True
         self._thread = None
         self._connection = EngineConnection()
+        self._borrowed = False
         self._config = None
 
     @property
@@ -182,9 +184,27 @@ class Recorder:
         ))
         run.dropped = 0
 
+    @contextmanager
+    def writing_with(self, connection):
+        """Write with a connection of the calling thread, a `CallersConnection`, and in that thread alone, for a while.
+
+        In a block that the body may roll back nothing is written: it waits for the end of the block.
+        """
+        self.flush()
+        with self._write_lock:
+            before, self._connection, self._borrowed = (self._connection, self._borrowed), connection, True
+        try:
+            yield
+        finally:
+            self.flush(timeout=0)
+            with self._write_lock:
+                self._connection, self._borrowed = before
+
     # The thread
 
     def _notify(self):
+        if self._borrowed:
+            return
         if self._thread is None or self._pid != os.getpid():
             self._start()
         self._wake.set()
@@ -205,16 +225,20 @@ class Recorder:
             if len(self._lines) < BATCH:
                 self._wake.wait(interval)
                 self._wake.clear()
-            self._write_pending()
+            self._write_pending(in_thread=True)
             self._idle = True
+            if self._borrowed:
+                continue
             if self._lines or self._progress or self._sent or self._ends:
                 self._wake.set()
 
     # Writing
 
-    def _write_pending(self):
+    def _write_pending(self, in_thread=False):
         """Write what waits. Returns whether all of it could be written."""
         with self._write_lock:
+            if self._borrowed and (in_thread or self._connection.is_nested):
+                return True
             try:
                 self._write_lines()
                 self._progress.write(self._connection)

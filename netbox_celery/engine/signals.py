@@ -11,14 +11,17 @@ import os
 import signal
 import sys
 import threading
+from contextlib import contextmanager
 from functools import partial
 
 import billiard
+import click
 from billiard.exceptions import WorkerLostError
 from celery import bootsteps, signals, states
+from celery._state import _set_task_join_will_block, task_join_will_block
 from celery.app.task import Context
 from celery.exceptions import Ignore, TaskRevokedError
-from django.db import ProgrammingError, close_old_connections, connections
+from django.db import ProgrammingError, connections
 from kombu.exceptions import DecodeError
 
 from ..choices import ResultReasonChoices as Reason
@@ -27,16 +30,16 @@ from . import discovery, greenlets, lifecycle, pool
 from .backend import describe, describe_failure, is_of_another
 from .branches import leave_run, warm_up
 from .claim import note_call, track_all_tasks
-from .database import MIGRATE, get_connection
+from .database import MIGRATE, EngineConnection, close_connections, get_connection
 from .enqueue import is_tracked
 from .exceptions import IgnoredByWindow, RetryNotSent
 from .hooks import tell_of_failure
 from .interruption import is_interruption, tell_of_interruption
-from .loghandler import install_log_handler
+from .loghandler import install_log_handler, remove_log_handler
 from .options import HEADER
 from .outcome import finish_run, retry_run
 from .payload import is_uuid
-from .presence import Presence, close_run, identity, requeue_run
+from .presence import LOOK, Presence, close_run, identity, requeue_run
 from .recorder import recorder
 from .rows import INSERT, refused_row
 from .run import get_run, leave
@@ -44,6 +47,8 @@ from .upstream import end_dependents, end_ignored, tell_backend
 from .visibility import warn_of_limits
 
 __all__ = (
+    'Heartbeat',
+    'Registration',
     'Undecodable',
     'join',
 )
@@ -62,7 +67,7 @@ def on_postrun(sender=None, state=None, retval=None, **kwargs):
     if state is None and is_interruption(exc := sys.exception()) and not request.is_eager:
         tell_of_interruption(sender, request, exc)
     if not request.is_eager:
-        close_old_connections()  # or back into a pool: a thread that is idle keeps none for longer than it may
+        _close_old_connections()  # or back into a pool: a thread that is idle keeps none for longer than it may
     run = get_run(request)
     if run is None:
         return
@@ -187,29 +192,89 @@ def on_prerun(sender=None, **kwargs):
     request = sender.request_stack.top
     if not request.is_eager:
         note_call(sender, request)
-        close_old_connections()
+        _close_old_connections()
 
 
+def _close_old_connections():
+    """Do what Django does of this name, but for a connection in a transaction: a test may run the task in its own."""
+    for wrapper in connections.all(initialized_only=True):
+        if not wrapper.in_atomic_block:
+            wrapper.close_if_unusable_or_obsolete()
+
+
+#: The heartbeat of this process, and its workers that have been started: those of one process are one to the others.
 _presence = None
+_workers = []
 
 
-@signals.celeryd_after_setup.connect
-def on_worker_setup(instance=None, **kwargs):
-    """Prepare a worker before its pool forks. One that cannot be prepared ends: its claims would not hold.
+class Registration(bootsteps.StartStopStep):
+    """Prepares a worker before its pool forks, and signs it off when its pool has stopped, whoever starts and stops it.
+
+    Of Celery's signals only the command line's worker sends all. One that another program runs, such as a test
+    (`celery.contrib.testing`), is stopped without any.
+    """
+
+    def __init__(self, worker, **kwargs):
+        super().__init__(worker, **kwargs)
+        self._would_block = task_join_will_block()
+        with _ending():
+            # What keeps it from being registered, who makes it hears at once: it may be started in a thread
+            connection = EngineConnection()
+            try:
+                connection.execute(LOOK, patience=float('inf'))
+            finally:
+                connection.close()
+
+    def include(self, worker):
+        worker.steps.insert(0, self)  # the first to be started, and the last to be stopped
+        return True
+
+    def start(self, worker):
+        if why := _why_not(worker):
+            logger.critical('This worker ends: %s', why)
+            raise SystemExit(os.EX_CONFIG)
+        with _ending():
+            _prepare(worker)
+
+    def stop(self, worker):
+        _sign_off(worker)
+        _set_task_join_will_block(self._would_block)  # who waits for a result now is no task of the worker's
+
+    terminate = stop
+
+
+class Heartbeat(bootsteps.StartStopStep):
+    """Begins a worker's heartbeat once its consumer is there: its pool has been forked, without any threads."""
+
+    requires = ('celery.worker.consumer:Tasks',)
+
+    def start(self, consumer):
+        if _presence is not None:
+            _presence.start()
+
+    def stop(self, consumer):
+        pass  # a consumer is stopped when the broker is away, too
+
+    terminate = stop
+
+
+@contextmanager
+def _ending():
+    """End a worker that cannot be prepared: its claims would not hold.
 
     Raises:
-        SystemExit: Celery swallows any other exception.
+        SystemExit: It is a program of its own.
+        Exception: It is part of another program.
     """
-    if why := _why_not(instance):
-        logger.critical('This worker ends: %s', why)
-        raise SystemExit(os.EX_CONFIG)
     try:
-        _prepare(instance)
-    except ProgrammingError as exc:
-        logger.critical('This worker ends, since it could not be registered: %s %s', exc, MIGRATE)
-        raise SystemExit(os.EX_SOFTWARE) from None
+        yield
     except Exception as exc:
-        logger.critical('This worker ends, since it could not be registered: %s', exc, exc_info=exc)
+        if isinstance(exc, ProgrammingError):
+            logger.critical('This worker ends, since it could not be registered: %s %s', exc, MIGRATE)
+        else:
+            logger.critical('This worker ends, since it could not be registered: %s', exc, exc_info=exc)
+        if click.get_current_context(silent=True) is None:
+            raise
         raise SystemExit(os.EX_SOFTWARE) from None
 
 
@@ -233,20 +298,23 @@ def _prepare(worker):
     from .worker import end_for
 
     global _presence
-    identity.take(worker.hostname)
     discovery.log_failures()
     track_all_tasks(worker.app)
     warn_of_limits(worker.app)
     pool.install()
     if worker.pool.is_green:
         greenlets.prepare(worker.pool, end_for)
-    _keep_connections(worker.app)
+    if threading.current_thread() is threading.main_thread():
+        # Those of a thread that ends would stay open
+        _keep_connections(worker.app)
     warm_up()
     install_log_handler()
-    presence = Presence(worker, duties(worker.app))
-    presence.register()  # its row must exist before it claims anything
-    _presence = presence
-    atexit.register(on_worker_shutdown)  # a cold shutdown sends no signal
+    if _presence is None:
+        identity.take(worker.hostname)
+        _presence = Presence(worker, duties(worker.app))
+    _workers.append(worker)
+    _presence.register()  # its row must exist before it claims anything
+    atexit.register(on_worker_shutdown)  # the process may end without stopping it
     # NetBox's hundreds of thousands of objects stay for good: the children's garbage collector need not look at them.
     gc.collect()
     gc.freeze()
@@ -272,24 +340,37 @@ def join(app, of_worker):
 
 
 @signals.worker_ready.connect
-def on_worker_ready(**kwargs):
-    """Begin the heartbeat."""
-    if _presence is not None:
-        if _presence.worker.pool.is_green:
-            greenlets.prepare_signals(_presence.worker.pool)
-        _presence.start()
+def on_worker_ready(sender=None, **kwargs):
+    """Let a pool of greenlets end by the signals of its worker, once Celery has installed its own handlers."""
+    if sender.controller.pool.is_green:
+        greenlets.prepare_signals(sender.controller.pool)
 
 
-@signals.worker_shutdown.connect
-def on_worker_shutdown(**kwargs):
-    """Sign off, and let go of what was not finished."""
+def _sign_off(worker):
+    """Sign a worker off, and let go of what was not finished. The process may go on, or start another one."""
     from .sweep import release
 
     global _presence
-    presence, _presence = _presence, None
-    if presence is not None and not identity.is_child:
+    if worker not in _workers or identity.is_child:
+        return
+    _workers.remove(worker)
+    if not _workers:
+        presence, _presence = _presence, None
         presence.stop()
-        release(presence.connection, presence.worker.app)
+        release(presence.connection, worker.app)
+        presence.connection.close()
+        identity.leave()
+        remove_log_handler()
+    _close_connections(worker.app)
+    gc.unfreeze()
+
+
+@signals.worker_shutdown.connect
+def on_worker_shutdown(sender=None, **kwargs):
+    """Sign off workers that end without having been stopped, such as one that was not fully started."""
+    for worker in list(_workers):
+        if sender in (None, worker):
+            _sign_off(worker)
 
 
 @signals.worker_process_init.connect
@@ -302,6 +383,9 @@ def on_worker_process_init(**kwargs):
     if _joined is not None:
         _keep_connections(_joined)
         install_log_handler()
+    # A pool that is no process sends this as well, before the worker has taken an identity
+    if identity.pid is None:
+        return
     if sys.platform == 'linux' and identity.is_child and threading.current_thread().name == 'MainThread':
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -322,3 +406,22 @@ def _keep_connections(app):
     for fixup in app._fixups:
         if worker_fixup := getattr(fixup, 'worker_fixup', None):
             worker_fixup.db_reuse_max = sys.maxsize
+
+
+def _close_connections(app):
+    """Close what a worker leaves open whose process goes on: whoever drops its database, as tests do, waits for none.
+
+    And stop Celery's Django fixup, which knows no end of a worker, from closing connections of the rest of the process.
+    """
+    recorder.flush(timeout=2)
+    close_connections()
+    for wrapper in connections.all(initialized_only=True):
+        if not wrapper.in_atomic_block:
+            wrapper.close()
+    gc.collect()  # and those of threads that have ended
+    for fixup in app._fixups:
+        if _workers or not (worker_fixup := getattr(fixup, 'worker_fixup', None)):
+            continue
+        worker_fixup.db_reuse_max = app.conf.get('CELERY_DB_REUSE_MAX', None)
+        signals.task_prerun.disconnect(worker_fixup.on_task_prerun)
+        signals.task_postrun.disconnect(worker_fixup.on_task_postrun)

@@ -62,7 +62,7 @@ LOST = f"""
     WHERE completed IS NULL AND (
         status = 'running' AND (holder IS NULL OR holder NOT IN ({ALIVE}))
         OR {HANDED_OVER} AND holder NOT IN ({ALIVE})
-    ) AND task_id <> ALL(%(left_out)s::uuid[])
+    ) AND holder IS DISTINCT FROM %(own)s AND task_id <> ALL(%(left_out)s::uuid[])
     ORDER BY id LIMIT {BATCH}
 """
 HELD = f"""
@@ -175,7 +175,10 @@ def sweep(connection, app, settled):
 
 def close_lost(connection, app):
     """Requeue the runs of dead workers whose tasks asked for it (`acks_late`), and end the others."""
-    found = connection.execute(LOST, {'lost_after': get_config().worker_lost_after, 'left_out': _lost.ids()})
+    found = connection.execute(LOST, {
+        # What this worker holds it knows better than a row that may just have been deleted (`close_abandoned`)
+        'own': identity.key, 'lost_after': get_config().worker_lost_after, 'left_out': _lost.ids(),
+    })
     _lost.each(found, lambda row: _let_go(connection, app, row[:-1], f'The worker {row[-1]} that ran it was lost'))
 
 

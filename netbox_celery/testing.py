@@ -1,0 +1,226 @@
+"""For the tests of plugins: a task is run in this process, tracked, and the test looks at what became of it.
+
+    from netbox_celery.testing import run_task
+
+    class BackupTestCase(TestCase):
+        def test_backup(self):
+            run = run_task(backup, self.device.pk)
+            self.assertEqual(run.status, 'completed')
+            self.assertIn('Saved', run.messages[0])
+
+With pytest the same function is the fixture `run_task`. It needs no broker, no result backend and no worker, and in a
+`TestCase` all of it is rolled back with the test. It is no stand-in: the call makes a row and a message, and the run is
+claimed, logged and ended by the code that does so in a worker.
+"""
+from functools import cached_property
+from typing import Any
+
+from celery.app.task import Task
+from celery.canvas import Signature
+from celery.exceptions import TaskPredicate, TaskRevokedError
+from django.db import connection
+
+from .celery import app
+from .engine.inprocess import commit, execute_message, in_process
+from .engine.options import lift
+from .engine.payload import is_uuid
+from .models import CeleryLogEntry, CeleryResult
+
+__all__ = (
+    'TaskCall',
+    'TaskError',
+    'TaskRun',
+    'run_task',
+)
+
+#: Attempts after which a task is not followed any further: it would be tried again for ever.
+MOST_ATTEMPTS = 100
+
+
+class TaskError(AssertionError):
+    """A run was not successful, and there is no exception that says so."""
+
+
+def run_task(task: Task | Signature | str, /, *args: Any, **kwargs: Any) -> 'TaskRun':
+    """Run a task in this process, and return what became of it.
+
+    Retries follow at once. What the task sends is not run, but kept in `TaskRun.calls`. Time limits do not apply, and
+    nothing waits for its time. What the task raises is kept in the run, too (`TaskRun.raise_for_error`).
+
+    Args:
+        task: The task, its name, or a signature, which may have options
+            (`run_task(backup.s(1).set(queue='slow', netbox_user=user))`). Of a chain the first step is run.
+        *args: Positional arguments of the task, without `task_id`.
+        **kwargs: Keyword arguments; `netbox_*` options may stand among them, as in `delay()`.
+
+    Raises:
+        TypeError: The arguments do not fit the task's signature, or it is a group or a chord: these have no run.
+        celery.exceptions.CeleryError: The task's policies keep it from being called, as in `apply_async`.
+        celery.exceptions.NotRegistered: There is no task of that name.
+        kombu.exceptions.EncodeError: An argument cannot be written as JSON.
+        RuntimeError: The task has been tried again a hundred times, and would be once more.
+    """
+    since = len(connection.run_on_commit)
+    with in_process(app) as messages:
+        result = _call(task, args, kwargs)
+        commit(since)
+        if not messages:
+            return TaskRun(result.id)  # it has joined another run, was ignored, or waits in line
+        return _follow(messages, since)
+
+
+def _call(task, args, kwargs):
+    if isinstance(task, Signature):
+        if task.subtask_type in ('group', 'chord'):
+            raise TypeError(f'A {task.subtask_type} is no run: run a task of it')
+        return task.clone(args, kwargs).apply_async()
+    if isinstance(task, str):
+        kwargs, own = lift(app.tasks.get(task), kwargs, {})
+        return app.send_task(task, args, kwargs, **{f'netbox_{name}': value for name, value in own.items()})
+    if hasattr(task, 'apply_async'):
+        return task.delay(*args, **kwargs) if hasattr(task, 'netbox_track') else task.apply_async(args, kwargs)
+    raise TypeError(f'{task!r} is not a task')
+
+
+def _follow(messages, since):
+    """Execute the first of the messages, and what comes under the same ID: retries, and what replaces the task."""
+    message = messages.pop(0)
+    run = TaskRun(message.headers['id'])
+    for __ in range(MOST_ATTEMPTS):
+        run.exception = execute_message(app, message)
+        commit(since)
+        its_next = [found for found in messages if found.headers['id'] == run.task_id]
+        if not its_next:
+            run.calls = [TaskCall(found) for found in messages]
+            return run
+        message = its_next[0]
+        messages.remove(message)
+    raise RuntimeError(f'{message.headers["task"]} has been tried {MOST_ATTEMPTS} times, and is not tried any more')
+
+
+class TaskRun:
+    """What became of a run.
+
+    Attributes:
+        task_id: Its ID.
+        exception: What the last attempt has raised, or `None`.
+        calls: What it has sent, a list of `TaskCall`.
+    """
+
+    # pytest is not to take it for a class of tests
+    __test__ = False
+
+    def __init__(self, task_id: str) -> None:
+        self.task_id = str(task_id)
+        self.exception: BaseException | None = None
+        self.calls: list[TaskCall] = []
+
+    def __repr__(self) -> str:
+        return f'<TaskRun: {self.status}{f" ({self.error})" if self.error else ""}>'
+
+    @cached_property
+    def row(self) -> CeleryResult | None:
+        """The `CeleryResult`; `None` of what is not tracked, and of a call that was ignored."""
+        return CeleryResult.objects.filter(task_id=self.task_id).first() if is_uuid(self.task_id) else None
+
+    @property
+    def status(self) -> str:
+        """The status of the row, `ignored` without one."""
+        return self.row.status if self.row else 'ignored'
+
+    @property
+    def reason(self) -> str:
+        """The reason of the status, empty if there is none."""
+        return self.row.reason if self.row else ''
+
+    @property
+    def result(self) -> Any:
+        """What the task has returned, as the row has it: after a way through JSON."""
+        return self.row.result if self.row else None
+
+    @property
+    def error(self) -> str:
+        """What went wrong, in a line."""
+        return self.row.error if self.row else ''
+
+    @property
+    def traceback(self) -> str:
+        """Where it went wrong."""
+        return self.row.traceback if self.row else ''
+
+    @cached_property
+    def log(self) -> list[CeleryLogEntry]:
+        """The lines of the log, which have a `level`, `message`, `grouping`, `object` and `attempt`."""
+        return list(self.row.log_entries.order_by('pk')) if self.row else []
+
+    @property
+    def messages(self) -> list[str]:
+        """The messages of the log."""
+        return [entry.message for entry in self.log]
+
+    def raise_for_error(self) -> 'TaskRun':
+        """Return the run if it is completed.
+
+        Raises:
+            Exception: What the task has raised.
+            TaskError: It is not completed, and no exception says why.
+        """
+        if self.status == 'completed':
+            return self
+        if isinstance(self.exception, Exception) and not isinstance(self.exception, TaskPredicate | TaskRevokedError):
+            raise self.exception
+        raise TaskError(f'The run is {self.status}: {self.error or self.reason or "there is no more to say"}')
+
+    def run_calls(self) -> list['TaskRun']:
+        """Run what the task has sent, what that sends, and so on until there is nothing left.
+
+        A chain goes on that way, callbacks are called, and the body of a chord is run after its parts.
+
+        Returns:
+            The runs, in order.
+        """
+        runs = []
+        calls = list(self.calls)
+        while calls:
+            runs.append(calls.pop(0).run())
+            calls.extend(runs[-1].calls)
+        return runs
+
+
+class TaskCall:
+    """What a task has sent: another task, the next step of a chain, a callback. Its row waits.
+
+    Attributes:
+        name: Name of the task.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        task_id: ID of its run.
+        headers: The headers of the message, such as `eta`, `expires`, `root_id`.
+        queue: Where it is sent to.
+    """
+
+    __test__ = False
+
+    def __init__(self, message) -> None:
+        self._message = message
+        self.headers: dict[str, Any] = message.headers
+        self.name: str = message.headers['task']
+        self.task_id: str = message.headers['id']
+        self.args, self.kwargs, __ = message.payload
+        self.queue: str = message.delivery_info['routing_key']
+
+    def __repr__(self) -> str:
+        shown = [*map(repr, self.args), *(f'{name}={value!r}' for name, value in self.kwargs.items())]
+        return f'<TaskCall: {self.name}({", ".join(shown)})>'
+
+    @property
+    def row(self) -> CeleryResult | None:
+        """The `CeleryResult` as it is now."""
+        return CeleryResult.objects.filter(task_id=self.task_id).first() if is_uuid(self.task_id) else None
+
+    def run(self) -> TaskRun:
+        """Run it (see `run_task`)."""
+        since = len(connection.run_on_commit)
+        with in_process(app) as messages:
+            messages.append(self._message)
+            return _follow(messages, since)
