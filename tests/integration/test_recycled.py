@@ -1,4 +1,4 @@
-"""Pools whose processes come and go while they work: `--autoscale`, `--max-tasks-per-child`, `--max-memory-per-child`."""
+"""Pools whose processes come and go while they work: autoscaled ones, and those that recycle their processes."""
 import os
 from collections import Counter
 
@@ -43,7 +43,7 @@ def connections(services):
     ('--max-tasks-per-child=3', 120), ('--max-memory-per-child=20000', 40),
 ], ids=['tasks', 'memory'])
 def test_recycled_processes(make_worker, connections, option, number):
-    """Run after run, processes make room for new ones: each run has run once, has its whole log, and nothing is left."""
+    """Processes make room for new ones: each run has run once, has its whole log, and nothing is left behind."""
     worker = make_worker('recycled', options=[option]).start().ready()
     assert all_ended([worker.send(tasks.say, 'x', 3) for __ in range(12)]) == {'completed': 12}
     before = files(worker), connections()
