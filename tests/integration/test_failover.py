@@ -32,7 +32,7 @@ def site(start, certificates):  # noqa: F811
     tls = {'ssl_ca_certs': str(certificates / 'ca.pem')}
 
     def client(port, username, password):
-        return Redis(port=port, username=username, password=password, ssl=True, socket_timeout=5, **tls)
+        return Redis('127.0.0.1', port, username=username, password=password, ssl=True, socket_timeout=5, **tls)
 
     own = [*acl('ours', 'replicating'), 'tls-replication yes', 'masteruser ours', 'masterauth replicating',
            'repl-diskless-sync-delay 0']
@@ -55,7 +55,7 @@ def site(start, certificates):  # noqa: F811
         """Return the port of the master that Sentinel names."""
         return int(watcher().execute_command('SENTINEL', 'GET-MASTER-ADDR-BY-NAME', SERVICE)[1])
 
-    assert wait_until(lambda: said(watcher(), 'num-other-sentinels') == 2 and said(watcher(), 'num-slaves') == 1, 30)
+    assert wait_until(lambda: known(watcher()) == (2, 1), 30)
     kwargs = {'ssl': True, 'username': 'watcher', 'password': 'watching', 'socket_connect_timeout': 5, **tls}
     redis = {
         'SENTINELS': [('127.0.0.1', sentinel.port) for sentinel in sentinels], 'SENTINEL_SERVICE': SERVICE,
@@ -75,12 +75,19 @@ def replied(client, field):
     return b''
 
 
-def said(client, field):
+def known(sentinel):
+    """Return how many other sentinels and replicas a sentinel knows."""
     with suppress(RedisError):
-        reply = client.execute_command('SENTINEL', 'MASTER', SERVICE)
-        reply = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2]))
-        return int({str(key): value for key, value in reply.items()}.get(field, -1))
-    return -1
+        state = sentinel.execute_command('SENTINEL', 'MASTER', SERVICE)
+        state = {decoded(key): decoded(value) for key, value in (
+            state.items() if isinstance(state, dict) else zip(state[::2], state[1::2])
+        )}
+        return int(state['num-other-sentinels']), int(state['num-slaves'])
+    return None
+
+
+def decoded(value):
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def test_failover(services, site, make_worker, without_shared_workers, gate):
