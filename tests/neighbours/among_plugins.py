@@ -22,7 +22,7 @@ from netbox_celery.celery import app  # noqa: E402
 from netbox_celery.models import CeleryResult, CeleryTask  # noqa: E402
 from users.models import User  # noqa: E402
 
-LISTS = ('celeryresult', 'celerytask', 'celeryschedule', 'celeryworker', 'celerylogentry')
+LISTS = ('celeryresult', 'celerytask', 'celeryschedule', 'celeryworker')
 
 
 def objects():
@@ -65,7 +65,7 @@ def main(queue):
 
     for name in LISTS:
         get(reverse(f'plugins:netbox_celery:{name}_list'))
-    for url in ('/', '/plugins/netbox-dns/views/', '/plugins/topology-views/topology/', '/api/plugins/celery/results/'):
+    for url in ('/', '/plugins/netbox-dns/views/', '/plugins/netbox_topology_views/topology/', '/api/plugins/celery/results/'):
         get(url)
     schema = json.loads(get('/api/schema/', format='json'))
     found['schema'] = sorted({path.split('/')[3] for path in schema['paths'] if path.startswith('/api/plugins/')})
