@@ -112,7 +112,7 @@ def test_failover(services, site, make_worker, without_shared_workers, gate):
     instance.tasks = site.redis
     settings = celery_settings(site.redis, Config.from_dict({'celery': site.celery}))
     broker = {name: settings[name] for name in ('broker_transport_options', 'broker_use_ssl')}
-    worker = make_worker('failover', instance=instance.write(), concurrency=4).start().ready()
+    worker = make_worker('failover', instance=instance.write(), concurrency=6).start().ready()
     with speaking_to(settings['broker_url'], **broker):
         before = [worker.send(tasks.echo, number) for number in range(20)]
         assert {ended(run).status for run in before} == {'completed'}

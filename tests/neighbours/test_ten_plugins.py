@@ -19,8 +19,6 @@ from ..integration.conftest import CONFIG, TESTPLUGIN
 from ..integration.support import Worker
 from .packages import digest, fetched
 
-pytestmark = pytest.mark.flaky(reruns=0)
-
 #: Packages by name of the plugin.
 TEN = {
     'netbox_acls': 'netbox-acls==2.1.0',
