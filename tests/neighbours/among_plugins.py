@@ -23,6 +23,10 @@ from netbox_celery.models import CeleryResult, CeleryTask  # noqa: E402
 from users.models import User  # noqa: E402
 
 LISTS = ('celeryresult', 'celerytask', 'celeryschedule', 'celeryworker')
+OTHERS = (
+    '/', '/api/plugins/celery/results/', '/plugins/access-lists/access-lists/', '/plugins/floorplan/floorplans/',
+    '/plugins/netbox-dns/views/', '/plugins/netbox_topology_views/topology/',
+)
 
 
 def objects():
@@ -39,7 +43,7 @@ def main(queue):
     found = {'runs': {}, 'pages': {}, 'apps': sorted(config.name for config in apps.get_app_configs())}
 
     def get(url, **data):
-        response = client.get(url, data)
+        response = client.get(url, data, follow=True)
         found['pages'][url] = response.status_code
         return response.content.decode()
 
@@ -51,8 +55,8 @@ def main(queue):
         found['runs'][instance._meta.label] = {
             'status': run.status, 'got': got, 'lines': run.log_entries.count(),
             'object': run.object == instance, 'linked': instance.get_absolute_url() in page,
+            'listed': 'Celery Runs' in get(instance.get_absolute_url()),
         }
-        found['listed'] = str(run.task_id) in get(instance.get_absolute_url()) or found.get('listed', False)
 
     # As another program starts one of them
     task, view = CeleryTask.objects.get(name=tasks.echo.name), View.objects.get(name='internal')
@@ -65,7 +69,7 @@ def main(queue):
 
     for name in LISTS:
         get(reverse(f'plugins:netbox_celery:{name}_list'))
-    for url in ('/', '/plugins/netbox-dns/views/', '/plugins/netbox_topology_views/topology/', '/api/plugins/celery/results/'):
+    for url in OTHERS:
         get(url)
     schema = json.loads(get('/api/schema/', format='json'))
     found['schema'] = sorted({path.split('/')[3] for path in schema['paths'] if path.startswith('/api/plugins/')})

@@ -114,12 +114,12 @@ def test_start(found):
 
 
 def test_runs_on_their_objects(found):
-    """A run that is about an object of another plugin's comes to its end, and its page leads there."""
+    """A run that is about an object of another plugin's comes to its end, its page leads there, and theirs lists it."""
     assert set(found['runs']) == {
         'netbox_dns.View', 'netbox_inventory.Supplier', 'netbox_data_flows.Application', 'netbox_bgp.CommunityList',
     }
     for run in found['runs'].values():
-        assert run == {'status': 'completed', 'got': run['got'], 'lines': 2, 'object': True, 'linked': True}
+        assert run == {'status': 'completed', 'got': None, 'lines': 2, 'object': True, 'linked': True, 'listed': True}
 
 
 def test_pages(found):
