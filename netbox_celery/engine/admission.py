@@ -23,6 +23,7 @@ from .lifecycle import TABLE
 from .resend import COLUMNS, send_row
 from .rows import INSERT, insert_statement
 from .times import time_after
+from .used import BEGIN_ANEW, anew_statement
 
 __all__ = (
     'TAKE_OVER_COLUMNS',
@@ -52,12 +53,13 @@ TAKE_OVER_COLUMNS = ('message', 'queue', 'status', 'scheduled', 'expires', 'sent
 
 
 def _statements(*changed, **expressions):
-    """Return the statement for a new row, and that for the row of a task which has replaced itself by this call."""
+    """Return the statement for a new row, that for the row of a task which has replaced itself by this call, and that
+    for a row that begins anew."""
     changes = ', '.join(f'{column} = EXCLUDED.{column}' for column in (*expressions, *changed))
     return insert_statement(**expressions), insert_statement(
         f'DO UPDATE SET {changes} WHERE run.nesting = EXCLUDED.nesting AND run.attempt = 0 AND run.completed IS NULL',
         **expressions
-    )
+    ), anew_statement(**expressions)
 
 
 # GUARANTEE: of all calls and processes, `limit` at most have a place under a key. With none free this asks for the
@@ -146,7 +148,7 @@ def admit(policy, row, insert, *, id_is_known=False, predecessor=None):
     if policy.window and is_window_open(_execute, policy.window):
         return _ignore(row, put, Reason.REASON_IGNORE_WINDOW, 'Not run: it succeeded only a short time ago')
     if policy.key is None:
-        return Admission(insert(INSERT))
+        return Admission(insert(BEGIN_ANEW if 'seen' in row else INSERT))
     if predecessor:
         _execute(HAND_OVER, {'predecessor': predecessor, 'key': policy.key})
     if policy.on_conflict in ('queue', 'replace'):
@@ -165,12 +167,12 @@ def admit(policy, row, insert, *, id_is_known=False, predecessor=None):
 
 def _put(row, insert, statements):
     """Write the row of a call. Returns its primary key, or `None`, and whether it is not for want of a place."""
-    if not row['nesting']:
+    if not row['nesting'] and 'seen' not in row:
         id = insert(statements[0])
         return id, id is not None or bool(_execute(EXISTS, row))
     try:
         with transaction.atomic():
-            return insert(statements[1]), True  # `None` if it has ended
+            return insert(statements[1 if row['nesting'] else 2]), True  # `None` if it has ended, or has not
     except IntegrityError:
         return None, False
 
@@ -193,6 +195,7 @@ def _settle(policy, row, put, holder, id_is_known):
 
 def _ignore(row, put, reason, error):
     row |= {'status': Status.STATUS_IGNORED, 'reason': reason, 'error': error, 'message': None}
+    row.pop('seen', None)  # what has ended is not given up for what does not run
     return Admission(put(CLOSED)[0], ignored=error, in_window=reason == Reason.REASON_IGNORE_WINDOW)
 
 

@@ -22,12 +22,13 @@ from .arguments import call_text
 from .database import UNUSABLE, get_connection
 from .enqueue import is_tracked
 from .exceptions import IgnoredByWindow
-from .options import HEADER
+from .options import HEADER, begun_of
 from .payload import PayloadDecoder, dumps, is_named, is_uuid
 from .presence import identity
 from .replace import making_way, opened_by
 from .rows import INSERT, foreign_row, refused_row
 from .run import Run, enter
+from .upstream import end_unknown
 
 __all__ = (
     'begin',
@@ -122,6 +123,7 @@ def begin(task):
         request.id, id=id, claims=claims, attempt=attempt, user_id=user_id, request_id=request_id
     )
     run.call = _call(request, tracked_by_caller)
+    run.begun = begun_of(tracked_by_caller)
     enter(task, run)
     if claims > 1:
         run.lines = _lines_before(id)
@@ -201,7 +203,8 @@ def _call(request, tracked_by_caller):
 def _claim(request, call=None):
     return lifecycle.claim(
         get_connection(), task_id=request.id, attempt=request.retries + 1, nesting=request.replaced_task_nesting or 0,
-        worker=identity.name or request.hostname or '', holder=identity.key, name=request.task, call=call
+        worker=identity.name or request.hostname or '', holder=identity.key, name=request.task, call=call,
+        begun=begun_of(request.get(HEADER))
     )
 
 
@@ -239,6 +242,8 @@ def _refuse(task, request):
     else:
         why = f'it is {found[0]}' + (f' ({found[1]})' if found[1] else '')
     logger.warning('Task %s is not run: %s', request.id, why)
+    if found is not None and found[0] in Status.FINISHED and not request.get(HEADER):
+        end_unknown(task.backend, request, Ignore(f'its ID is that of a run that {why.removeprefix("it ")}'))
     if found is None:
         # Nobody else tells those who wait for it
         task.backend.mark_as_revoked(request.id, 'deleted', request)

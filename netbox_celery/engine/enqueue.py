@@ -34,6 +34,8 @@ from .rows import INSERT, build_row, check_payload, copied, exact_call, options_
 from .run import get_run
 from .times import aware, check_limits, time_after
 from .upstream import close_dependents, end_ignored
+from .used import BEGIN_ANEW, conflict, forget, header_of
+from .used import find as find_used
 from .workflow import are_orphans, insert_child, refuse, takes_over
 
 __all__ = (
@@ -103,6 +105,7 @@ def send(app, publish, name, args, kwargs, options):
     own = Own.merge(inner or task, own)
     tracked = (is_tracked(inner or task) if own.track is None else own.track) or takes_over(options)
     call = Call(app, publish, name, args, kwargs, options, task, run, queue)
+    call.id_is_given = bool(options.get('task_id')) and not options.get('retries')
     call.id_is_known = parent is not None and bool(options.get('task_id')) or any(map(options.get, DEPENDENTS))
     if run is not None and run.returned and options.get('parent_id') == run.task_id:
         call.predecessor = run.task_id
@@ -232,6 +235,8 @@ class Call:
         self.row = None
         #: Whether it is a step of a workflow, for whose end somebody may wait, and the run that it follows in a chain.
         self.id_is_known = False
+        #: Whether its ID may have been used before.
+        self.id_is_given = False
         self.predecessor = None
         #: Whether its row is that of a task which replaced itself; `None`: not known yet.
         self.takes_over = None
@@ -267,12 +272,48 @@ class Call:
         if row['nesting']:
             self._look_for_replaced()
             statement = replace.INSERT_OR_TAKE_OVER if statement is INSERT else statement
-        rows = execute(connection, statement, row) if row['parent_id'] is None else insert_child(statement, row)
+        rows = self._execute(statement)
+        if not rows and statement is INSERT and self._begins_anew():
+            rows = self._execute(BEGIN_ANEW)
+            if not rows:
+                raise conflict(row)  # another call was faster
         if not rows:
             return None
+        if 'seen' in row:
+            now_or_on_commit(partial(forget, self.app.backend, self.options['task_id']))
         if own.tags and not self.takes_over:
             tag(rows[0][:1], own.tags)
         return rows[0][0]
+
+    def _execute(self, statement):
+        """Execute the statement for the row, with what has to be known of the run that makes the call."""
+        row = self.row
+        return execute(connection, statement, row) if row['parent_id'] is None else insert_child(statement, row)
+
+    def _begins_anew(self):
+        """Whether the call is to get the row of an earlier one with its ID; its message then says so (see `used`).
+
+        Raises:
+            TaskConflict: That one has not ended.
+        """
+        if not self.id_is_given or self.row['nesting']:
+            return False
+        parent = self.app.current_worker_task
+        found = find_used(self.row, self.run, parent.request_stack.top if parent is not None else None)
+        if found is None:
+            return False
+        self._say(header_of(found, self.run, (self.options.get('headers') or {}).get(HEADER)))
+        self.row['seen'] = found.completed
+        return True
+
+    def _say(self, header):
+        """Say something of the run in its message, and in its row, from which that may be sent again."""
+        mark(self.options, header)
+        columns = options_columns(self.name, self.options, self.task)
+        self.row['options'] = columns['options']
+        if columns['exact_options']:
+            payload = payload_columns(self.name, list(self.args or ()), dict(self.kwargs or {}), self.options)
+            self.row['exact_call'] = exact_call(payload['exact_call'], columns['exact_options'])
 
     def _look_for_replaced(self):
         """Let the row of a task that replaced itself, if the call ends under its ID, tell what it knows of that run."""
@@ -306,21 +347,20 @@ class Call:
         """Do what a policy says. Without a row there is no guarantee: so if that cannot be made, nothing is sent."""
         options = self.options
         if policy.window:
-            mark(options, {'window': policy.window, 'length': policy.window_length})
-            columns = options_columns(self.name, options, self.task)
-            self.row['options'] = columns['options']
-            if columns['exact_options']:
-                payload = payload_columns(self.name, list(self.args or ()), dict(self.kwargs or {}), options)
-                self.row['exact_call'] = exact_call(payload['exact_call'], columns['exact_options'])
+            self._say({'window': policy.window, 'length': policy.window_length})
         else:
             mark(options)
         if self.row['nesting']:
             self._look_for_replaced()
+        else:
+            self._begins_anew()
         with transaction.atomic() if connection.in_atomic_block else nullcontext():
             admission = admit(
                 policy, self.row, partial(self._insert, own), id_is_known=self.id_is_known, predecessor=self.predecessor
             )
         self.id = admission.id
+        if self.id is None and 'seen' in self.row and not admission.joined:
+            raise conflict(self.row)  # another call was faster
         if admission.joined:
             return self._tell(self._promise(admission.joined), 'unique')
         if admission.ignored:

@@ -55,6 +55,12 @@ WAITING = "status IN ('pending', 'scheduled', 'retrying')"
 AWAITS_REPLACEMENT = f'{WAITING} AND nesting > 0 AND message IS NULL'
 #: The row holds what it takes to send it, and does not wait in line for a place under its concurrency key.
 SENDABLE = '(nesting = 0 OR message IS NOT NULL) AND concurrency_slot IS DISTINCT FROM 0'
+#: How often a row has begun anew with a new call, as text, and how many claims it had before the latest beginning.
+BEGUN = f"COALESCE(options #>> '{{headers,{HEADER},begun}}', '0')"
+BEFORE = (
+    f"CASE WHEN jsonb_typeof(options #> '{{headers,{HEADER},before}}') = 'number'"
+    f" THEN (options #>> '{{headers,{HEADER},before}}')::int ELSE 0 END"
+)
 UNFINISHED = "status IN ('pending', 'scheduled', 'retrying', 'running')"
 
 # GUARANTEE: of all messages and copies of messages of an attempt, one gets to run, and none after a cancel or an end.
@@ -66,6 +72,7 @@ UNFINISHED = "status IN ('pending', 'scheduled', 'retrying', 'running')"
 # be compared. `message` holds the call if the row does not (see `rows.payload_columns` and `enqueue`): arguments, and
 # the name where that is another one. The row of a task that replaced itself learns of the call that takes its place
 # when that is sent.
+# A row that has begun anew with a new call (see `used`) is not for the messages of those before.
 CLAIM = f"""
     UPDATE {TABLE} SET
         status = 'running', reason = '', worker = %(worker)s::text, holder = %(holder)s::uuid,
@@ -77,7 +84,7 @@ CLAIM = f"""
     WHERE task_id = %(task_id)s AND cancelled IS NULL AND (
         status IN ('pending', 'scheduled') AND (nesting, attempt) <= (%(nesting)s, %(attempt)s)
         OR status IN ('retrying', 'running') AND (nesting, attempt) < (%(nesting)s, %(attempt)s)
-    ) AND CASE
+    ) AND {BEGUN} = %(begun)s AND CASE
         WHEN nesting < %(nesting)s OR %(name)s::text IS NULL THEN true
         WHEN message IS NULL THEN nesting > 0 OR celery_name = %(name)s AND (
             args IS NULL OR kwargs IS NULL OR COALESCE(jsonb_build_array(args, kwargs) = %(call)s::jsonb, true)
@@ -89,7 +96,7 @@ CLAIM = f"""
 """
 
 
-def claim(connection, *, task_id, attempt, nesting, worker, holder, name=None, call=None):
+def claim(connection, *, task_id, attempt, nesting, worker, holder, name=None, call=None, begun=0):
     """Claim a run for this delivery of its message.
 
     Args:
@@ -102,12 +109,14 @@ def claim(connection, *, task_id, attempt, nesting, worker, holder, name=None, c
         name: Name of the task that the message asks for, or `None` if that is not to be compared with the row's.
         call: Its arguments as JSON text, `[args, kwargs]`, or `None` if they are not to be compared with the row's.
 
+        begun: How often the row had begun anew with a new call when the message was sent.
+
     Returns:
         `(id, claims, attempt, user_id, request_id)`, or `None` if the claim is refused.
     """
     rows = connection.execute(CLAIM, {
         'task_id': task_id, 'attempt': attempt, 'nesting': nesting, 'worker': worker, 'holder': holder,
-        'name': name and clean_text(name)[:255], 'renamed': f'}}, {json.dumps(name)}, {{',
+        'begun': str(begun), 'name': name and clean_text(name)[:255], 'renamed': f'}}, {json.dumps(name)}, {{',
         # What `jsonb` does not take is in `message`: a row without one is another call, or has to be looked at
         'call': call and (call if is_jsonb(call) else 'null'), 'beginning': call and call[:-1],
     }, patience=float('inf'))
@@ -284,7 +293,7 @@ REQUEUE = f"""
     WHERE task_id = %(task_id)s AND status = 'running' AND {{guard}}
     RETURNING id, status
 """
-NOT_TOO_OFTEN = f'claims - attempt - nesting < {MOST_LOSSES - 1}'
+NOT_TOO_OFTEN = f'claims - {BEFORE} - attempt - nesting < {MOST_LOSSES - 1}'
 REQUEUE_BY = {
     'body': REQUEUE.format(guard='claims = %(claims)s'),
     'claim': REQUEUE.format(guard=f'claims = %(claims)s AND {NOT_TOO_OFTEN}'),

@@ -38,6 +38,7 @@ __all__ = (
     'close_dependents',
     'end_dependents',
     'end_ignored',
+    'end_unknown',
     'is_tracked_step',
     'load_requests',
     'tell_backend',
@@ -325,6 +326,32 @@ def end_dependents(backend, request, exc):
             if request.chord:
                 backend.on_chord_part_return(request, states.FAILURE, exc)
             backend._fail_chain(request.chain, exc)
+
+
+def end_unknown(backend, request, exc):
+    """End the later steps of a chain that a refused message brings along, and of which nobody knows.
+
+    Its run has ended. Had the message been a copy of that run's, the next step would have its row by now.
+
+    Args:
+        request: The request of the message.
+        exc: Why it is refused.
+    """
+    try:
+        steps = leaves(_as_chain(request.chain)) if request.chain else []
+        if steps and not any(_is_known(backend.app, step) for step in steps):
+            with _blaming(None, request):
+                backend._fail_chain(request.chain, exc)
+    except (DatabaseError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        logger.exception('The steps after %s could not be ended', request.id)
+
+
+def _is_known(app, step):
+    """Whether a step was sent or closed, as far as can be told: one that makes no row may have been."""
+    task_id = (step.get('options') or {}).get('task_id')
+    if not is_uuid(task_id) or not is_tracked_step(app, step):
+        return True
+    return bool(get_connection().execute(EXISTING, (task_id,), patience=5))
 
 
 def end_ignored(backend, request, exc):
