@@ -73,8 +73,8 @@ class ChordsMixin:
     def apply_chord(self, header_result_args, body, **kwargs):
         group_id, results = header_result_args
         if body is not None:
-            # Lists within the list of results, of which Celery keeps the shape. What a generator yields is not looked at:
-            # the parts are sent as they come
+            # Lists within the list of results, of which Celery keeps the shape. A generator is not looked into: what it
+            # yields is sent as it comes
             nested = not isinstance(results, _regen) and any(isinstance(result, GroupResult) for result in results)
             self._open[group_id] = body, GroupResult(group_id, results).as_tuple() if nested else None
         return super().apply_chord(header_result_args, body, **kwargs)

@@ -11,6 +11,7 @@ from inspect import getattr_static
 from types import FunctionType, MethodType
 from weakref import WeakSet
 
+from celery.app.task import get_actual_ignore_result
 from celery.exceptions import Ignore
 from django.db import DatabaseError
 from kombu.exceptions import EncodeError
@@ -124,6 +125,7 @@ def begin(task):
     )
     run.call = _call(request, tracked_by_caller)
     run.begun = begun_of(tracked_by_caller)
+    run.untold = get_actual_ignore_result(task, request)
     enter(task, run)
     if claims > 1:
         run.lines = _lines_before(id)

@@ -226,7 +226,8 @@ def finish(
         attempt: With `holder`: the attempt that it held.
         reason: Why, a `ResultReasonChoices`.
         result: What the task returned, as JSON text that `jsonb` accepts.
-        exact_result: The same as text, if `jsonb` does not keep it as it is.
+        exact_result: The same as text, if `jsonb` does not keep it as it is; or the exception with which it ended, as
+            the result backend tells it.
         error: What went wrong, in a line.
         traceback: Where it went wrong.
         in_backend: Whether Celery's result backend will hold more of the result than the row.
@@ -258,6 +259,7 @@ RETRY = f"""
         completed = CASE WHEN claims = %(claims)s AND cancelled IS NOT NULL THEN now() ELSE completed END,
         scheduled = CASE WHEN claims = %(claims)s THEN %(eta)s ELSE scheduled END,
         error = CASE WHEN claims = %(claims)s THEN %(error)s ELSE error END,
+        exact_result = CASE WHEN claims = %(claims)s THEN %(exception)s::text ELSE exact_result END,
         traceback = CASE WHEN claims = %(claims)s THEN %(traceback)s ELSE traceback END,
         last_updated = now(), attempts = {OWN_ATTEMPT}
     WHERE task_id = %(task_id)s AND (status = 'running' AND claims = %(claims)s OR claims > %(claims)s)
@@ -265,18 +267,21 @@ RETRY = f"""
 """
 
 
-def retry(connection, task_id, *, claims, eta=None, error='', traceback='', patience=60):
+def retry(connection, task_id, *, claims, eta=None, error='', traceback='', exception=None, patience=60):
     """Record that an attempt failed and the next one has been sent.
 
     Args:
         eta: When the next attempt may start, an aware `datetime`.
+        error: Why it failed, in a line.
+        traceback: Where it failed.
+        exception: The same as Celery's result backend tells it, as JSON text.
 
     Returns:
         `(id, status)`, or `None` if the run has ended.
     """
     rows = connection.execute(RETRY, {
         'task_id': task_id, 'claims': claims, 'eta': eta, 'error': clean_text(error),
-        'traceback': clean_text(traceback),
+        'traceback': clean_text(traceback), 'exception': exception,
     }, patience=patience)
     return rows[0] if rows else None
 
@@ -454,20 +459,24 @@ def resend_replacement(connection, task_id, *, claims):
 
 CLOSE_REPLACED = f"""
     UPDATE {TABLE} SET
-        status = 'errored', reason = %(reason)s, error = %(error)s, completed = now(), last_updated = now()
+        status = 'errored', reason = %(reason)s, error = %(error)s, completed = now(), last_updated = now(),
+        exact_result = %(exact_result)s, in_backend = %(in_backend)s
     WHERE task_id = %(task_id)s AND {AWAITS_REPLACEMENT}
     RETURNING id, CASE WHEN concurrency_slot IS NOT NULL THEN concurrency_key END
 """
 
 
-def close_replaced(connection, task_id, error, reason='upstream_failed'):
+def close_replaced(
+    connection, task_id, error, reason='upstream_failed', exact_result=None, in_backend=False
+):
     """End a run that waits for what replaces it, of which an earlier step did not succeed, or was lost.
 
     Returns:
         `(id, key)`, or `None` if there is no such run. `key` is the concurrency key under which a place is free now.
     """
     rows = connection.execute(CLOSE_REPLACED, {
-        'task_id': task_id, 'error': clean_text(error), 'reason': reason,
+        'task_id': task_id, 'error': clean_text(error), 'reason': reason, 'exact_result': exact_result,
+        'in_backend': in_backend,
     }, patience=5)
     return rows[0] if rows else None
 

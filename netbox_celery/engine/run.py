@@ -57,6 +57,7 @@ class Run:
         'row',
         'task_id',
         'told',
+        'untold',
         'user_id',
         'window',
     )
@@ -111,6 +112,8 @@ class Run:
         self.next_look = 0.0
         #: What has been said of it in the worker's log, and is not to be said again.
         self.told = ()
+        #: Whether code that asks Celery is not told of its end (`ignore_result`).
+        self.untold = False
         #: The handle that the author gets as `self.celery_result`.
         self.row = None
 
