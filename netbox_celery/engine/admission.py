@@ -33,6 +33,7 @@ __all__ = (
     'advance_all',
     'evict',
     'is_processing',
+    'is_under_way',
     'is_window_open',
     'open_window',
     'why_not_now',
@@ -79,6 +80,7 @@ EARLIER = f'''
 '''
 # The step before in a chain, whose body has returned. It has yet to write its end.
 HAND_OVER = f'UPDATE {TABLE} SET concurrency_slot = NULL WHERE task_id = %(predecessor)s AND {HOLDING}'
+UNDER_WAY = f'SELECT 1 FROM {TABLE} WHERE task_id = %(task_id)s AND {HOLDING}'
 EXISTS = f'SELECT 1 FROM {TABLE} WHERE task_id = %(task_id)s'
 # GUARANTEE: who lost its place does not get it back, and ends without touching that of its successor.
 EVICT = f'''
@@ -232,6 +234,11 @@ def is_processing(policy):
     """Whether a run with the key of a policy is under way, and not stale."""
     evict(_execute, policy.key)
     return bool(_execute(HOLDER, {'key': policy.key}))
+
+
+def is_under_way(policy, task_id):
+    """Whether a run, given by its ID, is under way with the key of a policy."""
+    return policy.key is not None and bool(_execute(UNDER_WAY, {'key': policy.key, 'task_id': task_id}))
 
 
 def why_not_now(policy):

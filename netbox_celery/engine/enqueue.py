@@ -19,10 +19,11 @@ from django.db import DatabaseError, connection, transaction
 
 from ..config import get_config
 from . import lifecycle, replace
-from .admission import admit, advance
+from .admission import admit, advance, is_under_way
 from .arguments import call_text
 from .canvas import as_request, make_portable, root_of
 from .database import UNAVAILABLE, execute, now_or_on_commit
+from .exceptions import TaskConflict
 from .hooks import invocation_of
 from .ids import SPELLING, canonical_ids
 from .options import HEADER, NOT_SENT, Own, is_internal, lift, mark, split, tag
@@ -353,7 +354,12 @@ class Call:
         if self.row['nesting']:
             self._look_for_replaced()
         else:
-            self._begins_anew()
+            try:
+                self._begins_anew()
+            except TaskConflict:
+                if policy.on_conflict != 'join' or not is_under_way(policy, options['task_id']):
+                    raise
+                return self._tell(self._promise(), 'unique')  # the run that it joins has the ID that it asks for
         with transaction.atomic() if connection.in_atomic_block else nullcontext():
             admission = admit(
                 policy, self.row, partial(self._insert, own), id_is_known=self.id_is_known, predecessor=self.predecessor

@@ -1,4 +1,4 @@
-"""Calls with an ID that was used before: each runs, or its caller hears of it at once; copies of messages do not run."""
+"""Calls with an ID that was used before: each runs, or its caller hears of it at once; copies of messages do not."""
 import json
 from base64 import b64encode
 from uuid import uuid4
@@ -99,7 +99,8 @@ def test_frozen_signature(prefork):
     add = canvas.add.s(1).set(queue=prefork.queue)
     for workflow, outcome in (
         (chain(add.clone(), add.clone(), add.clone()), 3), (group(add.clone(), add.clone()), [1, 1]),
-        (chord([add.clone(), add.clone()], add.clone()), 3), (chain(add.clone(), group(add.clone(), add.clone())), [2, 2]),
+        (chord([add.clone(), add.clone()], add.clone()), 3),
+        (chain(add.clone(), group(add.clone(), add.clone())), [2, 2]),
         (chain(add.clone(), chord([add.clone(), add.clone()], add.clone()), add.clone()), 6),
     ):
         workflow.freeze()
