@@ -47,6 +47,12 @@ chaos: ## Kill all there is while 2,000 tasks run, and compare rows with side ef
 	@$(STACK) template
 	@NETBOX_CHAOS=$(or $(N),2000) NETBOX_CHAOS_SEED=$(SEED) $(VENV_PYTHON) -m pytest tests/integration/test_chaos.py $(ARGS)
 
+.PHONY: celery-suite
+celery-suite: ## Run Celery's own integration tests on the plugin and on plain Celery: make celery-suite ARGS="-k chord"
+	@development/bootstrap.sh
+	@$(STACK) template
+	@$(VENV_PYTHON) -m development.celery_suite $(ARGS)
+
 .PHONY: bench
 bench: venv ## Measure against bare Celery: make bench, or make bench ARGS="drain delay --quick"
 	@$(VENV_PYTHON) -m development.bench $(ARGS)

@@ -46,7 +46,7 @@ class RedisServer:
                 handle.write('\n'.join((
                     'bind 127.0.0.1',
                     f'port {self.port}',
-                    f'requirepass {self.password}',
+                    f'requirepass "{self.password}"',
                     f'dir "{self.directory}"',
                     f'appendonly {"yes" if self.durable else "no"}',
                     'save ""',

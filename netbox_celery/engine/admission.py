@@ -23,6 +23,7 @@ from .lifecycle import TABLE
 from .resend import COLUMNS, send_row
 from .rows import INSERT, insert_statement
 from .times import time_after
+from .used import BEGIN_ANEW, anew_statement
 
 __all__ = (
     'TAKE_OVER_COLUMNS',
@@ -32,6 +33,7 @@ __all__ = (
     'advance_all',
     'evict',
     'is_processing',
+    'is_under_way',
     'is_window_open',
     'open_window',
     'why_not_now',
@@ -52,12 +54,13 @@ TAKE_OVER_COLUMNS = ('message', 'queue', 'status', 'scheduled', 'expires', 'sent
 
 
 def _statements(*changed, **expressions):
-    """Return the statement for a new row, and that for the row of a task which has replaced itself by this call."""
+    """Return the statement for a new row, that for the row of a task which has replaced itself by this call, and that
+    for a row that begins anew."""
     changes = ', '.join(f'{column} = EXCLUDED.{column}' for column in (*expressions, *changed))
     return insert_statement(**expressions), insert_statement(
         f'DO UPDATE SET {changes} WHERE run.nesting = EXCLUDED.nesting AND run.attempt = 0 AND run.completed IS NULL',
         **expressions
-    )
+    ), anew_statement(**expressions)
 
 
 # GUARANTEE: of all calls and processes, `limit` at most have a place under a key. With none free this asks for the
@@ -77,6 +80,7 @@ EARLIER = f'''
 '''
 # The step before in a chain, whose body has returned. It has yet to write its end.
 HAND_OVER = f'UPDATE {TABLE} SET concurrency_slot = NULL WHERE task_id = %(predecessor)s AND {HOLDING}'
+UNDER_WAY = f'SELECT 1 FROM {TABLE} WHERE task_id = %(task_id)s AND {HOLDING}'
 EXISTS = f'SELECT 1 FROM {TABLE} WHERE task_id = %(task_id)s'
 # GUARANTEE: who lost its place does not get it back, and ends without touching that of its successor.
 EVICT = f'''
@@ -146,7 +150,7 @@ def admit(policy, row, insert, *, id_is_known=False, predecessor=None):
     if policy.window and is_window_open(_execute, policy.window):
         return _ignore(row, put, Reason.REASON_IGNORE_WINDOW, 'Not run: it succeeded only a short time ago')
     if policy.key is None:
-        return Admission(insert(INSERT))
+        return Admission(insert(BEGIN_ANEW if 'seen' in row else INSERT))
     if predecessor:
         _execute(HAND_OVER, {'predecessor': predecessor, 'key': policy.key})
     if policy.on_conflict in ('queue', 'replace'):
@@ -165,12 +169,12 @@ def admit(policy, row, insert, *, id_is_known=False, predecessor=None):
 
 def _put(row, insert, statements):
     """Write the row of a call. Returns its primary key, or `None`, and whether it is not for want of a place."""
-    if not row['nesting']:
+    if not row['nesting'] and 'seen' not in row:
         id = insert(statements[0])
         return id, id is not None or bool(_execute(EXISTS, row))
     try:
         with transaction.atomic(using=caller().alias):
-            return insert(statements[1]), True  # `None` if it has ended
+            return insert(statements[1 if row['nesting'] else 2]), True  # `None` if it has ended, or has not
     except IntegrityError:
         return None, False
 
@@ -193,6 +197,7 @@ def _settle(policy, row, put, holder, id_is_known):
 
 def _ignore(row, put, reason, error):
     row |= {'status': Status.STATUS_IGNORED, 'reason': reason, 'error': error, 'message': None}
+    row.pop('seen', None)  # what has ended is not given up for what does not run
     return Admission(put(CLOSED)[0], ignored=error, in_window=reason == Reason.REASON_IGNORE_WINDOW)
 
 
@@ -229,6 +234,11 @@ def is_processing(policy):
     """Whether a run with the key of a policy is under way, and not stale."""
     evict(_execute, policy.key)
     return bool(_execute(HOLDER, {'key': policy.key}))
+
+
+def is_under_way(policy, task_id):
+    """Whether a run, given by its ID, is under way with the key of a policy."""
+    return policy.key is not None and bool(_execute(UNDER_WAY, {'key': policy.key, 'task_id': task_id}))
 
 
 def why_not_now(policy):

@@ -44,7 +44,18 @@ from .exceptions import (
 )
 from .ids import other_spelling
 from .outcome import finish_run, finish_unclaimed, retry_run
-from .payload import cut_text, is_named, is_uuid, read_value, result_columns, shown_jsonb, text_of, whole_number
+from .payload import (
+    cut_text,
+    dumps,
+    is_named,
+    is_uuid,
+    read_value,
+    result_columns,
+    shown_jsonb,
+    text_of,
+    untold,
+    whole_number,
+)
 from .recorder import recorder
 from .rowresults import RowResultsMixin
 from .run import get_run
@@ -113,10 +124,10 @@ class TrackingMixin:
     def mark_as_done(self, task_id, result, request=None, store_result=True, state=states.SUCCESS):
         run = get_run(request)
         if getattr(request, 'netbox_unclaimed', False):
-            finish_unclaimed(
-                task_id, Status.STATUS_COMPLETED, in_backend=store_result,
-                **result_columns(result, get_config().payload_length)[0]
-            )
+            columns, __ = result_columns(result, get_config().payload_length)
+            if not store_result:
+                columns['exact_result'] = untold(columns.get('exact_result'))
+            finish_unclaimed(task_id, Status.STATUS_COMPLETED, in_backend=store_result, **columns)
         if run is None:
             return super().mark_as_done(task_id, result, request, store_result, state)
         columns, text = result_columns(self.prepare_value(result), get_config().payload_length)
@@ -147,7 +158,8 @@ class TrackingMixin:
         if run is not None:
             status, reason, error = describe_failure(_raised(exc), by_body=True)
             its_status = self._finish(
-                run, status, reason=reason, error=error, traceback=_text(traceback), in_backend=store_result
+                run, status, reason=reason, error=error, traceback=_text(traceback),
+                exact_result=self.exception_text(exc), in_backend=store_result
             )
             if its_status != status:
                 return self._mark_as_ended(task_id, its_status, request, store_result)
@@ -158,7 +170,8 @@ class TrackingMixin:
         elif getattr(request, 'netbox_unclaimed', False):
             status, reason, error = describe_failure(_raised(exc), by_body=True)
             finish_unclaimed(
-                task_id, status, reason=reason, error=error, traceback=_text(traceback), in_backend=store_result
+                task_id, status, reason=reason, error=error, traceback=_text(traceback),
+                exact_result=self.exception_text(exc) if store_result else untold(None), in_backend=store_result
             )
         elif isinstance(exc, NotRegistered) and is_of_another(
             task_id, getattr(request, 'task', None) or getattr(request, 'name', None)
@@ -170,7 +183,8 @@ class TrackingMixin:
                 error = cut_text(f'{error}. {why}', get_config().log_message_length)
             row = presence.close_run(
                 task_id, status, attempt=_attempt(request), reason=reason, error=error,
-                traceback=_text(traceback or getattr(request, 'netbox_traceback', None), exc), in_backend=store_result
+                traceback=_text(traceback or getattr(request, 'netbox_traceback', None), exc),
+                exact_result=self.exception_text(exc) if store_result else untold(None), in_backend=store_result
             )
             its_status = presence.status_of(task_id) if row is None else None
             if its_status == Status.STATUS_REVOKED:
@@ -189,7 +203,7 @@ class TrackingMixin:
         if run is not None and not run.continued:
             return self.mark_as_failure(task_id, RetryNotSent(), traceback, request, store_result)
         if run is not None:
-            row = retry_run(run, describe(exc), _text(traceback))
+            row = retry_run(run, describe(exc), _text(traceback), self.exception_text(exc))
             if row is None or row[1] != Status.STATUS_RETRYING:
                 # The next attempt has begun already, and its states are later than this one. Or it was cancelled.
                 return self._mark_as_ended(task_id, row and row[1], request, store_result)
@@ -220,11 +234,26 @@ class TrackingMixin:
         # Only what was terminated was running. A copy of its message may be revoked, or expire, while it runs.
         row = presence.close_run(
             task_id, Status.STATUS_REVOKED, attempt=_attempt(request) if reason == 'terminated' else None,
-            reason=REVOKE_REASONS.get(reason, Reason.REASON_CANCELLED), error='' if reason in REVOKE_REASONS else reason
+            reason=REVOKE_REASONS.get(reason, Reason.REASON_CANCELLED),
+            error='' if reason in REVOKE_REASONS else reason, in_backend=store_result
         )
         if row is None and presence.status_of(task_id) == Status.STATUS_RUNNING:
             return None
         return super().mark_as_revoked(task_id, reason, request=request, store_result=store_result, state=state)
+
+    def exception_text(self, exc):
+        """Return an exception as those who ask are told of it, as JSON text for a row, from which they may get it."""
+        if exc is None or not isinstance(self, RowResultsMixin):
+            return None
+        try:
+            text = dumps(told := self.prepare_exception(exc))
+            if len(text) <= get_config().payload_length:
+                return text
+            return dumps({**told, 'exc_message': [describe(exc)]})
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception:  # noqa: BLE001 - an author's exception may raise anything
+            return None
 
     def _mark_as_ended(self, task_id, status, request, store_result):
         """Tell Celery how a run has ended that did not end as its body did."""

@@ -13,6 +13,7 @@ from functools import cached_property
 from celery import states
 from celery.exceptions import ChordError, TaskRevokedError
 from celery.result import GroupResult, result_from_tuple
+from celery.utils.functional import _regen
 from django.core.exceptions import ObjectDoesNotExist
 from kombu.utils.functional import LRUCache
 
@@ -24,6 +25,7 @@ from .payload import PayloadDecoder, is_uuid, result_of
 from .presence import identity
 from .resend import options_of
 from .upstream import is_tracked_step
+from .used import repeating
 from .workflow import IN_GROUP
 
 __all__ = (
@@ -70,9 +72,11 @@ class ChordsMixin:
 
     def apply_chord(self, header_result_args, body, **kwargs):
         group_id, results = header_result_args
-        # Lists within the list of results, of which Celery keeps the shape
-        nested = isinstance(results, list) and any(isinstance(result, GroupResult) for result in results)
-        self._open[group_id] = body, GroupResult(group_id, results).as_tuple() if nested else None
+        if body is not None:
+            # Lists within the list of results, of which Celery keeps the shape. A generator is not looked into: what it
+            # yields is sent as it comes
+            nested = not isinstance(results, _regen) and any(isinstance(result, GroupResult) for result in results)
+            self._open[group_id] = body, GroupResult(group_id, results).as_tuple() if nested else None
         return super().apply_chord(header_result_args, body, **kwargs)
 
     def set_chord_size(self, group_id, chord_size):
@@ -167,8 +171,9 @@ def _go_on(connection, app, group_id, root_id, until):
         return False  # parts are to come, or have no rows
     logger.error('The body of the chord %s was not sent though all %s parts have ended: it is now', group_id, size)
     app.backend.restore_chord(group_id, len(parts), shape)
-    for request, state, result in parts:
-        app.backend.on_chord_part_return(request, state, result)
+    with repeating():
+        for request, state, result in parts:
+            app.backend.on_chord_part_return(request, state, result)
     return True
 
 

@@ -11,6 +11,7 @@ from inspect import getattr_static
 from types import FunctionType, MethodType
 from weakref import WeakSet
 
+from celery.app.task import get_actual_ignore_result
 from celery.exceptions import Ignore
 from django.db import DatabaseError
 from kombu.exceptions import EncodeError
@@ -23,12 +24,13 @@ from .branches import enter_run
 from .database import UNUSABLE, get_connection, is_read_only
 from .enqueue import is_tracked
 from .exceptions import IgnoredByWindow
-from .options import HEADER
+from .options import HEADER, begun_of
 from .payload import PayloadDecoder, dumps, is_named, is_uuid
 from .presence import identity
 from .replace import making_way, opened_by
 from .rows import INSERT, foreign_row, refused_row
 from .run import Run, enter
+from .upstream import end_unknown
 
 __all__ = (
     'begin',
@@ -123,6 +125,8 @@ def begin(task):
         request.id, id=id, claims=claims, attempt=attempt, user_id=user_id, request_id=request_id
     )
     run.call = _call(request, tracked_by_caller)
+    run.begun = begun_of(tracked_by_caller)
+    run.untold = get_actual_ignore_result(task, request)
     enter(task, run)
     if claims > 1:
         run.lines = _lines_before(id)
@@ -206,7 +210,8 @@ def _call(request, tracked_by_caller):
 def _claim(request, call=None):
     return lifecycle.claim(
         get_connection(), task_id=request.id, attempt=request.retries + 1, nesting=request.replaced_task_nesting or 0,
-        worker=identity.name or request.hostname or '', holder=identity.key, name=request.task, call=call
+        worker=identity.name or request.hostname or '', holder=identity.key, name=request.task, call=call,
+        begun=begun_of(request.get(HEADER))
     )
 
 
@@ -244,6 +249,8 @@ def _refuse(task, request):
     else:
         why = f'it is {found[0]}' + (f' ({found[1]})' if found[1] else '')
     logger.warning('Task %s is not run: %s', request.id, why)
+    if found is not None and found[0] in Status.FINISHED and not request.get(HEADER):
+        end_unknown(task.backend, request, Ignore(f'its ID is that of a run that {why.removeprefix("it ")}'))
     if found is None:
         # Nobody else tells those who wait for it
         task.backend.mark_as_revoked(request.id, 'deleted', request)

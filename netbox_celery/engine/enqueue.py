@@ -19,7 +19,7 @@ from django.db import DatabaseError, InternalError
 from .. import host
 from ..config import get_config
 from . import lifecycle, replace
-from .admission import admit, advance
+from .admission import admit, advance, is_under_way
 from .arguments import call_text
 from .branches import HEADER as BRANCH
 from .canvas import as_request, make_portable, root_of, stamp_branch
@@ -33,7 +33,7 @@ from .database import (
     on_commit,
     refuse_read_only,
 )
-from .exceptions import DatabaseReadOnly
+from .exceptions import DatabaseReadOnly, TaskConflict
 from .hooks import invocation_of
 from .ids import SPELLING, canonical_ids
 from .options import HEADER, NOT_SENT, Own, is_internal, lift, mark, split, tag
@@ -46,6 +46,8 @@ from .run import get_run
 from .strategies import has_own_strategy, refuse_row
 from .times import aware, check_limits, time_after
 from .upstream import close_dependents, end_ignored
+from .used import BEGIN_ANEW, conflict, forget, header_of
+from .used import find as find_used
 from .workflow import are_orphans, insert_child, refuse, takes_over
 
 __all__ = (
@@ -151,6 +153,7 @@ def send(app, publish, name, args, kwargs, options):
     else:
         tracked = wants_row(inner or task, own) or takes_over(options)
     call = Call(app, publish, name, args, kwargs, options, task, run, queue)
+    call.id_is_given = bool(options.get('task_id')) and not options.get('retries')
     call.id_is_known = id_is_known or parent is not None and bool(options.get('task_id')) or any(
         map(options.get, DEPENDENTS)
     )
@@ -287,6 +290,8 @@ class Call:
         self.row = None
         #: Whether it is a step of a workflow, for whose end somebody may wait, and the run that it follows in a chain.
         self.id_is_known = False
+        #: Whether its ID may have been used before.
+        self.id_is_given = False
         self.predecessor = None
         #: Whether its row is that of a task which replaced itself; `None`: not known yet.
         self.takes_over = None
@@ -327,12 +332,48 @@ class Call:
         if row['nesting']:
             self._look_for_replaced()
             statement = replace.INSERT_OR_TAKE_OVER if statement is INSERT else statement
-        rows = execute(caller(), statement, row) if row['parent_id'] is None else insert_child(statement, row)
+        rows = self._execute(statement)
+        if not rows and statement is INSERT and self._begins_anew():
+            rows = self._execute(BEGIN_ANEW)
+            if not rows:
+                raise conflict(row)  # another call was faster
         if not rows:
             return None
+        if 'seen' in row:
+            now_or_on_commit(partial(forget, self.app.backend, self.options['task_id']))
         if own.tags and not self.takes_over:
             tag(rows[0][:1], own.tags)
         return rows[0][0]
+
+    def _execute(self, statement):
+        """Execute the statement for the row, with what has to be known of the run that makes the call."""
+        row = self.row
+        return execute(caller(), statement, row) if row['parent_id'] is None else insert_child(statement, row)
+
+    def _begins_anew(self):
+        """Whether the call is to get the row of an earlier one with its ID; its message then says so (see `used`).
+
+        Raises:
+            TaskConflict: That one has not ended.
+        """
+        if not self.id_is_given or self.row['nesting']:
+            return False
+        parent = self.app.current_worker_task
+        found = find_used(self.row, self.run, parent.request_stack.top if parent is not None else None)
+        if found is None:
+            return False
+        self._say(header_of(found, self.run, (self.options.get('headers') or {}).get(HEADER)))
+        self.row['seen'] = found.completed
+        return True
+
+    def _say(self, header):
+        """Say something of the run in its message, and in its row, from which that may be sent again."""
+        mark(self.options, header)
+        columns = options_columns(self.name, self.options, self.task)
+        self.row['options'] = columns['options']
+        if columns['exact_options']:
+            payload = payload_columns(self.name, list(self.args or ()), dict(self.kwargs or {}), self.options)
+            self.row['exact_call'] = exact_call(payload['exact_call'], columns['exact_options'])
 
     def _look_for_replaced(self):
         """Let the row of a task that replaced itself, if the call ends under its ID, tell what it knows of that run."""
@@ -371,18 +412,22 @@ class Call:
         """Do what a policy says. Without a row there is no guarantee: so if that cannot be made, nothing is sent."""
         options = self.options
         if policy.window:
-            mark(options, {'window': policy.window, 'length': policy.window_length})
-            columns = options_columns(self.name, options, self.task)
-            self.row['options'] = columns['options']
-            if columns['exact_options']:
-                payload = payload_columns(self.name, list(self.args or ()), dict(self.kwargs or {}), options)
-                self.row['exact_call'] = exact_call(payload['exact_call'], columns['exact_options'])
+            self._say({'window': policy.window, 'length': policy.window_length})
         else:
             mark(options)
         if self.row['nesting']:
             self._look_for_replaced()
+        else:
+            try:
+                self._begins_anew()
+            except TaskConflict:
+                if policy.on_conflict != 'join' or not is_under_way(policy, options['task_id']):
+                    raise
+                return self._tell(self._promise(), 'unique')  # the run that it joins has the ID that it asks for
         admission = self._admit_patiently(policy, own)
         self.id = admission.id
+        if self.id is None and 'seen' in self.row and not admission.joined:
+            raise conflict(self.row)  # another call was faster
         if admission.joined:
             return self._tell(self._promise(admission.joined), 'unique')
         if admission.ignored:

@@ -111,7 +111,10 @@ class InvalidArguments(ValueError):
 
 
 class TaskConflict(CeleryError):
-    """A call with `on_conflict="fail"` whose key has as many runs under way as it may. `task_id` is one of them."""
+    """A call with `on_conflict="fail"` whose key has as many runs under way as it may. `task_id` is one of them.
+
+    Or a call with the ID of a run that has not ended: `task_id`.
+    """
 
     def __init__(self, message, task_id=None):
         super().__init__(message)

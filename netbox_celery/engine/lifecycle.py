@@ -58,6 +58,12 @@ WAITING = "status IN ('pending', 'scheduled', 'retrying')"
 AWAITS_REPLACEMENT = f'{WAITING} AND nesting > 0 AND message IS NULL'
 #: The row holds what it takes to send it, and does not wait in line for a place under its concurrency key.
 SENDABLE = '(nesting = 0 OR message IS NOT NULL) AND concurrency_slot IS DISTINCT FROM 0'
+#: How often a row has begun anew with a new call, as text, and how many claims it had before the latest beginning.
+BEGUN = f"COALESCE(options #>> '{{headers,{HEADER},begun}}', '0')"
+BEFORE = (
+    f"CASE WHEN jsonb_typeof(options #> '{{headers,{HEADER},before}}') = 'number'"
+    f" THEN (options #>> '{{headers,{HEADER},before}}')::int ELSE 0 END"
+)
 UNFINISHED = "status IN ('pending', 'scheduled', 'retrying', 'running')"
 
 # GUARANTEE: of all messages and copies of messages of an attempt, one gets to run, and none after a cancel or an end.
@@ -69,6 +75,7 @@ UNFINISHED = "status IN ('pending', 'scheduled', 'retrying', 'running')"
 # be compared. `message` holds the call if the row does not (see `rows.payload_columns` and `enqueue`): arguments, and
 # the name where that is another one. The row of a task that replaced itself learns of the call that takes its place
 # when that is sent.
+# A row that has begun anew with a new call (see `used`) is not for the messages of those before.
 CLAIM = f"""
     UPDATE {TABLE} SET
         status = 'running', reason = '', worker = %(worker)s::text, holder = %(holder)s::uuid,
@@ -80,7 +87,7 @@ CLAIM = f"""
     WHERE task_id = %(task_id)s AND cancelled IS NULL AND (
         status IN ('pending', 'scheduled') AND (nesting, attempt) <= (%(nesting)s, %(attempt)s)
         OR status IN ('retrying', 'running') AND (nesting, attempt) < (%(nesting)s, %(attempt)s)
-    ) AND CASE
+    ) AND {BEGUN} = %(begun)s AND CASE
         WHEN nesting < %(nesting)s OR %(name)s::text IS NULL THEN true
         WHEN message IS NULL THEN nesting > 0 OR celery_name = %(name)s AND (
             args IS NULL OR kwargs IS NULL OR COALESCE(jsonb_build_array(args, kwargs) = %(call)s::jsonb, true)
@@ -92,7 +99,7 @@ CLAIM = f"""
 """
 
 
-def claim(connection, *, task_id, attempt, nesting, worker, holder, name=None, call=None):
+def claim(connection, *, task_id, attempt, nesting, worker, holder, name=None, call=None, begun=0):
     """Claim a run for this delivery of its message.
 
     Args:
@@ -105,12 +112,14 @@ def claim(connection, *, task_id, attempt, nesting, worker, holder, name=None, c
         name: Name of the task that the message asks for, or `None` if that is not to be compared with the row's.
         call: Its arguments as JSON text, `[args, kwargs]`, or `None` if they are not to be compared with the row's.
 
+        begun: How often the row had begun anew with a new call when the message was sent.
+
     Returns:
         `(id, claims, attempt, user_id, request_id)`, or `None` if the claim is refused.
     """
     rows = connection.execute(CLAIM, {
         'task_id': task_id, 'attempt': attempt, 'nesting': nesting, 'worker': worker, 'holder': holder,
-        'name': name and clean_text(name)[:255], 'renamed': f'}}, {json.dumps(name)}, {{',
+        'begun': str(begun), 'name': name and clean_text(name)[:255], 'renamed': f'}}, {json.dumps(name)}, {{',
         # What `jsonb` does not take is in `message`: a row without one is another call, or has to be looked at
         'call': call and (call if is_jsonb(call) else 'null'), 'beginning': call and call[:-1],
     }, patience=float('inf'))
@@ -220,7 +229,8 @@ def finish(
         attempt: With `holder`: the attempt that it held.
         reason: Why, a `ResultReasonChoices`.
         result: What the task returned, as JSON text that `jsonb` accepts.
-        exact_result: The same as text, if `jsonb` does not keep it as it is.
+        exact_result: The same as text, if `jsonb` does not keep it as it is; or the exception with which it ended, as
+            the result backend tells it.
         error: What went wrong, in a line.
         traceback: Where it went wrong.
         in_backend: Whether Celery's result backend will hold more of the result than the row.
@@ -252,6 +262,7 @@ RETRY = f"""
         completed = CASE WHEN claims = %(claims)s AND cancelled IS NOT NULL THEN now() ELSE completed END,
         scheduled = CASE WHEN claims = %(claims)s THEN %(eta)s ELSE scheduled END,
         error = CASE WHEN claims = %(claims)s THEN %(error)s ELSE error END,
+        exact_result = CASE WHEN claims = %(claims)s THEN %(exception)s::text ELSE exact_result END,
         traceback = CASE WHEN claims = %(claims)s THEN %(traceback)s ELSE traceback END,
         last_updated = now(), attempts = {OWN_ATTEMPT}
     WHERE task_id = %(task_id)s AND (status = 'running' AND claims = %(claims)s OR claims > %(claims)s)
@@ -259,18 +270,21 @@ RETRY = f"""
 """
 
 
-def retry(connection, task_id, *, claims, eta=None, error='', traceback='', patience=60):
+def retry(connection, task_id, *, claims, eta=None, error='', traceback='', exception=None, patience=60):
     """Record that an attempt failed and the next one has been sent.
 
     Args:
         eta: When the next attempt may start, an aware `datetime`.
+        error: Why it failed, in a line.
+        traceback: Where it failed.
+        exception: The same as Celery's result backend tells it, as JSON text.
 
     Returns:
         `(id, status)`, or `None` if the run has ended.
     """
     rows = connection.execute(RETRY, {
         'task_id': task_id, 'claims': claims, 'eta': eta, 'error': clean_text(error),
-        'traceback': clean_text(traceback),
+        'traceback': clean_text(traceback), 'exception': exception,
     }, patience=patience)
     return rows[0] if rows else None
 
@@ -287,7 +301,7 @@ REQUEUE = f"""
     WHERE task_id = %(task_id)s AND status = 'running' AND {{guard}}
     RETURNING id, status
 """
-NOT_TOO_OFTEN = f'claims - attempt - nesting < {MOST_LOSSES - 1}'
+NOT_TOO_OFTEN = f'claims - {BEFORE} - attempt - nesting < {MOST_LOSSES - 1}'
 REQUEUE_BY = {
     'body': REQUEUE.format(guard='claims = %(claims)s'),
     'claim': REQUEUE.format(guard=f'claims = %(claims)s AND {NOT_TOO_OFTEN}'),
@@ -448,20 +462,24 @@ def resend_replacement(connection, task_id, *, claims):
 
 CLOSE_REPLACED = f"""
     UPDATE {TABLE} SET
-        status = 'errored', reason = %(reason)s, error = %(error)s, completed = now(), last_updated = now()
+        status = 'errored', reason = %(reason)s, error = %(error)s, completed = now(), last_updated = now(),
+        exact_result = %(exact_result)s, in_backend = %(in_backend)s
     WHERE task_id = %(task_id)s AND {AWAITS_REPLACEMENT}
     RETURNING id, CASE WHEN concurrency_slot IS NOT NULL THEN concurrency_key END
 """
 
 
-def close_replaced(connection, task_id, error, reason='upstream_failed'):
+def close_replaced(
+    connection, task_id, error, reason='upstream_failed', exact_result=None, in_backend=False
+):
     """End a run that waits for what replaces it, of which an earlier step did not succeed, or was lost.
 
     Returns:
         `(id, key)`, or `None` if there is no such run. `key` is the concurrency key under which a place is free now.
     """
     rows = connection.execute(CLOSE_REPLACED, {
-        'task_id': task_id, 'error': clean_text(error), 'reason': reason,
+        'task_id': task_id, 'error': clean_text(error), 'reason': reason, 'exact_result': exact_result,
+        'in_backend': in_backend,
     }, patience=5)
     return rows[0] if rows else None
 

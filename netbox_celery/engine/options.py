@@ -18,6 +18,7 @@ __all__ = (
     'HEADER',
     'NOT_SENT',
     'Own',
+    'begun_of',
     'is_internal',
     'is_own',
     'lift',
@@ -170,6 +171,11 @@ def mark(options, tracked=True):
     if tracked is True and isinstance(headers.get(HEADER), dict):
         return  # it says so, and more: a retry, or a row that is sent again
     options['headers'] = {**headers, HEADER: tracked}
+
+
+def begun_of(header):
+    """Return how often the row of a run had begun anew when a message with this header was sent (see `engine.used`)."""
+    return header.get('begun', 0) if isinstance(header, dict) else 0
 
 
 def sent_options(options, task):

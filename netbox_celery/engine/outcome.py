@@ -11,6 +11,7 @@ from ..choices import ResultStatusChoices as Status
 from . import lifecycle
 from .admission import advance
 from .database import UNUSABLE, get_connection
+from .payload import untold
 from .recorder import recorder
 
 __all__ = (
@@ -35,6 +36,8 @@ def finish_run(run, status, **values):
         What `lifecycle.finish` does: `None` if the run is not this process's to end any more.
     """
     recorder.flush(run)
+    if run.untold and not values.get('in_backend'):
+        values['exact_result'] = untold(values.get('exact_result'))
     # What replaced the run is not claimed yet, if it could be sent at all.
     claims = None if run.replaced else run.claims
     finish = partial(_finish, run.task_id, status, claims=claims, windows=run.opens, **values)
@@ -70,20 +73,21 @@ def advance_line(connection, key):
         logger.warning('Who waits in line for %s waits for the next sweep: %s', key, exc)
 
 
-def retry_run(run, error, traceback):
+def retry_run(run, error, traceback, exception=None):
     """Record that an attempt failed and that the next one has been sent.
 
     Args:
         run: The `Run`.
         error: Why it failed, in a line.
         traceback: Where it failed.
+        exception: The same as code that asks Celery is told it, as JSON text, if it is.
 
     Returns:
         `(id, status)`, or `None` if the run has ended.
     """
     recorder.flush(run)
     write = partial(lifecycle.retry, task_id=run.task_id, claims=run.claims, eta=run.next_eta, error=error,
-                    traceback=traceback)
+                    traceback=traceback, exception=untold(None) if run.untold else exception)
     try:
         row = write(get_connection())
     except UNUSABLE as exc:

@@ -20,6 +20,7 @@ from kombu.utils.json import JSONEncoder, loads, object_hook
 
 __all__ = (
     'DEEPEST',
+    'UNTOLD',
     'MarkerDecoder',
     'PayloadDecoder',
     'PayloadEncoder',
@@ -53,6 +54,7 @@ __all__ = (
     'sorted_text',
     'text_of',
     'to_jsonb',
+    'untold',
     'whole_number',
 )
 
@@ -82,6 +84,8 @@ MOST_DIGITS = 4000
 LARGEST = 10 ** MOST_DIGITS
 #: What stands in `exact_result` if the row holds nothing of a result but a text for people.
 NOT_KEPT = ''
+#: How `exact_result` begins if code that asks Celery is not told of the end (`ignore_result`); people are.
+UNTOLD = '~'
 
 #: What is no bracket in JSON text: strings, and everything between brackets and strings.
 _NO_BRACKETS = re.compile(r'(?:[^][{}"]++|"(?:[^"\\]++|\\.)*+")++')
@@ -362,6 +366,11 @@ def result_columns(value, limit):
     return {'result': stored} if exact else {'result': stored, 'exact_result': text}, text
 
 
+def untold(exact_result):
+    """Return the `exact_result` of a run of whose end code is not told."""
+    return exact_result if exact_result == NOT_KEPT else f'{UNTOLD}{exact_result or ""}'
+
+
 def result_of(result, exact_result):
     """Return whether a row has exactly what a task returned, and that.
 
@@ -371,6 +380,8 @@ def result_of(result, exact_result):
     """
     if exact_result == NOT_KEPT:
         return False, None
+    if exact_result and exact_result.startswith(UNTOLD):
+        exact_result = exact_result.removeprefix(UNTOLD) or None
     value = read_value(exact_result or result or 'null')
     return bool(exact_result) or not is_cut(value), value
 

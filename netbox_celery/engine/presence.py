@@ -298,16 +298,20 @@ def _write(task_id, function):
     return None
 
 
-def close_run(task_id, status, *, attempt=None, reason='', error='', traceback='', in_backend=False):
+def close_run(
+    task_id, status, *, attempt=None, reason='', error='', traceback='', exact_result=None, in_backend=False
+):
     """End a run from outside the process that runs it: one that nobody claimed, or one that this worker holds.
 
     Args:
         attempt: The attempt that this worker holds, if it may be ended too.
+        exact_result: The exception, as Celery's result backend tells it.
         in_backend: Whether Celery's result backend is told as well.
     """
     def write(connection):
         end = partial(
-            _finish, connection, task_id, status, reason=reason, error=error, traceback=traceback, in_backend=in_backend
+            _finish, connection, task_id, status, reason=reason, error=error, traceback=traceback,
+            exact_result=exact_result, in_backend=in_backend
         )
         row = None
         if identity.key is not None and attempt is not None:

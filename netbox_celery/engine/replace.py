@@ -57,6 +57,10 @@ INSERT_OR_TAKE_OVER = insert_statement(
 )
 
 
+#: What `used.header_of` says.
+BEGINNING = ('begun', 'before', 'caller')
+
+
 # The task that replaces itself
 
 def making_way(on_replace):
@@ -93,12 +97,13 @@ def _handing_over(task, run):
 
 def _begin(task, run):
     """Make the row of a run wait. Returns what `lifecycle.take_back` needs; `None`: there is nothing to take back."""
-    nesting = (task.request_stack.top.replaced_task_nesting or 0) + 1
+    request = task.request_stack.top
+    nesting = (request.replaced_task_nesting or 0) + 1
     recorder.flush(run)
     try:
         found = lifecycle.replace(
             get_connection(), run.task_id, claims=run.claims, nesting=nesting,
-            header=json.dumps({'opens': run.opens}) if run.opens else None
+            header=json.dumps({**_beginning(request.get(HEADER)), 'opens': run.opens}) if run.opens else None
         )
     except DatabaseError as exc:
         if is_read_only(exc):
@@ -184,11 +189,18 @@ def find(task_id, nesting):
 
 def inherit(options, header):
     """Let the message of a call open the ignore windows of the run whose row it takes over."""
-    if not isinstance(header, dict) or not (opens := opened_by(header)):
+    if not isinstance(header, dict):
         return
-    own = (options.get('headers') or {}).get(HEADER)
-    own = own if isinstance(own, dict) else {}
-    mark(options, {**own, 'opens': opens | opened_by(own)})
+    opens, beginning = opened_by(header), _beginning(header)
+    if opens or beginning:
+        own = (options.get('headers') or {}).get(HEADER)
+        own = own if isinstance(own, dict) else {}
+        mark(options, {**own, **beginning, 'opens': opens | opened_by(own)})
+
+
+def _beginning(header):
+    """Return what the header of a message says of the call with which its row has begun anew (see `used`)."""
+    return {key: header[key] for key in BEGINNING if key in header} if isinstance(header, dict) else {}
 
 
 def opened_by(header):

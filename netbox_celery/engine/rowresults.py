@@ -8,6 +8,7 @@ exceptions, results too large for a row, and results with children.
 """
 import json
 import logging
+import threading
 from datetime import UTC, datetime
 from functools import cached_property
 
@@ -21,7 +22,7 @@ from ..choices import ResultStatusChoices as Status
 from . import lifecycle
 from .database import UNUSABLE, execute, get_connection
 from .ids import canonical
-from .payload import is_uuid, result_of
+from .payload import UNTOLD, is_uuid, read_value, result_of
 from .presence import identity
 
 __all__ = (
@@ -47,6 +48,24 @@ STATES = {
     Status.STATUS_REVOKED: states.REVOKED,
     Status.STATUS_IGNORED: states.IGNORED,
 }
+
+
+#: What code is not told of a run whose result is ignored: Celery leaves it at `PENDING`.
+HIDDEN = (states.SUCCESS, states.FAILURE, states.RETRY)
+
+
+class _Thread(threading.local):
+    #: Whether results of the parts of a chord are put together for its body.
+    joins = False
+
+
+_thread = _Thread()
+
+
+def _exception_of(text):
+    """Return the exception that a row keeps as Redis would hold it (`exception_text`), or `None`."""
+    told = read_value(text) if text and text.startswith('{') else None
+    return told if isinstance(told, dict) and 'exc_type' in told else None
 
 
 def _query(ids):
@@ -117,6 +136,14 @@ class RowResultsMixin:
             meta['parent_id'] = request.parent_id
         return meta
 
+    def on_chord_part_return(self, *args, **kwargs):
+        # The body gets the results of parts that ignore them
+        _thread.joins = True
+        try:
+            return super().on_chord_part_return(*args, **kwargs)
+        finally:
+            _thread.joins = False
+
     def get_many(self, *args, **kwargs):
         return super().get_many(*args, **{'READY_STATES': self.READY_STATES} | kwargs)
 
@@ -155,8 +182,10 @@ class RowResultsMixin:
 
     def _meta_from_row(self, task_id, status, result, exact_result, error, traceback, when):
         state = STATES[status]
+        if exact_result and exact_result.startswith(UNTOLD) and not _thread.joins and state in HIDDEN:
+            return None
         if state in (states.FAILURE, states.RETRY):
-            result = self.prepare_exception(Exception(error))
+            result = _exception_of(exact_result) or self.prepare_exception(Exception(error))
         elif state == states.REVOKED:
             result = self.prepare_exception(TaskRevokedError(error or 'revoked'))
         else:

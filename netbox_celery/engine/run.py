@@ -4,6 +4,7 @@ Celery's requests belong to a thread. A body may start threads of its own, as pr
 once: what these say is said of its run, too.
 """
 import threading
+import time
 from contextvars import ContextVar
 
 from celery._state import _task_stack
@@ -30,7 +31,9 @@ class Run:
 
     __slots__ = (
         'attempt',
+        'begun',
         'call',
+        'claimed_at',
         'claims',
         'continued',
         'dropped',
@@ -54,6 +57,7 @@ class Run:
         'row',
         'task_id',
         'told',
+        'untold',
         'user_id',
         'window',
     )
@@ -65,6 +69,9 @@ class Run:
         #: Fencing token: only the holder of the latest claim may end the run.
         self.claims = claims
         self.attempt = attempt
+        #: How often the row has begun anew with a new call (see `engine.used`), and when this process got hold of it.
+        self.begun = 0
+        self.claimed_at = time.time()
         self.user_id = user_id
         self.request_id = request_id
         #: The claim was refused: the body does not run, and nothing is written.
@@ -105,6 +112,8 @@ class Run:
         self.next_look = 0.0
         #: What has been said of it in the worker's log, and is not to be said again.
         self.told = ()
+        #: Whether code that asks Celery is not told of its end (`ignore_result`).
+        self.untold = False
         #: The handle that the author gets as `self.celery_result`.
         self.row = None
 

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 from celery import states
 from celery.exceptions import TaskRevokedError
+from celery.utils.functional import maybe_list
 from django.db import DatabaseError
 from kombu.exceptions import EncodeError
 
@@ -28,7 +29,7 @@ from .errbacks import note_errbacks
 from .ids import canonical, canonical_ids
 from .options import Own, lift, split
 from .outcome import advance_line
-from .payload import clean_text, is_uuid, repr_of, text_of
+from .payload import clean_text, is_uuid, repr_of, sorted_text, text_of
 from .resend import options_of
 from .rowresults import RowResultsMixin
 from .rows import build_row, insert_statement
@@ -38,6 +39,7 @@ __all__ = (
     'close_dependents',
     'end_dependents',
     'end_ignored',
+    'end_unknown',
     'is_tracked_step',
     'load_requests',
     'tell_backend',
@@ -58,6 +60,13 @@ FAILED_MEMBER = f"""
     WHERE {IN_GROUP} AND completed IS NOT NULL AND status <> 'completed'
     ORDER BY completed LIMIT 1
 """
+# The body of a chord that failed, which was a part of another one
+CALLED_BACK = f"""
+    SELECT body.options::text, body.exact_call FROM {lifecycle.TABLE} AS body
+    JOIN {lifecycle.TABLE} AS part ON part.task_id = body.parent_id
+    WHERE body.task_id = %s AND body.reason = '{Reason.REASON_UPSTREAM_FAILED}' AND body.options ? 'link_error'
+        AND strpos(part.options ->> 'chord', body.task_id::text) > 0
+"""
 EXISTING = f'SELECT status, reason FROM {lifecycle.TABLE} WHERE task_id = %s'
 
 #: What Celery says of a chord whose header failed.
@@ -71,6 +80,10 @@ class _Thread(threading.local):
     request = None
     #: IDs of steps whose rows have just been closed, and of which Celery is still to be told.
     closing = frozenset()
+    #: IDs of those of whose end it has been told: better than a second time, which knows less.
+    told = frozenset()
+    #: Where to note of whom it is told meanwhile, a set.
+    telling = None
 
 
 _thread = _Thread()
@@ -139,13 +152,25 @@ class UpstreamMixin:
     def _fail_chain(self, chain, exc, traceback=None, store_result=True, state=states.FAILURE):
         if not isinstance(chain, list | tuple) or not chain:
             return super()._fail_chain(chain, exc, traceback=traceback, store_result=store_result, state=state)
-        return self._fail_steps(self._close_steps(_as_chain(chain), exc), exc, traceback, store_result, state)
+        steps = self._close_steps(_as_chain(chain), exc, told=exc if store_result else None)
+        return self._fail_steps(steps, exc, traceback, store_result, state)
 
-    def _fail_steps(self, steps, exc, traceback=None, store_result=True, state=states.FAILURE):
-        """Tell those who wait for single steps that were closed of their end, and the chords that they are parts of."""
+    def _fail_steps(self, steps, exc, traceback=None, store_result=True, state=states.FAILURE, told=frozenset()):
+        """Tell those who wait for single steps that were closed of their end, and the chords that they are parts of.
+
+        Args:
+            told: IDs of those of whose end the backend has been told already.
+        """
         closing = {(step.get('options') or {}).get('task_id') for step in steps}
-        with _noting(closing=closing):
+        with _noting(closing=closing, told=told):
             return super()._fail_chain(steps, exc, traceback=traceback, store_result=store_result, state=state)
+
+    def store_result(self, task_id, result, state, **kwargs):
+        if task_id in _thread.told:
+            return result
+        if _thread.telling is not None:
+            _thread.telling.add(task_id)
+        return super().store_result(task_id, result, state, **kwargs)
 
     def get_state(self, task_id):
         # Celery takes a step that has failed for one that its chord knows of; a row that was just closed is no such
@@ -154,11 +179,17 @@ class UpstreamMixin:
             return states.PENDING
         return super().get_state(task_id)
 
-    def _close_steps(self, steps, exc):
-        """Close what a signature is made of, and return what of it did not run, as single steps."""
+    def _close_steps(self, steps, exc, told=None):
+        """Close what a signature is made of, and return what of it did not run, as single steps.
+
+        Args:
+            exc: Why.
+            told: The exception that the backend is about to be told, if it is: until then the row tells nobody.
+        """
+        text = self.exception_text(told)
         try:
             # What was sent, and what comes after it, is its own affair
-            return unsent(steps, lambda step: _close(self.app, step, exc))
+            return unsent(steps, lambda step: _close(self.app, step, exc, text, in_backend=told is not None))
         except (DatabaseError, EncodeError, LookupError, RecursionError, TypeError, ValueError):
             logger.exception('The steps after %s could not be closed', _thread.culprit)
             return leaves(steps)
@@ -172,10 +203,15 @@ class UpstreamMixin:
         found = DEPENDENCY.match(str(exc))
         with _blaming(found.group(1) if found else _thread.culprit or _failed_member()):
             # Why a body could not be sent stands in no other place than the exception that is being handled
-            closed = self._close_steps(callback, getattr(exc, '__cause__', None) or sys.exception() or exc)
-            result = super().chord_error_from_stack(callback, exc)
+            real = getattr(exc, '__cause__', None)
+            # Of the tasks of a group Celery tells what has been raised, of others that the chord has failed
+            told = real if real is not None and callback.task == 'celery.group' else exc or sys.exception()
+            closed = self._close_steps(callback, real or sys.exception() or exc, told)
+            with _noting(telling=set()):
+                result = super().chord_error_from_stack(_once_called(callback, _thread.culprit), exc)
+                telling = _thread.telling
             # Celery itself leaves the chord around this one, whose part its body is, waiting
-            self._fail_steps(closed, exc)
+            self._fail_steps(closed, told, told=telling)
             return result
 
     def _call_task_errbacks(self, request, exc, traceback):
@@ -193,6 +229,31 @@ class UpstreamMixin:
             super()._call_task_errbacks(request, exc, traceback)
 
 
+def _once_called(callback, culprit):
+    """Return the body of a failed chord without those error callbacks that a chord among its parts has called.
+
+    `chord.link_error()` links a callback to the chords within its header as well. Celery itself leaves the outer one
+    waiting, and calls it once.
+    """
+    errbacks = maybe_list(callback.options.get('link_error')) or []
+    if not errbacks or not is_uuid(culprit):
+        return callback
+    try:
+        called = [
+            sorted_text(errback) for row in get_connection().execute(CALLED_BACK, (culprit,), patience=5)
+            for errback in maybe_list(options_of(row[1], row[0]).get('link_error')) or []
+        ]
+        left = [errback for errback in errbacks if sorted_text(errback) not in called]
+    except (DatabaseError, TypeError, ValueError):
+        logger.exception('Which error callbacks of %s have been called cannot be told', culprit)
+        return callback
+    if len(left) == len(errbacks):
+        return callback
+    callback = callback.clone()
+    callback.options['link_error'] = left
+    return callback
+
+
 def _as_chain(rest):
     """Return the rest of a chain, as a message holds it (the last step first), as a signature."""
     return rest and {'task': 'celery.chain', 'kwargs': {'tasks': rest[::-1]}}
@@ -200,7 +261,10 @@ def _as_chain(rest):
 
 # GUARANTEE: a step that was sent keeps what becomes of it. (`lifecycle.close_replaced` closes the row of a task that
 # replaced itself.)
-CLOSE = insert_statement(reason="'upstream_failed'", error='%(error)s', completed='now()')
+CLOSE = insert_statement(
+    reason="'upstream_failed'", error='%(error)s', completed='now()', exact_result='%(exact_result)s',
+    in_backend='%(in_backend)s'
+)
 
 
 def _own_of(task, signature):
@@ -224,7 +288,7 @@ def is_tracked_step(app, signature):
     return _is_tracked(task, _own_of(task, signature)[-1])
 
 
-def _close(app, signature, exc):
+def _close(app, signature, exc, exact_result=None, in_backend=False):
     """Write that a single step will never run. Returns `False` if it was sent."""
     from .enqueue import find_task
 
@@ -238,18 +302,25 @@ def _close(app, signature, exc):
     culprit = _load_culprit(exc)
     if not _is_tracked(task, own):
         # It has no row, unless it is what ends the replacement of a task that has one
-        _free(lifecycle.close_replaced(get_connection(), task_id, culprit.sentence))
+        _free(lifecycle.close_replaced(
+            get_connection(), task_id, culprit.sentence, exact_result=exact_result, in_backend=in_backend
+        ))
         return True
     for lapsed in ('eta', 'countdown', 'expires'):
         options.pop(lapsed, None)
     options |= {'root_id': culprit.root_id or options.get('root_id'),
                 'parent_id': options.get('parent_id') or culprit.task_id}
     row = build_row(app, name, signature.get('args'), kwargs, options, own, task, culprit)
-    row |= {'status': Status.STATUS_ERRORED, 'message': None, 'error': clean_text(culprit.sentence)}
+    row |= {
+        'status': Status.STATUS_ERRORED, 'message': None, 'error': clean_text(culprit.sentence),
+        'exact_result': exact_result, 'in_backend': in_backend,
+    }
     connection = get_connection()
     if connection.execute(CLOSE, row, patience=5):
         return True
-    if closed := lifecycle.close_replaced(connection, task_id, culprit.sentence):
+    if closed := lifecycle.close_replaced(
+        connection, task_id, culprit.sentence, exact_result=exact_result, in_backend=in_backend
+    ):
         _free(closed)
         return True
     found = connection.execute(EXISTING, (task_id,), patience=5)
@@ -325,6 +396,32 @@ def end_dependents(backend, request, exc):
             if request.chord:
                 backend.on_chord_part_return(request, states.FAILURE, exc)
             backend._fail_chain(request.chain, exc)
+
+
+def end_unknown(backend, request, exc):
+    """End the later steps of a chain that a refused message brings along, and of which nobody knows.
+
+    Its run has ended. Had the message been a copy of that run's, the next step would have its row by now.
+
+    Args:
+        request: The request of the message.
+        exc: Why it is refused.
+    """
+    try:
+        steps = leaves(_as_chain(request.chain)) if request.chain else []
+        if steps and not any(_is_known(backend.app, step) for step in steps):
+            with _blaming(None, request):
+                backend._fail_chain(request.chain, exc)
+    except (DatabaseError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        logger.exception('The steps after %s could not be ended', request.id)
+
+
+def _is_known(app, step):
+    """Whether a step was sent or closed, as far as can be told: one that makes no row may have been."""
+    task_id = (step.get('options') or {}).get('task_id')
+    if not is_uuid(task_id) or not is_tracked_step(app, step):
+        return True
+    return bool(get_connection().execute(EXISTING, (task_id,), patience=5))
 
 
 def end_ignored(backend, request, exc):

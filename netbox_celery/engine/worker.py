@@ -100,7 +100,7 @@ def _is_own_header(value):
     if not isinstance(opens, dict | None):
         return False
     windows = [(value.get('window'), value.get('length')), *(opens or {}).items()]
-    return all(_is_window_key(key) and _is_limit(length) for key, length in windows)
+    return _is_count(value.get('begun')) and all(_is_window_key(key) and _is_limit(length) for key, length in windows)
 
 
 def _is_branch(value):

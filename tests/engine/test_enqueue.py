@@ -156,15 +156,6 @@ def test_arguments_used_again(task, queue, policy):
     assert bodies == [[run.args, run.kwargs] for run in CeleryResult.objects.order_by('pk')]
 
 
-def test_same_id_twice(task, queue):
-    """There is one row, that of the first call; the message of the second finds it, and the claim is for one."""
-    task_id = str(uuid4())
-    for number in (1, 2):
-        task.apply_async((number,), queue=str(queue), task_id=task_id)
-    assert CeleryResult.objects.get().args == [1]
-    assert len(queue()) == 2
-
-
 @pytest.mark.parametrize('options, header', [
     ({'task_id': 'not-a-uuid'}, None), ({'netbox_track': False}, False),
 ])

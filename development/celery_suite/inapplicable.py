@@ -1,0 +1,28 @@
+"""What of Celery's tests cannot apply: files, or single tests as pytest names them, each with the reason."""
+
+__all__ = (
+    'INAPPLICABLE',
+)
+
+OWN_APP = 'makes apps of its own: nothing of the plugin is in it'
+
+INAPPLICABLE: dict[str, str] = {
+    't/integration/test_backend.py': 'wants Azure',
+    't/integration/test_backend_leak_in_fixture_teardown.py': OWN_APP,
+    't/integration/test_cache_backend.py': 'wants memcached as the result backend',
+    't/integration/test_connection_recovery.py': 'wants RabbitMQ as the broker',
+    't/integration/test_database_backend.py':
+        'changes the result backend of its app, which NetBox\'s settings name once and for all',
+    't/integration/test_events_state_memory_leak.py': OWN_APP,
+    't/integration/test_logfile_format.py': OWN_APP,
+    't/integration/test_mem_leak_in_exception_handling.py': OWN_APP,
+    't/integration/test_request_backend_down.py': OWN_APP,
+    't/integration/test_security.py': 'signs messages (`auth`): only JSON is accepted from the broker',
+    't/integration/test_serialization.py': 'wants pickle and YAML: only JSON is accepted from the broker',
+    't/integration/test_upgrade.py': OWN_APP,
+    't/integration/test_worker.py::test_concurrency_auto_sizes_prefork_pool': OWN_APP,
+    't/integration/test_worker.py::test_django_fixup_direct_worker': OWN_APP,
+    't/integration/test_worker.py::test_django_fixup_installs_django_task_for_celery_subclass': OWN_APP,
+    't/integration/test_worker.py::test_django_fixup_signals_only_handled_by_own_app': OWN_APP,
+    't/integration/test_worker.py::test_run_worker': OWN_APP,
+}

@@ -1,0 +1,173 @@
+"""A call with an ID that was used before: a signature that was frozen and sent twice, a chord applied again.
+
+To Celery that is a new call, and it runs. To a row it may be three things:
+
+* **The same call once more.** A run that was lost, or tries again, sends what it had sent: the next step of its chain,
+  or what its body calls by an ID of its own making. That ran, or will: the row stays as it is.
+* **A new call, and the first has ended.** The row begins anew: it is that of the new call, with the history and the log
+  of the earlier ones. Messages say which beginning they belong to (`begun`), and the claim compares that, so that no
+  message of an earlier call can get hold of it. Claims count on: what is left of an earlier call cannot end this one.
+* **A new call, and the first is under way.** One ID cannot be two runs at a time. The caller gets a `TaskConflict`.
+
+A message from elsewhere that has a used ID is taken for a copy: a broker, or a program whose connection broke, sends
+those too, and what a row says is done is not done again.
+"""
+import json
+import logging
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import SimpleNamespace
+
+from celery.backends.asynchronous import AsyncBackendMixin
+
+from ..choices import ResultReasonChoices as Reason
+from .database import caller, execute
+from .exceptions import TaskConflict
+from .lifecycle import TABLE
+from .options import HEADER
+from .rows import COLUMNS, CONSTANTS, insert_statement
+
+__all__ = (
+    'BEGIN_ANEW',
+    'anew_statement',
+    'conflict',
+    'find',
+    'forget',
+    'header_of',
+    'repeating',
+)
+
+logger = logging.getLogger(__name__)
+
+FIND = f"""
+    SELECT status, reason, completed, claims, created, parent_id::text,
+        options #>> '{{headers,{HEADER}}}',
+        celery_name = %(celery_name)s AND args IS NOT DISTINCT FROM %(args)s::jsonb
+            AND kwargs IS NOT DISTINCT FROM %(kwargs)s::jsonb
+    FROM {TABLE} WHERE task_id = %(task_id)s
+"""
+
+#: What a row keeps of the calls before.
+KEPT = {'task_id', 'custom_field_data', 'attempts', 'claims'}
+#: What else no call gives a row.
+EMPTIED = (
+    'result', 'exact_result', 'value', 'started', 'completed', 'cancelled', 'holder', 'sent',
+    'concurrency_key', 'concurrency_limit', 'concurrency_slot', 'stale_after',
+)
+
+
+def anew_statement(**expressions):
+    """Return the statement that makes a row that has ended the row of a new call; arguments as `insert_statement`.
+
+    GUARANTEE: of several calls that find the same end, one gets the row.
+    """
+    columns = {**CONSTANTS, **dict.fromkeys(COLUMNS), **expressions}
+    changes = [f'{column} = EXCLUDED.{column}' for column in columns if column not in KEPT]
+    changes += [f'{column} = NULL' for column in EMPTIED if column not in columns]
+    return insert_statement(
+        f'DO UPDATE SET {", ".join(changes)} WHERE run.completed = %(seen)s', **expressions
+    )
+
+
+BEGIN_ANEW = anew_statement()
+
+_repeating = ContextVar('netbox_celery_repeating', default=False)
+
+
+@contextmanager
+def repeating():
+    """Let what is sent meanwhile be what may have been sent before."""
+    token = _repeating.set(True)
+    try:
+        yield
+    finally:
+        _repeating.reset(token)
+
+
+def find(row, run, request):
+    """Return what a new call has to know of the row that has its ID, or `None` if there is none, or it is that call.
+
+    Args:
+        row: The column values of the call.
+        run: The run that makes it, or `None`.
+        request: The request of the task that makes it, or `None`.
+
+    Raises:
+        TaskConflict: The run with that ID has not ended.
+    """
+    rows = execute(caller(), FIND, row)
+    if not rows:
+        return None
+    names = ('status', 'reason', 'completed', 'claims', 'created', 'parent_id', 'header', 'is_same')
+    found = SimpleNamespace(**dict(zip(names, rows[0])))
+    header = json.loads(found.header) if found.header else None
+    found.header = header if isinstance(header, dict) else {}
+    if _is_repeated(found, row, run, request):
+        logger.info('Task %s[%s] was sent before by what sends it now', row['celery_name'], row['task_id'])
+        return None
+    if found.completed is None:
+        raise conflict(row, found.status)
+    return found
+
+
+def _is_repeated(found, row, run, request):
+    """Whether a call is one that the row knows already."""
+    if _repeating.get():
+        return True
+    if row['parent_id'] is None or found.parent_id != row['parent_id']:
+        return False
+    if run is None:
+        info = request is not None and request.delivery_info or {}
+        return bool(request is not None and request.retries or info.get('redelivered'))
+    if found.header.get('caller', 0) != run.begun:
+        return False  # of the caller's row an earlier call was that
+    if found.reason == Reason.REASON_UPSTREAM_FAILED:
+        return True  # the caller was taken for dead, and is none the wiser
+    return found.created.timestamp() < run.claimed_at and (run.returned or found.is_same)
+
+
+def conflict(row, status='under way'):
+    """Return the exception for a call whose ID is that of a run which has not ended."""
+    return TaskConflict(
+        f'{row["celery_name"]}: the ID {row["task_id"]} is that of a run that is {status}; a new call can have it when '
+        'that has ended', row['task_id']
+    )
+
+
+def header_of(found, run, header):
+    """Return what the message of a new call says of its run: which beginning of the row it is, and of which caller's.
+
+    Args:
+        found: What `find` has returned.
+        run: The run that makes the call, or `None`.
+        header: What it says else, a dict or `True`.
+    """
+    return {
+        **(header if isinstance(header, dict) else {}),
+        'begun': found.header.get('begun', 0) + 1, 'before': found.claims,
+        **({'caller': run.begun} if run is not None and run.begun else {}),
+    }
+
+
+def forget(backend, task_id):
+    """Let the result backend forget how an earlier call ended, lest who waits for the new one get that."""
+    try:
+        backend.forget(task_id)
+        if isinstance(backend, AsyncBackendMixin):
+            _forget_messages(backend, task_id)
+    except Exception as exc:  # noqa: BLE001 - backends fail each in their own way, and some cannot
+        logger.warning('The earlier result of %s could not be forgotten: %r', task_id, exc)
+
+
+def _forget_messages(backend, task_id):
+    """Leave out what this process was told of the earlier end, and has not read: it has listened since that call.
+
+    Of Celery's Redis backend, as in 5.7: what is on its way is read, and what nobody waits for is put aside.
+    """
+    consumer = backend.result_consumer
+    if getattr(consumer, '_pubsub', None) is not None:
+        with consumer._locked():
+            while consumer._drain_one(consumer._pubsub, 0):
+                pass
+    if task_id in backend._pending_messages:
+        backend._pending_messages.total -= len(backend._pending_messages.pop(task_id))

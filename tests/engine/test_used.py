@@ -1,0 +1,195 @@
+"""A call with an ID that was used: the same call once more, a new one that runs, or one that is refused."""
+import json
+from contextlib import closing
+from uuid import uuid4
+
+import pytest
+from celery import signature
+from celery._state import _task_stack
+from django.utils import timezone
+
+from netbox_celery.celery import app
+from netbox_celery.config import get_config
+from netbox_celery.engine import claim, lifecycle, used
+from netbox_celery.engine.run import get_run
+from netbox_celery.models import CeleryResult
+from netbox_celery.tasks import TaskConflict
+from tests.factories import make_result
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+NAME = 'tests:used'
+
+
+@pytest.fixture
+def task(make_task):
+    return make_task(lambda self, task_id, *args: None, name=NAME)
+
+
+@pytest.fixture
+def queue():
+    """A queue that nobody serves: its name, and the messages in it."""
+    class Name(str):
+        def __call__(self):
+            return [json.loads(message) for message in client.lrange(key, 0, -1)][::-1]
+    name = Name(f'used-{uuid4().hex}')
+    key = get_config().key_prefix + name
+    with closing(app.backend.client.__class__.from_url(app.conf.broker_url)) as client:
+        yield name
+        client.delete(key)
+
+
+def end(task_id, **values):
+    CeleryResult.objects.filter(task_id=task_id).update(
+        **{'status': 'completed', 'completed': timezone.now(), 'result': 'old', 'claims': 1, **values}
+    )
+
+
+def test_row_and_message(task, queue):
+    """The row is that of the new call, and so is the message, which names the beginning that it belongs to."""
+    task_id = task.apply_async((1,), queue=str(queue)).id
+    end(task_id, error='old', traceback='old', exact_result='"old"', in_backend=True, value=3, step='old',
+        cancelled=timezone.now(), attempts=[{'number': 1}], attempt=1, started=timezone.now(), holder=uuid4())
+    task.apply_async((2,), queue=str(queue), task_id=task_id, netbox_name='new')
+    row = CeleryResult.objects.get()
+    assert (row.status, row.name, row.args, row.claims, row.attempts) == ('pending', 'new', [2], 1, [{'number': 1}])
+    for name in ('result', 'exact_result', 'value', 'completed', 'cancelled', 'started', 'holder'):
+        assert getattr(row, name) is None, name
+    assert (row.error, row.traceback, row.step, row.attempt, row.in_backend) == ('', '', '', 0, False)
+    first, second = queue()
+    assert (first['headers']['netbox_celery'], second['headers']['netbox_celery']) == (True, {'begun': 1, 'before': 1})
+    assert row.options['headers'] == {'netbox_celery': second['headers']['netbox_celery']}
+
+    end(task_id, claims=2)
+    task.apply_async((3,), queue=str(queue), task_id=task_id)
+    assert queue()[-1]['headers']['netbox_celery'] == {'begun': 2, 'before': 2}
+
+
+@pytest.mark.parametrize('begun, granted', [(0, False), (1, True), (2, False)])
+def test_claim(shared, task, queue, begun, granted):
+    """A message gets hold of the row if it belongs to its latest beginning."""
+    task_id = task.apply_async((1,), queue=str(queue)).id
+    end(task_id)
+    task.apply_async((1,), queue=str(queue), task_id=task_id)
+    claimed = lifecycle.claim(
+        shared, task_id=task_id, attempt=1, nesting=0, worker='w', holder=uuid4(), name=NAME, call='[[1], {}]',
+        begun=begun
+    )
+    assert bool(claimed) == granted
+    if granted:
+        assert claimed[1] == 2  # what the worker of the first call holds can end nothing
+
+
+def test_losses(shared, task, queue):
+    """Claims of earlier calls do not count as losses of this one."""
+    task_id, holder = task.apply_async((1,), queue=str(queue)).id, uuid4()
+    end(task_id, claims=20)
+    task.apply_async((1,), queue=str(queue), task_id=task_id)
+    for number in range(1, lifecycle.MOST_LOSSES + 1):
+        assert lifecycle.claim(shared, task_id=task_id, attempt=1, nesting=0, worker='w', holder=holder, begun=1)
+        given_back = lifecycle.requeue(shared, task_id, by='holder', holder=holder, attempt=1)
+        assert bool(given_back) == (number < lifecycle.MOST_LOSSES)
+
+
+@pytest.mark.parametrize('status', ['pending', 'scheduled', 'running', 'retrying'])
+def test_under_way(task, queue, status):
+    """A call with the ID of a run that has not ended is refused; a message of a retry is no new call."""
+    task_id = task.apply_async((1,), queue=str(queue)).id
+    CeleryResult.objects.update(status=status)
+    with pytest.raises(TaskConflict, match=f'the ID {task_id} is that of a run that is {status}') as caught:
+        task.apply_async((2,), queue=str(queue), task_id=task_id)
+    assert caught.value.task_id == task_id
+    with pytest.raises(TaskConflict):
+        signature(NAME, app=app).set(task_id=task_id).delay()
+    assert (len(queue()), CeleryResult.objects.get().args) == (1, [1])
+    task.apply_async((1,), queue=str(queue), task_id=task_id, retries=1)
+    assert len(queue()) == 2
+
+
+@pytest.fixture
+def calling(deliver):
+    """Let a task be the one that makes calls; returns its run, if it has one."""
+    pushed = []
+
+    def calling(**request):
+        parent = deliver(**request)
+        _task_stack.push(parent)
+        pushed.append(parent)
+        claim.begin(parent)
+        return get_run(parent.request_stack.top)
+    yield calling
+    for __ in pushed:
+        _task_stack.pop()
+
+
+def test_called_again_by_the_same_run(calling, task, queue):
+    """What a run that was lost, or tries again, had called, is that call; what it calls twice are two calls."""
+    make_result('pending', task_id=(parent_id := str(uuid4())), celery_name='tests:delivered')
+    run = calling(task_id=parent_id)
+    child = str(uuid4())
+    options = {'queue': str(queue), 'task_id': child, 'parent_id': parent_id}
+    task.apply_async((1,), **options)
+    end(child)
+    # Twice in the same attempt
+    task.apply_async((1,), **options)
+    assert CeleryResult.objects.get(task_id=child).status == 'pending'
+    end(child)
+
+    run.claimed_at += 3600  # another attempt
+    task.apply_async((1,), **options)
+    assert CeleryResult.objects.get(task_id=child).status == 'completed'
+    task.apply_async((2,), **options)  # with other arguments it is another call
+    assert CeleryResult.objects.get(task_id=child).status == 'pending'
+    end(child)
+
+    # The next step of a chain, whatever the step before has returned this time
+    run.claimed_at += 3600
+    run.returned = True
+    task.apply_async((3,), **options)
+    assert CeleryResult.objects.get(task_id=child).status == 'completed'
+    # The step before is itself that of a new call
+    run.begun = 1
+    task.apply_async((3,), **options)
+    row = CeleryResult.objects.get(task_id=child)
+    assert (row.status, row.options['headers']['netbox_celery']['caller']) == ('pending', 1)
+    end(child)
+    run.claimed_at -= 7200  # in the same attempt
+    task.apply_async((3,), **options)
+    assert CeleryResult.objects.get(task_id=child).status == 'pending'
+    end(child)
+    run.claimed_at += 3600
+    task.apply_async((3,), **options)
+    assert CeleryResult.objects.get(task_id=child).status == 'completed'
+
+
+def test_closed_meanwhile(calling, task, queue):
+    """Who was taken for dead cannot start the step that was closed for that."""
+    make_result('pending', task_id=(parent_id := str(uuid4())), celery_name='tests:delivered')
+    calling(task_id=parent_id)
+    make_result('errored', task_id=(step := str(uuid4())), reason='upstream_failed', parent_id=parent_id)
+    task.apply_async((1,), queue=str(queue), task_id=step, parent_id=parent_id)
+    row = CeleryResult.objects.get(task_id=step)
+    assert (row.status, row.reason) == ('errored', 'upstream_failed')
+
+
+@pytest.mark.parametrize('request_, status', [
+    ({}, 'pending'), ({'retries': 1}, 'completed'), ({'delivery_info': {'redelivered': True}}, 'completed'),
+])
+def test_called_by_an_untracked_task(calling, task, queue, request_, status):
+    """Of a task without a row its message says whether it has run before."""
+    assert calling(netbox_celery=False, task_id=(parent_id := str(uuid4())), **request_) is None
+    options = {'queue': str(queue), 'task_id': str(uuid4()), 'parent_id': parent_id}
+    task.apply_async((1,), **options)
+    end(options['task_id'])
+    task.apply_async((1,), **options)
+    assert CeleryResult.objects.get(task_id=options['task_id']).status == status
+
+
+def test_chord_that_is_counted_anew(task, queue):
+    """What may have been sent before is left alone."""
+    task_id = task.apply_async((1,), queue=str(queue)).id
+    with used.repeating():
+        task.apply_async((1,), queue=str(queue), task_id=task_id)
+        end(task_id)
+        task.apply_async((1,), queue=str(queue), task_id=task_id)
+    assert CeleryResult.objects.get().status == 'completed'
