@@ -9,7 +9,7 @@ from celery.exceptions import Ignore, Reject
 from netbox_celery.celery import app
 from netbox_celery.engine import lifecycle, signals
 from netbox_celery.engine.claim import begin
-from netbox_celery.engine.signals import on_postrun, on_received, on_rejected, on_worker_setup
+from netbox_celery.engine.signals import Registration, on_postrun, on_received, on_rejected
 from netbox_celery.models import CeleryResult
 from tests.factories import HELLO_WORLD, make_result
 
@@ -87,5 +87,5 @@ def test_pools_in_which_runs_cannot_be_tracked(monkeypatch, caplog, is_green, bi
     monkeypatch.setattr(signals.billiard, 'get_start_method', lambda: billiards)
     worker = SimpleNamespace(pool=SimpleNamespace(is_green=is_green), pool_start_method='fork')
     with pytest.raises(SystemExit):
-        on_worker_setup(instance=worker)
+        Registration(worker).start(worker)
     assert named in caplog.text

@@ -40,7 +40,7 @@ OWN = [
 ]
 
 
-@pytest.fixture(params=OWN, ids=str)
+@pytest.fixture(params=OWN, ids=['batches', 'ours', 'by-name', 'function', 'unknown'])
 def task(request, make_task):
     base, options = request.param
     return make_task(lambda self, *args: None, name='tests:batch', base=base, **options)
