@@ -28,3 +28,16 @@ class PluginTest(TestCase):
             response = self.client.get(f'{page}edit/')
             self.assertContains(response, '<form')
             self.assertNotContains(response, 'View model documentation')
+
+
+def test_migrations_are_of_main():
+    """NetBox Branching runs no migration of ours in the schema of a branch: each says so, those to come as well."""
+    from importlib import import_module
+    from pkgutil import iter_modules
+
+    from netbox_celery import migrations
+
+    names = [name for __, name, __ in iter_modules(migrations.__path__)]
+    assert names
+    for name in names:
+        assert import_module(f'{migrations.__name__}.{name}').fake_on_branch is True, name
