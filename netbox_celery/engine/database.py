@@ -29,7 +29,6 @@ from django.db import (
     transaction,
 )
 from psycopg import Cursor
-from psycopg.pq import TransactionStatus
 
 from . import branches, greenlets
 from .exceptions import DatabaseReadOnly
@@ -314,14 +313,8 @@ class EngineConnection:
         PostgreSQL would carry it out all the same when it gets to it, and who was interrupted would not know. So it is
         cancelled, and its end is waited for: what is looked at next stays as it is.
         """
-        connection = self._wrapper and self._wrapper.connection
-        if connection and connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
-            try:
-                connection.cancel_safe(timeout=5)
-                while connection.pgconn.get_result() is not None:
-                    pass
-            except Exception:  # noqa: BLE001 - the connection is closed in any case
-                logger.warning('A statement that was interrupted could not be cancelled', exc_info=True)
+        if self._wrapper is not None:
+            greenlets.stop_statement(self._wrapper)
         self.close()
 
     @contextmanager

@@ -6,12 +6,14 @@ and is no `Exception`.
 
 psycopg waits for PostgreSQL as gevent wants it, by itself; of eventlet it knows nothing, and would stop all greenlets.
 """
+import logging
 import signal
 import sys
 from contextvars import ContextVar
 
 from django.db import connections
 from psycopg import waiting
+from psycopg.pq import TransactionStatus
 
 __all__ = (
     'INTERRUPTS',
@@ -20,7 +22,10 @@ __all__ = (
     'let_others_go_on',
     'prepare',
     'prepare_signals',
+    'stop_statement',
 )
+
+logger = logging.getLogger(__name__)
 
 
 def _classes():
@@ -59,6 +64,22 @@ def let_others_go_on():
         waiting.wait = waiting.wait_select
 
 
+def stop_statement(wrapper):
+    """Let PostgreSQL stop the statement that a connection of Django's waits for, as it does after an interruption.
+
+    It would carry it out all the same, and for as long as that takes, though the connection is closed.
+    """
+    connection = wrapper.connection
+    if connection is None or connection.closed or connection.pgconn.transaction_status != TransactionStatus.ACTIVE:
+        return
+    try:
+        connection.cancel_safe(timeout=5)
+        while connection.pgconn.get_result() is not None:
+            pass
+    except Exception:  # noqa: BLE001 - the connection is closed in any case
+        logger.warning('A statement that was interrupted could not be cancelled', exc_info=True)
+
+
 def prepare(pool, on_error):
     """Let a worker's pool of greenlets close the connections that Django has made in each of them.
 
@@ -84,6 +105,8 @@ def _execute(function, on_error, *args, timeout=None, **kwargs):
         __, __, __, callback, *__ = args
         return on_error(callback.__self__, exc)
     finally:
+        for each in connections.all(initialized_only=True):
+            stop_statement(each)
         connections.close_all()
 
 

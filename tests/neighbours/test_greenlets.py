@@ -36,9 +36,11 @@ def worker(pooled, pool, worker_log, django_db_blocker):
         yield make(pool, pool=pool, concurrency=CONCURRENCY).start().ready()
 
 
-def connections(pool):
+def connections(pool, query='%'):
     with connection.cursor() as cursor:
-        cursor.execute('SELECT count(*) FROM pg_stat_activity WHERE application_name = %s', [pool])
+        cursor.execute(
+            'SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND query LIKE %s', [pool, query]
+        )
         return cursor.fetchone()[0]
 
 
@@ -124,6 +126,8 @@ def test_cancel(worker, pool, gate, user):
     assert [what for __, what in notes(runs[0].id)] == ['started']
     assert worker.run(tasks.query).status == 'completed'
     until(lambda: connections(pool) <= KEPT + OF_THE_WORKER, 10, lambda: connections(pool))
+    # PostgreSQL has stopped as well
+    until(lambda: not connections(pool, 'SELECT pg_sleep%'), 10)
 
 
 def test_terminate(worker, gate):
