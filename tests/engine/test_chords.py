@@ -194,3 +194,23 @@ def test_size_comes_with_the_last_part(task):
     last = CeleryResult.objects.order_by('pk').last()
     (group_id, __), (inner, plain) = last.options['chord']['chord_header']
     assert (group_id, plain[0][0], len(inner[1])) == (str(last.group_id), str(last.task_id), 2)
+
+
+def test_header_that_is_a_generator(make_task):
+    """Parts are sent while later ones are still to be made; Celery looks some ahead."""
+    task, sent = make_task(lambda self, task_id, *args: None, name='tests:lazy'), []
+
+    def parts():
+        for number in range(5):
+            sent.append(CeleryResult.objects.filter(celery_name=task.name).count())
+            yield task.s(number).set(queue='nobody')
+    chord(parts(), task.s().set(queue='nobody')).apply_async()
+    assert CeleryResult.objects.count() == 5
+    assert sent[-1] > 0, f'The header was unrolled before anything was sent: {sent}'
+
+
+def test_body_of_none():
+    """What has no body needs to remember nothing of it."""
+    group_id = str(uuid4())
+    app.backend.apply_chord((group_id, [app.AsyncResult(str(uuid4()))]), None)
+    app.backend.set_chord_size(group_id, 1)
