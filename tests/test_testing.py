@@ -268,7 +268,9 @@ def test_wrong_calls(run_task, make_task):
 def test_untracked(run_task, make_task):
     task = make_task(lambda self, task_id: self.celery_result, name='tests:body', netbox_track=False)
     run = run_task(task)
-    assert (run.row, run.log, run.exception) == (None, [], None)
+    assert (run.raise_for_error().status, run.log, run.result) == ('completed', [], None)
+    with pytest.raises(TaskError, match='has no row'):
+        assert run.row
 
 
 def test_rolled_back(run_task, make_task):
