@@ -1,8 +1,8 @@
 """What pytest finds in the package by its entry point. It imports nothing of NetBox before a fixture is used."""
 import pytest
 
-#: Celery's fixtures of a worker in the process of the tests.
-WORKERS = ('celery_session_worker', 'celery_worker')
+#: Celery's fixtures of a worker in the process of the tests, and those of its app.
+WORKERS = {'celery_session_worker': 'celery_session_app', 'celery_worker': 'celery_app'}
 
 
 @pytest.fixture
@@ -19,7 +19,11 @@ def pytest_fixture_setup(fixturedef, request):
 
     A worker is registered in the database when it starts, has a heartbeat there, and signs off when it stops.
     """
-    if fixturedef.argname in WORKERS and request.config.pluginmanager.has_plugin('django'):
+    name = fixturedef.argname
+    if (
+        name in WORKERS and request.config.pluginmanager.has_plugin('django')
+        and type(request.getfixturevalue(WORKERS[name])).__module__ == 'netbox_celery.celery'
+    ):
         request.getfixturevalue('django_db_setup')
         blocker = request.getfixturevalue('django_db_blocker')
         blocker.unblock()

@@ -38,7 +38,7 @@ MOST_ATTEMPTS = 100
 
 
 class TaskError(AssertionError):
-    """A run was not successful, and there is no exception that says so."""
+    """A run was not successful, and no exception of the task says why. Or it has no row."""
 
 
 def run_task(task: Task | Signature | str, /, *args: Any, **kwargs: Any) -> 'TaskRun':
@@ -87,7 +87,7 @@ def _follow(messages, since):
     message = messages.pop(0)
     run = TaskRun(message.headers['id'])
     for __ in range(MOST_ATTEMPTS):
-        run.exception = execute_message(app, message)
+        run.exception, run._has_run = execute_message(app, message), True
         commit(since)
         its_next = [found for found in messages if found.headers['id'] == run.task_id]
         if not its_next:
@@ -96,6 +96,10 @@ def _follow(messages, since):
         message = its_next[0]
         messages.remove(message)
     raise RuntimeError(f'{message.headers["task"]} has been tried {MOST_ATTEMPTS} times, and is not tried any more')
+
+
+def _find_row(task_id):
+    return CeleryResult.objects.filter(task_id=task_id).first() if is_uuid(task_id) else None
 
 
 class TaskRun:
@@ -114,44 +118,59 @@ class TaskRun:
         self.task_id = str(task_id)
         self.exception: BaseException | None = None
         self.calls: list[TaskCall] = []
+        self._has_run = False
 
     def __repr__(self) -> str:
         return f'<TaskRun: {self.status}{f" ({self.error})" if self.error else ""}>'
 
     @cached_property
-    def row(self) -> CeleryResult | None:
-        """The `CeleryResult`; `None` of what is not tracked, and of a call that was ignored."""
-        return CeleryResult.objects.filter(task_id=self.task_id).first() if is_uuid(self.task_id) else None
+    def _row(self) -> CeleryResult | None:
+        return _find_row(self.task_id)
+
+    @property
+    def row(self) -> CeleryResult:
+        """The `CeleryResult`.
+
+        Raises:
+            TaskError: There is none: the task is not tracked, or the call was ignored.
+        """
+        if self._row is None:
+            raise TaskError(f'The run {self.task_id} has no row')
+        return self._row
 
     @property
     def status(self) -> str:
-        """The status of the row, `ignored` without one."""
-        return self.row.status if self.row else 'ignored'
+        """The status of the row; without one, whether the body has run and has raised something."""
+        if self._row:
+            return self._row.status
+        if not self._has_run:
+            return 'ignored'
+        return 'errored' if self.exception else 'completed'
 
     @property
     def reason(self) -> str:
         """The reason of the status, empty if there is none."""
-        return self.row.reason if self.row else ''
+        return self._row.reason if self._row else ''
 
     @property
     def result(self) -> Any:
-        """What the task has returned, as the row has it: after a way through JSON."""
-        return self.row.result if self.row else None
+        """What the task has returned, as the row has it: after a way through JSON. `None` without a row."""
+        return self._row.result if self._row else None
 
     @property
     def error(self) -> str:
         """What went wrong, in a line."""
-        return self.row.error if self.row else ''
+        return self._row.error if self._row else ''
 
     @property
     def traceback(self) -> str:
         """Where it went wrong."""
-        return self.row.traceback if self.row else ''
+        return self._row.traceback if self._row else ''
 
     @cached_property
     def log(self) -> list[CeleryLogEntry]:
         """The lines of the log, which have a `level`, `message`, `grouping`, `object` and `attempt`."""
-        return list(self.row.log_entries.order_by('pk')) if self.row else []
+        return list(self._row.log_entries.order_by('pk')) if self._row else []
 
     @property
     def messages(self) -> list[str]:
@@ -169,7 +188,8 @@ class TaskRun:
             return self
         if isinstance(self.exception, Exception) and not isinstance(self.exception, TaskPredicate | TaskRevokedError):
             raise self.exception
-        raise TaskError(f'The run is {self.status}: {self.error or self.reason or "there is no more to say"}')
+        why = self.error or self.reason
+        raise TaskError(f'The run is {self.status}' + (f': {why}' if why else ''))
 
     def run_calls(self) -> list['TaskRun']:
         """Run what the task has sent, what that sends, and so on until there is nothing left.
@@ -214,9 +234,16 @@ class TaskCall:
         return f'<TaskCall: {self.name}({", ".join(shown)})>'
 
     @property
-    def row(self) -> CeleryResult | None:
-        """The `CeleryResult` as it is now."""
-        return CeleryResult.objects.filter(task_id=self.task_id).first() if is_uuid(self.task_id) else None
+    def row(self) -> CeleryResult:
+        """The `CeleryResult` as it is now.
+
+        Raises:
+            TaskError: There is none: the task is not tracked.
+        """
+        row = _find_row(self.task_id)
+        if row is None:
+            raise TaskError(f'The run {self.task_id} has no row')
+        return row
 
     def run(self) -> TaskRun:
         """Run it (see `run_task`)."""

@@ -268,7 +268,9 @@ def test_wrong_calls(run_task, make_task):
 def test_untracked(run_task, make_task):
     task = make_task(lambda self, task_id: self.celery_result, name='tests:body', netbox_track=False)
     run = run_task(task)
-    assert (run.row, run.log, run.exception) == (None, [], None)
+    assert (run.raise_for_error().status, run.log, run.result) == ('completed', [], None)
+    with pytest.raises(TaskError, match='has no row'):
+        assert run.row
 
 
 def test_rolled_back(run_task, make_task):
@@ -276,6 +278,34 @@ def test_rolled_back(run_task, make_task):
     get_connection().execute('SELECT 1')
     assert not CeleryResult.objects.filter(celery_name__startswith='tests:').exists()
     assert not CeleryLogEntry.objects.exists()
+
+
+def test_waiting_inside(run_task, make_task):
+    """Nothing in a task waits for what is not run: Celery forbids it there as well."""
+    add = make_task(lambda self, task_id, a: a + 1, name='tests:add')
+    run = run_task(make_task(lambda self, task_id: add.delay(1).get(), name='tests:waiting'))
+    assert (run.status, len(run.calls)) == ('errored', 1)
+    assert 'Never call result.get() within a task!' in run.error
+
+
+def test_many(run_task, make_task):
+    add = make_task(lambda self, task_id, a: a + 1, name='tests:add')
+    run = run_task(make_task(
+        lambda self, task_id: CeleryResult.enqueue_many(add, [((n,), {}) for n in range(3)]) and None,
+        name='tests:many'
+    ))
+    assert run.raise_for_error().calls[2].args == [2]
+    assert [again.result for again in run.run_calls()] == [1, 2, 3]
+
+
+def test_what_the_test_has_called(run_task, make_task, django_capture_on_commit_callbacks):
+    """What the test itself leaves to its commit stays the test's."""
+    task = make_task(lambda self, task_id: transaction.on_commit(lambda: done.append('task')), name='tests:body')
+    done = []
+    with django_capture_on_commit_callbacks() as callbacks:
+        transaction.on_commit(lambda: done.append('test'))
+        run_task(task)
+    assert (done, len(callbacks)) == (['task'], 1)
 
 
 class CommittingTest(TransactionTestCase):

@@ -255,7 +255,8 @@ class EngineConnection:
     def __del__(self):
         # That of a thread which has ended: Django's wrapper would keep it open until its reference cycles are collected
         if self._wrapper is not None:
-            self.close()
+            with suppress(Exception):  # the interpreter may be on its way out
+                self.close()
 
     def _connection(self):
         if self._wrapper is not None and self._wrapper.settings_dict['NAME'] != database_name():

@@ -13,6 +13,7 @@ from celery.app.trace import build_tracer, trace_task_ret
 from celery.backends.cache import CacheBackend
 from celery.concurrency.base import apply_target
 from celery.exceptions import TaskRevokedError
+from celery.result import denied_join_result
 from celery.worker.request import Request, create_request_cls
 from django.db import connection
 from kombu.message import Message
@@ -172,7 +173,7 @@ def execute_message(app, message):
         return outcome[0]
 
     cls = create_request_cls(tolerant(Request), task, Pool, NODE, None, trace=trace, app=app)
-    with _replaced(task, '__trace__', build_tracer(task.name, task, app=app)):
+    with _replaced(task, '__trace__', build_tracer(task.name, task, app=app)), denied_join_result():
         try:
             cls(message, app=app, hostname=NODE, task=task).execute_using_pool(Pool)
         except (TaskRevokedError, SystemExit) as exc:

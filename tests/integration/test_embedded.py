@@ -5,6 +5,7 @@ Here that program is the test process itself.
 import logging
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -25,6 +26,7 @@ from netbox_celery.engine.recorder import recorder
 from netbox_celery.engine.run import OWN_THREADS
 from netbox_celery.models import CeleryWorker
 from netbox_celery.tasks import TaskFailed
+from netbox_example_plugin.tasks import hello_world
 
 from .support import ended, lines, row, until
 
@@ -279,3 +281,14 @@ def test_as_celery_documents_it(greet):
         run = greet.delay()
         assert run.get(timeout=20)['name'] == 'World'
         assert (row(run).status, row(run).worker) == ('completed', worker.hostname)
+
+
+def test_with_beat(make_worker):
+    """A beat that is part of a worker (`-B`) has our schedule, and ends with it."""
+    worker = make_worker('beatful', options=['-B']).start().ready()
+    worker.says('this one sends what is due')
+    assert worker.run(hello_world, 'Bob').status == 'completed'
+    children = worker.children
+    worker.stop()
+    assert worker.row.stopped
+    until(lambda: not any(Path(f'/proc/{pid}').exists() for pid in children))
