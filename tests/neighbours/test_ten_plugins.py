@@ -95,10 +95,10 @@ def found(crowded, environ, worker_log, side):
     """What `among_plugins.py` finds there, while a worker runs."""
     worker = Worker(crowded, worker_log, 'crowded', env=environ).start()
     try:
-        worker.ready(120)
+        worker.ready(240)
         result = subprocess.run(
             [sys.executable, Path(__file__).with_name('among_plugins.py'), worker.queue],
-            env=os.environ | crowded.environ | environ, capture_output=True, text=True, timeout=300,
+            env=os.environ | crowded.environ | environ, capture_output=True, text=True, timeout=600,
         )
         assert result.returncode == 0, result.stderr[-5_000:]
         return json.loads(result.stdout.splitlines()[-1]) | {'worker': worker.output, 'errors': worker.tracebacks()}
