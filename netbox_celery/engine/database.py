@@ -29,6 +29,7 @@ from django.db import (
     transaction,
 )
 from psycopg import Cursor
+from psycopg.pq import TransactionStatus
 
 from . import branches, greenlets
 from .exceptions import DatabaseReadOnly

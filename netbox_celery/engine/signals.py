@@ -56,6 +56,8 @@ __all__ = (
 logger = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
+#: How long a process that is spawned may need to set NetBox up before its worker takes it for broken, seconds.
+SPAWNING_TIME = 120
 
 
 # Ends that the result backend does not hear
@@ -304,6 +306,9 @@ def _prepare(worker):
     pool.install()
     if worker.pool.is_green:
         greenlets.prepare(worker.pool, end_for)
+    if 'spawn' in (worker.pool_start_method, billiard.get_start_method()):
+        conf = worker.app.conf
+        conf.worker_proc_alive_timeout = max(conf.worker_proc_alive_timeout, SPAWNING_TIME)
     if threading.current_thread() is threading.main_thread():
         # Those of a thread that ends would stay open
         _keep_connections(worker.app)

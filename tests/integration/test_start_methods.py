@@ -21,7 +21,8 @@ def begun(run):
 
 @pytest.fixture(scope='module')
 def worker(make_instance, make_module_worker, django_db_blocker):
-    instance = make_instance('spawn', celery={'worker_pool_start_method': 'spawn'})
+    # By Celery's own limit no process would live long enough to run anything
+    instance = make_instance('spawn', celery={'worker_pool_start_method': 'spawn', 'worker_proc_alive_timeout': 0.5})
     with django_db_blocker.unblock():
         yield make_module_worker('spawn', instance=instance).start().ready()
 
