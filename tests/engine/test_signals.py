@@ -7,7 +7,7 @@ from celery import states
 from celery.exceptions import Ignore, Reject
 
 from netbox_celery.celery import app
-from netbox_celery.engine import lifecycle
+from netbox_celery.engine import lifecycle, signals
 from netbox_celery.engine.claim import begin
 from netbox_celery.engine.signals import on_postrun, on_received, on_rejected
 from netbox_celery.models import CeleryResult
@@ -77,3 +77,10 @@ def test_early_acknowledgement_is_left_alone(deliver):
     request = SimpleNamespace(id=str(uuid4()), task=deliver(), on_reject=len)
     on_received(request=request)
     assert request.on_reject is len
+
+
+def test_pool_before_the_worker(monkeypatch):
+    """A solo pool says that its process is there when it is made: that is no child, which would die with its parent."""
+    monkeypatch.setattr(signals.identity, 'pid', None)
+    monkeypatch.setattr(signals.ctypes, 'CDLL', lambda name: pytest.fail('The process is bound to its parent'))
+    signals.on_worker_process_init()
