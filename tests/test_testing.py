@@ -1,7 +1,11 @@
 """What plugin authors test their tasks with."""
 import os
+import re
 import subprocess
+import sys
+from pathlib import Path
 from textwrap import dedent
+from types import ModuleType
 
 import pytest
 from celery import chord, group
@@ -13,7 +17,7 @@ from kombu import Connection
 from kombu.exceptions import EncodeError
 from redis.connection import AbstractConnection
 
-from dcim.models import Site
+from dcim.models import Device, Site
 from development.stack.instance import Instance, executable
 from development.stack.template import PRISTINE
 from netbox_celery.celery import app
@@ -306,6 +310,32 @@ def test_what_the_test_has_called(run_task, make_task, django_capture_on_commit_
         transaction.on_commit(lambda: done.append('test'))
         run_task(task)
     assert (done, len(callbacks)) == (['task'], 1)
+
+
+def test_examples(run_task, make_task, monkeypatch):
+    """What the guide shows is so."""
+    def backup(self, task_id, pk):
+        if not Device.objects.filter(pk=pk).exists():
+            mail.delay('alice')
+            raise TaskFailed('No answer')
+        self.log('Saved 180 lines')
+        return {'lines': 180}
+    mail = make_task(lambda self, task_id, name: None, name='my_plugin:mail')
+    module = ModuleType('my_plugin.tasks')
+    module.backup = make_task(backup, name='my_plugin:backup')
+    monkeypatch.setitem(sys.modules, 'my_plugin', ModuleType('my_plugin'))
+    monkeypatch.setitem(sys.modules, 'my_plugin.tasks', module)
+    page = (Path(__file__).parents[1] / 'docs' / 'testing.md').read_text()
+    namespace = {
+        'fetch': make_task(lambda self, task_id, n: n, name='my_plugin:fetch'),
+        'parse': make_task(lambda self, task_id, n: n, name='my_plugin:parse'),
+        'store': make_task(lambda self, task_id, n: 'stored', name='my_plugin:store'),
+    }
+    for example in re.findall(r'^```python\n(.*?)^```', page, re.MULTILINE | re.DOTALL):
+        exec(example, namespace)  # noqa: S102
+    for name in ('test_no_answer', 'test_chain', 'test_sends_a_mail'):
+        namespace[name](run_task)
+    namespace['BackupTestCase']('test_backup').test_backup()
 
 
 class CommittingTest(TransactionTestCase):

@@ -362,10 +362,12 @@ def _sign_off(worker):
     if not _workers:
         presence, _presence = _presence, None
         presence.stop()
-        release(presence.connection, worker.app)
-        presence.connection.close()
-        identity.leave()
-        remove_log_handler()
+        try:
+            release(presence.connection, worker.app)
+        finally:
+            presence.connection.close()
+            identity.leave()
+            remove_log_handler()
     _close_connections(worker.app)
     gc.unfreeze()
 

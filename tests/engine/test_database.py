@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from django.db import DataError, OperationalError, connection, transaction
+from django.db import DataError, OperationalError, connection, connections, transaction
 
 from development.stack.processes import wait_until
 from netbox_celery.celery import app
@@ -240,3 +240,34 @@ def test_djangos_connection_prepares_nothing_else():
     before = connection.connection.prepare_threshold
     assert execute(connection, 'SELECT %s::int', (5,)) == [(5,)]
     assert connection.connection.prepare_threshold == before
+
+
+def test_thread_ends():
+    """The connection of a thread that has ended is closed, without any garbage collection."""
+    pids = []
+    thread = threading.Thread(target=lambda: pids.append(backend(get_connection())))
+    thread.start()
+    thread.join()
+    assert wait_until(lambda: not is_connected(pids[0]), 5)
+
+
+def test_another_database(own, monkeypatch):
+    """Django's tests begin and end with another database: a connection to the one before is not used."""
+    assert own.execute('SELECT current_database()') == [('netbox',)]
+    with monkeypatch.context() as patch:
+        patch.setitem(connections.settings['default'], 'NAME', 'postgres')
+        assert own.execute('SELECT current_database()') == [('postgres',)]
+    assert own.execute('SELECT current_database()') == [('netbox',)]
+
+
+def test_test_database_is_dropped(own, monkeypatch):
+    """Before Django drops the database of its tests, the engine's connections of all threads are closed."""
+    monkeypatch.setattr(type(connection.creation), '_destroy_test_db', lambda *args: None)
+    pid = backend(own)
+    threading.Thread(target=connection.creation.destroy_test_db, kwargs={'verbosity': 0}).start()
+    assert wait_until(lambda: not is_connected(pid), 5)
+    assert backend(own) != pid
+
+
+def is_connected(pid):
+    return bool(execute(connection, 'SELECT 1 FROM pg_stat_activity WHERE pid = %s', (pid,)))

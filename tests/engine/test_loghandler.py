@@ -5,10 +5,11 @@ import threading
 import pytest
 from celery._state import _task_stack
 from celery.app.task import Context
+from celery.utils.log import task_logger
 
 from netbox_celery.celery import app
 from netbox_celery.engine import loghandler
-from netbox_celery.engine.loghandler import ConsoleFilter, RunLogHandler
+from netbox_celery.engine.loghandler import ConsoleFilter, RunLogHandler, install_log_handler, remove_log_handler
 from netbox_celery.engine.recorder import recorder
 from netbox_celery.engine.run import Run
 from netbox_celery.models import CeleryLogEntry
@@ -103,9 +104,23 @@ def test_level_of_the_console():
 
 def test_new_parents_take_no_task_loggers_away():
     """Celery's task loggers hand on to Celery, also where a plugin's logger gets the name of their parent."""
-    from celery.utils.log import get_task_logger, task_logger
+    from celery.utils.log import get_task_logger
 
     below = get_task_logger('tests_plugin_of_ours.tasks')
     above = loghandler._logger('tests_plugin_of_ours')
     assert below.parent is task_logger
     assert above.parent is logging.root
+
+
+def test_removed():
+    """When the last worker of a process has stopped, its logging is as it was before."""
+    loggers = [logging.root, task_logger, logging.getLogger('netbox_example_plugin')]
+
+    def state():
+        return [(log.level, list(log.handlers), [list(handler.filters) for handler in log.handlers]) for log in loggers]
+    before = state()
+    install_log_handler()
+    install_log_handler()
+    assert state() != before
+    remove_log_handler()
+    assert state() == before

@@ -89,3 +89,10 @@ def test_pools_in_which_runs_cannot_be_tracked(monkeypatch, caplog, is_green, bi
     with pytest.raises(SystemExit):
         Registration(worker).start(worker)
     assert named in caplog.text
+
+
+def test_pool_before_the_worker(monkeypatch):
+    """A solo pool says that its process is there when it is made: that is no child, which would die with its parent."""
+    monkeypatch.setattr(signals.identity, 'pid', None)
+    monkeypatch.setattr(signals.ctypes, 'CDLL', lambda name: pytest.fail('The process is bound to its parent'))
+    signals.on_worker_process_init()
