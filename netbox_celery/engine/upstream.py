@@ -165,12 +165,12 @@ class UpstreamMixin:
         with _noting(closing=closing, told=told):
             return super()._fail_chain(steps, exc, traceback=traceback, store_result=store_result, state=state)
 
-    def store_result(self, task_id, result, state, **kwargs):
+    def store_result(self, task_id, result, state, *args, **kwargs):
         if task_id in _thread.told:
             return result
         if _thread.telling is not None:
             _thread.telling.add(task_id)
-        return super().store_result(task_id, result, state, **kwargs)
+        return super().store_result(task_id, result, state, *args, **kwargs)
 
     def get_state(self, task_id):
         # Celery takes a step that has failed for one that its chord knows of; a row that was just closed is no such
