@@ -3,7 +3,8 @@
 To Celery that is a new call, and it runs. To a row it may be three things:
 
 * **The same call once more.** A run that was lost, or tries again, sends what it had sent: the next step of its chain,
-  or what its body calls by an ID of its own making. That ran, or will: the row stays as it is.
+  or what its body calls by an ID of its own making. And of groups that follow each other in a chain, Celery lets each
+  member of one send all of the next. That ran, or will: the row stays as it is.
 * **A new call, and the first has ended.** The row begins anew: it is that of the new call, with the history and the log
   of the earlier ones. Messages say which beginning they belong to (`begun`), and the claim compares that, so that no
   message of an earlier call can get hold of it. Claims count on: what is left of an earlier call cannot end this one.
