@@ -25,9 +25,10 @@ from ..stack.services import Services
 from .inapplicable import INAPPLICABLE
 from .source import FOLDER, get_packages, get_tests
 
-# What the tests' own `conftest.py` gives its app, and all tasks with a row
+# What the tests' own `conftest.py` gives its app, keys in Redis by the names that they know, and all tasks with a row
 PLUGINS_CONFIG = {
     'track': 'all',
+    'key_prefix': '',
     'celery': {
         'result_extended': True, 'task_create_missing_queues': False, 'broker_heartbeat': 0,
         'worker_hijack_root_logger': False, 'worker_log_color': False, 'include': ['t.integration.tasks'],

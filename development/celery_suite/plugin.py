@@ -34,19 +34,24 @@ def use_our_app():
 
     from netbox_celery.celery import app
 
+    def renew():
+        """Let what has read the settings read them again."""
+        app.__dict__.pop('amqp', None)
+        app._backend_cache = app._local.backend = None
+
     @contextmanager
     def create_app(enable_logging=False, use_trap=False, parameters=None, **config):
         # Where the broker is stands in NetBox's settings; all else holds for as long as the test wants it
         config = {name: value for name, value in config.items() if name not in ('broker_url', 'result_backend')}
         before = dict(app.conf.changes)
         app.conf.update(config)
-        app.__dict__.pop('amqp', None)  # it has read some of them
+        renew()
         try:
             yield app
         finally:
             app.conf.changes.clear()
             app.conf.changes.update(before)
-            app.__dict__.pop('amqp', None)
+            renew()
 
     class Controller(worker.TestWorkController):
         """The tests' worker in a thread, which does what one from the command line does at its start."""

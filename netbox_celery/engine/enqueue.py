@@ -417,17 +417,18 @@ class Call:
             mark(options)
         if self.row['nesting']:
             self._look_for_replaced()
-        else:
+        admission = self._admit(policy, own)
+        if admission.id is None and not admission.joined and not admission.ignored:
             try:
-                self._begins_anew()
+                if self._begins_anew():
+                    admission = self._admit(policy, own)
+                    if admission.id is None and not admission.joined and not admission.ignored:
+                        raise conflict(self.row)  # another call was faster
             except TaskConflict:
                 if policy.on_conflict != 'join' or not is_under_way(policy, options['task_id']):
                     raise
                 return self._tell(self._promise(), 'unique')  # the run that it joins has the ID that it asks for
-        admission = self._admit_patiently(policy, own)
         self.id = admission.id
-        if self.id is None and 'seen' in self.row and not admission.joined:
-            raise conflict(self.row)  # another call was faster
         if admission.joined:
             return self._tell(self._promise(admission.joined), 'unique')
         if admission.ignored:
@@ -442,7 +443,7 @@ class Call:
         now_or_on_commit(partial(self._line_up, policy.key))
         return result
 
-    def _admit_patiently(self, policy, own):
+    def _admit(self, policy, own):
         """Ask for admission; the next step of a workflow waits for it where nothing can be written."""
         while True:
             try:

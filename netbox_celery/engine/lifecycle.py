@@ -14,8 +14,8 @@ A *claim* is what makes a run run once. It is taken before the body, counts up `
 fencing token with which alone the run can be ended. A message is refused if the row was cancelled or has ended, if
 a living worker holds the run, or if the message belongs to an earlier attempt than the row has seen.
 
-A row that has ended stays so, unless a new call with its ID begins it anew (`engine.used`). Claims count on then, so that
-the token of an earlier call is none, and only messages of the new call can claim it.
+A row that has ended stays so, unless a new call with its ID begins it anew (`engine.used`). Claims count on then, so
+that the token of an earlier call is none, and only messages of the new call can claim it.
 """
 import json
 

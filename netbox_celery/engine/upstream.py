@@ -165,12 +165,12 @@ class UpstreamMixin:
         with _noting(closing=closing, told=told):
             return super()._fail_chain(steps, exc, traceback=traceback, store_result=store_result, state=state)
 
-    def store_result(self, task_id, result, state, **kwargs):
+    def store_result(self, task_id, result, state, *args, **kwargs):
         if task_id in _thread.told:
             return result
         if _thread.telling is not None:
             _thread.telling.add(task_id)
-        return super().store_result(task_id, result, state, **kwargs)
+        return super().store_result(task_id, result, state, *args, **kwargs)
 
     def get_state(self, task_id):
         # Celery takes a step that has failed for one that its chord knows of; a row that was just closed is no such
@@ -233,7 +233,7 @@ def _once_called(callback, culprit):
     """Return the body of a failed chord without those error callbacks that a chord among its parts has called.
 
     `chord.link_error()` links a callback to the chords within its header as well. Celery itself leaves the outer one
-    waiting, and calls it once.
+    waiting, and calls it once. One that takes the ID of the failed run (`errback.s()`) is called for each of them.
     """
     errbacks = maybe_list(callback.options.get('link_error')) or []
     if not errbacks or not is_uuid(culprit):
@@ -243,7 +243,7 @@ def _once_called(callback, culprit):
             sorted_text(errback) for row in get_connection().execute(CALLED_BACK, (culprit,), patience=5)
             for errback in maybe_list(options_of(row[1], row[0]).get('link_error')) or []
         ]
-        left = [errback for errback in errbacks if sorted_text(errback) not in called]
+        left = [errback for errback in errbacks if not errback.get('immutable') or sorted_text(errback) not in called]
     except (DatabaseError, TypeError, ValueError):
         logger.exception('Which error callbacks of %s have been called cannot be told', culprit)
         return callback

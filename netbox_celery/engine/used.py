@@ -3,7 +3,8 @@
 To Celery that is a new call, and it runs. To a row it may be three things:
 
 * **The same call once more.** A run that was lost, or tries again, sends what it had sent: the next step of its chain,
-  or what its body calls by an ID of its own making. That ran, or will: the row stays as it is.
+  or what its body calls by an ID of its own making. And of groups that follow each other in a chain, Celery lets each
+  member of one send all of the next. That ran, or will: the row stays as it is.
 * **A new call, and the first has ended.** The row begins anew: it is that of the new call, with the history and the log
   of the earlier ones. Messages say which beginning they belong to (`begun`), and the claim compares that, so that no
   message of an earlier call can get hold of it. Claims count on: what is left of an earlier call cannot end this one.
@@ -40,7 +41,7 @@ __all__ = (
 logger = logging.getLogger(__name__)
 
 FIND = f"""
-    SELECT status, reason, completed, claims, created, parent_id::text,
+    SELECT status, reason, completed, claims, created, parent_id::text, root_id::text,
         options #>> '{{headers,{HEADER}}}',
         celery_name = %(celery_name)s AND args IS NOT DISTINCT FROM %(args)s::jsonb
             AND kwargs IS NOT DISTINCT FROM %(kwargs)s::jsonb
@@ -98,7 +99,7 @@ def find(row, run, request):
     rows = execute(caller(), FIND, row)
     if not rows:
         return None
-    names = ('status', 'reason', 'completed', 'claims', 'created', 'parent_id', 'header', 'is_same')
+    names = ('status', 'reason', 'completed', 'claims', 'created', 'parent_id', 'root_id', 'header', 'is_same')
     found = SimpleNamespace(**dict(zip(names, rows[0])))
     header = json.loads(found.header) if found.header else None
     found.header = header if isinstance(header, dict) else {}
@@ -114,13 +115,19 @@ def _is_repeated(found, row, run, request):
     """Whether a call is one that the row knows already."""
     if _repeating.get():
         return True
-    if row['parent_id'] is None or found.parent_id != row['parent_id']:
+    if row['parent_id'] is None:
         return False
+    is_child, is_related = found.parent_id == row['parent_id'], found.root_id == row['root_id']
     if run is None:
-        info = request is not None and request.delivery_info or {}
-        return bool(request is not None and request.retries or info.get('redelivered'))
+        if request is None or not is_child:
+            return request is not None and is_related
+        return bool(request.retries or (request.delivery_info or {}).get('redelivered'))
     if found.header.get('caller', 0) != run.begun:
         return False  # of the caller's row an earlier call was that
+    if run.returned and is_related:
+        return True  # of groups in a chain each member of one sends all of the next
+    if not is_child:
+        return False
     if found.reason == Reason.REASON_UPSTREAM_FAILED:
         return True  # the caller was taken for dead, and is none the wiser
     return found.created.timestamp() < run.claimed_at and (run.returned or found.is_same)
