@@ -178,6 +178,31 @@ def test_restart(place, gate):
     assert row(later).cancel()
 
 
+def test_worker_and_broker_killed(place, make_worker, gate):
+    """A worker and RabbitMQ are killed together: the next worker finds all that waits, and each run has one end."""
+    if place.kind == 'quorum':
+        pytest.skip('RabbitMQ 3.10 leaves a quorum queue without a leader that it made moments before it is killed')
+    victim = make_worker(f'both-{place.kind}', instance=place.instance).start().ready()
+    late, early = victim.send(tasks.hold_late, gate), victim.send(tasks.hold, gate)
+    until(lambda: notes(late.id) and notes(early.id))
+    queued = [victim.send(tasks.echo, number) for number in range(10)]
+    until(lambda: f'{queued[0].id}] received' in victim.output)
+
+    victim.kill()
+    place.broker.crash()
+    restart(place)
+
+    heir = make_worker(f'next-{place.kind}', instance=place.instance, queue=victim.queue).start().ready()
+    assert {ended(run, 60).status for run in queued} == {'completed'}
+    assert (ended(early, 60).status, row(early).reason) == ('errored', 'worker_lost')
+    until(lambda: len(notes(late.id)) == 2, 60)
+    open_gate(gate)
+    assert ended(late, 60).status == 'completed'
+    assert {len(notes(run.id)) for run in queued} == {1}
+    assert [what for __, what in notes(late.id)] == ['started', 'started', 'ended']
+    assert heir.tracebacks() == []
+
+
 def test_refused(place):
     """While RabbitMQ is away a caller gets the error, and the row says so; what was committed is sent when it is back.
     """
