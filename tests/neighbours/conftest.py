@@ -9,6 +9,7 @@ from tests.integration.conftest import (  # noqa: F401
     instance,
     make_beat,
     make_instance,
+    make_module_worker,
     make_worker,
     rabbitmq,
     shared_workers,
