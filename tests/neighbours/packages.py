@@ -1,0 +1,35 @@
+"""Packages for one test alone, which are not for the environment of all: in a folder of their own in the cache."""
+import hashlib
+import shutil
+import subprocess
+import sys
+
+from development.stack.paths import CACHE
+from development.stack.processes import locked
+
+__all__ = (
+    'digest',
+    'fetched',
+)
+
+
+def digest(requirements):
+    """Return a short text that stands for requirements, and the Python that they are for."""
+    text = f'{sys.version_info[:2]} {sorted(requirements)}'
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def fetched(requirements):
+    """Return the folder of packages (`name==version`), without what they require: installed when first asked for."""
+    folder = CACHE / 'packages' / digest(requirements)
+    with locked(folder.with_suffix('.lock')):
+        if not folder.exists():
+            draft = folder.with_suffix('.draft')
+            shutil.rmtree(draft, ignore_errors=True)
+            subprocess.run(
+                [sys.executable, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', '--no-deps',
+                 '--target', draft, *requirements],
+                check=True,
+            )
+            draft.rename(folder)
+    return folder
