@@ -1,5 +1,6 @@
 """The engine's own connections: they break and come back, and are nobody else's."""
 import os
+import threading
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

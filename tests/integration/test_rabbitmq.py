@@ -180,6 +180,8 @@ def test_restart(place, gate):
 
 def test_worker_and_broker_killed(place, make_worker, gate):
     """A worker and RabbitMQ are killed together: the next worker finds all that waits, and each run has one end."""
+    if place.kind == 'quorum':
+        pytest.skip('RabbitMQ 3.10 leaves a quorum queue without a leader that it made moments before it is killed')
     victim = make_worker(f'both-{place.kind}', instance=place.instance).start().ready()
     late, early = victim.send(tasks.hold_late, gate), victim.send(tasks.hold, gate)
     until(lambda: notes(late.id) and notes(early.id))
