@@ -91,8 +91,8 @@ def wants_row(task, own):
     return is_tracked(task) if own.track is None or has_own_strategy(task) else own.track
 
 
-def _may_have_row(task, own, options):
-    """Refuse a row for a call whose run nobody would claim, if somebody insists on one, or has one already.
+def _check_untracked(task, own, options):
+    """Check that nobody insists on a row for a call whose run nobody would claim, or has one for it already.
 
     Raises:
         celery.exceptions.CeleryError: Somebody does.
@@ -101,7 +101,6 @@ def _may_have_row(task, own, options):
         refuse_row(task)
     if takes_over(options):
         refuse_row(task, 'It cannot take the place of a task that has a row.')
-    return False
 
 
 def _is_default(task):
@@ -149,7 +148,8 @@ def send(app, publish, name, args, kwargs, options):
     inner = _inner_task(app, name, kwargs)
     asked, own = own, Own.merge(inner or task, own)
     if has_own_strategy(task):
-        tracked = _may_have_row(task, asked, options)
+        _check_untracked(task, asked, options)
+        tracked = False
     else:
         tracked = wants_row(inner or task, own) or takes_over(options)
     call = Call(app, publish, name, args, kwargs, options, task, run, queue)

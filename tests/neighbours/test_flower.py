@@ -126,6 +126,11 @@ def test_pages(flower, prefork, name):
     for page in ('/', '/workers', '/tasks', '/broker'):
         assert '<html' in flower.get(page)
     assert str(run.task_id) in flower.get(f'/task/{run.task_id}')
+    listed = json.loads(flower.get('/tasks/datatable?' + urlencode({
+        'draw': 1, 'start': 0, 'length': 100, 'search[value]': str(run.task_id), 'order[0][column]': 0,
+        'columns[0][data]': 'name', 'order[0][dir]': 'asc',
+    })))
+    assert [(task['uuid'], task['state']) for task in listed['data']] == [(str(run.task_id), 'SUCCESS')]
     assert name in flower.get(f'/worker/{name}')
     assert str(run.task_id) in flower.get('/api/tasks')
     assert tasks.echo.name in flower.get('/api/task/types')
