@@ -93,7 +93,7 @@ def _check_user(instance, using=DEFAULT_DB_ALIAS, **kwargs):
     run = _current.get()
     if run is None or instance.user_id is None or instance.user_id != _user_id(run):
         return
-    if not execute(connections[using], LOCK_USER, (run.user_id,)):
+    if not execute(connections[using], LOCK_USER, (instance.user_id,)):
         # In a branch, NetBox Branching cannot merge what nobody has done
         instance.user_id = owner if (owner := owner_id()) != instance.user_id else None
         _tell(run)

@@ -1,10 +1,15 @@
 """NetBox Branching, and real workers: a task that is called in a branch runs there."""
+from datetime import timedelta
+
 import pytest
 from celery import chain, chord
+from django.db import connections, transaction
+from django.utils import timezone
 from netbox_branching.models import Branch, ChangeDiff
 from netbox_branching.utilities import activate_branch
 from netbox_test_plugin import branches as tasks
 from netbox_test_plugin.side import open_gate
+from netbox_test_plugin.tasks import kill_self
 
 from core.models import ObjectChange
 from dcim.models import Site
@@ -128,6 +133,33 @@ def test_what_comes_after(worker, branch, user):
     assert names(branch) == expected
     assert names() == set()
     assert set(CeleryResult.objects.values_list('branch', flat=True)) == {branch.schema_id}
+
+
+def test_lost_process(worker, branch):
+    """What a worker's main process sends, which is in no branch, is in that of the run."""
+    if worker.pool != 'prefork':
+        pytest.skip('A thread is not lost by itself')
+    run = called_in(branch, lambda: worker.run(
+        kill_self, timeout=60, link_error=tasks.site.si('errback').set(queue=worker.queue)
+    ))
+    assert (run.status, run.reason) == ('errored', 'worker_lost')
+    until(lambda: names(branch) == {'errback'}, 60, lambda: names(branch))
+    assert names() == set()
+
+
+def test_sent_again(worker, branch):
+    """A message that was lost is sent again from its row, and runs in the branch."""
+    def call():
+        with transaction.atomic(using=branch.connection_name):
+            run = CeleryResult.enqueue(tasks.site, args=('new',), queue=worker.queue)
+            # The process dies after its commit
+            connections[branch.connection_name].run_on_commit = []
+            return run
+    run = called_in(branch, call)
+    CeleryResult.objects.filter(pk=run.pk).update(created=timezone.now() - timedelta(minutes=5))
+
+    assert ended(run, 60).status == 'completed'
+    assert (names(branch), names()) == ({'new'}, set())
 
 
 @pytest.mark.parametrize('status', ['merged', 'archived', 'syncing', 'pending-migrations', None])
