@@ -87,8 +87,7 @@ def cancel_many(ids, user=None, error=None):
         The primary keys of those that could be cancelled.
     """
     error = error or (_('Cancelled by {user}').format(user=user) if user else _('Cancelled'))
-    with refuse_read_only(f'{len(ids)} runs were not cancelled' if len(ids) != 1 else 'The run was not cancelled'), \
-            transaction.atomic():
+    with refuse_read_only(f'The cancel of {len(ids)} run(s) was not done'), transaction.atomic():
         cancelled = lifecycle.cancel(connection, ids, error)
         if not cancelled:
             return []
