@@ -11,8 +11,9 @@ __all__ = (
 
 
 class ReadOnlyMiddleware:
-    """Tells people, on our pages, that the database is read-only; where it is so without NetBox's maintenance mode
-    (a standby, `default_transaction_read_only`), NetBox has its error page for it. REST answers for itself.
+    """Tells people on our pages that the database is read-only, as NetBox's own middleware does in maintenance mode.
+
+    On a standby, or with `default_transaction_read_only`, NetBox has but its error page. REST answers for itself.
     """
 
     def __init__(self, get_response):

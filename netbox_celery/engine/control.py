@@ -88,8 +88,9 @@ def cancel_many(ids, user=None, error=None):
     """
     error = error or (_('Cancelled by {user}').format(user=user) if user else _('Cancelled'))
     connection = caller()
-    with refuse_read_only(f'{len(ids)} runs were not cancelled' if len(ids) != 1 else 'The run was not cancelled'), \
-            transaction.atomic(using=connection.alias):
+    with (
+        refuse_read_only(f'The cancel of {len(ids)} run(s) was not done'), transaction.atomic(using=connection.alias)
+    ):
         cancelled = lifecycle.cancel(connection, ids, error)
         if not cancelled:
             return []

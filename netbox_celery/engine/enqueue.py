@@ -157,8 +157,11 @@ def send(app, publish, name, args, kwargs, options):
     call.id_is_known = id_is_known or parent is not None and bool(options.get('task_id')) or any(
         map(options.get, DEPENDENTS)
     )
-    if run is not None and run.returned and options.get('parent_id') == run.task_id:
-        call.predecessor = run.task_id
+    if run is not None:
+        # Of a task of another class nobody notes that its body has returned; Celery names the parent, a body does not
+        call.is_next_step = run.returned or options.get('parent_id') == run.task_id
+        if run.returned and options.get('parent_id') == run.task_id:
+            call.predecessor = run.task_id
     if not tracked or not _usable_id(options):
         if options.get('serializer') in (None, 'json'):
             check_payload(name, args, kwargs, options)
@@ -293,6 +296,8 @@ class Call:
         #: Whether its ID may have been used before.
         self.id_is_given = False
         self.predecessor = None
+        #: Whether it is Celery that calls, after the body of the task has returned: nobody would call again.
+        self.is_next_step = False
         #: Whether its row is that of a task which replaced itself; `None`: not known yet.
         self.takes_over = None
         #: Primary key of its row.
@@ -458,11 +463,6 @@ class Call:
                 caller().close()
                 logger.warning('Trying again in 5 s: %s', exc)
                 time.sleep(5)
-
-    @property
-    def is_next_step(self):
-        """Whether the body of the calling task has returned: it is Celery that calls, and nobody would call again."""
-        return self.run is not None and self.run.returned
 
     def _not_sent(self):
         return f'{self.name}[{self.options["task_id"]}] was not sent'

@@ -1,7 +1,7 @@
 """The engine's own connections: they break and come back, and are nobody else's."""
 import os
-import threading
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
