@@ -15,6 +15,11 @@ from netbox_celery.models import CeleryResult
 from .support import ended, row, until, waiting
 
 
+def named(value):
+    """Return the same name for a task in each process."""
+    return getattr(value, 'name', None) or str(value)
+
+
 @pytest.fixture
 def on(prefork):
     return lambda step: step.set(queue=prefork.queue)
@@ -152,7 +157,7 @@ def test_type_during_a_retry(prefork):
 @pytest.mark.parametrize('task, given, state', [
     (declared.ignored, {}, 'PENDING'), (tasks.echo, {'ignore_result': True}, 'PENDING'),
     (declared.ignored, {'ignore_result': False}, 'SUCCESS'), (tasks.echo, {}, 'SUCCESS'),
-], ids=str)
+], ids=named)
 def test_ignored_result(worker, task, given, state):
     """Code is told nothing of a run whose result is ignored; its row shows it to people."""
     run = worker.send(task, **given)
@@ -164,7 +169,7 @@ def test_ignored_result(worker, task, given, state):
     assert app.AsyncResult(run.id).state == state
 
 
-@pytest.mark.parametrize('task, args', [(canvas.break_, ()), (tasks.retry, (1,)), (tasks.retry, (9,))], ids=str)
+@pytest.mark.parametrize('task, args', [(canvas.break_, ()), (tasks.retry, (1,)), (tasks.retry, (9,))], ids=named)
 def test_ignored_end(prefork, task, args):
     """Nor of an error, or of a retry."""
     options = {'kwargs': {'countdown': 600}} if args == (9,) else {}
