@@ -471,6 +471,11 @@ class SharedConnection:
         finally:
             self._give_back(connection)
 
+    def close(self):
+        """Close the connections that no thread uses at the moment; the next statement opens a new one."""
+        for connection in list(self._free):
+            connection.close_if_idle()
+
     def _take(self):
         try:
             return self._free.pop()
