@@ -157,8 +157,8 @@ class CeleryResultCancelView(ConfirmView):
     EFFECTS = {
         'revoke': gettext_lazy('It has not begun, and will not.'),
         'terminate': gettext_lazy(
-            'It is running, and will be ended at once, in the middle of what it does: changes that it has made so far '
-            'may stay.'
+            'It is running, and will be stopped immediately, in the middle of what it does. Changes that it has made '
+            'so far may remain.'
         ),
         'cooperative': gettext_lazy(
             'It is running in a worker that cannot end a single task. It is asked to stop, and does so when it next '

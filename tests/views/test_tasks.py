@@ -137,6 +137,9 @@ class UnloadedTest(PageTestCase):
             page = ' '.join(self.page(url).split())
             for text in (f'are not available in {where}:', 'napalm_plugin.tasks', 'named &lt;napalm&gt;', 'tasks.py:3'):
                 self.assertIn(text, page)
+            # An alert lays its children out in a row: all of the text is one of them
+            self.assertIn('aria-hidden="true"></i> <div class="text-break"> <div> Tasks of the plugin', page)
+            self.assertIn(f'then restart {where}. </div> </div> </div>', page)
 
     def test_nothing(self):
         for url in self.pages:
