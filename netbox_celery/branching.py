@@ -125,7 +125,9 @@ class NetBoxBranches(branches.Branches):
         from netbox_branching.utilities import supports_branching
 
         active = self._active.get()
-        if active is None and not branch or not supports_branching(model):
+        # The change log is read in the branch as well, as NetBox Branching's router does
+        is_read_there = supports_branching(model) or model._meta.label == 'core.ObjectChange'
+        if active is None and not branch or not is_read_there:
             return None
         if not branch or active is not None and active.schema_id == branch:
             return active.connection_name
