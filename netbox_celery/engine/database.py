@@ -473,8 +473,8 @@ class SharedConnection:
 
     def close(self):
         """Close the connections that no thread uses at the moment; the next statement opens a new one."""
-        for connection in list(self._free):
-            connection.close_if_idle()
+        for own in list(self._free):
+            own.close_if_idle()
 
     def _take(self):
         try:
