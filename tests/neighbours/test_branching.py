@@ -13,18 +13,20 @@ from django.utils import timezone
 from netbox_branching.choices import BranchStatusChoices
 from netbox_branching.models import Branch
 from netbox_branching.utilities import activate_branch, get_tables_to_replicate, supports_branching
+from netbox_test_plugin import branches as tasks
 from rest_framework.test import APIClient
 
 from core.models import ObjectChange, ObjectType
 from dcim.models import Site
 from extras.models import Tag, TaggedItem
 from netbox_celery.celery import app
-from netbox_celery.engine import catalogue, schedules, sweep
+from netbox_celery.engine import branches, catalogue, schedules, sweep
 from netbox_celery.engine.database import get_connection
 from netbox_celery.engine.exceptions import BranchNotReady
 from netbox_celery.engine.retention import prune
 from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
 from netbox_celery.tables import CeleryResultTable
+from netbox_celery.testing import run_task
 from users.models import User
 from utilities.exceptions import AbortRequest
 
@@ -273,6 +275,24 @@ def test_rollback(branch, sent, make_task, how):
             raise ZeroDivisionError
     assert not CeleryResult.objects.exists()
     sweep.resend(get_connection(), app)
+    assert not sent()
+
+
+def test_helper_for_tests(branch, sent):
+    """`run_task` runs a task in the branch in which it is called, and the test stays there; in main, in main."""
+    with activate_branch(branch):
+        for task, status in (
+            (tasks.site, 'completed'), (tasks.site_then_fail, 'errored'), (tasks.site_at_last, 'completed')
+        ):
+            assert run_task(task, task.name.partition(':')[2]).status == status
+            assert branches.current() == branch.schema_id
+        with transaction.atomic(using=branch.connection_name), pytest.raises(RuntimeError, match='of a branch'):
+            run_task(tasks.site, 'lost')
+    run_task(tasks.site, 'main')
+
+    assert set(Site.objects.values_list('name', flat=True)) == {'main'}
+    of_branch = Site.objects.using(branch.connection_name)
+    assert set(of_branch.values_list('name', flat=True)) == {'site', 'site_then_fail', 'site_at_last'}
     assert not sent()
 
 

@@ -1,4 +1,4 @@
-"""NetBox Branching, and a pool of greenlets: each run in a branch has a connection of its own, which is gone with it."""
+"""NetBox Branching, and a pool of greenlets: a run in a branch has a connection of its own, which is gone with it."""
 import pytest
 from django.db import connection
 from netbox_branching.utilities import activate_branch
