@@ -20,7 +20,7 @@ from core.models import ObjectChange, ObjectType
 from dcim.models import Site
 from extras.models import Tag, TaggedItem
 from netbox_celery.celery import app
-from netbox_celery.engine import branches, catalogue, schedules, sweep
+from netbox_celery.engine import branches, catalogue, discovery, schedules, sweep
 from netbox_celery.engine.database import get_connection
 from netbox_celery.engine.exceptions import BranchNotReady
 from netbox_celery.engine.retention import prune
@@ -294,6 +294,23 @@ def test_helper_for_tests(branch, sent):
     of_branch = Site.objects.using(branch.connection_name)
     assert set(of_branch.values_list('name', flat=True)) == {'site', 'site_then_fail', 'site_at_last'}
     assert not sent()
+
+
+@pytest.mark.parametrize('is_caught', [False, True])
+def test_import_in_a_transaction(branch, sent, tmp_path, monkeypatch, is_caught):
+    """A plugin's module that asks the branch in vain at its import does not break the branch's transaction."""
+    name, query = f'vain_tasks_{is_caught}'.lower(), "list(Site.objects.raw('SELECT nothing_of_the_kind'))"
+    text = f'try:\n    {query}\nexcept DatabaseError:\n    pass\n' if is_caught else query
+    (tmp_path / f'{name}.py').write_text(f'from django.db import DatabaseError\nfrom dcim.models import Site\n{text}')
+    monkeypatch.syspath_prepend(tmp_path)
+    for kept in ('_failures', '_unsaid'):
+        monkeypatch.setattr(discovery, kept, {})
+    with activate_branch(branch), transaction.atomic(using=branch.connection_name):
+        app.loader.import_task_module(name)
+        run = CeleryResult.enqueue(HELLO)
+
+    assert [failure.module for failure in discovery.failures()] == ([] if is_caught else [name])
+    assert set(sent()) == {str(run.task_id)}
 
 
 def test_both_transactions(branch, sent):
