@@ -93,6 +93,9 @@ class NetBoxBranches(branches.Branches):
         branch = self._active.get()
         return branch.connection_name if branch is not None else None
 
+    def aliases(self):
+        return _aliases()
+
     def owner_id(self):
         branch = self._active.get()
         return branch.owner_id if branch is not None else None
@@ -102,8 +105,13 @@ class NetBoxBranches(branches.Branches):
         if why := _why_not_ready(branch, found):
             raise BranchNotReady(why)
         entered = self._active.get()
-        self._active.set(found)
         _close_others(found.connection_name)
+        self._active.set(found)
+        return (entered,)
+
+    def enter_main(self):
+        entered = self._active.get()
+        self._active.set(None)
         return (entered,)
 
     def leave(self, entered):
@@ -198,7 +206,8 @@ def _aliases():
     """Return the aliases of branches' connections that this thread has, a list."""
     from netbox_branching.utilities import _get_tracked_branch_aliases
 
-    return list(_get_tracked_branch_aliases())
+    # NetBox Branching remembers each that there ever was, also in other greenlets; Django, those of this thread
+    return [alias for alias in _get_tracked_branch_aliases().copy() if hasattr(connections._connections, alias)]
 
 
 def _close_others(alias):

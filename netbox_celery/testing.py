@@ -18,9 +18,10 @@ from typing import Any
 from celery.app.task import Task
 from celery.canvas import Signature
 from celery.exceptions import TaskPredicate, TaskRevokedError
-from django.db import connection
+from django.db import DEFAULT_DB_ALIAS, connection, connections
 
 from .celery import app
+from .engine.database import caller
 from .engine.inprocess import commit, execute_message, in_process
 from .engine.options import lift
 from .engine.payload import is_uuid
@@ -58,8 +59,11 @@ def run_task(task: Task | Signature | str, /, *args: Any, **kwargs: Any) -> 'Tas
         celery.exceptions.CeleryError: The task's policies keep it from being called, as in `apply_async`.
         celery.exceptions.NotRegistered: There is no task of that name.
         kombu.exceptions.EncodeError: An argument cannot be written as JSON.
-        RuntimeError: The task has been tried again a hundred times, and would be once more.
+        RuntimeError: The task has been tried again a hundred times, and would be once more; or it is called in a
+            transaction of a branch (NetBox Branching), before whose end nobody else sees its row.
     """
+    if caller() is not connections[DEFAULT_DB_ALIAS]:
+        raise RuntimeError('In a transaction of a branch a run waits for the commit: run the task outside of it')
     since = len(connection.run_on_commit)
     with in_process(app) as messages:
         result = _call(task, args, kwargs)

@@ -7,7 +7,10 @@ to run it again.
 
 The rows themselves, and all that the engine does, belong to no branch: they are main's.
 """
+from django.db import connections
+
 from .exceptions import BranchNotReady
+from .payload import clean_text
 
 __all__ = (
     'HEADER',
@@ -19,12 +22,14 @@ __all__ = (
     'enter',
     'enter_run',
     'install',
+    'is_branch',
     'is_gone',
     'keep',
     'leave',
     'leave_run',
     'mark_request',
     'named',
+    'opened',
     'owner_id',
     'read_alias',
     'shown',
@@ -33,6 +38,8 @@ __all__ = (
 
 #: The message header that names the branch of a call; without it, main is meant.
 HEADER = 'netbox_branch'
+#: What the column of a row holds of a branch, characters.
+LONGEST = 100
 
 
 class Branches:
@@ -45,6 +52,10 @@ class Branches:
     def alias(self):
         """Return the alias of the database connection of the branch in which this code runs, or `None` in main."""
 
+    def aliases(self):
+        """Return the aliases of the connections of branches that this thread has made: Django knows nothing of them."""
+        return ()
+
     def owner_id(self):
         """Return the primary key of the user who owns the branch in which this code runs, or `None`."""
 
@@ -55,6 +66,9 @@ class Branches:
             BranchNotReady: That cannot be.
         """
         raise BranchNotReady(self.check(branch))
+
+    def enter_main(self):
+        """Let no branch be the one in which this code runs; returns what `leave` needs."""
 
     def leave(self, entered):
         """Go back to where `enter` was called."""
@@ -111,6 +125,11 @@ def current():
 def alias():
     """Return the alias of the database connection of the branch in which this code runs, or `None` in main."""
     return _branches.alias()
+
+
+def opened():
+    """Return the connections that this thread has made through Django, a list: also those of branches."""
+    return [*connections.all(initialized_only=True), *(connections[alias] for alias in _branches.aliases())]
 
 
 def owner_id():
@@ -183,6 +202,11 @@ def keep(function):
 
 # Calls
 
+def is_branch(value):
+    """Whether a value can name a branch, or main."""
+    return value is None or isinstance(value, str) and len(value) <= LONGEST and value == clean_text(value)
+
+
 def branch_of(options):
     """Return the branch that the options of a call name, a text; empty for main."""
     headers = options.get('headers')
@@ -192,7 +216,10 @@ def branch_of(options):
 # Runs
 
 def enter_run(task):
-    """Let the body of a run, and what Celery does after it, run in the branch that its message names.
+    """Let the body of a run, and what Celery does after it, run in the branch that its message names, or else in main.
+
+    GUARANTEE: it does so wherever the run before has left this thread: that may have been interrupted, as by a soft
+    time limit, while it entered its branch or left it.
 
     Raises:
         BranchNotReady: It is not to be had any more: the body does not run.
@@ -200,8 +227,12 @@ def enter_run(task):
     request = task.request_stack.top
     if request is None or request.called_directly or request.is_eager:
         return
-    if (branch := request.get(HEADER)) and 'netbox_branch_entered' not in request.__dict__:
+    if 'netbox_branch_entered' in request.__dict__:
+        return
+    if branch := request.get(HEADER):
         request.netbox_branch_entered = _branches.enter(branch)
+    elif _branches.current():
+        request.netbox_branch_entered = _branches.enter_main()
 
 
 def leave_run(request):

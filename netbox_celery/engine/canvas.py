@@ -14,7 +14,7 @@ from django.db.models import Model
 from kombu.exceptions import EncodeError
 
 from .branches import HEADER as BRANCH
-from .branches import current
+from .branches import current, is_branch
 from .ids import IDS, canonical_ids
 from .options import OWN_DICT, OWN_PREFIX, is_own
 from .payload import DEEPEST, check_depth, dumps
@@ -211,10 +211,15 @@ def stamp_branch(options):
 
     Args:
         options: The options of the call, a dict of ours; it is changed, but not what it holds.
+
+    Raises:
+        ValueError: What it names itself can be no branch.
     """
     headers = options.get('headers')
     if headers and BRANCH in headers:
         branch = headers[BRANCH]
+        if not is_branch(branch):
+            raise ValueError(f'headers: {BRANCH} is not the schema ID of a branch: {branch!r:.200}')
     elif branch := current():
         options['headers'] = {**headers, BRANCH: branch} if headers else {BRANCH: branch}
     if branch:

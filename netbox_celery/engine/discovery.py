@@ -13,15 +13,16 @@ import logging
 import os
 import sys
 import traceback as traceback_module
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 
 from celery import signals
 from celery.loaders.app import AppLoader
 from celery.loaders.base import find_related_module
-from django.db import DatabaseError, connection, transaction
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, transaction
 
+from .database import caller
 from .payload import clean_text, cut_text, text_of
 
 __all__ = (
@@ -154,12 +155,13 @@ class Loader(AppLoader):
 
 
 def _in_savepoint(function, *args):
-    """Call a function whose queries must not break the transaction that the caller is in, if there is one."""
-    if not connection.in_atomic_block:
-        return function(*args)
+    """Call a function whose queries must not break the transaction that the caller is in, in main or in a branch."""
     found = None
     try:
-        with transaction.atomic():
+        with ExitStack() as savepoints:
+            for alias in {DEFAULT_DB_ALIAS, caller().alias}:
+                if connections[alias].in_atomic_block:
+                    savepoints.enter_context(transaction.atomic(using=alias))
             found = function(*args)
     except DatabaseError:
         # A module that knows how to do without the database has been imported

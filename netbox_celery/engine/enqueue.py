@@ -22,6 +22,7 @@ from . import lifecycle, replace
 from .admission import admit, advance, is_under_way
 from .arguments import call_text
 from .branches import HEADER as BRANCH
+from .branches import branch_of
 from .canvas import as_request, make_portable, root_of, stamp_branch
 from .database import (
     UNAVAILABLE,
@@ -43,7 +44,7 @@ from .queues import check_call, delivered_to
 from .recorder import recorder
 from .rows import INSERT, build_row, check_payload, copied, exact_call, options_columns, payload_columns
 from .run import get_run
-from .strategies import has_own_strategy, refuse_row
+from .strategies import has_own_strategy, refuse_branch, refuse_row
 from .times import aware, check_limits, time_after
 from .upstream import close_dependents, end_ignored
 from .used import BEGIN_ANEW, conflict, forget, header_of
@@ -95,12 +96,14 @@ def _check_untracked(task, own, options):
     """Check that nobody insists on a row for a call whose run nobody would claim, or has one for it already.
 
     Raises:
-        celery.exceptions.CeleryError: Somebody does.
+        celery.exceptions.CeleryError: Somebody does, or the call is made in a branch.
     """
     if Own.merge(None, own).track or getattr(task, 'netbox_track', False) and not _is_default(task):
         refuse_row(task)
     if takes_over(options):
         refuse_row(task, 'It cannot take the place of a task that has a row.')
+    if branch := branch_of(options):
+        refuse_branch(task, branch)
 
 
 def _is_default(task):

@@ -11,9 +11,10 @@ import signal
 import sys
 from contextvars import ContextVar
 
-from django.db import connections
 from psycopg import waiting
 from psycopg.pq import TransactionStatus
+
+from . import branches
 
 __all__ = (
     'INTERRUPTS',
@@ -105,9 +106,11 @@ def _execute(function, on_error, *args, timeout=None, **kwargs):
         __, __, __, callback, *__ = args
         return on_error(callback.__self__, exc)
     finally:
-        for each in connections.all(initialized_only=True):
+        opened = branches.opened()
+        for each in opened:
             stop_statement(each)
-        connections.close_all()
+        for each in opened:
+            each.close()
 
 
 def prepare_signals(pool):

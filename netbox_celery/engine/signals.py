@@ -28,11 +28,11 @@ from ..choices import ResultReasonChoices as Reason
 from ..choices import ResultStatusChoices as Status
 from . import discovery, greenlets, lifecycle, pool
 from .backend import describe, describe_failure, is_of_another
-from .branches import leave_run, warm_up
+from .branches import leave_run, opened, warm_up
 from .claim import note_call, track_all_tasks
 from .database import MIGRATE, EngineConnection, close_connections, get_connection
 from .enqueue import is_tracked
-from .exceptions import IgnoredByWindow, RetryNotSent
+from .exceptions import BranchNotReady, IgnoredByWindow, RetryNotSent
 from .hooks import tell_of_failure
 from .interruption import is_interruption, tell_of_interruption
 from .loghandler import install_log_handler, remove_log_handler
@@ -121,12 +121,16 @@ def on_rejected(sender=None, message=None, exc=None, **kwargs):
     task_id = task_id_of(message)
     name, args, kwargs = arguments_of(message)
     if is_uuid(task_id) and not is_of_another(task_id, name):
-        error = f'The message could not be read: {describe(exc)}' if exc else 'The message could not be read'
-        close = partial(close_run, task_id, Status.STATUS_ERRORED, reason=Reason.REASON_REJECTED, error=error)
+        if isinstance(exc, BranchNotReady):
+            error, status, reason = str(exc), Status.STATUS_FAILED, Reason.REASON_BRANCH_NOT_READY
+        else:
+            error = f'The message could not be read: {describe(exc)}' if exc else 'The message could not be read'
+            exc, status, reason = DecodeError(error), Status.STATUS_ERRORED, Reason.REASON_REJECTED
+        close = partial(close_run, task_id, status, reason=reason, error=error)
         if close() or _insert_foreign(sender.app, message, task_id, name, args, kwargs) and close():
-            tell_backend(sender.app, task_id, DecodeError(error), states.FAILURE)
+            tell_backend(sender.app, task_id, exc, states.FAILURE)
             if task := sender.app.tasks.get(name):
-                tell_of_failure(task, task_id, args, kwargs, DecodeError(error))
+                tell_of_failure(task, task_id, args, kwargs, exc)
 
 
 def _insert_foreign(app, message, task_id, name, args, kwargs):
@@ -199,7 +203,7 @@ def on_prerun(sender=None, **kwargs):
 
 def _close_old_connections():
     """Do what Django does of this name, but for a connection in a transaction: a test may run the task in its own."""
-    for wrapper in connections.all(initialized_only=True):
+    for wrapper in opened():
         if not wrapper.in_atomic_block:
             wrapper.close_if_unusable_or_obsolete()
 
@@ -216,9 +220,12 @@ class Registration(bootsteps.StartStopStep):
     (`celery.contrib.testing`), is stopped without any.
     """
 
+    #: Whether Celery keeps this process from waiting for results, also while it has no worker.
+    _would_block = True
+
     def __init__(self, worker, **kwargs):
         super().__init__(worker, **kwargs)
-        self._would_block = task_join_will_block()
+        Registration._would_block &= task_join_will_block()
         with _ending():
             # What keeps it from being registered, who makes it hears at once: it may be started in a thread
             connection = EngineConnection()
@@ -240,7 +247,8 @@ class Registration(bootsteps.StartStopStep):
 
     def stop(self, worker):
         _sign_off(worker)
-        _set_task_join_will_block(self._would_block)  # who waits for a result now is no task of the worker's
+        if not _workers:
+            _set_task_join_will_block(self._would_block)  # who waits for a result now is no task of a worker's
 
     terminate = stop
 
@@ -422,7 +430,7 @@ def _close_connections(app):
     """
     recorder.flush(timeout=2)
     close_connections()
-    for wrapper in connections.all(initialized_only=True):
+    for wrapper in opened():
         if not wrapper.in_atomic_block:
             wrapper.close()
     gc.collect()  # and those of threads that have ended

@@ -3,15 +3,18 @@
 A task's `Strategy` is what a worker's main process does with its messages. Celery's hands each to the pool, where the
 run is claimed. One of the task's own may do anything: `celery-batches` gathers messages and runs the body once for all
 of them. A row of such a call would wait for a claim that never comes, and its message would be sent again and again. So
-these tasks are not tracked, and who asks for a row is refused.
+these tasks are not tracked, and who asks for a row is refused. Nor can such a body be in the branch of a call: there is
+none that all of its messages come from. So who calls one in a branch is refused, too.
 """
 from celery.exceptions import CeleryError
 from kombu.utils.imports import symbol_by_name
 
 __all__ = (
     'has_own_strategy',
+    'refuse_branch',
     'refuse_row',
     'strategy_of',
+    'why_not_in_branch',
     'why_untracked',
 )
 
@@ -61,3 +64,22 @@ def refuse_row(task, why='Call it by delay() or apply_async(), without netbox_tr
         celery.exceptions.CeleryError: Always.
     """
     raise CeleryError(f'{why_untracked(task.name, strategy_of(task))}. {why}')
+
+
+def refuse_branch(task, branch):
+    """Refuse a call of such a task that is made in a branch.
+
+    GUARANTEE: what was called in a branch does not run in main instead.
+
+    Raises:
+        celery.exceptions.CeleryError: Always.
+    """
+    raise CeleryError(f'{why_not_in_branch(task, branch)}. Call it outside of the branch.')
+
+
+def why_not_in_branch(task, branch):
+    """Return in words why a task cannot run in a branch."""
+    return (
+        f'{task.name} has a Strategy of its own ({strategy_of(task)}), which runs its body in main: it cannot run in '
+        f'the branch {branch}'
+    )

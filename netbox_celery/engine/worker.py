@@ -27,14 +27,15 @@ from kombu.utils.imports import symbol_by_name
 from ..choices import ResultStatusChoices as Status
 from . import discovery
 from .branches import HEADER as BRANCH
+from .branches import is_branch
 from .canvas import DEEPEST_LINKS
-from .exceptions import BodyInterrupted, NotHandedOver, OutOfMemory
+from .exceptions import BodyInterrupted, BranchNotReady, NotHandedOver, OutOfMemory
 from .hooks import tell_of_failure
 from .ids import SPELLING, canonical
 from .options import HEADER
 from .payload import DEEPEST, clean_text, is_uuid
 from .presence import close_run, status_of
-from .strategies import has_own_strategy, strategy_of, why_untracked
+from .strategies import has_own_strategy, strategy_of, why_not_in_branch, why_untracked
 from .times import MAX_SECONDS
 from .upstream import load_requests
 
@@ -49,8 +50,6 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-#: What the column of a row holds of a branch.
-LONGEST_BRANCH = 100
 #: The highest number of an attempt: what a column holds, and one that is added to it.
 MOST_RETRIES = 2 ** 31 - 2
 
@@ -103,10 +102,6 @@ def _is_own_header(value):
     return _is_count(value.get('begun')) and all(_is_window_key(key) and _is_limit(length) for key, length in windows)
 
 
-def _is_branch(value):
-    return value is None or isinstance(value, str) and len(value) <= LONGEST_BRANCH and value == clean_text(value)
-
-
 def _is_window_key(value):
     return value is None or isinstance(value, str) and value == clean_text(value)
 
@@ -119,7 +114,7 @@ FIELDS = {
     'timelimit': _are_limits,
     'stamped_headers': _are_stamps, 'stamps': _is_dict,
     HEADER: _is_own_header,
-    BRANCH: _is_branch,
+    BRANCH: is_branch,
 }
 #: What depends on a task; the body of a message has it beside the arguments.
 EMBEDDED = {'callbacks': _are_signatures, 'errbacks': _are_signatures, 'chain': _are_signatures, 'chord': _is_dict}
@@ -269,8 +264,11 @@ def _rejecting(consumer, handle, unclaimed=frozenset()):
                 return consumer.on_invalid_task(None, message, exc)
             except Exception:  # noqa: BLE001 - what cannot be decoded Celery's own handler meets as well
                 logger.debug('A message cannot be decoded', exc_info=True)
-            if unclaimed and not _let_go(consumer.app, message, unclaimed):
-                return message.ack_log_error(logger, consumer.connection_errors)
+            if unclaimed:
+                if why := _why_not_here(consumer.app, message, unclaimed):
+                    return consumer.on_invalid_task(None, message, BranchNotReady(why))
+                if not _let_go(consumer.app, message, unclaimed):
+                    return message.ack_log_error(logger, consumer.connection_errors)
             return handle(message)
         except errors:
             raise
@@ -281,6 +279,17 @@ def _rejecting(consumer, handle, unclaimed=frozenset()):
                 # It may be on its way to be acknowledged, which must not be done twice
                 message.ack = message.reject = message.requeue = lambda *args, **kwargs: None
     return on_message
+
+
+def _why_not_here(app, message, unclaimed):
+    """Return in words why a message cannot be given to the strategy of its task, or an empty string.
+
+    Its caller did not know the task, or knew another one of that name.
+    """
+    headers = message.headers
+    if not isinstance(headers, dict) or headers.get('task') not in unclaimed or not headers.get(BRANCH):
+        return ''
+    return why_not_in_branch(app.tasks[headers['task']], headers[BRANCH])
 
 
 def _let_go(app, message, unclaimed):

@@ -27,6 +27,9 @@ class Known(Branches):
         entered, self.branch = self.branch, branch
         return (entered,)
 
+    def enter_main(self):
+        return self.enter('')
+
     def leave(self, entered):
         self.branch, = entered
 
@@ -130,6 +133,24 @@ def test_body(known, deliver):
     branches.leave_run(task.request_stack.top)
     branches.leave_run(task.request_stack.top)
     assert branches.current() == ''
+
+
+def test_left_behind(known, deliver):
+    """A run of main is in main, also where a run before was interrupted while it left its branch."""
+    known.branch = 'b1'
+    task = deliver()
+    branches.enter_run(task)
+    assert branches.current() == ''
+    branches.leave_run(task.request_stack.top)
+
+
+@pytest.mark.parametrize('wrong', [1, ['b1'], {'b': 1}, 'b' * 101, 'b\x00'])
+def test_wrong_header_of_a_call(wrong):
+    """A call whose branch is no such text is refused, and has no row."""
+    for call in (CeleryResult.enqueue, lambda task, headers: CeleryResult.enqueue_many(task, [()], headers=headers)):
+        with pytest.raises(ValueError, match=HEADER):
+            call(HELLO_WORLD, headers={HEADER: wrong})
+    assert not CeleryResult.objects.exists()
 
 
 def test_wrong_header():

@@ -12,6 +12,7 @@ from netbox_celery import actions
 from netbox_celery.celery import app
 from netbox_celery.engine import catalogue, worker
 from netbox_celery.engine.enqueue import is_tracked
+from netbox_celery.engine.signals import on_rejected
 from netbox_celery.engine.strategies import has_own_strategy, strategy_of
 from netbox_celery.models import CeleryResult, CeleryTask
 from netbox_celery.tasks import CeleryBaseTask
@@ -145,12 +146,16 @@ def test_schedule(make_task, broker):
     assert 'has a Strategy of its own' in run.error
 
 
+def message_of(task_id, header, name='tests:batch', **headers):
+    return SimpleNamespace(
+        body='[[], {}, {}]', payload=([], {}, {}), acknowledged=False, ack_log_error=mock.Mock(),
+        headers={'id': str(task_id), 'task': name, 'netbox_celery': header, **headers},
+    )
+
+
 def deliver(task_id, header=True, name='tests:batch'):
     """Let a worker take a message; returns what its strategy gets of it, and whether the message was given up."""
-    message = SimpleNamespace(
-        body='[[], {}, {}]', payload=([], {}, {}), headers={'id': str(task_id), 'task': name, 'netbox_celery': header},
-        acknowledged=False, ack_log_error=mock.Mock(),
-    )
+    message = message_of(task_id, header, name)
     handle = mock.Mock()
     consumer = SimpleNamespace(connection_errors=(), channel_errors=(), app=app)
     worker._rejecting(consumer, handle, {'tests:batch'})(message)
@@ -169,6 +174,43 @@ def test_caller_that_does_not_know(make_task, monkeypatch, shared):
     # Once more
     assert deliver(run.task_id) == (False, False)
     assert deliver('not a UUID') == deliver(uuid4()) == (False, False)
+
+
+def test_in_a_branch(task, broker):
+    """A call in a branch is refused: the body would run in main. So is one that names a branch; main can be named."""
+    for call in (
+        lambda: task.delay(1), lambda: app.send_task(task.name, (1,)), lambda: task.s(1).apply_async(),
+    ):
+        with mock.patch('netbox_celery.engine.canvas.current', lambda: 'b1'), \
+                pytest.raises(CeleryError, match='cannot run in the branch b1'):
+            call()
+    with pytest.raises(CeleryError, match='cannot run in the branch b1'):
+        task.apply_async((1,), headers={'netbox_branch': 'b1'})
+    assert not broker
+    task.apply_async((1,), headers={'netbox_branch': ''})
+    assert len(broker) == 1
+
+
+def test_caller_in_a_branch_that_does_not_know(make_task, monkeypatch, shared):
+    """The message of a call in a branch is not given to the strategy, and its run ends in words."""
+    monkeypatch.setattr('netbox_celery.engine.presence.get_connection', lambda: shared)
+    make_task(lambda self, *args: None, name='tests:batch', base=Batches)
+    run = make_result('pending', celery_name='tests:batch', branch='b1')
+    for header in (True, False, None):
+        refused = []
+        message = message_of(run.task_id, header, netbox_branch='b1')
+        handle = mock.Mock()
+        consumer = SimpleNamespace(
+            connection_errors=(), channel_errors=(), app=app,
+            on_invalid_task=lambda body, message, exc, refused=refused: refused.append(exc),
+        )
+        worker._rejecting(consumer, handle, {'tests:batch'})(message)
+        assert 'cannot run in the branch b1' in str(refused[0])
+        assert not handle.called
+    on_rejected(sender=consumer, message=message, exc=refused[0])
+    run.refresh_from_db()
+    assert (run.status, run.reason) == ('failed', 'branch_not_ready')
+    assert 'cannot run in the branch b1' in run.error
 
 
 def test_cancelled_meanwhile(make_task, monkeypatch, shared):

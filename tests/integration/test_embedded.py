@@ -9,7 +9,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from celery._state import task_join_will_block
+from celery._state import _set_task_join_will_block, task_join_will_block
 from celery.bin.celery import celery as celery_command
 from celery.contrib.testing.worker import start_worker
 from celery.result import allow_join_result
@@ -31,6 +31,13 @@ from netbox_example_plugin.tasks import hello_world
 from .support import ended, lines, row, until
 
 logger = get_task_logger(__name__)
+
+
+@pytest.fixture(autouse=True)
+def waits_for_results():
+    """Let this process wait for results again: Celery forbids it as soon as a worker is made, and some are never run."""
+    yield
+    _set_task_join_will_block(False)
 
 
 @pytest.fixture(autouse=True)

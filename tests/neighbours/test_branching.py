@@ -14,18 +14,20 @@ from django.utils import timezone
 from netbox_branching.choices import BranchStatusChoices
 from netbox_branching.models import Branch
 from netbox_branching.utilities import activate_branch, get_tables_to_replicate, supports_branching
+from netbox_test_plugin import branches as tasks
 from rest_framework.test import APIClient
 
 from core.models import ObjectChange, ObjectType
 from dcim.models import Site
 from extras.models import Tag, TaggedItem
 from netbox_celery.celery import app
-from netbox_celery.engine import catalogue, schedules, sweep
+from netbox_celery.engine import branches, catalogue, discovery, schedules, sweep
 from netbox_celery.engine.database import get_connection
 from netbox_celery.engine.exceptions import BranchNotReady
 from netbox_celery.engine.retention import prune
 from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
 from netbox_celery.tables import CeleryResultTable
+from netbox_celery.testing import run_task
 from users.models import User
 from utilities.exceptions import AbortRequest
 
@@ -299,6 +301,41 @@ def test_rollback(branch, sent, make_task, how):
     assert not CeleryResult.objects.exists()
     sweep.resend(get_connection(), app)
     assert not sent()
+
+
+def test_helper_for_tests(branch, sent):
+    """`run_task` runs a task in the branch in which it is called, and the test stays there; in main, in main."""
+    with activate_branch(branch):
+        for task, status in (
+            (tasks.site, 'completed'), (tasks.site_then_fail, 'errored'), (tasks.site_at_last, 'completed')
+        ):
+            assert run_task(task, task.name.partition(':')[2]).status == status
+            assert branches.current() == branch.schema_id
+        with transaction.atomic(using=branch.connection_name), pytest.raises(RuntimeError, match='of a branch'):
+            run_task(tasks.site, 'lost')
+    run_task(tasks.site, 'main')
+
+    assert set(Site.objects.values_list('name', flat=True)) == {'main'}
+    of_branch = Site.objects.using(branch.connection_name)
+    assert set(of_branch.values_list('name', flat=True)) == {'site', 'site_then_fail', 'site_at_last'}
+    assert not sent()
+
+
+@pytest.mark.parametrize('is_caught', [False, True])
+def test_import_in_a_transaction(branch, sent, tmp_path, monkeypatch, is_caught):
+    """A plugin's module that asks the branch in vain at its import does not break the branch's transaction."""
+    name, query = f'vain_tasks_{is_caught}'.lower(), "list(Site.objects.raw('SELECT nothing_of_the_kind'))"
+    text = f'try:\n    {query}\nexcept DatabaseError:\n    pass\n' if is_caught else query
+    (tmp_path / f'{name}.py').write_text(f'from django.db import DatabaseError\nfrom dcim.models import Site\n{text}')
+    monkeypatch.syspath_prepend(tmp_path)
+    for kept in ('_failures', '_unsaid'):
+        monkeypatch.setattr(discovery, kept, {})
+    with activate_branch(branch), transaction.atomic(using=branch.connection_name):
+        app.loader.import_task_module(name)
+        run = CeleryResult.enqueue(HELLO)
+
+    assert [failure.module for failure in discovery.failures()] == ([] if is_caught else [name])
+    assert set(sent()) == {str(run.task_id)}
 
 
 def test_both_transactions(branch, sent):

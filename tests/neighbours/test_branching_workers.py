@@ -102,6 +102,26 @@ def test_after_a_failure(worker, branch, user):
     assert names() == {'m0', 'm1', 'm2', 'm3'}
 
 
+def test_after_a_time_limit(worker, make_branch, user, gate):
+    """So does one that is out of time, and one of another branch is where it belongs."""
+    if worker.pool != 'prefork':
+        pytest.skip('Threads have no time limits')
+    places = [make_branch('first'), make_branch('second')]
+    for number in range(4):
+        run = called_in(places[number % 2], lambda number=number: worker.run(
+            tasks.site_at_gate, gate, f'b{number}', netbox_user=user, soft_time_limit=1, timeout=60
+        ))
+        assert (run.status, run.reason) == ('errored', 'soft_time_limit'), run.error
+        worker.run(tasks.site, f'm{number}', netbox_user=user, timeout=60)
+        called_in(places[1 - number % 2], lambda number=number: worker.run(
+            tasks.site, f'o{number}', netbox_user=user, timeout=60
+        ))
+
+    assert names() == {'m0', 'm1', 'm2', 'm3'}
+    assert names(places[0]) == {'o1', 'o3'}
+    assert names(places[1]) == {'o0', 'o2'}
+
+
 def test_what_comes_after(worker, branch, user):
     """Retries, replacements, handlers, steps, callbacks and calls of a run are in its branch, tracked or not."""
     queue = {'queue': worker.queue}
