@@ -35,7 +35,7 @@ logger = get_task_logger(__name__)
 
 @pytest.fixture(autouse=True)
 def waits_for_results():
-    """Let this process wait for results again: Celery forbids it as soon as a worker is made, and some are never run."""
+    """Let this process wait for results again: Celery forbids it as soon as a worker is made, run or not."""
     yield
     _set_task_join_will_block(False)
 
