@@ -67,6 +67,8 @@ BEFORE = (
     f"CASE WHEN jsonb_typeof(options #> '{{headers,{HEADER},before}}') = 'number'"
     f" THEN (options #>> '{{headers,{HEADER},before}}')::int ELSE 0 END"
 )
+#: No worker has claimed the run: an earlier call with its ID does not count.
+UNCLAIMED = f'claims = {BEFORE}'
 UNFINISHED = "status IN ('pending', 'scheduled', 'retrying', 'running')"
 
 # GUARANTEE: of all messages and copies of messages of an attempt, one gets to run, and none after a cancel or an end.
@@ -372,7 +374,7 @@ PUBLISH_FAILED = f"""
     UPDATE {TABLE} SET
         status = 'errored', reason = 'publish_failed', error = %s, completed = now(), last_updated = now(),
         message = NULL
-    WHERE id = ANY(%s) AND {WAITING} AND (claims = 0 OR nesting > 0 AND attempt = 0)
+    WHERE id = ANY(%s) AND {WAITING} AND ({UNCLAIMED} OR nesting > 0 AND attempt = 0)
 """
 
 

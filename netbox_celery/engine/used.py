@@ -35,6 +35,7 @@ __all__ = (
     'find',
     'forget',
     'header_of',
+    'made',
     'repeating',
 )
 
@@ -47,6 +48,11 @@ FIND = f"""
             AND kwargs IS NOT DISTINCT FROM %(kwargs)s::jsonb
     FROM {TABLE} WHERE task_id = %(task_id)s
 """
+
+MADE = f'''
+    SELECT id, concurrency_slot IS NOT DISTINCT FROM 0 FROM {TABLE}
+    WHERE task_id = %(task_id)s AND created = %(created)s
+'''
 
 #: What a row keeps of the calls before.
 KEPT = {'task_id', 'custom_field_data', 'attempts', 'claims'}
@@ -109,6 +115,17 @@ def find(row, run, request):
     if found.completed is None:
         raise conflict(row, found.status)
     return found
+
+
+def made(row):
+    """Return what a call has made of its row, if the answer to its statement was lost with a connection that broke.
+
+    The statement was then executed again, and found the row there.
+
+    Returns:
+        A list: of its primary key, and whether it waits in line; empty if the row is that of another call.
+    """
+    return execute(caller(), MADE, row)
 
 
 def _is_repeated(found, row, run, request):

@@ -6,11 +6,14 @@ from uuid import uuid4
 import pytest
 from celery import signature
 from celery._state import _task_stack
+from django.db import OperationalError
 from django.utils import timezone
+from kombu.exceptions import OperationalError as KombuError
 
 from netbox_celery.celery import app
 from netbox_celery.config import get_config
-from netbox_celery.engine import claim, lifecycle, used
+from netbox_celery.engine import claim, database, lifecycle, used
+from netbox_celery.engine.recorder import recorder
 from netbox_celery.engine.run import get_run
 from netbox_celery.models import CeleryResult
 from netbox_celery.tasks import TaskConflict
@@ -189,3 +192,79 @@ def test_chord_that_is_counted_anew(task, queue):
         end(task_id)
         task.apply_async((1,), queue=str(queue), task_id=task_id)
     assert CeleryResult.objects.get().status == 'completed'
+
+
+# What the sender writes of a row that has begun anew
+
+def test_sent(task, queue):
+    """The row learns that its new message went out: it is not sent again after a while."""
+    task_id = task.apply_async((1,), queue=str(queue)).id
+    recorder.flush()
+    end(task_id)
+    task.apply_async((2,), queue=str(queue), task_id=task_id)
+    recorder.flush()
+    assert CeleryResult.objects.get().sent
+
+
+def test_refused_by_the_broker(task, queue, monkeypatch):
+    """Who is told that a call was not sent finds its row ended, as that of any call."""
+    task_id = task.apply_async((1,), queue=str(queue)).id
+    recorder.flush()
+    end(task_id)
+
+    def refuse(*args, **kwargs):
+        raise KombuError('away')
+    monkeypatch.setattr(app.amqp, 'send_task_message', refuse)
+    with pytest.raises(KombuError):
+        task.apply_async((2,), queue=str(queue), task_id=task_id)
+    row = CeleryResult.objects.get()
+    assert (row.status, row.reason) == ('errored', 'publish_failed')
+
+
+@pytest.fixture
+def losing(monkeypatch):
+    """Break the connection once, after a statement was executed and before its answer is there."""
+    execute, lost = database._execute, []
+
+    def losing(part):
+        def lose(wrapper, sql, params):
+            found = execute(wrapper, sql, params)
+            if not lost and part in sql:
+                lost.append(sql)
+                wrapper.connection.close()
+                raise OperationalError('gone')
+            return found
+        monkeypatch.setattr(database, '_execute', lose)
+        return lost
+    return losing
+
+
+@pytest.mark.parametrize('was_used', [False, True])
+def test_answer_was_lost(task, queue, losing, was_used):
+    """A call that finds its own row is not taken for another one with its ID."""
+    task_id = str(uuid4())
+    if was_used:
+        task.apply_async((1,), queue=str(queue), task_id=task_id)
+        recorder.flush()
+        end(task_id)
+    lost = losing('DO UPDATE' if was_used else 'INSERT INTO')
+    assert not task.apply_async((2,), queue=str(queue), task_id=task_id).netbox_joined
+    recorder.flush()
+    row = CeleryResult.objects.get()
+    assert lost and (row.status, row.args, bool(row.sent)) == ('pending', [2], True)
+    assert len(queue()) == 1 + was_used
+
+
+@pytest.mark.parametrize('on_conflict, slot', [('queue', 0), ('join', 1)])
+@pytest.mark.parametrize('task_id', [None, str(uuid4())])
+def test_answer_was_lost_with_a_policy(make_task, queue, losing, on_conflict, slot, task_id):
+    """What waits in line does not run before its turn for that."""
+    task = make_task(lambda self, task_id, *args: None, name=NAME, concurrency_key=NAME, on_conflict=on_conflict)
+    if slot == 0:
+        task.apply_async((1,), queue=str(queue))
+    before = len(queue())
+    lost = losing('INSERT INTO')
+    result = task.apply_async((2,), queue=str(queue), task_id=task_id)
+    row = CeleryResult.objects.get(task_id=result.id)
+    assert lost and (row.status, row.args, row.concurrency_slot) == ('pending', [2], slot)
+    assert len(queue()) - before == slot
