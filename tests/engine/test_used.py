@@ -6,13 +6,12 @@ from uuid import uuid4
 import pytest
 from celery import signature
 from celery._state import _task_stack
-from django.db import OperationalError
 from django.utils import timezone
 from kombu.exceptions import OperationalError as KombuError
 
 from netbox_celery.celery import app
 from netbox_celery.config import get_config
-from netbox_celery.engine import claim, database, lifecycle, used
+from netbox_celery.engine import claim, lifecycle, used
 from netbox_celery.engine.recorder import recorder
 from netbox_celery.engine.run import get_run
 from netbox_celery.models import CeleryResult
@@ -219,24 +218,6 @@ def test_refused_by_the_broker(task, queue, monkeypatch):
         task.apply_async((2,), queue=str(queue), task_id=task_id)
     row = CeleryResult.objects.get()
     assert (row.status, row.reason) == ('errored', 'publish_failed')
-
-
-@pytest.fixture
-def losing(monkeypatch):
-    """Break the connection once, after a statement was executed and before its answer is there."""
-    execute, lost = database._execute, []
-
-    def losing(part):
-        def lose(wrapper, sql, params):
-            found = execute(wrapper, sql, params)
-            if not lost and part in sql:
-                lost.append(sql)
-                wrapper.connection.close()
-                raise OperationalError('gone')
-            return found
-        monkeypatch.setattr(database, '_execute', lose)
-        return lost
-    return losing
 
 
 @pytest.mark.parametrize('was_used', [False, True])
