@@ -17,6 +17,7 @@ import json
 import logging
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 from celery.backends.asynchronous import AsyncBackendMixin
@@ -78,13 +79,18 @@ def anew_statement(**expressions):
 
 BEGIN_ANEW = anew_statement()
 
-_repeating = ContextVar('netbox_celery_repeating', default=False)
+#: Since when what is sent may have been sent before; `None`: it was not.
+_repeating = ContextVar('netbox_celery_repeating', default=None)
 
 
 @contextmanager
-def repeating():
-    """Let what is sent meanwhile be what may have been sent before."""
-    token = _repeating.set(True)
+def repeating(since=None):
+    """Let what is sent meanwhile be what may have been sent before.
+
+    Args:
+        since: What ended before that time was another call; `None` if there was none.
+    """
+    token = _repeating.set(since or datetime.min.replace(tzinfo=UTC))
     try:
         yield
     finally:
@@ -130,8 +136,8 @@ def made(row):
 
 def _is_repeated(found, row, run, request):
     """Whether a call is one that the row knows already."""
-    if _repeating.get():
-        return True
+    if since := _repeating.get():
+        return found.completed is None or found.completed >= since
     if row['parent_id'] is None:
         return False
     is_child, is_related = found.parent_id == row['parent_id'], found.root_id == row['root_id']

@@ -193,6 +193,18 @@ def test_chord_that_is_counted_anew(task, queue):
     assert CeleryResult.objects.get().status == 'completed'
 
 
+def test_chord_that_is_counted_anew_after_it_was_applied_again(task, queue):
+    """What had ended before is no copy."""
+    task_id = task.apply_async((1,), queue=str(queue)).id
+    end(task_id)
+    with used.repeating(timezone.now()):
+        task.apply_async((1,), queue=str(queue), task_id=task_id)
+        assert CeleryResult.objects.get().status == 'pending'
+        end(task_id)
+        task.apply_async((1,), queue=str(queue), task_id=task_id)
+    assert CeleryResult.objects.get().status == 'completed'
+
+
 # What the sender writes of a row that has begun anew
 
 def test_sent(task, queue):
