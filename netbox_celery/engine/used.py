@@ -34,6 +34,7 @@ __all__ = (
     'anew_statement',
     'conflict',
     'find',
+    'find_earlier',
     'forget',
     'header_of',
     'made',
@@ -108,19 +109,41 @@ def find(row, run, request):
     Raises:
         TaskConflict: The run with that ID has not ended.
     """
-    rows = execute(caller(), FIND, row)
-    if not rows:
+    found = _found(execute(caller(), FIND, row))
+    if found is None:
         return None
-    names = ('status', 'reason', 'completed', 'claims', 'created', 'parent_id', 'root_id', 'header', 'is_same')
-    found = SimpleNamespace(**dict(zip(names, rows[0])))
-    header = json.loads(found.header) if found.header else None
-    found.header = header if isinstance(header, dict) else {}
     if _is_repeated(found, row, run, request):
         logger.info('Task %s[%s] was sent before by what sends it now', row['celery_name'], row['task_id'])
         return None
     if found.completed is None:
         raise conflict(row, found.status)
     return found
+
+
+def _found(rows):
+    if not rows:
+        return None
+    names = ('status', 'reason', 'completed', 'claims', 'created', 'parent_id', 'root_id', 'header', 'is_same')
+    found = SimpleNamespace(**dict(zip(names, rows[0])))
+    header = json.loads(found.header) if found.header else None
+    found.header = header if isinstance(header, dict) else {}
+    return found
+
+
+def find_earlier(connection, row, run):
+    """Return what the row of a step says that ended before the workflow was called again; else `None`.
+
+    Args:
+        connection: The engine's connection.
+        row: The column values of the step.
+        run: The run that it comes after: `begun` as in `Run`, and `since`, when it was first claimed or called.
+    """
+    if not run.begun:
+        return None
+    found = _found(connection.execute(FIND, row, patience=5))
+    if found is None or found.completed is None or found.header.get('caller', 0) == run.begun:
+        return None
+    return found if found.completed <= run.since else None  # in the one transaction of a test all times are the same
 
 
 def made(row):

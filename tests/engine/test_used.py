@@ -4,7 +4,7 @@ from contextlib import closing
 from uuid import uuid4
 
 import pytest
-from celery import signature
+from celery import chain, chord, signature
 from celery._state import _task_stack
 from django.utils import timezone
 from kombu.exceptions import OperationalError as KombuError
@@ -16,6 +16,7 @@ from netbox_celery.engine.recorder import recorder
 from netbox_celery.engine.run import get_run
 from netbox_celery.models import CeleryResult
 from netbox_celery.tasks import TaskConflict
+from netbox_celery.testing import run_task
 from tests.factories import make_result
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -203,6 +204,47 @@ def test_chord_that_is_counted_anew_after_it_was_applied_again(task, queue):
         end(task_id)
         task.apply_async((1,), queue=str(queue), task_id=task_id)
     assert CeleryResult.objects.get().status == 'completed'
+
+
+def test_chain_that_fails_when_it_is_sent_again(make_task):
+    """Its later steps end as those of any chain that fails, and not as they did the first time."""
+    outcomes = iter((1, ValueError('no'), ValueError('no'), 1))
+
+    def first(self, task_id):
+        if isinstance(outcome := next(outcomes), Exception):
+            raise outcome
+        return outcome
+    add = make_task(lambda self, task_id, a, b: a + b, name=f'{NAME}_add')
+    steps = chain(make_task(first, name=f'{NAME}_first').s(), add.s(5), add.s(7))
+    last = steps.freeze().id
+    for begun, results in enumerate(([6, 13], [], [], [6, 13])):
+        assert [run.result for run in run_task(steps).run_calls()] == results
+        row = CeleryResult.objects.get(task_id=last)
+        assert (row.reason, row.result) == (('', 13) if results else ('upstream_failed', None))
+        header = row.options['headers']['netbox_celery'] if begun else {}
+        assert header.get('begun', 0) == header.get('caller', 0) == begun
+
+
+@pytest.mark.parametrize('failing', [{0}, {2}, {0, 1, 2}])
+def test_chord_that_fails_when_it_is_applied_again(make_task, failing):
+    """So does its body; whichever part fails first says why."""
+    fails = False
+
+    def part(self, task_id, index):
+        if fails and index in failing:
+            raise ValueError('no')
+        return index
+    part = make_task(part, name=f'{NAME}_part')
+    applied = chord([part.s(index) for index in range(3)], make_task(
+        lambda self, task_id, numbers: sum(numbers), name=f'{NAME}_sum'
+    ).s())
+    body = applied.freeze().id
+    caller = make_task(lambda self, task_id: str(applied()), name=f'{NAME}_caller')
+    for fails in (False, True, False, True, True, False):
+        assert run_task(caller).raise_for_error().run_calls()
+        row = CeleryResult.objects.get(task_id=body)
+        assert (row.status, row.result) == (('errored', None) if fails else ('completed', 3))
+        assert row.reason == ('upstream_failed' if fails else '')
 
 
 # What the sender writes of a row that has begun anew
