@@ -259,6 +259,15 @@ def test_sent(task, queue):
     assert CeleryResult.objects.get().sent
 
 
+@pytest.mark.parametrize('before', [1e99, 1.5, -1, 'x', [1], None])
+def test_sent_beside_odd_headers(task, queue, before):
+    """What one call says in its headers keeps nobody else's row from learning that its message went out."""
+    task.apply_async((1,), queue=str(queue), headers={'netbox_celery': {'before': before}})
+    task.apply_async((2,), queue=str(queue))
+    recorder.flush()
+    assert CeleryResult.objects.get(args=[2]).sent
+
+
 def test_refused_by_the_broker(task, queue, monkeypatch):
     """Who is told that a call was not sent finds its row ended, as that of any call."""
     task_id = task.apply_async((1,), queue=str(queue)).id
