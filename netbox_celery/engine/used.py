@@ -195,9 +195,10 @@ def header_of(found, run, header):
         run: The run that makes the call, or `None`.
         header: What it says else, a dict or `True`.
     """
+    begun = found.header.get('begun', 0)
     return {
         **(header if isinstance(header, dict) else {}),
-        'begun': found.header.get('begun', 0) + 1, 'before': found.claims,
+        'begun': begun + 1 if type(begun) is int else 1, 'before': found.claims,
         **({'caller': run.begun} if run is not None and run.begun else {}),
     }
 

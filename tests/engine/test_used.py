@@ -68,6 +68,14 @@ def test_row_and_message(task, queue):
     assert queue()[-1]['headers']['netbox_celery'] == {'begun': 2, 'before': 2}
 
 
+@pytest.mark.parametrize('begun', ['x', None, [1], 1.5])
+def test_row_with_an_odd_header(task, queue, begun):
+    task_id = task.apply_async((1,), queue=str(queue)).id
+    end(task_id, options={'headers': {'netbox_celery': {'begun': begun}}})
+    task.apply_async((2,), queue=str(queue), task_id=task_id)
+    assert queue()[-1]['headers']['netbox_celery'] == {'begun': 1, 'before': 1}
+
+
 @pytest.mark.parametrize('begun, granted', [(0, False), (1, True), (2, False)])
 def test_claim(shared, task, queue, begun, granted):
     """A message gets hold of the row if it belongs to its latest beginning."""
