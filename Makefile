@@ -83,7 +83,7 @@ docs: venv ## Build the documentation into site/
 
 .PHONY: screenshots
 screenshots: venv ## Make the pictures of the documentation from the running demo (make up)
-	@$(VENV_PYTHON) -m development.screenshots
+	@$(VENV_PYTHON) -m development.screenshots $(ARGS)
 
 .PHONY: wheel-check
 wheel-check: venv ## Build the wheel, and use it in a fresh venv

@@ -1,6 +1,8 @@
 """
 The pictures of the documentation, from the running demo: `make up && make screenshots`.
 
+Those that need other plugins are taken in a NetBox of their own: `make screenshots ARGS=neighbours` takes them alone.
+
 They show the real pages: what has changed there is shown when this is run again.
 """
 
@@ -12,6 +14,7 @@ import sys
 
 from playwright.sync_api import expect, sync_playwright
 
+from .neighbours_site import neighbours_site
 from .stack.instance import environment
 from .stack.paths import ROOT, STATE
 
@@ -69,6 +72,10 @@ class Photographer:
         self.page.mouse.move(0, 0)
         self.page.locator('.toast').evaluate_all('toasts => toasts.forEach(toast => toast.remove())')
         self.page.wait_for_load_state('load')
+        # From its top, also where it has more items than there is room for
+        self.page.locator('.navbar-vertical, .navbar-vertical *').evaluate_all(
+            'elements => elements.forEach(element => { element.scrollTop = 0; })'
+        )
         self.page.wait_for_timeout(300)
         self.page.screenshot(path=IMAGES / f'{name}.png', animations='disabled')
         print(f'docs/images/{name}.png', flush=True)
@@ -174,10 +181,27 @@ class Photographer:
         self.fill_in_schedule()
         self.take('schedule-form', 1320)
 
+    def neighbours(self):
+        self.go(f'plugins/celery/results/?task_id={self.card["run"]}')
+        self.page.locator('table.object-list tbody a').filter(has_text='Audit').first.click()
+        self.until('Completed')
+        self.page.reload()
+        self.take('branch', 860)
+        self.go('plugins/celery/tasks/')
+        self.take('not-loaded', 480)
 
-def main():
+
+def photographer(browser, card):
+    # Whoever reads it does not sit where NetBox does
+    found = Photographer(browser.new_page(color_scheme='light', timezone_id='Europe/Berlin'), card)
+    found.page.set_default_timeout(90_000)
+    found.sign_in()
+    return found
+
+
+def main(only=None):
     try:
-        card = json.loads((STATE / 'demo.json').read_text())
+        card = None if only == 'neighbours' else json.loads((STATE / 'demo.json').read_text())
     except FileNotFoundError:
         return 'The demo is not running: make up'
     path = next(filter(None, map(shutil.which, CHROMIUM)), None)
@@ -186,13 +210,13 @@ def main():
     IMAGES.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        # Whoever reads it does not sit where NetBox does
-        photographer = Photographer(browser.new_page(color_scheme='light', timezone_id='Europe/Berlin'), card)
-        photographer.sign_in()
-        photographer.all()
+        if card:
+            photographer(browser, card).all()
+        with neighbours_site() as card:
+            photographer(browser, card).neighbours()
         browser.close()
     return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

@@ -125,7 +125,9 @@ class NetBoxBranches(branches.Branches):
         from netbox_branching.utilities import supports_branching
 
         active = self._active.get()
-        if active is None and not branch or not supports_branching(model):
+        # The change log is read in the branch as well, as NetBox Branching's router does
+        is_read_there = supports_branching(model) or model._meta.label == 'core.ObjectChange'
+        if active is None and not branch or not is_read_there:
             return None
         if not branch or active is not None and active.schema_id == branch:
             return active.connection_name
@@ -184,7 +186,7 @@ class NetBoxBranches(branches.Branches):
 def _why_not_ready(schema_id, branch):
     """Return in words why nothing can run in a branch, or an empty string."""
     if branch is None:
-        return f'The branch {schema_id} does not exist any more: it was deleted'
+        return f'The branch {schema_id} was deleted'
     if branch.ready:
         return ''
     return f'The branch {branch.name} [{schema_id}] is not ready: its status is {branch.get_status_display()}'
@@ -222,7 +224,10 @@ def _at_work(branch):
     from .config import get_config
 
     found = get_connection().execute(AT_WORK, (branch.schema_id, get_config().worker_lost_after))
-    return f'The Celery run {found[0][1]} ({found[0][0]}) is at work in this branch.' if found else ''
+    if not found:
+        return ''
+    pk, name = found[0]
+    return f'The Celery run {name} ({pk}) is at work in this branch. Wait until it has finished, or cancel it.'
 
 
 def why_at_work(branch):
@@ -293,7 +298,8 @@ def check_tags(tags):
     for tag in tags:
         if tag.pk not in known:
             raise AbortRequest(_(
-                'The tag {tag} is only in a branch, and what it is to be given to is in main.'
+                'The tag {tag} exists only in a branch. Runs, tasks and schedules are in main, and can only have tags '
+                'of main.'
             ).format(tag=escape(tag)))
 
 

@@ -169,7 +169,7 @@ def record_changes(instances, request, action, message=''):
             logger.exception('%s of %r by %s has no entry in the change log', action, instance, request.user)
     try:
         with transaction.atomic():
-            ObjectChange.objects.using(DEFAULT_DB_ALIAS).bulk_create(changes)
+            ObjectChange.objects.db_manager(DEFAULT_DB_ALIAS).bulk_create(changes)
     except Exception:
         logger.exception('%s of %s objects by %s has no entry in the change log', action, len(changes), request.user)
 

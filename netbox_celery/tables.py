@@ -3,6 +3,7 @@ import re
 
 import django_tables2 as tables
 from django.template.defaultfilters import truncatechars
+from django.utils.functional import lazy
 from django.utils.html import escape, format_html
 from django.utils.safestring import mark_safe
 from django.utils.translation import gettext_lazy as _
@@ -13,7 +14,7 @@ from utilities.string import humanize_duration
 
 from .engine import branches
 from .models import CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
-from .viewing import BESIDE, Reader, hidden_text, load_beside, order_by_visible
+from .viewing import BESIDE, Reader, hidden_text, load_beside, no_tasks_text, order_by_visible
 
 __all__ = (
     'CeleryResultTable',
@@ -314,6 +315,8 @@ class CeleryTaskTable(NetBoxTable):
 
     class Meta(NetBoxTable.Meta):
         model = CeleryTask
+        # Asked for by the template of a table without rows, and by no other
+        empty_text = lazy(lambda: no_tasks_text() or _('No tasks found'), str)()
         fields = (
             'pk', 'id', 'name', 'plugin', 'description', 'enabled', 'present', 'last_status', 'run_count', 'last_seen',
             'tags', 'created', 'last_updated',

@@ -14,7 +14,7 @@ from utilities.querysets import RestrictedQuerySet
 from .choices import ResultReasonChoices
 from .engine.payload import plain
 from .engine.redaction import QUOTED_RUN
-from .models import CeleryResult
+from .models import CeleryResult, CeleryTask
 
 __all__ = (
     'BESIDE',
@@ -26,6 +26,7 @@ __all__ = (
     'is_viewable',
     'load_beside',
     'nameable',
+    'no_tasks_text',
     'order_by_visible',
     'reader_of_context',
     'viewable',
@@ -35,6 +36,15 @@ __all__ = (
 def hidden_text():
     """Return what a page shows in the place of the name of an object that its reader may not view."""
     return _('(hidden)')
+
+
+def no_tasks_text():
+    """Return why the catalogue of tasks is empty, for those who look for tasks; nothing if it is not."""
+    if CeleryTask.objects.exists():
+        return ''
+    return _(
+        'No tasks yet. Start a worker (celery -A netbox_celery worker): it registers the tasks of all plugins.'
+    )
 
 
 def viewable(model, user, action='view'):

@@ -38,8 +38,8 @@ def read_only_session():
     """As where the role, the database or the server has `default_transaction_read_only`: a standby answers the same."""
     options = connection.settings_dict['OPTIONS']
     connection.settings_dict['OPTIONS'] = {**options, 'options': '-c default_transaction_read_only=on'}
-    renew_connections()
     try:
+        renew_connections()
         yield
     finally:
         connection.settings_dict['OPTIONS'] = options

@@ -26,11 +26,7 @@ def pytest_runtest_logreport(report):
 def use_our_app():
     """Give tests the one app that there is, instead of an app of their own, and a worker of it."""
     import celery.contrib.pytest
-    from celery import signals
-    from celery.contrib.testing import (
-        tasks,  # noqa: F401 - it registers its task
-        worker,
-    )
+    from celery.contrib.testing import tasks  # noqa: F401 - it registers its task
 
     from netbox_celery.celery import app
 
@@ -53,22 +49,7 @@ def use_our_app():
             app.conf.changes.update(before)
             renew()
 
-    class Controller(worker.TestWorkController):
-        """The tests' worker in a thread, which does what one from the command line does at its start."""
-
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            signals.celeryd_after_setup.send(sender=self.hostname, instance=self, conf=self.app.conf)
-
-        def on_consumer_ready(self, consumer):
-            signals.worker_ready.send(sender=consumer)
-            super().on_consumer_ready(consumer)
-
     celery.contrib.pytest._create_app = create_app
-    start = worker._start_worker_thread.__wrapped__
-    start.__defaults__ = tuple(
-        Controller if default is worker.TestWorkController else default for default in start.__defaults__
-    )
 
 
 if 'NETBOX_ROOT' in os.environ:

@@ -26,7 +26,10 @@ __all__ = (
 
 LOCK_USER = f'SELECT id FROM {USERS} WHERE id = %s FOR KEY SHARE'
 GONE = 'The user of this run was deleted: what it changes from now on stands in the change log without a user'
-UNMERGED = 'Nobody started this run, and its branch has no owner: NetBox records none of its changes, nor merges them'
+UNMERGED = (
+    'This run has no user, and its branch has no owner: NetBox records none of its changes, and NetBox Branching does '
+    'not merge them'
+)
 #: The run whose body makes changes.
 _current: ContextVar = ContextVar('netbox_celery_acting', default=None)
 

@@ -180,7 +180,7 @@ def rerun(result, user=None):
             'The arguments of this run were not kept: they are hidden by its caller, or too large.'
         ))
     if why := branches.check(result.branch):
-        raise NotRerunnable(_('This run cannot be run again where it was. {why}').format(why=why))
+        raise NotRerunnable(_('The run cannot be repeated in its branch. {why}').format(why=why))
     args, kwargs, options = call_of(result.exact_call, result.args, result.kwargs, options_of_row(result))
     if not isinstance(args, list) or not isinstance(kwargs, dict) or not isinstance(options, dict):
         raise NotRerunnable(_('The row does not hold what this run was called with.'))

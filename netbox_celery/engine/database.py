@@ -503,6 +503,11 @@ class SharedConnection:
         finally:
             self._give_back(connection)
 
+    def close(self):
+        """Close the connections that no thread uses at the moment; the next statement opens a new one."""
+        for own in list(self._free):
+            own.close_if_idle()
+
     def _take(self):
         try:
             return self._free.pop()

@@ -182,8 +182,8 @@ def _is_repeated(found, row, run, request):
 def conflict(row, status='under way'):
     """Return the exception for a call whose ID is that of a run which has not ended."""
     return TaskConflict(
-        f'{row["celery_name"]}: the ID {row["task_id"]} is that of a run that is {status}; a new call can have it when '
-        'that has ended', row['task_id']
+        f'{row["celery_name"]}: the ID {row["task_id"]} is that of a run that is {status}; a new call can use it '
+        'when that run has ended', row['task_id']
     )
 
 

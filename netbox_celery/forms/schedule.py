@@ -28,6 +28,7 @@ from ..choices import ScheduleKindChoices as Kind
 from ..choices import ScheduleMissedChoices, ScheduleOverlapChoices
 from ..engine.payload import StrictDecoder, dumps_any
 from ..models import CelerySchedule, CeleryTask
+from ..viewing import no_tasks_text
 from .arguments import ArgumentsMixin, as_entered, spread
 from .payload import PayloadField
 
@@ -103,7 +104,7 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
         label=gettext_lazy('Task'),
         queryset=CeleryTask.objects.all(),
         query_params={'runnable': 'true', 'enabled': 'true', 'present': 'true'},
-        help_text=gettext_lazy('Those that you may run')
+        help_text=gettext_lazy('Tasks that you may run')
     )
     arguments_as = forms.ChoiceField(
         label=gettext_lazy('Arguments'),
@@ -187,6 +188,7 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
         )
         for name in ('at', 'start', 'end'):
             fields[name].help_text = f'{fields[name].help_text}. {now}'
+        fields['task'].help_text = no_tasks_text() or fields['task'].help_text
         fields['task'].widget.attrs |= rendered_anew('schedule-what', 'id_task').attrs
         fields['queue'].help_text = _('By default what the task or the configuration says')
 

@@ -14,6 +14,7 @@ from netbox.views import generic
 from utilities.views import ViewTab, register_model_view
 
 from .. import actions, filtersets, forms, panels, tables
+from ..engine import branches
 from ..engine.control import cancellation
 from ..models import CeleryResult
 from ..object_actions import BulkCancel, BulkRerun, CancelResult, RerunResult
@@ -105,16 +106,21 @@ class CeleryResultView(generic.ObjectView):
 
 @register_model_view(CeleryResult, 'changes')
 class CeleryResultChangesView(generic.ObjectChildrenView):
-    """What a run changed in NetBox: the entries of the change log that its request ID joins."""
+    """What a run changed in NetBox: the entries of the change log that its request ID joins.
+
+    Those of a run in a branch are in that branch until it is merged. Elsewhere the page counts them and leads there,
+    since the entries' own pages exist only there.
+    """
     queryset = listed(CeleryResult.objects.all())
     child_model = ObjectChange
     table = ObjectChangeTable
     filterset = ObjectChangeFilterSet
+    template_name = 'netbox_celery/changes.html'
     actions = ()
     tab = ViewTab(
         label=gettext_lazy('Changes'),
         # Before the end it would be wrong a moment later
-        badge=lambda result: _changes(result)[:1000].count() if result.is_finished else None,
+        badge=lambda result: _own_changes(result)[:1000].count() if result.is_finished else None,
         visible=lambda result: result.request_id is not None,
         permission='core.view_objectchange',
         weight=600
@@ -123,9 +129,24 @@ class CeleryResultChangesView(generic.ObjectChildrenView):
     def get_children(self, request, parent):
         return _changes(parent).restrict(request.user, 'view')
 
+    def get_extra_context(self, request, instance):
+        return super().get_extra_context(request, instance) | {'elsewhere': _elsewhere(instance)}
+
 
 def _changes(result):
     return ObjectChange.objects.valid_models().filter(request_id=result.request_id)
+
+
+def _own_changes(result):
+    """Return the changes of a run where they are: in its branch, while that is ready."""
+    return _changes(result).using(branches.read_alias(result.branch, ObjectChange))
+
+
+def _elsewhere(result):
+    """Return what is shown of the branch that has the changes of a run, if it is ready and not the active one."""
+    if result.branch in ('', branches.current()) or branches.check(result.branch):
+        return None
+    return branches.shown([result.branch]).get(result.branch)
 
 
 @register_model_view(CeleryResult, 'delete')
@@ -157,8 +178,8 @@ class CeleryResultCancelView(ConfirmView):
     EFFECTS = {
         'revoke': gettext_lazy('It has not begun, and will not.'),
         'terminate': gettext_lazy(
-            'It is running, and will be ended at once, in the middle of what it does: changes that it has made so far '
-            'may stay.'
+            'It is running, and will be stopped immediately, in the middle of what it does. Changes that it has made '
+            'so far may remain.'
         ),
         'cooperative': gettext_lazy(
             'It is running in a worker that cannot end a single task. It is asked to stop, and does so when it next '

@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
     """A folder with celery-batches and a module of tasks."""
     folder = tmp_path_factory.mktemp('batches')
     subprocess.run([
-        sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', folder, 'celery-batches>=0.10',
+        sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', folder, 'celery-batches==0.11',
     ], check=True)
     (folder / 'batch_tasks.py').write_text(dedent(TASKS))
     return folder

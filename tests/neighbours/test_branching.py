@@ -1,5 +1,6 @@
 """NetBox Branching, and what people and programs do in a branch; nothing of it needs a worker."""
 import json
+import re
 from datetime import timedelta
 
 import pytest
@@ -237,6 +238,30 @@ def test_branch_is_named(branch, api, browser):
         'id': None, 'display': branch.schema_id, 'name': None, 'schema_id': branch.schema_id, 'status': None,
     }
     assert branch.schema_id in browser.get(run.get_absolute_url()).content.decode()
+
+
+def test_changes_of_a_run(branch, user, browser):
+    """The page of what a run changed leads to the branch that has its changes, until that is merged."""
+    with activate_branch(branch):
+        run = CeleryResult.enqueue(HELLO)
+    CeleryResult.objects.filter(pk=run.pk).update(status='completed', completed=timezone.now(), request_id=run.task_id)
+    change = Site(pk=1, name='changed-there', slug='there').to_objectchange('create')
+    change.user, change.request_id = user, run.task_id
+    with activate_branch(branch):
+        Site.objects.create(pk=1, name='changed-there', slug='there')
+        change.save(using=branch.connection_name)
+    url = f'{run.get_absolute_url()}changes/'
+    there = f'?_branch={branch.schema_id}'
+
+    page = browser.get(url).content.decode()
+    assert there in page and 'changed-there' not in page
+    assert re.search(r'Changes\s*<span[^>]*>1</span>', page)
+    page = browser.get(url + there).content.decode()
+    assert 'changed-there' in page and 'until it is merged' not in page
+    browser.cookies.pop('active_branch', None)
+    branch.merge(user)
+    page = browser.get(url).content.decode()
+    assert 'changed-there' in page and 'until it is merged' not in page
 
 
 # Transactions

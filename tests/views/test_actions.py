@@ -35,7 +35,7 @@ class CancelTest(ConfirmTestCases.ConfirmTestCase):
             (make_result('pending'), 'It has not begun, and will not.'),
             (make_result('scheduled'), 'It has not begun, and will not.'),
             (make_result('retrying'), 'It has not begun, and will not.'),
-            (make_result('running', holder=prefork.key), 'will be ended at once'),
+            (make_result('running', holder=prefork.key), 'will be stopped immediately'),
             (make_result('running', holder=threads.key), 'It is asked to stop'),
         ):
             with self.subTest(effect):

@@ -50,6 +50,14 @@ class FormTest(PageTestCase):
         self.assertHttpStatus(response, 200)
         self.assertIn(text, ' '.join(response.context['form'].errors.get(field, ())))
 
+    def test_no_tasks(self):
+        """Who finds no task to choose hears what fills the list."""
+        hint = 'No tasks yet. Start a worker'
+        self.assertNotIn(hint, self.page(f'{LIST}add/'))
+        CeleryTask.objects.update(present=False)
+        CeleryTask.objects.get().delete()
+        self.assertIn(hint, self.page(f'{LIST}add/'))
+
     def test_kind_has_its_fields(self):
         for kind, names, others in (
             ('crontab', ('crontab', 'timezone', 'start', 'end'), ('interval', 'at')),

@@ -53,6 +53,16 @@ class TaskListTest(PageTestCase):
         self.page(LIST)
         self.sync.assert_not_called()
 
+    def test_no_tasks(self):
+        """Who finds nothing hears what fills the list, unless a filter or a permission has left nothing."""
+        hint = 'No tasks yet. Start a worker (celery -A netbox_celery worker)'
+        self.assertNotIn(hint, self.page(LIST))
+        self.assertNotIn(hint, self.page(LIST, {'q': 'nothing like that'}))
+        CeleryTask.objects.update(present=False)
+        CeleryTask.objects.get().delete()
+        self.assertIn(hint, self.page(LIST))
+        self.assertIn(hint, self.page(LIST, headers=self.htmx))
+
     def test_last_run(self):
         grant(self.user, CeleryResult)
         make_result('errored')
@@ -127,6 +137,9 @@ class UnloadedTest(PageTestCase):
             page = ' '.join(self.page(url).split())
             for text in (f'are not available in {where}:', 'napalm_plugin.tasks', 'named &lt;napalm&gt;', 'tasks.py:3'):
                 self.assertIn(text, page)
+            # An alert lays its children out in a row: all of the text is one of them
+            self.assertIn('aria-hidden="true"></i> <div class="text-break"> <div> Tasks of the plugin', page)
+            self.assertIn(f'then restart {where}. </div> </div> </div>', page)
 
     def test_nothing(self):
         for url in self.pages:
