@@ -1,4 +1,6 @@
 """What NetBox's middleware leaves open: pages that cannot do what was asked, since nothing can be written."""
+from urllib.parse import urljoin
+
 from django.contrib import messages
 from django.http import HttpResponseRedirect
 from django.utils.translation import gettext as _
@@ -32,4 +34,10 @@ class ReadOnlyMiddleware:
             'Nothing was changed, because the database is read-only, as in maintenance mode or on a standby. Please '
             'try again later.'
         ))
-        return HttpResponseRedirect(request.path_info)
+        return HttpResponseRedirect(_page_of(request, match))
+
+
+def _page_of(request, match):
+    """Return the address of the page on which somebody did something; of a view that has none, that of its list."""
+    view = getattr(match.func, 'view_class', None)
+    return request.path_info if view is None or hasattr(view, 'get') else urljoin(request.path_info, '..')

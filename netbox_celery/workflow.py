@@ -226,6 +226,8 @@ def bars(workflow, run):
     for attempt in run.attempts:
         begun = moment(attempt.get('started')) or before
         ended = moment(attempt.get('ended')) or end
+        if ended < run.created:
+            continue  # of an earlier call with the ID of the run
         if begun > before:
             found.append(bar('wait', before, begun))
         found.append(bar(_kind(run, attempt), begun, max(begun, ended)))

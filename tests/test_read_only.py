@@ -16,7 +16,7 @@ from dcim.models import Site
 from netbox.config import clear_config
 from netbox_celery.celery import app
 from netbox_celery.engine import catalogue
-from netbox_celery.engine.database import get_connection
+from netbox_celery.engine.database import close_connections
 from netbox_celery.engine.exceptions import DatabaseReadOnly
 from netbox_celery.engine.recorder import recorder
 from netbox_celery.models import CeleryResult
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 def renew_connections():
     recorder.flush()
-    for each in (connection, get_connection(), recorder._connection):
-        each.close()
+    connection.close()
+    close_connections()
 
 
 @contextmanager
@@ -292,3 +292,14 @@ def test_selected_runs_are_not_cancelled(rows, browser):
         }, follow=True)
     assert 'read-only' in response.content.decode()
     assert CeleryResult.objects.get().cancelled is None
+
+
+def test_page_without_a_form(rows, browser):
+    """Schedules are renamed from their list alone."""
+    with read_only_session():
+        response = browser.post(reverse('plugins:netbox_celery:celeryschedule_bulk_rename'), {
+            'pk': [rows['celeryschedule'].pk], '_apply': '1', 'find': 'Hello', 'replace': 'Bye',
+        }, follow=True)
+    assert response.status_code == 200
+    assert 'read-only' in response.content.decode()
+    assert type(rows['celeryschedule']).objects.get().name == 'Hello'

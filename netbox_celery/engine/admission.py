@@ -125,6 +125,11 @@ class Admission:
     ignored: str = ''
     in_window: bool = False
 
+    @property
+    def is_refused(self):
+        """Whether there was a row with its ID before."""
+        return self.id is None and not self.joined and not self.ignored
+
 
 def admit(policy, row, insert, *, id_is_known=False, predecessor=None):
     """Insert the row of a call that has a policy, if the policy lets it.

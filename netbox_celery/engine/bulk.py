@@ -54,8 +54,10 @@ INSERT = f"""
     FROM unnest({", ".join(f"%({column})s::{type}[]" for column, type in VARIABLE.items())})
         WITH ORDINALITY AS call ({", ".join(VARIABLE)}, number)
     ORDER BY call.number
+    ON CONFLICT DO NOTHING
     RETURNING id
 """
+MADE = f'SELECT id FROM {lifecycle.TABLE} WHERE task_id = ANY(%(task_id)s::uuid[]) ORDER BY id'
 #: Rows in one statement, and messages in one round trip.
 BATCH = 1000
 
@@ -162,7 +164,8 @@ def _insert(row, task_ids, payloads):
     rows = execute(caller(), INSERT, row | {'task_id': task_ids} | {
         column: [payload[column] for payload in payloads] for column in ('args', 'kwargs', 'message', 'exact_call')
     })
-    return [id for (id,) in rows]
+    # The IDs are new: rows that have them were made a moment ago, by a statement whose answer was lost
+    return [id for (id,) in rows or execute(caller(), MADE, {'task_id': task_ids})]
 
 
 def _note_refusal(app, name, messages, options, exc):

@@ -46,13 +46,17 @@ CLOCK = f"""
         (SELECT max(heartbeat) FROM {lifecycle.WORKERS} WHERE key IS DISTINCT FROM %s), now() - interval '1 day'
     )
 """
+# Of a chord that is applied again: since when. What ended before belongs to the time before
 ENDED = f"""
-    SELECT DISTINCT ON (group_id) group_id::text, root_id::text, options ->> 'chord' FROM {lifecycle.TABLE}
+    SELECT DISTINCT ON (group_id) group_id::text, root_id::text, options ->> 'chord',
+        CASE WHEN {lifecycle.BEGUN} <> '0' THEN COALESCE(started, created) END
+    FROM {lifecycle.TABLE}
     WHERE options ? 'chord' AND completed IS NOT NULL AND completed > %s AND completed <= %s AND group_id IS NOT NULL
 """
 # The row of a task that replaced itself by a chord is there before the body is sent, which has its ID
 KNOWN = f'''
-    SELECT task_id::text, {lifecycle.AWAITS_REPLACEMENT} FROM {lifecycle.TABLE} WHERE task_id = ANY(%s::uuid[])
+    SELECT task_id::text, {lifecycle.AWAITS_REPLACEMENT}, completed FROM {lifecycle.TABLE}
+    WHERE task_id = ANY(%s::uuid[])
 '''
 PARTS = f"FROM {lifecycle.TABLE} WHERE {IN_GROUP} AND options ? 'chord'"
 UNFINISHED = f'SELECT 1 {PARTS} AND (completed IS NULL OR completed > %(until)s) LIMIT 1'
@@ -133,9 +137,9 @@ class Watch:
 
 
 def _without_body(connection, app, ended):
-    """Return those of some chords of whose body nothing has a row, as `(group_id, root_id)`."""
+    """Return those of some chords of whose body nothing has a row, as `(group_id, root_id, since)`."""
     decode, found = PayloadDecoder().decode, {}
-    for group_id, root_id, body in ended:
+    for group_id, root_id, body, since in ended:
         try:
             steps = leaves(decode(body))
             tracked = all(is_tracked_step(app, step) for step in steps)
@@ -144,17 +148,24 @@ def _without_body(connection, app, ended):
             continue
         if steps:
             ids = [id for step in steps if is_uuid(id := step['options'].get('task_id'))]
-            found[group_id, root_id] = tracked, ids
+            found[group_id, root_id, since] = tracked, ids
     sought = [id for __, ids in found.values() for id in ids]
-    known = dict(connection.execute(KNOWN, (sought,))) if sought else {}
+    known = {id: rest for id, *rest in connection.execute(KNOWN, (sought,))} if sought else {}
     # Of a body without a row nobody can tell whether it was sent
     return [
         chord for chord, (tracked, ids) in found.items()
-        if (tracked or any(id in known for id in ids)) and not any(known.get(id) is False for id in ids)
+        if (tracked or any(id in known for id in ids)) and not any(
+            _was_sent(*known[id], since=chord[-1]) for id in ids if id in known
+        )
     ]
 
 
-def _go_on(connection, app, group_id, root_id, until):
+def _was_sent(awaits_replacement, completed, since):
+    """Whether the row of a body says that the body was sent, after the parts were."""
+    return not awaits_replacement and (since is None or completed is None or completed >= since)
+
+
+def _go_on(connection, app, group_id, root_id, since, until):
     """Tell Celery how all parts of a chord have ended. Returns whether they have."""
     chord = {'root_id': root_id, 'group_id': group_id, 'until': until}
     if connection.execute(UNFINISHED, chord):
@@ -171,7 +182,7 @@ def _go_on(connection, app, group_id, root_id, until):
         return False  # parts are to come, or have no rows
     logger.error('The body of the chord %s was not sent though all %s parts have ended: it is now', group_id, size)
     app.backend.restore_chord(group_id, len(parts), shape)
-    with repeating():
+    with repeating(since):
         for request, state, result in parts:
             app.backend.on_chord_part_return(request, state, result)
     return True

@@ -216,8 +216,25 @@ _all = WeakSet()
 
 def close_connections():
     """Close the engine's connections of all threads. Whoever goes on opens another one."""
-    for own in list(_all):
+    for own in _existing():
         own.close_if_idle()
+
+
+def _existing():
+    while True:
+        try:
+            return list(_all)
+        except RuntimeError:
+            continue  # another thread made one meanwhile
+
+
+def _let_go_after_fork():
+    """Let a child use connections that other threads of the parent used: those threads it has not."""
+    for own in _existing():
+        own._in_use = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_let_go_after_fork)
 
 
 def _close_before_dropping(creation):
@@ -251,6 +268,8 @@ class EngineConnection:
     def __init__(self):
         self._wrapper = None
         self._pid = None
+        #: Held while it is used, so that nobody else closes it meanwhile.
+        self._in_use = threading.RLock()
         _all.add(self)
 
     def __del__(self):
@@ -283,6 +302,10 @@ class EngineConnection:
         Raises:
             django.db.OperationalError: The database stayed unavailable.
         """
+        with self._in_use:
+            return self._execute_patiently(sql, params, patience)
+
+    def _execute_patiently(self, sql, params, patience):
         deadline = time.monotonic() + patience
         wait = 0.1
         while True:
@@ -355,6 +378,10 @@ class EngineConnection:
 
     def copy(self, sql, rows):
         """Execute `COPY ... FROM STDIN` with the given rows, in one transaction."""
+        with self._in_use:
+            self._copy(sql, rows)
+
+    def _copy(self, sql, rows):
         wrapper = self._connection()
         try:
             with wrapper.wrap_database_errors, wrapper.cursor() as cursor, cursor.copy(sql) as copy:
@@ -380,12 +407,17 @@ class EngineConnection:
 
     def close_if_idle(self):
         """Close the connection from another thread, unless a statement is being executed."""
-        connection = self._wrapper and self._wrapper.connection
-        if connection and connection.lock.acquire(blocking=False):
-            try:
-                self.close()
-            finally:
-                connection.lock.release()
+        if not self._in_use.acquire(blocking=False):
+            return
+        try:
+            connection = self._wrapper and self._wrapper.connection
+            if connection and connection.lock.acquire(blocking=False):
+                try:
+                    self.close()
+                finally:
+                    connection.lock.release()
+        finally:
+            self._in_use.release()
 
 
 class CallersConnection:

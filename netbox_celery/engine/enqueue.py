@@ -47,7 +47,7 @@ from .run import get_run
 from .strategies import has_own_strategy, refuse_branch, refuse_row
 from .times import aware, check_limits, time_after
 from .upstream import close_dependents, end_ignored
-from .used import BEGIN_ANEW, conflict, forget, header_of
+from .used import BEGIN_ANEW, conflict, forget, header_of, made
 from .used import find as find_used
 from .workflow import are_orphans, insert_child, refuse, takes_over
 
@@ -341,10 +341,12 @@ class Call:
             self._look_for_replaced()
             statement = replace.INSERT_OR_TAKE_OVER if statement is INSERT else statement
         rows = self._execute(statement)
-        if not rows and statement is INSERT and self._begins_anew():
-            rows = self._execute(BEGIN_ANEW)
-            if not rows:
-                raise conflict(row)  # another call was faster
+        if not rows and statement is INSERT:
+            rows = made(row)
+            if not rows and self._begins_anew():
+                rows = self._execute(BEGIN_ANEW) or made(row)
+                if not rows:
+                    raise conflict(row)  # another call was faster
         if not rows:
             return None
         if 'seen' in row:
@@ -426,11 +428,11 @@ class Call:
         if self.row['nesting']:
             self._look_for_replaced()
         admission = self._admit(policy, own)
-        if admission.id is None and not admission.joined and not admission.ignored:
+        if admission.is_refused:
             try:
                 if self._begins_anew():
                     admission = self._admit(policy, own)
-                    if admission.id is None and not admission.joined and not admission.ignored:
+                    if admission.is_refused:
                         raise conflict(self.row)  # another call was faster
             except TaskConflict:
                 if policy.on_conflict != 'join' or not is_under_way(policy, options['task_id']):
@@ -456,10 +458,13 @@ class Call:
         while True:
             try:
                 with refuse_read_only(self._not_sent()), in_savepoint():
-                    return admit(
+                    admission = admit(
                         policy, self.row, partial(self._insert, own), id_is_known=self.id_is_known,
                         predecessor=self.predecessor,
                     )
+                    if admission.is_refused and (rows := made(self.row)):
+                        admission.id, admission.waits = rows[0]
+                    return admission
             except DatabaseReadOnly as exc:
                 if caller().in_atomic_block or not self.is_next_step:
                     raise

@@ -63,10 +63,11 @@ AWAITS_REPLACEMENT = f'{WAITING} AND nesting > 0 AND message IS NULL'
 SENDABLE = '(nesting = 0 OR message IS NOT NULL) AND concurrency_slot IS DISTINCT FROM 0'
 #: How often a row has begun anew with a new call, as text, and how many claims it had before the latest beginning.
 BEGUN = f"COALESCE(options #>> '{{headers,{HEADER},begun}}', '0')"
-BEFORE = (
-    f"CASE WHEN jsonb_typeof(options #> '{{headers,{HEADER},before}}') = 'number'"
-    f" THEN (options #>> '{{headers,{HEADER},before}}')::int ELSE 0 END"
-)
+_BEFORE = f"options #>> '{{headers,{HEADER},before}}'"
+#: A header may hold anything: one row must not spoil a statement for many.
+BEFORE = f"CASE WHEN {_BEFORE} ~ '^[0-9]+$' AND length({_BEFORE}) < 10 THEN ({_BEFORE})::int ELSE 0 END"
+#: No worker has claimed the run: an earlier call with its ID does not count.
+UNCLAIMED = f'claims = {BEFORE}'
 UNFINISHED = "status IN ('pending', 'scheduled', 'retrying', 'running')"
 
 # GUARANTEE: of all messages and copies of messages of an attempt, one gets to run, and none after a cancel or an end.
@@ -372,7 +373,7 @@ PUBLISH_FAILED = f"""
     UPDATE {TABLE} SET
         status = 'errored', reason = 'publish_failed', error = %s, completed = now(), last_updated = now(),
         message = NULL
-    WHERE id = ANY(%s) AND {WAITING} AND (claims = 0 OR nesting > 0 AND attempt = 0)
+    WHERE id = ANY(%s) AND {WAITING} AND ({UNCLAIMED} OR nesting > 0 AND attempt = 0)
 """
 
 

@@ -21,7 +21,7 @@ from django.db import DatabaseError, IntegrityError
 from ..choices import LogLevelChoices
 from ..config import get_config
 from .database import INTERRUPTS, LATER, UNAVAILABLE, UNUSABLE, EngineConnection
-from .lifecycle import LOG, TABLE
+from .lifecycle import LOG, TABLE, UNCLAIMED
 from .payload import clean_line, cut_text, text_of
 from .progress import Progress
 from .run import OWN_THREADS
@@ -49,7 +49,7 @@ BACKLOG = 10 * BATCH
 BACKLOG_UNAVAILABLE = 100 * BATCH
 
 # A claim has noted it already, and what was put back since is to be sent again.
-WRITE_SENT = f'UPDATE {TABLE} SET sent = now() WHERE id = ANY(%s) AND sent IS NULL AND claims = 0'
+WRITE_SENT = f'UPDATE {TABLE} SET sent = now() WHERE id = ANY(%s) AND sent IS NULL AND {UNCLAIMED}'
 
 
 class Recorder:

@@ -27,12 +27,13 @@ from .canvas import as_request, leaves, root_of, unsent
 from .database import get_connection
 from .errbacks import note_errbacks
 from .ids import canonical, canonical_ids
-from .options import Own, lift, split
+from .options import Own, lift, mark, split
 from .outcome import advance_line
 from .payload import clean_text, is_uuid, repr_of, sorted_text, text_of
 from .resend import options_of
 from .rowresults import RowResultsMixin
 from .rows import build_row, insert_statement
+from .used import anew_statement, find_earlier, forget, header_of
 from .workflow import IN_GROUP
 
 __all__ = (
@@ -53,7 +54,8 @@ DEPENDENTS = f"""
     WHERE task_id = ANY(%s::uuid[]) AND options ?| array['chain', 'chord', 'link_error']
 """
 CULPRIT = f"""
-    SELECT name, status, reason, error, user_id, root_id::text FROM {lifecycle.TABLE} WHERE task_id = %s
+    SELECT name, status, reason, error, user_id, root_id::text, {lifecycle.BEGUN}, COALESCE(started, created)
+    FROM {lifecycle.TABLE} WHERE task_id = %s
 """
 FAILED_MEMBER = f"""
     SELECT task_id::text FROM {lifecycle.TABLE}
@@ -261,10 +263,11 @@ def _as_chain(rest):
 
 # GUARANTEE: a step that was sent keeps what becomes of it. (`lifecycle.close_replaced` closes the row of a task that
 # replaced itself.)
-CLOSE = insert_statement(
-    reason="'upstream_failed'", error='%(error)s', completed='now()', exact_result='%(exact_result)s',
-    in_backend='%(in_backend)s'
-)
+CLOSED = {
+    'reason': "'upstream_failed'", 'error': '%(error)s', 'completed': 'now()', 'exact_result': '%(exact_result)s',
+    'in_backend': '%(in_backend)s',
+}
+CLOSE, CLOSE_ANEW = insert_statement(**CLOSED), anew_statement(**CLOSED)
 
 
 def _own_of(task, signature):
@@ -310,14 +313,20 @@ def _close(app, signature, exc, exact_result=None, in_backend=False):
         options.pop(lapsed, None)
     options |= {'root_id': culprit.root_id or options.get('root_id'),
                 'parent_id': options.get('parent_id') or culprit.task_id}
-    row = build_row(app, name, signature.get('args'), kwargs, options, own, task, culprit)
-    row |= {
+    end = {
         'status': Status.STATUS_ERRORED, 'message': None, 'error': clean_text(culprit.sentence),
         'exact_result': exact_result, 'in_backend': in_backend,
     }
+    row = build_row(app, name, signature.get('args'), kwargs, options, own, task, culprit) | end
     connection = get_connection()
     if connection.execute(CLOSE, row, patience=5):
         return True
+    if found := find_earlier(connection, row, culprit):
+        mark(options, header_of(found, culprit, True))
+        row = build_row(app, name, signature.get('args'), kwargs, options, own, task, culprit) | end
+        if connection.execute(CLOSE_ANEW, row | {'seen': found.completed}, patience=5):
+            forget(app.backend, task_id)
+            return True
     if closed := lifecycle.close_replaced(
         connection, task_id, culprit.sentence, exact_result=exact_result, in_backend=in_backend
     ):
@@ -334,11 +343,14 @@ def _free(closed):
 
 
 def _load_culprit(exc):
-    """Return who is to blame: `task_id`, `root_id`, `user_id`, and the sentence that names the run."""
+    """Return who is to blame: `task_id`, `root_id`, `user_id`, and the sentence that names the run.
+
+    And `begun` and `since`, for `find_earlier`.
+    """
     task_id, request = _thread.culprit, _thread.request
     blamed = task_id or getattr(request, 'id', None)
     rows = get_connection().execute(CULPRIT, (blamed,), patience=5) if is_uuid(blamed) else []
-    name, status, reason, error, user_id, root_id = rows[0] if rows else (None,) * 6
+    name, status, reason, error, user_id, root_id, begun, since = rows[0] if rows else (None,) * 8
     if task_id is None:
         sentence = f'Not run: {type(exc).__name__}: {text_of(exc)}'
     elif not rows:
@@ -349,7 +361,8 @@ def _load_culprit(exc):
         what = f'{status} ({reason})' if reason else status
         sentence = f'Not run, because {name} [{task_id}] is {what}' + (f': {error}' if error else '')
     return SimpleNamespace(
-        task_id=blamed, root_id=root_id or _root_of(request), user_id=user_id, sentence=sentence
+        task_id=blamed, root_id=root_id or _root_of(request), user_id=user_id, sentence=sentence,
+        begun=int(begun) if begun and begun.isdecimal() else 0, since=since,
     )
 
 

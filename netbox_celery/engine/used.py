@@ -17,6 +17,7 @@ import json
 import logging
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 from celery.backends.asynchronous import AsyncBackendMixin
@@ -33,8 +34,10 @@ __all__ = (
     'anew_statement',
     'conflict',
     'find',
+    'find_earlier',
     'forget',
     'header_of',
+    'made',
     'repeating',
 )
 
@@ -47,6 +50,11 @@ FIND = f"""
             AND kwargs IS NOT DISTINCT FROM %(kwargs)s::jsonb
     FROM {TABLE} WHERE task_id = %(task_id)s
 """
+
+MADE = f'''
+    SELECT id, concurrency_slot IS NOT DISTINCT FROM 0 FROM {TABLE}
+    WHERE task_id = %(task_id)s AND created = %(created)s
+'''
 
 #: What a row keeps of the calls before.
 KEPT = {'task_id', 'custom_field_data', 'attempts', 'claims'}
@@ -72,13 +80,18 @@ def anew_statement(**expressions):
 
 BEGIN_ANEW = anew_statement()
 
-_repeating = ContextVar('netbox_celery_repeating', default=False)
+#: Since when what is sent may have been sent before; `None`: it was not.
+_repeating = ContextVar('netbox_celery_repeating', default=None)
 
 
 @contextmanager
-def repeating():
-    """Let what is sent meanwhile be what may have been sent before."""
-    token = _repeating.set(True)
+def repeating(since=None):
+    """Let what is sent meanwhile be what may have been sent before.
+
+    Args:
+        since: What ended before that time was another call; `None` if there was none.
+    """
+    token = _repeating.set(since or datetime.min.replace(tzinfo=UTC))
     try:
         yield
     finally:
@@ -96,13 +109,9 @@ def find(row, run, request):
     Raises:
         TaskConflict: The run with that ID has not ended.
     """
-    rows = execute(caller(), FIND, row)
-    if not rows:
+    found = _found(execute(caller(), FIND, row))
+    if found is None:
         return None
-    names = ('status', 'reason', 'completed', 'claims', 'created', 'parent_id', 'root_id', 'header', 'is_same')
-    found = SimpleNamespace(**dict(zip(names, rows[0])))
-    header = json.loads(found.header) if found.header else None
-    found.header = header if isinstance(header, dict) else {}
     if _is_repeated(found, row, run, request):
         logger.info('Task %s[%s] was sent before by what sends it now', row['celery_name'], row['task_id'])
         return None
@@ -111,10 +120,47 @@ def find(row, run, request):
     return found
 
 
+def _found(rows):
+    if not rows:
+        return None
+    names = ('status', 'reason', 'completed', 'claims', 'created', 'parent_id', 'root_id', 'header', 'is_same')
+    found = SimpleNamespace(**dict(zip(names, rows[0])))
+    header = json.loads(found.header) if found.header else None
+    found.header = header if isinstance(header, dict) else {}
+    return found
+
+
+def find_earlier(connection, row, run):
+    """Return what the row of a step says that ended before the workflow was called again; else `None`.
+
+    Args:
+        connection: The engine's connection.
+        row: The column values of the step.
+        run: The run that it comes after: `begun` as in `Run`, and `since`, when it was first claimed or called.
+    """
+    if not run.begun:
+        return None
+    found = _found(connection.execute(FIND, row, patience=5))
+    if found is None or found.completed is None or found.header.get('caller', 0) == run.begun:
+        return None
+    return found if found.completed <= run.since else None  # in the one transaction of a test all times are the same
+
+
+def made(row):
+    """Return what a call has made of its row, if the answer to its statement was lost with a connection that broke.
+
+    The statement was then executed again, and found the row there.
+
+    Returns:
+        A list: of its primary key, and whether it waits in line; empty if the row is that of another call.
+    """
+    return execute(caller(), MADE, row)
+
+
 def _is_repeated(found, row, run, request):
     """Whether a call is one that the row knows already."""
-    if _repeating.get():
-        return True
+    if since := _repeating.get():
+        return found.completed is None or found.completed >= since
     if row['parent_id'] is None:
         return False
     is_child, is_related = found.parent_id == row['parent_id'], found.root_id == row['root_id']
@@ -149,9 +195,10 @@ def header_of(found, run, header):
         run: The run that makes the call, or `None`.
         header: What it says else, a dict or `True`.
     """
+    begun = found.header.get('begun', 0)
     return {
         **(header if isinstance(header, dict) else {}),
-        'begun': found.header.get('begun', 0) + 1, 'before': found.claims,
+        'begun': begun + 1 if type(begun) is int else 1, 'before': found.claims,
         **({'caller': run.begun} if run is not None and run.begun else {}),
     }
 

@@ -2,6 +2,7 @@ from uuid import uuid4
 
 import pytest
 from celery.app.task import Context
+from django.db import OperationalError
 from django.db import connection as django_connection
 
 from netbox_celery.engine import database
@@ -58,3 +59,21 @@ def deliver(make_task, worker):
         if run := get_run(task.request_stack.top):
             leave(run)
         task.pop_request()
+
+
+@pytest.fixture
+def losing(monkeypatch):
+    """Break the connection once, after a statement was executed and before its answer is there."""
+    execute, lost = database._execute, []
+
+    def losing(part):
+        def lose(wrapper, sql, params):
+            found = execute(wrapper, sql, params)
+            if not lost and part in sql:
+                lost.append(sql)
+                wrapper.connection.close()
+                raise OperationalError('gone')
+            return found
+        monkeypatch.setattr(database, '_execute', lose)
+        return lost
+    return losing

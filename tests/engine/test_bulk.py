@@ -250,3 +250,15 @@ def test_batch_of_which_none_is_sent(monkeypatch, task, queue):
         CeleryResult.enqueue_many(task, [(number,) for number in range(4)], queue=str(queue))
     assert queue() == []
     assert {run.reason for run in CeleryResult.objects.all()} == {'publish_failed'}
+
+
+def test_answer_was_lost(task, queue, losing):
+    """The rows of many calls are there once, in order, if the connection breaks before that is known."""
+    lost = losing('INSERT INTO')
+    runs = CeleryResult.enqueue_many(task, [(n,) for n in range(3)], queue=str(queue))
+    recorder.flush()
+    rows = CeleryResult.objects.order_by('pk')
+    assert lost and [(row.pk, row.args, bool(row.sent)) for row in rows] == [
+        (run.pk, [n], True) for n, run in enumerate(runs)
+    ]
+    assert [message['headers']['id'] for message in queue()] == [str(row.task_id) for row in rows]

@@ -102,6 +102,21 @@ def test_body_is_there(told, look, status):
     assert told == []
 
 
+@pytest.mark.parametrize('ended, goes_on', [('before', True), ('after', False), (None, False)])
+def test_chord_that_is_applied_again(look, told, ended, goes_on):
+    """The body that ended before the parts were called again is that of the time before."""
+    started = timezone.now() - 2 * LONG_AGO
+    for index in range(2):
+        part = make_part(index, started=started)
+        part.options |= {'headers': {'netbox_celery': {'begun': 1, 'before': 1}}}
+        part.save()
+    completed = {'before': started - LONG_AGO, 'after': started + LONG_AGO, None: None}[ended]
+    make_result('completed' if ended else 'pending', task_id=BODY, completed=completed, celery_name='tests:part')
+    with mock.patch.object(app.backend, 'restore_chord'):
+        assert look() == goes_on
+    assert len(told) == 2 * goes_on
+
+
 @pytest.mark.parametrize('tracked', [True, False])
 @pytest.mark.parametrize('message, goes_on', [(None, 1), ('[[], {}, "tests:part", {}]', 0)])
 def test_body_is_the_row_of_a_task_that_replaced_itself(told, look, make_task, tracked, message, goes_on):

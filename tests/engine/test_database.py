@@ -182,6 +182,58 @@ def test_shared_after_a_fork():
     assert backend(get_connection()) == before
 
 
+def test_closed_while_it_is_used(own, monkeypatch):
+    """A worker of this process that stops takes nobody's connection away who is about to use it."""
+    inner = EngineConnection._connection
+
+    def connection_while_others_close(self):
+        wrapper = inner(self)
+        thread = threading.Thread(target=database.close_connections)
+        thread.start()
+        thread.join()
+        return wrapper
+    pid = backend(own)
+    with monkeypatch.context() as patch:
+        patch.setattr(EngineConnection, '_connection', connection_while_others_close)
+        assert backend(own) == pid
+    database.close_connections()
+    assert wait_until(lambda: not is_connected(pid), 5)
+
+
+def test_closed_while_others_are_made(own, monkeypatch):
+    class Changing(list):
+        is_changed = False
+
+        def __iter__(self):
+            if not self.is_changed:
+                self.is_changed = True
+                raise RuntimeError('Set changed size during iteration')
+            return super().__iter__()
+    pid = backend(own)
+    monkeypatch.setattr(database, '_all', Changing([own]))
+    database.close_connections()
+    assert wait_until(lambda: not is_connected(pid), 5)
+
+
+def test_fork_while_it_is_used(own):
+    """A child does not wait for a thread of its parent's, which it has not."""
+    taken, done = threading.Event(), threading.Event()
+
+    def use():
+        with own._in_use:
+            taken.set()
+            done.wait(20)
+    thread = threading.Thread(target=use)
+    thread.start()
+    taken.wait(20)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if own._in_use.acquire(timeout=5) and own.execute('SELECT 1') else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    done.set()
+    thread.join()
+
+
 def test_no_state_of_sessions():
     """Nothing that the plugin sends belongs to a session: a pooler may give each transaction another one."""
     state = re.compile(
@@ -244,9 +296,9 @@ def test_djangos_connection_prepares_nothing_else():
 
 
 def test_thread_ends():
-    """The connection of a thread that has ended is closed, without any garbage collection."""
+    """A connection that a thread has had for itself is closed when it ends, without any garbage collection."""
     pids = []
-    thread = threading.Thread(target=lambda: pids.append(backend(get_connection())))
+    thread = threading.Thread(target=lambda: pids.append(backend(EngineConnection())))
     thread.start()
     thread.join()
     assert wait_until(lambda: not is_connected(pids[0]), 5)

@@ -4,16 +4,19 @@ from contextlib import closing
 from uuid import uuid4
 
 import pytest
-from celery import signature
+from celery import chain, chord, signature
 from celery._state import _task_stack
 from django.utils import timezone
+from kombu.exceptions import OperationalError as KombuError
 
 from netbox_celery.celery import app
 from netbox_celery.config import get_config
 from netbox_celery.engine import claim, lifecycle, used
+from netbox_celery.engine.recorder import recorder
 from netbox_celery.engine.run import get_run
 from netbox_celery.models import CeleryResult
 from netbox_celery.tasks import TaskConflict
+from netbox_celery.testing import run_task
 from tests.factories import make_result
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -63,6 +66,14 @@ def test_row_and_message(task, queue):
     end(task_id, claims=2)
     task.apply_async((3,), queue=str(queue), task_id=task_id)
     assert queue()[-1]['headers']['netbox_celery'] == {'begun': 2, 'before': 2}
+
+
+@pytest.mark.parametrize('begun', ['x', None, [1], 1.5])
+def test_row_with_an_odd_header(task, queue, begun):
+    task_id = task.apply_async((1,), queue=str(queue)).id
+    end(task_id, options={'headers': {'netbox_celery': {'begun': begun}}})
+    task.apply_async((2,), queue=str(queue), task_id=task_id)
+    assert queue()[-1]['headers']['netbox_celery'] == {'begun': 1, 'before': 1}
 
 
 @pytest.mark.parametrize('begun, granted', [(0, False), (1, True), (2, False)])
@@ -189,3 +200,123 @@ def test_chord_that_is_counted_anew(task, queue):
         end(task_id)
         task.apply_async((1,), queue=str(queue), task_id=task_id)
     assert CeleryResult.objects.get().status == 'completed'
+
+
+def test_chord_that_is_counted_anew_after_it_was_applied_again(task, queue):
+    """What had ended before is no copy."""
+    task_id = task.apply_async((1,), queue=str(queue)).id
+    end(task_id)
+    with used.repeating(timezone.now()):
+        task.apply_async((1,), queue=str(queue), task_id=task_id)
+        assert CeleryResult.objects.get().status == 'pending'
+        end(task_id)
+        task.apply_async((1,), queue=str(queue), task_id=task_id)
+    assert CeleryResult.objects.get().status == 'completed'
+
+
+def test_chain_that_fails_when_it_is_sent_again(make_task):
+    """Its later steps end as those of any chain that fails, and not as they did the first time."""
+    outcomes = iter((1, ValueError('no'), ValueError('no'), 1))
+
+    def first(self, task_id):
+        if isinstance(outcome := next(outcomes), Exception):
+            raise outcome
+        return outcome
+    add = make_task(lambda self, task_id, a, b: a + b, name=f'{NAME}_add')
+    steps = chain(make_task(first, name=f'{NAME}_first').s(), add.s(5), add.s(7))
+    last = steps.freeze().id
+    for begun, results in enumerate(([6, 13], [], [], [6, 13])):
+        assert [run.result for run in run_task(steps).run_calls()] == results
+        row = CeleryResult.objects.get(task_id=last)
+        assert (row.reason, row.result) == (('', 13) if results else ('upstream_failed', None))
+        header = row.options['headers']['netbox_celery'] if begun else {}
+        assert header.get('begun', 0) == header.get('caller', 0) == begun
+
+
+@pytest.mark.parametrize('failing', [{0}, {2}, {0, 1, 2}])
+def test_chord_that_fails_when_it_is_applied_again(make_task, failing):
+    """So does its body; whichever part fails first says why."""
+    fails = False
+
+    def part(self, task_id, index):
+        if fails and index in failing:
+            raise ValueError('no')
+        return index
+    part = make_task(part, name=f'{NAME}_part')
+    applied = chord([part.s(index) for index in range(3)], make_task(
+        lambda self, task_id, numbers: sum(numbers), name=f'{NAME}_sum'
+    ).s())
+    body = applied.freeze().id
+    caller = make_task(lambda self, task_id: str(applied()), name=f'{NAME}_caller')
+    for fails in (False, True, False, True, True, False):
+        assert run_task(caller).raise_for_error().run_calls()
+        row = CeleryResult.objects.get(task_id=body)
+        assert (row.status, row.result) == (('errored', None) if fails else ('completed', 3))
+        assert row.reason == ('upstream_failed' if fails else '')
+
+
+# What the sender writes of a row that has begun anew
+
+def test_sent(task, queue):
+    """The row learns that its new message went out: it is not sent again after a while."""
+    task_id = task.apply_async((1,), queue=str(queue)).id
+    recorder.flush()
+    end(task_id)
+    task.apply_async((2,), queue=str(queue), task_id=task_id)
+    recorder.flush()
+    assert CeleryResult.objects.get().sent
+
+
+@pytest.mark.parametrize('before', [1e99, 1.5, -1, 'x', [1], None])
+def test_sent_beside_odd_headers(task, queue, before):
+    """What one call says in its headers keeps nobody else's row from learning that its message went out."""
+    task.apply_async((1,), queue=str(queue), headers={'netbox_celery': {'before': before}})
+    task.apply_async((2,), queue=str(queue))
+    recorder.flush()
+    assert CeleryResult.objects.get(args=[2]).sent
+
+
+def test_refused_by_the_broker(task, queue, monkeypatch):
+    """Who is told that a call was not sent finds its row ended, as that of any call."""
+    task_id = task.apply_async((1,), queue=str(queue)).id
+    recorder.flush()
+    end(task_id)
+
+    def refuse(*args, **kwargs):
+        raise KombuError('away')
+    monkeypatch.setattr(app.amqp, 'send_task_message', refuse)
+    with pytest.raises(KombuError):
+        task.apply_async((2,), queue=str(queue), task_id=task_id)
+    row = CeleryResult.objects.get()
+    assert (row.status, row.reason) == ('errored', 'publish_failed')
+
+
+@pytest.mark.parametrize('was_used', [False, True])
+def test_answer_was_lost(task, queue, losing, was_used):
+    """A call that finds its own row is not taken for another one with its ID."""
+    task_id = str(uuid4())
+    if was_used:
+        task.apply_async((1,), queue=str(queue), task_id=task_id)
+        recorder.flush()
+        end(task_id)
+    lost = losing('DO UPDATE' if was_used else 'INSERT INTO')
+    assert not task.apply_async((2,), queue=str(queue), task_id=task_id).netbox_joined
+    recorder.flush()
+    row = CeleryResult.objects.get()
+    assert lost and (row.status, row.args, bool(row.sent)) == ('pending', [2], True)
+    assert len(queue()) == 1 + was_used
+
+
+@pytest.mark.parametrize('on_conflict, slot', [('queue', 0), ('join', 1)])
+@pytest.mark.parametrize('task_id', [None, str(uuid4())])
+def test_answer_was_lost_with_a_policy(make_task, queue, losing, on_conflict, slot, task_id):
+    """What waits in line does not run before its turn for that."""
+    task = make_task(lambda self, task_id, *args: None, name=NAME, concurrency_key=NAME, on_conflict=on_conflict)
+    if slot == 0:
+        task.apply_async((1,), queue=str(queue))
+    before = len(queue())
+    lost = losing('INSERT INTO')
+    result = task.apply_async((2,), queue=str(queue), task_id=task_id)
+    row = CeleryResult.objects.get(task_id=result.id)
+    assert lost and (row.status, row.args, row.concurrency_slot) == ('pending', [2], slot)
+    assert len(queue()) - before == slot

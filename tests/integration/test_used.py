@@ -5,6 +5,7 @@ from uuid import uuid4
 
 import pytest
 from celery import chain, chord, group
+from celery.exceptions import TaskRevokedError
 from django.db import transaction
 from netbox_test_plugin import canvas, policies, tasks
 from netbox_test_plugin.side import notes, open_gate
@@ -107,6 +108,20 @@ def test_frozen_signature(prefork):
         for __ in range(2):
             assert workflow.apply_async().get(timeout=20) == outcome
             until(lambda: not CeleryResult.objects.filter(completed=None).exists())
+
+
+def test_chain_that_is_cancelled_when_it_is_sent_again(prefork):
+    """Who waits for its last step hears of that, and does not get the earlier result."""
+    add = canvas.add.s(1).set(queue=prefork.queue)
+    steps = chain(add.clone(), add.clone())
+    last = steps.freeze()
+    assert steps.apply_async().get(timeout=20) == 2
+    until(lambda: not CeleryResult.objects.filter(completed=None).exists())
+    steps.apply_async(countdown=60)
+    assert CeleryResult.objects.get(task_id=last.parent.id).cancel()
+    with pytest.raises(TaskRevokedError):
+        app.AsyncResult(last.id).get(timeout=5)
+    assert row(last.id).reason == 'upstream_failed'
 
 
 def test_chord_with_an_id(prefork):

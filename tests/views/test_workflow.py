@@ -65,6 +65,22 @@ class WorkflowTest(PageTestCase):
             self.assertEqual(page.count(bar), 2)
         self.assertIn('attempt 2', page)
 
+    def test_timeline_of_a_row_that_began_anew(self):
+        """What an earlier call with the ID did is in the history of the run, and not in its timeline."""
+        begin = timezone.now() - timedelta(seconds=100)
+        attempts = [
+            {'number': 1, 'started': (begin - timedelta(hours=2)).isoformat(),
+             'ended': (begin - timedelta(hours=1)).isoformat(), 'worker': 'w', 'error': ''},
+            {'number': 1, 'started': (begin + timedelta(seconds=50)).isoformat(),
+             'ended': (begin + timedelta(seconds=100)).isoformat(), 'worker': 'w', 'error': ''},
+        ]
+        first, __ = make_chain(2, attempts=attempts, attempt=1, started=begin, completed=begin + timedelta(seconds=100))
+        CeleryResult.objects.update(created=begin)
+        page = self.show(first)
+        self.assertEqual(page.count('celery-bar-wait" style="left: 0.000%; width: 50.000%"'), 2)
+        self.assertEqual(page.count('celery-bar-completed" style="left: 50.000%; width: 50.000%"'), 2)
+        self.assertNotIn('celery-bar-retrying', page)
+
     def test_groups_are_folded(self):
         """Hundreds of parts are one line, which the address unfolds; what follows them is shown anyway."""
         parts = make_group(500)
