@@ -317,8 +317,8 @@ def _prepare(worker):
     if 'spawn' in (worker.pool_start_method, billiard.get_start_method()):
         conf = worker.app.conf
         conf.worker_proc_alive_timeout = max(conf.worker_proc_alive_timeout, SPAWNING_TIME)
-    if threading.current_thread() is threading.main_thread():
-        # Those of a thread that ends would stay open
+    if worker.pool.is_green or threading.current_thread() is threading.main_thread():
+        # Those of a thread that ends would stay open; those of a greenlet are closed with it
         _keep_connections(worker.app)
     warm_up()
     install_log_handler()
