@@ -72,6 +72,8 @@ class CeleryBaseTask(TaskHooks, OnCommitTask):
     default_retry_delays = None
     #: When beat runs the task by itself: a `celery.schedules.crontab`, a number of seconds, or a `timedelta`.
     schedule = None
+    #: Whether a `Strategy` of the task's own hands each message to Celery's, so that runs are claimed and tracked.
+    strategy_claims = False
     #: Only one run at a time with the same arguments: a second call joins the run that is under way.
     unique = False
     #: After so long (a `timedelta` or seconds) a run does not keep others from running any more; it is not ended.

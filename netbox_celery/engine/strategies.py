@@ -22,13 +22,16 @@ DEFAULT = 'celery.worker.strategy:default'
 
 
 def has_own_strategy(task):
-    """Whether a worker takes a task's messages in a way of the task's own.
+    """Whether a worker takes a task's messages in a way of the task's own, by which no run would be claimed.
+
+    A strategy may also do something beside Celery's, and hand each message to that: then its author says so
+    (`strategy_claims`).
 
     Args:
         task: A task object, or `None` for one that this process does not know.
     """
     strategy = getattr(task, 'Strategy', DEFAULT)
-    if strategy == DEFAULT:
+    if strategy == DEFAULT or getattr(task, 'strategy_claims', False):
         return False
     from celery.worker.strategy import default  # whoever is no worker rarely needs it
 

@@ -47,6 +47,13 @@ def task(request, make_task):
     return make_task(lambda self, *args: None, name='tests:batch', base=base, **options)
 
 
+def test_that_claims(make_task):
+    """Its author says that the strategy hands on each message."""
+    options = {'Strategy': 'tests.engine.test_strategies:function', 'strategy_claims': True}
+    task = make_task(lambda self, task_id: None, name='tests:claims', **options)
+    assert is_tracked(task) and not has_own_strategy(task)
+
+
 @pytest.fixture
 def broker(monkeypatch):
     """What is sent, without a broker."""

@@ -225,6 +225,7 @@ class OwnRequestByName(CeleryBaseTask):
     abstract = True
     Request = 'netbox_test_plugin.declared:NotingRequest'
     Strategy = 'netbox_test_plugin.declared:strategy'
+    strategy_claims = True
 
 
 def nap(self, task_id, seconds):
