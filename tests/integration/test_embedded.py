@@ -244,18 +244,24 @@ def test_only_made(queue):
     assert identity.key is None
 
 
-def test_worker_main(queue, greet):
-    """The program of the command line, called by another program: it runs in its main thread, and ends by itself."""
-    run = greet.apply_async(queue=queue)
-
+@contextmanager
+def stopping_after(run):
+    """Let the worker that the block runs stop by itself when a run has ended."""
     def stop():
         ended(run)
         worker_state.should_stop = 0
     threading.Thread(target=stop).start()
     try:
-        app.worker_main(['worker', '-P', 'solo', '-Q', queue, '-n', f'{queue}@%h', '-l', 'ERROR'])
+        yield
     finally:
         worker_state.should_stop = None
+
+
+def test_worker_main(queue, greet):
+    """The program of the command line, called by another program: it runs in its main thread, and ends by itself."""
+    run = greet.apply_async(queue=queue)
+    with stopping_after(run):
+        app.worker_main(['worker', '-P', 'solo', '-Q', queue, '-n', f'{queue}@%h', '-l', 'ERROR'])
     assert row(run).status == 'completed'
     assert CeleryWorker.objects.get(name__startswith=queue).stopped
     assert identity.key is None
@@ -264,17 +270,10 @@ def test_worker_main(queue, greet):
 def test_click(queue, greet):
     """Celery's command line in the hands of a test."""
     run = greet.apply_async(queue=queue)
-
-    def stop():
-        ended(run)
-        worker_state.should_stop = 0
-    threading.Thread(target=stop).start()
-    try:
+    with stopping_after(run):
         result = CliRunner().invoke(celery_command, [
             '-A', 'netbox_celery', 'worker', '-P', 'solo', '-Q', queue, '-n', f'{queue}@%h', '-l', 'ERROR'
         ], catch_exceptions=False)
-    finally:
-        worker_state.should_stop = None
     assert not result.exit_code
     assert row(run).status == 'completed'
     assert CeleryWorker.objects.get(name__startswith=queue).stopped
