@@ -64,13 +64,16 @@ def run_task(task: Task | Signature | str, /, *args: Any, **kwargs: Any) -> 'Tas
     """
     if caller() is not connections[DEFAULT_DB_ALIAS]:
         raise RuntimeError('In a transaction of a branch a run waits for the commit: run the task outside of it')
-    since = len(connection.run_on_commit)
+    since, earlier = len(connection.run_on_commit), _find_earlier(task)
     with in_process(app) as messages:
         result = _call(task, args, kwargs)
         commit(since)
-        if not messages:
-            return TaskRun(result.id)  # it has joined another run, was ignored, or waits in line
-        return _follow(messages, since)
+        if messages:
+            return _follow(messages, since)
+    run = TaskRun(result.id)  # it has joined another run, was ignored, or waits in line
+    if earlier is not None and run._row is not None and run._row.created == earlier.created:
+        run._row = None  # what an earlier call with the same ID has left
+    return run
 
 
 def _call(task, args, kwargs):
@@ -100,6 +103,11 @@ def _follow(messages, since):
         message = its_next[0]
         messages.remove(message)
     raise RuntimeError(f'{message.headers["task"]} has been tried {MOST_ATTEMPTS} times, and is not tried any more')
+
+
+def _find_earlier(task):
+    """Return the row of an earlier call of a signature that has an ID, or `None`."""
+    return _find_row(task.options.get('task_id')) if isinstance(task, Signature) else None
 
 
 def _find_row(task_id):

@@ -254,6 +254,11 @@ def test_policies(run_task, make_task):
     once = make_task(lambda self, task_id: 1, name='tests:once', ignore_task_after_success=True,
                      ignore_task_timedelta=60)
     assert [run_task(once).status for __ in range(2)] == ['completed', 'ignored']
+    frozen = make_task(
+        lambda self, task_id: 1, name='tests:frozen', ignore_task_after_success=True, ignore_task_timedelta=60
+    ).s()
+    frozen.freeze()
+    assert [run_task(frozen).status for __ in range(2)] == ['completed', 'ignored']
 
 
 def test_wrong_calls(run_task, make_task):

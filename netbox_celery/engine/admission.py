@@ -73,9 +73,16 @@ LINE_UP = _statements(*TAKE_OVER_COLUMNS, **PLACE, concurrency_slot='0', reason=
 CLOSED = _statements('status', 'message', reason='%(reason)s', error='%(error)s', completed='now()')
 
 HOLDER = f'SELECT task_id::text FROM {TABLE} WHERE {HOLDING} ORDER BY id LIMIT 1'
+UNDER_KEY = '''concurrency_key = %(key)s AND completed IS NULL AND concurrency_slot >= 0 AND cancelled IS NULL'''
+# GUARANTEE: of two runs that replace each other one goes on: who is replaced itself replaces none.
 EARLIER = f'''
-    SELECT id, schedule_id FROM {TABLE} WHERE concurrency_key = %(key)s AND completed IS NULL AND concurrency_slot >= 0
-        AND cancelled IS NULL AND id < %(id)s
+    SELECT id, schedule_id FROM {TABLE} WHERE {UNDER_KEY} AND id < %(id)s
+        AND EXISTS (SELECT FROM {TABLE} WHERE id = %(id)s AND completed IS NULL AND cancelled IS NULL)
+    ORDER BY id DESC OFFSET %(limit)s - 1
+'''
+# The row of a call with a used ID may be older than these are.
+OTHERS = f'''
+    SELECT id, schedule_id FROM {TABLE} WHERE {UNDER_KEY} AND task_id <> %(task_id)s::uuid
     ORDER BY id DESC OFFSET %(limit)s - 1
 '''
 # The step before in a chain, whose body has returned. It has yet to write its end.
@@ -159,9 +166,12 @@ def admit(policy, row, insert, *, id_is_known=False, predecessor=None):
     if predecessor:
         _execute(HAND_OVER, {'predecessor': predecessor, 'key': policy.key})
     if policy.on_conflict in ('queue', 'replace'):
+        replaces = policy.on_conflict == 'replace'
+        if replaces and 'seen' in row:
+            _supersede(policy, row, _execute(OTHERS, row))  # first: they are not to replace this one in turn
         id, __ = put(LINE_UP)
-        if id is not None and policy.on_conflict == 'replace':
-            _supersede(policy, id, row)
+        if replaces and id is not None:
+            _supersede(policy, row, _execute(EARLIER, {**row, 'id': id}))
         return Admission(id, waits=id is not None)
     for __ in range(ATTEMPTS):
         id, is_settled = put(TAKE)
@@ -206,8 +216,13 @@ def _ignore(row, put, reason, error):
     return Admission(put(CLOSED)[0], ignored=error, in_window=reason == Reason.REASON_IGNORE_WINDOW)
 
 
-def _supersede(policy, id, row):
+def _supersede(policy, row, earlier):
     """Cancel those that came before under a key, as far as the limit does not leave them their places.
+
+    Args:
+        policy: The `Policy`.
+        row: The column values of the run that replaces them.
+        earlier: Primary key and schedule of each of them.
 
     GUARANTEE: a schedule is no way to cancel what one may not cancel. Unless the task itself says that any of its runs
     replaces earlier ones, a schedule's cancels those of that schedule, and those that its user may cancel. It waits for
@@ -215,7 +230,6 @@ def _supersede(policy, id, row):
     """
     from .control import cancel_many
 
-    earlier = _execute(EARLIER, {'key': policy.key, 'id': id, 'limit': policy.limit})
     ids = [id for id, __ in earlier]
     if row['schedule_id'] is not None and not policy.replaces_any:
         others = [id for id, schedule_id in earlier if schedule_id != row['schedule_id']]

@@ -69,15 +69,22 @@ def enqueue_many(task_or_name, calls, *, user=None, instance=None, schedule_at=N
 
     _refuse_eager(app)
     options |= _given(user, instance, schedule_at, queue)
-    task, rows = _task(task_or_name), CeleryResult.objects.using(caller().alias)
+    task, rows = _task(task_or_name), CeleryResult.objects.using(caller().alias).order_by('pk')
     if has_policy(task, SETTINGS & options.keys()) or getattr(task, 'hears_of_calls', False):
         # Each call is asked for by itself, may be a run that is under way, and is told of
         call = _caller(task_or_name)
         results = [call(*arguments, **options) for arguments in checked(task, calls)]
         made = {result.id for result in results if not getattr(result, 'netbox_joined', False)}
         joined = {result.id for result in results} - made
-        return rows.filter(task_id__in=made | joined).order_by('pk').annotate(
+        return _as_mains(rows.filter(task_id__in=made | joined).annotate(
             joined=Case(When(task_id__in=joined, then=True), default=False, output_field=BooleanField())
-        )
-    ids = send_many(app, task_or_name, calls, options)
-    return rows.filter(pk__in=ids).order_by('pk')
+        ))
+    return _as_mains(rows.filter(pk__in=send_many(app, task_or_name, calls, options)))
+
+
+def _as_mains(rows):
+    """Let rows that are read in the transaction of a branch be main's, where they are saved and read again."""
+    if rows.db != DEFAULT_DB_ALIAS:
+        for row in rows:
+            row._state.db = DEFAULT_DB_ALIAS
+    return rows

@@ -3,13 +3,15 @@
 An author hides the arguments of a call by `argsrepr` and `kwargsrepr`. A row keeps later steps of its chain, the body
 of its chord and its callbacks as signatures, with all that it takes to send them; each of these hides its own arguments
 in the same way, at any depth. So pages, REST, GraphQL and the change log never show a payload as it is stored: they
-show what `shown` returns.
+show what `shown` returns. Nor do they show the headers in which the engine keeps what it needs to know of a call.
 
 Likewise an error repeats what another run said of its own end. That is for those who may view that run.
 """
 import json
 import re
 
+from .branches import HEADER as BRANCH
+from .options import HEADER
 from .payload import plain
 
 __all__ = (
@@ -17,6 +19,11 @@ __all__ = (
     'hide',
     'shown',
 )
+
+#: Headers that say nothing to people: what they tell, a run's page says in words.
+INTERNAL = frozenset((HEADER, BRANCH))
+#: What stands in the JSON of a payload that hides something; both `argsrepr` and `kwargsrepr` end like the first one.
+SIGNS = ('argsrepr"', *(f'"{header}"' for header in INTERNAL))
 
 _UUID = '[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}'
 #: How an error names the run whose name or error it repeats: in our words, and in Celery's. It is Python's and
@@ -32,8 +39,8 @@ def shown(value):
 def hide(data):
     """Hide the arguments of the signatures in JSON data, and those of a row that stand beside their `options`."""
     text = json.dumps(data)
-    # Both options end like this: most payloads have neither, and are returned as they are
-    return json.loads(text, object_hook=_hide) if 'argsrepr"' in text else data
+    # Most payloads have none of these, and are returned as they are
+    return json.loads(text, object_hook=_hide) if any(sign in text for sign in SIGNS) else data
 
 
 def _hide(mapping):
@@ -43,4 +50,14 @@ def _hide(mapping):
         for name in ('args', 'kwargs'):
             if name in mapping and options.get(f'{name}repr') is not None:
                 mapping[name] = options[f'{name}repr']
+        _drop_internal(options)
     return mapping
+
+
+def _drop_internal(options):
+    headers = options.get('headers')
+    if isinstance(headers, dict) and not INTERNAL.isdisjoint(headers):
+        if kept := {name: value for name, value in headers.items() if name not in INTERNAL}:
+            options['headers'] = kept
+        else:
+            del options['headers']

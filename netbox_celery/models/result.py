@@ -445,7 +445,7 @@ class CeleryResult(NetBoxModel, AboutObject):
     @property
     def display_options(self):
         """Options as a person reads them: later steps and callbacks show their arguments as their `argsrepr` says."""
-        return shown(hide_tracing(self.options or {}))
+        return shown({'options': hide_tracing(self.options or {})})['options']
 
     def _display(self, field):
         options = self.options if isinstance(self.options, dict) else {}

@@ -302,7 +302,7 @@ class CelerySchedule(NetBoxModel, AboutObject):
     @property
     def display_options(self):
         """Options as a person reads them (see `CeleryResult.display_options`)."""
-        return shown(self.options or {})
+        return shown({'options': self.options or {}})['options']
 
     @property
     def is_read_only(self):

@@ -158,6 +158,19 @@ def test_replace():
     assert new.concurrency_slot == 0
 
 
+def test_replace_by_a_call_with_a_used_id():
+    """Its row is older than those of the runs that it supersedes, and these do not supersede it in turn."""
+    old = make(None, 'completed', completed=timezone.now(), concurrency_key=None)
+    first, waits = make(1, 'running'), make(0)
+    row = build_row(app, 'tests:x', (), {}, {'task_id': str(old.task_id)}, Own(), None) | {'seen': old.completed}
+    admission.admit(policy(on_conflict='replace'), row, lambda statement: run_sql(statement, row)[0][0])
+    for run in (old, first, waits):
+        run.refresh_from_db()
+    assert [run.cancelled is not None for run in (old, first, waits)] == [False, True, True]
+    assert (old.status, old.concurrency_slot) == ('pending', 0)
+    assert run_sql(admission.EARLIER, {'key': KEY, 'id': waits.pk, 'limit': 1}) == []
+
+
 @pytest.mark.parametrize('slots, cancelled', [((1, 2), 0), ((1, 2, 3), 1), ((1, 2, 3, 0), 2)])
 def test_replace_within_the_limit(slots, cancelled):
     """The oldest make room, as many as it takes and no more."""

@@ -144,3 +144,22 @@ def test_what_celery_writes(make_task):
         assert 'hunter2' not in json.dumps(result.display_options)
         assert 'hunter2' not in json.dumps(result.serialize_object(), default=str)
     assert any('hunter2' in json.dumps(result.options, default=str) for result in results)
+
+
+def test_headers_of_the_engine():
+    """What it keeps in headers for itself is shown nowhere, also not of later steps; the caller's own are."""
+    step = {'task': 'tests:x', 'args': [], 'options': {'headers': {'netbox_branch': 'b1', 'netbox_celery': True}}}
+    options = {
+        'headers': {'netbox_branch': 'b1', 'netbox_celery': {'begun': 1}, 'mine': 1}, 'chain': [step], 'queue': 'slow',
+    }
+    result = make_result(options=options)
+    expected = {
+        'headers': {'mine': 1}, 'queue': 'slow', 'chain': [{'task': 'tests:x', 'args': [], 'options': {}}],
+    }
+    assert result.display_options == expected
+    assert result.serialize_object()['options'] == expected
+    assert make_schedule(options=options).display_options == expected
+    only = {'headers': {'netbox_branch': 'b1'}}
+    assert make_result(options=only).display_options == {}
+    # What somebody else names alike is theirs
+    assert make_result(args=[only], options={}).display_args == [only]

@@ -81,6 +81,7 @@ def shared_workers(instance, worker_log, side, django_db_blocker):
             workers[pool] = Worker(instance, worker_log, pool, pool=pool, concurrency=4 if pool == 'threads' else 2)
             with django_db_blocker.unblock():
                 workers[pool].start().ready()
+        workers[pool].forget()
         return workers[pool]
 
     def stop():

@@ -107,6 +107,7 @@ class Program:
         self.cwd = cwd
         self.process = None
         self._began_at = 0
+        self._forgotten = 0
 
     def start(self):
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +121,12 @@ class Program:
 
     @property
     def output(self):
-        return self.log.read_text(errors='replace')
+        """What it has written, without what was forgotten."""
+        return self.log.read_bytes()[self._forgotten:].decode(errors='replace')
+
+    def forget(self):
+        """Leave what it has written so far out of `output`: that was in other tests."""
+        self._forgotten = self.log.stat().st_size
 
     @property
     def pid(self):

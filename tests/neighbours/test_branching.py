@@ -274,6 +274,7 @@ def test_commit(branch, user, sent):
         with transaction.atomic(using=branch.connection_name):
             run = CeleryResult.enqueue(HELLO, user=user)
             many = list(CeleryResult.enqueue_many(HELLO, [(), ()]))
+            assert {result._state.db for result in (run, *many)} == {'default'}
             assert not CeleryResult.objects.exists()
             assert not sent()
         ids = {str(result.task_id) for result in (run, *many)}
