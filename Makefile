@@ -61,8 +61,9 @@ bench: venv ## Measure against bare Celery: make bench, or make bench ARGS="drai
 check: lint types migrations-check compose-check docs wheel-check ## All that can be checked without running a test
 
 .PHONY: lint
-lint: venv ## NetBox's rules of style
+lint: venv ## NetBox's rules of style, and which way imports go
 	$(VENV_PYTHON) -m ruff check
+	.venv/bin/lint-imports --no-cache
 
 .PHONY: types
 types: venv ## The types of what plugin authors import

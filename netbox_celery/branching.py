@@ -2,7 +2,7 @@
 
 It gives a branch a schema of its own, with a copy of each table whose rows are change-logged. Ours are exempt: runs,
 logs and schedules are facts, the same in each branch, and what the engine writes by SQL is main's. What a task reads
-and changes is the branch's in which it was called (see `netbox_celery.engine.branches`).
+and changes is the branch's in which it was called (see `netbox_celery.engine.store.branches`).
 
 The functions that import it do so when they are called: this module is imported whether it is there or not.
 """
@@ -15,9 +15,9 @@ from django.db.models.signals import post_migrate, pre_delete
 from django.utils.html import escape
 from django.utils.translation import gettext as _
 
-from .engine import branches
-from .engine.database import get_connection
 from .engine.exceptions import BranchNotReady
+from .engine.store import branches
+from .engine.store.database import get_connection
 
 __all__ = (
     'install',

@@ -24,15 +24,16 @@ if not apps.ready and not apps.loading:
 
 from . import broker, host  # noqa: E402
 from .config import get_config  # noqa: E402
-from .engine import discovery  # noqa: E402
-from .engine.backend import tracking  # noqa: E402
-from .engine.canvas import forget_ids  # noqa: E402
-from .engine.enqueue import send  # noqa: E402
-from .engine.ids import OneSpelling, spell_results  # noqa: E402
-from .engine.presence import identity  # noqa: E402
-from .engine.publish import publish  # noqa: E402
-from .engine.queues import RefuseReserved  # noqa: E402
-from .engine.upstream import with_upstream  # noqa: E402
+from .engine.app import bind  # noqa: E402
+from .engine.calls.ids import OneSpelling, spell_results  # noqa: E402
+from .engine.calls.queues import RefuseReserved  # noqa: E402
+from .engine.catalogue import discovery  # noqa: E402
+from .engine.identity import identity  # noqa: E402
+from .engine.results.backend import tracking  # noqa: E402
+from .engine.results.upstream import with_upstream  # noqa: E402
+from .engine.sending.enqueue import send  # noqa: E402
+from .engine.sending.publish import publish  # noqa: E402
+from .engine.workflows.canvas import forget_ids  # noqa: E402
 
 __all__ = (
     'NetBoxCelery',
@@ -43,17 +44,17 @@ __all__ = (
 class NetBoxCelery(Celery):
     """A Celery app whose calls make rows and whose result backend writes their ends."""
 
-    amqp_cls = 'netbox_celery.engine.queues:AMQP'
-    registry_cls = 'netbox_celery.engine.registry:Registry'
-    task_cls = 'netbox_celery.engine.oncommit:OnCommitTask'
-    control_cls = 'netbox_celery.engine.revoke:Control'
-    loader_cls = 'netbox_celery.engine.discovery:Loader'
+    amqp_cls = 'netbox_celery.engine.calls.queues:AMQP'
+    registry_cls = 'netbox_celery.engine.catalogue.registry:Registry'
+    task_cls = 'netbox_celery.engine.calls.oncommit:OnCommitTask'
+    control_cls = 'netbox_celery.engine.sending.revoke:Control'
+    loader_cls = 'netbox_celery.engine.catalogue.discovery:Loader'
 
     _is_finalizing = False
 
     @cached_property
     def Worker(self):
-        return self.subclass_with_self('netbox_celery.engine.worker:Worker')
+        return self.subclass_with_self('netbox_celery.engine.worker.messages:Worker')
 
     def send_task(self, name, args=None, kwargs=None, **options):
         """Send a task by name. `apply_async`, canvas, retries and beat all come through here.
@@ -146,13 +147,14 @@ if _state.default_app is not None and type(_state.default_app) is Celery and _st
     _state._deregister_app(_state.default_app)
 
 app = NetBoxCelery('netbox_celery')
+bind(app)
 app.set_default()
 app.add_defaults(_load_settings)
 app.autodiscover_tasks(host.plugin_packages)
 
-from .engine import signals  # noqa: E402 - connects itself to Celery's signals
+from .engine.worker import signals  # noqa: E402 - connects itself to Celery's signals
 
 app.steps['worker'].add(signals.Registration)
 app.steps['consumer'].update((
-    signals.Heartbeat, signals.Undecodable, OneSpelling, RefuseReserved, 'netbox_celery.engine.worker:Messages'
+    signals.Heartbeat, signals.Undecodable, OneSpelling, RefuseReserved, 'netbox_celery.engine.worker.messages:Messages'
 ))

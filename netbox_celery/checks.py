@@ -4,7 +4,7 @@ from django.core.management.base import CommandError
 from django.db import DatabaseError, connections
 from django.db.migrations.recorder import MigrationRecorder
 
-from .engine import catalogue, discovery
+from .engine.catalogue import discovery, registry
 from .migrations._forerunner import ASIDE, forerunner_tables
 
 __all__ = (
@@ -17,7 +17,7 @@ __all__ = (
 @register('netbox_celery')
 def check_tasks(app_configs, **kwargs):
     """Warn of plugins whose tasks cannot be imported (`netbox_celery.W001`): the rest of NetBox works."""
-    catalogue.registered_tasks()
+    registry.registered_tasks()
     return [
         Warning(
             f'The tasks of {failure.plugin} cannot be imported: {failure}',

@@ -16,7 +16,7 @@ __all__ = (
 
 
 class ResultStatusChoices(ChoiceSet):
-    """What a run is doing, or how it ended. `netbox_celery.engine.lifecycle` is the only writer."""
+    """What a run is doing, or how it ended. `netbox_celery.engine.store.lifecycle` is the only writer."""
     STATUS_PENDING = 'pending'
     STATUS_SCHEDULED = 'scheduled'
     STATUS_RUNNING = 'running'

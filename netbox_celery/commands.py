@@ -22,16 +22,15 @@ from django.utils.module_loading import import_string
 
 from .choices import LogLevelChoices
 from .config import get_config, suggestion, wrong
+from .engine.calls.options import OWN_DICT, OWN_NAMES, OWN_PREFIX
+from .engine.catalogue.commands import task_name
 from .engine.exceptions import TaskFailed
-from .engine.options import OWN_DICT, OWN_NAMES, OWN_PREFIX
 from .tasks import CeleryBaseTask
 
 __all__ = (
     'CommandFailed',
     'DjangoCommandTask',
-    'find_task',
     'register',
-    'task_name',
 )
 
 logger = logging.getLogger(__name__)
@@ -111,28 +110,6 @@ class DjangoCommandTask(CeleryBaseTask):
                 if exc.code:
                     why = exc.code if isinstance(exc.code, str) else f'The command ended with exit code {exc.code}'
                     raise CommandFailed(why) from exc
-
-
-def find_task(command):
-    """Return the task of a command (see `netbox_celery.tasks.get_django_command_task`)."""
-    from .celery import app
-
-    name = task_name(command)
-    if command not in get_config().command_tasks:
-        raise wrong('command_tasks', f'does not name the command {command!r}')
-    return app.tasks[name]
-
-
-def task_name(command):
-    """Return the name of a command's task: `command.<app>.<command>`, with the app as Django knows the command by.
-
-    Raises:
-        django.core.exceptions.ImproperlyConfigured: There is no such command.
-    """
-    commands = get_commands()
-    if command not in commands:
-        raise wrong('command_tasks', f'names {command!r}, which is no command{suggestion(command, commands)}')
-    return f'command.{commands[command]}.{command}'
 
 
 def register():

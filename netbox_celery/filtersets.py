@@ -30,9 +30,9 @@ from .choices import (
     ScheduleOriginChoices,
     ScheduleOverlapChoices,
 )
-from .engine import branches
+from .engine.store import branches
 from .models import CeleryLogEntry, CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
-from .viewing import error_is_readable, nameable
+from .reading.viewing import error_is_readable, nameable
 
 __all__ = (
     'CeleryLogEntryFilterSet',

@@ -1,7 +1,7 @@
 """Tasks of the plugin's own."""
 from celery.schedules import crontab
 
-from .engine import retention
+from .engine.worker import retention
 from .tasks import netbox_celery_task
 
 __all__ = (

@@ -6,7 +6,7 @@ from django.utils import timezone
 from core.choices import JobIntervalChoices
 from netbox.jobs import JobRunner, system_job
 
-from .engine import retention
+from .engine.worker import retention
 from .housekeeping import PRUNE
 from .models import CelerySchedule
 

@@ -5,7 +5,7 @@ from django.contrib import messages
 from django.http import HttpResponseRedirect
 from django.utils.translation import gettext as _
 
-from .engine.database import is_read_only
+from .engine.store.database import is_read_only
 
 __all__ = (
     'ReadOnlyMiddleware',

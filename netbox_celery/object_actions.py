@@ -4,7 +4,7 @@ from django.utils.translation import gettext_lazy as _
 from netbox.object_actions import DeleteObject, ObjectAction
 from utilities.permissions import get_permission_for_model
 
-from .actions import may_run
+from .services.runs import may_run
 
 __all__ = (
     'BulkCancel',

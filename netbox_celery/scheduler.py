@@ -17,10 +17,13 @@ from celery.signals import beat_embedded_init
 from django.db import ProgrammingError, close_old_connections, connections
 
 from .choices import ScheduleKindChoices as Kind
-from .engine import catalogue, discovery, schedules, sources
-from .engine.database import MIGRATE, UNAVAILABLE, is_read_only
-from .engine.due import parse_crontab, parse_timezone
-from .engine.leader import Leadership, harden_connections
+from .engine.catalogue import discovery
+from .engine.schedules import firing as schedules
+from .engine.schedules import sources
+from .engine.schedules.due import parse_crontab, parse_timezone
+from .engine.schedules.leader import Leadership, harden_connections
+from .engine.schedules.sync import sync_catalogue
+from .engine.store.database import MIGRATE, UNAVAILABLE, is_read_only
 
 __all__ = (
     'DatabaseScheduler',
@@ -100,7 +103,7 @@ class DatabaseScheduler(Scheduler):
         if time.monotonic() < self._housekeeping_due:
             return
         self._housekeeping_due = time.monotonic() + HOUSEKEEPING_INTERVAL
-        catalogue.sync(force=True)
+        sync_catalogue()
         sources.sync(self.app, {**self.data, **self.app.conf.beat_schedule}, is_leader=True)
         schedules.resume_after_clock()
 

@@ -7,7 +7,7 @@ from django.utils.translation import gettext as _
 from utilities.exceptions import AbortRequest
 
 from . import host
-from .engine import control
+from .engine.sending import control
 from .models import CeleryResult, CelerySchedule, CeleryTask
 
 __all__ = (

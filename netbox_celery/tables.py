@@ -12,9 +12,9 @@ from django_tables2.utils import OrderByTuple
 from netbox.tables import NetBoxTable, columns
 from utilities.string import humanize_duration
 
-from .engine import branches
+from .engine.store import branches
 from .models import CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
-from .viewing import BESIDE, Reader, hidden_text, load_beside, no_tasks_text, order_by_visible
+from .reading.viewing import BESIDE, Reader, hidden_text, load_beside, no_tasks_text, order_by_visible
 
 __all__ = (
     'CeleryResultTable',
@@ -84,7 +84,7 @@ def _address(value, table):
 
 
 class BesideColumn(tables.Column):
-    """An object beside a row. Who may not view it learns that there is one (see `netbox_celery.viewing`)."""
+    """An object beside a row. Who may not view it learns that there is one (see `netbox_celery.reading.viewing`)."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, linkify=_address, **kwargs)

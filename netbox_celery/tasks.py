@@ -23,19 +23,20 @@ from celery.utils.log import get_task_logger
 from django.db.models import Model
 
 from .choices import LogLevelChoices
-from .engine.admission import is_processing, open_window, why_not_now
-from .engine.arguments import dump_after_task_id, header, merge_arguments
-from .engine.context import change_context
-from .engine.database import caller, execute, get_connection
+from .engine.calls.arguments import dump_after_task_id, header, merge_arguments
+from .engine.calls.hooks import TaskHooks, invocation_of, tell
+from .engine.calls.oncommit import OnCommitTask, call_on_commit
+from .engine.calls.options import lift, parameter_names, split
+from .engine.calls.policies import default_unique_key_generator, policy_of, seconds, take_settings, window_key
+from .engine.calls.run import get_run, run_of
+from .engine.catalogue.commands import command_task
 from .engine.exceptions import TaskConflict, TaskFailed
-from .engine.hooks import TaskHooks, invocation_of, tell
-from .engine.interruption import is_order
-from .engine.oncommit import OnCommitTask, call_on_commit
-from .engine.options import lift, parameter_names, split
-from .engine.policies import default_unique_key_generator, policy_of, seconds, take_settings, window_key
-from .engine.recorder import recorder
-from .engine.run import get_run, run_of
-from .engine.tracked import TrackedResult, look_for_cancel, tell_own_end
+from .engine.runs.context import change_context
+from .engine.runs.interruption import is_order
+from .engine.runs.tracked import TrackedResult, look_for_cancel, tell_own_end
+from .engine.sending.admission import is_processing, open_window, why_not_now
+from .engine.store.database import caller, execute, get_connection
+from .engine.store.recorder import recorder
 
 __all__ = (
     'CeleryBaseTask',
@@ -421,9 +422,7 @@ def get_django_command_task(command: str) -> CeleryBaseTask:
     Raises:
         django.core.exceptions.ImproperlyConfigured: There is no such command, or the setting does not name it.
     """
-    from .commands import find_task
-
-    return find_task(command)
+    return command_task(command)
 
 
 def _set_by_author(task):

@@ -21,10 +21,10 @@ from celery.exceptions import TaskPredicate, TaskRevokedError
 from django.db import DEFAULT_DB_ALIAS, connection, connections
 
 from .celery import app
-from .engine.database import caller
-from .engine.inprocess import commit, execute_message, in_process
-from .engine.options import lift
-from .engine.payload import is_uuid
+from .engine.calls.options import lift
+from .engine.store.database import caller
+from .engine.store.payload import is_uuid
+from .engine.worker.inprocess import commit, execute_message, in_process
 from .models import CeleryLogEntry, CeleryResult
 
 __all__ = (

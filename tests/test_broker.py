@@ -7,7 +7,7 @@ from kombu import Connection
 
 from netbox_celery.broker import celery_settings, speaks_redis
 from netbox_celery.config import Config
-from netbox_celery.engine.backend import tracking
+from netbox_celery.engine.results.backend import tracking
 
 ODD = ('p@ss:w/o%72d?#& é"\'\\+=~;,', '%41', '/', '@', ':', '#', ';', ' ', 'None', '0', 'x' * 300, '\n\t', '日本')
 

@@ -8,7 +8,8 @@ from django.test import override_settings
 
 from netbox_celery import commands
 from netbox_celery.config import Config, get_config
-from netbox_celery.engine.catalogue import check_arguments, describe_task
+from netbox_celery.engine.catalogue.checking import check_arguments
+from netbox_celery.engine.catalogue.registry import describe_task
 from netbox_celery.engine.exceptions import InvalidArguments
 from netbox_celery.forms import RunForm
 from netbox_celery.models import CeleryTask

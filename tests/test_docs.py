@@ -15,7 +15,7 @@ from netbox_celery.api.urls import router
 from netbox_celery.celery import app
 from netbox_celery.choices import LogLevelChoices, ResultReasonChoices, ResultStatusChoices
 from netbox_celery.config import Config
-from netbox_celery.engine.options import OWN_NAMES
+from netbox_celery.engine.calls.options import OWN_NAMES
 from netbox_celery.models import CeleryResult
 from netbox_celery.tasks import netbox_celery_task
 from users.models import User

@@ -9,8 +9,8 @@ from core.models import ObjectChange
 from dcim.models import Site
 from netbox.context import current_request, events_queue
 from netbox_celery import host
-from netbox_celery.engine.context import change_context
-from netbox_celery.engine.run import Run
+from netbox_celery.engine.calls.run import Run
+from netbox_celery.engine.runs.context import change_context
 from netbox_celery.models import CeleryResult
 from tests.factories import grant, make_result
 from users.models import User

@@ -15,10 +15,9 @@ from django.urls import get_resolver, reverse
 from dcim.models import Site
 from netbox.config import clear_config
 from netbox_celery.celery import app
-from netbox_celery.engine import catalogue
-from netbox_celery.engine.database import close_connections
 from netbox_celery.engine.exceptions import DatabaseReadOnly
-from netbox_celery.engine.recorder import recorder
+from netbox_celery.engine.store.database import close_connections
+from netbox_celery.engine.store.recorder import recorder
 from netbox_celery.models import CeleryResult
 from tests.factories import make_log, make_result, make_schedule, make_worker
 from tests.factories import make_task as make_task_row
@@ -204,9 +203,8 @@ ACTIONS_ONLY = (301, 302, 405)
 
 
 @pytest.mark.parametrize('state', [read_only_session, maintenance_mode])
-def test_nothing_is_written_by_a_get(rows, browser, state, monkeypatch):
+def test_nothing_is_written_by_a_get(rows, browser, state):
     """Each page and each list is shown, and asks for no write: not even where it could."""
-    monkeypatch.setattr(catalogue, '_last_sync', float('-inf'))
     Site.objects.create(name='Ams', slug='ams')
     urls = addresses(rows)
     assert {'plugins:netbox_celery:celerytask_list', 'plugins:netbox_celery:celeryschedule_add',

@@ -13,8 +13,9 @@ from django.utils import timezone
 
 from netbox_celery import scheduler as module
 from netbox_celery.celery import app
-from netbox_celery.engine import catalogue, schedules
-from netbox_celery.engine.schedules import DUE_HEADER
+from netbox_celery.engine.schedules import firing as schedules
+from netbox_celery.engine.schedules.firing import DUE_HEADER
+from netbox_celery.engine.schedules.sync import sync_catalogue
 from netbox_celery.housekeeping import PRUNE
 from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask, Lease
 from netbox_celery.scheduler import HOUSEKEEPING_INTERVAL, SHORT_WAIT, STANDBY_INTERVAL, DatabaseScheduler
@@ -43,7 +44,7 @@ def make_beat():
 def make_due(make_task):
     """Make a schedule that is due since so many seconds (or in so many, if negative), of a task that nobody runs."""
     make_task(lambda self, task_id: None, name='tests:due', queue='nobody')
-    catalogue.sync(force=True)
+    sync_catalogue()
     task = CeleryTask.objects.get(name='tests:due')
     owner = User.objects.create_superuser('owner')
 

@@ -21,9 +21,9 @@ from dcim.models import Device, Site
 from development.stack.instance import Instance, executable
 from development.stack.template import PRISTINE
 from netbox_celery.celery import app
-from netbox_celery.engine.database import get_connection
-from netbox_celery.engine.presence import identity
-from netbox_celery.engine.recorder import recorder
+from netbox_celery.engine.identity import identity
+from netbox_celery.engine.store.database import get_connection
+from netbox_celery.engine.store.recorder import recorder
 from netbox_celery.models import CeleryLogEntry, CeleryResult
 from netbox_celery.tasks import CeleryBaseTask, TaskFailed
 from netbox_celery.testing import TaskError

@@ -12,7 +12,7 @@ from django.utils import timezone
 from core.models import ObjectChange, ObjectType
 from extras.models import ExportTemplate
 from netbox_celery.choices import ResultStatusChoices
-from netbox_celery.engine.payload import plain
+from netbox_celery.engine.store.payload import plain
 from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
 from tests.factories import grant, make_log, make_result, make_schedule, make_task
 from tests.views.bases import PageTestCase

@@ -112,7 +112,7 @@ class HistoryProbe:
         """
         Delete old runs, and return how many, how long it took and how long the longest batch took, in seconds.
         """
-        from netbox_celery.engine import retention
+        from netbox_celery.engine.worker import retention
 
         times = [time.perf_counter()]
         pruned = retention.prune(retention.cutoff(days), report=lambda pruned: times.append(time.perf_counter()))

@@ -107,10 +107,10 @@ def add_token(user, key, token):
 
 
 def add_schedules(user):
-    from netbox_celery.engine import catalogue
+    from netbox_celery.engine.schedules.sync import sync_catalogue
     from netbox_celery.models import CelerySchedule, CeleryTask
 
-    catalogue.sync(force=True)
+    sync_catalogue()
     for name, task, crontab, kwargs, description in SCHEDULES:
         if not CelerySchedule.objects.filter(name=name).exists():
             schedule = CelerySchedule(

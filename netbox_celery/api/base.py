@@ -20,11 +20,11 @@ from rest_framework.settings import api_settings
 
 from utilities.exceptions import AbortRequest
 
-from .. import actions
-from ..engine.database import is_read_only
 from ..engine.exceptions import DatabaseReadOnly, QueueRefused
-from ..engine.payload import clean_text
-from ..viewing import Reader, in_sight, order_by_visible
+from ..engine.store.database import is_read_only
+from ..engine.store.payload import clean_text
+from ..reading.viewing import Reader, in_sight, order_by_visible
+from ..services import runs as actions
 from . import serializers
 
 __all__ = (
@@ -46,7 +46,7 @@ class BrokerUnavailable(APIException):
 
 
 class VisibleMixin:
-    """For viewsets of what people change and delete: that must be visible (see `netbox_celery.viewing.in_sight`)."""
+    """For viewsets of what people change and delete: they must see it (`netbox_celery.reading.viewing.in_sight`)."""
 
     def initial(self, request, *args, **kwargs):
         super().initial(request, *args, **kwargs)

@@ -11,12 +11,12 @@ from netbox.api.fields import ContentTypeField
 from netbox.api.serializers import NestedTagSerializer
 
 from ..celery import app
-from ..engine.catalogue import InvalidArguments, check_number
+from ..engine.catalogue.checking import InvalidArguments, check_number
+from ..engine.catalogue.queues import check_choice
 from ..engine.exceptions import QueueRefused
-from ..engine.payload import DEEPEST, to_jsonb
-from ..engine.queues import check_choice
-from ..engine.reader import DEFAULT_LIMIT, MAX_LIMIT, LogFilter
+from ..engine.store.payload import DEEPEST, to_jsonb
 from ..models.fields import validate_time
+from ..reading.log import DEFAULT_LIMIT, MAX_LIMIT, LogFilter
 
 __all__ = (
     'ArgumentField',
@@ -201,7 +201,7 @@ class TaskRunSerializer(serializers.Serializer):
         return attrs
 
     def validated_options(self):
-        """Return the options for `netbox_celery.actions.run`."""
+        """Return the options for `netbox_celery.services.runs.run`."""
         options = {
             self.RENAMED.get(name, name): value for name, value in self.validated_data.items()
             if name not in ('args', 'kwargs', 'object_type', 'object_id')
@@ -266,7 +266,7 @@ class LogQuerySerializer(serializers.Serializer):
         return min(value or MAX_LIMIT, MAX_LIMIT)
 
     def page(self):
-        """Return the arguments for `netbox_celery.engine.reader.read_log`."""
+        """Return the arguments for `netbox_celery.reading.log.read_log`."""
         data = self.validated_data
         return {
             'after': data['after'],

@@ -12,8 +12,9 @@ from rest_framework.response import Response
 from netbox.api.viewsets import NetBoxModelViewSet
 from utilities.exceptions import PermissionsViolation
 
-from .. import filtersets, scheduling
+from .. import filtersets
 from ..models import CelerySchedule
+from ..services import schedules as scheduling
 from .base import ActionsMixin, VisibleMixin, require_runnable, sending
 from .permissions import token_permission
 from .serializers import CeleryResultSerializer, CeleryScheduleSerializer, SchedulePreviewSerializer

@@ -13,7 +13,6 @@ from netbox.api.gfk_fields import GFKSerializerField
 from netbox.api.serializers import BaseModelSerializer, NetBoxModelSerializer, ValidatedModelSerializer
 from users.api.serializers_.users import UserSerializer
 
-from .. import scheduling
 from ..choices import (
     LogLevelChoices,
     ResultReasonChoices,
@@ -23,10 +22,11 @@ from ..choices import (
     ScheduleOriginChoices,
     ScheduleOverlapChoices,
 )
-from ..engine import branches
-from ..engine.redaction import shown
+from ..engine.store import branches
+from ..engine.store.redaction import shown
 from ..models import CeleryLogEntry, CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
-from ..viewing import BESIDE, load_beside, reader_of_context
+from ..reading.viewing import BESIDE, load_beside, reader_of_context
+from ..services import schedules as scheduling
 from .parameters import check_argument
 
 __all__ = (

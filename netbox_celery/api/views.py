@@ -16,11 +16,12 @@ from rest_framework.routers import APIRootView
 from netbox.api.viewsets import NetBoxModelViewSet, NetBoxReadOnlyModelViewSet
 from utilities.exceptions import AbortRequest
 
-from .. import actions, filtersets
-from ..engine import catalogue
-from ..engine.control import NotRerunnable
-from ..engine.reader import read_log
+from .. import filtersets
+from ..engine.catalogue.checking import InvalidArguments, check_arguments
+from ..engine.sending.control import NotRerunnable
 from ..models import CeleryLogEntry, CeleryResult, CeleryTask, CeleryWorker
+from ..reading.log import read_log
+from ..services import runs as actions
 from . import serializers
 from .base import ActionsMixin, SafeMixin, VisibleMixin, require_runnable, sending
 from .pagination import HistoryPagination
@@ -188,8 +189,8 @@ class CeleryTaskViewSet(EngineModelViewSet):
         run.is_valid(raise_exception=True)
         args, kwargs = run.validated_data['args'], run.validated_data['kwargs']
         try:
-            catalogue.check_arguments(task, args, kwargs)
-        except catalogue.InvalidArguments as exc:
+            check_arguments(task, args, kwargs)
+        except InvalidArguments as exc:
             raise ValidationError({
                 'parameters': {name: [message] for name, message in exc.errors.items()}
             }) from exc

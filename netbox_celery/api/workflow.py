@@ -10,8 +10,8 @@ from netbox.api.serializers import BaseModelSerializer
 
 from ..choices import ResultReasonChoices, ResultStatusChoices
 from ..models import CeleryResult
-from ..viewing import reader_of_context
-from ..workflow import load_workflow
+from ..reading.viewing import reader_of_context
+from ..reading.workflow import load_workflow
 from .serializers import PlainJSONField
 
 __all__ = (

@@ -78,7 +78,7 @@ class NotRerunnable(Exception):
 
 
 class OutOfRange(ValueError):
-    """A time, or a length of time, that a run or a schedule cannot have (see `netbox_celery.engine.times`)."""
+    """A time, or a length of time, that a run or a schedule cannot have (see `netbox_celery.engine.store.times`)."""
 
 
 class QueueRefused(CeleryError, ValueError):

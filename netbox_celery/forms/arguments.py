@@ -2,7 +2,7 @@
 from django import forms
 from django.utils.translation import gettext as _
 
-from ..engine.catalogue import InvalidArguments, check_arguments
+from ..engine.catalogue.checking import InvalidArguments, check_arguments
 from .parameters import EMPTY, OMITTED, field_for, parameter_help, present
 
 __all__ = (

@@ -7,10 +7,10 @@ from django.utils.translation import gettext_lazy as _
 from netbox.forms import NetBoxModelImportForm
 from utilities.forms.fields import CSVChoiceField, CSVContentTypeField, CSVModelChoiceField
 
-from .. import scheduling
 from ..choices import ScheduleKindChoices, ScheduleMissedChoices, ScheduleOverlapChoices
 from ..host import current_user
 from ..models import CelerySchedule, CeleryTask
+from ..services import schedules as scheduling
 from .payload import PayloadField
 
 __all__ = (

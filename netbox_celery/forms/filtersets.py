@@ -22,7 +22,7 @@ from ..choices import (
 )
 from ..host import current_user
 from ..models import CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
-from ..viewing import nameable
+from ..reading.viewing import nameable
 
 __all__ = (
     'CeleryResultFilterForm',

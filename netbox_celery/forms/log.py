@@ -3,7 +3,7 @@ from django import forms
 from django.utils.translation import gettext_lazy as _
 
 from ..choices import LogLevelChoices
-from ..engine.reader import LogFilter
+from ..reading.log import LogFilter
 
 __all__ = (
     'LogForm',

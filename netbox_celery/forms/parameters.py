@@ -10,8 +10,8 @@ from django.utils.translation import gettext_lazy as _
 
 from utilities.forms.widgets import DatePicker, DateTimePicker
 
-from ..engine.annotations import Alternative, alternatives
-from ..engine.payload import DEEPEST, dumps_any, is_deep, to_jsonb
+from ..engine.catalogue.annotations import Alternative, alternatives
+from ..engine.store.payload import DEEPEST, dumps_any, is_deep, to_jsonb
 
 __all__ = (
     'EMPTY',

@@ -7,7 +7,7 @@ from django.utils.translation import gettext_lazy as _
 
 from utilities.forms.fields import JSONField
 
-from ..engine.payload import MarkerDecoder, PayloadEncoder, plain, to_jsonb
+from ..engine.store.payload import MarkerDecoder, PayloadEncoder, plain, to_jsonb
 
 __all__ = (
     'PayloadField',

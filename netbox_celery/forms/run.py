@@ -9,8 +9,8 @@ from utilities.forms.rendering import FieldSet
 from utilities.forms.widgets import DateTimePicker
 
 from ..celery import app
+from ..engine.catalogue.queues import check_choice
 from ..engine.exceptions import QueueRefused
-from ..engine.queues import check_choice
 from ..models.fields import validate_time
 from .arguments import ArgumentsMixin
 
@@ -22,7 +22,7 @@ __all__ = (
 class RunForm(ArgumentsMixin, forms.Form):
     """Arguments and options of a run.
 
-    Once it is valid, `arguments` is the pair `(args, kwargs)` and `options` what `netbox_celery.actions.run` takes.
+    Once it is valid, `arguments` is the pair `(args, kwargs)`, and `options` is for `netbox_celery.services.runs.run`.
     """
     name = forms.CharField(
         label=gettext_lazy('Name'),
@@ -88,7 +88,7 @@ class RunForm(ArgumentsMixin, forms.Form):
 
     @property
     def options(self):
-        """The options that were given, for `netbox_celery.actions.run`."""
+        """The options that were given, for `netbox_celery.services.runs.run`."""
         return {
             self.RENAMED.get(name, name): self.cleaned_data[name] for name in self.OPTIONS
             if self.cleaned_data[name] not in (None, '')

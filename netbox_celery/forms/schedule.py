@@ -23,12 +23,12 @@ from utilities.forms.fields import DynamicModelChoiceField, GenericObjectChoiceF
 from utilities.forms.rendering import FieldSet, InlineFields
 from utilities.forms.widgets import DateTimePicker, HTMXSelect, Select
 
-from .. import scheduling
 from ..choices import ScheduleKindChoices as Kind
 from ..choices import ScheduleMissedChoices, ScheduleOverlapChoices
-from ..engine.payload import StrictDecoder, dumps_any
+from ..engine.store.payload import StrictDecoder, dumps_any
 from ..models import CelerySchedule, CeleryTask
-from ..viewing import no_tasks_text
+from ..reading.viewing import no_tasks_text
+from ..services import schedules as scheduling
 from .arguments import ArgumentsMixin, as_entered, spread
 from .payload import PayloadField
 

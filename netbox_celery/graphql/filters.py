@@ -12,7 +12,7 @@ from netbox.graphql.filters import BaseModelFilter, NetBoxModelFilter
 from users.models import User
 
 from .. import models
-from ..viewing import error_is_readable, is_viewable
+from ..reading.viewing import error_is_readable, is_viewable
 from .enums import (
     CeleryResultReasonEnum,
     CeleryResultStatusEnum,

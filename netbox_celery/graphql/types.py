@@ -16,10 +16,10 @@ from netbox.graphql.scalars import BigInt
 from netbox.graphql.types import BaseObjectType, NetBoxObjectType
 
 from .. import models
-from ..engine import branches
-from ..engine.redaction import shown
+from ..engine.store import branches
+from ..engine.store.redaction import shown
 from ..models.fields import IntervalField, MappingField, NamesField, ParametersField, TimeField
-from ..viewing import Reader
+from ..reading.viewing import Reader
 from .filters import (
     CeleryLogEntryFilter,
     CeleryResultFilter,

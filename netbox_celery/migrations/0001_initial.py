@@ -3,7 +3,7 @@
 import django.db.models.deletion
 import django.utils.timezone
 import netbox.models.deletion
-import netbox_celery.engine.payload
+import netbox_celery.engine.store.payload
 import taggit.managers
 import utilities.json
 from django.conf import settings
@@ -59,9 +59,9 @@ class Migration(migrations.Migration):
                 ('task_id', models.UUIDField(unique=True)),
                 ('celery_name', models.CharField(max_length=255)),
                 ('name', models.CharField(max_length=255)),
-                ('args', models.JSONField(blank=True, decoder=netbox_celery.engine.payload.PayloadDecoder, default=list, encoder=netbox_celery.engine.payload.PayloadEncoder, null=True)),
-                ('kwargs', models.JSONField(blank=True, decoder=netbox_celery.engine.payload.PayloadDecoder, default=dict, encoder=netbox_celery.engine.payload.PayloadEncoder, null=True)),
-                ('options', models.JSONField(blank=True, decoder=netbox_celery.engine.payload.PayloadDecoder, default=dict, encoder=netbox_celery.engine.payload.PayloadEncoder)),
+                ('args', models.JSONField(blank=True, decoder=netbox_celery.engine.store.payload.PayloadDecoder, default=list, encoder=netbox_celery.engine.store.payload.PayloadEncoder, null=True)),
+                ('kwargs', models.JSONField(blank=True, decoder=netbox_celery.engine.store.payload.PayloadDecoder, default=dict, encoder=netbox_celery.engine.store.payload.PayloadEncoder, null=True)),
+                ('options', models.JSONField(blank=True, decoder=netbox_celery.engine.store.payload.PayloadDecoder, default=dict, encoder=netbox_celery.engine.store.payload.PayloadEncoder)),
                 ('queue', models.CharField(blank=True, max_length=255)),
                 ('object_id', models.PositiveBigIntegerField(blank=True, null=True)),
                 ('status', models.CharField(default='pending', max_length=20)),
@@ -69,7 +69,7 @@ class Migration(migrations.Migration):
                 ('value', models.BigIntegerField(blank=True, null=True)),
                 ('value_max', models.BigIntegerField(blank=True, null=True)),
                 ('step', models.CharField(blank=True, max_length=255)),
-                ('data', models.JSONField(blank=True, decoder=netbox_celery.engine.payload.PayloadDecoder, encoder=netbox_celery.engine.payload.PayloadEncoder, null=True)),
+                ('data', models.JSONField(blank=True, decoder=netbox_celery.engine.store.payload.PayloadDecoder, encoder=netbox_celery.engine.store.payload.PayloadEncoder, null=True)),
                 ('worker', models.CharField(blank=True, max_length=255)),
                 ('attempt', models.PositiveIntegerField(default=0)),
                 ('attempts', models.JSONField(blank=True, default=list)),
@@ -79,7 +79,7 @@ class Migration(migrations.Migration):
                 ('started', models.DateTimeField(blank=True, null=True)),
                 ('completed', models.DateTimeField(blank=True, null=True)),
                 ('cancelled', models.DateTimeField(blank=True, null=True)),
-                ('result', models.JSONField(blank=True, decoder=netbox_celery.engine.payload.PayloadDecoder, encoder=netbox_celery.engine.payload.PayloadEncoder, null=True)),
+                ('result', models.JSONField(blank=True, decoder=netbox_celery.engine.store.payload.PayloadDecoder, encoder=netbox_celery.engine.store.payload.PayloadEncoder, null=True)),
                 ('error', models.TextField(blank=True)),
                 ('traceback', models.TextField(blank=True)),
                 ('request_id', models.UUIDField(blank=True, null=True)),

@@ -3,7 +3,7 @@
 import django.core.validators
 import django.db.models.deletion
 import netbox.models.deletion
-import netbox_celery.engine.payload
+import netbox_celery.engine.store.payload
 import netbox_celery.models.schedule
 import taggit.managers
 import utilities.json
@@ -43,12 +43,12 @@ class Migration(migrations.Migration):
                 ('at', models.DateTimeField(blank=True, null=True)),
                 ('start', models.DateTimeField(blank=True, null=True)),
                 ('end', models.DateTimeField(blank=True, null=True)),
-                ('args', models.JSONField(blank=True, decoder=netbox_celery.engine.payload.PayloadDecoder, default=list, encoder=netbox_celery.engine.payload.PayloadEncoder)),
-                ('kwargs', models.JSONField(blank=True, decoder=netbox_celery.engine.payload.PayloadDecoder, default=dict, encoder=netbox_celery.engine.payload.PayloadEncoder)),
+                ('args', models.JSONField(blank=True, decoder=netbox_celery.engine.store.payload.PayloadDecoder, default=list, encoder=netbox_celery.engine.store.payload.PayloadEncoder)),
+                ('kwargs', models.JSONField(blank=True, decoder=netbox_celery.engine.store.payload.PayloadDecoder, default=dict, encoder=netbox_celery.engine.store.payload.PayloadEncoder)),
                 ('queue', models.CharField(blank=True, max_length=255)),
                 ('priority', models.PositiveSmallIntegerField(blank=True, null=True, validators=[django.core.validators.MaxValueValidator(255)])),
                 ('expires', models.PositiveIntegerField(blank=True, null=True, validators=[django.core.validators.MinValueValidator(1)])),
-                ('options', models.JSONField(blank=True, decoder=netbox_celery.engine.payload.PayloadDecoder, default=dict, editable=False, encoder=netbox_celery.engine.payload.PayloadEncoder)),
+                ('options', models.JSONField(blank=True, decoder=netbox_celery.engine.store.payload.PayloadDecoder, default=dict, editable=False, encoder=netbox_celery.engine.store.payload.PayloadEncoder)),
                 ('object_id', models.PositiveBigIntegerField(blank=True, null=True)),
                 ('missed', models.CharField(default='run_once', max_length=20)),
                 ('missed_max', models.PositiveSmallIntegerField(default=10, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(1000)])),

@@ -6,7 +6,7 @@ from django.utils.translation import gettext_lazy as _
 
 from netbox.models import BaseModel
 
-from ..engine import branches
+from ..engine.store import branches
 
 __all__ = (
     'AboutObject',

@@ -10,8 +10,8 @@ from django.db.models.fields.json import KeyTransform
 from django.utils.timezone import is_naive, make_aware
 from django.utils.translation import gettext_lazy as _
 
-from ..engine.payload import MOST_DIGITS, RowDecoder, plain
-from ..engine.times import EARLIEST, LATEST, nearest_sql
+from ..engine.store.payload import MOST_DIGITS, RowDecoder, plain
+from ..engine.store.times import EARLIEST, LATEST, nearest_sql
 
 __all__ = (
     'AttemptsField',
@@ -26,7 +26,7 @@ __all__ = (
 
 
 def validate_time(value):
-    """Refuse a time that not every time zone can show (see `netbox_celery.engine.times`)."""
+    """Refuse a time that not every time zone can show (see `netbox_celery.engine.store.times`)."""
     if not EARLIEST <= (make_aware(value, UTC) if is_naive(value) else value) <= LATEST:
         raise ValidationError(_('A time must lie between the years 1970 and 9990.'), code='out_of_range')
 
@@ -86,7 +86,7 @@ class NamesField(ShapedField):
 
 
 class ParametersField(ShapedField):
-    """The parameters of a task: a list of dicts (see `netbox_celery.engine.catalogue.parameters`)."""
+    """The parameters of a task: a list of dicts (see `netbox_celery.engine.catalogue.registry.parameters`)."""
     TYPES = {'name': str, 'kind': str, 'annotation': str, 'required': bool}
 
     @classmethod
@@ -108,7 +108,8 @@ class IntervalField(models.FloatField):
 
 
 class TimeField(models.DateTimeField):
-    """A time in the range of `netbox_celery.engine.times`; others, which SQL may have written, are read as the nearest.
+    """A time in the range of `netbox_celery.engine.store.times`; others, which SQL may have written, are read as the
+    nearest.
 
     psycopg cannot read `infinity`, nor the years that Python's calendar lacks: one such row would end every list.
     """

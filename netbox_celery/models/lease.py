@@ -1,4 +1,4 @@
-"""Leases: which process does what only one shall do (`netbox_celery.engine.leader`)."""
+"""Leases: which process does what only one shall do (`netbox_celery.engine.schedules.leader`)."""
 from django.db import models
 
 __all__ = (

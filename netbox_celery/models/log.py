@@ -1,4 +1,4 @@
-"""The lines of a run's log. The engine's recorder writes them (`netbox_celery.engine.recorder`), by `COPY`."""
+"""The lines of a run's log. The engine's recorder writes them (`netbox_celery.engine.store.recorder`), by `COPY`."""
 from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _

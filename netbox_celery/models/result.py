@@ -1,6 +1,6 @@
 """A run: what was called, where it stands, how it ended.
 
-The rows are the truth about runs: who may write which column when is told in `netbox_celery.engine.lifecycle`.
+The rows are the truth about runs: who may write which column when is told in `netbox_celery.engine.store.lifecycle`.
 Nothing here changes a status.
 """
 import re
@@ -15,10 +15,10 @@ from django.utils.translation import gettext_lazy as _
 from netbox.models import NetBoxModel
 
 from ..choices import ResultReasonChoices, ResultStatusChoices
-from ..engine.payload import PayloadDecoder, PayloadEncoder, plain
-from ..engine.redaction import QUOTED_RUN, hide, shown
-from ..engine.tracing import hide_tracing
-from ..engine.workflow import HAS_OTHER_ROOT
+from ..engine.store.conditions import HAS_OTHER_ROOT
+from ..engine.store.headers import hide_tracing
+from ..engine.store.payload import PayloadDecoder, PayloadEncoder, plain
+from ..engine.store.redaction import QUOTED_RUN, hide, shown
 from ..querysets import HistoryQuerySet
 from .about import AboutObject
 from .fields import AttemptsField, TimeField, with_plain_payloads
@@ -283,7 +283,7 @@ class CeleryResult(NetBoxModel, AboutObject):
         help_text="Celery's result backend holds more of the result than the row."
     )
 
-    # With what it may not run at the same time (see `netbox_celery.engine.policies`)
+    # With what it may not run at the same time (see `netbox_celery.engine.calls.policies`)
     concurrency_key = models.CharField(
         verbose_name=_('concurrency key'),
         max_length=255,
@@ -500,7 +500,7 @@ class CeleryResult(NetBoxModel, AboutObject):
             kombu.exceptions.EncodeError: An argument cannot be written as JSON (a model instance, for example).
             kombu.exceptions.OperationalError: The broker refused the message (outside a transaction).
         """
-        from ..engine.calls import enqueue
+        from ..engine.sending.api import enqueue
         return enqueue(
             task_or_name, args=args, kwargs=kwargs, user=user, instance=instance, schedule_at=schedule_at,
             queue=queue, **options
@@ -522,7 +522,7 @@ class CeleryResult(NetBoxModel, AboutObject):
         Raises:
             Exception: As for `enqueue`.
         """
-        from ..engine.calls import enqueue_many
+        from ..engine.sending.api import enqueue_many
         return enqueue_many(
             task_or_name, calls, user=user, instance=instance, schedule_at=schedule_at, queue=queue, **options
         )
@@ -559,7 +559,7 @@ class CeleryResult(NetBoxModel, AboutObject):
         Returns:
             Whether it was still to be cancelled: it had not ended, and nobody had asked before.
         """
-        from ..engine.control import cancel
+        from ..engine.sending.control import cancel
         return cancel(self, user=user)
     cancel.alters_data = True
 
@@ -576,6 +576,6 @@ class CeleryResult(NetBoxModel, AboutObject):
             NotRerunnable: The row does not hold the arguments: their caller has redacted them, or they are too large.
             Exception: As for `enqueue`.
         """
-        from ..engine.control import rerun
+        from ..engine.sending.control import rerun
         return rerun(self, user=user)
     rerun.alters_data = True

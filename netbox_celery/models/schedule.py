@@ -20,11 +20,13 @@ from ..choices import (
     ScheduleOriginChoices,
     ScheduleOverlapChoices,
 )
-from ..engine import branches, due
-from ..engine.catalogue import check_arguments
+from ..engine.app import get_app
+from ..engine.catalogue.checking import check_arguments
 from ..engine.exceptions import InvalidArguments, QueueRefused
-from ..engine.payload import PayloadDecoder, PayloadEncoder, dumps_any, other_number, plain, to_jsonb
-from ..engine.redaction import hide, shown
+from ..engine.schedules import due
+from ..engine.store import branches
+from ..engine.store.payload import PayloadDecoder, PayloadEncoder, dumps_any, other_number, plain, to_jsonb
+from ..engine.store.redaction import hide, shown
 from .about import AboutObject
 from .fields import IntervalField, TimeField, with_plain_payloads
 
@@ -421,11 +423,10 @@ class CelerySchedule(NetBoxModel, AboutObject):
         return {}
 
     def _check_queue(self):
-        from ..celery import app
-        from ..engine.queues import check_choice
+        from ..engine.catalogue.queues import check_choice
 
         try:
-            check_choice(app, self.queue)
+            check_choice(get_app(), self.queue)
         except QueueRefused as exc:
             return {'queue': str(exc)}
         return {}
@@ -492,7 +493,7 @@ class CelerySchedule(NetBoxModel, AboutObject):
         return stored is None or any(repr(stored[name]) != repr(getattr(self, name)) for name in self.CALL)
 
     def run_now(self, user):
-        """Run the task now, in the name of a user (see `netbox_celery.engine.schedules.run_now`). Returns the row."""
-        from ..engine.schedules import run_now
+        """Run the task now, in the name of a user (`netbox_celery.engine.schedules.firing`). Returns the row."""
+        from ..engine.schedules.firing import run_now
         return run_now(self, user)
     run_now.alters_data = True

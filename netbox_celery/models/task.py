@@ -14,8 +14,8 @@ __all__ = (
 class CeleryTask(NetBoxModel):
     """A task that a worker or NetBox itself has registered with Celery.
 
-    `netbox_celery.engine.catalogue` keeps the rows current. A task that is registered no more stays, marked absent:
-    its runs and the permissions on it keep their meaning.
+    `netbox_celery.engine.schedules.sync` keeps the rows current. A task that is registered no more stays, marked
+    absent: its runs and the permissions on it keep their meaning.
     """
     name = models.CharField(
         verbose_name=_('name'),

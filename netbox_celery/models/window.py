@@ -1,4 +1,4 @@
-"""Ignore windows: for how long a task that has succeeded is not to run again (`netbox_celery.engine.windows`)."""
+"""Ignore windows: how long a task that has succeeded does not run again (`netbox_celery.engine.sending.admission`)."""
 from django.db import models
 
 __all__ = (

@@ -7,7 +7,7 @@ from django.utils.translation import gettext_lazy as _
 from utilities.querysets import RestrictedQuerySet
 
 from ..config import get_config
-from ..engine.lifecycle import WORKER_STATE
+from ..engine.store.lifecycle import WORKER_STATE
 from .fields import MappingField, NamesField, TimeField
 
 __all__ = (
@@ -16,7 +16,7 @@ __all__ = (
 
 
 class CeleryWorker(models.Model):
-    """One start of a worker: its main process with the pool. `netbox_celery.engine.presence` writes the rows."""
+    """One start of a worker: its main process with the pool. `netbox_celery.engine.worker.presence` writes the rows."""
     key = models.UUIDField(
         verbose_name=_('key'),
         unique=True,

@@ -3,9 +3,9 @@ from django.utils.html import format_html
 
 from netbox.ui import attrs, panels
 
-from ..engine import branches
-from ..engine.redaction import shown
-from ..viewing import Reader, hidden_text
+from ..engine.store import branches
+from ..engine.store.redaction import shown
+from ..reading.viewing import Reader, hidden_text
 
 __all__ = (
     'BranchAttr',

@@ -12,11 +12,11 @@ from utilities.string import humanize_duration
 
 from .. import __version__
 from ..choices import ResultReasonChoices, ResultStatusChoices
-from ..engine.times import moment
+from ..engine.store.times import moment
 from ..forms import LogForm
-from ..live import is_worker_alive, open_log
-from ..progress import measure_pace
-from ..viewing import Reader
+from ..reading.live import is_worker_alive, open_log
+from ..reading.pace import measure_pace
+from ..reading.viewing import Reader
 from .parts import (
     BranchAttr,
     PayloadPanel,

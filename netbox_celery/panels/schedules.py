@@ -5,9 +5,9 @@ from netbox.ui import attrs, panels
 
 from .. import __version__
 from ..choices import ScheduleMissedChoices, ScheduleOverlapChoices
-from ..scheduling import why_not_runnable_as_owner
-from ..upcoming import upcoming
-from ..viewing import Reader, hidden_text
+from ..reading.upcoming import upcoming
+from ..reading.viewing import Reader, hidden_text
+from ..services.schedules import why_not_runnable_as_owner
 from .parts import (
     BranchAttr,
     SparseAttributesPanel,

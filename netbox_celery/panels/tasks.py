@@ -4,7 +4,7 @@ from django.utils.translation import gettext_lazy
 from netbox.ui import attrs, panels
 
 from ..forms.parameters import parameter_help
-from ..unloaded import unloaded_modules
+from ..reading.unloaded import unloaded_modules
 
 __all__ = (
     'TaskDocumentationPanel',

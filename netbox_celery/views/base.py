@@ -15,10 +15,10 @@ from utilities.htmx import htmx_partial
 from utilities.permissions import get_permission_for_model
 from utilities.views import GetReturnURLMixin
 
-from .. import actions
 from ..choices import ResultStatusChoices
-from ..engine.control import NotRerunnable
-from ..viewing import Reader, in_sight
+from ..engine.sending.control import NotRerunnable
+from ..reading.viewing import Reader, in_sight
+from ..services import runs as actions
 
 __all__ = (
     'ConfirmView',
@@ -123,7 +123,7 @@ class FilteredMixin:
 
 
 class VisibleMixin:
-    """For NetBox's views that change and delete objects: these must be visible (`netbox_celery.viewing.in_sight`)."""
+    """For views that change and delete objects: the user must see them (`netbox_celery.reading.viewing.in_sight`)."""
 
     def get_queryset(self, request):
         return in_sight(super().get_queryset(request), request.user)

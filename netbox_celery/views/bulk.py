@@ -9,9 +9,10 @@ from netbox.views.generic.base import BaseMultiObjectView
 from utilities.permissions import get_permission_for_model
 from utilities.views import GetReturnURLMixin, register_model_view
 
-from .. import actions, filtersets, tables
+from .. import filtersets, tables
 from ..choices import ResultStatusChoices
 from ..models import CeleryResult
+from ..services import runs as actions
 from .base import NotStarted, starting, whole
 from .results import listed
 

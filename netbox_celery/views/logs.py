@@ -20,12 +20,12 @@ from utilities.views import ViewTab, register_model_view
 
 from .. import panels
 from ..choices import LogLevelChoices
-from ..engine.reader import log_lines
 from ..forms import LogForm
-from ..live import earlier_lines, follow_log, open_log
 from ..models import CeleryResult
 from ..models.about import find_type
 from ..object_actions import CancelResult, RerunResult
+from ..reading.live import earlier_lines, follow_log, open_log
+from ..reading.log import log_lines
 from .base import reload_page, whole
 
 __all__ = (

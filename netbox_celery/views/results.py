@@ -13,11 +13,12 @@ from netbox.ui.panels import PluginContentPanel
 from netbox.views import generic
 from utilities.views import ViewTab, register_model_view
 
-from .. import actions, filtersets, forms, panels, tables
-from ..engine import branches
-from ..engine.control import cancellation
+from .. import filtersets, forms, panels, tables
+from ..engine.sending.control import cancellation
+from ..engine.store import branches
 from ..models import CeleryResult
 from ..object_actions import BulkCancel, BulkRerun, CancelResult, RerunResult
+from ..services import runs as actions
 from .base import (
     ConfirmView,
     FilteredMixin,
@@ -174,7 +175,7 @@ class CeleryResultCancelView(ConfirmView):
     button = gettext_lazy('Cancel Run')
     color = 'warning'
 
-    #: What a cancel will do, by `netbox_celery.engine.control.cancellation`.
+    #: What a cancel will do, by `netbox_celery.engine.sending.control.cancellation`.
     EFFECTS = {
         'revoke': gettext_lazy('It has not begun, and will not.'),
         'terminate': gettext_lazy(

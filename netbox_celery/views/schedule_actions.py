@@ -7,9 +7,10 @@ from django.utils.translation import gettext_lazy
 from utilities.exceptions import PermissionsViolation
 from utilities.views import register_model_view
 
-from .. import actions, scheduling
 from ..models import CelerySchedule
-from ..viewing import Reader, hidden_text
+from ..reading.viewing import Reader, hidden_text
+from ..services import runs as actions
+from ..services import schedules as scheduling
 from .base import ConfirmView, NotStarted, starting, tell_started, visible_address
 
 __all__ = (

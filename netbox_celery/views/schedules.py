@@ -32,9 +32,8 @@ from utilities.querydict import normalize_querydict
 from utilities.string import humanize_duration
 from utilities.views import ConditionalLoginRequiredMixin, ViewTab, register_model_view
 
-from .. import __version__, filtersets, forms, panels, scheduling, tables
+from .. import __version__, filtersets, forms, panels, tables
 from ..choices import ResultStatusChoices
-from ..history import HISTORY, measure, runs_of
 from ..models import CeleryResult, CelerySchedule
 from ..object_actions import (
     BulkCancel,
@@ -45,8 +44,10 @@ from ..object_actions import (
     RunSchedule,
     TakeOverSchedule,
 )
-from ..upcoming import upcoming
-from ..viewing import Reader, hidden_text
+from ..reading.history import HISTORY, measure, runs_of
+from ..reading.upcoming import upcoming
+from ..reading.viewing import Reader, hidden_text
+from ..services import schedules as scheduling
 from .base import FilteredMixin, VisibleBulkMixin, VisibleMixin, WholePksMixin, whole
 from .results import listed
 

@@ -15,11 +15,12 @@ from netbox.views.generic.base import BaseObjectView
 from utilities.permissions import get_permission_for_model
 from utilities.views import GetReturnURLMixin, register_model_view
 
-from .. import actions, filtersets, forms, panels, tables
+from .. import filtersets, forms, panels, tables
 from ..choices import ResultStatusChoices
 from ..models import CeleryResult, CeleryTask
 from ..object_actions import DeleteAbsentTask, RunTask
-from ..unloaded import unloaded_modules
+from ..reading.unloaded import unloaded_modules
+from ..services import runs as actions
 from .base import (
     FilteredMixin,
     NotStarted,

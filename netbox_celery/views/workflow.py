@@ -16,12 +16,12 @@ from utilities.htmx import htmx_partial
 from utilities.string import humanize_duration
 from utilities.views import ViewTab, register_model_view
 
-from .. import actions
-from ..engine.workflow import members
+from ..engine.workflows.family import members
 from ..models import CeleryResult
 from ..object_actions import CancelResult, RerunResult
-from ..viewing import Reader, load_beside
-from ..workflow import MAX_RUNS, Group, bars, is_workflow, load_workflow, rows, span
+from ..reading.viewing import Reader, load_beside
+from ..reading.workflow import MAX_RUNS, Group, bars, is_workflow, load_workflow, rows, span
+from ..services import runs as actions
 from .base import ConfirmView, reload_page, whole
 
 __all__ = (

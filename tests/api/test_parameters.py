@@ -6,7 +6,7 @@ import pytest
 from rest_framework.parsers import JSONParser
 
 from netbox_celery.api.parameters import MAX_ID, MAX_SECONDS, LogQuerySerializer, TaskRunSerializer
-from netbox_celery.engine.reader import DEFAULT_LIMIT, MAX_LIMIT, LogFilter
+from netbox_celery.reading.log import DEFAULT_LIMIT, MAX_LIMIT, LogFilter
 
 DURATIONS = ('countdown', 'expires', 'time_limit', 'soft_time_limit')
 

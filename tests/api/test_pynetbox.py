@@ -8,8 +8,8 @@ import pynetbox
 from django.test import LiveServerTestCase
 from pynetbox.core.endpoint import DetailEndpoint
 
-from netbox_celery.engine import lifecycle
-from netbox_celery.engine.database import EngineConnection
+from netbox_celery.engine.store import lifecycle
+from netbox_celery.engine.store.database import EngineConnection
 from netbox_celery.models import CeleryLogEntry, CeleryResult
 from tests.factories import make_log, make_result, make_task
 from users.constants import TOKEN_PREFIX

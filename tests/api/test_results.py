@@ -12,7 +12,7 @@ from dcim.models import Site
 from extras.models import Tag
 from netbox_celery import querysets
 from netbox_celery.api.urls import router
-from netbox_celery.engine import control
+from netbox_celery.engine.sending import control
 from netbox_celery.models import CeleryResult, CelerySchedule
 from tests.factories import grant, make_log, make_result, make_schedule
 from utilities.testing import APITestCase, APIViewTestCases, create_tags

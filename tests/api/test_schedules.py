@@ -269,7 +269,7 @@ class RunTest(APITestCase):
     def test_as_things_stand(self):
         grant(self.user, CelerySchedule)
         grant(self.user, CeleryTask, actions=['run'])
-        with patch('netbox_celery.scheduling.CelerySchedule.run_now', side_effect=OperationalError('refused')):
+        with patch('netbox_celery.services.schedules.CelerySchedule.run_now', side_effect=OperationalError('refused')):
             self.assertRefused(status.HTTP_503_SERVICE_UNAVAILABLE)
         CelerySchedule.objects.update(kwargs={'nobody': 1})
         self.assertRefused(status.HTTP_400_BAD_REQUEST)

@@ -13,7 +13,7 @@ from rest_framework.test import APIClient
 from core.models import ObjectChange
 from dcim.models import Site
 from extras.models import Tag
-from netbox_celery.engine import catalogue
+from netbox_celery.engine.schedules.sync import sync_catalogue
 from netbox_celery.models import CeleryResult, CeleryTask
 from tests.api.actions import ActionTestCases
 from tests.factories import HELLO_WORLD, grant, make_task, make_worker
@@ -36,11 +36,6 @@ class CeleryTaskTest(
     update_data = {'enabled': False}
     bulk_update_data = {'enabled': False}
     bulk_update_invalid_data = {'enabled': 'perhaps'}
-
-    def setUp(self):
-        super().setUp()
-        # Only the tasks of the test, not those of this process
-        self.enterContext(patch.object(catalogue, 'sync'))
 
     @classmethod
     def setUpTestData(cls):
@@ -81,10 +76,9 @@ class TaskWriteTest(APITestCase):
 
     def test_list_only_reads(self):
         """Workers and beat write the catalogue."""
-        with patch.object(catalogue, '_last_sync', float('-inf')):
-            self.client.get(self._get_list_url(), **self.header)
+        self.client.get(self._get_list_url(), **self.header)
         self.assertFalse(CeleryTask.objects.filter(name=HELLO_WORLD).exists())
-        catalogue.sync(force=True)
+        sync_catalogue()
         rows = self.client.get(self._get_list_url(), {'name': HELLO_WORLD}, **self.header).json()['results']
         self.assertEqual([row['name'] for row in rows], [HELLO_WORLD])
         self.assertEqual([parameter['name'] for parameter in rows[0]['parameters']], ['name'])
@@ -177,7 +171,7 @@ class RunTest(ActionTestCases.ActionTestCase):
 
     def test_command(self):
         """A Django command is run like any other task, and takes its own options alone."""
-        catalogue.sync(force=True)
+        sync_catalogue()
         task = CeleryTask.objects.get(name='command.django.contrib.sessions.clearsessions')
         grant(self.user, CeleryTask, actions=['view', 'run'])
         response = self.post({'kwargs': {'volume': 11}}, task)

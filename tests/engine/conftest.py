@@ -5,7 +5,7 @@ from celery.app.task import Context
 from django.db import OperationalError
 from django.db import connection as django_connection
 
-from netbox_celery.engine import database
+from netbox_celery.engine.store import database
 
 
 class Shared:
@@ -23,8 +23,8 @@ def shared():
 @pytest.fixture
 def worker(monkeypatch):
     """Be a worker; returns who that is."""
-    from netbox_celery.engine.presence import identity
-    from netbox_celery.engine.recorder import recorder
+    from netbox_celery.engine.identity import identity
+    from netbox_celery.engine.store.recorder import recorder
 
     monkeypatch.setattr(identity, 'key', uuid4())
     monkeypatch.setattr(identity, 'name', 'celery@me')
@@ -36,7 +36,7 @@ def worker(monkeypatch):
 def deliver(make_task, worker):
     """Give a task the request of a message; returns the task."""
     from netbox_celery.celery import app
-    from netbox_celery.engine.run import get_run, leave
+    from netbox_celery.engine.calls.run import get_run, leave
     from netbox_celery.models import CeleryResult
     from tests.factories import HELLO_WORLD
 
@@ -77,3 +77,14 @@ def losing(monkeypatch):
         monkeypatch.setattr(database, '_execute', lose)
         return lost
     return losing
+
+
+@pytest.fixture
+def described(make_task):
+    def described(self, task_id, device: int, name: str = 'x', *rest, flag: bool = False, **more):
+        """
+        The first line.
+
+        The rest of it.
+        """
+    return make_task(described, name='tests:described', max_retries=7, time_limit=5)

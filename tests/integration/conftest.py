@@ -178,7 +178,7 @@ def make_beat(instance, worker_log, side):
 @pytest.fixture(autouse=True)
 def committed(django_db_blocker, cleaner):
     """Let the test commit, and clear what it left. Workers and their tasks stay: they live on."""
-    from netbox_celery.engine.recorder import recorder
+    from netbox_celery.engine.store.recorder import recorder
 
     with django_db_blocker.unblock():
         yield

@@ -18,8 +18,8 @@ from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes
 
 from development.stack.instance import PLUGINS, Instance
-from netbox_celery.engine.leader import ACQUIRE, LEASE
-from netbox_celery.engine.schedules import DUE_HEADER
+from netbox_celery.engine.schedules.firing import DUE_HEADER
+from netbox_celery.engine.schedules.leader import ACQUIRE, LEASE
 from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
 from netbox_celery.tasks import get_django_command_task
 from users.models import User

@@ -12,8 +12,8 @@ from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
 
 from netbox_celery.celery import app
-from netbox_celery.engine import lifecycle
-from netbox_celery.engine.control import cancellation
+from netbox_celery.engine.sending.control import cancellation
+from netbox_celery.engine.store import lifecycle
 from netbox_celery.models import CeleryResult
 
 from .support import CELERY, Program, ended, lines, row, until, waiting

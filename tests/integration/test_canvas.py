@@ -540,7 +540,7 @@ def test_lost_worker(make_worker, prefork, gate):
 def test_step_that_ran_is_not_closed(on):
     """Reports of the same failure that come twice, and of one after the next step was sent, change nothing."""
     from netbox_celery.celery import app
-    from netbox_celery.engine.canvas import as_request
+    from netbox_celery.engine.workflows.canvas import as_request
 
     outcome = chain(on(tasks.add.s(1)), on(tasks.add.s(2)), on(tasks.add.s(3)))()
     assert outcome.get(timeout=20) == 6

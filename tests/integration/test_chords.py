@@ -12,8 +12,8 @@ from netbox_test_plugin.tasks import echo
 from redis import Redis
 
 from netbox_celery.celery import app
-from netbox_celery.engine.chords import GRACE, Watch
-from netbox_celery.engine.database import EngineConnection
+from netbox_celery.engine.results.chords import GRACE, Watch
+from netbox_celery.engine.store.database import EngineConnection
 from netbox_celery.models import CeleryResult
 
 from .support import ended, row, until

@@ -128,8 +128,9 @@ def test_wrong_arguments(prefork, args, kwargs, error):
 
 def test_registered(prefork):
     """Commands are among the tasks of a worker and in the catalogue, with their help."""
-    assert f'  . {SPEAK}\n' in prefork.output
-    assert '  . command.django.contrib.sessions.clearsessions\n' in prefork.output
+    said = prefork.log.read_text()
+    assert f'  . {SPEAK}\n' in said
+    assert '  . command.django.contrib.sessions.clearsessions\n' in said
     task = until(lambda: CeleryTask.objects.filter(name=SPEAK).first())
 
     assert (task.plugin, task.description) == ('netbox_test_plugin', 'Say something, and end in some way.')

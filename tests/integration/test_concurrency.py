@@ -10,9 +10,9 @@ from django.db import connection, transaction
 from netbox_test_plugin import policies, tasks
 from netbox_test_plugin.side import notes, open_gate
 
-from netbox_celery.engine.admission import advance_all
-from netbox_celery.engine.database import EngineConnection
-from netbox_celery.engine.sweep import resend
+from netbox_celery.engine.sending.admission import advance_all
+from netbox_celery.engine.store.database import EngineConnection
+from netbox_celery.engine.worker.sweep import resend
 from netbox_celery.models import CeleryResult
 from netbox_celery.tasks import TaskConflict
 

@@ -15,8 +15,8 @@ from netbox_test_plugin.side import notes, open_gate
 from dcim.models import Site
 from netbox_celery.celery import app
 from netbox_celery.config import get_config
-from netbox_celery.engine import lifecycle
-from netbox_celery.engine.database import EngineConnection
+from netbox_celery.engine.store import lifecycle
+from netbox_celery.engine.store.database import EngineConnection
 from netbox_celery.models import CeleryResult
 
 from .support import ended, row, until, waiting
@@ -283,7 +283,7 @@ def test_what_cannot_be_sent_is_closed(prefork):
 @pytest.mark.parametrize('in_transaction', [False, True])
 def test_row_cannot_be_made(worker, in_transaction):
     """The task is worth more than its row: it runs untracked, and the caller's transaction is none the worse."""
-    with mock.patch('netbox_celery.engine.enqueue.INSERT', 'INSERT INTO no_such_table VALUES (%(task_id)s)'):
+    with mock.patch('netbox_celery.engine.sending.enqueue.INSERT', 'INSERT INTO no_such_table VALUES (%(task_id)s)'):
         if in_transaction:
             with transaction.atomic():
                 run = worker.send(tasks.whoami)
@@ -346,7 +346,7 @@ def test_deferred_constraint(queue):
 
 def test_connection_is_usable_after_a_failure(queue):
     """A failed insert leaves the caller's connection as it was."""
-    with mock.patch('netbox_celery.engine.enqueue.INSERT', 'nonsense'), transaction.atomic():
+    with mock.patch('netbox_celery.engine.sending.enqueue.INSERT', 'nonsense'), transaction.atomic():
         tasks.echo.apply_async(queue=queue)
         with connection.cursor() as cursor:
             cursor.execute('SELECT 1')

@@ -19,11 +19,10 @@ from click.testing import CliRunner
 from django.db import ProgrammingError, connection, connections
 
 from netbox_celery.celery import app
-from netbox_celery.engine import signals, sweep
-from netbox_celery.engine.database import close_connections, get_connection
-from netbox_celery.engine.presence import identity
-from netbox_celery.engine.recorder import recorder
-from netbox_celery.engine.run import OWN_THREADS
+from netbox_celery.engine.identity import OWN_THREADS, identity
+from netbox_celery.engine.store.database import close_connections, get_connection
+from netbox_celery.engine.store.recorder import recorder
+from netbox_celery.engine.worker import signals, sweep
 from netbox_celery.models import CeleryWorker
 from netbox_celery.tasks import TaskFailed
 from netbox_example_plugin.tasks import hello_world

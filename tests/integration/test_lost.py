@@ -7,8 +7,8 @@ from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
 
 from netbox_celery.celery import app
-from netbox_celery.engine import lifecycle
-from netbox_celery.engine.sweep import LOCK
+from netbox_celery.engine.store import lifecycle
+from netbox_celery.engine.worker.sweep import LOCK
 from netbox_celery.models import CeleryResult, CeleryWorker
 
 from .support import ended, lines, row, until, waiting

@@ -14,9 +14,9 @@ from netbox_test_plugin.side import notes, open_gate
 from redis import Redis
 
 from netbox_celery.celery import app
-from netbox_celery.engine.chords import GRACE, Watch
-from netbox_celery.engine.database import EngineConnection
-from netbox_celery.engine.missing import find_missing
+from netbox_celery.engine.results.chords import GRACE, Watch
+from netbox_celery.engine.store.database import EngineConnection
+from netbox_celery.engine.worker.missing import find_missing
 from netbox_celery.models import CeleryResult
 
 from .support import ended, lines, row, until

@@ -8,7 +8,7 @@ from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
 
 from netbox_celery.celery import app
-from netbox_celery.engine.database import KEPT
+from netbox_celery.engine.store.database import KEPT
 
 from .support import ended, lines, until
 

@@ -11,9 +11,9 @@ from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes
 
 from netbox_celery.celery import app
-from netbox_celery.engine.database import EngineConnection
 from netbox_celery.engine.exceptions import QueueRefused
-from netbox_celery.engine.missing import find_missing
+from netbox_celery.engine.store.database import EngineConnection
+from netbox_celery.engine.worker.missing import find_missing
 from netbox_celery.models import CeleryResult
 
 from .support import ended, row, until, waiting

@@ -13,8 +13,8 @@ from netbox_test_plugin import canvas, tasks
 from netbox_test_plugin.side import notes, open_gate
 
 from netbox_celery.celery import app
-from netbox_celery.engine.database import EngineConnection
-from netbox_celery.engine.missing import find_missing
+from netbox_celery.engine.store.database import EngineConnection
+from netbox_celery.engine.worker.missing import find_missing
 from netbox_celery.models import CeleryResult
 
 from .support import ended, lines, row, speaking_to, until, waiting

@@ -8,9 +8,9 @@ from netbox_test_plugin import canvas as tasks
 from netbox_test_plugin.side import notes, open_gate
 
 from netbox_celery.choices import ResultStatusChoices
-from netbox_celery.engine.admission import is_window_open
-from netbox_celery.engine.database import get_connection
-from netbox_celery.engine.policies import window_key
+from netbox_celery.engine.calls.policies import window_key
+from netbox_celery.engine.sending.admission import is_window_open
+from netbox_celery.engine.store.database import get_connection
 from netbox_celery.models import CeleryResult, IgnoreWindow
 
 from .support import Worker, ended, row, until, waiting

@@ -17,7 +17,7 @@ from netbox_test_plugin.side import notes, open_gate
 
 from core.models import ObjectChange
 from netbox_celery.celery import app
-from netbox_celery.engine import catalogue
+from netbox_celery.engine.schedules.sync import sync_catalogue
 from netbox_celery.models import CeleryResult, CeleryTask
 from users.models import User
 
@@ -304,7 +304,7 @@ def test_many_at_once():
 @pytest.fixture
 def admin(client):
     client.force_login(User.objects.create_superuser('admin'))
-    catalogue.sync(force=True)
+    sync_catalogue()
     return client
 
 

@@ -6,7 +6,7 @@ from netbox_test_plugin.side import notes, open_gate
 
 from netbox_celery.celery import app
 from netbox_celery.config import get_config
-from netbox_celery.engine import visibility
+from netbox_celery.engine.calls import visibility
 
 from .support import ended, row, speaking_to, until
 

@@ -6,8 +6,8 @@ from netbox_test_plugin import canvas as tasks
 from netbox_test_plugin.side import notes, open_gate
 
 from core.models import ObjectChange
-from netbox_celery import actions
 from netbox_celery.models import CeleryResult
+from netbox_celery.services import runs as actions
 from users.models import User
 
 from .support import row, until

@@ -21,10 +21,14 @@ from core.models import ObjectChange, ObjectType
 from dcim.models import Site
 from extras.models import Tag, TaggedItem
 from netbox_celery.celery import app
-from netbox_celery.engine import branches, catalogue, discovery, schedules, sweep
-from netbox_celery.engine.database import get_connection
+from netbox_celery.engine.catalogue import discovery
 from netbox_celery.engine.exceptions import BranchNotReady
-from netbox_celery.engine.retention import prune
+from netbox_celery.engine.schedules import firing as schedules
+from netbox_celery.engine.schedules.sync import sync_catalogue
+from netbox_celery.engine.store import branches
+from netbox_celery.engine.store.database import get_connection
+from netbox_celery.engine.worker import sweep
+from netbox_celery.engine.worker.retention import prune
 from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
 from netbox_celery.tables import CeleryResultTable
 from netbox_celery.testing import run_task
@@ -47,7 +51,7 @@ FILL = '''
 
 @pytest.fixture(autouse=True)
 def catalogued():
-    catalogue.sync(force=True)
+    sync_catalogue()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from netbox_branching.utilities import activate_branch
 from netbox_test_plugin import branches as tasks
 
 from dcim.models import Site
-from netbox_celery.engine.database import KEPT
+from netbox_celery.engine.store.database import KEPT
 from netbox_celery.models import CeleryResult
 from tests.integration.conftest import workers_made
 from tests.integration.support import until

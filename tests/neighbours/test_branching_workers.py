@@ -13,7 +13,7 @@ from netbox_test_plugin.tasks import kill_self
 
 from core.models import ObjectChange
 from dcim.models import Site
-from netbox_celery.engine.control import NotRerunnable
+from netbox_celery.engine.sending.control import NotRerunnable
 from netbox_celery.models import CeleryResult
 from tests.integration.support import ended, lines, row, until, waiting
 from utilities.exceptions import AbortRequest

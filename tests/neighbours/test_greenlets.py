@@ -7,8 +7,8 @@ from django.db import connection
 from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
 
-from netbox_celery.engine.control import cancellation
-from netbox_celery.engine.database import KEPT
+from netbox_celery.engine.sending.control import cancellation
+from netbox_celery.engine.store.database import KEPT
 from netbox_celery.models import CeleryResult
 from tests.integration.conftest import workers_made
 from tests.integration.support import ended, lines, row, settled, until, waiting

@@ -9,9 +9,9 @@ from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
 
 from development.stack.pgbouncer import PgBouncer
-from netbox_celery.engine import database
-from netbox_celery.engine.leader import LEASE
-from netbox_celery.engine.schedules import DUE_HEADER
+from netbox_celery.engine.schedules.firing import DUE_HEADER
+from netbox_celery.engine.schedules.leader import LEASE
+from netbox_celery.engine.store import database
 from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
 from tests.integration.conftest import workers_made
 from tests.integration.support import ended, lines, settled, until

@@ -8,8 +8,8 @@ import pytest
 from django.utils import timezone
 from netbox_test_plugin import tasks
 
-from netbox_celery.engine import catalogue
-from netbox_celery.engine.tracing import hide_tracing
+from netbox_celery.engine.schedules.sync import sync_catalogue
+from netbox_celery.engine.store.headers import hide_tracing
 from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
 from tests.integration.support import Worker, ended, until
 
@@ -93,7 +93,7 @@ def make_due(user):
     user.save()
 
     def make(name, task, worker, **values):
-        catalogue.sync(force=True)
+        sync_catalogue()
         return CelerySchedule.objects.create(**{
             'name': name, 'task': CeleryTask.objects.get(name=task.name), 'kind': 'interval', 'interval': 3600,
             'queue': worker.queue, 'owner': user, 'enabled': True, 'next_run': timezone.now(), **values,

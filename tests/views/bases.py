@@ -1,5 +1,4 @@
 """What the tests of pages have in common."""
-from unittest.mock import patch
 
 from tests.factories import grant
 from utilities.testing import TestCase, disable_warnings
@@ -13,13 +12,6 @@ __all__ = (
 
 class PluginURLMixin:
     """Addresses of a plugin, for NetBox's bases."""
-
-    def setUp(self):
-        super().setUp()
-        # The catalogue is for its own tests: once a minute its update would change the count of queries
-        patcher = patch('netbox_celery.engine.catalogue.sync')
-        self.sync = patcher.start()
-        self.addCleanup(patcher.stop)
 
     def _get_base_url(self):
         return f'plugins:netbox_celery:{self.model._meta.model_name}_{{}}'

@@ -142,7 +142,7 @@ class RerunTest(ConfirmTestCases.ConfirmTestCase):
     def test_broker_is_down(self):
         """The user is told what to do about it."""
         grant(self.user, CeleryResult, actions=['view', 'rerun'])
-        with patch('netbox_celery.actions.control.rerun', side_effect=OperationalError('Connection refused')):
+        with patch('netbox_celery.services.runs.control.rerun', side_effect=OperationalError('Connection refused')):
             response = self.client.post(self.url, follow=True)
         self.assertHttpStatus(response, 200)
         page = response.content.decode()

@@ -9,8 +9,8 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from dcim.models import Device, Site
-from netbox_celery import live
 from netbox_celery.models import CeleryLogEntry, CeleryResult
+from netbox_celery.reading import live
 from tests.factories import grant, make_log, make_result, make_worker
 from tests.views.bases import PageTestCase
 from utilities.testing import disable_warnings

@@ -55,7 +55,7 @@ class CeleryScheduleViewTest(
 
     def setUp(self):
         super().setUp()
-        # Without it nobody makes or changes a schedule: see `tests/test_scheduling.py`
+        # Without it nobody makes or changes a schedule: see `tests/services/test_schedules.py`
         grant(self.user, CeleryTask, actions=['view', 'run'])
 
 

@@ -2,7 +2,7 @@
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
-from ...engine import retention
+from ...engine.worker import retention
 
 
 class Command(BaseCommand):

@@ -8,7 +8,7 @@ from celery import chain, chord, group, shared_task, signature
 from celery.exceptions import Ignore, Reject
 from django.db import connection, transaction
 
-from netbox_celery.engine.database import get_connection
+from netbox_celery.engine.store.database import get_connection
 from netbox_celery.models import CeleryResult
 from netbox_celery.tasks import CeleryBaseTask, TaskFailed, netbox_celery_task
 

@@ -1,0 +1,60 @@
+"""Calls that are put off until a transaction is committed, whose ID is known before.
+
+`apply_async` is part of a transaction by itself: its row is. These put off the whole call, row and all, as Celery's own
+do. Celery's return nothing.
+"""
+from functools import partial
+from uuid import uuid4
+
+from celery.contrib.django.task import DjangoTask
+from celery.result import AsyncResult
+from django.db import transaction
+
+from ..store.branches import keep
+from ..store.database import caller
+
+__all__ = (
+    'OnCommitTask',
+    'call_on_commit',
+)
+
+
+def call_on_commit(task, call, options, using=None):
+    """Make a call when the transaction is committed, or at once if there is none.
+
+    GUARANTEE: who gets the ID before the commit learns by it how the call ended. So a call that then joins a run under
+    way does not become that run: its row says that it was ignored, and for which run.
+
+    Args:
+        task: The task.
+        call: Makes the call with the options that it is given; returns an `AsyncResult`.
+        options: The options of the call.
+        using: Alias of the database whose transaction it is; by default that in which the call is made.
+
+    Returns:
+        What the call returned, or an `AsyncResult` of the run that it will be; after a rollback, of one that never was.
+    """
+    using = caller().alias if using is None else using
+    if not transaction.get_connection(using).in_atomic_block:
+        returned = []
+        # Without a transaction Django calls it now, or refuses: autocommit is off
+        transaction.on_commit(lambda: returned.append(call(**options)), using=using)
+        return returned[0]
+    options = {**options, 'task_id': str(options.get('task_id') or uuid4())}
+    result = (options.get('result_cls') or task.AsyncResult)(options['task_id'])
+    result.ignored = options.get('ignore_result', task.ignore_result)
+    transaction.on_commit(keep(partial(call, netbox_id_is_known=True, **options)), using=using)
+    return result
+
+
+class OnCommitTask(DjangoTask):
+    """Celery's class of tasks under Django, whose calls on commit return what `delay` and `apply_async` return."""
+    abstract = True
+
+    def delay_on_commit(self, *args, **kwargs) -> AsyncResult:
+        """Call `delay` when the transaction is committed (see `celery.contrib.django.task.DjangoTask`)."""
+        return self.apply_async_on_commit(args, kwargs)
+
+    def apply_async_on_commit(self, args=None, kwargs=None, using=None, **options) -> AsyncResult:
+        """Call `apply_async` when the transaction is committed (see `celery.contrib.django.task.DjangoTask`)."""
+        return call_on_commit(self, partial(self.apply_async, args, kwargs), options, using)

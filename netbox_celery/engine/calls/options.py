@@ -1,0 +1,229 @@
+"""The options of a call: which are ours (`netbox_*`), which go into the row, which stay in this process.
+
+A `netbox_*` option may stand in the call or in the decorator, by itself or in the dict `netbox_kwargs`. The call
+beats the decorator; in each, the option by itself beats the dict. Nobody's dict is changed.
+"""
+from dataclasses import dataclass
+from inspect import Parameter, signature
+
+from django.contrib.auth import get_user_model
+from django.contrib.contenttypes.models import ContentType
+from django.db import DEFAULT_DB_ALIAS
+from django.db.models import Model, Q
+
+from ..store.branches import current
+from ..store.headers import HEADER, without_tracing
+
+__all__ = (
+    'NOT_SENT',
+    'Own',
+    'begun_of',
+    'is_internal',
+    'is_own',
+    'lift',
+    'mark',
+    'parameter_names',
+    'sent_options',
+    'split',
+    'tag',
+)
+
+OWN_PREFIX = 'netbox_'
+OWN_DICT = 'netbox_kwargs'
+OWN_NAMES = ('name', 'user', 'object', 'value_max', 'data', 'tags', 'track', 'schedule')
+
+#: Options that mean something only in the process of the call, or that `send()` works out by itself.
+NOT_SENT = frozenset((
+    'producer', 'publisher', 'connection', 'router', 'result_cls', 'task_type', 'add_to_parent', 'route_name',
+))
+
+#: Options that `apply_async` fills in from the task.
+FROM_TASK = frozenset(('serializer', 'ignore_result'))
+
+
+@dataclass
+class Own:
+    """The `netbox_*` options of a call, merged with those of the decorator."""
+    name: str | None = None
+    user_id: int | None = None
+    object_type_id: int | None = None
+    object_id: int | None = None
+    value_max: int | None = None
+    data: object = None
+    tags: tuple = ()
+    track: bool | None = None
+    schedule_id: int | None = None
+
+    @classmethod
+    def merge(cls, task, call):
+        """Merge the options of a call (as `split` returns them) over those of the task's decorator."""
+        if task is not None:
+            decorator = {
+                name: value for name in OWN_NAMES
+                if (value := getattr(task, OWN_PREFIX + name, None)) is not None
+            }
+            merged = _flat({**decorator, 'kwargs': getattr(task, OWN_DICT, None)}) | _flat(call)
+        else:
+            merged = _flat(call)
+        object_type_id, object_id = _reference(merged.get('object'))
+        return cls(
+            name=merged.get('name'), user_id=_user_id(merged.get('user')), object_type_id=object_type_id,
+            object_id=object_id, value_max=merged.get('value_max'), data=merged.get('data'),
+            tags=_tags(merged.get('tags') or ()), track=merged.get('track'),
+            schedule_id=getattr(merged.get('schedule'), 'pk', merged.get('schedule')),
+        )
+
+
+def _flat(own):
+    """Return options with the dict among them spread out, under the others."""
+    own = dict(own)
+    spread = {
+        key.removeprefix(OWN_PREFIX): value for key, value in (own.pop('kwargs', None) or {}).items()
+    }
+    for name in (*spread, *own):
+        if name not in OWN_NAMES:
+            known = ', '.join(OWN_PREFIX + name for name in (*OWN_NAMES, 'kwargs'))
+            raise TypeError(f'{OWN_PREFIX}{name} is not an option of netbox-celery; there are {known}')
+    return spread | own
+
+
+def is_internal(name):
+    """Whether a task is one of Celery's own building blocks (`celery.map`, `celery.chord_unlock`, ...)."""
+    return name.startswith('celery.')
+
+
+def is_own(name):
+    """Whether an option is one of ours."""
+    return isinstance(name, str) and name.startswith(OWN_PREFIX)
+
+
+def split(options):
+    """Return `(options, own)`: copies of the options of Celery, and of ours without their prefix."""
+    celery_options, own = {}, {}
+    for key, value in options.items():
+        if key.startswith(OWN_PREFIX):
+            own[key[len(OWN_PREFIX):]] = value
+        else:
+            celery_options[key] = value
+    return celery_options, own
+
+
+def lift(task, kwargs, own):
+    """Take `netbox_*` options out of a task's keyword arguments, as `delay(netbox_name=...)` passes them.
+
+    A parameter of that very name is the task's and stays.
+
+    Returns:
+        `(kwargs, own)`; `kwargs` itself if there was nothing to take.
+    """
+    if not kwargs or not any(map(is_own, kwargs)):
+        return kwargs, own
+    parameters = parameter_names(task)
+    rest, lifted = {}, {}
+    for key, value in kwargs.items():
+        if is_own(key) and key not in parameters:
+            lifted[key[len(OWN_PREFIX):]] = value
+        else:
+            rest[key] = value
+    return rest, lifted | own
+
+
+def parameter_names(task):
+    """Return the names of the parameters that a task's function takes by name; none of an unknown task."""
+    if task is None:
+        return ()
+    return [
+        name for name, parameter in signature(task.run).parameters.items()
+        if parameter.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
+    ]
+
+
+def _user_id(user):
+    """Return the primary key of a user, given as such, as a user, or by name; `None` for somebody not signed in."""
+    if isinstance(user, str):
+        return get_user_model().objects.values_list('pk', flat=True).get(username=user)
+    return getattr(user, 'pk', user) if user is not None else None
+
+
+def _reference(obj):
+    """Return `(object_type_id, object_id)` of a NetBox object, or of a pair `('app.model', pk)`."""
+    if obj is None:
+        return None, None
+    if isinstance(obj, Model):
+        if obj.pk is None:
+            raise ValueError(f'netbox_object: {obj!r} has not been saved')
+        return ContentType.objects.get_for_model(obj, for_concrete_model=False).pk, obj.pk
+    label, pk = obj
+    return ContentType.objects.get_by_natural_key(*label.lower().split('.')).pk, int(pk)
+
+
+def mark(options, tracked=True):
+    """Say in the headers of a message whether its run has a row, in the caller's own dict of options.
+
+    Args:
+        tracked: Whether it has, or what the worker has to know of it beside that: a dict.
+    """
+    headers = options.get('headers') or {}
+    if tracked is True and isinstance(headers.get(HEADER), dict):
+        return  # it says so, and more: a retry, or a row that is sent again
+    options['headers'] = {**headers, HEADER: tracked}
+
+
+def begun_of(header):
+    """Return how often the row of a run had begun anew when a message with this header was sent (see `engine.used`)."""
+    return header.get('begun', 0) if isinstance(header, dict) else 0
+
+
+def sent_options(options, task):
+    """Return the options that a row keeps: all that it takes to send the message again.
+
+    Left out are empty ones, and those that Celery adds from the task's own attributes.
+    """
+    kept = {}
+    for key, value in options.items():
+        if value is None or value == [] or key in NOT_SENT or key == 'task_id':
+            continue
+        if key in FROM_TASK and value == getattr(task, key, None):
+            continue
+        if key == 'headers' and isinstance(value, dict) and not (value := without_tracing(value)):
+            continue
+        # Objects of Kombu's are declared by Celery's settings: their names find them again.
+        kept[key] = getattr(value, 'name', value) if key in ('queue', 'exchange') else value
+    return kept
+
+
+def _tags(tags):
+    """Return tags that are given as such, or by name or slug.
+
+    Raises:
+        ValueError: There is no such tag, or only in a branch.
+    """
+    in_branch = current()
+    return tuple(_tag(tag) if isinstance(tag, str) else _tag(tag.name) if in_branch else tag for tag in tags)
+
+
+def _tag(name):
+    from extras.models import Tag
+
+    # Runs are main's, whatever branch this is, and so are their tags
+    found = Tag.objects.using(DEFAULT_DB_ALIAS).filter(Q(name=name) | Q(slug=name)).first()
+    if found is None:
+        raise ValueError(f'netbox_tags: there is no tag {name!r}')
+    return found
+
+
+def tag(ids, tags):
+    """Give runs their tags (`netbox_tags`).
+
+    Args:
+        ids: Primary keys of the runs.
+        tags: The tags.
+    """
+    from extras.models import TaggedItem
+
+    from ...models import CeleryResult
+
+    content_type = ContentType.objects.get_for_model(CeleryResult)
+    TaggedItem.objects.using(DEFAULT_DB_ALIAS).bulk_create(
+        TaggedItem(tag=tag, content_type=content_type, object_id=id) for id in ids for tag in tags
+    )

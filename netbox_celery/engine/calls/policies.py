@@ -1,0 +1,276 @@
+"""What a call may say of other runs: that they must not be at work at the same time, or not so soon again.
+
+Each of these options may stand in the decorator, on the class, or in the call:
+
+    unique                      one run at a time with these arguments; a second call joins it. Needs `stale_time_limit`
+    concurrency_key             at most `limit` runs at a time that have this key; `on_conflict` says what becomes of
+                                a call past the limit
+    stale_time_limit            after so long a run loses its place to a new one; it is not ended for that
+    ignore_task_after_success   after a success, calls with the same arguments are ignored for `ignore_task_timedelta`
+
+Here a call gets its `Policy`; `netbox_celery.engine.sending.admission` goes by it.
+"""
+import inspect
+import json
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import NAMESPACE_OID, uuid5
+
+from celery.exceptions import CeleryError
+from kombu.utils.imports import symbol_by_name
+
+from ..store.branches import current
+from ..store.payload import clean_text, sorted_text
+from ..store.times import check_length
+
+__all__ = (
+    'ON_CONFLICT',
+    'SCHEDULE_KEYS',
+    'SETTINGS',
+    'EngineKey',
+    'Policy',
+    'default_unique_key_generator',
+    'has_key',
+    'has_policy',
+    'policy_of',
+    'seconds',
+    'take_settings',
+    'unique_key',
+    'window_key',
+)
+
+#: What becomes of a call past the limit: it is the run that is under way; it waits in line; it ends as ignored; it
+#: cancels the others and waits for their end; it raises `TaskConflict`.
+ON_CONFLICT = ('join', 'queue', 'skip', 'replace', 'fail')
+
+UNIQUE = frozenset(('unique', 'stale_time_limit', 'concurrency_key', 'limit', 'on_conflict'))
+WINDOW = frozenset(('ignore_task_after_success', 'ignore_task_timedelta'))
+SETTINGS = UNIQUE | WINDOW
+
+#: Most runs at a time under a key: a call looks at each of their places.
+HIGHEST_LIMIT = 10_000
+#: Longest key that its column can hold, characters.
+LONGEST_KEY = 255
+#: How the keys begin that the engine makes itself, for unique tasks and for schedules. Anybody else's key that begins
+#: so gets a mark before it, and so does one that begins with that.
+UNIQUE_KEYS, SCHEDULE_KEYS, MARK = 'unique:', 'schedule:', '='
+
+
+class EngineKey(str):
+    """A concurrency key of the engine's own: what a caller or a task says, also in a message, is none."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What stands between a call and its run."""
+    #: Name of the task, for messages.
+    task: str
+    #: Runs with this key share the limit; `None`: there is none.
+    key: str | None = None
+    limit: int = 1
+    on_conflict: str = 'join'
+    #: Whether the task itself says that its newest run replaces earlier ones, whosever they are.
+    replaces_any: bool = False
+    #: After how long the run loses its place, seconds; `None`: never.
+    stale_after: float | None = None
+    #: Key of the ignore window that calls look for; `None`: they look for none.
+    window: str | None = None
+    #: How long a success keeps the window open, seconds; `None`: it opens none.
+    window_length: float | None = None
+
+
+def take_settings(options):
+    """Take the settings of policies out of the options of a call (a dict of ours), and return them."""
+    if SETTINGS.isdisjoint(options):
+        return {}
+    return {name: options.pop(name) for name in SETTINGS & options.keys()}
+
+
+def has_key(task):
+    """Whether a task itself says that its runs have a concurrency key."""
+    return bool(getattr(task, 'unique', False) or getattr(task, 'concurrency_key', None))
+
+
+def has_policy(task, settings=()):
+    """Whether calls of a task may have a policy; those of most have none."""
+    return bool(settings) or has_key(task) or bool(
+        getattr(task, 'ignore_task_after_success', False) or getattr(task, 'ignore_task_timedelta', None)
+    )
+
+
+def policy_of(task, args, kwargs, settings=None, branch=None):
+    """Return the policy of a call, or `None`.
+
+    Args:
+        task: The task, or `None` if this process does not know it.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        settings: What the call itself says (see `take_settings`).
+        branch: The branch of the call; by default that in which this code runs.
+
+    Raises:
+        celery.exceptions.CeleryError: The settings contradict each other, or one is missing.
+    """
+    settings = settings or {}
+    if not has_policy(task, settings):
+        return None
+    branch = current() if branch is None else branch
+    if task is None and (unknown := settings.keys() - {'concurrency_key', 'limit', 'on_conflict', 'stale_time_limit'}):
+        raise CeleryError(f'{", ".join(sorted(unknown))}: for this the task must be registered where it is called')
+
+    def setting(name, default=None):
+        value = settings.get(name)
+        return getattr(task, name, default) if value is None else value
+
+    args, kwargs = tuple(args or ()), dict(kwargs or {})
+    found = {'task': getattr(task, 'name', 'the task')}
+    if setting('unique') or setting('concurrency_key'):
+        found |= _concurrency(task, args, kwargs, setting, branch)
+    after_success, length = setting('ignore_task_after_success'), setting('ignore_task_timedelta')
+    if (after_success or length) and settings.get('ignore_task_after_success') is not False:
+        if after_success and length is None:
+            raise CeleryError(f'{task.name}: ignore_task_after_success needs ignore_task_timedelta')
+        found |= {
+            'window': window_key(task, args, kwargs, branch),
+            'window_length': seconds(length) if after_success else None,
+        }
+    return Policy(**found) if len(found) > 1 else None
+
+
+def _concurrency(task, args, kwargs, setting, branch):
+    key, stale_after = setting('concurrency_key'), setting('stale_time_limit')
+    limit, on_conflict = setting('limit', 1), setting('on_conflict', 'join')
+    if setting('unique') and key:
+        raise CeleryError(f'{task.name}: unique has a key of its own; give either it or concurrency_key')
+    if not key:
+        if stale_after is None:
+            raise CeleryError(
+                f'{task.name}: a unique task needs stale_time_limit, the time after which a run does not keep others '
+                f'from running any more'
+            )
+        key = _apart(_of_branch(unique_key(task, args, kwargs), branch), (MARK, SCHEDULE_KEYS))
+    else:
+        key = _key(task, key, args, kwargs)
+        if on_conflict == 'join':
+            key = _fitting(_of_branch(key, branch))
+    if on_conflict not in ON_CONFLICT:
+        raise CeleryError(f'{task.name}: on_conflict must be one of {", ".join(ON_CONFLICT)}, not {on_conflict!r}')
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= HIGHEST_LIMIT:
+        raise CeleryError(f'{task.name}: limit must be a whole number from 1 to {HIGHEST_LIMIT}, not {limit!r}')
+    return {
+        'key': key, 'limit': limit, 'on_conflict': on_conflict,
+        'replaces_any': getattr(task, 'on_conflict', None) == 'replace',
+        'stale_after': None if stale_after is None else seconds(stale_after),
+    }
+
+
+def seconds(value):
+    """Return a length of time, a `timedelta` or a number of seconds, in seconds.
+
+    Raises:
+        celery.exceptions.CeleryError: It is negative, too long, or not a number.
+    """
+    try:
+        return check_length(value.total_seconds() if isinstance(value, timedelta) else float(value))
+    except (OverflowError, TypeError, ValueError) as exc:
+        raise CeleryError(f'{value!r} is not a length of time that a policy can have: {exc}') from exc
+
+
+# Keys
+
+def default_unique_key_generator(task, prefix, task_args, task_kwargs):
+    """Return the key of a call: the same for the same task and arguments, however they are passed.
+
+    Args:
+        task: The task.
+        prefix: What the key is for.
+        task_args: Positional arguments of the call.
+        task_kwargs: Keyword arguments of the call.
+    """
+    values = sorted_text([task.name, _bound(task, task_args, task_kwargs)])
+    return f'{prefix}:{uuid5(NAMESPACE_OID, values)}'
+
+
+def unique_key(task, args, kwargs):
+    """Return the key under which a unique task runs once at a time with some arguments."""
+    return _generated(task, 'unique', args, kwargs)
+
+
+def window_key(task, args, kwargs, branch=None):
+    """Return the key of the window in which a task is ignored with some arguments, in a branch (by default this one).
+    """
+    return _fitting(_of_branch(_generated(task, 'ignore', args, kwargs), current() if branch is None else branch))
+
+
+def _of_branch(key, branch):
+    """Return a key that is a branch's own: what has run elsewhere has done nothing there."""
+    return f'{key}@{branch}' if branch else key
+
+
+def _generated(task, prefix, args, kwargs):
+    generator = getattr(task, 'unique_key_generator', None) or default_unique_key_generator
+    if isinstance(generator, str):
+        generator = symbol_by_name(generator)
+    return str(_unbound(generator)(task, prefix, tuple(args or ()), dict(kwargs or {})))
+
+
+def _key(task, key, args, kwargs):
+    """Return the concurrency key of a call as its column has it.
+
+    GUARANTEE: no key that a task or a caller says, or that is made of arguments, is one of the engine's own.
+    """
+    if isinstance(key, EngineKey):
+        return str(key)
+    return _apart(_made(task, key, args, kwargs), (MARK, UNIQUE_KEYS, SCHEDULE_KEYS))
+
+
+def _apart(key, prefixes):
+    """Return a key as its column has it, with a mark before it if it begins with a prefix that is not its own."""
+    fitting = _fitting(key)
+    return _fitting(MARK + key) if fitting.startswith(prefixes) else fitting
+
+
+def _made(task, key, args, kwargs):
+    """Return a concurrency key: as given, with the call's arguments in its braces, or from a function."""
+    if callable(key):
+        try:
+            return str(_unbound(key)(task, args, kwargs))
+        except (LookupError, AttributeError, TypeError, ValueError) as exc:
+            name = getattr(task, 'name', 'the task')
+            raise CeleryError(f'{name}: no concurrency_key can be made of the arguments: {exc!r}') from exc
+    if not isinstance(key, str) or '{' not in key or task is None:
+        return str(key)
+    try:
+        return key.format(*args, **{**kwargs, **_bound(task, args, kwargs)})
+    except (LookupError, AttributeError) as exc:
+        raise CeleryError(f'{task.name}: concurrency_key {key!r} names an argument that the call lacks: {exc}') from exc
+    except (TypeError, ValueError) as exc:
+        raise CeleryError(f'{task.name}: concurrency_key {key!r} cannot be made of the arguments: {exc}') from exc
+
+
+def _unbound(function):
+    """Return a function as it was written: as an attribute of a task it is a method."""
+    return getattr(function, '__func__', function)
+
+
+def _bound(task, args, kwargs):
+    """Return the arguments of a call by the names of the task's parameters, those left out with their defaults."""
+    signature = inspect.signature(task.run)
+    parameters = list(signature.parameters.values())[1 if getattr(task, 'takes_task_id', False) else 0:]
+    try:
+        bound = signature.replace(parameters=parameters).bind(*args, **kwargs)
+    except TypeError:
+        return {'args': args, 'kwargs': kwargs}
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def _fitting(key):
+    """Return a key that fits its column: one that is too long, or has characters that it cannot hold, by its digest."""
+    shown = clean_text(key)
+    if shown == key and len(key) <= LONGEST_KEY:
+        return key
+    # Of the JSON, which writes each character as ASCII: what is cleaned alike stays apart
+    return f'{shown[:200]}:{uuid5(NAMESPACE_OID, json.dumps(key))}'

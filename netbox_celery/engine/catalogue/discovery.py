@@ -1,0 +1,245 @@
+"""The task modules of plugins, imported one by one: what is wrong with one does not keep the others from work.
+
+Celery imports the `tasks` modules of all plugins in a row, and the modules that settings name (`imports`, `include`).
+An exception in one of them ends a worker at its start, and in NetBox every call by name. Here it ends that module
+alone, and is kept: with its plugin, its error and its place (`failures`). Each process imports for itself, and may lack
+what another has. A module is tried once: what half of it has done is not done again before a restart.
+
+Tasks of a module that was executed only in part are not registered, since their bodies may use what was never defined.
+Those of other modules of the plugin are.
+"""
+import importlib
+import logging
+import os
+import sys
+import traceback as traceback_module
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+
+from celery import signals
+from celery.loaders.app import AppLoader
+from celery.loaders.base import find_related_module
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, transaction
+
+from ..store.database import caller
+from ..store.payload import clean_text, cut_text, text_of
+
+__all__ = (
+    'Failure',
+    'Loader',
+    'failed_plugins',
+    'failures',
+    'forget_halves',
+    'is_half',
+    'log_failures',
+    'note_failure',
+    'package_of',
+    'why_unregistered',
+)
+
+logger = logging.getLogger(__name__)
+
+IMPORTLIB = os.path.dirname(importlib.__file__)
+
+#: Longest error of a failure, characters.
+MOST_TEXT = 500
+
+#: What could not be imported by this process, by name of the module.
+_failures: dict = {}
+#: What is to be said in the log, by name of the module: tracebacks, as text.
+_unsaid: dict = {}
+#: Names of modules that were executed in part.
+_halves: set = set()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A module whose tasks this process does not have."""
+    #: Package that it belongs to.
+    plugin: str
+    module: str
+    #: Type and text of the exception.
+    error: str
+    #: File and line of the plugin's where it was raised, or from where it came.
+    place: str
+
+    def __str__(self):
+        return f'{self.module}: {self.error}' + (f' ({self.place})' if self.place else '')
+
+    def as_dict(self):
+        return asdict(self)
+
+
+def failures():
+    """Return what this process could not import, a list of `Failure`s in the order of their modules."""
+    return [failure for __, failure in sorted(dict(_failures).items())]
+
+
+def failed_plugins():
+    """Return the packages of which this process lacks tasks, a set of names."""
+    return {failure.plugin for failure in failures()}
+
+
+def why_unregistered(name, plugin=None):
+    """Return in words why this process does not know a task, or an empty string if nothing is known of that.
+
+    Args:
+        name: The task's name, which begins with that of its plugin by convention.
+        plugin: The package that it comes from, if that is known.
+    """
+    plugin = plugin or package_of(name)
+    return '; '.join(str(failure) for failure in failures() if failure.plugin == plugin)
+
+
+def package_of(name):
+    """Return the package that a dotted name, of a module or of a task, begins with."""
+    return name.split(':')[0].split('.')[0]
+
+
+class Loader(AppLoader):
+    """Celery's loader, which goes on without what cannot be imported."""
+
+    #: Whether there is no log yet to say so in: a worker, or beat, sets it up after it has imported all.
+    is_early = False
+
+    def init_worker(self):
+        self.is_early = True
+        try:
+            super().init_worker()
+        finally:
+            self.is_early = False
+
+    def autodiscover_tasks(self, packages, related_name='tasks'):
+        for package in packages or ():
+            module = f'{package}.{related_name}' if related_name else package
+            if found := self._attempt(module, find_related_module, package, related_name):
+                self.task_modules.add(found.__name__)
+
+    def import_task_module(self, module):
+        return self._attempt(module, super().import_task_module, module)
+
+    def import_default_modules(self):
+        for receiver, response in signals.import_modules.send(sender=self.app):
+            if not isinstance(response, Exception):
+                continue
+            # Celery's own sets Django up
+            if getattr(receiver, '__self__', None) in self.app._fixups:
+                raise response
+            with self._noting(_name_of(receiver)):
+                raise response
+        return [module for name in self.default_modules if (module := self.import_task_module(name))]
+
+    def _attempt(self, module, function, *args):
+        """Return what `function` does, which imports a module, or `None` if that fails now or has failed before."""
+        if module in _failures:
+            if module not in sys.modules:
+                return None
+            del _failures[module]  # somebody has imported it since
+        with self._noting(module):
+            return _in_savepoint(function, *args)
+        return None
+
+    @contextmanager
+    def _noting(self, module):
+        """Go on after what is raised, and note it under the name of a module."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:  # noqa: BLE001 - a module can raise anything, `SystemExit` too
+            note_failure(module, exc)
+            forget_halves(self.app)
+            if not self.is_early:
+                log_failures()
+
+
+def _in_savepoint(function, *args):
+    """Call a function whose queries must not break the transaction that the caller is in, in main or in a branch."""
+    found = None
+    try:
+        with ExitStack() as savepoints:
+            for alias in {DEFAULT_DB_ALIAS, caller().alias}:
+                if connections[alias].in_atomic_block:
+                    savepoints.enter_context(transaction.atomic(using=alias))
+            found = function(*args)
+    except DatabaseError:
+        # A module that knows how to do without the database has been imported
+        if found is None:
+            raise
+    return found
+
+
+def note_failure(module, exc):
+    """Note that a module could not be imported, or that it has a task that cannot be made."""
+    traceback = exc.__traceback__
+    _halves.update(
+        frame.f_globals.get('__name__') for frame, __ in traceback_module.walk_tb(traceback)
+        if frame.f_code.co_name == '<module>' and frame.f_globals.get('__name__') not in sys.modules
+    )
+    plugin = package_of(module)
+    text = text_of(exc)
+    error = ' '.join((f'{type(exc).__name__}: {text}' if text else type(exc).__name__).split())
+    _failures[module] = Failure(
+        plugin=plugin, module=module, error=cut_text(clean_text(error), MOST_TEXT), place=_place(plugin, exc)
+    )
+    _unsaid[module] = ''.join(traceback_module.format_exception(exc))
+
+
+def log_failures():
+    """Say in the log, with tracebacks, what could not be imported and has not been said yet."""
+    while _unsaid:
+        module, traceback = _unsaid.popitem()
+        logger.error(
+            'The tasks of %s are not available in this process, which goes on without them: %s\n%s',
+            package_of(module), _failures.get(module, module), traceback.rstrip()
+        )
+
+
+def is_half(target):
+    """Whether a function comes from a module that was executed only in part."""
+    name = getattr(target, '__module__', None)
+    return name in _halves and name not in sys.modules
+
+
+def forget_halves(app):
+    """Take tasks out of the registry whose modules were executed only in part."""
+    for name, task in list(app._tasks.items()):
+        if is_half(task):
+            app._tasks.pop(name, None)
+
+
+def _name_of(receiver):
+    """Return the module of a receiver of Celery's signal `import_modules`: of the packages that a promise is to ask."""
+    function = next(filter(callable, getattr(receiver, 'args', None) or ()), getattr(receiver, 'fun', receiver))
+    return getattr(function, '__module__', None) or type(function).__module__
+
+
+def _place(plugin, exc):
+    """Return the file and the line of a plugin that an exception came from; elsewhere if it has none in it."""
+    if isinstance(exc, SyntaxError) and exc.filename:
+        return f'{_short(exc.filename)}:{exc.lineno}'
+    frames = [
+        frame for frame in traceback_module.extract_tb(exc.__traceback__)
+        if frame.filename != __file__ and not frame.filename.startswith(('<frozen importlib', IMPORTLIB))
+    ]
+    folder = _folder(plugin)
+    own = [frame for frame in frames if folder and frame.filename.startswith(folder)]
+    for frame in (own or [frame for frame in frames if f'{os.sep}celery{os.sep}' not in frame.filename])[-1:]:
+        return f'{_short(frame.filename)}:{frame.lineno}'
+    return ''
+
+
+def _folder(package):
+    try:
+        spec = find_spec(package)
+    except Exception:  # noqa: BLE001 - what is above it is imported for that
+        return ''
+    places = spec and spec.submodule_search_locations
+    return os.path.join(next(iter(places)), '') if places else ''
+
+
+def _short(filename):
+    """Return a file's name from its package on: people see it in NetBox, who need not know where that is installed."""
+    places = [os.path.join(place, '') for place in sys.path if place and filename.startswith(os.path.join(place, ''))]
+    return filename[len(max(places, key=len)):] if places else os.path.basename(filename)

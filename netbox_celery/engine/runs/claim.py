@@ -1,0 +1,283 @@
+"""The claim: before a body runs, one statement makes the run this process's own, or says that it must not run.
+
+Signal handlers can stop nothing (Celery swallows their exceptions), so the claim is not one: it is taken in
+`before_start`, which runs inside the tracer's `try`, and refuses by raising `Ignore`. Every task that a worker knows is
+wrapped for it, and so that its row waits for what the task replaces itself with.
+"""
+import logging
+import time
+from functools import update_wrapper, wraps
+from inspect import getattr_static
+from types import FunctionType, MethodType
+from weakref import WeakSet
+
+from celery.app.task import get_actual_ignore_result
+from celery.exceptions import Ignore
+from django.db import DatabaseError
+from kombu.exceptions import EncodeError
+
+from ...choices import ResultStatusChoices as Status
+from ..calls.arguments import call_text
+from ..calls.options import begun_of
+from ..calls.run import Run, enter
+from ..exceptions import IgnoredByWindow
+from ..identity import identity
+from ..sending.admission import is_window_open
+from ..sending.enqueue import is_tracked
+from ..sending.replace import making_way, opened_by
+from ..sending.rows import INSERT, foreign_row, refused_row
+from ..store import lifecycle
+from ..store.branches import enter_run
+from ..store.database import UNUSABLE, get_connection, is_read_only
+from ..store.headers import HEADER
+from ..store.payload import PayloadDecoder, dumps, is_named, is_uuid
+from .outcome import finish_run
+
+__all__ = (
+    'begin',
+    'note_call',
+    'track_all_tasks',
+)
+
+logger = logging.getLogger(__name__)
+
+#: What was put around handlers: each is wrapped once, also if a class inherits it.
+_wrappers = WeakSet()
+#: For how long a run waits to be claimed if the database is there, and cannot be used, seconds.
+PATIENCE = 5
+
+
+def track_all_tasks(app):
+    """Let every task claim its run first, and make way for what replaces it, whatever its class and its own handlers.
+
+    Whether it is tracked is decided at the claim: by the message's header, else by the setting `track`. Tasks that are
+    registered later on do so as well.
+    """
+    app.tasks.on_register = _track
+    for task in list(app.tasks.values()):
+        _track(task)
+
+
+def _track(task):
+    for handler, wrap in (('before_start', _claiming), ('on_replace', _making_way)):
+        for owner in (type(task), task):
+            # A class has its own or inherits it; that of an instance hides that of its class
+            its_own = getattr_static(owner, handler) if owner is not task else vars(task).get(handler)
+            if its_own is not None and not _is_wrapper(its_own):
+                wrapper = _without_origin(wrap(_as_method(its_own, owner is task)))
+                _wrappers.add(wrapper)
+                setattr(owner, handler, MethodType(wrapper, task) if owner is task else wrapper)
+
+
+def _is_wrapper(handler):
+    handler = getattr(handler, '__func__', handler)
+    return isinstance(handler, FunctionType) and handler in _wrappers
+
+
+def _as_method(handler, is_bound):
+    """Return a function `f(self, ...)` that calls a handler as Python does: with its decorators, whatever it is.
+
+    `Task.add_around` of Celery's would leave out the decorators.
+    """
+    if is_bound or not hasattr(handler, '__get__'):
+        def method(self, *args):
+            return handler(*args)
+    elif isinstance(handler, FunctionType):
+        return handler
+    else:
+        def method(self, *args):
+            return handler.__get__(self, type(self))(*args)
+    return update_wrapper(method, handler)
+
+
+def _without_origin(wrapper):
+    """Hide what a wrapper has around it, which `Task.add_around` would otherwise put in its place."""
+    vars(wrapper).pop('__wrapped__', None)
+    return wrapper
+
+
+def begin(task):
+    """Claim the run that `task` is about to execute; `self.request.netbox_run` then holds it.
+
+    Raises:
+        celery.exceptions.Ignore: The row says that this message must not run.
+        kombu.exceptions.EncodeError: A message that came without a row has arguments that no call could have.
+    """
+    request = task.request_stack.top
+    if request is None or request.called_directly or request.is_eager or 'netbox_run' in request.__dict__:
+        return
+    request.netbox_run = None
+    tracked_by_caller = request.get(HEADER)
+    if not _is_tracked(task, request):
+        return
+    if not is_uuid(request.id):
+        return
+    try:
+        claimed, refusal = _claim_patiently(task, request, tracked_by_caller)
+    except DatabaseError:
+        # The task is worth more than its row.
+        logger.exception('Task %s is run without being tracked: it cannot be claimed', request.id)
+        request.netbox_unclaimed = True
+        return
+    if claimed is None:
+        _refuse(task, request)
+    id, claims, attempt, user_id, request_id = claimed
+    request.netbox_run = run = Run(
+        request.id, id=id, claims=claims, attempt=attempt, user_id=user_id, request_id=request_id
+    )
+    run.call = _call(request, tracked_by_caller)
+    run.begun = begun_of(tracked_by_caller)
+    run.untold = get_actual_ignore_result(task, request)
+    enter(task, run)
+    if claims > 1:
+        run.lines = _lines_before(id)
+    if refusal is not None:
+        raise refusal
+    if isinstance(tracked_by_caller, dict):
+        _look_at_window(run, tracked_by_caller)
+
+
+def _lines_before(id):
+    """Return how many lines of its log a run has from earlier attempts: the limit is the run's."""
+    try:
+        return lifecycle.count_lines(get_connection(), id)
+    except DatabaseError:
+        return 0  # nor can lines be written
+
+
+def _look_at_window(run, header):
+    """Go no further if the task has succeeded since the call."""
+    run.window = header.get('window')
+    run.opens = opened_by(header)
+    if run.window and is_window_open(get_connection().execute, run.window, run.task_id):
+        raise IgnoredByWindow('Not run: it succeeded only a short time ago')
+
+
+def _claim_patiently(task, request, tracked_by_caller):
+    """Claim a run, making its row if it comes without one; a database that is away is waited for.
+
+    GUARANTEE: where the database is there and takes no writes, no body runs: its row would say for ever that it waits,
+    and the sweep would send it again.
+
+    Returns:
+        What `lifecycle.claim` does, and what a message without a row is refused with after all, or `None`.
+    """
+    deadline, refusal = time.monotonic() + PATIENCE, None
+    while True:
+        try:
+            call = _call(request, tracked_by_caller)
+            claimed = _claim(request, call)
+            if claimed is None and not tracked_by_caller:
+                try:
+                    row = foreign_row(task, request)
+                except EncodeError as exc:
+                    # The row has no more than a text of them, to which the message is not compared
+                    row, refusal, call = refused_row(task, request), exc, None
+                get_connection().execute(INSERT, row, patience=float('inf'))
+                claimed = _claim(request, call)
+            if claimed is None and call and not _differs(request):
+                # Only the text was another one
+                claimed = _claim(request)
+            return claimed, refusal
+        except UNUSABLE as exc:
+            read_only = is_read_only(exc)
+            if time.monotonic() >= deadline and not read_only:
+                raise
+            logger.warning('Task %s cannot be claimed, trying again: %s', request.id, exc)
+            time.sleep(5 if read_only and time.monotonic() >= deadline else 0.5)
+
+
+def _is_tracked(task, request):
+    """Whether a run has, or gets, a row: by the message's header, else by what its task says."""
+    header = request.get(HEADER)
+    return bool(header) or header is not False and is_tracked(task)
+
+
+def note_call(task, request):
+    """Note what a message says before handlers of `task_prerun` get its arguments, who may change them in place."""
+    if _is_tracked(task, request):
+        request.netbox_call = call_text(request.args, request.kwargs)
+
+
+def _call(request, tracked_by_caller):
+    """Return the arguments of a message as JSON text to compare with the row's; `None` if that is not to be done."""
+    if isinstance(tracked_by_caller, dict) and tracked_by_caller.get('differs'):
+        return None
+    if 'netbox_call' not in vars(request):
+        request.netbox_call = call_text(request.args, request.kwargs)
+    return request.netbox_call
+
+
+def _claim(request, call=None):
+    return lifecycle.claim(
+        get_connection(), task_id=request.id, attempt=request.retries + 1, nesting=request.replaced_task_nesting or 0,
+        worker=identity.name or request.hostname or '', holder=identity.key, name=request.task, call=call,
+        begun=begun_of(request.get(HEADER))
+    )
+
+
+def _differs(request):
+    """Whether a message is another call than its row's, in fact and not only as text. It is not if nobody can tell."""
+    call = lifecycle.call_of(get_connection(), request.id)
+    if call is None:
+        return False
+    try:
+        name, *of_row = call
+        of_message = _arguments(request)
+        return not is_named(request.task, name) or (of_row != of_message and dumps(of_row) != dumps(of_message))
+    except Exception:  # noqa: BLE001 - authors' types may raise anything
+        return False
+
+
+def _arguments(request):
+    """Return the arguments of a message as it came."""
+    if call := vars(request).get('netbox_call'):
+        return PayloadDecoder().decode(call)
+    return [list(request.args or ()), request.kwargs or {}]
+
+
+def _refuse(task, request):
+    run = Run(request.id)
+    run.refused = True
+    request.netbox_run = run
+    found = lifecycle.explain(get_connection(), request.id)
+    if found is None:
+        why = 'its row was deleted'
+    elif found[0] in Status.WAITING and _differs(request):
+        why = f'its row is that of another call ({_describe(request)})'
+    elif found[0] == Status.STATUS_RUNNING:
+        why = f'{found[2]} is running it'
+    else:
+        why = f'it is {found[0]}' + (f' ({found[1]})' if found[1] else '')
+    logger.warning('Task %s is not run: %s', request.id, why)
+    if found is not None and found[0] in Status.FINISHED and not request.get(HEADER):
+        task.backend.end_unknown(request, Ignore(f'its ID is that of a run that {why.removeprefix("it ")}'))
+    if found is None:
+        # Nobody else tells those who wait for it
+        task.backend.mark_as_revoked(request.id, 'deleted', request)
+    elif found[0] == Status.STATUS_REVOKED:
+        # Celery may have written since that it has started, or will be retried.
+        task.backend.mark_as_revoked(request.id, 'revoked', request)
+    raise Ignore(f'not run: {why}')
+
+
+def _describe(request):
+    """Return what a row says that is another call than the message with its ID."""
+    call = lifecycle.call_of(get_connection(), request.id)
+    if call is not None and not is_named(request.task, call[0]):
+        return f'of {call[0]}, and the message is of {request.task}'
+    return f'of {request.task} with other arguments'
+
+
+def _making_way(on_replace):
+    return making_way(on_replace, finish_run)
+
+
+def _claiming(before_start):
+    """Wrap a task's `before_start`: the claim comes first."""
+    @wraps(before_start)
+    def before_start_after_claim(self, task_id, args, kwargs):
+        begin(self)
+        enter_run(self)
+        return before_start(self, task_id, args, kwargs)
+    return before_start_after_claim

@@ -1,0 +1,107 @@
+"""The user and request under which a task changes NetBox objects.
+
+A run may outlive its user. What it changes from then on is nobody's: the entry in the change log has the user's name,
+as those have that were made before, and no user. A reference to one who is gone would end the body, or worse, would
+keep the entry of a change that is made from being written.
+"""
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from uuid import UUID
+
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.models.signals import pre_save
+from django.dispatch import receiver
+from django.utils.functional import SimpleLazyObject
+
+from ... import host
+from ...choices import LogLevelChoices
+from ..sending.rows import USERS
+from ..store.branches import current, mark_request, owner_id
+from ..store.database import execute
+from ..store.recorder import recorder
+
+__all__ = (
+    'change_context',
+)
+
+LOCK_USER = f'SELECT id FROM {USERS} WHERE id = %s FOR KEY SHARE'
+GONE = 'The user of this run was deleted: what it changes from now on stands in the change log without a user'
+UNMERGED = (
+    'This run has no user, and its branch has no owner: NetBox records none of its changes, and NetBox Branching does '
+    'not merge them'
+)
+#: The run whose body makes changes.
+_current: ContextVar = ContextVar('netbox_celery_acting', default=None)
+
+
+def change_context(run):
+    """Return a context manager for the body of a run.
+
+    Changes of NetBox objects in it are recorded under the user who started the run, joined by the run's request ID.
+    Without a user they are NetBox's own, as those of its housekeeping: no change log entries. In a branch there are,
+    of the branch's owner, if it has one: what has none is not merged.
+
+    Args:
+        run: The `Run`, or `None` for a body that is not tracked.
+    """
+    if run is None or run.user_id is None and not _is_of_owner(run):
+        return nullcontext()
+    return _acting(run)
+
+
+def _is_of_owner(run):
+    """Whether the changes of a run that nobody has started are those of its branch's owner."""
+    if not current():
+        return False
+    if owner_id() is None and run.tell_once('nobody'):
+        recorder.log(run, UNMERGED, level=LogLevelChoices.LEVEL_WARNING)
+    return owner_id() is not None
+
+
+def _user_id(run):
+    return run.user_id if run.user_id is not None else owner_id()
+
+
+@contextmanager
+def _acting(run):
+    request_id = run.request_id if isinstance(run.request_id, UUID) else UUID(str(run.request_id or run.task_id))
+    token = _current.set(run)
+    try:
+        with host.change_tracking(SimpleLazyObject(lambda: _load_user(run)), request_id) as request:
+            mark_request(request)
+            yield
+    finally:
+        _current.reset(token)
+
+
+def _load_user(run):
+    from django.contrib.auth import get_user_model
+
+    model = get_user_model()
+    try:
+        return model.objects.get(pk=_user_id(run))
+    except model.DoesNotExist:
+        _tell(run)
+        # Somebody has to have made the changes: `_check_user` takes the reference out
+        return model(pk=_user_id(run), username=f'deleted user {_user_id(run)}')
+
+
+@receiver(pre_save, sender='core.ObjectChange')
+def _check_user(instance, using=DEFAULT_DB_ALIAS, **kwargs):
+    """Leave the user out of an entry of the change log if they are gone.
+
+    GUARANTEE: the lock keeps them from being deleted until the entry is committed, with what else the body does in its
+    transaction. It is the one that the foreign key takes in any case.
+    """
+    run = _current.get()
+    if run is None or instance.user_id is None or instance.user_id != _user_id(run):
+        return
+    if not execute(connections[using], LOCK_USER, (instance.user_id,)):
+        # In a branch, NetBox Branching cannot merge what nobody has done
+        instance.user_id = owner if (owner := owner_id()) != instance.user_id else None
+        _tell(run)
+
+
+def _tell(run):
+    if run.tell_once('user'):
+        recorder.log(run, GONE, level=LogLevelChoices.LEVEL_WARNING)

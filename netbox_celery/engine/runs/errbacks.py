@@ -1,0 +1,59 @@
+"""Callbacks for errors (`link_error`) that Celery calls in the process of the failure: the run's log names them.
+
+Those that it sends to a worker are runs of their own.
+"""
+import logging
+from functools import partial
+
+from ..calls.run import Run, get_run
+from ..store import lifecycle
+from ..store.database import UNUSABLE, get_connection
+from ..store.payload import is_uuid
+from ..store.recorder import recorder
+
+__all__ = (
+    'note_errbacks',
+)
+
+logger = logging.getLogger(__name__)
+
+ID_OF = f'SELECT id, attempt FROM {lifecycle.TABLE} WHERE task_id = %s'
+
+
+def note_errbacks(backend, request):
+    """Write into a failed run's log which of its `link_error` are called here; the others are runs of their own.
+
+    That is done before its end is written, as long as somebody follows the log; and not for a run that was cancelled,
+    of whose failure nobody is told.
+
+    Args:
+        backend: The result backend.
+        request: The request of the run, or what a worker's parent knows of it.
+    """
+    errbacks = getattr(request, 'errbacks', None)
+    if not errbacks or getattr(request, 'netbox_noted', False):
+        return
+    names = [errback.name for errback in map(backend.app.signature, errbacks) if _is_inline(backend, errback)]
+    if not names:
+        return
+    run = get_run(request)
+    try:
+        if run is None and is_uuid(request.id) and (rows := get_connection().execute(ID_OF, (request.id,))):
+            run = Run(request.id, id=rows[0][0], attempt=rows[0][1] or 1)
+        if run is None or lifecycle.is_cancelled(get_connection(), run.id):
+            return
+        for name in names:
+            recorder.log(run, f'Error callback: {name}')
+        recorder.flush(run)
+        request.netbox_noted = True
+    except UNUSABLE:
+        logger.exception('The error callbacks of %s could not be noted', request.id)
+
+
+def _is_inline(backend, errback):
+    """Whether Celery calls an error callback in the process of the failure (`Backend._call_task_errbacks`)."""
+    try:
+        header = getattr(errback.type, '__header__', None)
+        return header is not None and not isinstance(header, partial) and backend._errback_arity_greater(errback, 1)
+    except Exception:  # noqa: BLE001 - the task is unknown here: its message goes to another worker
+        return False

@@ -1,0 +1,262 @@
+"""`self.celery_result`: the row of the current run, as its task sees and changes it."""
+import logging
+import time
+from uuid import UUID
+
+from celery._state import _task_stack
+from celery.app.task import get_actual_ignore_result
+from celery.exceptions import Ignore
+from django.db import connection
+
+from ...choices import ResultStatusChoices as Status
+from ...config import get_config
+from ..exceptions import NotJSON, TaskFailed
+from ..sending.rows import data_jsonb
+from ..store import lifecycle
+from ..store.database import UNAVAILABLE, UNUSABLE, get_connection
+from ..store.payload import cut_text, dumps, result_columns, text_of, whole_number
+from ..store.recorder import recorder
+from .outcome import finish_run
+
+__all__ = (
+    'TrackedResult',
+    'look_for_cancel',
+    'tell_own_end',
+)
+
+logger = logging.getLogger(__name__)
+
+#: How long an answer of `look_for_cancel()` holds, seconds: a tight loop may ask at every turn.
+CANCEL_CHECK_INTERVAL = 0.5
+
+
+class TrackedResult:
+    """The row of the run that is being executed.
+
+    Reads are those of the `CeleryResult`, loaded at the first of them, and at the first after `refresh_from_db()`. That
+    is a query of the task's own, which raises as its others do if the database is away; what was read before
+    `refresh_from_db()` holds then. `pk`, `id` and `task_id` need no query. Writes go through the recorder, which others
+    see within half a second, also while the task's transaction is open; they raise nothing.
+    """
+
+    def __init__(self, run):
+        self._run = run
+        self._row = None
+        self._is_old = False
+        self._written = (float('-inf'), None)
+
+    def __getattr__(self, name):
+        # A copy, and what is unpickled, is asked for methods of its own before it has any attribute
+        if '_run' not in vars(self) or name.startswith('__') and name.endswith('__'):
+            raise AttributeError(f'{type(self).__name__!r} object has no attribute {name!r}')
+        return getattr(self.row, name)
+
+    def __copy__(self):
+        return type(self)(self._run)
+
+    def __deepcopy__(self, memo):
+        return type(self)(self._run)
+
+    def __reduce__(self):
+        # What it is elsewhere is a row as any other
+        return _load_row, (self._run.id,)
+
+    def __repr__(self):
+        return f'<TrackedResult: {self._run.task_id}>'
+
+    @property
+    def pk(self):
+        return self._run.id
+
+    id = pk
+
+    @property
+    def task_id(self):
+        return UUID(self._run.task_id)
+
+    @property
+    def row(self):
+        """The `CeleryResult`."""
+        if self._row is None or self._is_old:
+            recorder.flush(self._run, timeout=1)
+            try:
+                self._row = self._load()
+            except UNUSABLE as exc:
+                if self._row is None:
+                    raise
+                if self._run.tell_once('row'):
+                    logger.warning('Task %s goes on with what it has read of its row: %s', self._run.task_id, exc)
+            self._is_old = False
+        return self._row
+
+    def _load(self):
+        from ...models import CeleryResult
+
+        get = CeleryResult.objects.get
+        try:
+            return get(pk=self._run.id)
+        except UNAVAILABLE:
+            if connection.in_atomic_block:
+                raise
+            # A restart of PostgreSQL has broken the connection
+            connection.close_if_unusable_or_obsolete()
+            return get(pk=self._run.id)
+
+    def refresh_from_db(self):
+        """Read anew at the next read."""
+        self._is_old = True
+
+    def update(self, *, value=None, value_max=None, step=None, data=None):
+        """Set the progress, the step or the task's own data.
+
+        Args:
+            value: How far the task is, a whole number; what is none is left out.
+            value_max: Where it ends, likewise.
+            step: What it is doing, in a few words.
+            data: Data of its own that JSON can hold; it replaces the earlier data.
+
+        Raises:
+            kombu.exceptions.EncodeError: JSON cannot hold the data (a `TypeError`, too), or it is nested too deeply.
+        """
+        text = data_jsonb(data)
+        recorder.progress(self._run, value=value, value_max=value_max, step=step, data=text)
+        if self._row is not None:
+            written = {'value': whole_number(value), 'value_max': whole_number(value_max), 'step': step, 'data': data}
+            for name, new in written.items():
+                if new is not None:
+                    setattr(self._row, name, new)
+
+    def increment_value(self, n=1):
+        """Add `n` to the progress."""
+        recorder.progress(self._run, value=n, increment=True)
+        if self._row is not None:
+            self._row.value = (self._row.value or 0) + (whole_number(n) or 0)
+
+    def update_value(self, value, value_step=None, rate_limit=None):
+        """Set the progress, but not at every call of a tight loop. What is left out last, the end of the run writes.
+
+        Args:
+            value: How far the task is.
+            value_step: Write only if it is this much further than at the last write.
+            rate_limit: Write at most so often, in seconds between two writes.
+        """
+        when, last = self._written
+        now = time.monotonic()
+        # What is no number `update` leaves out
+        if (number := whole_number(value)) is not None:
+            if (
+                value_step is not None and last is not None and abs(number - last) < value_step
+                or rate_limit is not None and now - when < rate_limit
+            ):
+                self._run.left_out = value
+                return
+            self._written = (now, number)
+        self.update(value=value)
+
+    # Ends that the task sets itself; they are kept, whatever comes after
+
+    def success(self, value=None):
+        """End the run as completed.
+
+        Args:
+            value: Its result, something that JSON can hold.
+
+        Raises:
+            kombu.exceptions.EncodeError: JSON cannot hold it (a `TypeError`, too), and Celery is to store it.
+        """
+        columns, text = result_columns(value, get_config().payload_length)
+        if text is None and _stores_results():
+            try:
+                dumps(value)
+            except (TypeError, ValueError) as exc:
+                raise NotJSON(f'The result cannot be stored as JSON ({exc})') from exc
+        self._end(Status.STATUS_COMPLETED, value, **columns)
+
+    def error(self, error='', traceback=''):
+        """End the run as failed.
+
+        Args:
+            error: What went wrong, a text or an exception.
+            traceback: Where, a text.
+        """
+        where = cut_text(text_of(traceback), get_config().payload_length)
+        self._end(Status.STATUS_FAILED, said := _line(error), error=said, traceback=where)
+
+    def canceled(self, error=''):
+        """End the run as revoked: the task was asked to stop and did.
+
+        Args:
+            error: What is to be said about it.
+        """
+        self._end(Status.STATUS_REVOKED, said := _line(error), reason='cancelled', error=said)
+
+    def _end(self, status, said, **values):
+        row = finish_run(self._run, status, **values)
+        if row is not None:
+            self._run.own_end = row[1], said  # another one if somebody has cancelled it
+        self._row = None
+
+
+def _load_row(id):
+    """Return the `CeleryResult` that a pickled `TrackedResult` was of."""
+    from ...models import CeleryResult
+
+    return CeleryResult.objects.get(pk=id)
+
+
+def _stores_results():
+    """Whether Celery is to store, or to hand on, what the task of this thread returns."""
+    task = _task_stack.top
+    request = task and task.request_stack.top
+    return request is None or bool(request.chord or request.chain or request.callbacks) or (
+        not get_actual_ignore_result(task, request)
+    )
+
+
+def _line(error):
+    return cut_text(text_of(error), get_config().log_message_length)
+
+
+def look_for_cancel(run):
+    """Return whether somebody asked to cancel a run, as far as is known: no task fails for a look that cannot be had.
+
+    Args:
+        run: The `Run`.
+    """
+    begun = time.monotonic()
+    if run.is_cancelled or begun < run.next_look:
+        return run.is_cancelled
+    pause = CANCEL_CHECK_INTERVAL
+    try:
+        run.is_cancelled = lifecycle.is_cancelled(get_connection(), run.id, patience=0)
+    except UNUSABLE as exc:
+        # To find that a server does not answer may take long: a loop shall not spend its time on that
+        pause = max(pause, 10 * (time.monotonic() - begun))
+        if run.tell_once('cancel'):
+            logger.warning('Task %s cannot see whether it was cancelled, and goes on: %s', run.task_id, exc)
+    run.next_look = time.monotonic() + pause
+    return run.is_cancelled
+
+
+def tell_own_end(task, request, status, said):
+    """Let Celery know of the end that a body has set itself, which the row keeps.
+
+    Args:
+        task: The task.
+        request: Its current request.
+        status: The end, a status of the row.
+        said: The result, or the error, that the body gave.
+
+    Returns:
+        The result, if the run is completed.
+
+    Raises:
+        TaskFailed: It failed.
+        celery.exceptions.Ignore: It was revoked, which the result backend has been told.
+    """
+    if status == Status.STATUS_COMPLETED:
+        return said
+    if status == Status.STATUS_FAILED:
+        raise TaskFailed(said)
+    task.backend.mark_as_revoked(request.id, said, request, store_result=not get_actual_ignore_result(task, request))
+    raise Ignore(said)

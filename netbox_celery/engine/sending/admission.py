@@ -1,0 +1,354 @@
+"""Whether a call gets to run: the places under its concurrency key, the line before them, and ignore windows.
+
+A place is a number in the row of a run. Of the runs under a key that have not ended, no two have the same: that is a
+unique index of PostgreSQL, so there is no lock that could outlive its owner, and whatever ends a run - itself, its
+worker's parent, a sweep, a cancel - frees its place in the same statement. A run without a place waits in line (place
+0), unsent; who ends a run gives its place to the next in line, and the sweep does if nobody else did.
+
+A window is a row of its own, written by the statement that ends a run with success.
+"""
+import logging
+from dataclasses import dataclass
+from functools import partial
+
+from django.contrib.auth import get_user_model
+from django.db import DatabaseError, IntegrityError, transaction
+
+from ...choices import ResultReasonChoices as Reason
+from ...choices import ResultStatusChoices as Status
+from ..app import get_app
+from ..exceptions import TaskConflict
+from ..store import lifecycle
+from ..store.database import UNAVAILABLE, caller, execute
+from ..store.lifecycle import TABLE
+from ..store.times import time_after
+from .publish import COLUMNS, send_row
+from .rows import INSERT, insert_statement
+from .used import BEGIN_ANEW, anew_statement
+
+__all__ = (
+    'TAKE_OVER_COLUMNS',
+    'Admission',
+    'admit',
+    'advance',
+    'advance_all',
+    'advance_line',
+    'evict',
+    'is_processing',
+    'is_under_way',
+    'is_window_open',
+    'open_window',
+    'why_not_now',
+)
+
+logger = logging.getLogger(__name__)
+
+#: So often a place that was just freed may be gone again before a call gives up.
+ATTEMPTS = 100
+
+TAKEN = f'SELECT FROM {TABLE} WHERE concurrency_key = %(key)s::text AND concurrency_slot = slot AND completed IS NULL'
+HOLDING = 'concurrency_key = %(key)s AND concurrency_slot > 0 AND completed IS NULL'
+PLACE = {'concurrency_key': '%(key)s::text', 'concurrency_limit': '%(limit)s::int', 'stale_after': '%(stale_after)s'}
+
+
+#: What the row of a task that replaced itself has from the call that takes it over.
+TAKE_OVER_COLUMNS = ('message', 'queue', 'status', 'scheduled', 'expires', 'sent', 'last_updated')
+
+
+def _statements(*changed, **expressions):
+    """Return the statement for a new row, that for the row of a task which has replaced itself by this call, and that
+    for a row that begins anew."""
+    changes = ', '.join(f'{column} = EXCLUDED.{column}' for column in (*expressions, *changed))
+    return insert_statement(**expressions), insert_statement(
+        f'DO UPDATE SET {changes} WHERE run.nesting = EXCLUDED.nesting AND run.attempt = 0 AND run.completed IS NULL',
+        **expressions
+    ), anew_statement(**expressions)
+
+
+# GUARANTEE: of all calls and processes, `limit` at most have a place under a key. With none free this asks for the
+# first, which the unique index refuses; a call in a transaction that has not ended yet is waited for.
+TAKE = _statements(*TAKE_OVER_COLUMNS, **PLACE, concurrency_slot=f'''COALESCE((
+    SELECT min(slot) FROM generate_series(1, %(limit)s::int) AS slot
+    WHERE NOT EXISTS ({TAKEN} AND task_id <> %(task_id)s::uuid)
+), 1)''')
+LINE_UP = _statements(*TAKE_OVER_COLUMNS, **PLACE, concurrency_slot='0', reason=f"'{Reason.REASON_QUEUED}'")
+CLOSED = _statements('status', 'message', reason='%(reason)s', error='%(error)s', completed='now()')
+
+HOLDER = f'SELECT task_id::text FROM {TABLE} WHERE {HOLDING} ORDER BY id LIMIT 1'
+UNDER_KEY = '''concurrency_key = %(key)s AND completed IS NULL AND concurrency_slot >= 0 AND cancelled IS NULL'''
+# GUARANTEE: of two runs that replace each other one goes on: who is replaced itself replaces none.
+EARLIER = f'''
+    SELECT id, schedule_id FROM {TABLE} WHERE {UNDER_KEY} AND id < %(id)s
+        AND EXISTS (SELECT FROM {TABLE} WHERE id = %(id)s AND completed IS NULL AND cancelled IS NULL)
+    ORDER BY id DESC OFFSET %(limit)s - 1
+'''
+# The row of a call with a used ID may be older than these are.
+OTHERS = f'''
+    SELECT id, schedule_id FROM {TABLE} WHERE {UNDER_KEY} AND task_id <> %(task_id)s::uuid
+    ORDER BY id DESC OFFSET %(limit)s - 1
+'''
+# The step before in a chain, whose body has returned. It has yet to write its end.
+HAND_OVER = f'UPDATE {TABLE} SET concurrency_slot = NULL WHERE task_id = %(predecessor)s AND {HOLDING}'
+UNDER_WAY = f'SELECT 1 FROM {TABLE} WHERE task_id = %(task_id)s AND {HOLDING}'
+EXISTS = f'SELECT 1 FROM {TABLE} WHERE task_id = %(task_id)s'
+# GUARANTEE: who lost its place does not get it back, and ends without touching that of its successor.
+EVICT = f'''
+    UPDATE {TABLE} SET concurrency_slot = NULL, last_updated = now() WHERE {HOLDING} AND stale_after < now()
+    RETURNING task_id::text
+'''
+# GUARANTEE: first in line, first served. Who else gives places away waits for the row of the first, and finds it gone.
+GIVE = f'''
+    UPDATE {TABLE} AS run SET
+        concurrency_slot = (
+            SELECT min(slot) FROM generate_series(1, concurrency_limit) AS slot WHERE NOT EXISTS ({TAKEN})
+        ),
+        reason = '', last_updated = now()
+    WHERE id = (
+        SELECT id FROM {TABLE} WHERE concurrency_key = %(key)s AND concurrency_slot = 0 AND completed IS NULL
+        ORDER BY id LIMIT 1
+    ) AND concurrency_slot = 0 AND completed IS NULL AND EXISTS (
+        SELECT FROM generate_series(1, concurrency_limit) AS slot WHERE NOT EXISTS ({TAKEN})
+    )
+    RETURNING id, {COLUMNS}
+'''
+LINES = f'SELECT DISTINCT concurrency_key FROM {TABLE} WHERE completed IS NULL AND concurrency_slot = 0'
+# What somebody else sends meanwhile is sent twice at the worst, and claimed once.
+MARK_SENT = f'UPDATE {TABLE} SET sent = now() WHERE id = %(id)s AND sent IS NULL'
+
+IS_OPEN = f'''
+    SELECT 1 FROM {lifecycle.WINDOWS}
+    WHERE key = %(key)s AND until > now() AND task_id IS DISTINCT FROM %(task_id)s::uuid
+'''
+
+
+@dataclass
+class Admission:
+    """What became of a call."""
+    #: Primary key of its row; `None` if the ID was taken, or it is another run.
+    id: int | None = None
+    #: The run under way that it is: its ID.
+    joined: str | None = None
+    #: It waits in line; its message goes out when it is its turn.
+    waits: bool = False
+    #: Why it has ended as ignored, and whether that is an ignore window.
+    ignored: str = ''
+    in_window: bool = False
+
+    @property
+    def is_refused(self):
+        """Whether there was a row with its ID before."""
+        return self.id is None and not self.joined and not self.ignored
+
+
+def admit(policy, row, insert, cancel, *, id_is_known=False, predecessor=None):
+    """Insert the row of a call that has a policy, if the policy lets it.
+
+    Args:
+        policy: The `Policy`.
+        row: The column values of the row.
+        insert: Called with an `INSERT` statement: executes it for the row, and returns the primary key, or `None`.
+        cancel: Cancels the runs that the call supersedes (`control.cancel_many`).
+        id_is_known: Whether somebody knows its ID already, and may wait for its end: it cannot become another run.
+        predecessor: ID of the run that it follows, and whose place it takes if the key is the same.
+
+    Returns:
+        An `Admission`.
+
+    Raises:
+        TaskConflict: The policy says so.
+    """
+    put = partial(_put, row, insert)
+    start = max(filter(None, (row['created'], row['scheduled'])))
+    row |= {'key': policy.key, 'limit': policy.limit, 'stale_after': None if policy.stale_after is None else (
+        time_after(policy.stale_after, start)
+    )}
+    if policy.window and is_window_open(_execute, policy.window):
+        return _ignore(row, put, Reason.REASON_IGNORE_WINDOW, 'Not run: it succeeded only a short time ago')
+    if policy.key is None:
+        return Admission(insert(BEGIN_ANEW if 'seen' in row else INSERT))
+    if predecessor:
+        _execute(HAND_OVER, {'predecessor': predecessor, 'key': policy.key})
+    if policy.on_conflict in ('queue', 'replace'):
+        replaces = policy.on_conflict == 'replace'
+        if replaces and 'seen' in row:
+            _supersede(policy, row, _execute(OTHERS, row), cancel)  # first: they are not to replace this one in turn
+        id, __ = put(LINE_UP)
+        if replaces and id is not None:
+            _supersede(policy, row, _execute(EARLIER, {**row, 'id': id}), cancel)
+        return Admission(id, waits=id is not None)
+    for __ in range(ATTEMPTS):
+        id, is_settled = put(TAKE)
+        if is_settled:
+            return Admission(id)
+        if not evict(_execute, policy.key) and (holders := _execute(HOLDER, row)):
+            return _settle(policy, row, put, holders[0][0], id_is_known)
+    raise TaskConflict(f'{policy.task}: no place under the key {policy.key} could be had')
+
+
+def _put(row, insert, statements):
+    """Write the row of a call. Returns its primary key, or `None`, and whether it is not for want of a place."""
+    if not row['nesting'] and 'seen' not in row:
+        id = insert(statements[0])
+        return id, id is not None or bool(_execute(EXISTS, row))
+    try:
+        with transaction.atomic(using=caller().alias):
+            return insert(statements[1 if row['nesting'] else 2]), True  # `None` if it has ended, or has not
+    except IntegrityError:
+        return None, False
+
+
+def _execute(sql, params):
+    return execute(caller(), sql, params)
+
+
+def _settle(policy, row, put, holder, id_is_known):
+    """Decide what becomes of a call whose key has no place left."""
+    if policy.on_conflict == 'fail':
+        raise TaskConflict(f'{policy.task} is under way already, as {holder} (key {policy.key})', holder)
+    if policy.on_conflict == 'skip':
+        return _ignore(row, put, Reason.REASON_SKIPPED, f'Not run: [{holder}] with the same key was under way')
+    if id_is_known:
+        # What is to happen after it cannot be hung on a run that was sent
+        return _ignore(row, put, Reason.REASON_JOINED, f'Not run: [{holder}] with the same arguments was under way')
+    return Admission(joined=holder)
+
+
+def _ignore(row, put, reason, error):
+    row |= {'status': Status.STATUS_IGNORED, 'reason': reason, 'error': error, 'message': None}
+    row.pop('seen', None)  # what has ended is not given up for what does not run
+    return Admission(put(CLOSED)[0], ignored=error, in_window=reason == Reason.REASON_IGNORE_WINDOW)
+
+
+def _supersede(policy, row, earlier, cancel):
+    """Cancel those that came before under a key, as far as the limit does not leave them their places.
+
+    Args:
+        policy: The `Policy`.
+        row: The column values of the run that replaces them.
+        earlier: Primary key and schedule of each of them.
+        cancel: Cancels runs, given by their primary keys.
+
+    GUARANTEE: a schedule is no way to cancel what one may not cancel. Unless the task itself says that any of its runs
+    replaces earlier ones, a schedule's cancels those of that schedule, and those that its user may cancel. It waits for
+    the others.
+    """
+    ids = [id for id, __ in earlier]
+    if row['schedule_id'] is not None and not policy.replaces_any:
+        others = [id for id, schedule_id in earlier if schedule_id != row['schedule_id']]
+        kept = {*others} - (_cancellable(others, row['user_id']) if others else set())
+        ids = [id for id in ids if id not in kept]
+    if ids:
+        cancel(ids, error=f'Superseded by [{row["task_id"]}]')
+
+
+def _cancellable(ids, user_id):
+    """Return those of some runs, by primary key, that a user may cancel."""
+    from ...models import CeleryResult
+
+    user = get_user_model().objects.filter(pk=user_id, is_active=True).first() if user_id is not None else None
+    if user is None:
+        return set()
+    return set(CeleryResult.objects.restrict(user, 'cancel').filter(pk__in=ids).values_list('pk', flat=True))
+
+
+def is_processing(policy):
+    """Whether a run with the key of a policy is under way, and not stale."""
+    evict(_execute, policy.key)
+    return bool(_execute(HOLDER, {'key': policy.key}))
+
+
+def is_under_way(policy, task_id):
+    """Whether a run, given by its ID, is under way with the key of a policy."""
+    return policy.key is not None and bool(_execute(UNDER_WAY, {'key': policy.key, 'task_id': task_id}))
+
+
+def why_not_now(policy):
+    """Return why a call that makes no row must not run now, as the name of its hook; `None` if it may."""
+    if policy.window and is_window_open(_execute, policy.window):
+        return 'ignored'
+    return 'unique' if policy.key and is_processing(policy) else None
+
+
+# The line
+
+def evict(run_sql, key):
+    """Take the places of runs that are stale. Returns whether there were any."""
+    evicted = run_sql(EVICT, {'key': key})
+    for (task_id,) in evicted:
+        logger.warning('Task %s is stale: it keeps no others with the key %s from running any more', task_id, key)
+    return bool(evicted)
+
+
+def advance(app, run_sql, key, but=None):
+    """Give free places under a key to those that are first in line, and send their messages.
+
+    Args:
+        app: The Celery app.
+        run_sql: Executes a statement, outside of transactions.
+        key: The concurrency key.
+        but: Primary key of a run that the caller sends itself.
+
+    Returns:
+        Whether that run got a place.
+    """
+    found = False
+    while rows := _give(run_sql, key):
+        id, *row = rows[0]
+        if id == but:
+            found = True
+            continue
+        try:
+            send_row(app, *row)
+        except Exception as exc:  # noqa: BLE001 - brokers fail each in their own way
+            logger.error('Task %s could not be sent, it will be sent again: %s', row[0], exc)
+        else:
+            run_sql(MARK_SENT, {'id': id})
+    return found
+
+
+def advance_line(connection, key):
+    """Let those begin that wait in line for the end of a run with a concurrency key.
+
+    Args:
+        connection: The engine's connection.
+        key: The key of a run that has ended.
+    """
+    try:
+        advance(get_app(), connection.execute, key)
+    except DatabaseError as exc:
+        logger.warning('Who waits in line for %s waits for the next sweep: %s', key, exc)
+
+
+def _give(run_sql, key):
+    for __ in range(ATTEMPTS):
+        try:
+            return run_sql(GIVE, {'key': key})
+        except IntegrityError:
+            continue  # a call has just taken the place that was free
+    return []
+
+
+def advance_all(app, run_sql):
+    """Do so for every line: whoever should have done it may have died."""
+    for (key,) in run_sql(LINES, {}):
+        try:
+            evict(run_sql, key)
+            advance(app, run_sql, key)
+        except UNAVAILABLE:
+            raise
+        except Exception:
+            logger.exception('Who waits in line for %s waits for the next sweep', key)
+
+
+# Ignore windows
+
+def is_window_open(run_sql, key, task_id=None):
+    """Whether calls with a key are to be ignored now. Windows of the run that asks (`task_id`) do not count."""
+    return bool(run_sql(IS_OPEN, {'key': key, 'task_id': task_id}))
+
+
+def open_window(run_sql, key, length, task_id):
+    """Let calls with a key be ignored from now on, for a length in seconds."""
+    run_sql(lifecycle.OPEN_WINDOW, {
+        'key': key, 'until': time_after(length), 'task_id': task_id
+    })

@@ -1,0 +1,236 @@
+"""Many runs of one task at once: one bulk insert, one producer.
+
+A call of `apply_async` costs a row, a round trip to the broker and Celery's work of making a message. Here the rows go
+in by one statement, whose constant columns are said once, and Kombu sends the messages in batches where the transport
+can do that.
+"""
+import logging
+from functools import partial
+from uuid import uuid4
+
+from celery.utils.saferepr import saferepr
+
+from ... import host
+from ..calls.ids import canonical_ids
+from ..calls.options import NOT_SENT, Own, mark, split, tag
+from ..calls.queues import check_call
+from ..calls.run import get_run
+from ..calls.visibility import warn_of_eta
+from ..catalogue.strategies import has_own_strategy, refuse_row
+from ..exceptions import DatabaseReadOnly
+from ..store import lifecycle
+from ..store.database import caller, execute, in_savepoint, on_commit, refuse_read_only
+from ..store.recorder import recorder
+from ..store.times import aware, check_limits
+from ..workflows.canvas import LINKS, make_portable, stamp_branch
+from ..workflows.family import are_orphans, refuse
+from .enqueue import complete, find_task, note_refusal
+from .publish import is_delayed, publish
+from .rows import COLUMNS, CONSTANTS, REFERENCES, build_row, copied, exact_call, payload_columns
+
+__all__ = (
+    'checked',
+    'send_many',
+)
+
+logger = logging.getLogger(__name__)
+
+#: Columns that differ from call to call, with their types; `request_id` and `root_id` follow the task's ID.
+VARIABLE = {'task_id': 'uuid', 'args': 'jsonb', 'kwargs': 'jsonb', 'message': 'text', 'exact_call': 'text'}
+SAME = [column for column in COLUMNS if column not in {*VARIABLE, 'request_id', 'root_id'}]
+#: What a parameter of `SELECT` is taken for, if it is not text.
+TYPES = {
+    'created': 'timestamptz', 'last_updated': 'timestamptz', 'options': 'jsonb', 'user_id': 'bigint',
+    'object_type_id': 'int', 'object_id': 'bigint', 'scheduled': 'timestamptz', 'expires': 'timestamptz',
+    'value_max': 'bigint', 'data': 'jsonb', 'parent_id': 'uuid', 'group_id': 'uuid', 'nesting': 'int',
+    'schedule_id': 'bigint',
+}
+INSERT = f"""
+    INSERT INTO {lifecycle.TABLE} ({", ".join((*CONSTANTS, *SAME, 'request_id', 'root_id', *VARIABLE))})
+    SELECT {", ".join(f"{value}::jsonb" if value in ("'{}'", "'[]'") else value for value in CONSTANTS.values())},
+        {", ".join(REFERENCES.get(column) or f"%({column})s::{TYPES.get(column, 'text')}" for column in SAME)},
+        call.task_id, COALESCE(%(root_id)s::uuid, call.task_id), {", ".join(f"call.{column}" for column in VARIABLE)}
+    FROM unnest({", ".join(f"%({column})s::{type}[]" for column, type in VARIABLE.items())})
+        WITH ORDINALITY AS call ({", ".join(VARIABLE)}, number)
+    ORDER BY call.number
+    ON CONFLICT DO NOTHING
+    RETURNING id
+"""
+MADE = f'SELECT id FROM {lifecycle.TABLE} WHERE task_id = ANY(%(task_id)s::uuid[]) ORDER BY id'
+#: Rows in one statement, and messages in one round trip.
+BATCH = 1000
+
+
+def send_many(app, task_or_name, calls, options):
+    """Send a task many times.
+
+    Args:
+        app: The Celery app.
+        task_or_name: A Celery task, or the name of one.
+        calls: See `CeleryResult.enqueue_many`.
+        options: Execution options, Celery's and `netbox_*`, for all calls.
+
+    Returns:
+        The primary keys of the rows, in the order of the calls.
+    """
+    name = task_or_name if isinstance(task_or_name, str) else task_or_name.name
+    task = find_task(app, name)
+    if has_own_strategy(task):
+        refuse_row(task)
+    calls = checked(task, calls)
+    if dump := getattr(task, '_dump_pydantic_arguments', None):
+        calls = [dump(*call) for call in calls]
+    options, own = split(options)
+    canonical_ids(options)
+    make_portable(options)
+    stamp_branch(options)
+    own = Own.merge(task, own)
+    options = _with_defaults(task, options)
+    check_limits(options)
+    check_call(app, name, (), {}, options, task)
+    # Before the first batch is sent: the last one may have an argument that cannot
+    payloads, ids = [payload_columns(name, list(args), kwargs, options) for args, kwargs in calls], []
+    for start in range(0, len(calls), BATCH):
+        batch = slice(start, start + BATCH)
+        ids += _send_batch(app, name, task, calls[batch], payloads[batch], options, own)
+    return ids
+
+
+def checked(task, calls):
+    """Return calls as pairs of arguments and keyword arguments.
+
+    Raises:
+        TypeError: Those of a call do not fit the task's signature. Nothing has been sent then.
+    """
+    calls = [_normalized(call) for call in calls]
+    if task is not None and task.typing and (check := getattr(task, '__header__', None)):
+        for args, kwargs in calls:
+            check(*args, **kwargs)
+    return calls
+
+
+def _normalized(call):
+    if isinstance(call, dict):
+        return (), call
+    call = tuple(call)
+    if len(call) == 2 and isinstance(call[0], list | tuple) and isinstance(call[1], dict):
+        return tuple(call[0]), call[1]
+    return call, {}
+
+
+def _with_defaults(task, options):
+    """Merge the options of the task under those of the call, as `apply_async` does."""
+    if task is None:
+        return options
+    defaults = {key: value for key, value in task._get_exec_options().items() if value is not None}
+    return defaults | {'ignore_result': task.ignore_result} | options
+
+
+def _send_batch(app, name, task, calls, payloads, options, own):
+    parent = app.current_worker_task
+    options = complete(app, {**options, 'task_id': str(uuid4())}, parent)
+    task_ids = [str(uuid4()) for __ in calls]
+    run = get_run(parent.request_stack.top) if parent is not None else None
+    row = build_row(app, name, (), {}, options, own, task, run)
+    row['root_id'] = options.get('root_id')
+    mark(options)
+    if row['exact_call']:
+        # Of the options, which are the same for all
+        options_text = row['exact_call'].removeprefix('[null, null, ')[:-1]
+        payloads = [{**payload, 'exact_call': exact_call(payload['exact_call'], options_text)} for payload in payloads]
+    not_sent = f'{len(calls)} runs of {name} were not sent'
+    if host.is_in_maintenance():
+        raise DatabaseReadOnly(not_sent)
+    with refuse_read_only(not_sent), in_savepoint():
+        ids = _insert(row, task_ids, payloads)
+    if own.tags:
+        tag(ids, own.tags)
+    messages = list(zip(task_ids, calls, ids))
+    if caller().in_atomic_block:
+        # What the rows say is sent, whatever the caller does with its lists until then
+        on_commit(partial(_publish_on_commit, app, name, task, copied(name, messages), options))
+    else:
+        accepted = set()
+        try:
+            _publish(app, name, task, messages, options, accepted)
+        except Exception as exc:
+            _note_refusal(app, name, [message for message in messages if message[-1] not in accepted], options, exc)
+            raise
+    return ids
+
+
+def _insert(row, task_ids, payloads):
+    rows = execute(caller(), INSERT, row | {'task_id': task_ids} | {
+        column: [payload[column] for payload in payloads] for column in ('args', 'kwargs', 'message', 'exact_call')
+    })
+    # The IDs are new: rows that have them were made a moment ago, by a statement whose answer was lost
+    return [id for (id,) in rows or execute(caller(), MADE, {'task_id': task_ids})]
+
+
+def _note_refusal(app, name, messages, options, exc):
+    """Write that the broker refused messages, and that what depends on them will never run."""
+    note_refusal([id for *__, id in messages], exc)
+    for task_id, *__ in messages if options.get('chain') else ():
+        app.backend.close_dependents(name, {**options, 'task_id': task_id}, exc)
+
+
+def _publish_on_commit(app, name, task, messages, options):
+    try:
+        _publish(app, name, task, messages, options, set())
+    except Exception as exc:  # noqa: BLE001 - the caller's transaction is committed, there is nobody to tell
+        logger.error('%s runs of %s could not all be sent, they will be sent again: %s', len(messages), name, exc)
+
+
+def _publish(app, name, task, messages, options, accepted):
+    """Publish the messages of a batch. What Celery's `send_task` works out for each call is worked out once.
+
+    Args:
+        accepted: A set; gets the primary keys of the runs whose messages the broker has taken, also if one fails.
+    """
+    def note(id):
+        accepted.add(id)
+        recorder.sent(id)
+
+    if options.get('parent_id') and are_orphans([id for *__, id in messages], options['parent_id']):
+        for task_id, *__ in messages:
+            refuse(app, name, {**options, 'task_id': task_id})
+        return
+    options = {key: value for key, value in options.items() if key not in NOT_SENT and key != 'task_id'}
+    if is_delayed(app, options) or any(options.get(name) for name in LINKS):
+        # Its way through RabbitMQ, or what is to happen after it, is Celery's to know. By the queue itself, what is
+        # delayed would keep a place at a worker.
+        for task_id, (args, kwargs), id in messages:
+            publish(app, name, args, kwargs, **{**options, 'task_id': task_id})
+            note(id)
+        return
+    warn_of_eta(app, name, options.get('eta'))
+    own_root = options.pop('root_id', None)
+    in_message = {
+        key: options.pop(key) for key in IN_MESSAGE if key in options
+    }
+    options = app.amqp.router.route(options, name, (), {}, task)
+    if (expires := aware(in_message.get('expires'))) is not None:
+        options['expiration'] = max(0, (expires - app.now()).total_seconds())
+    options['retry'] = False  # a batch is sent as a whole, when it is full
+    with app.producer_or_acquire() as producer, producer.batch(max_size=BATCH):
+        is_batch = producer.supports_batch_publish
+        for task_id, (args, kwargs), id in messages:
+            message = app.amqp.create_task_message(
+                task_id, name, args, kwargs, root_id=own_root or task_id, reply_to=app.thread_oid, **{
+                    'argsrepr': saferepr(args) if args else '()', 'kwargsrepr': saferepr(kwargs) if kwargs else '{}',
+                } | in_message
+            )
+            app.amqp.send_task_message(producer, name, message, **options)
+            options['declare'] = ()  # the first message has declared the queue
+            if not is_batch:
+                note(id)
+    # Of a batch that fails nobody knows what got through: a worker that has begun a run keeps it
+    for __, __, id in messages if is_batch else ():
+        note(id)
+
+
+#: Options that go into the message; the others say how it is published.
+IN_MESSAGE = (
+    'eta', 'expires', 'group_id', 'time_limit', 'soft_time_limit', 'parent_id', 'shadow', 'ignore_result', 'argsrepr',
+    'kwargsrepr',
+)

@@ -1,0 +1,107 @@
+"""Messages go out: by Celery's own `send_task`, with what it wants where RabbitMQ keeps them until their time.
+
+With quorum queues Celery sends what has an ETA to exchanges that hold it back ("native delayed delivery"), by whole
+seconds. For less than one it raises a `ValueError`. And a retry, which names the exchange and the routing key of the
+message that it repeats, but no queue, would go to the default queue.
+"""
+from datetime import UTC, datetime, timedelta
+
+from amqp.exceptions import AMQPError, ChannelError
+from celery import Celery
+from celery.utils.quorum_queues import detect_quorum_queues
+from django.db import DatabaseError
+from kombu.exceptions import EncodeError, OperationalError
+from redis.exceptions import RedisError
+
+from ..calls.exact import call_of
+from ..calls.options import mark
+from ..calls.queues import check_call, without_delay
+from ..calls.visibility import warn_of_eta
+from ..store.payload import read_value
+from ..store.times import check_limits, nearest_sql, time_after
+from .rows import check_payload
+
+__all__ = (
+    'COLUMNS',
+    'is_away',
+    'is_delayed',
+    'publish',
+    'send_row',
+)
+
+#: What no broker could send, however long one waits: arguments or options that are wrong, an unknown queue. Kombu takes
+#: some of them for errors of the connection. And what a broker has against a queue.
+REFUSALS = (EncodeError, LookupError, TypeError, ValueError, ChannelError)
+#: So Redis says that a key is no list; whatever else it refuses, it refuses for all.
+WRONG_TYPE = 'WRONGTYPE'
+AWAY = (OperationalError, DatabaseError, OSError, AMQPError, RedisError)
+#: The least that can be held back, with time for the call itself.
+SHORTEST = timedelta(seconds=1.1)
+#: What `send_row` needs of a row. The message must ask for the attempt that is due, or no claim will take it.
+COLUMNS = '''
+    task_id, celery_name, args::text, kwargs::text, options::text, message, exact_call,
+    CASE WHEN status = 'retrying' THEN attempt ELSE GREATEST(attempt - 1, 0) END,
+    {scheduled}
+'''.format(scheduled=nearest_sql('scheduled'))
+
+
+def publish(app, name, args=None, kwargs=None, **options):
+    """Send a message (see `Celery.send_task`): not before its time, at most a second later."""
+    if is_delayed(app, options):
+        now = datetime.now(UTC)
+        countdown = options.pop('countdown', None)
+        eta = time_after(countdown, now) if countdown else options['eta']
+        if isinstance(eta, datetime) and eta.tzinfo and now < eta < now + SHORTEST:
+            eta = now + SHORTEST
+        options['eta'] = eta
+        if not options.get('queue') and (queue := _queue(app, options.get('routing_key'))):
+            options['queue'] = queue
+            del options['routing_key']
+            options.pop('exchange', None)
+    elif options.get('eta'):
+        warn_of_eta(app, name, options['eta'])
+    return Celery.send_task(app, name, args, kwargs, **options)
+
+
+def is_away(exc):
+    """Whether it is for want of a broker, or of the database, that a message was not sent: then none can be.
+
+    What a broker that is there refuses (a queue that exists with other arguments, a name of its own, a key that is no
+    list), or what is wrong with a message, holds up no other message.
+    """
+    for error in (exc, exc.__cause__):
+        if isinstance(error, REFUSALS) and not isinstance(error, OSError) or WRONG_TYPE in str(error):
+            return False
+    return isinstance(exc, AWAY)
+
+
+def is_delayed(app, options):
+    """Whether the broker, and not a worker, keeps a message with these options until its time."""
+    if not options.get('eta') and not options.get('countdown'):
+        return False
+    driver = app.producer_pool.connections.connection.transport.driver_type
+    return detect_quorum_queues(app, driver)[0]
+
+
+def _queue(app, routing_key):
+    """Return the name of the queue that a routing key leads to, or `None`."""
+    key = without_delay(routing_key)
+    return next((queue.name for queue in app.amqp.queues.values() if key and queue.routing_key == key), None)
+
+
+def send_row(app, task_id, name, args, kwargs, options, message, exact_call, retries, scheduled):
+    """Send the message of a row, given by its values of `COLUMNS`.
+
+    Raises:
+        kombu.exceptions.EncodeError: No worker could hand it on to its processes; an earlier version took the call.
+    """
+    args, kwargs, options = call_of(exact_call, *map(read_value, (args or 'null', kwargs or 'null', options)))
+    if message:
+        args, kwargs, *instead = read_value(message)
+        name, options = instead or (name, options)
+    check_limits(options)
+    check_call(app, name, args, kwargs, options, app.tasks.get(name))
+    check_payload(name, args, kwargs, options)
+    options |= {'retries': retries, 'eta': scheduled}
+    mark(options)
+    publish(app, name, args, kwargs, task_id=str(task_id), add_to_parent=False, **options)

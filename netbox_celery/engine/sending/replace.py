@@ -1,0 +1,234 @@
+"""`self.replace()`: the row of a task that replaces itself, and what ends under its ID.
+
+A single task takes the row over at once. Of a chain the last step does, of a chord (or a group, of which Celery makes
+a chord) the body: it has the ID of the task that was replaced, and is sent by another process, later. So:
+
+* Until what takes the row over is sent, the row holds no message, and nobody sends it again: `AWAITS_REPLACEMENT`. Who
+  ends a step before it without success closes it (`netbox_celery.engine.results.upstream`).
+* While the replacement is on its way, the worker holds the row. If the replacement cannot be sent, the run goes on as
+  if it had not been tried; if the worker dies, its sweep settles the row (`settle`).
+* The ignore window that the success of the run opens stands in its row, from which the call that takes it over reads
+  it (`find`, `inherit`).
+"""
+import json
+import logging
+from contextlib import contextmanager
+from functools import partial, wraps
+
+from celery.exceptions import Ignore
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
+from kombu.exceptions import EncodeError
+
+from ...choices import ResultReasonChoices as Reason
+from ...choices import ResultStatusChoices as Status
+from ..calls.options import Own, mark, sent_options
+from ..calls.run import get_run
+from ..exceptions import DatabaseReadOnly
+from ..store import lifecycle
+from ..store.branches import alias as branch_alias
+from ..store.database import UNUSABLE, CallersConnection, caller, execute, get_connection, is_read_only, without_pool
+from ..store.headers import HEADER
+from ..store.payload import dumps
+from ..store.recorder import recorder
+from .admission import TAKE_OVER_COLUMNS, advance_line
+from .rows import build_row, insert_statement
+
+__all__ = (
+    'INSERT_OR_TAKE_OVER',
+    'find',
+    'inherit',
+    'making_way',
+    'message_of',
+    'opened_by',
+    'remember',
+    'settle',
+)
+
+logger = logging.getLogger(__name__)
+
+FIND = f"""
+    SELECT options #>> '{{headers,{HEADER}}}' FROM {lifecycle.TABLE}
+    WHERE task_id = %s AND nesting = %s AND attempt = 0 AND completed IS NULL
+"""
+#: The row of a call that may end what replaced another task: its own row, or that one's. Once it was claimed, not.
+INSERT_OR_TAKE_OVER = insert_statement(
+    'DO UPDATE SET ' + ', '.join(f'{column} = EXCLUDED.{column}' for column in TAKE_OVER_COLUMNS) +
+    ' WHERE run.nesting = EXCLUDED.nesting AND run.attempt = 0 AND run.completed IS NULL'
+)
+
+
+#: What `used.header_of` says.
+BEGINNING = ('begun', 'before', 'caller')
+
+
+# The task that replaces itself
+
+def making_way(on_replace, end):
+    """Wrap a task's `on_replace`: its row waits for the task that takes over.
+
+    Args:
+        on_replace: The method of the task.
+        end: Ends a run, given with its status, whose row could not be made to wait.
+    """
+    @wraps(on_replace)
+    def on_replace_after_row(self, sig):
+        run = get_run(self.request_stack.top)
+        if run is None:
+            return on_replace(self, sig)
+        with _handing_over(self, run, end), _outside_of_transactions():
+            return on_replace(self, sig)
+    return on_replace_after_row
+
+
+@contextmanager
+def _handing_over(task, run, end):
+    """Let the row of a run wait for what replaces it, which is sent meanwhile; if that fails, the run goes on."""
+    before = _begin(task, run, end)
+    try:
+        yield
+    except Ignore:
+        # So Celery says that the replacement is on its way. An author's own `on_replace` may have sent nothing.
+        if before is not None and not run.continued:
+            _take_back(run, before)
+        raise
+    except BaseException:
+        if before is not None:
+            _take_back(run, before)
+        raise
+    finally:
+        if before is not None and run.replaced:
+            _release(run)
+
+
+def _begin(task, run, end):
+    """Make the row of a run wait. Returns what `lifecycle.take_back` needs; `None`: there is nothing to take back."""
+    request = task.request_stack.top
+    nesting = (request.replaced_task_nesting or 0) + 1
+    recorder.flush(run)
+    try:
+        found = lifecycle.replace(
+            get_connection(), run.task_id, claims=run.claims, nesting=nesting,
+            header=json.dumps({**_beginning(request.get(HEADER)), 'opens': run.opens}) if run.opens else None
+        )
+    except DatabaseError as exc:
+        if is_read_only(exc):
+            raise DatabaseReadOnly(f'Task {run.task_id} was not replaced') from exc
+        # It is worth more than the row, which ends here. What depends on the run is told by what replaces it.
+        logger.exception('What replaces task %s is run without being tracked', run.task_id)
+        end(run, Status.STATUS_IGNORED, error='Replaced by a task that is not tracked')
+        return None
+    run.replaced = True
+    return found[2] if found is not None and found[1] == Status.STATUS_PENDING else None
+
+
+def _take_back(run, before):
+    try:
+        if lifecycle.take_back(
+            get_connection(), run.task_id, claims=run.claims, attempt=run.attempt, before=before
+        ):
+            run.replaced = run.continued = False
+    except DatabaseError:
+        logger.exception('Task %s waits for a replacement that could not be sent', run.task_id)
+
+
+def _release(run):
+    release = partial(lifecycle.release, task_id=run.task_id, claims=run.claims)
+    try:
+        release(get_connection())
+    except UNUSABLE as exc:
+        logger.error('That the replacement of task %s was sent cannot be written yet: %s', run.task_id, exc)
+        recorder.end_later(run.task_id, partial(release, patience=0))
+
+
+@contextmanager
+def _outside_of_transactions():
+    """Let what is sent meanwhile be no part of a transaction of the body's: Celery leaves the body by an exception.
+
+    That rolls the transaction back, which the run has left for good; the replacement is to be there all the same.
+    """
+    if isinstance(get_connection(), CallersConnection):
+        yield
+        return
+    own = {alias: connections[alias] for alias in (DEFAULT_DB_ALIAS, branch_alias()) if alias is not None}
+    others = {alias: without_pool(wrapper) for alias, wrapper in own.items() if wrapper.in_atomic_block}
+    for alias, wrapper in others.items():
+        connections[alias] = wrapper
+    try:
+        yield
+    finally:
+        for alias, wrapper in others.items():
+            connections[alias] = own[alias]
+            wrapper.close()
+
+
+def message_of(name, args, kwargs, options):
+    """Return what it takes to send a message again that is not the one that its row was made for."""
+    return dumps([list(args or ()), kwargs or {}, name, sent_options(options, None)])
+
+
+def remember(app, run, name, args, kwargs, options, task, queue):
+    """Keep the message of a single task that takes the place of a run's, or of its next attempt.
+
+    If that is not possible, the message says so in the caller's own options: the claim does not compare it to the row.
+    """
+    try:
+        row = build_row(app, name, args, kwargs, {**options, 'task_id': run.task_id}, Own(), task, queue=queue)
+        lifecycle.remember(
+            get_connection(), run.task_id, message_of(name, args, kwargs, options), claims=run.claims,
+            queue=row['queue'], scheduled=row['scheduled'], expires=row['expires']
+        )
+    except (DatabaseError, EncodeError, LookupError, TypeError, ValueError):
+        # Whether it can be sent now is for the broker to say
+        logger.exception('Task %s[%s] could not be sent again, if that was necessary', name, run.task_id)
+        header = (options.get('headers') or {}).get(HEADER)
+        mark(options, {**(header if isinstance(header, dict) else {}), 'differs': True})
+
+
+# The call that ends under the ID of a task that replaced itself
+
+def find(task_id, nesting):
+    """Return whether a row waits for a call with its ID, and what the messages of that run say of it."""
+    rows = execute(caller(), FIND, (task_id, nesting))
+    return bool(rows), json.loads(rows[0][0]) if rows and rows[0][0] else None
+
+
+def inherit(options, header):
+    """Let the message of a call open the ignore windows of the run whose row it takes over."""
+    if not isinstance(header, dict):
+        return
+    opens, beginning = opened_by(header), _beginning(header)
+    if opens or beginning:
+        own = (options.get('headers') or {}).get(HEADER)
+        own = own if isinstance(own, dict) else {}
+        mark(options, {**own, **beginning, 'opens': opens | opened_by(own)})
+
+
+def _beginning(header):
+    """Return what the header of a message says of the call with which its row has begun anew (see `used`)."""
+    return {key: header[key] for key in BEGINNING if key in header} if isinstance(header, dict) else {}
+
+
+def opened_by(header):
+    """Return the ignore windows that a success opens, as the header of a message says: seconds by key."""
+    opens = header.get('opens')
+    opens = dict(opens) if isinstance(opens, dict) else {}
+    if header.get('window') and header.get('length'):
+        opens[header['window']] = header['length']
+    return opens
+
+
+# The sweep
+
+def settle(connection, task_id, claims, error):
+    """Settle a run whose worker was lost while its replacement was on its way: what is known of that is sent (again).
+
+    Returns:
+        What `lifecycle.close_replaced` does, or `None` if it goes on.
+    """
+    if lifecycle.resend_replacement(connection, task_id, claims=claims):
+        logger.warning('What replaces task %s will be sent again: %s', task_id, error)
+        return None
+    found = lifecycle.close_replaced(connection, task_id, error, reason=Reason.REASON_WORKER_LOST)
+    if found is not None and found[1]:
+        advance_line(connection, found[1])
+    return found

@@ -1,0 +1,201 @@
+"""The heartbeat of a worker, and its other duties.
+
+A worker's parent process writes every `heartbeat_interval` seconds that it is there, from a thread of its own: a busy
+pool or a slow broker does not silence it. The same thread writes what the parent could not write while the database was
+away (`netbox_celery.engine.runs.reports`). A second thread sweeps for what was lost
+(`netbox_celery.engine.worker.sweep`), for which it speaks to the broker too, and sends what waited in line for the end
+of a run that the parent wrote.
+"""
+import logging
+import os
+import platform
+import socket
+import threading
+import time
+from functools import cache
+from importlib.metadata import version
+
+from django.db import close_old_connections, connections
+
+from ... import host
+from ...config import get_config
+from ..catalogue import discovery
+from ..identity import OWN_THREADS, identity
+from ..runs import reports
+from ..store import lifecycle
+from ..store.database import UNAVAILABLE, UNUSABLE, EngineConnection, is_read_only
+
+__all__ = (
+    'Presence',
+)
+
+logger = logging.getLogger(__name__)
+
+REGISTER = f"""
+    INSERT INTO {lifecycle.WORKERS}
+        (key, name, host, pid, pool, concurrency, queues, versions, started, heartbeat)
+    VALUES (%(key)s, %(name)s, %(host)s, %(pid)s, %(pool)s, %(concurrency)s, %(queues)s::jsonb, %(versions)s::jsonb,
+        now(), now())
+    ON CONFLICT (key) DO UPDATE SET heartbeat = now(), queues = EXCLUDED.queues, stopped = NULL,
+        concurrency = EXCLUDED.concurrency, versions = EXCLUDED.versions
+"""
+BEAT = f'UPDATE {lifecycle.WORKERS} SET heartbeat = now() WHERE key = %s RETURNING id'
+#: Whether workers can be registered.
+LOOK = f'SELECT 1 FROM {lifecycle.WORKERS} LIMIT 1'
+STOP = f'UPDATE {lifecycle.WORKERS} SET heartbeat = now(), stopped = now() WHERE key = %s'
+
+
+class Presence:
+    """The heartbeat of a worker's parent process, and what it does beside it."""
+
+    def __init__(self, worker, duties=()):
+        """
+        Args:
+            worker: Celery's `WorkController`.
+            duties: Pairs of an interval in seconds and a function, called with a connection that often.
+        """
+        self.worker = worker
+        self.connection = EngineConnection()
+        self.duties = [[interval, function, 0.0] for interval, function in duties]
+        #: What its row says that may change, as it was written last.
+        self._said = None
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._beat, name=f'{OWN_THREADS}heartbeat', daemon=True),
+            threading.Thread(target=self._work, name=f'{OWN_THREADS}sweep', daemon=True),
+        ]
+
+    def start(self):
+        """Begin, unless that has been done."""
+        for thread in self._threads:
+            if thread.ident is None:
+                thread.start()
+
+    def stop(self):
+        """Say goodbye. What this worker still holds is not held any more."""
+        self._stopping.set()
+        reports.stop_waiting()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(timeout=5)
+        try:
+            reports.write_deferred(self.connection)
+            self.connection.execute(STOP, (identity.key,), patience=2)
+        except UNUSABLE as exc:
+            logger.warning('This worker could not sign off, it will be found lost: %s', exc)
+
+    def register(self):
+        """Write the worker's row, waiting for a database that is away: without it no claim would hold."""
+        described = describe_worker(self.worker)
+        self.connection.execute(REGISTER, described, patience=float('inf'))
+        self._said = _changing(described)
+
+    def _beat(self):
+        while not self._stopping.is_set():
+            try:
+                if not self.connection.execute(BEAT, (identity.key,)):
+                    self.register()  # somebody deleted the row
+                elif _changing(describe_worker(self.worker)) != self._said:
+                    self.register()  # its pool has grown or shrunk, or it consumes from another queue
+                identity.note_beat()
+                reports.write_deferred(self.connection)
+            except UNUSABLE as exc:
+                logger.warning('No heartbeat, or what waits to be written waits on: %s', exc)
+            except Exception:
+                logger.exception('The heartbeat failed')
+            self._stopping.wait(get_config().heartbeat_interval)
+
+    def _work(self):
+        connection = EngineConnection()
+        try:
+            self._look_after(connection)
+        finally:
+            connection.close()
+            connections.close_all()
+
+    def _look_after(self, connection):
+        while not self._stopping.is_set():
+            close_old_connections()  # those of the duties, and of what hooks do: this thread has no requests
+            for duty in self.duties:
+                interval, function, due = duty
+                if time.monotonic() < due:
+                    continue
+                duty[2] = time.monotonic() + interval
+                try:
+                    function(connection)
+                except UNAVAILABLE as exc:
+                    logger.warning('The sweep waits, the database is unavailable: %s', exc)
+                except Exception as exc:
+                    if is_read_only(exc):
+                        logger.warning('The sweep waits, the database is read-only: %s', exc)
+                        connections.close_all()  # the next ones may be able to write
+                    else:
+                        logger.exception('The sweep failed')
+            close_old_connections()  # into Django's pool, if it keeps one, before this thread waits
+            self._advance_lines(connection)
+
+    def _advance_lines(self, connection):
+        """Send what waited in line for the runs that the parent ends, until the duties are to be looked at again."""
+        end = time.monotonic() + get_config().heartbeat_interval
+        while not self._stopping.is_set() and (left := end - time.monotonic()) > 0:
+            try:
+                if not reports.advance_next(connection, timeout=left):
+                    return
+            except Exception:
+                logger.exception('Who waits in line for a run that has ended waits for the next sweep')
+
+
+def describe_worker(worker):
+    """Return the column values of a worker's row."""
+    from ..store.payload import dumps
+
+    pool = worker.pool_cls if isinstance(worker.pool_cls, str) else worker.pool_cls.__module__
+    pool = pool.split(':')[0].rsplit('.', 1)[-1]
+    concurrency, autoscale = concurrency_of(worker, pool)
+    return {
+        'key': identity.key,
+        'name': identity.name,
+        'host': socket.gethostname(),
+        'pid': os.getpid(),
+        'pool': {'thread': 'threads'}.get(pool, pool),
+        'concurrency': concurrency,
+        'queues': dumps(sorted([*worker.app.amqp.queues.consume_from])),
+        'versions': dumps(_versions() | {lifecycle.WORKER_STATE: {
+            'autoscale': autoscale, 'not_loaded': [failure.as_dict() for failure in discovery.failures()],
+        }}),
+    }
+
+
+@cache
+def _versions():
+    return {
+        'netbox-celery': version('netbox-celery'), 'netbox': host.netbox_version(), 'celery': version('celery'),
+        'kombu': version('kombu'), 'python': platform.python_version(),
+    }
+
+
+def _changing(described):
+    return {name: described[name] for name in ('concurrency', 'queues', 'versions')}
+
+
+def concurrency_of(worker, pool):
+    """Return how many tasks a worker can run at a time, and the limits of its autoscaler.
+
+    Args:
+        worker: Celery's `WorkController`, whose pool may not have been made yet.
+        pool: The name of the pool.
+
+    Returns:
+        A number, and a dict of `min` and `max`, or `None` without an autoscaler.
+    """
+    if pool == 'solo':
+        return 1, None
+    if getattr(worker, 'autoscale', None):
+        scaler = getattr(worker, 'autoscaler', None)
+        most, least = (scaler.max_concurrency, scaler.min_concurrency) if scaler else worker.autoscale
+        return max(most, 1), {'min': least, 'max': most}
+    try:
+        number = worker.pool.num_processes
+    except (AttributeError, NotImplementedError):  # it has not started, or does not say
+        number = worker.concurrency
+    return max(number or 1, 1), None

@@ -1,0 +1,143 @@
+"""Old runs go, with their logs: in batches, each a transaction of its own, so that nothing waits for it and nothing is
+lost if it is stopped in the middle. Whoever goes on with it, finds the rest.
+
+Nobody's change log is written, and no signal is sent: it is housekeeping, as that of NetBox's jobs.
+"""
+import logging
+from dataclasses import dataclass
+from datetime import timedelta
+
+from django.db import IntegrityError, connection, transaction
+from django.utils import timezone
+
+from ... import host
+from ...config import MOST_DAYS, get_config
+from ..store import lifecycle
+from ..store.database import EngineConnection, execute
+
+__all__ = (
+    'Pruned',
+    'count_old',
+    'cutoff',
+    'prune',
+    'retention_days',
+)
+
+logger = logging.getLogger(__name__)
+
+#: Key of the advisory lock ("prune" on a phone's keys).
+LOCK = 77863
+#: For how long others leave the work to one who may hang, seconds.
+HUNG_AFTER = 3_600
+#: Runs that are deleted in one transaction.
+RUNS = 500
+#: Lines of logs that are deleted in one statement.
+LINES = 10_000
+
+#: The runs that ended before a time, in order: each statement goes on where the last one stopped.
+OLD = f"""
+    SELECT id FROM {lifecycle.TABLE}
+    WHERE id > %(after)s AND completed < %(before)s
+    ORDER BY id LIMIT {RUNS}
+"""
+DELETE_LINES = f"""
+    DELETE FROM {lifecycle.LOG} WHERE id = ANY(ARRAY(
+        SELECT id FROM {lifecycle.LOG} WHERE result_id = ANY(%(ids)s) LIMIT {LINES}
+    ))
+"""
+
+
+@dataclass
+class Pruned:
+    """How much has gone so far."""
+    runs: int = 0
+    lines: int = 0
+    #: Somebody else was at it: nothing was done.
+    is_busy: bool = False
+
+
+def retention_days():
+    """Return for how many days runs are kept after their end; 0: for ever."""
+    days = get_config().retention
+    return host.job_retention() if days is None else days
+
+
+def cutoff(days=None):
+    """Return the time before which runs must have ended to be old, or `None` if none ever is.
+
+    Args:
+        days: For how long they are kept; by default what the settings say.
+
+    Raises:
+        ValueError: There is no date so long ago.
+    """
+    days = retention_days() if days is None else days
+    if days > MOST_DAYS:
+        raise ValueError(f'Runs are kept for {MOST_DAYS} days at most, or for ever, not for {days} days')
+    return timezone.now() - timedelta(days=days) if days > 0 else None
+
+
+def count_old(before, with_lines=True):
+    """Return how many runs, and how many lines of their logs, `prune` would delete, as a `Pruned`."""
+    from ...models import CeleryLogEntry, CeleryResult
+
+    old = CeleryResult.objects.filter(completed__lt=before).order_by()
+    lines = CeleryLogEntry.objects.filter(result__in=old).count() if with_lines else 0
+    return Pruned(runs=old.count(), lines=lines)
+
+
+def prune(before, report=None, is_cancelled=None):
+    """Delete the runs that ended before a time, with what belongs to them.
+
+    Args:
+        before: An aware `datetime` (see `cutoff`).
+        report: Called after each batch with the `Pruned` so far.
+        is_cancelled: Called after each batch: whether to stop there.
+
+    Returns:
+        A `Pruned`.
+    """
+    pruned = Pruned()
+    with EngineConnection().advisory_lock(LOCK, HUNG_AFTER) as locked:
+        if not locked:
+            return Pruned(is_busy=True)
+        after = 0
+        while ids := [id for (id,) in execute(connection, OLD, {'after': after, 'before': before})]:
+            after = ids[-1]
+            for lines in _delete_lines(ids):
+                pruned.lines += lines
+                if report and lines == LINES:
+                    report(pruned)
+                if is_cancelled and is_cancelled():
+                    return pruned
+            pruned.runs += _delete_runs(ids)
+            if report:
+                report(pruned)
+            if is_cancelled and is_cancelled():
+                break
+    return pruned
+
+
+def _delete_lines(ids):
+    """Delete the lines of runs' logs, and yield how many went in each batch."""
+    while True:
+        with connection.cursor() as cursor:
+            cursor.execute(DELETE_LINES, {'ids': ids})
+            lines = cursor.rowcount
+        yield lines
+        if lines < LINES:
+            return
+
+
+def _delete_runs(ids):
+    """Delete runs whose logs are empty, with their tags and whatever else NetBox has about them. Returns how many."""
+    from ...models import CeleryResult
+
+    old = CeleryResult.objects.filter(pk__in=ids)
+    try:
+        with transaction.atomic():
+            host.delete_references(CeleryResult, ids)
+            return old._raw_delete(old.db)
+    except IntegrityError:
+        # Another plugin has rows that refer to runs: Django knows what becomes of them
+        return old.delete()[1].get(CeleryResult._meta.label, 0)

@@ -1,0 +1,1 @@
+"""What pages and REST show of runs and schedules, as far as the reader may view it."""

@@ -1,0 +1,253 @@
+"""A workflow as people and programs see it: the tree of its runs, those of them that the reader may view.
+
+A run stands under the one that started it. A run that the reader may not view is left out, and what it started moves
+up to the next one above that they may view. Runs that follow each other, as in a chain, stand below each other without
+an indent; only where a run starts several does the tree branch. Siblings of one group are kept together, so that a
+page can fold hundreds of them into a line.
+"""
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from django.utils import timezone
+
+from ..choices import ResultStatusChoices
+from ..engine.store.times import moment
+from ..engine.workflows.family import members
+
+__all__ = (
+    'MAX_RUNS',
+    'Group',
+    'Node',
+    'Workflow',
+    'is_workflow',
+    'load_workflow',
+)
+
+#: Most runs of a workflow that are looked at.
+MAX_RUNS = 5000
+#: Siblings of a group from which on it can be folded.
+FOLD_FROM = 8
+#: What the tree and the timeline are made of.
+COLUMNS = (
+    'id', 'task_id', 'celery_name', 'name', 'status', 'reason', 'error', 'parent_id', 'root_id', 'group_id', 'attempt',
+    'attempts', 'created', 'scheduled', 'started', 'completed', 'cancelled',
+)
+
+
+@dataclass
+class Node:
+    """A run in its place in the tree."""
+    run: object
+    #: The nearest run above that the reader may view.
+    parent: 'Node | None' = None
+    children: list = field(default_factory=list)
+    #: How far it is indented.
+    depth: int = 0
+
+    @property
+    def group_key(self):
+        """What those siblings have in common that are kept together, or `None`."""
+        if self.run.group_id:
+            return str(self.run.group_id)
+        if self.parent is None and self.run.root_id != self.run.task_id:
+            return str(self.run.root_id)  # the first of several chains
+        return None
+
+
+@dataclass
+class Group:
+    """Siblings that belong together, folded into a line or not."""
+    key: str
+    nodes: list
+    is_open: bool = False
+    depth: int = 0
+
+    @property
+    def name(self):
+        names = {node.run.name for node in self.nodes}
+        return names.pop() if len(names) == 1 else ', '.join(sorted(names)[:3]) + (', …' if len(names) > 3 else '')
+
+    @property
+    def statuses(self):
+        """Status, its label and colour, and the number of runs, of those that occur."""
+        count = {}
+        for node in self.nodes:
+            count[node.run.status] = count.get(node.run.status, 0) + 1
+        labels = dict(ResultStatusChoices)
+        return [
+            (status, labels[status], ResultStatusChoices.colors.get(status), count[status]) for status in labels
+            if status in count
+        ]
+
+
+@dataclass
+class Workflow:
+    """The runs of a workflow that a reader may view."""
+    root_id: object
+    #: Nodes in the order of the tree, each before what stands under it.
+    nodes: list
+    roots: list
+    #: Runs that the reader may not view.
+    hidden: int
+    #: Whether there are more runs than are looked at.
+    is_cut: bool
+    #: When it was read.
+    now: datetime
+
+    @property
+    def is_finished(self):
+        return all(node.run.is_finished for node in self.nodes)
+
+    @property
+    def begun(self):
+        return min((node.run.created for node in self.nodes), default=self.now)
+
+    @property
+    def ended(self):
+        """When the last run ended; while one has not, the time now."""
+        if not self.is_finished:
+            return self.now
+        return max((node.run.completed or node.run.created for node in self.nodes), default=self.now)
+
+    @property
+    def duration(self):
+        return max(self.ended - self.begun, timedelta())
+
+
+def is_workflow(result):
+    """Whether a run belongs to a workflow, of which there are more runs than itself."""
+    return members(result).order_by()[:2].count() > 1
+
+
+def load_workflow(result, user):
+    """Return the workflow of a run, as a user may see it. It takes two queries, however many runs there are.
+
+    Args:
+        result: A `CeleryResult` of the workflow.
+        user: The reader.
+    """
+    everything = members(result).order_by('pk')
+    runs = list(everything.only(*COLUMNS)[:MAX_RUNS + 1])
+    is_cut, runs = len(runs) > MAX_RUNS, runs[:MAX_RUNS]
+    visible = set(everything.restrict(user, 'view').values_list('pk', flat=True)[:MAX_RUNS + 1])
+    roots = _plant(runs, visible)
+    nodes = list(_walk(roots))
+    return Workflow(
+        root_id=result.root_id or result.task_id, nodes=nodes, roots=roots, hidden=len(runs) - len(nodes),
+        is_cut=is_cut, now=timezone.now()
+    )
+
+
+def _plant(runs, visible):
+    """Return the nodes without a parent, with what stands under them."""
+    by_id = {run.task_id: run for run in runs}
+    nodes = {run.task_id: Node(run) for run in runs if run.pk in visible}
+    roots = []
+    for node in nodes.values():
+        node.parent = _nearest(node.run, by_id, nodes)
+        (node.parent.children if node.parent else roots).append(node)
+    return roots
+
+
+def _nearest(run, by_id, nodes):
+    """Return the node of the nearest run above one that is visible. Parents are older, so there is no way round."""
+    while (above := by_id.get(run.parent_id)) is not None and above.pk < run.pk:
+        if above.task_id in nodes:
+            return nodes[above.task_id]
+        run = above
+    return None
+
+
+def _walk(roots):
+    """Return the nodes in the order of the tree, and set how far they are indented."""
+    waiting = list(reversed(roots))
+    while waiting:
+        node = waiting.pop()
+        if node.parent is not None:
+            node.depth = node.parent.depth + (len(node.parent.children) > 1)
+        yield node
+        waiting.extend(reversed(node.children))
+
+
+# The page
+
+def rows(workflow, opened):
+    """Return what a page shows of a workflow, in order: nodes, and groups in the place of their nodes.
+
+    Args:
+        workflow: The `Workflow`.
+        opened: Keys of the groups that are unfolded.
+    """
+    shown = []
+    waiting = [*reversed(_folded(workflow.roots, opened))]
+    while waiting:
+        item = waiting.pop()
+        shown.append(item)
+        if isinstance(item, Node):
+            waiting.extend(reversed(_folded(item.children, opened)))
+        elif item.is_open:
+            for node in item.nodes:
+                node.depth += 1
+            waiting.extend(reversed(item.nodes))
+        else:
+            # What follows some of them, such as the body of a chord, is not folded with them
+            rest = [child for node in item.nodes for child in node.children]
+            waiting.extend(reversed(_folded(rest, opened)))
+    return shown
+
+
+def _folded(siblings, opened):
+    """Return siblings with those of each larger group as a `Group`."""
+    groups = {}
+    for node in siblings:
+        groups.setdefault(node.group_key, []).append(node)
+    items, done = [], set()
+    for node in siblings:
+        key = node.group_key
+        if key is None or len(groups[key]) < FOLD_FROM:
+            items.append(node)
+        elif key not in done:
+            done.add(key)
+            items.append(Group(key, groups[key], is_open=key in opened, depth=node.depth))
+    return items
+
+
+def bars(workflow, run):
+    """Return the bars of a run in the timeline: dicts with `kind`, and `left` and `width` in percent."""
+    length = max(workflow.duration.total_seconds(), 0.001)
+
+    def bar(kind, begin, end):
+        left = 100 * (begin - workflow.begun).total_seconds() / length
+        width = 100 * (end - begin).total_seconds() / length
+        return {'kind': kind, 'left': f'{max(0, min(left, 100)):.3f}', 'width': f'{max(0, min(width, 100)):.3f}'}
+
+    end = run.completed or workflow.now
+    found, before = [], run.created
+    for attempt in run.attempts:
+        begun = moment(attempt.get('started')) or before
+        ended = moment(attempt.get('ended')) or end
+        if ended < run.created:
+            continue  # of an earlier call with the ID of the run
+        if begun > before:
+            found.append(bar('wait', before, begun))
+        found.append(bar(_kind(run, attempt), begun, max(begun, ended)))
+        before = ended
+    if not run.is_finished and run.status != ResultStatusChoices.STATUS_RUNNING or not found:
+        found.append(bar('wait', before, max(before, end)))
+    return found
+
+
+def _kind(run, attempt):
+    """Return how an attempt went: as the run did, if it is the last one; an earlier one failed."""
+    return 'retrying' if attempt is not run.attempts[-1] else run.status
+
+
+def span(workflow, nodes):
+    """Return the bar of a group: from the first creation to the last end."""
+    length = max(workflow.duration.total_seconds(), 0.001)
+    begin = min(node.run.created for node in nodes)
+    end = max(node.run.completed or workflow.now for node in nodes)
+    return {
+        'kind': 'group', 'left': f'{100 * (begin - workflow.begun).total_seconds() / length:.3f}',
+        'width': f'{min(100, 100 * (end - begin).total_seconds() / length):.3f}',
+    }

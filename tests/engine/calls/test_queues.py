@@ -1,0 +1,203 @@
+"""Where a call goes, and which queues there are."""
+from dataclasses import replace
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+from celery.exceptions import QueueNotFound
+from django.db import transaction
+from django.utils import timezone
+from kombu import Exchange, Queue
+from kombu import binding as Binding
+
+from netbox_celery.celery import app
+from netbox_celery.engine.calls import queues
+from netbox_celery.engine.calls.queues import check_call, delivered_to, destination
+from netbox_celery.engine.catalogue.queues import check_choice, check_repeated, offered
+from netbox_celery.engine.exceptions import QueueRefused
+from netbox_celery.models import CeleryResult
+from netbox_celery.services import runs as actions
+from tests.factories import make_result, make_worker
+from tests.factories import make_task as make_catalogued
+
+pytestmark = pytest.mark.django_db
+
+ORDERS = Exchange('orders', 'direct')
+EVENTS = Exchange('events', 'topic')
+
+
+@pytest.fixture
+def configured():
+    """Let the app have queues and routes of the settings, for the time of a test."""
+    names = ('task_queues', 'task_routes', 'task_default_queue')
+    before = {name: app.conf.changes[name] for name in names if name in app.conf.changes}
+
+    def configure(**settings):
+        app.conf.update(settings)
+        app.__dict__.pop('amqp', None)
+    yield configure
+    for name in names:
+        app.conf.changes.pop(name, None)
+    app.conf.update(before)
+    app.__dict__.pop('amqp', None)
+
+
+def route(name, args, kwargs, options, task=None, **kw):
+    return {'exchange': 'orders', 'routing_key': 'big'}
+
+
+QUEUES = [
+    Queue('celery', Exchange('celery'), 'celery'), Queue('large', ORDERS, 'big'), Queue('small', ORDERS, 'little'),
+    Queue('north', EVENTS, 'n.#'), Queue('south', EVENTS, 's.*'),
+    Queue('two', bindings=[Binding(ORDERS, 'b1'), Binding(ORDERS, 'b2')]),
+]
+
+
+@pytest.mark.parametrize('options, queue', [
+    ({}, 'celery'), ({'queue': 'x'}, 'x'), ({'queue': Queue('x')}, 'x'), ({'queue': ''}, 'celery'),
+    ({'exchange': 'orders', 'routing_key': 'big'}, 'large'), ({'exchange': ORDERS, 'routing_key': 'little'}, 'small'),
+    ({'exchange': 'orders', 'routing_key': 'none'}, ''), ({'exchange': 'unknown', 'routing_key': 'x'}, ''),
+    ({'exchange': 'events', 'routing_key': 'n.a.b'}, 'north'), ({'exchange': 'events', 'routing_key': 'n'}, 'north'),
+    ({'exchange': 'events', 'routing_key': 's.a'}, 'south'), ({'exchange': 'events', 'routing_key': 's.a.b'}, ''),
+    ({'exchange': 'orders', 'routing_key': 'b2'}, 'two'), ({'exchange': 'orders'}, 'celery'),
+    ({'routing_key': 'big'}, 'celery'), ({'exchange': '', 'routing_key': 'x'}, 'celery'),
+    ({'exchange': Exchange(''), 'routing_key': 'x'}, 'x'), ({'queue': 'large', 'routing_key': 'x'}, 'large'),
+], ids=str)
+def test_destination(configured, options, queue):
+    configured(task_queues=QUEUES)
+    assert destination(app, 'tests:x', (), {}, options, None) == queue
+
+
+@pytest.mark.parametrize('routes, queue', [
+    (route, 'large'), ([route], 'large'), ({'tests:*': 'small'}, 'small'), ({'tests:x': {'queue': 'small'}}, 'small'),
+    ({'tests:x': {'exchange': 'orders', 'routing_key': 'little'}}, 'small'),
+    ({'tests:x': {'exchange': 'elsewhere', 'routing_key': 'k'}}, ''), ({'other': 'small'}, 'celery'),
+], ids=['function', 'functions', 'pattern', 'name', 'key', 'elsewhere', 'other'])
+def test_routes(configured, routes, queue):
+    configured(task_queues=QUEUES, task_routes=routes)
+    assert destination(app, 'tests:x', (), {}, {}, None) == queue
+
+
+def test_delivered_to(configured):
+    configured(task_queues=QUEUES)
+    assert delivered_to(app, {'exchange': '', 'routing_key': 'x'}) == 'x'
+    assert delivered_to(app, {'exchange': 'orders', 'routing_key': 'big'}) == 'large'
+    assert delivered_to(app, {'exchange': 'who', 'routing_key': 'knows'}) == delivered_to(app, None) == ''
+    held_back = f'{"0." * 27}1.big'
+    assert delivered_to(app, {'exchange': 'celery_delayed_27', 'routing_key': held_back}) == 'large'
+
+
+@pytest.mark.parametrize('options', [
+    {'queue': 'unacked'}, {'queue': Queue('unacked')}, {'queue': 'unacked_index'}, {'queue': '_kombu.binding.x'},
+    {'queue': 'a\x06\x163'}, {'queue': ' '}, {'queue': 'amq.x'}, {'queue': 'celery-task-meta-1'},
+    {'exchange': Exchange(''), 'routing_key': 'unacked'}, {'exchange': Exchange(''), 'routing_key': 'a\x00'},
+    {'declare': [Queue('unacked')]}, {'queue': ['a']}, {'queue': 5},
+    {'link': [{'task': 'tests:x', 'args': [], 'kwargs': {}, 'options': {'queue': 'unacked'}}]},
+    {'chain': [{'task': 'celery.group', 'args': [], 'options': {}, 'kwargs': {
+        'tasks': [{'task': 'tests:x', 'args': [], 'kwargs': {}, 'options': {'queue': 'unacked_mutex'}}]}}]},
+], ids=str)
+def test_reserved_at_the_call(make_task, options):
+    """Code gets the error, in a transaction as well, and there is no row: by each way to call."""
+    task = make_task(lambda self, task_id: None, name='tests:x')
+    for call in (
+        lambda: task.apply_async((), **options), lambda: app.send_task('tests:x', **options),
+        lambda: app.send_task('unknown:x', **options), lambda: CeleryResult.enqueue('tests:x', **options),
+        lambda: CeleryResult.enqueue_many(task, [()], **options), lambda: task.s().set(**options).delay(),
+        lambda: task.apply_async((), netbox_track=False, **options),
+    ):
+        with pytest.raises(QueueRefused), transaction.atomic():
+            call()
+    assert not CeleryResult.objects.exists()
+
+
+def test_reserved_in_the_decorator(make_task):
+    task = make_task(lambda self, task_id: None, name='tests:x', queue='unacked')
+    with pytest.raises(QueueRefused):
+        task.delay()
+
+
+def test_reserved_by_a_router(configured, make_task):
+    configured(task_routes=lambda *args, **kwargs: {'queue': 'unacked'})
+    with pytest.raises(QueueRefused):
+        make_task(lambda self, task_id: None, name='tests:x').delay()
+
+
+def test_code_names_any_queue(make_task):
+    task = make_task(lambda self, task_id: None, name='tests:x', queue=f'backup-{uuid4().hex}')
+    result = CeleryResult.enqueue(task)
+    assert (result.status, result.queue) == ('pending', task.queue)
+    assert CeleryResult.enqueue(task, queue='another').queue == 'another'
+
+
+@pytest.mark.parametrize('name', ['unacked', 'celeryev', 'a\x00'])
+def test_workers_consume_from_none(name):
+    """As `celery worker -Q` and `celery control add_consumer` ask for them."""
+    with pytest.raises(QueueRefused):
+        app.amqp.Queues(()).select([name])
+    with pytest.raises(QueueRefused):
+        app.amqp.Queues(()).select_add(name, exchange='x', routing_key='x')
+    with pytest.raises(QueueRefused):
+        app.amqp.Queues(()).select_add('x', exchange='x', routing_key=f'{name}\x06')
+
+
+# What people may choose
+
+def test_offered(configured, monkeypatch, make_task):
+    configured(task_queues=[Queue('celery'), Queue('configured')], task_routes=(
+        {'a': 'routed', 'b*': {'queue': 'routed2'}, 'c': {'exchange': 'x', 'routing_key': 'y'}}, [('d', 'routed3')],
+        route,
+    ))
+    make_task(lambda self, task_id: None, name='tests:x', queue='decorated')
+    make_catalogued('far:away', present=True, defaults={'queue': 'catalogued'})
+    make_catalogued('far:gone', present=False, defaults={'queue': 'gone'})
+    make_worker(queues=['consumed', 'celery'])
+    make_worker(queues=['stopped'], stopped=timezone.now())
+    make_worker(queues=['dead'], heartbeat=timezone.now() - timedelta(minutes=5))
+    app.send_task('tests:x', queue='named-in-code')
+    names = ['catalogued', 'celery', 'configured', 'consumed', 'decorated', 'routed', 'routed2', 'routed3']
+    assert set(names) <= set(offered(app))
+    assert not {'gone', 'stopped', 'dead', 'named-in-code'} & set(offered(app))
+    for name in (*names, 'slow', 'lab-5'):  # the last by the setting
+        check_choice(app, name)
+    for name in ('gone', 'named-in-code', 'lab', 'unacked', 'lab-\x06\x163', '*', 'lab-' + 'x' * 300):
+        with pytest.raises(QueueRefused):
+            check_choice(app, name)
+    with pytest.raises(QueueRefused, match=r'There is no queue "gone". Queues are: .*catalogued.*celery'):
+        check_choice(app, 'gone')
+
+
+def test_setting_does_not_free_what_is_reserved(monkeypatch):
+    config = replace(queues.get_config(), allowed_queues=['*'])
+    monkeypatch.setattr(queues, 'get_config', lambda: config)
+    check_choice(app, 'whatever')
+    with pytest.raises(QueueRefused):
+        check_choice(app, 'unacked')
+
+
+@pytest.mark.parametrize('options, is_allowed', [
+    ({}, True), ({'queue': 'celery'}, True), ({'queue': 'slow'}, True), ({'queue': 'odd'}, False),
+    ({'queue': 'unacked'}, False), ({'exchange': 'orders', 'routing_key': 'big'}, True),
+    ({'exchange': 'orders', 'routing_key': 'new'}, True), ({'exchange': 'new', 'routing_key': 'x'}, False),
+    ({'routing_key': 'x'}, True),
+], ids=str)
+def test_run_again(configured, rf, admin_user, options, is_allowed):
+    configured(task_queues=QUEUES)
+    result = make_result('completed', celery_name='tests:unknown', options=options)
+    if is_allowed:
+        check_repeated(app, result.celery_name, options)
+    else:
+        request = rf.post('/')
+        request.user = admin_user
+        with pytest.raises(QueueRefused):
+            actions.rerun(request, result)
+    assert CeleryResult.objects.count() == 1
+
+
+def test_not_to_be_created(configured):
+    configured(task_queues=[Queue('celery')])
+    app.conf.task_create_missing_queues = False
+    try:
+        with pytest.raises(QueueNotFound):
+            check_call(app, 'tests:x', (), {}, {'queue': 'x', 'routing_key': 'y'}, None)
+    finally:
+        del app.conf.changes['task_create_missing_queues']

@@ -1,0 +1,134 @@
+"""Arguments that people give, checked against the signatures of the catalogue."""
+from contextlib import nullcontext
+
+import pytest
+
+from netbox_celery.engine.catalogue.checking import check_arguments
+from netbox_celery.engine.exceptions import InvalidArguments
+from netbox_celery.models import CeleryTask
+
+PARAMETERS = [
+    {'name': 'device', 'kind': 'positional_or_keyword', 'annotation': 'int', 'required': True},
+    {'name': 'name', 'kind': 'positional_or_keyword', 'annotation': 'str', 'required': False, 'default': 'x'},
+    {'name': 'flag', 'kind': 'keyword_only', 'annotation': 'bool', 'required': False, 'default': False},
+]
+
+
+@pytest.mark.parametrize('args, kwargs, wrong', [
+    ([1], {}, None),
+    ([], {'device': 1, 'name': 'y', 'flag': True}, None),
+    ([1, 'y'], {'flag': False}, None),
+    ([], {}, ['device']),
+    ([1, 'y', True], {}, ['__all__']),
+    ([1], {'device': 2}, ['device']),
+    ([1], {'colour': 'red'}, ['colour']),
+    (['1'], {}, ['device']),
+    ([True], {}, ['device']),
+    ([1.5], {}, ['device']),
+    ([1], {'name': None}, ['name']),
+    ([1], {'flag': 1}, ['flag']),
+    ([None], {'name': 1, 'x': 2}, ['device', 'name', 'x']),
+], ids=str)
+def test_check_arguments(args, kwargs, wrong):
+    """What does not fit is said for each parameter."""
+    task = CeleryTask(name='t', parameters=PARAMETERS)
+    if wrong is None:
+        check_arguments(task, args, kwargs)
+    else:
+        with pytest.raises(InvalidArguments) as raised:
+            check_arguments(task, args, kwargs)
+        assert sorted(raised.value.errors) == wrong
+
+
+def test_options_are_not_arguments():
+    """Code may pass `netbox_*` options among the arguments; people may not, not even to a task that takes anything."""
+    task = CeleryTask(name='t', parameters=[
+        {'name': 'netbox_mine', 'kind': 'keyword_only', 'annotation': '', 'required': False},
+        {'name': 'rest', 'kind': 'var_keyword', 'annotation': '', 'required': False},
+    ])
+    check_arguments(task, [], {'netbox_mine': 1, 'other': 2})
+    with pytest.raises(InvalidArguments) as raised:
+        check_arguments(task, [], {'netbox_object': ['dcim.device', 1], 'netbox_schedule': 1, 'netbox_x': 1})
+    assert sorted(raised.value.errors) == ['netbox_object', 'netbox_schedule', 'netbox_x']
+
+
+@pytest.mark.parametrize('value, wrong', [
+    ({'__type__': 'uuid', '__value__': 'x'}, True), ({'__type__': 'mine', '__value__': 1}, True),
+    ({'__type__': 'date', '__value__': '2030-01-02'}, False), ({'__type__': 'mine'}, False),
+])
+def test_arguments_that_no_worker_could_read(value, wrong):
+    task = CeleryTask(name='t', parameters=[
+        {'name': 'rest', 'kind': 'var_keyword', 'annotation': '', 'required': False},
+    ])
+    with pytest.raises(InvalidArguments, match='mark a type') if wrong else nullcontext():
+        check_arguments(task, [], {'deep': [{'value': value}]})
+
+
+@pytest.mark.parametrize('annotation, right, wrong', [
+    ('', [None, 1, 'x', []], []),
+    ('float', [1, 1.5], ['1', True]),
+    ('str | None', ['x', None], [1]),
+    ('int|str', [1, 'x'], [1.5, None]),
+    ('list[int]', [[], ['not looked at']], [{}, None]),
+    ('list[int] | None', [[], None], [{}]),
+    ('dict[str, list[int]] | list[str | None]', [{}, []], [None, 'x']),
+    ('Device', [1, None], []),
+    ('Literal["a", "b"]', ['a'], ['c', None, ['a']]),
+    ("typing.Literal['a', 1, False] | None", ['a', 1, None, False], [True, 0, '1']),
+    ('Literal["a"] | int', ['a', 5], ['b', 1.5]),
+    ('Optional[int]', [1, None], ['x']),
+    ('typing.Union[int, typing.List[str]]', [1, 'not known'], []),
+    ('Union[int, list[str]]', [1, ['x']], ['x', None]),
+    ('Literal[Color.RED]', ['x', None], []),
+    ('Literal', ['x'], []),
+    ('int |', ['x'], []),
+    ('"int"', ['x'], []),
+    ('x' * 5000 + '[', ['x'], []),
+], ids=str)
+def test_annotations(annotation, right, wrong):
+    """Values are checked against annotations that JSON can tell apart; others are the task's own affair."""
+    task = CeleryTask(name='t', parameters=[
+        {'name': 'x', 'kind': 'positional_or_keyword', 'annotation': annotation, 'required': True},
+    ])
+    for value in right:
+        check_arguments(task, [value], {})
+    for value in wrong:
+        with pytest.raises(InvalidArguments):
+            check_arguments(task, [value], {})
+
+
+KINDS = [
+    {'name': 'pos', 'kind': 'positional_only', 'annotation': 'int', 'required': True},
+    {'name': 'items', 'kind': 'positional_or_keyword', 'annotation': 'list', 'required': False, 'default': None},
+    {'name': 'flag', 'kind': 'positional_or_keyword', 'annotation': 'bool', 'required': False, 'default': True},
+    {'name': 'more', 'kind': 'var_positional', 'annotation': 'int', 'required': False},
+    {'name': 'rest', 'kind': 'var_keyword', 'annotation': 'Literal[1, 2]', 'required': False},
+]
+
+
+@pytest.mark.parametrize('args, kwargs, wrong', [
+    ([1], {}, {}),
+    ([1, None, True, 5, 6], {'x': 1, 'pos': 2, 'more': 1, 'rest': 1}, {}),
+    ([], {'pos': 1}, {'pos': 'must be given by position'}),
+    ([1, 'x', 1], {}, {'items': "must be list, not 'x'", 'flag': 'must be bool, not 1'}),
+    ([1, None, True, 5, 'five'], {}, {'more': "must be int, not 'five'"}),
+    ([1], {'x': 1, 'y': 3}, {'rest': 'must be Literal[1, 2], not 3'}),
+    ([1], {'items': None, 'pos': True}, {'rest': 'must be Literal[1, 2], not True'}),
+], ids=str)
+def test_kinds_of_parameters(args, kwargs, wrong):
+    """What goes into which parameter is what Python says; a default is right, whatever the annotation says."""
+    task = CeleryTask(name='t', parameters=KINDS)
+    if not wrong:
+        check_arguments(task, args, kwargs)
+        return
+    with pytest.raises(InvalidArguments) as raised:
+        check_arguments(task, args, kwargs)
+    assert raised.value.errors == wrong
+
+
+def test_positional_only_by_name():
+    """Also without further arguments by name, and where it could be left out."""
+    for required in (True, False):
+        task = CeleryTask(name='t', parameters=[KINDS[0] | {'required': required}])
+        with pytest.raises(InvalidArguments, match='pos: must be given by position'):
+            check_arguments(task, [], {'pos': 1})

@@ -1,0 +1,399 @@
+"""The result backend hears of every end: the row is written first, and says how it was."""
+import json
+import pickle
+from types import SimpleNamespace
+from uuid import uuid4
+
+import pytest
+from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
+from celery import states
+from celery.app.task import Context
+from celery.backends.redis import RedisBackend
+from celery.exceptions import ChordError, MaxRetriesExceededError, NotRegistered, Reject, Retry, TaskRevokedError
+from django.utils import timezone
+from kombu.exceptions import EncodeError, OperationalError
+
+from netbox_celery.celery import app
+from netbox_celery.config import get_config
+from netbox_celery.engine.calls.run import Run
+from netbox_celery.engine.exceptions import TaskFailed
+from netbox_celery.engine.results.backend import describe, describe_failure
+from netbox_celery.engine.store.recorder import recorder
+from tests.factories import make_result
+
+LIMIT = get_config().log_message_length
+
+
+class Odd(Exception):
+    def __str__(self):
+        raise RuntimeError('no text')
+
+
+class Textless(Exception):
+    def __str__(self):
+        return None
+
+
+class Failed(TaskFailed):
+    pass
+
+
+@pytest.mark.parametrize('exc, expected', [
+    (TaskFailed('The device is away'), ('failed', '', 'The device is away')),
+    (Failed('no'), ('failed', '', 'no')),
+    (TaskFailed(), ('failed', '', '')),
+    (ValueError('x'), ('errored', '', 'ValueError: x')),
+    (ValueError(), ('errored', '', 'ValueError')),
+    (KeyError('k'), ('errored', '', "KeyError: 'k'")),
+    (SoftTimeLimitExceeded(), ('errored', 'soft_time_limit', 'SoftTimeLimitExceeded')),
+    (TimeLimitExceeded(5), ('errored', 'time_limit', 'TimeLimitExceeded(5,)')),
+    (WorkerLostError('gone'), ('errored', 'worker_lost', 'WorkerLostError: gone')),
+    (MaxRetriesExceededError('3'), ('errored', 'max_retries', 'MaxRetriesExceededError: 3')),
+    (NotRegistered('tests:x'), ('errored', 'unregistered', "NotRegistered: 'tests:x'")),
+    (ChordError('a part'), ('errored', 'upstream_failed', 'ChordError: a part')),
+    (Reject('no use'), ('failed', 'rejected', 'Reject: no use')),
+    (Reject(OperationalError('away')), ('errored', 'publish_failed', 'Reject: away')),
+    (Reject(EncodeError('deep')), ('errored', 'publish_failed', 'Reject: deep')),
+    (TaskRevokedError('revoked'), ('revoked', 'cancelled', 'TaskRevokedError: revoked')),
+    (Odd(), ('errored', '', 'Odd: <its text could not be made>')),
+    (Textless(), ('errored', '', 'Textless: <its text could not be made>')),
+    (SystemExit(3), ('errored', '', 'SystemExit: 3')),
+], ids=lambda value: type(value).__name__)
+def test_failures(exc, expected):
+    """Each way to fail has its status and reason, and a line that says what happened, whatever the exception is."""
+    assert describe_failure(exc) == expected
+
+
+@pytest.mark.parametrize('exc, expected', [
+    (TaskFailed('no'), ('failed', '')), (Reject('no'), ('failed', 'rejected')),
+    (SoftTimeLimitExceeded(), ('errored', 'soft_time_limit')), (MaxRetriesExceededError(), ('errored', 'max_retries')),
+    (TimeLimitExceeded(5), ('errored', '')), (WorkerLostError('gone'), ('errored', '')),
+    (NotRegistered('tests:x'), ('errored', '')), (ChordError('a part'), ('errored', '')),
+    (TaskRevokedError('revoked'), ('errored', '')),
+], ids=lambda value: type(value).__name__)
+def test_failures_of_a_body(exc, expected):
+    """What Celery says of one run is no end of another one, whose body has come upon it."""
+    assert describe_failure(exc, by_body=True)[:2] == expected
+
+
+def test_describe():
+    assert describe(None) == ''
+    line = describe(ValueError('x' * (LIMIT + 500)))
+    assert line.startswith('ValueError: xxx') and len(line) < LIMIT + 100 and 'characters left out' in line
+
+
+def test_pickled():
+    """A backend that went through pickle is the app's again, whose class was made at run time."""
+    assert pickle.loads(pickle.dumps(app.backend)) is app.backend
+
+
+# Ends
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def started():
+    """A claimed run, and the request that its worker has of it."""
+    def started(status='running', **columns):
+        row = make_result(status, claims=1, attempt=1, attempts=[{'number': 1}], **columns)
+        run = Run(str(row.task_id), id=row.pk, claims=1)
+        return row, Context(id=run.task_id, task='tests:x', netbox_run=run, children=[], is_eager=False), run
+    yield started
+    recorder.flush()
+
+
+def now(row):
+    row.refresh_from_db()
+    return row
+
+
+def told(row):
+    """What Celery tells who asks for the result, after all of it has been written."""
+    app.backend._cache.clear()
+    return app.AsyncResult(str(row.task_id)).state
+
+
+@pytest.fixture
+def listening():
+    """Listen to Redis as who waits for the result of a run; returns what tells the states that were published."""
+    def listen(row):
+        listener = app.backend.client.pubsub(ignore_subscribe_messages=True)
+        listener.subscribe(app.backend.get_key_for_task(str(row.task_id)))
+        listener.get_message(timeout=5)
+        listeners.append(listener)
+
+        def heard():
+            listener.ping()  # its answer comes after all that was published before
+            states = []
+            while (message := listener.get_message(timeout=5)) and message['type'] == 'message':
+                states.append(json.loads(message['data'])['status'])
+            return states
+        return heard
+    listeners = []
+    yield listen
+    for listener in listeners:
+        listener.close()
+
+
+@pytest.mark.parametrize('end, expected', [
+    (lambda *it: app.backend.mark_as_done(it[0], 5, it[1]), ('completed', '', 'SUCCESS')),
+    (lambda *it: app.backend.mark_as_failure(it[0], ValueError('no'), None, it[1]), ('errored', '', 'FAILURE')),
+    (lambda *it: app.backend.mark_as_failure(it[0], TaskFailed('no'), None, it[1]), ('failed', '', 'FAILURE')),
+    (lambda *it: app.backend.mark_as_retry(it[0], Retry(exc=ValueError()), None, it[1]),
+     ('errored', '', 'FAILURE')),
+], ids=['done', 'errored', 'failed', 'retry that is not sent'])
+def test_ends(started, listening, end, expected):
+    """The row has the end, Celery tells it, also to who waits, and no second end changes the row."""
+    row, request, __ = started()
+    heard = listening(row)
+    end(str(row.task_id), request)
+    assert (now(row).status, row.reason, told(row)) == expected
+    assert heard() == [expected[2]]
+    before = row.completed
+
+    app.backend.mark_as_failure(str(row.task_id), KeyError('second'), None, request)
+    app.backend.mark_as_done(str(row.task_id), 'second', request)
+    assert (now(row).status, row.reason, row.completed) == (*expected[:2], before)
+
+
+@pytest.mark.parametrize('end', ['done', 'failure', 'retry'])
+def test_cancel_wins(started, listening, end):
+    """Whoever cancelled gets what he wanted, however the body ends; Celery says so too."""
+    row, request, run = started()
+    heard = listening(row)
+    row.cancel()
+    run.continued = True
+    if end == 'done':
+        app.backend.mark_as_done(run.task_id, 5, request)
+    elif end == 'failure':
+        app.backend.mark_as_failure(run.task_id, ValueError(), None, request)
+    else:
+        app.backend.mark_as_retry(run.task_id, ValueError(), None, request)
+    assert (now(row).status, row.reason, told(row)) == ('revoked', 'cancelled', 'REVOKED')
+    assert heard() == ['REVOKED']
+
+
+@pytest.mark.parametrize('status', ['running', 'completed', 'pending'])
+def test_another_claim_holds_it(started, listening, status):
+    """Who has lost its claim ends nothing: neither the row, nor what Celery tells of it."""
+    row, request, run = started(status)
+    heard = listening(row)
+    type(row).objects.update(claims=2)
+    app.backend.mark_as_failure(run.task_id, ValueError('late'), None, request)
+    app.backend.mark_as_done(run.task_id, 'late', request)
+    assert (now(row).status, row.error) == (status, '')
+    assert app.backend.client.get(app.backend.get_key_for_task(run.task_id)) is None
+    assert heard() == []
+
+
+def test_answer_that_was_lost(started, listening):
+    """An end that was written, and whose connection broke before the answer, is told like any other."""
+    row, request, run = started()
+    heard = listening(row)
+    type(row).objects.update(status='completed', completed=timezone.now(), result=5)
+    app.backend.mark_as_done(run.task_id, 5, request)
+    assert heard() == ['SUCCESS']
+
+
+def test_next_attempt_has_begun(started):
+    """The message of a retry is sent before this is written; what the next attempt has done since stays."""
+    row, request, run = started()
+    run.continued = True
+    type(row).objects.update(claims=2, attempt=2, attempts=[{'number': 1}, {'number': 2}])
+    app.backend.mark_as_retry(run.task_id, ValueError('first'), None, request)
+    assert (now(row).status, row.error) == ('running', '')
+    assert row.attempts[0]['error'] == 'ValueError: first'
+
+
+@pytest.mark.parametrize('result, shown', [
+    ({'a': [1, None]}, {'a': [1, None]}),
+    (uuid4(), None),
+    ('nul \x00', 'nul \ufffd'),
+    (float('inf'), 'inf'),
+    ('x' * (get_config().payload_length + 1), 'cut'),
+], ids=['plain', 'uuid', 'nul', 'inf', 'large'])
+def test_result(started, result, shown):
+    """Celery gives back what the task returned, also where the row cannot show all of it."""
+    row, request, run = started()
+    app.backend.mark_as_done(run.task_id, result, request)
+    if shown == 'cut':
+        assert 'characters left out' in now(row).result
+    else:
+        assert now(row).result == (result if shown is None else shown)
+    assert app.AsyncResult(run.task_id).get(timeout=5) == result
+
+
+def test_result_that_is_ignored(started):
+    """With `ignore_result` the row alone has it, as text if JSON cannot hold it."""
+    row, request, run = started()
+    app.backend.mark_as_done(run.task_id, SimpleNamespace(a=1), request, store_result=False)
+    assert (now(row).status, row.result) == ('completed', 'namespace(a=1)')
+    assert app.backend.client.get(app.backend.get_key_for_task(run.task_id)) is None
+
+
+class OddResult:
+    """A result whose author's code raises, wherever it is asked."""
+
+    def __init__(self, exc):
+        self.exc = exc
+
+    def __json__(self):
+        raise self.exc
+
+    __repr__ = __json__
+
+
+def deep(depth):
+    value = 'the end'
+    for __ in range(depth):
+        value = [value]
+    return value
+
+
+ODD = {
+    'deep': lambda: deep(750), 'endless': lambda: deep(100_000), 'digits': lambda: 10 ** 5000, 'set': lambda: {1, 2},
+    'key error': lambda: OddResult(KeyError('x')), 'recursion': lambda: OddResult(RecursionError()),
+    'keys': lambda: {(1,): 2}, 'type error': lambda: [OddResult(TypeError())], 'huge set': lambda: set(range(100_000)),
+    'bytes': lambda: {b'\xff': 1}, 'negative digits': lambda: {'x': -10 ** 5000},
+    'unicode': lambda: OddResult(UnicodeError('\ud800')),
+}
+
+
+@pytest.mark.parametrize('what', ODD)
+def test_ignored_result_never_fails_its_task(started, what):
+    """Whatever a task returns, and nobody stores: it has succeeded, and its row shows something."""
+    row, request, run = started()
+    app.backend.mark_as_done(run.task_id, ODD[what](), request, store_result=False)
+    assert now(row).status == 'completed'
+    assert isinstance(row.result, str)
+    assert row.exact_result == ''
+
+
+@pytest.mark.parametrize('what', ODD)
+def test_result_is_stored_as_celery_would(started, what):
+    """What plain Celery stores completes the run, and comes back; what it refuses fails it, and nothing was written."""
+    row, request, run = started()
+    plain = RedisBackend(app=app, url=app.conf.result_backend)
+    try:
+        plain.encode(ODD[what]())
+    except EncodeError:
+        with pytest.raises(EncodeError):
+            app.backend.mark_as_done(run.task_id, ODD[what](), request)
+        assert now(row).status == 'running'
+    else:
+        app.backend.mark_as_done(run.task_id, ODD[what](), request)
+        assert now(row).status == 'completed'
+        assert app.AsyncResult(run.task_id).get(timeout=5) == ODD[what]()
+
+
+def test_part_of_a_chord_counts_once(started, monkeypatch):
+    """A result that its row does not hold is told to the chord like others."""
+    row, request, run = started()
+    request.chord = {'task': 'tests:x'}
+    told = []
+    monkeypatch.setattr(RedisBackend, 'on_chord_part_return', lambda *args, **kwargs: told.append(args[2:]))
+    app.backend.mark_as_done(run.task_id, deep(150), request)
+    assert told == [('SUCCESS', deep(150))]
+    with pytest.raises(EncodeError):  # the chord is to have it
+        app.backend.mark_as_done(run.task_id, {1}, request, store_result=False)
+
+
+@pytest.mark.parametrize('value', [[1e23], {'b': 1, 'a': -0.0}, float('nan'), 'nul \x00', 1e16], ids=repr)
+def test_result_comes_back_exactly(started, listening, value):
+    """Who waits and who asks later get what the task returned; Redis does not hold it."""
+    row, request, run = started()
+    heard = listening(row)
+    app.backend.mark_as_done(run.task_id, value, request)
+    assert heard() == ['SUCCESS']
+    assert repr(app.AsyncResult(run.task_id).get(timeout=5)) == repr(value)
+    assert app.backend.client.get(app.backend.get_key_for_task(run.task_id)) is None
+
+
+@pytest.mark.parametrize('meta', [{'x': deep(750)}, {'x': 5, 'y': 10 ** 30}, {'current': deep(3), 'step': deep(600)}])
+def test_odd_states(started, meta):
+    """What Celery stores of a custom state fails no task for its row."""
+    row, request, run = started()
+    app.backend.store_result(run.task_id, meta, 'MINE', request=request)
+    recorder.flush(run)
+    assert now(row).data is not None
+    assert row.status == 'running'
+
+
+def test_grief_over_a_success(held):
+    """What goes wrong in a worker's child after it has told of a success changes nothing, in neither place."""
+    row = held()
+    request = parents_request(row)
+    type(row).objects.filter(pk=row.pk).update(status='completed', completed=timezone.now(), result=5)
+    app.backend.mark_as_failure(str(row.task_id), ValueError('no text'), request=request, call_errbacks=False)
+    assert (now(row).status, told(row)) == ('completed', 'SUCCESS')
+
+
+# What a worker's parent tells, which has no claim
+
+@pytest.fixture
+def held(worker, started):
+    return lambda **columns: started(**{'holder': worker.key, **columns})[0]
+
+
+def parents_request(row, retries=0):
+    return SimpleNamespace(id=str(row.task_id), task=row.celery_name, retries=retries, errbacks=None, chord=None,
+                           chain=None, group=None, parent_id=None, root_id=None, delivery_info={}, is_eager=False)
+
+
+@pytest.mark.parametrize('columns, retries, status', [
+    ({}, 0, 'errored'), ({'holder': uuid4()}, 0, 'running'), ({}, 1, 'running'), ({'attempt': 2}, 1, 'running'),
+], ids=['own', "another worker's", 'later attempt', 'earlier claim'])
+def test_parent(held, columns, retries, status):
+    """A parent ends what its own child held, in that attempt."""
+    row = held()
+    type(row).objects.update(**columns)
+    if 'attempt' in columns:
+        retries = 0
+    app.backend.mark_as_failure(
+        str(row.task_id), WorkerLostError('gone'), request=parents_request(row, retries), call_errbacks=False
+    )
+    assert (now(row).status, row.reason) == (status, 'worker_lost' if status == 'errored' else '')
+
+
+@pytest.mark.parametrize('reason, expected', [
+    ('terminated', ('revoked', 'terminated')), ('expired', ('running', '')), ('revoked', ('running', '')),
+])
+def test_parent_revokes(held, reason, expected):
+    """Only what was terminated was running: a copy of its message that expires, or is revoked, does not end it."""
+    row = held()
+    app.backend.mark_as_revoked(str(row.task_id), reason, parents_request(row))
+    assert (now(row).status, row.reason) == expected
+    assert told(row) == ('REVOKED' if expected[0] == 'revoked' else 'PENDING')
+
+
+@pytest.mark.parametrize('reason, expected, error', [
+    ('expired', 'expired', ''), ('revoked', 'cancelled', ''), ('by hand', 'cancelled', 'by hand'),
+])
+def test_revoked_while_it_waits(held, reason, expected, error):
+    row = make_result('pending')
+    app.backend.mark_as_revoked(str(row.task_id), reason, parents_request(row))
+    assert (now(row).status, row.reason, row.error, told(row)) == ('revoked', expected, error, 'REVOKED')
+
+
+@pytest.mark.parametrize('state, meta, expected', [
+    ('PROGRESS', {'current': 3, 'total': 10, 'step': 's'}, (3, 10, 's')),
+    ('PROGRESS', {'percent': 12.7}, (12, 100, '')),
+    ('PROGRESS', {'status': 'doing'}, (None, None, 'doing')),
+    ('UPLOADING', {}, (None, None, 'UPLOADING')),
+    ('PROGRESS', {'current': 'three', 'total': None, 'step': 5}, (None, None, '5')),
+    ('PROGRESS', {'percent': float('nan')}, (None, None, '')),
+    ('PROGRESS', {'percent': '40'}, (None, None, '')),
+    ('PROGRESS', {'current': float('inf'), 'total': 1}, (None, 1, '')),
+    ('PROGRESS', {'current': 10 ** 30, 'total': [10], 'step': ['s']}, (None, None, "['s']")),
+    ('PROGRESS', {'current': True, 'total': 10 ** 400}, (None, None, '')),
+    ('PROGRESS', 'text', (None, None, '')),
+    (states.STARTED, {'current': 3}, (None, None, '')),
+], ids=lambda value: type(value).__name__)
+def test_custom_states(started, state, meta, expected):
+    """A state of the task's own moves the progress of its row; its status stays."""
+    row, request, run = started()
+    app.backend.store_result(run.task_id, meta, state, request=request)
+    recorder.flush(run)
+    assert (now(row).value, row.value_max, row.step, row.status) == (*expected, 'running')
+    assert told(row) == state

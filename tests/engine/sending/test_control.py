@@ -1,0 +1,252 @@
+"""What people and programs do to runs that exist: cancel them, and run them again."""
+import math
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from threading import Barrier
+from types import SimpleNamespace
+from uuid import uuid4
+
+import pytest
+from celery.signals import before_task_publish
+from django.db import connection, transaction
+from django.utils import timezone
+
+from dcim.models import Site
+from netbox_celery.celery import app
+from netbox_celery.choices import ResultStatusChoices
+from netbox_celery.engine.sending.control import NotRerunnable, cancel_many, cancellation, rerun, terminate_cancelled
+from netbox_celery.engine.store import lifecycle
+from netbox_celery.models import CeleryResult
+from tests.factories import make_result, make_worker
+from users.models import User
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def now(run):
+    run.refresh_from_db()
+    return run
+
+
+@contextmanager
+def published():
+    """Collect the bodies of messages that are sent meanwhile: arguments, keyword arguments, and what goes with them."""
+    bodies = []
+
+    def note(body=None, **kwargs):
+        bodies.append(body)
+    before_task_publish.connect(note, weak=False)
+    try:
+        yield bodies
+    finally:
+        before_task_publish.disconnect(note)
+
+
+def told(run):
+    app.backend._cache.clear()
+    return app.AsyncResult(str(run.task_id)).state
+
+
+def test_terminate_what_the_worker_has_forgotten(shared, monkeypatch):
+    """Celery forgets a request when an earlier one with its ID is done: it is made known again before it is ended."""
+    from celery.worker import state
+
+    worker = make_worker(key=uuid4(), pool='prefork')
+    run = make_result('running', holder=worker.key, cancelled=timezone.now() - timedelta(seconds=9))
+    request, other = SimpleNamespace(id=str(run.task_id)), SimpleNamespace(id=str(uuid4()))
+    monkeypatch.setattr(state, 'active_requests', [request, other])
+    monkeypatch.setattr(state, 'requests', {})
+    told = []
+    monkeypatch.setattr(
+        app.control, 'revoke', lambda ids, **options: told.append((ids, options['destination'], dict(state.requests)))
+    )
+    terminate_cancelled(shared, app, SimpleNamespace(key=worker.key, name='celery@me'))
+    assert told == [([request.id], ['celery@me'], {request.id: request})]
+
+
+@pytest.mark.parametrize('status', ResultStatusChoices.values())
+def test_cancel(status):
+    """What waits ends at once, what runs is marked, what has ended stays; a second time there is nothing to do."""
+    run = make_result(status)
+    before = run.error
+    assert run.cancel() is (status in ResultStatusChoices.UNFINISHED)
+    assert run.cancel() is False
+
+    expected = 'revoked' if status in ResultStatusChoices.WAITING else status
+    assert (now(run).status, run.is_cancelling) == (expected, status == 'running')
+    assert run.error == ('Cancelled' if status in ResultStatusChoices.UNFINISHED else before)
+    if status in ResultStatusChoices.WAITING:
+        assert (run.reason, told(run)) == ('cancelled', 'REVOKED')
+
+
+@pytest.mark.parametrize('status, pool, expected', [
+    ('pending', None, 'revoke'), ('scheduled', None, 'revoke'), ('retrying', 'prefork', 'revoke'),
+    ('running', 'prefork', 'terminate'), ('running', 'processes', 'terminate'),
+    ('running', 'threads', 'cooperative'), ('running', 'solo', 'cooperative'), ('running', None, 'cooperative'),
+    ('completed', 'prefork', 'none'), ('revoked', None, 'none'),
+])
+def test_cancellation(status, pool, expected):
+    """What a cancel would do, before it is done."""
+    worker = make_worker(pool=pool) if pool else None
+    run = make_result(status, holder=worker and worker.key)
+    assert cancellation(run) == expected
+    run.cancel()
+    if expected == 'revoke':
+        assert cancellation(now(run)) == 'none'
+
+
+@pytest.mark.parametrize('language, by', [(None, 'Cancelled by alice'), ('de', 'alice')])
+def test_by_whom(language, by):
+    from django.utils.translation import override
+
+    run = make_result('pending')
+    with override(language):
+        run.cancel(user=User.objects.create_user('alice'))
+    assert by in now(run).error
+    other = make_result('pending')
+    cancel_many([other.pk], error='Because')
+    assert now(other).error == 'Because'
+
+
+def test_rolled_back():
+    """Nobody is told of a cancel that was rolled back, and it can be done again."""
+    def stored():
+        return app.backend.client.get(app.backend.get_key_for_task(str(run.task_id)))
+    run = make_result('pending')
+    with transaction.atomic():
+        assert run.cancel()
+        assert stored() is None
+        transaction.set_rollback(True)
+    assert (now(run).status, stored()) == ('pending', None)
+    assert run.cancel()
+    assert b'REVOKED' in stored()
+
+
+def test_broker_away(monkeypatch, caplog):
+    """The row alone keeps it from running: a broker that cannot be told is worth a warning."""
+    def away(*args, **kwargs):
+        raise ConnectionError('away')
+    monkeypatch.setattr(app.control, 'revoke', away)
+    run = make_result('pending')
+    assert run.cancel()
+    assert now(run).status == 'revoked'
+    assert 'could not be told of the cancel of 1 runs: away' in caplog.text
+
+
+def test_many():
+    """Those that could be cancelled are named; unknown ones and ended ones are no error."""
+    waits, runs, ended = make_result('pending'), make_result('running'), make_result()
+    assert sorted(cancel_many([waits.pk, runs.pk, ended.pk, 0])) == [waits.pk, runs.pk]
+    assert cancel_many([]) == []
+
+
+def test_at_the_same_time():
+    """Of many who cancel a run one does it."""
+    run, together = make_result('running'), Barrier(8)
+
+    def cancel():
+        try:
+            together.wait(10)
+            return run.cancel()
+        finally:
+            connection.close()
+    with ThreadPoolExecutor(8) as pool:
+        answers = [future.result() for future in [pool.submit(cancel) for __ in range(8)]]
+    assert answers.count(True) == 1
+
+
+# Run again
+
+@pytest.fixture
+def task(make_task):
+    return make_task(lambda self, task_id, *args, **kwargs: None, name='tests:again')
+
+
+def test_rerun(task):
+    """The same task with the same arguments and the options that are not about that one run; the first one stays."""
+    alice, bob = (User.objects.create_user(name) for name in ('alice', 'bob'))
+    site = Site.objects.create(name='s', slug='s')
+    first = CeleryResult.enqueue(
+        task, args=[1, uuid4()], kwargs={'b': 2}, user=alice, instance=site, netbox_name='Mine', queue='nobody',
+        priority=3, time_limit=50, countdown=1000, expires=2000, task_id=str(uuid4()), link=app.signature('tests:again')
+    )
+    first = CeleryResult.objects.get(pk=first.pk)
+    second = CeleryResult.objects.get(pk=first.rerun().pk)
+
+    assert second.pk != first.pk and second.task_id != first.task_id
+    for name in ('celery_name', 'name', 'args', 'kwargs', 'queue', 'user', 'object'):
+        assert getattr(second, name) == getattr(first, name), name
+    kept = {name: value for name, value in second.options.items() if name != 'headers'}
+    assert kept == {'queue': 'nobody', 'priority': 3, 'time_limit': 50}
+    assert (second.status, second.scheduled, second.expires) == ('pending', None, None)
+    assert (second.root_id, second.parent_id) == (second.task_id, None)
+    assert rerun(first, user=bob).user == bob
+    assert now(first).status == 'scheduled'
+
+
+def test_rerun_of_an_unknown_task():
+    """Another process may know it."""
+    run = make_result(celery_name='tests:of another plugin', args=[1], kwargs={}, options={'queue': 'nobody'})
+    assert run.rerun().args == [1]
+
+
+@pytest.mark.parametrize('columns', [
+    {'args': None, 'kwargs': {}}, {'args': [], 'kwargs': None}, {'args': '[1, 2… [cut: 5 of 9 left out]', 'kwargs': {}},
+], ids=str)
+def test_arguments_that_were_not_kept(columns):
+    run = make_result(options={'argsrepr': '***'}, **columns)
+    with pytest.raises(NotRerunnable, match='arguments of this run were not kept'):
+        run.rerun()
+    assert CeleryResult.objects.count() == 1
+
+
+def test_rerun_of_what_no_longer_fits(make_task):
+    """A task whose parameters have changed since is not sent."""
+    make_task(lambda self, task_id, new: None, name='tests:changed')
+    run = make_result(celery_name='tests:changed', args=[1, 2], kwargs={}, options={})
+    with pytest.raises(TypeError):
+        run.rerun()
+    assert CeleryResult.objects.count() == 1
+
+
+def test_rerun_in_a_transaction(task):
+    """A rollback leaves neither row nor message."""
+    run = make_result(celery_name=task.name, args=[], kwargs={}, options={'queue': 'nobody'})
+    with transaction.atomic():
+        run.rerun()
+        transaction.set_rollback(True)
+    assert list(CeleryResult.objects.all()) == [run]
+
+
+@pytest.mark.parametrize('args, kwargs', [
+    ([1e23, -0.0, float('inf')], {}), ([], {'z': 1, 'a': {'y': 1, 'x': 2}}), (['nul \x00'], {'k': 1e16}),
+], ids=repr)
+@pytest.mark.parametrize('many', [False, True])
+def test_rerun_exactly(make_task, shared, args, kwargs, many):
+    """A repetition has the numbers and the order of keys that the call had, also after the end of the first run."""
+    task = make_task(lambda self, task_id, *args, **kwargs: None, name='tests:anything')
+    if many:
+        first, = CeleryResult.enqueue_many(task, [(args, kwargs)])
+    else:
+        first = CeleryResult.enqueue(task, args=args, kwargs=kwargs)
+    lifecycle.finish(shared, first.task_id, 'completed')
+    with published() as bodies:
+        CeleryResult.objects.get(pk=first.pk).rerun()
+    assert repr((list(bodies[0][0]), bodies[0][1])) == repr((args, kwargs))
+
+
+def test_rerun_of_nan(make_task):
+    task = make_task(lambda self, task_id, *args: None, name='tests:anything')
+    first = CeleryResult.enqueue(task, args=[float('nan')])
+    with published() as bodies:
+        first.rerun()
+    assert math.isnan(bodies[0][0][0])
+
+
+def test_secrets_are_not_kept(make_task):
+    """What the caller redacts is not kept beyond the end, also if the row could not hold it exactly."""
+    task = make_task(lambda self, task_id, *args, **kwargs: None, name='tests:anything')
+    run = CeleryResult.enqueue(task, args=['secret', 1e23], kwargs={'b': 1, 'a': 2}, argsrepr='***')
+    assert 'secret' in run.message
+    assert 'secret' not in run.exact_call

@@ -1,0 +1,79 @@
+"""Who a process is, and whether it may judge others."""
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from netbox_celery.engine import identity as identities
+from netbox_celery.engine.identity import Identity
+
+
+@pytest.fixture
+def identity():
+    identity = Identity()
+    identity.take('w@host')
+    return identity
+
+
+@pytest.fixture
+def config(monkeypatch):
+    config = SimpleNamespace(heartbeat_interval=0.05, worker_lost_after=0.4, sweep_interval=0.05)
+    monkeypatch.setattr(identities, 'get_config', lambda: config)
+    return config
+
+
+class Clock:
+    """A clock that a test sets by hand."""
+
+    now = 1_000.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(identities, 'time', clock)
+    return clock
+
+
+def test_nobody_judges_at_once(identity, config, clock):
+    """A worker judges others when it has been heard for as long as they may be silent, and no longer than that."""
+    assert not identity.can_judge
+    beat(identity, clock, 0.5)
+    assert identity.can_judge
+    clock.now += 0.25
+    assert not identity.can_judge
+
+
+def test_nobody_judges_after_an_outage(identity, config, clock):
+    """After a gap in its own heartbeats a worker waits anew: others had the same outage."""
+    beat(identity, clock, 0.5)
+    clock.now += 0.25
+    identity.note_beat()
+    assert not identity.can_judge
+    beat(identity, clock, 0.5)
+    assert identity.can_judge
+
+
+def beat(identity, clock, seconds):
+    end = clock.now + seconds
+    while clock.now < end:
+        identity.note_beat()
+        clock.now += 0.02
+
+
+def test_new_key_at_each_start(identity):
+    before = identity.key
+    identity.take('w@host')
+    assert identity.key != before
+    assert not identity.is_child
+
+
+def test_who_it_is(identity, monkeypatch):
+    """The main process of a worker is its parent, a process that was forked from it a child; others are neither."""
+    assert (identity.is_parent, identity.is_child) == (True, False)
+    monkeypatch.setattr(identities.os, 'getpid', lambda own=os.getpid(): own + 1)
+    assert (identity.is_parent, identity.is_child) == (False, True)
+    assert (Identity().is_parent, Identity().is_child) == (False, False)

@@ -1,0 +1,149 @@
+"""A workflow that is cancelled stays cancelled: of a cancel and a call by the cancelled run, the later knows."""
+import threading
+from uuid import uuid4
+
+import pytest
+from django.db import connection, transaction
+
+from netbox_celery.celery import app
+from netbox_celery.engine.calls.options import Own
+from netbox_celery.engine.sending.rows import INSERT, build_row
+from netbox_celery.engine.workflows.family import BECAUSE, are_orphans, insert_child, mark_parts, members, takes_over
+from netbox_celery.models import CeleryResult
+from tests.factories import make_result
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def child_of(parent_id):
+    options = {'task_id': str(uuid4()), 'parent_id': str(parent_id)}
+    return build_row(app, 'tests:child', (), {}, options, Own(), None)
+
+
+def result(row):
+    return CeleryResult.objects.get(task_id=row['task_id'])
+
+
+@pytest.mark.parametrize('in_transaction', [False, True])
+def test_child(in_transaction):
+    """What a cancelled run starts is born revoked; what another one starts waits, also one without a row."""
+    cancelled, alive = make_result('running'), make_result('running')
+    cancelled.cancel()
+    rows = [child_of(it) for it in (cancelled.task_id, alive.task_id, uuid4())]
+    if in_transaction:
+        with transaction.atomic():
+            inserted = [insert_child(INSERT, row) for row in rows]
+    else:
+        inserted = [insert_child(INSERT, row) for row in rows]
+
+    assert [found[0][0] for found in inserted] == [result(row).pk for row in rows]
+    assert [(result(row).status, result(row).error) for row in rows] == [
+        ('revoked', BECAUSE.format(parent_id=cancelled.task_id)), ('pending', ''), ('pending', '')
+    ]
+    assert [row.get('refused', False) for row in rows] == [True, False, False]
+
+
+def test_same_child_twice():
+    """A row that is there already is left as it is, whatever became of its parent."""
+    parent = make_result('running')
+    row = child_of(parent.task_id)
+    insert_child(INSERT, row)
+    parent.cancel()
+    assert insert_child(INSERT, row) == []
+    assert result(row).status == 'pending' and 'refused' not in row
+
+
+def in_thread(function):
+    def call():
+        try:
+            found.append(function())
+        finally:
+            connection.close()
+    found = []
+    thread = threading.Thread(target=call)
+    thread.start()
+    return thread, found
+
+
+def test_child_waits_for_a_cancel():
+    """A cancel that is under way, and not committed yet, is waited for."""
+    parent = make_result('running')
+    row = child_of(parent.task_id)
+    with transaction.atomic():
+        assert parent.cancel()
+        thread, found = in_thread(lambda: insert_child(INSERT, row))
+        thread.join(0.5)
+        assert thread.is_alive()
+    thread.join(30)
+    assert found and row['refused']
+    assert result(row).status == 'revoked'
+
+
+def test_cancel_rolled_back():
+    parent = make_result('running')
+    row = child_of(parent.task_id)
+    with transaction.atomic():
+        parent.cancel()
+        thread, found = in_thread(lambda: insert_child(INSERT, row))
+        thread.join(0.3)
+        transaction.set_rollback(True)
+    thread.join(30)
+    assert found and 'refused' not in row
+    assert result(row).status == 'pending'
+
+
+def test_cancel_during_the_tasks_transaction():
+    """A task's own transaction locks nothing: the cancel goes through, and a look after the commit finds it."""
+    parent = make_result('running')
+    row = child_of(parent.task_id)
+    with transaction.atomic():
+        id = insert_child(INSERT, row)[0][0]
+        thread, found = in_thread(parent.cancel)
+        thread.join(30)
+        assert found == [True]
+    assert result(row).status == 'pending'
+    assert are_orphans([id], parent.task_id)
+    assert (result(row).status, result(row).error) == ('revoked', BECAUSE.format(parent_id=parent.task_id))
+
+
+def test_orphans():
+    alive = make_result('running')
+    waits = make_result('pending', parent_id=alive.task_id)
+    for parent_id in (alive.task_id, uuid4()):
+        assert not are_orphans([waits.pk], parent_id)
+    waits.refresh_from_db()
+    assert waits.status == 'pending'
+
+
+def test_members():
+    """All runs with the same root, asked of any of them, and no others; a root need not have a row."""
+    root = make_result()
+    root.root_id = root.task_id
+    root.save()
+    parts = [make_result(root_id=root.task_id) for __ in range(2)]
+    rootless = [make_result(root_id=uuid4())]
+    rootless.append(make_result(root_id=rootless[0].root_id))
+    alone = make_result(root_id=None)
+    for group in ([root, *parts], rootless, [alone]):
+        for run in group:
+            assert set(members(run)) == set(group)
+
+
+def test_parts_that_are_done():
+    """Parts of a chord that are done count as cancelled, once; of other runs, nothing changes."""
+    def make(status, **columns):
+        return make_result(status, options={'chord': {'task': 'body'}}, **columns)
+    done, running, failed = make('completed'), make('running'), make('errored')
+    plain = make_result('completed')
+    ids = [run.pk for run in (done, running, failed, plain)]
+    assert mark_parts(ids)
+    assert not mark_parts(ids)
+    assert not mark_parts([])
+    assert list(CeleryResult.objects.filter(cancelled__isnull=False)) == [done]
+
+
+@pytest.mark.parametrize('nesting, has_row, expected', [(1, True, True), (0, True, False), (1, False, False)])
+def test_takes_over(nesting, has_row, expected):
+    """Tracked itself or not, as one of Celery's own tasks, it ends the row of what it replaced, if there is one."""
+    task_id = make_result('pending').task_id if has_row else uuid4()
+    assert takes_over({'task_id': task_id, 'replaced_task_nesting': nesting}) is expected
