@@ -29,6 +29,7 @@ from .engine.calls.ids import OneSpelling, spell_results  # noqa: E402
 from .engine.calls.queues import RefuseReserved  # noqa: E402
 from .engine.catalogue import discovery  # noqa: E402
 from .engine.identity import identity  # noqa: E402
+from .engine.internals import join_by_thread  # noqa: E402
 from .engine.results.backend import tracking  # noqa: E402
 from .engine.results.upstream import with_upstream  # noqa: E402
 from .engine.sending.enqueue import send  # noqa: E402
@@ -138,6 +139,7 @@ def _load_settings():
 
 
 TRANSPORT_ALIASES.update(broker.TRANSPORTS)
+join_by_thread()
 forget_ids()
 spell_results(NetBoxCelery)
 

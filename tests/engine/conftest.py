@@ -88,3 +88,21 @@ def described(make_task):
         The rest of it.
         """
     return make_task(described, name='tests:described', max_retries=7, time_limit=5)
+
+
+@pytest.fixture
+def configured():
+    """Let the app have queues and routes of the settings, for the time of a test."""
+    from netbox_celery.celery import app
+
+    names = ('task_queues', 'task_routes', 'task_default_queue')
+    before = {name: app.conf.changes[name] for name in names if name in app.conf.changes}
+
+    def configure(**settings):
+        app.conf.update(settings)
+        app.__dict__.pop('amqp', None)
+    yield configure
+    for name in names:
+        app.conf.changes.pop(name, None)
+    app.conf.update(before)
+    app.__dict__.pop('amqp', None)

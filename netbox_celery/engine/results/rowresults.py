@@ -12,14 +12,17 @@ import threading
 from datetime import UTC, datetime
 from functools import cached_property
 
+from billiard.exceptions import WorkerLostError
 from celery import states
 from celery.exceptions import TaskRevokedError
 from celery.utils.time import timezone
 from django.db import connection
 from kombu.utils.encoding import bytes_to_str
 
+from ...choices import ResultReasonChoices as Reason
 from ...choices import ResultStatusChoices as Status
 from ..calls.ids import canonical
+from ..exceptions import TaskFailed
 from ..identity import identity
 from ..store import lifecycle
 from ..store.database import UNUSABLE, execute, get_connection
@@ -32,7 +35,8 @@ __all__ = (
 logger = logging.getLogger(__name__)
 
 TOLD = f"""
-    SELECT task_id::text, status, result::text, exact_result, error, traceback, last_updated FROM {lifecycle.TABLE}
+    SELECT task_id::text, status, reason, result::text, exact_result, error, traceback, last_updated
+    FROM {lifecycle.TABLE}
     WHERE task_id = ANY(%s::uuid[]) AND (
         status = 'retrying'
         -- What the backend holds too, and better, it may be about to get. Later on, it has lost it.
@@ -60,6 +64,13 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
+
+
+def _exception_for(status, reason, error):
+    """Return the exception for an end that an earlier version, or somebody by SQL, has written without one."""
+    if status == Status.STATUS_FAILED:
+        return TaskFailed(error)
+    return WorkerLostError(error) if reason == Reason.REASON_WORKER_LOST else Exception(error)
 
 
 def _exception_of(text):
@@ -180,14 +191,14 @@ class RowResultsMixin:
         rows = _query(ids) if ids else []
         return values | {by_id[row[0]]: self.encode(meta) for row in rows if (meta := self._meta_from_row(*row))}
 
-    def _meta_from_row(self, task_id, status, result, exact_result, error, traceback, when):
+    def _meta_from_row(self, task_id, status, reason, result, exact_result, error, traceback, when):
         state = STATES[status]
         if exact_result and exact_result.startswith(UNTOLD) and not _thread.joins and state in HIDDEN:
             return None
         if state in (states.FAILURE, states.RETRY):
-            result = _exception_of(exact_result) or self.prepare_exception(Exception(error))
+            result = _exception_of(exact_result) or self.prepare_exception(_exception_for(status, reason, error))
         elif state == states.REVOKED:
-            result = self.prepare_exception(TaskRevokedError(error or 'revoked'))
+            result = _exception_of(exact_result) or self.prepare_exception(TaskRevokedError(error or 'revoked'))
         else:
             is_kept, result = result_of(result, exact_result)
             if not is_kept:

@@ -5,11 +5,12 @@ from uuid import UUID
 
 from celery._state import _task_stack
 from celery.app.task import get_actual_ignore_result
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, TaskRevokedError
 from django.db import connection
 
 from ...choices import ResultStatusChoices as Status
 from ...config import get_config
+from ..app import get_app
 from ..exceptions import NotJSON, TaskFailed
 from ..sending.rows import data_jsonb
 from ..store import lifecycle
@@ -179,8 +180,8 @@ class TrackedResult:
             error: What went wrong, a text or an exception.
             traceback: Where, a text.
         """
-        where = cut_text(text_of(traceback), get_config().payload_length)
-        self._end(Status.STATUS_FAILED, said := _line(error), error=said, traceback=where)
+        said, where = _line(error), cut_text(text_of(traceback), get_config().payload_length)
+        self._end(Status.STATUS_FAILED, said, error=said, traceback=where, exact_result=_told(TaskFailed(said)))
 
     def canceled(self, error=''):
         """End the run as revoked: the task was asked to stop and did.
@@ -188,7 +189,9 @@ class TrackedResult:
         Args:
             error: What is to be said about it.
         """
-        self._end(Status.STATUS_REVOKED, said := _line(error), reason='cancelled', error=said)
+        said = _line(error)
+        told = _told(TaskRevokedError(said))
+        self._end(Status.STATUS_REVOKED, said, reason='cancelled', error=said, exact_result=told)
 
     def _end(self, status, said, **values):
         row = finish_run(self._run, status, **values)
@@ -211,6 +214,11 @@ def _stores_results():
     return request is None or bool(request.chord or request.chain or request.callbacks) or (
         not get_actual_ignore_result(task, request)
     )
+
+
+def _told(exc):
+    """Return an exception as the row tells those who ask before Celery does (`TrackingMixin.exception_text`)."""
+    return get_app().backend.exception_text(exc)
 
 
 def _line(error):

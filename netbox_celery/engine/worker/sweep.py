@@ -243,7 +243,8 @@ def _let_go(connection, app, run, error):
     row = task is not None and task.acks_late and lifecycle.requeue(
         connection, task_id, by='claim', claims=claims, reason=Reason.REASON_WORKER_LOST, error=error, resend=True
     ) or lifecycle.finish(
-        connection, task_id, Status.STATUS_ERRORED, claims=claims, reason=Reason.REASON_WORKER_LOST, error=error
+        connection, task_id, Status.STATUS_ERRORED, claims=claims, reason=Reason.REASON_WORKER_LOST, error=error,
+        exact_result=app.backend.exception_text(WorkerLostError(error))
     )
     if not row:
         return  # it went on by itself
@@ -276,7 +277,8 @@ def expire(connection, app):
         (task_id,) = row
         if lifecycle.finish(
             connection, task_id, Status.STATUS_REVOKED, reason=Reason.REASON_EXPIRED,
-            error='It expired before a worker began it'
+            error='It expired before a worker began it',
+            exact_result=app.backend.exception_text(TaskRevokedError('expired'))
         ):
             app.backend.tell_end(task_id, TaskRevokedError('expired'), states.REVOKED)
     _expired.each(connection.execute(EXPIRED, {'left_out': _expired.ids()}), settle)
@@ -308,6 +310,6 @@ def _cannot_be_sent(connection, app, exc, row):
     (task_id,) = row
     if lifecycle.finish(
         connection, task_id, Status.STATUS_ERRORED, reason=Reason.REASON_PUBLISH_FAILED,
-        error=f'It cannot be sent: {text_of(exc)}'
+        error=f'It cannot be sent: {text_of(exc)}', exact_result=app.backend.exception_text(exc)
     ):
         app.backend.tell_end(task_id, exc, states.FAILURE)

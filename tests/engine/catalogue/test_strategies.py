@@ -37,7 +37,7 @@ class Ours(Batches, CeleryBaseTask):
 
 
 OWN = [
-    (Batches, {}), (Ours, {}), (CeleryBaseTask, {'Strategy': 'tests.engine.test_strategies:function'}),
+    (Batches, {}), (Ours, {}), (CeleryBaseTask, {'Strategy': 'tests.engine.catalogue.test_strategies:function'}),
     (CeleryBaseTask, {'Strategy': staticmethod(function)}), (CeleryBaseTask, {'Strategy': 'nowhere:nothing'}),
 ]
 
@@ -50,7 +50,7 @@ def task(request, make_task):
 
 def test_that_claims(make_task):
     """Its author says that the strategy hands on each message."""
-    options = {'Strategy': 'tests.engine.test_strategies:function', 'strategy_claims': True}
+    options = {'Strategy': 'tests.engine.catalogue.test_strategies:function', 'strategy_claims': True}
     task = make_task(lambda self, task_id: None, name='tests:claims', **options)
     assert is_tracked(task) and not has_own_strategy(task)
 
@@ -67,12 +67,12 @@ def broker(monkeypatch):
 
 @pytest.mark.parametrize('own, strategy', [
     (False, 'celery.worker.strategy:default'), (False, 'celery.worker.strategy.default'),
-    (False, celery_strategy.default), (True, function), (True, 'tests.engine.test_strategies.function'),
+    (False, celery_strategy.default), (True, function), (True, 'tests.engine.catalogue.test_strategies.function'),
 ])
 def test_own(own, strategy):
     task = SimpleNamespace(Strategy=strategy)
     assert has_own_strategy(task) is own
-    assert (strategy_of(task) == 'tests.engine.test_strategies.function') is own
+    assert (strategy_of(task) == 'tests.engine.catalogue.test_strategies.function') is own
 
 
 def test_unknown():

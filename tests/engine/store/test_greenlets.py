@@ -10,7 +10,7 @@ PATCHED = """
 import sys
 {patch}
 import greenlet
-from netbox_celery.engine import greenlets
+from netbox_celery.engine.store import greenlets
 from psycopg import waiting
 {check}
 """
