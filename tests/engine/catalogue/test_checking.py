@@ -64,39 +64,6 @@ def test_arguments_that_no_worker_could_read(value, wrong):
         check_arguments(task, [], {'deep': [{'value': value}]})
 
 
-@pytest.mark.parametrize('annotation, right, wrong', [
-    ('', [None, 1, 'x', []], []),
-    ('float', [1, 1.5], ['1', True]),
-    ('str | None', ['x', None], [1]),
-    ('int|str', [1, 'x'], [1.5, None]),
-    ('list[int]', [[], ['not looked at']], [{}, None]),
-    ('list[int] | None', [[], None], [{}]),
-    ('dict[str, list[int]] | list[str | None]', [{}, []], [None, 'x']),
-    ('Device', [1, None], []),
-    ('Literal["a", "b"]', ['a'], ['c', None, ['a']]),
-    ("typing.Literal['a', 1, False] | None", ['a', 1, None, False], [True, 0, '1']),
-    ('Literal["a"] | int', ['a', 5], ['b', 1.5]),
-    ('Optional[int]', [1, None], ['x']),
-    ('typing.Union[int, typing.List[str]]', [1, 'not known'], []),
-    ('Union[int, list[str]]', [1, ['x']], ['x', None]),
-    ('Literal[Color.RED]', ['x', None], []),
-    ('Literal', ['x'], []),
-    ('int |', ['x'], []),
-    ('"int"', ['x'], []),
-    ('x' * 5000 + '[', ['x'], []),
-], ids=str)
-def test_annotations(annotation, right, wrong):
-    """Values are checked against annotations that JSON can tell apart; others are the task's own affair."""
-    task = CeleryTask(name='t', parameters=[
-        {'name': 'x', 'kind': 'positional_or_keyword', 'annotation': annotation, 'required': True},
-    ])
-    for value in right:
-        check_arguments(task, [value], {})
-    for value in wrong:
-        with pytest.raises(InvalidArguments):
-            check_arguments(task, [value], {})
-
-
 KINDS = [
     {'name': 'pos', 'kind': 'positional_only', 'annotation': 'int', 'required': True},
     {'name': 'items', 'kind': 'positional_or_keyword', 'annotation': 'list', 'required': False, 'default': None},

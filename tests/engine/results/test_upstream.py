@@ -6,7 +6,6 @@ from celery import chain, chord, group
 
 from netbox_celery.celery import app
 from netbox_celery.engine.workflows.canvas import as_request
-from netbox_celery.engine.workflows.requests import load_requests
 from netbox_celery.models import CeleryResult
 from tests.factories import make_result
 from users.models import User
@@ -132,16 +131,6 @@ def test_step_that_waits_for_an_earlier_one():
     app.backend.mark_as_failure(request.id, ValueError(), request=request, call_errbacks=False)
     assert found() == {'a': NOT_RUN}
     assert CeleryResult.objects.count() == 2
-
-
-def test_requests():
-    """Those alone on whose end something depends, with what that is."""
-    rest = later(step('a'))
-    has, has_not = make_result(options={'chain': rest}), make_result(options={'queue': 'q'})
-    requests = load_requests([has.task_id, str(has_not.task_id), uuid4()])
-    assert list(requests) == [str(has.task_id)]
-    assert [it['task'] for it in requests[str(has.task_id)].chain] == ['a']
-    assert load_requests([]) == {}
 
 
 def test_culprit_without_a_row():

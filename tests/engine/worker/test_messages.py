@@ -11,7 +11,6 @@ from celery.worker.request import Request
 from netbox_celery.celery import app
 from netbox_celery.engine.exceptions import BodyInterrupted
 from netbox_celery.engine.worker import messages as worker
-from netbox_celery.engine.worker import pool
 
 
 def message(body='[[], {}, {}]', payload=([], {}, {}), **headers):
@@ -78,23 +77,6 @@ def test_handler_that_fails(exc):
 def test_lost_connection_is_celerys():
     with pytest.raises(ConnectionResetError):
         worker._rejecting(consumer(), mock.Mock(side_effect=ConnectionResetError))(message())
-
-
-def test_job_that_cannot_be_pickled_is_forgotten(monkeypatch):
-    """A pool that is joined does not wait for it."""
-    jobs = {}
-    the_pool = object.__new__(pool.Pool)
-    the_pool._cache = jobs
-
-    def apply_async(self, *args, correlation_id=None, **kwargs):
-        jobs[1] = SimpleNamespace(
-            correlation_id=correlation_id, accepted=lambda: False, discard=lambda: jobs.pop(1)
-        )
-        raise RecursionError
-    monkeypatch.setattr(pool.asynpool.AsynPool, 'apply_async', apply_async)
-    with pytest.raises(RecursionError):
-        the_pool.apply_async(print, correlation_id='a')
-    assert jobs == {}
 
 
 def test_requests_are_tolerant_once():

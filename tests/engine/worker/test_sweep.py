@@ -20,7 +20,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from netbox_celery.celery import app
 from netbox_celery.engine.exceptions import QueueRefused
-from netbox_celery.engine.worker import missing, sweep
+from netbox_celery.engine.worker import sweep
 from netbox_celery.models import CeleryResult
 from tests.factories import make_result, make_worker
 
@@ -334,66 +334,6 @@ def test_forgotten_workers(shared):
     assert list(type(kept).objects.all()) == [kept]
 
 
-def test_missing_messages(shared, monkeypatch):
-    """What waits for long, and whose message the broker does not hold, counts as not sent."""
-    def make(status='pending', sent=100, **columns):
-        run = make_result(status, queue='q', sent=ago(sent), **columns)
-        CeleryResult.objects.filter(pk=run.pk).update(last_updated=ago(100))
-        return run
-
-    lost, held, fresh = make(), make(), make(sent=10)
-    later = make('scheduled', scheduled=timezone.now() + timedelta(hours=1))
-    overdue = make('retrying', scheduled=ago(100))
-    chain = make(nesting=1)
-    monkeypatch.setattr(missing, '_held_by_broker', lambda app, queues: {str(held.task_id)})
-
-    assert missing.find_missing(shared, app) == 2
-    assert {run.pk for run in (lost, held, fresh, later, overdue, chain) if now(run).sent is None} == {
-        lost.pk, overdue.pk
-    }
-    monkeypatch.setattr(missing, '_held_by_broker', lambda app, queues: None)
-    assert missing.find_missing(shared, app) == 0
-
-
-def test_messages_in_the_hands_of_the_dead(shared, monkeypatch):
-    """What a dead worker had fetched is sent again, once; what waits in the queue is not."""
-    dead = make_worker('dead@h', heartbeat=ago(100), queues=['q'])
-    make_worker('alive@h', queues=['q', 'other'])
-    fetched, queued = (make_result('pending', queue='q', sent=ago(200)) for __ in range(2))
-    elsewhere = make_result('pending', queue='other', sent=ago(200))
-    after = make_result('pending', queue='q', sent=ago(50))
-    in_hands = {str(run.task_id) for run in (fetched, elsewhere, after)}
-    monkeypatch.setattr(missing, '_held_by_workers', lambda app: in_hands)
-
-    settled = set()
-    missing.find_fetched(shared, app, settled)
-    assert [now(run).sent is None for run in (fetched, queued, elsewhere, after)] == [True, False, False, False]
-    assert settled == {dead.key}
-    CeleryResult.objects.filter(pk=fetched.pk).update(sent=timezone.now())
-    for settled in (settled, set()):
-        missing.find_fetched(shared, app, settled)
-        assert now(fetched).sent is not None
-
-
-def test_held_by_broker(services):
-    """The messages that wait in Redis, and those that workers have in hand, are found there."""
-    name = f'held-{uuid4()}'
-    with app.connection_for_write() as connection:
-        with connection.SimpleQueue(name) as queue:
-            for task_id in ('waits', 'fetched'):
-                queue.put({}, headers={'id': task_id})
-        assert missing._held_by_broker(app, {name}) >= {'waits', 'fetched'}
-        channel = connection.channel()
-        queue = connection.SimpleQueue(name, no_ack=False)
-        message = queue.get(timeout=5)
-        assert missing._held_by_workers(app) >= {message.headers['id']}
-        assert missing._held_by_broker(app, {name}) >= {'waits', 'fetched'}
-        message.ack()
-        queue.get(timeout=5).ack()
-        channel.close()
-    assert not missing._held_by_broker(app, {name}) & {'waits', 'fetched'}
-
-
 def test_exactly(shared, sent):
     """What is sent again, and told of a run that is lost, is what was called, not what PostgreSQL makes of it."""
     call = {
@@ -428,7 +368,8 @@ def test_what_an_earlier_version_took(shared, sent):
     assert [(now(run).status, run.reason) for run in poisoned] == 3 * [('errored', 'publish_failed')]
     assert 'nested too deeply' in now(poisoned[0]).error
     assert [entry[0] for entry in sent] == [str(fine.task_id)]
-# What a row, or Redis, holds that nobody can read
+
+# What a row holds that nobody can read
 
 
 @pytest.mark.parametrize('message', [
@@ -521,20 +462,3 @@ def test_each_part_by_itself(shared, monkeypatch):
     lock = SimpleNamespace(advisory_lock=lambda *args: contextlib.nullcontext(True), execute=shared.execute)
     sweep.sweep(lock, app, set())
     assert done == ['close_lost', 'find_fetched', 'expire', 'advance_all', 'resend']
-
-
-def test_garbage_in_redis():
-    """Entries that are no messages have no ID, and raise nothing."""
-    for entry in ('x', '', 'null', '5', '[]', '{}', '{"headers": 5}', '{"headers": {"id": []}}', b'\xff', '[' * 99_999):
-        assert missing._task_id(entry) is None
-        assert missing._task_id(f'[{entry}]', 0) is None
-    assert missing._task_id('{"headers": {"id": "x"}}') == missing._task_id('[{"headers": {"id": "x"}}]', 0) == 'x'
-
-
-def test_queue_that_is_no_list(services, shared):
-    """A queue whose key in Redis is something else tells nothing, and the others do."""
-    odd, name = f'odd-{uuid4()}', f'empty-{uuid4()}'
-    with missing._redis(app) as (channel, client):
-        client.hset(channel.global_keyprefix + odd, 'a', 'b')
-        assert missing._held_by_broker(app, {odd, name}) is not None
-        client.delete(channel.global_keyprefix + odd)

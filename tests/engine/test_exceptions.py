@@ -1,0 +1,66 @@
+"""What the exceptions of the engine are for those who catch them, and what they say."""
+import asyncio
+import pickle
+
+import pytest
+from celery.exceptions import CeleryError, Ignore
+from django.db import DatabaseError, InternalError
+from kombu.exceptions import EncodeError
+
+from netbox_celery.engine import exceptions
+
+
+class Unspeakable(BaseException):
+    def __str__(self):
+        raise ValueError
+
+
+@pytest.mark.parametrize('original, expected', [
+    (SystemExit(3), 'SystemExit: 3'), (KeyboardInterrupt(), 'KeyboardInterrupt'),
+    (asyncio.CancelledError('by hand'), 'CancelledError: by hand'), (Unspeakable(), 'Unspeakable'),
+    ('as it was told', 'as it was told'),
+], ids=lambda value: value if isinstance(value, str) else type(value).__name__)
+@pytest.mark.parametrize('cls', [exceptions.BodyInterrupted, exceptions.OutOfMemory])
+def test_stand_in(cls, original, expected):
+    """It says what it stands for, and no `str` of an author's keeps it from that."""
+    assert str(cls(original)) == expected
+    assert not isinstance(cls(original), SystemExit | KeyboardInterrupt | MemoryError)
+
+
+def test_read_only():
+    """NetBox's maintenance mode knows it by its class, and programs by its SQLSTATE."""
+    exc = exceptions.DatabaseReadOnly('Task x was not sent')
+    assert isinstance(exc, InternalError) and isinstance(exc, DatabaseError) and isinstance(exc, CeleryError)
+    assert str(exc).startswith('Task x was not sent: the database is read-only (SQLSTATE 25006)')
+
+
+def test_invalid_arguments():
+    """What is wrong stands by its parameter, and what is wrong with the call stands alone."""
+    errors = {'__all__': 'too many positional arguments', 'device': 'is required'}
+    exc = exceptions.InvalidArguments(errors)
+    assert (str(exc), exc.errors) == ('too many positional arguments; device: is required', errors)
+
+
+def test_conflict():
+    exc = exceptions.TaskConflict('in the way', 'the-id')
+    assert (str(exc), exc.task_id) == ('in the way', 'the-id')
+    assert exceptions.TaskConflict('in the way').task_id is None
+
+
+@pytest.mark.parametrize('name, base', [
+    ('QueueRefused', ValueError), ('QueueRefused', CeleryError), ('NotJSON', EncodeError), ('NotJSON', TypeError),
+    ('OutOfRange', ValueError), ('InvalidArguments', ValueError), ('IgnoredByWindow', Ignore),
+    ('TaskConflict', CeleryError), ('BranchNotReady', CeleryError), ('OutOfMemory', exceptions.BodyInterrupted),
+])
+def test_who_catches_it(name, base):
+    assert issubclass(getattr(exceptions, name), base)
+
+
+@pytest.mark.parametrize('exc', [
+    exceptions.TaskFailed('no'), exceptions.BodyInterrupted(SystemExit(3)), exceptions.OutOfMemory(MemoryError('x')),
+    exceptions.NotHandedOver('x'), exceptions.IgnoredByWindow('x'),
+], ids=lambda exc: type(exc).__name__)
+def test_pickled(exc):
+    """It comes from a process of a pool to its parent as it was."""
+    again = pickle.loads(pickle.dumps(exc))
+    assert (type(again), str(again)) == (type(exc), str(exc))
