@@ -9,7 +9,7 @@ import os
 from functools import cached_property, partial
 
 import django
-from celery import Celery, _state
+from celery import Celery
 from django.apps import apps
 from kombu.transport import TRANSPORT_ALIASES
 
@@ -29,7 +29,7 @@ from .engine.calls.ids import OneSpelling, spell_results  # noqa: E402
 from .engine.calls.queues import RefuseReserved  # noqa: E402
 from .engine.catalogue import discovery  # noqa: E402
 from .engine.identity import identity  # noqa: E402
-from .engine.internals import join_by_thread  # noqa: E402
+from .engine.internals import drop_default_app, join_by_thread, registered  # noqa: E402
 from .engine.results.backend import tracking  # noqa: E402
 from .engine.results.upstream import with_upstream  # noqa: E402
 from .engine.sending.enqueue import send  # noqa: E402
@@ -92,12 +92,12 @@ class NetBoxCelery(Celery):
             return super()._task_from_fun(fun, **options)
         if discovery.is_half(fun):
             return None
-        known = set(self._tasks)
+        known = set(registered(self))
         try:
             return super()._task_from_fun(fun, **options)
         except Exception as exc:  # noqa: BLE001 - whatever a decorator's options, or a base class, lead to
-            for name in set(self._tasks) - known:
-                self._tasks.pop(name, None)
+            for name in set(registered(self)) - known:
+                registered(self).pop(name, None)
             discovery.note_failure(f'{fun.__module__}:{fun.__qualname__}', exc)
             return None
 
@@ -144,9 +144,8 @@ forget_ids()
 spell_results(NetBoxCelery)
 
 # Who patches this process for greenlets asks each object for its class, also Celery's stand-in for the current app,
-# which then makes one. It would be handed the tasks of all plugins, and take those only that plain Celery does.
-if _state.default_app is not None and type(_state.default_app) is Celery and _state.default_app.main == 'default':
-    _state._deregister_app(_state.default_app)
+# which then makes one
+drop_default_app()
 
 app = NetBoxCelery('netbox_celery')
 bind(app)

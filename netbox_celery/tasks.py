@@ -31,6 +31,7 @@ from .engine.calls.policies import default_unique_key_generator, policy_of, seco
 from .engine.calls.run import get_run, run_of
 from .engine.catalogue.commands import command_task
 from .engine.exceptions import TaskConflict, TaskFailed
+from .engine.internals import is_protected, protect
 from .engine.runs.context import change_context
 from .engine.runs.interruption import is_order
 from .engine.runs.tracked import TrackedResult, look_for_cancel, tell_own_end
@@ -107,9 +108,9 @@ class CeleryBaseTask(TaskHooks, OnCommitTask):
     def __call__(self, /, *args, **kwargs):
         """Run the body: for the worker's tracer with the ID of the run, or called directly with an ID of its own."""
         request = self.request_stack.top
-        if request is None or request.called_directly or request._protected:
+        if request is None or request.called_directly or is_protected(request):
             return super().__call__(str(uuid4()), *args, **kwargs)
-        request._protected = 1
+        protect(request)
         tell(self, 'on_task_start', request.id, request.args, request.kwargs)
         run = get_run(request)
         try:

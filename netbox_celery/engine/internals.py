@@ -1,16 +1,186 @@
-"""The door to private names of Celery, and what we change in its modules: each with the version in which it was read.
+"""The only door to private names of Celery and Kombu, and what is changed in Celery's own modules.
 
-`tests/engine/test_internals.py` fails when Celery changes what is used here.
+Read in Celery 5.7 and Kombu 5.7: `tests/engine/test_internals.py` fails when one of these names is gone, or takes other
+arguments, and when a module of ours uses another one. What our classes override of theirs is in `OVERRIDDEN`.
 """
 import threading
+from contextlib import ExitStack, contextmanager
 
-from celery import _state, result
+from celery import Celery, _state, canvas, result
 from celery.backends import redis
+from celery.utils import functional
 
 __all__ = (
+    'OVERRIDDEN',
+    'USED',
+    'backend_replaced',
+    'call_options',
+    'chain_type',
+    'context_of',
+    'crontab_fields',
+    'drop_default_app',
+    'fixups',
+    'forget_messages',
+    'is_protected',
+    'is_regenerated',
     'join_by_thread',
+    'key_of_queue',
+    'producer_pool_replaced',
+    'protect',
+    'registered',
+    'replaced',
+    'set_join_will_block',
+    'takes_exception',
+    'task_stack',
 )
 
+#: Methods of theirs that our classes override: what they are called with.
+OVERRIDDEN = {
+    'celery.app.base:Celery': {
+        '_get_backend': '(self)',
+        '_task_from_fun': '(self, fun, name=None, base=None, bind=False, pydantic=False, pydantic_strict=False, '
+                          'pydantic_context=None, pydantic_dump_kwargs=None, **options)',
+    },
+    'celery.app.amqp:AMQP': {'_create_task_sender': '(self)'},
+    'celery.backends.base:Backend': {
+        '_call_task_errbacks': '(self, request, exc, traceback)',
+        '_fail_chain': '(self, chain, exc, traceback=None, store_result=True, state=\'FAILURE\')',
+    },
+    'celery.backends.base:BaseKeyValueStoreBackend': {
+        '_store_result': '(self, task_id, result, state, traceback=None, request=None, **kwargs)',
+    },
+    'celery.concurrency.asynpool:AsynPool': {'_untrack_child_process': '(self, proc, hub)'},
+    'kombu.transport.redis:Channel': {
+        '_brpop_read': '(self, **options)',
+        '_create_client': '(self, asynchronous=False)',
+        '_get_pool': '(self, asynchronous=False)',
+        '_q_for_pri': '(self, queue, pri)',
+    },
+    'kombu.transport.virtual.base:Transport': {'_deliver': '(self, message, queue)'},
+}
+#: What our classes use of theirs beside that.
+USED = {
+    'celery.app.base:Celery': ('_conf', '_preconf', '_tasks'),
+    'celery.backends.base:KeyValueStoreBackend': ('_get_result_meta', '_set_with_state'),
+    'celery.backends.redis:RedisBackend': ('_set',),
+    'celery.concurrency.asynpool:AsynPool': ('_cache',),
+    'celery.worker.request:Request': ('_context',),
+    'kombu.transport.redis:Channel': ('_fanout_queues', '_qos'),
+    'kombu.transport.redis:QoS': ('_delivered',),
+}
+
+#: The tasks that this thread executes, the innermost last.
+task_stack = _state._task_stack
+#: Says for the whole process whether its tasks may wait for results.
+set_join_will_block = _state._set_task_join_will_block
+
+
+#: The class of chains, of which `celery.chain` makes one.
+chain_type = canvas._chain
+
+
+def is_regenerated(value):
+    """Whether a list is one of Celery's that a generator is about to fill."""
+    return isinstance(value, functional._regen)
+
+
+def crontab_fields(when):
+    """Return the five fields of a `celery.schedules.crontab` as they were given, in the order of a crontab."""
+    return (
+        when._orig_minute, when._orig_hour, when._orig_day_of_month, when._orig_month_of_year, when._orig_day_of_week,
+    )
+
+
+def registered(app):
+    """Return the tasks of an app by name, as they are: without making tasks of what decorators have collected."""
+    return app._tasks
+
+
+def call_options(task):
+    """Return the options of a call that a task's own attributes give."""
+    return task._get_exec_options()
+
+
+def context_of(request):
+    """Return what a worker's request of a task hands to the result backend."""
+    return request._context
+
+
+def is_protected(request):
+    """Whether Celery has seen the body of a request begin."""
+    return request._protected
+
+
+def protect(request):
+    """Note that the body of a request begins, as `Task.__call__` does."""
+    request._protected = 1
+
+
+def fixups(app):
+    """Return the fixups of an app, of which Django's is one."""
+    return app._fixups
+
+
+def takes_exception(backend, errback):
+    """Whether an error callback takes more than the ID of the failed run."""
+    return backend._errback_arity_greater(errback, 1)
+
+
+def key_of_queue(channel, queue, priority):
+    """Return the key in Redis of the list that holds the messages of a queue with a priority."""
+    return channel.global_keyprefix + channel._q_for_pri(queue, priority)
+
+
+def forget_messages(backend, task_id):
+    """Leave out what this process was told of the earlier end of a task, and has not read.
+
+    Of Celery's Redis backend: what is on its way is read, and what nobody waits for is put aside.
+    """
+    consumer = backend.result_consumer
+    if getattr(consumer, '_pubsub', None) is not None:
+        with consumer._locked():
+            while consumer._drain_one(consumer._pubsub, 0):
+                pass
+    if task_id in backend._pending_messages:
+        backend._pending_messages.total -= len(backend._pending_messages.pop(task_id))
+
+
+@contextmanager
+def replaced(owner, name, value):
+    """Let an attribute of an object be another one meanwhile."""
+    is_there, before = name in vars(owner), vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if is_there:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
+
+
+def producer_pool_replaced(app, pool):
+    """Let an app send its messages by another pool of producers meanwhile."""
+    return replaced(app.amqp, '_producer_pool', pool)
+
+
+@contextmanager
+def backend_replaced(app, backend):
+    """Let an app have another result backend meanwhile: that of the process, or this thread's."""
+    is_shared = vars(app).get('_backend_cache') is not None
+    with ExitStack() as stack:
+        stack.enter_context(replaced(*((app, '_backend_cache') if is_shared else (app._local, 'backend')), backend))
+        yield
+
+
+def drop_default_app():
+    """Forget the app that Celery has made for want of another one: it would be handed the tasks of all plugins."""
+    made = _state.default_app
+    if made is not None and type(made) is Celery and made.main == 'default':
+        _state._deregister_app(made)
+
+
+# Waiting for results
 
 class _Thread(threading.local):
     #: Whether a task of this thread may not wait for results; `None`: what Celery says of the whole process.
@@ -29,7 +199,7 @@ def _set_task_join_will_block(blocks):
 
 
 def join_by_thread():
-    """Let each thread have a flag of its own that says whether it may wait for results (Celery 5.7).
+    """Let each thread have a flag of its own that says whether it may wait for results.
 
     `allow_join_result()` and `denied_join_result()` of `celery.result` set one flag for the whole process. In a pool of
     threads, one that has put a chord together takes the permission of all others back: these then fail their chords.

@@ -1,10 +1,31 @@
 """What is changed in Celery's modules does what it is to do, and is still there to be changed."""
+import ast
+import inspect
+import re
+import textwrap
 import threading
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from celery import _state, result
+from celery import _state, chain, result
+from celery.app.task import Context
 from celery.backends import redis
 from celery.result import allow_join_result, assert_will_not_block, denied_join_result
+from celery.schedules import crontab
+from celery.utils.functional import regen
+
+from netbox_celery.engine import internals
+
+PACKAGE = Path(internals.__file__).parents[1]
+
+
+@pytest.fixture
+def app():
+    from netbox_celery.celery import app
+
+    return app
 
 
 @pytest.fixture
@@ -70,3 +91,119 @@ def test_still_there():
         assert {'task_join_will_block', '_set_task_join_will_block'} <= set(names)
         assert function.__wrapped__.__globals__ is vars(result)
     assert 'task_join_will_block' in redis.RedisBackend.on_task_call.__code__.co_names
+
+
+# Private names
+
+def find(path):
+    module, name = path.split(':')
+    return getattr(import_module(module), name)
+
+
+def signature_of(function):
+    """Return the signature of a function without types: these may change as they like."""
+    signature = inspect.signature(function)
+    parameters = [parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()]
+    return str(signature.replace(parameters=parameters, return_annotation=signature.empty))
+
+
+@pytest.mark.parametrize('path', internals.OVERRIDDEN)
+def test_overridden(path):
+    """What our classes override is called as it was when they were written."""
+    expected = internals.OVERRIDDEN[path]
+    assert {name: signature_of(getattr(find(path), name)) for name in expected} == expected
+
+
+@pytest.mark.parametrize('path', internals.USED)
+def test_used(path):
+    """What our classes use is there: on the class, or set when an instance is made."""
+    cls = find(path)
+    known = {
+        node.attr for base in cls.__mro__[:-1] for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(base))))
+        if isinstance(node, ast.Attribute)
+    }
+    assert [name for name in internals.USED[path] if not hasattr(cls, name) and name not in known] == []
+
+
+def test_functions(app):
+    """Each of the others does what it says."""
+    @app.task(name='tests:internals', queue='slow', shared=False)
+    def task():
+        pass
+
+    assert task.name in app.tasks
+    assert internals.registered(app)[task.name] is app.tasks[task.name]
+    assert internals.call_options(task)['queue'] == 'slow'
+    assert any(type(fixup).__name__ == 'DjangoFixup' for fixup in internals.fixups(app))
+    channel = SimpleNamespace(global_keyprefix='p:', _q_for_pri=lambda queue, priority: f'{queue}:{priority}')
+    assert internals.key_of_queue(channel, 'q', 3) == 'p:q:3'
+    request = Context({})
+    assert not internals.is_protected(request)
+    internals.protect(request)
+    assert internals.is_protected(request)
+    assert internals.takes_exception(app.backend, app.tasks['celery.chord'].s()) is True
+    assert [internals.is_regenerated(value) for value in (regen(iter([1])), [1])] == [True, False]
+    assert internals.crontab_fields(crontab('1', '2', '3', '4', '5')) == ('1', '2', '4', '5', '3')
+    assert isinstance(chain(task.si(), task.si()), internals.chain_type)
+    assert internals.task_stack.top is None
+
+
+def test_replaced(app):
+    """What is replaced meanwhile is as it was afterwards, also if it was not there."""
+    backend, pool = app.backend, app.amqp.producer_pool
+    with internals.backend_replaced(app, other := object()), internals.producer_pool_replaced(app, third := object()):
+        assert (app.backend, app.amqp.producer_pool) == (other, third)
+    assert (app.backend, app.amqp.producer_pool) == (backend, pool)
+    owner = SimpleNamespace()
+    with internals.replaced(owner, 'x', 1):
+        assert owner.x == 1
+    assert vars(owner) == {}
+
+
+def private_names(tree):
+    """Yield names beginning with one underscore that a module takes from others, and those that it gives."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            own = isinstance(node.ctx, ast.Store)
+            yield ('given' if own else 'taken'), node.attr
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module.split('.')[0] in THEIRS:
+            for alias in node.names:
+                if is_private(alias.name) or any(map(is_private, node.module.split('.'))):
+                    yield 'taken', alias.name
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield 'given', node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield 'given', node.id
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and is_private(node.value):
+            yield 'given', node.value  # `__slots__`
+
+
+def is_private(name):
+    return name.startswith('_') and not name.startswith('__')
+
+
+THEIRS = {'celery', 'kombu', 'billiard', 'amqp', 'vine'}
+
+
+def names_of_theirs():
+    """Return each private name in the source of their packages."""
+    folders = [Path(import_module(name).__file__).parent for name in THEIRS]
+    return {
+        name for folder in folders for path in folder.rglob('*.py')
+        for name in re.findall(r'\b_[a-z]\w*', path.read_text(errors='replace'))
+    }
+
+
+def test_no_other_door():
+    """No other module uses a private name of theirs."""
+    modules = {
+        path: list(private_names(ast.parse(path.read_text()))) for path in PACKAGE.rglob('*.py')
+        if path.name != 'internals.py' and 'migrations' not in path.parts
+    }
+    ours = {name for names in modules.values() for kind, name in names if kind == 'given'}
+    allowed = {name for names in (*internals.OVERRIDDEN.values(), *internals.USED.values()) for name in names}
+    theirs = names_of_theirs() - ours - allowed - {'_state', '_chain'}  # Django's, of models and querysets
+    assert {
+        str(path.relative_to(PACKAGE)): sorted(taken) for path, names in modules.items()
+        if (taken := {name for kind, name in names if kind == 'taken'} & theirs)
+    } == {}

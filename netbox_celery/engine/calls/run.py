@@ -7,9 +7,8 @@ import threading
 import time
 from contextvars import ContextVar
 
-from celery._state import _task_stack
-
 from ..identity import OWN_THREADS
+from ..internals import task_stack
 
 __all__ = (
     'Run',
@@ -133,7 +132,7 @@ def get_run(request):
 
 def current_run():
     """Return the run that this thread executes, or works for, or `None`."""
-    task = _task_stack.top
+    task = task_stack.top
     return get_run(task.request_stack.top) if task is not None else _worked_for()
 
 

@@ -22,6 +22,7 @@ from celery.loaders.app import AppLoader
 from celery.loaders.base import find_related_module
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, transaction
 
+from ..internals import fixups, registered
 from ..store.database import caller
 from ..store.payload import clean_text, cut_text, text_of
 
@@ -124,7 +125,7 @@ class Loader(AppLoader):
             if not isinstance(response, Exception):
                 continue
             # Celery's own sets Django up
-            if getattr(receiver, '__self__', None) in self.app._fixups:
+            if getattr(receiver, '__self__', None) in fixups(self.app):
                 raise response
             with self._noting(_name_of(receiver)):
                 raise response
@@ -204,9 +205,9 @@ def is_half(target):
 
 def forget_halves(app):
     """Take tasks out of the registry whose modules were executed only in part."""
-    for name, task in list(app._tasks.items()):
+    for name, task in list(registered(app).items()):
         if is_half(task):
-            app._tasks.pop(name, None)
+            registered(app).pop(name, None)
 
 
 def _name_of(receiver):

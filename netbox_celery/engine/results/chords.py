@@ -13,13 +13,13 @@ from functools import cached_property
 from celery import states
 from celery.exceptions import ChordError, TaskRevokedError
 from celery.result import GroupResult, result_from_tuple
-from celery.utils.functional import _regen
 from django.core.exceptions import ObjectDoesNotExist
 from kombu.utils.functional import LRUCache
 
 from ...choices import ResultStatusChoices as Status
 from ..calls.exact import options_of
 from ..identity import identity
+from ..internals import is_regenerated
 from ..sending.used import repeating
 from ..store import lifecycle
 from ..store.conditions import IN_GROUP
@@ -79,7 +79,7 @@ class ChordsMixin:
         if body is not None:
             # Lists within the list of results, of which Celery keeps the shape. A generator is not looked into: what it
             # yields is sent as it comes
-            nested = not isinstance(results, _regen) and any(isinstance(result, GroupResult) for result in results)
+            nested = not is_regenerated(results) and any(isinstance(result, GroupResult) for result in results)
             self._open[group_id] = body, GroupResult(group_id, results).as_tuple() if nested else None
         return super().apply_chord(header_result_args, body, **kwargs)
 

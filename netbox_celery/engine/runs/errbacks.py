@@ -6,6 +6,7 @@ import logging
 from functools import partial
 
 from ..calls.run import Run, get_run
+from ..internals import takes_exception
 from ..store import lifecycle
 from ..store.database import UNUSABLE, get_connection
 from ..store.payload import is_uuid
@@ -54,6 +55,6 @@ def _is_inline(backend, errback):
     """Whether Celery calls an error callback in the process of the failure (`Backend._call_task_errbacks`)."""
     try:
         header = getattr(errback.type, '__header__', None)
-        return header is not None and not isinstance(header, partial) and backend._errback_arity_greater(errback, 1)
+        return header is not None and not isinstance(header, partial) and takes_exception(backend, errback)
     except Exception:  # noqa: BLE001 - the task is unknown here: its message goes to another worker
         return False

@@ -3,7 +3,6 @@ import logging
 import time
 from uuid import UUID
 
-from celery._state import _task_stack
 from celery.app.task import get_actual_ignore_result
 from celery.exceptions import Ignore, TaskRevokedError
 from django.db import connection
@@ -12,6 +11,7 @@ from ...choices import ResultStatusChoices as Status
 from ...config import get_config
 from ..app import get_app
 from ..exceptions import NotJSON, TaskFailed
+from ..internals import task_stack
 from ..sending.rows import data_jsonb
 from ..store import lifecycle
 from ..store.database import UNAVAILABLE, UNUSABLE, get_connection
@@ -209,7 +209,7 @@ def _load_row(id):
 
 def _stores_results():
     """Whether Celery is to store, or to hand on, what the task of this thread returns."""
-    task = _task_stack.top
+    task = task_stack.top
     request = task and task.request_stack.top
     return request is None or bool(request.chord or request.chain or request.callbacks) or (
         not get_actual_ignore_result(task, request)

@@ -16,6 +16,7 @@ from django.utils import timezone
 from ...choices import ScheduleKindChoices as Kind
 from ...choices import ScheduleOriginChoices as Origin
 from ..catalogue import discovery
+from ..internals import crontab_fields
 from ..store.payload import other_number, read_value, to_jsonb
 from .due import next_due, parse_crontab, parse_interval, parse_timezone
 
@@ -159,9 +160,7 @@ def timing(app, when, relative=False):
     columns = {'kind': Kind.KIND_INTERVAL, 'crontab': '', 'interval': None, 'at': None, 'start': None, 'end': None,
                'timezone': str(app.timezone)}
     if type(when) is crontab:
-        fields = (when._orig_minute, when._orig_hour, when._orig_day_of_month, when._orig_month_of_year,
-                  when._orig_day_of_week)
-        text = ' '.join(map(_field, fields))
+        text = ' '.join(map(_field, crontab_fields(when)))
         parse_crontab(text)
         return columns | {'kind': Kind.KIND_CRONTAB, 'crontab': text, 'timezone': str(parse_timezone(str(when.tz)))}
     if type(when) is schedule:

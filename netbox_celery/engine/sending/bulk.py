@@ -18,6 +18,7 @@ from ..calls.run import get_run
 from ..calls.visibility import warn_of_eta
 from ..catalogue.strategies import has_own_strategy, refuse_row
 from ..exceptions import DatabaseReadOnly
+from ..internals import call_options
 from ..store import lifecycle
 from ..store.database import caller, execute, in_savepoint, on_commit, refuse_read_only
 from ..store.recorder import recorder
@@ -122,7 +123,7 @@ def _with_defaults(task, options):
     """Merge the options of the task under those of the call, as `apply_async` does."""
     if task is None:
         return options
-    defaults = {key: value for key, value in task._get_exec_options().items() if value is not None}
+    defaults = {key: value for key, value in call_options(task).items() if value is not None}
     return defaults | {'ignore_result': task.ignore_result} | options
 
 

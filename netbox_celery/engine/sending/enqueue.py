@@ -27,6 +27,7 @@ from ..calls.queues import check_call, delivered_to
 from ..calls.run import get_run
 from ..catalogue.strategies import has_own_strategy, refuse_branch, refuse_row
 from ..exceptions import DatabaseReadOnly, TaskConflict
+from ..internals import registered
 from ..store import lifecycle
 from ..store.branches import HEADER as BRANCH
 from ..store.branches import branch_of
@@ -183,7 +184,7 @@ def send(app, publish, name, args, kwargs, options):
 
 
 def find_task(app, name):
-    return app._tasks.get(name) if app.finalized else app.tasks.get(name)
+    return registered(app).get(name) if app.finalized else app.tasks.get(name)
 
 
 def _usable_id(options):

@@ -24,6 +24,7 @@ from celery.backends.asynchronous import AsyncBackendMixin
 
 from ...choices import ResultReasonChoices as Reason
 from ..exceptions import TaskConflict
+from ..internals import forget_messages
 from ..store.database import caller, execute
 from ..store.headers import HEADER
 from ..store.lifecycle import TABLE
@@ -208,20 +209,6 @@ def forget(backend, task_id):
     try:
         backend.forget(task_id)
         if isinstance(backend, AsyncBackendMixin):
-            _forget_messages(backend, task_id)
+            forget_messages(backend, task_id)
     except Exception as exc:  # noqa: BLE001 - backends fail each in their own way, and some cannot
         logger.warning('The earlier result of %s could not be forgotten: %r', task_id, exc)
-
-
-def _forget_messages(backend, task_id):
-    """Leave out what this process was told of the earlier end, and has not read: it has listened since that call.
-
-    Of Celery's Redis backend, as in 5.7: what is on its way is read, and what nobody waits for is put aside.
-    """
-    consumer = backend.result_consumer
-    if getattr(consumer, '_pubsub', None) is not None:
-        with consumer._locked():
-            while consumer._drain_one(consumer._pubsub, 0):
-                pass
-    if task_id in backend._pending_messages:
-        backend._pending_messages.total -= len(backend._pending_messages.pop(task_id))

@@ -21,6 +21,7 @@ from kombu.serialization import dumps
 
 from ..catalogue import registry
 from ..identity import identity
+from ..internals import backend_replaced, fixups, producer_pool_replaced, replaced
 from ..results.backend import tracking
 from ..results.upstream import with_upstream
 from ..runs import claim, loghandler
@@ -113,34 +114,20 @@ def in_process(app):
             loghandler.install_log_handler()
             stack.callback(identity.leave)
             stack.callback(loghandler.remove_log_handler)
-        stack.enter_context(_replaced(app.amqp, '_producer_pool', ProducerPool(app.producer_pool, messages)))
+        stack.enter_context(producer_pool_replaced(app, ProducerPool(app.producer_pool, messages)))
         backend = tracking(with_upstream(CacheBackend(app=app, url='memory://')))
-        cached = vars(app).get('_backend_cache') is not None
-        stack.enter_context(_replaced(*((app, '_backend_cache') if cached else (app._local, 'backend')), backend))
+        stack.enter_context(backend_replaced(app, backend))
         stack.enter_context(_without_fixups(app))
         yield messages
-
-
-@contextmanager
-def _replaced(owner, name, value):
-    before = vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if before is None and name == 'backend':
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
 
 
 @contextmanager
 def _without_fixups(app):
     """Keep what a worker has left in this process from closing the connection of the caller, before each task."""
     with ExitStack() as stack:
-        for fixup in app._fixups:
+        for fixup in fixups(app):
             if worker_fixup := getattr(fixup, '_worker_fixup', None):
-                stack.enter_context(_replaced(worker_fixup, 'db_reuse_max', sys.maxsize))
+                stack.enter_context(replaced(worker_fixup, 'db_reuse_max', sys.maxsize))
         yield
 
 
@@ -174,7 +161,7 @@ def execute_message(app, message):
         return outcome[0]
 
     cls = create_request_cls(tolerant(Request), task, Pool, NODE, None, trace=trace, app=app)
-    with _replaced(task, '__trace__', build_tracer(task.name, task, app=app)), denied_join_result():
+    with replaced(task, '__trace__', build_tracer(task.name, task, app=app)), denied_join_result():
         try:
             cls(message, app=app, hostname=NODE, task=task).execute_using_pool(Pool)
         except (TaskRevokedError, SystemExit) as exc:

@@ -30,6 +30,7 @@ from ..calls.ids import SPELLING, canonical
 from ..catalogue import discovery
 from ..catalogue.strategies import has_own_strategy, strategy_of, why_not_in_branch, why_untracked
 from ..exceptions import BodyInterrupted, BranchNotReady, NotHandedOver, OutOfMemory
+from ..internals import context_of
 from ..runs.reports import close_run, status_of
 from ..store.branches import HEADER as BRANCH
 from ..store.branches import is_branch
@@ -383,7 +384,7 @@ def _fail(request, exc, traceback):
     """Tell the result backend, which ends the row and what depends on it, and who listens, that a run has failed."""
     try:
         # What depends on it the row says better than a message that may be anything
-        context = (load_requests([request.id]) if is_uuid(request.id) else {}).get(request.id, request._context)
+        context = (load_requests([request.id]) if is_uuid(request.id) else {}).get(request.id, context_of(request))
         request.task.backend.mark_as_failure(
             request.id, exc, traceback=''.join(traceback), request=context, store_result=request.store_errors
         )
@@ -437,7 +438,7 @@ class Tolerant:
             # The process or thread has told of it (`netbox_celery.engine.runs.interruption`)
             exc_info.exception, return_ok = BodyInterrupted(exc), True
         if not return_ok and isinstance(exc, MemoryError | SystemExit | KeyboardInterrupt):
-            self._context.netbox_traceback = exc_info.traceback
+            context_of(self).netbox_traceback = exc_info.traceback
         try:
             super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
         except MemoryError:

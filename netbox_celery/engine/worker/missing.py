@@ -18,6 +18,7 @@ from redis import Redis
 from ...config import get_config
 from ..calls.ids import canonical
 from ..calls.queues import is_reserved
+from ..internals import key_of_queue
 from ..store import lifecycle
 
 __all__ = (
@@ -138,7 +139,7 @@ def _held_by_broker(app, queues):
         # What went where no list can be is nowhere
         keys = [
             key for queue in queues if not is_reserved(queue) for priority in channel.priority_steps
-            if client.type(key := channel.global_keyprefix + channel._q_for_pri(queue, priority)) in (b'list', b'none')
+            if client.type(key := key_of_queue(channel, queue, priority)) in (b'list', b'none')
         ]
         if sum(client.llen(key) for key in keys) > MOST_MESSAGES:
             return None

@@ -18,7 +18,7 @@ import billiard
 import click
 from billiard.exceptions import WorkerLostError
 from celery import bootsteps, signals, states
-from celery._state import _set_task_join_will_block, task_join_will_block
+from celery._state import task_join_will_block
 from celery.app.task import Context
 from celery.exceptions import Ignore, TaskRevokedError
 from django.db import ProgrammingError, connections
@@ -32,6 +32,7 @@ from ..calls.visibility import warn_of_limits
 from ..catalogue import discovery
 from ..exceptions import BranchNotReady, IgnoredByWindow, RetryNotSent
 from ..identity import identity
+from ..internals import fixups, set_join_will_block
 from ..results.backend import describe, describe_failure, is_of_another
 from ..runs.claim import note_call, track_all_tasks
 from ..runs.interruption import is_interruption, tell_of_interruption
@@ -251,7 +252,7 @@ class Registration(bootsteps.StartStopStep):
     def stop(self, worker):
         _sign_off(worker)
         if not _workers:
-            _set_task_join_will_block(self._would_block)  # who waits for a result now is no task of a worker's
+            set_join_will_block(self._would_block)  # who waits for a result now is no task of a worker's
 
     terminate = stop
 
@@ -421,7 +422,7 @@ def _keep_connections(app):
     """
     for alias in connections:
         connections.settings[alias]['CONN_HEALTH_CHECKS'] = True
-    for fixup in app._fixups:
+    for fixup in fixups(app):
         if worker_fixup := getattr(fixup, 'worker_fixup', None):
             worker_fixup.db_reuse_max = sys.maxsize
 
@@ -437,7 +438,7 @@ def _close_connections(app):
         if not wrapper.in_atomic_block:
             wrapper.close()
     gc.collect()  # and those of threads that have ended
-    for fixup in app._fixups:
+    for fixup in fixups(app):
         if _workers or not (worker_fixup := getattr(fixup, 'worker_fixup', None)):
             continue
         worker_fixup.db_reuse_max = app.conf.get('CELERY_DB_REUSE_MAX', None)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from functools import wraps
 
 from celery.app.task import Context
-from celery.canvas import _chain
 from celery.utils.functional import maybe_list
 from django.db.models import Model
 from kombu.exceptions import EncodeError
@@ -16,6 +15,7 @@ from kombu.exceptions import EncodeError
 from ..calls.ids import IDS, canonical_ids
 from ..calls.options import OWN_DICT, OWN_PREFIX, is_own
 from ..calls.queues import refuse_reserved
+from ..internals import chain_type
 from ..store.branches import HEADER as BRANCH
 from ..store.branches import current, is_branch
 from ..store.payload import DEEPEST, check_depth, dumps
@@ -101,8 +101,8 @@ def forget_ids():
     Celery keeps the ID of the last step of the first start in the chain, and gives it to that of the next. By our
     claim, the last step would then run the first time only.
     """
-    if not hasattr(_chain.run, '__wrapped__'):
-        _chain.run = _without_trace(_chain.run)
+    if not hasattr(chain_type.run, '__wrapped__'):
+        chain_type.run = _without_trace(chain_type.run)
 
 
 def _without_trace(run):
