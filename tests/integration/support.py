@@ -223,6 +223,17 @@ class Worker(Program):
         """Send a task to this worker's queue and return its row when it has ended."""
         return ended(self.send(task, *args, **options), timeout)
 
+    def control(self, command, **arguments):
+        """Send it a command of Celery's remote control, again if it does not answer, and return what it answers.
+
+        A worker that has just said that it is ready may not listen yet: Redis keeps no such message for later.
+        """
+        name = self.row.name
+        answer, = until(lambda: app.control.broadcast(
+            command, arguments=arguments, destination=[name], reply=True, timeout=3
+        ))
+        return answer[name]
+
     def tracebacks(self):
         """Return the lines of its output that tell of errors of the engine's own."""
         return re.findall(r'^.*netbox_celery\.engine.*(?:ERROR|CRITICAL).*$', self.output, re.M)

@@ -7,7 +7,6 @@ import pytest
 from netbox_test_plugin import tasks
 
 from development.stack.instance import PLUGINS, Instance
-from netbox_celery.celery import app
 from netbox_celery.models import CeleryResult, CeleryTask
 from tests.integration.conftest import CONFIG
 
@@ -75,7 +74,7 @@ def test_pool(make_worker):
     worker = make_worker('scaled', options=['--autoscale=4,1']).start().ready()
     assert (worker.row.concurrency, worker.row.autoscale) == (4, {'min': 1, 'max': 4})
 
-    app.control.autoscale(5, 2, destination=[worker.row.name])
+    worker.control('autoscale', max=5, min=2)
     until(lambda: worker.row.concurrency == 5)
     assert worker.row.autoscale == {'min': 2, 'max': 5}
 
@@ -84,7 +83,7 @@ def test_grown_pool(shared_workers):
     """It also says how many processes it has been given, or has lost, since its start."""
     worker = shared_workers('prefork')
     assert (worker.row.concurrency, worker.row.autoscale) == (2, None)
-    app.control.pool_grow(2, destination=[worker.row.name])
+    worker.control('pool_grow', n=2)
     until(lambda: worker.row.concurrency == 4)
-    app.control.pool_shrink(2, destination=[worker.row.name])
+    worker.control('pool_shrink', n=2)
     until(lambda: worker.row.concurrency == 2)

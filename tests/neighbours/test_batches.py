@@ -111,7 +111,7 @@ def test_cancelled(batching):
     queue = f'batches-{uuid4().hex}'
     first, second = (app.send_task('batches:plain', (number,), queue=queue) for number in (1, 2))
     assert CeleryResult.objects.get(task_id=first.id).cancel()
-    app.control.add_consumer(queue, destination=[batching.row.name])
+    batching.control('add_consumer', queue=queue)
     assert second.get(timeout=20) == 4
     assert said(second) == ['one of 1']
     assert (ended(first).status, said(first)) == ('revoked', [])
