@@ -16,7 +16,7 @@ from django.utils.html import escape
 from django.utils.translation import gettext as _
 
 from .engine.exceptions import BranchNotReady
-from .engine.store import branches
+from .engine.store import branches, lifecycle
 from .engine.store.database import get_connection
 
 __all__ = (
@@ -35,11 +35,10 @@ FIND = f'SELECT {", ".join(COLUMNS)} FROM netbox_branching_branch WHERE schema_i
 PATIENCE = 60
 
 #: Runs whose worker is alive, and that are at work in a branch.
-AT_WORK = '''
-    SELECT run.id, run.name FROM netbox_celery_celeryresult AS run
-    JOIN netbox_celery_celeryworker AS worker ON worker.key = run.holder
-    WHERE run.completed IS NULL AND run.status = 'running' AND run.branch = %s
-        AND worker.stopped IS NULL AND worker.heartbeat > now() - make_interval(secs => %s)
+AT_WORK = f'''
+    SELECT run.id, run.name FROM {lifecycle.TABLE} AS run
+    WHERE run.completed IS NULL AND run.status = 'running' AND run.branch = %(branch)s
+        AND run.holder IN (SELECT key FROM {lifecycle.WORKERS} WHERE {lifecycle.ALIVE})
     ORDER BY run.id LIMIT 1
 '''
 #: Tables of ours in the schemas of branches.
@@ -232,7 +231,9 @@ def _at_work(branch):
     """Return in words what is at work in a branch, or an empty string."""
     from .config import get_config
 
-    found = get_connection().execute(AT_WORK, (branch.schema_id, get_config().worker_lost_after))
+    found = get_connection().execute(AT_WORK, {
+        'branch': branch.schema_id, 'lost_after': get_config().worker_lost_after, 'steady': float('inf'),
+    })
     if not found:
         return ''
     pk, name = found[0]

@@ -159,8 +159,14 @@ def make_task():
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """Let tests on real workers and browsers come last: their workers live on until the end, and would lend the others
-    a hand."""
+    """Try tests on real workers and browsers a second time: they have deadlines, and machines have bad moments.
+
+    The report counts them as rerun. One that fails now and then is to be looked at all the same. They come last: their
+    workers live on until the end, and would lend the others a hand.
+    """
+    for item in items:
+        if is_real(item) and not item.get_closest_marker('flaky'):
+            item.add_marker(pytest.mark.flaky(reruns=1))
     items.sort(key=is_real)
 
 

@@ -58,6 +58,11 @@ class Identity:
         self._last_beat = now
 
     @property
+    def steady_for(self):
+        """For how long this worker was heard without a break, seconds; infinite in a process that is no worker."""
+        return time.monotonic() - self._steady_since if self.key is not None else float('inf')
+
+    @property
     def can_judge(self):
         """Whether this worker may take the silence of others for their death.
 

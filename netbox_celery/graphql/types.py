@@ -227,6 +227,6 @@ class CeleryWorkerType(BaseObjectType):
     def not_loaded(self) -> JSON:
         return self.not_loaded
 
-    @strawberry_django.field(only=['heartbeat', 'stopped'])
+    @strawberry_django.field(only=['heartbeat', 'stopped', 'versions'])
     def is_alive(self) -> bool:
         return self.is_alive

@@ -78,7 +78,13 @@ class CeleryWorker(models.Model):
     def is_alive(self):
         """Whether the worker's last heartbeat is recent enough and it has not stopped."""
         age = (timezone.now() - self.heartbeat).total_seconds()
-        return self.stopped is None and age < get_config().worker_lost_after
+        return self.stopped is None and age < self.lost_after
+
+    @property
+    def lost_after(self):
+        """How long the worker may be silent, seconds: what its own settings say, as they say how often it is heard."""
+        own = self._beside_versions.get('lost_after')
+        return own if isinstance(own, int | float) else get_config().worker_lost_after
 
     @property
     def package_versions(self):

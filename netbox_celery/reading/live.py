@@ -6,15 +6,12 @@ with what lies between one click away; one who does not follow gets line after l
 """
 import re
 from dataclasses import dataclass, field
-from datetime import timedelta
 
 from django.db.models import Max
 from django.urls import NoReverseMatch
-from django.utils import timezone
 from django.utils.html import escape
 from django.utils.safestring import mark_safe
 
-from ..config import get_config
 from ..models import CeleryLogEntry, CeleryResult, CeleryWorker
 from ..models.about import find_type
 from .log import LogFilter, log_lines, read_log
@@ -131,8 +128,7 @@ def earlier_lines(result, user, *, before, wanted=LogFilter()):
 
 def is_worker_alive():
     """Whether there is a worker that could begin a run."""
-    since = timezone.now() - timedelta(seconds=get_config().worker_lost_after)
-    return CeleryWorker.objects.filter(stopped__isnull=True, heartbeat__gt=since).exists()
+    return any(worker.is_alive for worker in CeleryWorker.objects.filter(stopped=None).order_by('-heartbeat'))
 
 
 def _last(entries):

@@ -1,10 +1,8 @@
 """The queues that people can choose: those of tasks, settings and workers, and those that `allowed_queues` adds."""
 from collections.abc import Mapping
-from datetime import timedelta
 from fnmatch import fnmatchcase
 
 from celery.app.routes import MapRoute
-from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from ...config import get_config
@@ -37,9 +35,8 @@ def offered(app):
         'defaults__queue', flat=True
     )
     names.update(name for name in of_tasks if isinstance(name, str))
-    alive = timezone.now() - timedelta(seconds=get_config().worker_lost_after)
-    for consumed in CeleryWorker.objects.filter(stopped=None, heartbeat__gt=alive).values_list('queues', flat=True):
-        names.update(consumed)
+    for worker in CeleryWorker.objects.filter(stopped=None):
+        names.update(worker.queues if worker.is_alive else ())
     names = {getattr(name, 'name', name) for name in names}
     return sorted(name for name in names if isinstance(name, str) and not why_reserved(name, reserved_keys()))
 

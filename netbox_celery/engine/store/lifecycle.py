@@ -49,6 +49,11 @@ WINDOWS = 'netbox_celery_ignorewindow'
 
 #: Where a worker's row, among its versions, says what else is to be known of it: a name that no package has.
 WORKER_STATE = '@worker'
+#: How long a worker may be silent, seconds: what its own settings say, since these say how often it is heard as well.
+SILENCE = f"COALESCE((versions #>> '{{{WORKER_STATE},lost_after}}')::float, %(lost_after)s)"
+# GUARANTEE: a worker is not taken for dead before it was silent for as long as its own settings allow, nor by a worker
+# that was not heard itself for so long without a break (`steady`, seconds).
+ALIVE = f'stopped IS NULL AND (heartbeat > now() - make_interval(secs => {SILENCE}) OR {SILENCE} > %(steady)s)'
 
 #: Claims that a run's history keeps: the first ones, and the latest in the place of the last.
 MOST_ATTEMPTS = 100

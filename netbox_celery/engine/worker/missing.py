@@ -18,6 +18,7 @@ from redis import Redis
 from ...config import get_config
 from ..calls.ids import canonical
 from ..calls.queues import is_reserved
+from ..identity import identity
 from ..internals import key_of_queue
 from ..store import lifecycle
 
@@ -42,8 +43,8 @@ SUSPECTS = f"""
     ORDER BY id LIMIT {MOST_MESSAGES}
 """
 DEAD = f"""
-    SELECT key, heartbeat, queues FROM {lifecycle.WORKERS}
-    WHERE stopped IS NULL AND heartbeat <= now() - make_interval(secs => %(lost_after)s)
+    SELECT key, heartbeat, queues, COALESCE((versions #>> '{{{lifecycle.WORKER_STATE},interval}}')::float, %(interval)s)
+    FROM {lifecycle.WORKERS} WHERE stopped IS NULL AND NOT ({lifecycle.ALIVE})
 """
 # It may have fetched something for as long as it did not miss a heartbeat.
 FETCHED = f"""
@@ -93,13 +94,15 @@ def find_fetched(connection, app, settled):
         settled: Keys of the dead workers that were looked at, a set that is kept from look to look.
     """
     config = get_config()
-    dead = connection.execute(DEAD, {'lost_after': config.worker_lost_after})
+    dead = connection.execute(DEAD, {
+        'lost_after': config.worker_lost_after, 'steady': identity.steady_for, 'interval': config.heartbeat_interval,
+    })
     new = [worker for worker in dead if worker[0] not in settled]
     fetched = {}
-    for __, heartbeat, queues in new:
+    for __, heartbeat, queues, interval in new:
         fetched.update(connection.execute(FETCHED, {
             'heartbeat': heartbeat, 'queues': queues if isinstance(queues, list) else json.loads(queues),
-            'interval': 2 * config.heartbeat_interval,
+            'interval': 2 * interval,
         }))
     if fetched and (held := _held_by_workers(app)):
         found = connection.execute(UNSEND, ([id for id, task_id in fetched.items() if task_id in held],))

@@ -152,6 +152,7 @@ def describe_worker(worker):
     pool = worker.pool_cls if isinstance(worker.pool_cls, str) else worker.pool_cls.__module__
     pool = pool.split(':')[0].rsplit('.', 1)[-1]
     concurrency, autoscale = concurrency_of(worker, pool)
+    config = get_config()
     return {
         'key': identity.key,
         'name': identity.name,
@@ -161,7 +162,8 @@ def describe_worker(worker):
         'concurrency': concurrency,
         'queues': dumps(sorted([*worker.app.amqp.queues.consume_from])),
         'versions': dumps(_versions() | {lifecycle.WORKER_STATE: {
-            'autoscale': autoscale, 'not_loaded': [failure.as_dict() for failure in discovery.failures()],
+            'autoscale': autoscale, 'lost_after': config.worker_lost_after, 'interval': config.heartbeat_interval,
+            'not_loaded': [failure.as_dict() for failure in discovery.failures()],
         }}),
     }
 

@@ -56,7 +56,7 @@ LEFT_OUT = 300
 
 ALIVE = f"""
     SELECT key FROM {lifecycle.WORKERS}
-    WHERE stopped IS NULL AND heartbeat > now() - make_interval(secs => %(lost_after)s)
+    WHERE {lifecycle.ALIVE}
 """
 #: A run, as `_let_go` takes it.
 RUN = 'task_id, celery_name, claims, nesting, status'
@@ -182,7 +182,8 @@ def close_lost(connection, app):
     """Requeue the runs of dead workers whose tasks asked for it (`acks_late`), and end the others."""
     found = connection.execute(LOST, {
         # What this worker holds it knows better than a row that may just have been deleted (`close_abandoned`)
-        'own': identity.key, 'lost_after': get_config().worker_lost_after, 'left_out': _lost.ids(),
+        'own': identity.key, 'lost_after': get_config().worker_lost_after, 'steady': identity.steady_for,
+        'left_out': _lost.ids(),
     })
     _lost.each(found, lambda row: _let_go(connection, app, row[:-1], f'The worker {row[-1]} that ran it was lost'))
 

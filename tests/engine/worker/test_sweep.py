@@ -37,7 +37,7 @@ def registered(make_task):
 
 @pytest.fixture(autouse=True)
 def identity(monkeypatch):
-    monkeypatch.setattr(sweep, 'identity', SimpleNamespace(key=ME, name='me', can_judge=True))
+    monkeypatch.setattr(sweep, 'identity', SimpleNamespace(key=ME, name='me', can_judge=True, steady_for=float('inf')))
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +93,19 @@ def test_runs_of_dead_workers(shared, backend):
     assert {(now(run).status, run.reason) for run in ends} == {('errored', 'worker_lost')}
     assert {(now(run).status, run.sent) for run in waits} == {('pending', None)}
     assert {call.args for call in backend.call_args_list} == {(str(run.task_id), 'FAILURE') for run in ends}
+
+
+@pytest.mark.parametrize('silent, steady, is_lost', [(60, 1_000, False), (160, 1_000, True), (160, 50, False)])
+def test_worker_with_settings_of_its_own(shared, monkeypatch, silent, steady, is_lost):
+    """Who says that it is heard once a minute is not taken for dead by those who are heard every second."""
+    monkeypatch.setattr(sweep.identity, 'steady_for', steady)
+    slow = make_worker(
+        versions={'@worker': {'lost_after': 100}}, heartbeat=timezone.now() - timedelta(seconds=silent)
+    )
+    run = make_result('running', celery_name='tests:early', holder=slow.key, claims=1, attempts=[{}])
+    sweep.close_lost(shared, app)
+    run.refresh_from_db()
+    assert (run.status == 'errored', slow.is_alive) == (is_lost, silent < 100)
 
 
 @pytest.mark.parametrize('message, status', [
