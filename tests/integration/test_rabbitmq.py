@@ -1,5 +1,6 @@
 """RabbitMQ as the broker, with classic and with quorum queues: what holds with Redis holds there."""
 import os
+import time
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from uuid import uuid4
@@ -180,13 +181,14 @@ def test_restart(place, gate):
 
 def test_worker_and_broker_killed(place, make_worker, gate):
     """A worker and RabbitMQ are killed together: the next worker finds all that waits, and each run has one end."""
-    if place.kind == 'quorum':
-        pytest.skip('RabbitMQ 3.10 leaves a quorum queue without a leader that it made moments before it is killed')
     victim = make_worker(f'both-{place.kind}', instance=place.instance).start().ready()
     late, early = victim.send(tasks.hold_late, gate), victim.send(tasks.hold, gate)
     until(lambda: notes(late.id) and notes(early.id))
     queued = [victim.send(tasks.echo, number) for number in range(10)]
     until(lambda: f'{queued[0].id}] received' in victim.output)
+    if place.kind == 'quorum':
+        # RabbitMQ 3.10 leaves a quorum queue without a leader that it made a moment before it is killed
+        time.sleep(10)
 
     victim.kill()
     place.broker.crash()
