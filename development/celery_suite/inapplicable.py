@@ -1,4 +1,5 @@
-"""What of Celery's tests cannot apply: files, or single tests as pytest names them, each with the reason."""
+"""What of Celery's tests cannot apply, or wants what the plugin does otherwise on purpose: files, or single tests as
+pytest names them, each with the reason."""
 
 __all__ = (
     'INAPPLICABLE',
@@ -16,9 +17,13 @@ INAPPLICABLE: dict[str, str] = {
     't/integration/test_events_state_memory_leak.py': OWN_APP,
     't/integration/test_logfile_format.py': OWN_APP,
     't/integration/test_mem_leak_in_exception_handling.py': OWN_APP,
+    't/integration/test_loader.py::test_loader::test_autodiscovery__when_packages_do_not_exist':
+        'wants a package that cannot be imported to stop the process: here the others go on',
     't/integration/test_request_backend_down.py': OWN_APP,
     't/integration/test_security.py': 'signs messages (`auth`): only JSON is accepted from the broker',
     't/integration/test_serialization.py': 'wants pickle and YAML: only JSON is accepted from the broker',
+    't/integration/test_tasks.py::test_tasks::test_revoked_by_headers_complex_canvas':
+        'sends one frozen signature while it is under way: here the second call is refused (`TaskConflict`)',
     't/integration/test_upgrade.py': OWN_APP,
     't/integration/test_worker.py::test_concurrency_auto_sizes_prefork_pool': OWN_APP,
     't/integration/test_worker.py::test_django_fixup_direct_worker': OWN_APP,

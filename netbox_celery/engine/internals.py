@@ -3,11 +3,11 @@
 Read in Celery 5.7 and Kombu 5.7: `tests/engine/test_internals.py` fails when one of these names is gone, or takes other
 arguments, and when a module of ours uses another one. What our classes override of theirs is in `OVERRIDDEN`.
 """
+import sys
 import threading
 from contextlib import ExitStack, contextmanager
 
 from celery import Celery, _state, canvas, result
-from celery.backends import redis
 from celery.utils import functional
 
 __all__ = (
@@ -58,6 +58,8 @@ OVERRIDDEN = {
     },
     'kombu.transport.virtual.base:Transport': {'_deliver': '(self, message, queue)'},
 }
+#: Names of functions about waiting for results, which modules of Celery import from each other.
+JOINING = {'allow_join_result', 'denied_join_result', 'task_join_will_block'}
 #: What our classes use of theirs beside that.
 USED = {
     'celery.app.base:Celery': ('_conf', '_preconf', '_tasks'),
@@ -194,15 +196,34 @@ def _task_join_will_block():
     return _state.task_join_will_block() if _thread.blocks is None else _thread.blocks
 
 
-def _set_task_join_will_block(blocks):
-    _thread.blocks = None if blocks == _state.task_join_will_block() else blocks
+@contextmanager
+def _blocking(blocks):
+    before, _thread.blocks = _thread.blocks, blocks
+    try:
+        yield
+    finally:
+        _thread.blocks = before
+
+
+def _allow_join_result():
+    return _blocking(False)
+
+
+def _denied_join_result():
+    return _blocking(True)
 
 
 def join_by_thread():
-    """Let each thread have a flag of its own that says whether it may wait for results.
+    """Let each thread say for itself that it may wait for results, or may not.
 
     `allow_join_result()` and `denied_join_result()` of `celery.result` set one flag for the whole process. In a pool of
     threads, one that has put a chord together takes the permission of all others back: these then fail their chords.
     """
-    result.task_join_will_block = redis.task_join_will_block = _task_join_will_block
-    result._set_task_join_will_block = _set_task_join_will_block
+    ours = {
+        result.allow_join_result: _allow_join_result, result.denied_join_result: _denied_join_result,
+        _state.task_join_will_block: _task_join_will_block,
+    }
+    for name, module in list(sys.modules.items()):
+        if name.partition('.')[0] == 'celery' and module is not _state:
+            for attribute in JOINING & vars(module).keys():
+                setattr(module, attribute, ours.get(getattr(module, attribute), getattr(module, attribute)))

@@ -2,6 +2,7 @@
 import ast
 import inspect
 import re
+import sys
 import textwrap
 import threading
 from importlib import import_module
@@ -12,7 +13,6 @@ import pytest
 from celery import _state, chain, result
 from celery.app.task import Context
 from celery.backends import redis
-from celery.result import allow_join_result, assert_will_not_block, denied_join_result
 from celery.schedules import crontab
 from celery.utils.functional import regen
 
@@ -50,7 +50,7 @@ def test_join_by_thread(blocks):
     inside, leave = threading.Event(), threading.Event()
 
     def other():
-        with allow_join_result():
+        with result.allow_join_result():
             inside.set()
             leave.wait(10)
 
@@ -58,39 +58,47 @@ def test_join_by_thread(blocks):
     thread.start()
     assert inside.wait(10)
     with pytest.raises(RuntimeError, match='Never call result.get'):
-        assert_will_not_block()
-    with allow_join_result():
+        result.assert_will_not_block()
+    with result.allow_join_result():
         leave.set()
         thread.join()
-        assert_will_not_block()
-        with denied_join_result():
+        result.assert_will_not_block()
+        with result.denied_join_result():
             assert redis.task_join_will_block()
             assert in_thread(result.task_join_will_block)
-        assert_will_not_block()
+        result.assert_will_not_block()
     assert in_thread(result.task_join_will_block)
     with pytest.raises(RuntimeError):
-        assert_will_not_block()
+        result.assert_will_not_block()
 
 
 def test_what_celery_says_of_the_process(blocks):
     """It holds for each thread that says nothing else."""
-    with allow_join_result():
+    with result.allow_join_result():
         pass
     assert result.task_join_will_block()
     _state._set_task_join_will_block(False)
-    assert_will_not_block()
-    with denied_join_result():
+    result.assert_will_not_block()
+    with result.denied_join_result():
         assert result.task_join_will_block()
     assert not result.task_join_will_block()
 
 
-def test_still_there():
-    """Celery's own functions look the flag up where it is changed."""
-    for function in (allow_join_result, denied_join_result):
-        names = function.__wrapped__.__code__.co_names
-        assert {'task_join_will_block', '_set_task_join_will_block'} <= set(names)
-        assert function.__wrapped__.__globals__ is vars(result)
-    assert 'task_join_will_block' in redis.RedisBackend.on_task_call.__code__.co_names
+def test_everywhere(app):
+    """No module of Celery's that this process has imported has kept the functions that it had."""
+    assert app.backend and {'celery.canvas', 'celery.app.task', 'celery.backends.redis'} <= sys.modules.keys()
+    theirs = [
+        (name, attribute) for name, module in sys.modules.items() for attribute in internals.JOINING
+        if name.partition('.')[0] == 'celery' and module is not _state
+        and getattr(vars(module).get(attribute), '__module__', internals.__name__) != internals.__name__
+    ]
+    assert theirs == []
+
+
+def test_set_for_the_process(blocks):
+    """Celery's own test worker lets all threads of the process wait."""
+    result._set_task_join_will_block(False)
+    assert not in_thread(result.task_join_will_block)
 
 
 # Private names
