@@ -3,6 +3,7 @@ from uuid import uuid4
 
 import pytest
 from celery import signature
+from django.db import OperationalError
 
 from netbox_celery.celery import app
 from netbox_celery.engine.runs.errbacks import note_errbacks
@@ -65,8 +66,6 @@ def test_nothing_to_note():
 
 def test_database_that_is_away(monkeypatch, caplog):
     """The end of the run goes on without the note."""
-    from django.db import OperationalError
-
     def away():
         raise OperationalError('away')
     monkeypatch.setattr('netbox_celery.engine.runs.errbacks.get_connection', away)
