@@ -10,6 +10,7 @@ from functools import cached_property, partial
 
 import django
 from celery import Celery
+from celery.app.backends import by_url
 from django.apps import apps
 from kombu.transport import TRANSPORT_ALIASES
 
@@ -30,8 +31,7 @@ from .engine.calls.queues import RefuseReserved  # noqa: E402
 from .engine.catalogue import discovery  # noqa: E402
 from .engine.identity import identity  # noqa: E402
 from .engine.internals import drop_default_app, join_by_thread, registered  # noqa: E402
-from .engine.results.backend import tracking  # noqa: E402
-from .engine.results.upstream import with_upstream  # noqa: E402
+from .engine.results.layers import tracked_backend  # noqa: E402
 from .engine.sending.enqueue import send  # noqa: E402
 from .engine.sending.publish import publish  # noqa: E402
 from .engine.workflows.canvas import forget_ids  # noqa: E402
@@ -72,7 +72,8 @@ class NetBoxCelery(Celery):
         return super().__reduce__()
 
     def _get_backend(self):
-        return tracking(with_upstream(super()._get_backend()))
+        backend, url = by_url(self.backend_cls or self.conf.result_backend, self.loader)
+        return tracked_backend(backend)(app=self, url=url)
 
     def finalize(self, auto=False):
         """Make tasks of what decorators have collected (see `Celery.finalize`), and go on after one that fails."""
@@ -138,14 +139,19 @@ def _load_settings():
     return broker.celery_settings(settings.REDIS['tasks'], get_config(), settings.TIME_ZONE)
 
 
-TRANSPORT_ALIASES.update(broker.TRANSPORTS)
-join_by_thread()
-forget_ids()
-spell_results(NetBoxCelery)
-
-# Who patches this process for greenlets asks each object for its class, also Celery's stand-in for the current app,
-# which then makes one
-drop_default_app()
+#: What is changed in modules of Celery and Kombu, for all that use them in this process. Workers change more: the pool
+#: of processes (`engine.worker.pool`), and commands of the remote control (`engine.calls.ids`).
+PATCHES = (
+    partial(TRANSPORT_ALIASES.update, broker.TRANSPORTS),  # Redis, with channels that outlive its loss
+    join_by_thread,  # a thread that may wait for results says so for itself alone
+    forget_ids,  # a chain can be started more than once
+    partial(spell_results, NetBoxCelery),  # a result knows its run by whatever spelling of the ID
+    # Who patches this process for greenlets asks each object for its class, also Celery's stand-in for the current app,
+    # which then makes one
+    drop_default_app,
+)
+for patch in PATCHES:
+    patch()
 
 app = NetBoxCelery('netbox_celery')
 bind(app)

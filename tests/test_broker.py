@@ -7,7 +7,7 @@ from kombu import Connection
 
 from netbox_celery.broker import celery_settings, speaks_redis
 from netbox_celery.config import Config
-from netbox_celery.engine.results.backend import tracking
+from netbox_celery.engine.results.layers import tracked_backend
 
 ODD = ('p@ss:w/o%72d?#& é"\'\\+=~;,', '%41', '/', '@', ':', '#', ';', ' ', 'None', '0', 'x' * 300, '\n\t', '日本')
 
@@ -20,7 +20,7 @@ def of_backend(redis, **config):
     """Return how the result backend connects."""
     app = Celery('t', set_as_current=False)
     app.conf.update(settings(redis, **config))
-    return tracking(app.backend).connparams
+    return tracked_backend(type(app.backend))(app=app, url=app.conf.result_backend).connparams
 
 
 @pytest.mark.parametrize('secret', ODD)

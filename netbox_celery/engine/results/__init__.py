@@ -1,5 +1,5 @@
 """The result backend: Celery reports here how a task ended, and this writes it into the row.
 
-Its layers, from the outside in: `TrackingMixin` and `StoringMixin` (`backend`), `RowResultsMixin` (`rowresults`),
-`ChordsMixin` (`chords`), `UpstreamMixin` (`upstream`), and the backend that is configured.
+`layers` has the order of the layers over the backend that is configured: `TrackingMixin` and `StoringMixin`
+(`backend`), `RowResultsMixin` (`rowresults`), `ChordsMixin` (`chords`) and `UpstreamMixin` (`upstream`).
 """

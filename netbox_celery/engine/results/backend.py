@@ -1,9 +1,10 @@
 """The result backend hears every end of a task before anyone can see it: so this is where the row gets its end.
 
-`tracking()` puts a mixin over whatever backend is configured. Celery calls `mark_as_done`, `mark_as_failure`,
-`mark_as_retry` and `mark_as_revoked` in a worker's child (with the request that it traced, which carries the claimed
-run) and in its parent (with a context of its own, for a lost child, a time limit, a revoke), also when the result is
-ignored. The row is written first and the result second: what can be seen has been recorded.
+`netbox_celery.engine.results.layers` puts these layers over whatever backend is configured. Celery calls
+`mark_as_done`, `mark_as_failure`, `mark_as_retry` and `mark_as_revoked` in a worker's child (with the request that it
+traced, which carries the claimed run) and in its parent (with a context of its own, for a lost child, a time limit, a
+revoke), also when the result is ignored. The row is written first and the result second: what can be seen has been
+recorded.
 """
 import logging
 import sys
@@ -11,8 +12,7 @@ import traceback as traceback_module
 
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from celery import states
-from celery.backends.base import BaseKeyValueStoreBackend, decompress_payload
-from celery.backends.redis import RedisBackend
+from celery.backends.base import decompress_payload
 from celery.exceptions import (
     ChordError,
     MaxRetriesExceededError,
@@ -60,12 +60,12 @@ from ..store.payload import (
     whole_number,
 )
 from ..store.recorder import recorder
-from .chords import ChordsMixin
 from .rowresults import RowResultsMixin
 
 __all__ = (
+    'StoringMixin',
+    'TrackingMixin',
     'is_of_another',
-    'tracking',
 )
 
 logger = logging.getLogger(__name__)
@@ -104,17 +104,6 @@ FAILURES = (
 
 #: Why `Task.retry()` could not send the next attempt.
 UNSENT = (OperationalError, EncodeError, QueueNotFound, QueueRefused, OutOfRange)
-
-
-def tracking(backend):
-    """Return the backend with tracking, as an instance of a subclass of its class."""
-    mixins = (TrackingMixin,)
-    if isinstance(backend, BaseKeyValueStoreBackend):
-        mixins += (StoringMixin,)
-    if isinstance(backend, RedisBackend):
-        mixins += (RowResultsMixin, ChordsMixin)
-    backend.__class__ = type(f'Tracking{type(backend).__name__}', (*mixins, type(backend)), {})
-    return backend
 
 
 class TrackingMixin:

@@ -39,7 +39,6 @@ from ..workflows.requests import load_requests
 __all__ = (
     'UpstreamMixin',
     'is_tracked_step',
-    'with_upstream',
 )
 
 logger = logging.getLogger(__name__)
@@ -96,12 +95,6 @@ def _noting(**values):
 def _blaming(task_id, request=None):
     """Say which run is at fault for what is closed meanwhile."""
     return _noting(culprit=task_id, request=_thread.request or request)
-
-
-def with_upstream(backend):
-    """Return the backend as one that closes steps which will never run."""
-    backend.__class__ = type(type(backend).__name__, (UpstreamMixin, type(backend)), {})
-    return backend
 
 
 class UpstreamMixin:

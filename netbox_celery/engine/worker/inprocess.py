@@ -22,8 +22,7 @@ from kombu.serialization import dumps
 from ..catalogue import registry
 from ..identity import identity
 from ..internals import backend_replaced, fixups, producer_pool_replaced, replaced
-from ..results.backend import tracking
-from ..results.upstream import with_upstream
+from ..results.layers import tracked_backend
 from ..runs import claim, loghandler
 from ..store.database import CallersConnection, use_connection
 from ..store.recorder import recorder
@@ -115,7 +114,7 @@ def in_process(app):
             stack.callback(identity.leave)
             stack.callback(loghandler.remove_log_handler)
         stack.enter_context(producer_pool_replaced(app, ProducerPool(app.producer_pool, messages)))
-        backend = tracking(with_upstream(CacheBackend(app=app, url='memory://')))
+        backend = tracked_backend(CacheBackend)(app=app, url='memory://')
         stack.enter_context(backend_replaced(app, backend))
         stack.enter_context(_without_fixups(app))
         yield messages
