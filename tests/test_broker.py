@@ -3,6 +3,7 @@ import ssl
 
 import pytest
 from celery import Celery
+from celery.app.backends import by_url
 from kombu import Connection
 
 from netbox_celery.broker import celery_settings, speaks_redis
@@ -20,7 +21,8 @@ def of_backend(redis, **config):
     """Return how the result backend connects."""
     app = Celery('t', set_as_current=False)
     app.conf.update(settings(redis, **config))
-    return tracked_backend(type(app.backend))(app=app, url=app.conf.result_backend).connparams
+    cls, url = by_url(app.conf.result_backend, app.loader)
+    return tracked_backend(cls)(app=app, url=url).connparams
 
 
 @pytest.mark.parametrize('secret', ODD)

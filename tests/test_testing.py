@@ -103,7 +103,8 @@ def test_failures(run_task, make_task):
         with pytest.raises(raised):
             run.raise_for_error()
     assert 'in body' in run_task(task, 'errored').traceback
-    assert run_task(task, 'exit').status == 'errored'
+    left = run_task(task, 'exit')
+    assert (left.status, type(left.exception), left.exception.code) == ('errored', SystemExit, 3)
 
 
 def test_retries(run_task, make_task):

@@ -21,6 +21,19 @@ __all__ = (
 )
 
 
+def _made_again(cls, args, values):
+    exc = cls.__new__(cls, *args)
+    exc.__dict__.update(values)
+    return exc
+
+
+class Picklable:
+    """An exception that a process can hand to another one, whatever it takes to make one."""
+
+    def __reduce__(self):
+        return _made_again, (type(self), self.args, self.__dict__)
+
+
 class TaskFailed(Exception):
     """Raised by a task to say that it failed, as `core.exceptions.JobFailed` is by NetBox's jobs.
 
@@ -32,7 +45,7 @@ class BranchNotReady(CeleryError):
     """The branch of NetBox's data in which something is to run is not ready: merged, archived, deleted, ..."""
 
 
-class BodyInterrupted(Exception):
+class BodyInterrupted(Picklable, Exception):
     """A body has left by an exception that is no `Exception`: `SystemExit`, `asyncio.CancelledError` and the like.
 
     It stands for that one wherever the original would be taken for an order to whoever sees it: to a program that waits
@@ -51,7 +64,7 @@ def _line(exc):
     return f'{type(exc).__name__}: {text}' if text else type(exc).__name__
 
 
-class DatabaseReadOnly(CeleryError, InternalError):
+class DatabaseReadOnly(Picklable, CeleryError, InternalError):
     """Something was refused, and nothing was sent, because the database can be read and not written.
 
     So it is in NetBox's maintenance mode, on a standby, and in a read-only transaction. For NetBox it is the error that
@@ -89,7 +102,7 @@ class NotJSON(EncodeError, TypeError):
     """Data of a run, or a result that a task has set itself, cannot be written as JSON, or is nested too deeply."""
 
 
-class RetryNotSent(Exception):
+class RetryNotSent(Picklable, Exception):
     """A task raised `celery.exceptions.Retry` by itself: nothing was sent that would run it again."""
 
     def __init__(self):
@@ -100,7 +113,7 @@ class IgnoredByWindow(Ignore):
     """A run whose task has succeeded a short time ago (`ignore_task_after_success`)."""
 
 
-class InvalidArguments(ValueError):
+class InvalidArguments(Picklable, ValueError):
     """Arguments do not fit a task. `errors` says what is wrong, by parameter (`__all__` for the call as a whole)."""
 
     def __init__(self, errors):
@@ -110,7 +123,7 @@ class InvalidArguments(ValueError):
         self.errors = errors
 
 
-class TaskConflict(CeleryError):
+class TaskConflict(Picklable, CeleryError):
     """A call with `on_conflict="fail"` whose key has as many runs under way as it may. `task_id` is one of them.
 
     Or a call with the ID of a run that has not ended: `task_id`.

@@ -31,8 +31,8 @@ def alternatives(annotation):
     """
     try:
         return tuple(_alternatives(ast.parse(annotation.strip(), mode='eval').body))
-    except (SyntaxError, ValueError, TypeError, RecursionError):
-        return ()
+    except (MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
+        return ()  # Python's parser has no more than so much room for what is nested
 
 
 def _alternatives(node):

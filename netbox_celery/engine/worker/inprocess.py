@@ -153,10 +153,14 @@ def execute_message(app, message):
         The exception that the attempt has ended by, or `None`.
     """
     task = app.tasks[message.headers['task']]
-    outcome = []
+    outcome, left_by = [], []
 
     def trace(*args, **kwargs):
-        outcome.append(trace_task_ret(*args, app=app, **kwargs))
+        try:
+            outcome.append(trace_task_ret(*args, app=app, **kwargs))
+        except BaseException as exc:
+            left_by.append(exc)  # the pool keeps it to itself
+            raise
         return outcome[0]
 
     cls = create_request_cls(tolerant(Request), task, Pool, NODE, None, trace=trace, app=app)
@@ -165,6 +169,8 @@ def execute_message(app, message):
             cls(message, app=app, hostname=NODE, task=task).execute_using_pool(Pool)
         except (TaskRevokedError, SystemExit) as exc:
             return exc
+    if left_by:
+        return left_by[0]
     failed, info, __ = outcome[0] if outcome else (0, None, None)
     exc = info.exception if failed and isinstance(info, ExceptionInfo) else None
     return exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
