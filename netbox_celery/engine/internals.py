@@ -190,10 +190,12 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
+#: What Celery says of the whole process.
+_process_join_will_block = _state.task_join_will_block
 
 
 def _task_join_will_block():
-    return _state.task_join_will_block() if _thread.blocks is None else _thread.blocks
+    return _process_join_will_block() if _thread.blocks is None else _thread.blocks
 
 
 @contextmanager
@@ -221,9 +223,9 @@ def join_by_thread():
     """
     ours = {
         result.allow_join_result: _allow_join_result, result.denied_join_result: _denied_join_result,
-        _state.task_join_will_block: _task_join_will_block,
+        _process_join_will_block: _task_join_will_block,
     }
     for name, module in list(sys.modules.items()):
-        if name.partition('.')[0] == 'celery' and module is not _state:
+        if name.partition('.')[0] == 'celery':
             for attribute in JOINING & vars(module).keys():
                 setattr(module, attribute, ours.get(getattr(module, attribute), getattr(module, attribute)))
