@@ -157,6 +157,16 @@ def make_task():
         app.tasks.pop(name, None)
 
 
+@pytest.fixture
+def eager():
+    """Let calls run here and now, as a setting of Celery's says."""
+    from netbox_celery.celery import app
+
+    app.conf.task_always_eager = True
+    yield
+    app.conf.task_always_eager = False
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     """Try tests on real workers and browsers a second time: they have deadlines, and machines have bad moments.

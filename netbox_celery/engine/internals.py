@@ -5,7 +5,7 @@ arguments, and when a module of ours uses another one. What our classes override
 """
 import sys
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from celery import Celery, _state, canvas, result
 from celery.utils import functional
@@ -166,13 +166,10 @@ def producer_pool_replaced(app, pool):
     return replaced(app.amqp, '_producer_pool', pool)
 
 
-@contextmanager
 def backend_replaced(app, backend):
     """Let an app have another result backend meanwhile: that of the process, or this thread's."""
     is_shared = vars(app).get('_backend_cache') is not None
-    with ExitStack() as stack:
-        stack.enter_context(replaced(*((app, '_backend_cache') if is_shared else (app._local, 'backend')), backend))
-        yield
+    return replaced(*((app, '_backend_cache') if is_shared else (app._local, 'backend')), backend)
 
 
 def drop_default_app():

@@ -106,3 +106,17 @@ def configured():
         app.conf.changes.pop(name, None)
     app.conf.update(before)
     app.__dict__.pop('amqp', None)
+
+
+@pytest.fixture
+def identity(monkeypatch):
+    """Be the main process of a worker that has just started, to what speaks for it."""
+    from netbox_celery.engine.identity import Identity
+    from netbox_celery.engine.runs import reports
+    from netbox_celery.engine.worker import presence
+
+    identity = Identity()
+    identity.take('w@host')
+    for module in (reports, presence):
+        monkeypatch.setattr(module, 'identity', identity)
+    return identity

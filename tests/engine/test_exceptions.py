@@ -59,7 +59,7 @@ def test_who_catches_it(name, base):
 @pytest.mark.parametrize('exc', [
     exceptions.TaskFailed('no'), exceptions.BodyInterrupted(SystemExit(3)), exceptions.OutOfMemory(MemoryError('x')),
     exceptions.NotHandedOver('x'), exceptions.IgnoredByWindow('x'),
-    exceptions.BodyInterrupted(SystemExit(3)), exceptions.DatabaseReadOnly('x was not sent'), exceptions.RetryNotSent(),
+    exceptions.DatabaseReadOnly('x was not sent'), exceptions.RetryNotSent(),
     exceptions.InvalidArguments({'device': 'is required'}),
 ], ids=lambda exc: type(exc).__name__)
 def test_pickled(exc):

@@ -9,13 +9,6 @@ from netbox_celery.engine.identity import Identity
 
 
 @pytest.fixture
-def identity():
-    identity = Identity()
-    identity.take('w@host')
-    return identity
-
-
-@pytest.fixture
 def config(monkeypatch):
     config = SimpleNamespace(heartbeat_interval=0.05, worker_lost_after=0.4, sweep_interval=0.05)
     monkeypatch.setattr(identities, 'get_config', lambda: config)

@@ -75,13 +75,6 @@ def test_untracked_calls(call):
     assert not CeleryResult.objects.exists()
 
 
-@pytest.fixture
-def eager():
-    app.conf.task_always_eager = True
-    yield
-    app.conf.task_always_eager = False
-
-
 def test_eager(eager):
     """In eager mode calls run here and now, without a row."""
     assert tasks.whoami.delay().get()['row'] is None

@@ -1,6 +1,5 @@
 """The tasks that this process has registered, and what their code says of them."""
 import inspect
-import logging
 from functools import cache
 
 from celery.app.registry import TaskRegistry
@@ -18,8 +17,6 @@ __all__ = (
     'parameters',
     'registered_tasks',
 )
-
-logger = logging.getLogger(__name__)
 
 
 #: Execution options of a task that the catalogue shows, if the code sets them.

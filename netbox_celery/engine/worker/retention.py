@@ -3,7 +3,6 @@ lost if it is stopped in the middle. Whoever goes on with it, finds the rest.
 
 Nobody's change log is written, and no signal is sent: it is housekeeping, as that of NetBox's jobs.
 """
-import logging
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -22,8 +21,6 @@ __all__ = (
     'prune',
     'retention_days',
 )
-
-logger = logging.getLogger(__name__)
 
 #: Key of the advisory lock ("prune" on a phone's keys).
 LOCK = 77863

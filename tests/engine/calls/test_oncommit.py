@@ -91,13 +91,6 @@ def test_untracked(task):
     assert not CeleryResult.objects.exists()
 
 
-@pytest.fixture
-def eager():
-    app.conf.task_always_eager = True
-    yield
-    app.conf.task_always_eager = False
-
-
 def test_eager(task, eager):
     """In eager mode the task runs on commit, and not before."""
     with transaction.atomic():

@@ -5,7 +5,6 @@ from uuid import uuid4
 import pytest
 from django.db import DataError, OperationalError, ProgrammingError
 
-from netbox_celery.engine.identity import Identity
 from netbox_celery.engine.runs import reports
 from tests.factories import make_result
 
@@ -16,14 +15,6 @@ RUN = str(uuid4())
 def nothing_deferred():
     yield
     reports._deferred.clear()
-
-
-@pytest.fixture
-def identity(monkeypatch):
-    identity = Identity()
-    identity.take('w@host')
-    monkeypatch.setattr(reports, 'identity', identity)
-    return identity
 
 
 @pytest.mark.parametrize('unusable', [OperationalError, ProgrammingError])

@@ -8,18 +8,9 @@ from django.db import connection
 from development.stack.processes import wait_until
 from netbox_celery.celery import app
 from netbox_celery.engine.catalogue import discovery
-from netbox_celery.engine.identity import Identity
 from netbox_celery.engine.worker import presence
 from netbox_celery.engine.worker.presence import Presence
 from netbox_celery.models import CeleryWorker
-
-
-@pytest.fixture
-def identity(monkeypatch):
-    identity = Identity()
-    identity.take('w@host')
-    monkeypatch.setattr(presence, 'identity', identity)
-    return identity
 
 
 @pytest.fixture
