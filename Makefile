@@ -61,9 +61,10 @@ bench: venv ## Measure against bare Celery: make bench, or make bench ARGS="drai
 check: lint types migrations-check compose-check docs wheel-check ## All that can be checked without running a test
 
 .PHONY: lint
-lint: venv ## NetBox's rules of style, and which way imports go
+lint: venv ## Check style (NetBox's rules), the direction of imports, and spelling
 	$(VENV_PYTHON) -m ruff check
 	.venv/bin/lint-imports --no-cache
+	git ls-files -z | xargs -0 .venv/bin/codespell
 
 .PHONY: types
 types: venv ## The types of what plugin authors import
