@@ -31,7 +31,7 @@ PAGES = [ROOT / 'README.md', ROOT / 'CHANGELOG.md', ROOT / 'SECURITY.md', *sorte
 #: Pages for those who change the plugin: they name its folders, and files of Celery's.
 INSIDE = {
     page for page in PAGES
-    if page.parent.name == 'development' or page.name in {'contributing.md', 'how-it-works.md', 'compatibility.md'}
+    if page.parent.name == 'development' or page.name in {'contributing.md', 'how-it-works.md'}
 }
 #: What the paths on these pages start from.
 FOLDERS = (
@@ -82,7 +82,7 @@ def test_statuses():
 
 def test_reasons():
     documented = {
-        row[0].strip('`| '): row[1].rstrip(' |') for row in rows('docs/how-it-works.md', 'The reason says why:')
+        row[0].strip('`| '): row[1].rstrip(' |') for row in rows('docs/how-it-works.md', 'The reason tells why:')
     }
     assert documented == {choice.value: str(choice.description) for choice in ResultReasonChoices.CHOICES}
 

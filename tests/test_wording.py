@@ -190,7 +190,7 @@ class Form:
         ngettext('H', 'I', 2), pgettext('no', 'J')
 '''
     assert sorted(text for __, text in in_python(source)) == [
-        'A', 'B', 'C {}', 'D', 'E', 'F {x}', 'F {x}', 'G %s', 'H', 'I', 'J',
+        'A', 'B', 'C {}', 'D', 'E', 'F {x}', 'G %s', 'H', 'I', 'J',
     ]
 
 
