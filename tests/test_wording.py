@@ -114,8 +114,10 @@ def in_python(source):
                 shown += [keyword.value for keyword in keywords if keyword.arg in SHOWN]
             case ast.Raise(exc=ast.Call(args=args)):
                 # A validation error may come as a dict by field, or as a list
-                shown += [inner for arg in args for inner in ast.walk(arg)
-                          if isinstance(inner, ast.Dict | ast.List) for inner in ast.iter_child_nodes(inner)]
+                for inner in [inner for arg in args for inner in ast.walk(arg)]:
+                    match inner:
+                        case ast.Dict(values=parts) | ast.List(elts=parts):
+                            shown += parts
                 shown += args
             case ast.ClassDef(body=body):
                 shown += [line.value for line in body if isinstance(line, ast.Assign)
