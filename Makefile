@@ -1,4 +1,4 @@
-# Two commands are enough to start: `make demo` to try the plugin, `make test` to test a change. See the README for the rest.
+# Start with `make demo` to try the plugin, and `make test` to test a change. See the README for the rest.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
