@@ -1,7 +1,8 @@
 """
 Tasks as in network automation. NetBox lists them under Celery > Tasks, where they can be run.
 
-NetBox shows the docstrings as descriptions of the tasks, and asks for the annotated parameters in the form that runs them.
+NetBox shows the docstrings as descriptions of the tasks, and asks for the annotated parameters in the form that runs
+them.
 """
 
 import random
@@ -110,8 +111,8 @@ def backup_configs(self, task_id, delay: float = 0.3):
     """
     Simulate a backup of the configuration of every device, with a group of log lines for each.
 
-    Devices that are not active are skipped with a warning. If a device does not answer, the run fails after all others are
-    done.
+    Devices that are not active are skipped with a warning. If a device does not answer, the run fails after the
+    others are done.
 
     Args:
         delay: Seconds per device, to make the progress visible
