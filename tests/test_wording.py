@@ -24,7 +24,7 @@ RULES = (
     # One word for one thing
     (r'\bresults?\b', '"run", for a run; "result" is the value that a task returned'),
     (r'\bunder way\b', '"active", "in progress"'),
-    (r'\bin line\b', '"queued"'),
+    (r'\bin line\b(?! (?:\{|\d))', '"queued"'),
     (r'\btak(?:e|es|en|ing) (?:\w+ ){0,2}over\b', '"take ownership"'),
     (r'\bknows? no\b', '"is not registered"'),
     # Phrases from before the house rules
@@ -42,7 +42,7 @@ RULES = (
     (r'\bgo(?:es)? on\b', '"continue"'),
     (r'\b(?:stays?|left) as (?:it is|they are)\b', '"is not affected"'),
     (r'\bleft alone\b', '"not affected"'),
-    (r'\bwould never be due\b', '"must be in the future", "never matches"'),
+    (r'\bit would never be due\b', '"must be in the future", "never matches"'),
     (r'\bnot due any more\b', '"no further runs"'),
     (r'\bholds what\b', '"contains unsupported values"'),
     (r'\bno (?:line|entry) matches\b', '"no matching entries"'),
@@ -228,7 +228,7 @@ def test_bad_texts(text):
     'Failed; will retry', 'Joined to an identical active run', '{run} has already finished ({status})',
     'One run replaces all missed runs', 'Finished runs are not affected', 'Take ownership?', 'You already own it.',
     'Runs now as you. The schedule is not affected.', '{result} is already active (same key)', 'Queue not found',
-    '"61" is not a valid minute; expected 5 fields, got 4', 'Defined in code, but is no longer there', 'Result',
+    'Unexpected "{text}" in line {line}', '"61" is not a valid minute; expected 5 fields, got 4', 'Defined in code, but is no longer there', 'Result',
     'The result backend does not answer', 'Celery results', 'Type of commit', 'No user; changes are not logged',
     'What to do if the previous run is still in progress', 'There are no runs yet', 'Catch-up limit',
     '{result} of {begin}',
