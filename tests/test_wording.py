@@ -1,4 +1,4 @@
-"""Texts that users see follow the house rules of wording: plain English, and one word for one thing."""
+"""Texts that people read on pages, in REST, errors and logs are plain English, with one word for one thing."""
 import ast
 import re
 from pathlib import Path
@@ -75,7 +75,8 @@ ALLOWED = tuple(re.compile(pattern, re.IGNORECASE) for pattern in (
     r'\bresult[ _]backend\b',  # Celery's term
     r'\bcelery results?\b',  # the model's name, which permissions and NetBox's own pages show
     r'^result$',  # the field and the panel with what a task returned
-    r'\bthe result as json\b|\bholds more of the result\b',  # likewise
+    r'\bthe result as json\b|\bholds more of the result\b|\bearlier result of\b',  # likewise
+    r'\bresults cannot be read from rows\b',  # likewise
     r'\b(?:arguments|data|error)(?:,| and| or)? (?:and |or )?(?:the )?results?\b',  # likewise, in enumerations
     r"\b(?:the|its|a|task's|whose) result (?:of a task|is|was|must|cannot|that the task)\b",  # likewise
     r'\bwait(?:s|ing)? for (?:a|the|its) result\b',  # likewise
@@ -87,6 +88,8 @@ SHOWN = {
     'default_detail', 'description', 'empty_label', 'help', 'help_text', 'label', 'message', 'title', 'verbose_name',
     'verbose_name_plural',
 }
+#: How a line of a log, or the error of a run, starts.
+SENTENCE = re.compile(r"[A-Z][a-z']*[: ].* ")
 
 
 def literal(node):
@@ -104,7 +107,7 @@ def literal(node):
 
 
 def in_python(source):
-    """Yield line and text: translated strings, labels and helps, and the messages of exceptions."""
+    """Yield line and text: translated strings, labels and helps, messages of exceptions and of logs."""
     for node in ast.walk(ast.parse(source)):
         shown = []
         match node:
@@ -112,6 +115,8 @@ def in_python(source):
                 if name in TRANSLATED:
                     shown += args[1:] if name.startswith('pgettext') else args
                 shown += [keyword.value for keyword in keywords if keyword.arg in SHOWN]
+                # Lines of logs, and errors of runs: whatever reads like a sentence
+                shown += [arg for arg in args if SENTENCE.match(literal(arg) or '')]
             case ast.Raise(exc=ast.Call(args=args)):
                 # A validation error may come as a dict by field, or as a list
                 for inner in [inner for arg in args for inner in ast.walk(arg)]:
@@ -122,7 +127,7 @@ def in_python(source):
             case ast.ClassDef(body=body):
                 shown += [line.value for line in body if isinstance(line, ast.Assign)
                           and isinstance(line.targets[0], ast.Name) and line.targets[0].id in SHOWN]
-        for part in shown:
+        for part in dict.fromkeys(shown):
             if text := literal(part):
                 yield part.lineno, text
 
@@ -187,12 +192,12 @@ class Form:
 
     def clean(self):
         """No."""
-        log.info('no')
+        log.info('K %s L M', 'no')
         raise Error({'field': 'E'}, _('F {x}').format(x=1), 'G %s' % x) from None
         ngettext('H', 'I', 2), pgettext('no', 'J')
 '''
     assert sorted(text for __, text in in_python(source)) == [
-        'A', 'B', 'C {}', 'D', 'E', 'F {x}', 'G %s', 'H', 'I', 'J',
+        'A', 'B', 'C {}', 'D', 'E', 'F {x}', 'G %s', 'H', 'I', 'J', 'K %s L M',
     ]
 
 
@@ -228,7 +233,8 @@ def test_bad_texts(text):
     'Failed; will retry', 'Joined to an identical active run', '{run} has already finished ({status})',
     'One run replaces all missed runs', 'Finished runs are not affected', 'Take ownership?', 'You already own it.',
     'Runs now as you. The schedule is not affected.', '{result} is already active (same key)', 'Queue not found',
-    'Unexpected "{text}" in line {line}', '"61" is not a valid minute; expected 5 fields, got 4', 'Defined in code, but is no longer there', 'Result',
+    'Unexpected "{text}" in line {line}', 'The earlier result of %s could not be deleted',
+    '"61" is not a valid minute; expected 5 fields, got 4', 'Defined in code, but is no longer there', 'Result',
     'The result backend does not answer', 'Celery results', 'Type of commit', 'No user; changes are not logged',
     'What to do if the previous run is still in progress', 'There are no runs yet', 'Catch-up limit',
     '{result} of {begin}',
