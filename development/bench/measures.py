@@ -443,7 +443,7 @@ def beat(stage):
             used['main'] / elapsed
         ]),
         Figure('beat_idle_postgresql_core_share', 'the same, PostgreSQL', 'ratio', [used['postgresql'] / elapsed]),
-        Figure('beat_sends_per_s', f'runs sent, {due:,} that are due at once', 'runs/s', [
+        Figure('beat_sends_per_s', f'runs sent, {due:,} that are due at the same time', 'runs/s', [
             (due - 1) / float(ended - began)
         ]),
     ]
@@ -480,7 +480,7 @@ def prune(stage):
         stage.database.execute('VACUUM (ANALYZE) netbox_celery_celeryresult, netbox_celery_celerylogentry')
         answer = probe.do('prune', days=300)
     if stage.query('SELECT min(id) FROM netbox_celery_celeryresult') != (old,) or answer['runs'] != old - first:
-        raise RuntimeError('Not what was old has gone')
+        raise RuntimeError('The deleted rows are not the old ones')
     return [
         Figure('prune_s', f"{answer['lines']:,} lines and {answer['runs']:,} runs deleted", 's', [answer['took']]),
         Figure('prune_lines_per_s', 'the same', 'lines/s', [answer['lines'] / answer['took']]),

@@ -171,7 +171,7 @@ class Demo:
         Return why the database of an earlier start can no longer be used, or nothing if it can.
         """
         if self.cluster.major_version != major_version():
-            return f'The database was made by PostgreSQL {self.cluster.major_version}, which is gone'
+            return f'The database was made by PostgreSQL {self.cluster.major_version}, which is no longer installed'
         for name, digest in self.state['migrations'].items():
             if migrations().get(name) != digest:
                 return f'{name} has changed since it was applied'

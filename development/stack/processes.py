@@ -152,7 +152,7 @@ def boot_id():
 
 def free_port(preferred=None):
     """
-    Return a TCP port of 127.0.0.1 that nobody listens on: the preferred one, if it is free.
+    Return a free TCP port of 127.0.0.1: the preferred one, if it is free.
 
     The port is below those that the system uses for outgoing connections: one of these could take the port of a server
     that is being restarted, even a client of that server, which would then be connected to itself.
