@@ -89,7 +89,9 @@ class ResultReasonChoices(ChoiceSet):
         Choice(
             REASON_IGNORE_WINDOW, _('Recently succeeded'), description=_('Skipped: succeeded within the ignore window')
         ),
-        Choice(REASON_NOT_PERMITTED, _('Not permitted'), description=_('Schedule owner is not allowed to run the task')),
+        Choice(
+            REASON_NOT_PERMITTED, _('Not permitted'), description=_('Schedule owner is not allowed to run the task')
+        ),
         Choice(REASON_TASK_DISABLED, _('Task disabled'), description=_('Task is disabled')),
         Choice(REASON_INVALID_CALL, _('Invalid call'), description=_('Schedule timing or arguments are invalid')),
         Choice(REASON_BRANCH_NOT_READY, _('Branch not ready'), description=_('The branch was not ready')),

@@ -1,4 +1,4 @@
-"""The menu."""
+"""The navigation menu."""
 from django.utils.translation import gettext_lazy as _
 
 from netbox.plugins import PluginMenu, PluginMenuButton, PluginMenuItem
@@ -31,7 +31,7 @@ menu = PluginMenu(
     icon_class='mdi mdi-sprout',
     groups=(
         (_('Tasks'), (
-            item('celeryresult', _('Results')),
+            item('celeryresult', _('Runs')),
             item('celerytask', _('Tasks')),
             item('celeryschedule', _('Schedules'), (
                 button('celeryschedule', 'add', _('Add'), 'plus-thick'),

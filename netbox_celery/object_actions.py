@@ -1,4 +1,4 @@
-"""Buttons: what can be done to a run, a task or a schedule, shown to those who may do it where it can be done."""
+"""The action buttons of runs, tasks and schedules. Each is shown if the action is possible and permitted."""
 from django.utils.translation import gettext_lazy as _
 
 from netbox.object_actions import DeleteObject, ObjectAction
@@ -22,14 +22,14 @@ __all__ = (
 
 
 class ConditionalAction(ObjectAction):
-    """A button for objects in some state, whose permission is checked on that very object.
+    """A button that depends on the state of the object, and on the permission for this specific object.
 
-    It stands in an element of its own, so that a live page can show or hide it when the state changes.
+    It has its own element, so that a live page can show or hide it when the state changes.
 
     Attributes:
         icon: Name of an MDI icon.
-        color: Bootstrap's name of the button's colour.
-        confirm: Whether the view behind it asks for confirmation, in a dialog.
+        color: Bootstrap's name of the button color.
+        confirm: Whether the view asks for confirmation in a dialog.
     """
     template_name = 'netbox_celery/buttons/object_action.html'
     url_kwargs = ['pk']
@@ -39,7 +39,7 @@ class ConditionalAction(ObjectAction):
 
     @classmethod
     def is_applicable(cls, obj):
-        """Whether the object is in a state in which this can be done."""
+        """Whether the action is possible in the object's current state."""
         raise NotImplementedError
 
     @classmethod
@@ -54,14 +54,14 @@ class ConditionalAction(ObjectAction):
 
     @classmethod
     def is_permitted(cls, user, obj):
-        """Whether a user may do it to this very object."""
+        """Whether a user may perform the action on this specific object."""
         return all(
             user.has_perm(get_permission_for_model(obj, action), obj) for action in cls.permissions_required
         )
 
 
 class CancelResult(ConditionalAction):
-    """Cancel a run that has not ended."""
+    """Cancel an unfinished run."""
     name = 'cancel'
     label = _('Cancel')
     permissions_required = {'cancel'}
@@ -74,7 +74,7 @@ class CancelResult(ConditionalAction):
 
 
 class RerunResult(ConditionalAction):
-    """Run a task again with the arguments of a run that has ended."""
+    """Run a task again with the arguments of a finished run."""
     name = 'rerun'
     label = _('Run Again')
     permissions_required = {'rerun'}
@@ -99,7 +99,7 @@ class RunTask(ConditionalAction):
 
 
 class DeleteAbsentTask(DeleteObject):
-    """Delete a task that is registered no more. Others would come back."""
+    """Delete a task that is no longer registered. A registered task would reappear."""
 
     @classmethod
     def render(cls, context, obj, **kwargs):
@@ -107,7 +107,7 @@ class DeleteAbsentTask(DeleteObject):
 
 
 class ScheduleAction(ConditionalAction):
-    """A button of a schedule, for those who may run its task."""
+    """A button of a schedule, for users who may run its task."""
 
     @classmethod
     def is_permitted(cls, user, obj):
@@ -153,9 +153,9 @@ class DisableSchedule(ScheduleAction):
 
 
 class TakeOverSchedule(ScheduleAction):
-    """Become the owner of a schedule."""
+    """Take ownership of a schedule."""
     name = 'take_over'
-    label = _('Take Over')
+    label = _('Take Ownership')
     permissions_required = {'change'}
     icon = 'account-arrow-left'
     color = 'secondary'
@@ -170,7 +170,7 @@ class TakeOverSchedule(ScheduleAction):
 
 
 class DeleteSchedule(DeleteObject):
-    """Delete a schedule. Those of the settings and the code would come back."""
+    """Delete a schedule. One that is defined in settings or code would reappear."""
 
     @classmethod
     def render(cls, context, obj, **kwargs):

@@ -1,4 +1,6 @@
 """The reference from a row to the NetBox object that it is about."""
+from typing import TYPE_CHECKING
+
 from django.contrib.contenttypes.fields import GenericForeignKey, GenericForeignKeyDescriptor
 from django.contrib.contenttypes.models import ContentType
 from django.db import models
@@ -41,7 +43,7 @@ class HistoricDescriptor(GenericForeignKeyDescriptor):
         type_id, pk = getattr(instance, self.field.ct_field_attname), getattr(instance, self.field.fk_field)
         model = None if type_id is None else self.field.get_content_type(id=type_id).model_class()
         using = None if model is None else branches.read_alias(getattr(instance, 'branch', ''), model)
-        if using is None:
+        if model is None or using is None:
             super().fetch_one(instance)
         else:
             self.field.set_cached_value(instance, model._base_manager.using(using).filter(pk=pk).first())
@@ -94,6 +96,9 @@ class AboutObject(BaseModel):
         fk_field='object_id',
         for_concrete_model=False
     )
+
+    if TYPE_CHECKING:
+        object_type_id: int | None
 
     class Meta:
         abstract = True

@@ -171,7 +171,7 @@ class CelerySchedule(NetBoxModel, AboutObject):
         validators=(MinValueValidator(1),),
         blank=True,
         null=True,
-        help_text=_('Discard the run if not started within this many seconds')
+        help_text=_('Discard the run if not started within this many seconds of its due time')
     )
     options = models.JSONField(
         verbose_name=_('additional options'),
@@ -353,8 +353,8 @@ class CelerySchedule(NetBoxModel, AboutObject):
 
     def clean(self):
         stored = self._stored()
-        # The code may have changed, a time zone may have been removed, or an earlier version may have stored what cannot
-        # be sent. Fields that were not changed must not prevent users from disabling the schedule.
+        # The code may have changed, a time zone may have been removed, or an earlier version may have stored a value
+        # that cannot be sent. Fields that were not changed must not prevent users from disabling the schedule.
         is_resumed = self.enabled and not (stored and stored['enabled'])
         is_call_checked = is_resumed or self._is_call_changed(stored)
         if is_call_checked and (errors := self._unwritable()):
@@ -394,9 +394,9 @@ class CelerySchedule(NetBoxModel, AboutObject):
         for of_kind, name in own.items():
             is_given = getattr(self, name) not in (None, '')
             if of_kind == kind and not is_given:
-                errors[name] = _('Required for {kind} schedules.').format(kind=self.get_kind_display())
+                errors[name] = _('Required for schedules of type {kind}.').format(kind=self.get_kind_display())
             elif of_kind != kind and is_given:
-                errors[name] = _('Not used by {kind} schedules.').format(kind=self.get_kind_display())
+                errors[name] = _('Not used by schedules of type {kind}.').format(kind=self.get_kind_display())
         for name, parse in (
             ('crontab', due.parse_crontab), ('timezone', due.parse_timezone), ('interval', due.parse_interval),
         ):
@@ -447,7 +447,7 @@ class CelerySchedule(NetBoxModel, AboutObject):
             return  # the fields have reported the error
         if following is None:
             field = 'at' if self.kind == ScheduleKindChoices.KIND_ONCE else 'end'
-            raise ValidationError({field: _('Must be in the future: the schedule would never be due.')})
+            raise ValidationError({field: _('Must be in the future.')})
 
     # Saving
 
@@ -459,8 +459,8 @@ class CelerySchedule(NetBoxModel, AboutObject):
             self.branch = self.branch or branches.current()
         following = self._following()  # calculated before the row is locked
         with transaction.atomic():
-            # GUARANTEE: beat's writes are not undone, and no run is due by an earlier timing. Beat cannot write while the
-            # row is locked, and the stored values of its columns take precedence over those of this instance.
+            # GUARANTEE: beat's writes are not undone, and no run is due by an earlier timing. Beat cannot write while
+            # the row is locked, and the stored values of its columns take precedence over those of this instance.
             stored = self._stored(lock=True)
             if stored is not None:
                 self.last_run, self.next_run = stored['last_run'], stored['next_run']
