@@ -447,7 +447,7 @@ class CelerySchedule(NetBoxModel, AboutObject):
             return  # the fields have reported the error
         if following is None:
             field = 'at' if self.kind == ScheduleKindChoices.KIND_ONCE else 'end'
-            raise ValidationError({field: _('Must be in the future.')})
+            raise ValidationError({field: _('Must be in the future: the schedule would never be due.')})
 
     # Saving
 

@@ -155,11 +155,11 @@ class WriteTest(APITestCase):
         schedule = make_schedule(origin='settings')
         for data in ({'crontab': '5 * * * *'}, {'kwargs': {'name': 'Bob'}}, {'queue': 'slow'}, {'name': 'x'}):
             with self.subTest(data):
-                self.assertWrong(self.patch(schedule, **data), *data, 'comes from Settings')
+                self.assertWrong(self.patch(schedule, **data), *data, 'is defined in Settings')
         self.assertHttpStatus(self.patch(schedule, enabled=False, overlap='skip'), status.HTTP_200_OK)
         response = self.client.delete(self._get_detail_url(schedule), **self.header)
         self.assertHttpStatus(response, status.HTTP_400_BAD_REQUEST)
-        self.assertIn('would come back', response.json()['detail'])
+        self.assertIn('would reappear', response.json()['detail'])
         CelerySchedule.objects.update(present=False)
         response = self.client.delete(self._get_detail_url(schedule), **self.header)
         self.assertHttpStatus(response, status.HTTP_204_NO_CONTENT)
