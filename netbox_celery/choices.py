@@ -123,7 +123,7 @@ class TrackChoices(ChoiceSet):
     TRACK_ALL = 'all'
 
     CHOICES = (
-        Choice(TRACK_BASE, _('Tasks on CeleryBaseTask')),
+        Choice(TRACK_BASE, _('Tasks based on CeleryBaseTask')),
         Choice(TRACK_ALL, _('All tasks')),
     )
 

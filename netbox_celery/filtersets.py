@@ -136,7 +136,7 @@ else:
 
 
 class StrictMixin(MixinBase):
-    """A filter with an invalid value finds nothing instead of everything: users may delete what they have found.
+    """A filter with an invalid value finds nothing instead of everything: users may be about to delete what they find.
 
     (REST responds with 400.)
     """

@@ -249,6 +249,9 @@ class CeleryResultTable(BesideTable):
     error = tables.Column(
         verbose_name=_('Error')
     )
+    concurrency_key = tables.Column(
+        verbose_name=_('Concurrency Key')
+    )
     stale_after = columns.DateTimeColumn(
         verbose_name=_('Stale After')
     )
@@ -353,6 +356,9 @@ class CeleryScheduleTable(BesideTable):
     )
     kind = columns.ChoiceFieldColumn(
         verbose_name=_('Type')
+    )
+    timezone = tables.Column(
+        verbose_name=_('Time Zone')
     )
     enabled = columns.BooleanColumn(
         verbose_name=_('Enabled')

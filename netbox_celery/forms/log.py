@@ -27,10 +27,10 @@ class LogForm(forms.Form):
         })
     )
     q = forms.CharField(
-        label=_('Search the log'),
+        label=_('Search log'),
         required=False,
         max_length=200,
-        widget=forms.TextInput(attrs={'type': 'search', 'autocomplete': 'off', 'placeholder': _('Search the log')})
+        widget=forms.TextInput(attrs={'type': 'search', 'autocomplete': 'off', 'placeholder': _('Search log')})
     )
 
     def __init__(self, data=None):

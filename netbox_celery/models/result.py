@@ -402,7 +402,7 @@ class CeleryResult(NetBoxModel, AboutObject):
 
     @property
     def culprit_id(self) -> str | None:
-        """ID of the run that kept this one from running or finished it, taken from the error, or `None`."""
+        """ID of the other run that prevented or ended this one, as the error names it, or `None`."""
         named = NAMED_RUN.search(self.error) if self.reason in BECAUSE_OF_OTHERS else None
         return named and named.group(1)
 
@@ -419,13 +419,13 @@ class CeleryResult(NetBoxModel, AboutObject):
 
     @property
     def error_without_quote(self) -> str:
-        """The error, with only the ID of a run that it quotes."""
+        """The error without what it quotes of another run; only the ID of that run remains."""
         quoted = self.quoted_id
         return f'Not run, because [{quoted}] did not succeed' if quoted else self.error
 
     @property
     def attempts_without_quote(self) -> list[dict[str, Any]]:
-        """The attempts, with only the ID of a run that their errors quote."""
+        """The attempts with quotes removed from their errors (see `error_without_quote`)."""
         error = self.error_without_quote
         if error == self.error:
             return self.attempts

@@ -109,7 +109,8 @@ class SchedulePageTest(PageTestCase):
         )
         for text in (
             'At 02:30 (Asia/Kolkata)', '30 2 * * *', HELLO_WORLD, '&quot;Bob&quot;', 'slow',
-            '60 seconds after it was due', 'Site 1', 'Greets', 'One run per missed time, up to the limit', 'Queue the new run',
+            '60 seconds after it was due', 'Site 1', 'Greets', 'One run per missed time, up to the limit',
+            'Queue the new run',
         ):
             self.assertIn(text, page)
         self.assertEqual(page.count('data-celery-time'), 10)
