@@ -420,7 +420,7 @@ class CelerySchedule(NetBoxModel, AboutObject):
                 errors[name] = _('Contains unsupported values (NUL, NaN or infinity).')
             elif (number := other_number(getattr(self, name))) is not None:
                 errors[name] = _(
-                    'PostgreSQL cannot store the number {number} exactly. Use text or another number.'
+                    'PostgreSQL would store the number {number} as a different one. Use text or another number.'
                 ).format(number=number)
         if errors or self.task_id is None:
             return errors
@@ -464,7 +464,7 @@ class CelerySchedule(NetBoxModel, AboutObject):
             stored = self._stored(lock=True)
             if stored is not None:
                 self.last_run, self.next_run = stored['last_run'], stored['next_run']
-                # A user who enables it, or becomes its owner, overrides that beat disabled it
+                # Enabling it, or changing its owner, overrides beat's decision to disable it
                 is_as_beat_left_it = not self.enabled and self.owner_id == stored['owner_id']
                 self.stopped = stored['stopped'] if is_as_beat_left_it else None
                 if update_fields is not None and self.stopped != stored['stopped']:
