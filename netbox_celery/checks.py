@@ -1,5 +1,8 @@
 """The system checks of the plugin, and the check that stops migrations which would fail."""
-from django.core.checks import Error, Tags, Warning, register
+from collections.abc import Iterable
+from typing import Any
+
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.management.base import CommandError
 from django.db import DatabaseError, connections
 from django.db.migrations.recorder import MigrationRecorder
@@ -15,7 +18,7 @@ __all__ = (
 
 
 @register('netbox_celery')
-def check_tasks(app_configs, **kwargs):
+def check_tasks(app_configs: Any, **kwargs: Any) -> list[Warning]:
     """Warn about plugins whose tasks cannot be imported (`netbox_celery.W001`). NetBox itself keeps working."""
     registry.registered_tasks()
     return [
@@ -30,7 +33,7 @@ def check_tasks(app_configs, **kwargs):
 
 
 @register(Tags.database)
-def check_forerunner(app_configs, databases=None, **options):
+def check_forerunner(app_configs: Any, databases: Iterable[str] | None = None, **options: Any) -> list[CheckMessage]:
     """Report tables of an earlier plugin of the same name, and fail if migrations would not convert them.
 
     `netbox migrate` (before it changes anything) and `netbox check --database default` run this check.
@@ -38,7 +41,7 @@ def check_forerunner(app_configs, databases=None, **options):
     return [problem for alias in databases or () for problem in _problems(alias)]
 
 
-def stop_migration(using, **kwargs):
+def stop_migration(using: str, **kwargs: Any) -> None:
     """Stop migrations that would leave tables of an earlier plugin unconverted (a receiver of `pre_migrate`).
 
     Programs that run migrations, such as `netbox upgrade`, skip the checks.

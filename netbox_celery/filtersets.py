@@ -82,11 +82,11 @@ class StatusFilter(django_filters.MultipleChoiceFilter):
         return qs
 
 
-def before(field_name):
+def before(field_name: str) -> django_filters.DateTimeFilter:
     return django_filters.DateTimeFilter(field_name=field_name, lookup_expr='lte')
 
 
-def after(field_name):
+def after(field_name: str) -> django_filters.DateTimeFilter:
     return django_filters.DateTimeFilter(field_name=field_name, lookup_expr='gte')
 
 

@@ -2,7 +2,7 @@
 from urllib.parse import urljoin
 
 from django.contrib import messages
-from django.http import HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.translation import gettext as _
 
 from .engine.store.database import is_read_only
@@ -21,10 +21,10 @@ class ReadOnlyMiddleware:
     def __init__(self, get_response):
         self.get_response = get_response
 
-    def __call__(self, request):
+    def __call__(self, request: HttpRequest) -> HttpResponse:
         return self.get_response(request)
 
-    def process_exception(self, request, exception):
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         match = request.resolver_match
         if request.method != 'POST' or match is None or 'netbox_celery' not in match.namespaces:
             return None

@@ -1,4 +1,6 @@
 """The action buttons of runs, tasks and schedules. Each is shown if the action is possible and permitted."""
+from typing import Any
+
 from django.utils.translation import gettext_lazy as _
 
 from netbox.object_actions import DeleteObject, ObjectAction
@@ -38,7 +40,7 @@ class ConditionalAction(ObjectAction):
     confirm = True
 
     @classmethod
-    def is_applicable(cls, obj):
+    def is_applicable(cls, obj: Any) -> bool:
         """Whether the action is possible in the object's current state."""
         raise NotImplementedError
 
@@ -53,7 +55,7 @@ class ConditionalAction(ObjectAction):
         }
 
     @classmethod
-    def is_permitted(cls, user, obj):
+    def is_permitted(cls, user: Any, obj: Any) -> bool:
         """Whether a user may perform the action on this specific object."""
         return all(
             user.has_perm(get_permission_for_model(obj, action), obj) for action in cls.permissions_required
@@ -69,7 +71,7 @@ class CancelResult(ConditionalAction):
     color = 'warning'
 
     @classmethod
-    def is_applicable(cls, obj):
+    def is_applicable(cls, obj: Any) -> bool:
         return not obj.is_finished and not obj.is_cancelling
 
 
@@ -81,7 +83,7 @@ class RerunResult(ConditionalAction):
     icon = 'replay'
 
     @classmethod
-    def is_applicable(cls, obj):
+    def is_applicable(cls, obj: Any) -> bool:
         return obj.is_finished and obj.is_rerunnable
 
 
@@ -94,7 +96,7 @@ class RunTask(ConditionalAction):
     confirm = False
 
     @classmethod
-    def is_applicable(cls, obj):
+    def is_applicable(cls, obj: Any) -> bool:
         return obj.enabled and obj.present
 
 
@@ -110,7 +112,7 @@ class ScheduleAction(ConditionalAction):
     """A button of a schedule, for users who may run its task."""
 
     @classmethod
-    def is_permitted(cls, user, obj):
+    def is_permitted(cls, user: Any, obj: Any) -> bool:
         return super().is_permitted(user, obj) and may_run(user, obj.task)
 
 
@@ -122,7 +124,7 @@ class RunSchedule(ScheduleAction):
     icon = 'play'
 
     @classmethod
-    def is_applicable(cls, obj):
+    def is_applicable(cls, obj: Any) -> bool:
         return obj.task.enabled and obj.task.present
 
 
@@ -135,7 +137,7 @@ class EnableSchedule(ScheduleAction):
     color = 'success'
 
     @classmethod
-    def is_applicable(cls, obj):
+    def is_applicable(cls, obj: Any) -> bool:
         return not obj.enabled
 
 
@@ -148,7 +150,7 @@ class DisableSchedule(ScheduleAction):
     color = 'secondary'
 
     @classmethod
-    def is_applicable(cls, obj):
+    def is_applicable(cls, obj: Any) -> bool:
         return obj.enabled
 
 
@@ -161,11 +163,11 @@ class TakeOverSchedule(ScheduleAction):
     color = 'secondary'
 
     @classmethod
-    def is_applicable(cls, obj):
+    def is_applicable(cls, obj: Any) -> bool:
         return True
 
     @classmethod
-    def is_permitted(cls, user, obj):
+    def is_permitted(cls, user: Any, obj: Any) -> bool:
         return obj.owner_id != user.pk and super().is_permitted(user, obj)
 
 

@@ -1,4 +1,6 @@
 """Signal receivers for the deletion of runs, tasks and schedules, from the user interface, REST or a script."""
+from typing import Any
+
 from django.db.models.signals import pre_delete
 from django.dispatch import receiver
 from django.utils.html import escape
@@ -18,14 +20,14 @@ __all__ = (
 
 
 @receiver(pre_delete, sender=CeleryResult)
-def cancel_deleted_run(instance, **kwargs):
+def cancel_deleted_run(instance: CeleryResult, **kwargs: Any) -> None:
     """Cancel an unfinished run before its row is deleted: users could no longer see or stop it."""
     if not instance.is_finished:
         control.cancel(instance, user=host.current_user())
 
 
 @receiver(pre_delete, sender=CeleryTask)
-def keep_registered_task(instance, **kwargs):
+def keep_registered_task(instance: CeleryTask, **kwargs: Any) -> None:
     """Reject the deletion of a registered task: it would reappear within a minute, without its settings."""
     if instance.present:
         raise AbortRequest(_(
@@ -34,7 +36,7 @@ def keep_registered_task(instance, **kwargs):
 
 
 @receiver(pre_delete, sender=CelerySchedule)
-def keep_sourced_schedule(instance, **kwargs):
+def keep_sourced_schedule(instance: CelerySchedule, **kwargs: Any) -> None:
     """Reject the deletion of a schedule defined in settings or code: it would reappear, without its policies."""
     if instance.is_read_only and instance.present:
         raise AbortRequest(_(

@@ -146,7 +146,7 @@ class BesideTable(NetBoxTable):
 
     _reader: Reader | None = None
 
-    def branch(self, value):
+    def branch(self, value: str) -> dict[str, Any] | None:
         """Return the name and URL of a branch, a dict, or `None`. All branches of a page are looked up together."""
         if self._branches is None:
             page = getattr(self, 'page', None)

@@ -34,11 +34,11 @@ __all__ = (
 )
 
 
-def time_field(label):
+def time_field(label: Any) -> forms.DateTimeField:
     return forms.DateTimeField(label=label, required=False, widget=DateTimePicker())
 
 
-def boolean_field(label):
+def boolean_field(label: Any) -> forms.NullBooleanField:
     return forms.NullBooleanField(
         label=label, required=False, widget=forms.Select(choices=BOOLEAN_WITH_BLANK_CHOICES)
     )
