@@ -103,7 +103,7 @@ class WriteTest(APITestCase):
             ({'args': ['Bob', 'Eve']}, 'kwargs', 'takes 1 positional argument, not 2'),
             ({'args': {'name': 'Bob'}}, 'args', 'must be a list'),
             ({'kwargs': ['Bob']}, 'kwargs', 'must be an object'),
-            ({'kwargs': {'name': 'a\0b'}}, 'kwargs', 'cannot be stored'),
+            ({'kwargs': {'name': 'a\0b'}}, 'kwargs', 'unsupported values'),
         ):
             with self.subTest(arguments):
                 self.assertWrong(self.post(**arguments), field, text)
@@ -155,11 +155,11 @@ class WriteTest(APITestCase):
         schedule = make_schedule(origin='settings')
         for data in ({'crontab': '5 * * * *'}, {'kwargs': {'name': 'Bob'}}, {'queue': 'slow'}, {'name': 'x'}):
             with self.subTest(data):
-                self.assertWrong(self.patch(schedule, **data), *data, 'comes from Settings')
+                self.assertWrong(self.patch(schedule, **data), *data, 'is defined in Settings')
         self.assertHttpStatus(self.patch(schedule, enabled=False, overlap='skip'), status.HTTP_200_OK)
         response = self.client.delete(self._get_detail_url(schedule), **self.header)
         self.assertHttpStatus(response, status.HTTP_400_BAD_REQUEST)
-        self.assertIn('would come back', response.json()['detail'])
+        self.assertIn('would reappear', response.json()['detail'])
         CelerySchedule.objects.update(present=False)
         response = self.client.delete(self._get_detail_url(schedule), **self.header)
         self.assertHttpStatus(response, status.HTTP_204_NO_CONTENT)

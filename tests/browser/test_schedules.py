@@ -120,7 +120,7 @@ def test_form_by_keyboard(site, open_page):  # noqa: F811
     page.get_by_label('Name', exact=True).focus()
     page.keyboard.type(name)
 
-    kind = page.get_by_role('combobox', name='Kind')
+    kind = page.get_by_role('combobox', name=re.compile('^Type'))
     kind.focus()
     page.keyboard.press('ArrowDown')
     page.keyboard.press('Enter')
@@ -154,7 +154,7 @@ def test_schedule_is_run_and_followed(site, open_page):  # noqa: F811
     """Run now leads to the run, and the run is in the history."""
     pk = make(site, kwargs={'name': 'Bob'})
     page = open_page(f'{LIST}{pk}/')
-    page.get_by_role('link', name='Runs', exact=True).click()
+    page.locator('.nav-tabs').get_by_role('link', name='Runs', exact=True).click()
     expect(page.locator('body')).to_contain_text('There are no runs yet, or none that you may view.')
     page.goto(f'{site.url}{LIST}{pk}/')
     page.get_by_role('button', name='Run Now').click()
@@ -239,7 +239,7 @@ def test_somebody_may_run_one_task(site, somebody, open_page):  # noqa: F811
 
     theirs = make(site)
     other = make(site, task={'name': 'netbox_example_plugin:audit_devices'})
-    buttons = ('Run Now', 'Disable', 'Take Over')
+    buttons = ('Run Now', 'Disable', 'Take Ownership')
     page.goto(f'{site.url}{LIST}{theirs}/')
     for name in buttons:
         expect(page.get_by_role('button', name=name, exact=True)).to_be_visible()

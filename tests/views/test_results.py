@@ -178,7 +178,7 @@ class ResultPageTest(PageTestCase):
         )
         page = self.show(result)
         for text in (
-            'Errored', 'It ran longer than its hard time limit', 'Berlin', 'slow', 'celery@one', 'deep', 'found',
+            'Errored', 'Exceeded its hard time limit', 'Berlin', 'slow', 'celery@one', 'deep', 'found',
             'mine', 'Took too long', 'Traceback (most recent call last)', 'First failure', 'celery@zero', 'priority',
             '2026-01-02', '1m 30s', str(result.task_id), 'testuser',
         ):

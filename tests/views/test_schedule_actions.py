@@ -19,7 +19,7 @@ LIST = '/plugins/celery/schedules/'
 #: The permission on the schedule that each action needs; all need `run` on its task.
 ACTIONS = {'run': 'view', 'enable': 'change', 'disable': 'change', 'take-over': 'change'}
 #: What the button on the page says.
-LABELS = {'run': 'Run Now', 'enable': 'Enable', 'disable': 'Disable', 'take-over': 'Take Over'}
+LABELS = {'run': 'Run Now', 'enable': 'Enable', 'disable': 'Disable', 'take-over': 'Take Ownership'}
 
 
 class ActionTestCase(PageTestCase):
@@ -307,7 +307,7 @@ class EnableTest(ActionTestCase):
 
     def test_never_due_again(self):
         CelerySchedule.objects.update(kind='once', crontab='', at=timezone.now(), enabled=False)
-        self.assertIn('It would never be due', self.post('enable'))
+        self.assertIn('the schedule would never be due', self.post('enable'))
         self.assertFalse(self.stored().enabled)
 
     def test_sourced(self):
@@ -418,7 +418,7 @@ class RenameTest(ActionTestCase):
                 self.assertHttpStatus(self.post_rename(find, replace), 200)
                 self.assertEqual(self.names(), {'Hello', 'Goodbye'})
         CelerySchedule.objects.filter(pk=self.other.pk).update(origin='code')
-        self.assertIn('comes from Code', self.post_rename('o', '0').content.decode())
+        self.assertIn('is defined in Code', self.post_rename('o', '0').content.decode())
         self.assertEqual(self.names(), {'Hello', 'Goodbye'})
         self.assertHttpStatus(self.post_rename('H', 'h'), 302)
         self.assertEqual(self.names(), {'hello', 'Goodbye'})

@@ -159,15 +159,15 @@ class FormTest(PageTestCase):
             ({'crontab': '61 * * * *'}, 'crontab', 'is no crontab'),
             ({'crontab': ''}, 'crontab', 'required'),
             ({'crontab': '0 0 30 2 *'}, 'crontab', 'never occurs'),
-            ({'kind': 'interval', 'interval': '0.5', 'interval_unit': 1}, 'interval', 'a second or longer'),
-            ({'kind': 'interval', 'interval': '0.01', 'interval_unit': 60}, 'interval', 'a second or longer'),
-            ({'kind': 'interval', 'interval': '-5', 'interval_unit': 60}, 'interval', 'a second or longer'),
-            ({'kind': 'interval', 'interval': '0', 'interval_unit': 60}, 'interval', 'a second or longer'),
+            ({'kind': 'interval', 'interval': '0.5', 'interval_unit': 1}, 'interval', 'at least one second'),
+            ({'kind': 'interval', 'interval': '0.01', 'interval_unit': 60}, 'interval', 'at least one second'),
+            ({'kind': 'interval', 'interval': '-5', 'interval_unit': 60}, 'interval', 'at least one second'),
+            ({'kind': 'interval', 'interval': '0', 'interval_unit': 60}, 'interval', 'at least one second'),
             ({'kind': 'interval', 'interval': 'nan', 'interval_unit': 60}, 'interval', 'Enter a number'),
             ({'kind': 'interval', 'interval': '', 'interval_unit': 60}, 'interval', 'required'),
             ({'kind': 'interval', 'interval': '9e99', 'interval_unit': 86400}, 'interval', 'a hundred years'),
-            ({'kind': 'once', 'at': '2020-01-01 00:00:00'}, 'at', 'must lie in the future'),
-            ({'end': '2020-01-01 00:00:00'}, 'end', 'must lie in the future'),
+            ({'kind': 'once', 'at': '2020-01-01 00:00:00'}, 'at', 'Must be in the future'),
+            ({'end': '2020-01-01 00:00:00'}, 'end', 'Must be in the future'),
             ({'start': '2099-01-02 00:00:00', 'end': '2099-01-01 00:00:00'}, 'end', 'later than the start'),
             ({'timezone': 'Mars/Olympus'}, 'timezone', ''),
             ({'name': 'Taken'}, 'name', 'already exists'),
@@ -314,7 +314,7 @@ class PreviewTest(PageTestCase):
         grant(self.user, CelerySchedule, actions=['add'])
         self.assertIn('is no crontab', self.post(crontab='61 * * * *'))
         self.assertIn('A crontab has five fields', self.post(crontab='30 2'))
-        self.assertIn('must lie in the future', self.post(kind='once', at='2020-01-01 00:00:00'))
+        self.assertIn('Must be in the future', self.post(kind='once', at='2020-01-01 00:00:00'))
         for values in ({'crontab': ''}, {'kind': 'interval'}, {'kind': 'interval', 'interval': ''}, {'kind': 'once'}):
             self.assertIn('Say when it shall run', self.post(**values))
 

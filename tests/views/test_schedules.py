@@ -109,7 +109,8 @@ class SchedulePageTest(PageTestCase):
         )
         for text in (
             'At 02:30 (Asia/Kolkata)', '30 2 * * *', HELLO_WORLD, '&quot;Bob&quot;', 'slow',
-            '60 seconds after it was due', 'Site 1', 'Greets', 'A run for each, up to a limit', 'The new one waits',
+            '60 seconds after it was due', 'Site 1', 'Greets', 'One run per missed time, up to the limit',
+            'Queue the new run',
         ):
             self.assertIn(text, page)
         self.assertEqual(page.count('data-celery-time'), 10)
@@ -154,7 +155,7 @@ class SchedulePageTest(PageTestCase):
             (f'{LIST}delete/', {'pk': [self.schedule.pk], 'confirm': True, '_confirm': True}),
         ):
             page = self.client.post(url, data, follow=True).content.decode()
-            self.assertIn('would come back', page)
+            self.assertIn('would reappear', page)
             self.assertTrue(CelerySchedule.objects.exists())
         CelerySchedule.objects.update(present=False)
         self.client.post(f'{self.schedule.get_absolute_url()}delete/', {'confirm': True})

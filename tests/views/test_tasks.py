@@ -201,7 +201,7 @@ class TaskPageTest(PageTestCase):
         ):
             with self.subTest(url):
                 page = self.client.post(url, data, follow=True).content.decode()
-                self.assertIn('is registered and would come back', page)
+                self.assertIn('is registered and would reappear', page)
                 self.assertTrue(CeleryTask.objects.filter(pk=self.task.pk).exists())
 
 
@@ -279,7 +279,7 @@ class RunTest(PageTestCase):
         page = response.content.decode()
         self.assertIn('id="id_parameter_count_errors"', page)
         self.assertIn('id="id_schedule_at_errors"', page)
-        self.assertIn('The time must be in the future.', page)
+        self.assertIn('Must be in the future.', page)
         self.assertFalse(CeleryResult.objects.exists())
 
     def test_disabled_or_absent(self):
