@@ -1,4 +1,4 @@
-"""What NetBox and the workers could not import of plugins, for the pages: where a task is missing, and why."""
+"""Modules of plugins that NetBox or a worker could not import: pages show where tasks are missing, and why."""
 from django.utils.translation import gettext as _
 
 from ..engine.catalogue import discovery, registry
@@ -12,11 +12,11 @@ FIELDS = ('plugin', 'module', 'error', 'place')
 
 
 def unloaded_modules(user, plugin=None):
-    """Return which modules could not be imported, and where: by this process of NetBox, and by workers that are alive.
+    """Return the modules that this NetBox process, or a worker that is online, could not import.
 
     Args:
-        user: Who is told; they hear of the workers that they may view.
-        plugin: The package in question; by default all.
+        user: The reader; only workers that they may view are included.
+        plugin: Only modules of this package; by default of all.
 
     Returns:
         A list of dicts of `plugin`, `module`, `error`, `place`, and `where`, a list of names.

@@ -1,7 +1,7 @@
-"""Who may view what stands beside a row: its user, schedule, task and NetBox object, and the run that it names.
+"""Decides who may view the objects related to a row: its user, schedule, task, NetBox object, and quoted run.
 
-A run that a reader may view can concern objects that they may not. Of those they learn that there is one, and no name.
-Pages, lists, exports and REST ask a `Reader`, which looks up whole pages at once. (GraphQL restricts by itself.)
+A reader may view a run but not the objects related to it. They then see that there is such an object, but not its name.
+Pages, lists, exports and REST ask a `Reader`, which checks a whole page at a time. (GraphQL restricts by itself.)
 """
 from django.db.models import Exists, Func, OuterRef, Q, TextField, UUIDField, Value
 from django.db.models.functions import Cast
@@ -34,12 +34,12 @@ __all__ = (
 
 
 def hidden_text():
-    """Return what a page shows in the place of the name of an object that its reader may not view."""
+    """Return what a page shows instead of the name of an object that the reader may not view."""
     return _('(hidden)')
 
 
 def no_tasks_text():
-    """Return why the catalogue of tasks is empty, for those who look for tasks; nothing if it is not."""
+    """Return why the catalogue has no tasks, or an empty string if it has some."""
     if CeleryTask.objects.exists():
         return ''
     return _(
@@ -48,43 +48,43 @@ def no_tasks_text():
 
 
 def viewable(model, user, action='view'):
-    """Return the objects of a model that a user may view, a queryset; also of a model without NetBox's manager."""
+    """Return a queryset of the objects of a model that a user may view, also for models without NetBox's manager."""
     manager = model._default_manager
     return (manager if hasattr(manager, 'restrict') else RestrictedQuerySet(model)).restrict(user, action)
 
 
 def is_unconstrained(user, model, action='view'):
-    """Whether a user may do something to all objects of a model, whatever they are."""
+    """Whether a user has the permission for all objects of a model, without constraints."""
     return not viewable(model, user, action).query.has_filters()
 
 
 def in_sight(queryset, user):
-    """Restrict what somebody changes or deletes to what they may view, if they may view any of its kind.
+    """Restrict what a user changes or deletes to what they may view, if they may view any object of the model.
 
-    As everywhere in NetBox, the permission to change or to delete is enough for who may view nothing of that kind. Who
-    may view some, and so is kept from others, is kept from changing and deleting these, too.
+    A user without the view permission needs only the permission to change or delete, as everywhere in NetBox. A user
+    who may view some objects may change and delete only those.
     """
     permission = get_permission_for_model(queryset.model, 'view')
     return queryset.restrict(user, 'view') if user.has_perm(permission) else queryset
 
 
 class Reader:
-    """Says which objects a user may view. Each answer is remembered: a reader lives as long as a page.
+    """Tells which objects a user may view. Answers are cached: create one reader per response.
 
     Args:
-        user: The user, or `None` for who is nobody: they may view nothing.
+        user: The user, or `None` for no user, who may view nothing.
     """
 
     def __init__(self, user):
         self.user = user
-        #: By model: whether all objects (`True`) or none (`False`) may be viewed, or `None` if it depends on them.
+        #: By model: whether all (`True`) or no (`False`) objects may be viewed; `None` if it depends on the object.
         self._models = {}
-        #: By model: the primary keys that were looked up, and those of them that may be viewed.
+        #: By model: the primary keys that were looked up, and which of them may be viewed.
         self._known, self._viewable = {}, {}
         self._known_runs, self._viewable_runs = set(), set()
 
     def load(self, model, pks):
-        """Look objects up together, in one query at most."""
+        """Look up objects in at most one query."""
         known = self._known.setdefault(model, set())
         if self._sees_all_or_none(model) is None and (new := {pk for pk in pks if pk is not None} - known):
             known |= new
@@ -92,7 +92,7 @@ class Reader:
             self._viewable.setdefault(model, set()).update(found)
 
     def may_view(self, obj):
-        """Whether the user may view an object. Everybody may know their own name."""
+        """Whether the user may view an object. Users may always view themselves."""
         return self.may_view_key(obj._meta.model, obj.pk)
 
     def may_view_key(self, model, pk):
@@ -106,7 +106,7 @@ class Reader:
         return answer
 
     def load_runs(self, task_ids):
-        """Look runs up together that other runs name."""
+        """Look up runs that other runs quote in at most one query."""
         if self._sees_all_or_none(CeleryResult) is None and (new := set(map(str, task_ids)) - self._known_runs):
             self._known_runs |= new
             found = viewable(CeleryResult, self.user).filter(task_id__in=new).values_list('task_id', flat=True)
@@ -121,7 +121,7 @@ class Reader:
         return answer
 
     def error_of(self, result):
-        """Return the error of a run as the user may read it: what it copies from another run, that must be visible."""
+        """Return the error of a run, without the quote of another run if the user may not view that run."""
         culprit = result.quoted_id
         return result.error if culprit is None or self.may_view_run(culprit) else result.error_without_quote
 
@@ -139,17 +139,17 @@ class Reader:
         return self._models[model]
 
 
-#: What can stand beside a row.
+#: Names of what can be related to a row.
 BESIDE = frozenset(('user', 'schedule', 'owner', 'task', 'object', 'error'))
 
 
 def load_beside(reader, rows, names=BESIDE):
-    """Look up together what rows show beside them: a query for each model at most, none if the user may view all of it.
+    """Look up what is related to rows: at most one query per model, and none if the user may view all its objects.
 
     Args:
         reader: The `Reader`.
-        rows: Rows of one of our models, a list.
-        names: What they show; a name that their model has not counts for nothing.
+        rows: A list of rows of one of our models.
+        names: Related names that are shown; names that the model does not have are ignored.
     """
     if not rows:
         return
@@ -165,7 +165,7 @@ def load_beside(reader, rows, names=BESIDE):
 
 
 def _load_objects(reader, rows):
-    wanted = {}
+    wanted: dict[int, set[int]] = {}
     for row in rows:
         if row.object_type_id and row.object_id:
             wanted.setdefault(row.object_type_id, set()).add(row.object_id)
@@ -180,12 +180,12 @@ def error_is_readable(user, prefix=''):
     """Return the condition under which a user may read the errors of runs as they are stored (see `Reader.error_of`).
 
     Args:
-        user: The user, or `None` where nobody in particular asks, as in code.
-        prefix: How the rows that are filtered lead to the runs, such as `result__`.
+        user: The user, or `None` for no restriction, as in code.
+        prefix: Lookup path from the filtered rows to the runs, such as `result__`.
     """
     if user is None or is_unconstrained(user, CeleryResult):
         return Q()
-    # The pattern has a group for each way to name a run, of which one is filled
+    # The pattern has a group for each way to quote a run; only one of them matches
     quoted = Func(
         Func(OuterRef(f'{prefix}error'), Value(QUOTED_RUN.pattern), function='REGEXP_MATCH', output_field=TextField()),
         Value(''), function='ARRAY_TO_STRING', output_field=TextField()
@@ -198,21 +198,21 @@ def error_is_readable(user, prefix=''):
 
 
 def is_viewable(name, model, user, prefix=''):
-    """Return the condition that what stands beside rows may be viewed by a user: names are not to be guessed."""
+    """Return the condition that a user may view what is related to rows, so that filters do not reveal names."""
     own = Q(**{f'{prefix}{name}': user.pk}) if model is User else Q()
     return Q(**{f'{prefix}{name}__in': viewable(model, user)}) | own
 
 
 def order_by_visible(model, user, name):
-    """Return by what rows are ordered that are to be ordered by a column: an order tells of names.
+    """Return the column to order by when a user asks for another one, since an order reveals names.
 
-    By the primary key of what stands beside them, and by their own in the place of their error, if the user may not
-    view all that these name.
+    If the user may not view all related objects, rows are ordered by the primary key of the related object; instead of
+    the error, by their own primary key.
 
     Args:
         model: One of our models.
-        user: Who reads, or `None`.
-        name: The column, perhaps with a `-` before it.
+        user: The reader, or `None`.
+        name: The requested column, optionally with a leading `-`.
     """
     column = name.removeprefix('-')
     if column not in BESIDE:
@@ -224,7 +224,7 @@ def order_by_visible(model, user, name):
 
 
 def nameable(model, user):
-    """Return the objects of a model that may be named to a user, a queryset: those that they may view, and they."""
+    """Return a queryset of the objects of a model whose names a user may see: those they may view, and themselves."""
     if is_unconstrained(user, model) and not viewable(model, user).query.is_empty():
         return model.objects.all()
     own = Q(pk=user.pk) if model is User else Q(pk__in=())
@@ -232,7 +232,7 @@ def nameable(model, user):
 
 
 def reader_of_context(context):
-    """Return the reader of what a serializer answers, or `None` if it is not for a user, as with webhooks."""
+    """Return the reader for a serializer's output, or `None` if it is not for a user, as with webhooks."""
     request = context.get('request')
     if request is None:
         return None

@@ -1,4 +1,4 @@
-"""The log of a run: on a page of its own, in the answers to polls, and as a file."""
+"""The log of a run: its page, the responses to polls, and the download."""
 import json
 
 from django.contrib.auth.context_processors import PermWrapper
@@ -35,14 +35,14 @@ __all__ = (
     'CeleryResultLogView',
 )
 
-#: HTTP status with which htmx stops polling.
+#: HTTP status that makes htmx stop polling.
 STOP_POLLING = 286
-#: Lines that a download holds in memory.
+#: Lines that a download holds in memory at a time.
 CHUNK = 2000
-#: Groups that are suggested.
+#: Maximum number of suggested groups.
 GROUPS = 200
 
-#: Columns that a part of a log's page needs of its run.
+#: Columns of the run that the parts of a log page need.
 SHOWN = (
     'id', 'task_id', 'celery_name', 'name', 'status', 'reason', 'attempt', 'value', 'value_max', 'started',
     'completed', 'cancelled',
@@ -68,12 +68,12 @@ class CeleryResultLogView(generic.ObjectView):
 
 
 class LogPartView(generic.ObjectView):
-    """Base class of what answers with a part of a page."""
+    """Base class for views that return a part of a page."""
     queryset = CeleryResult.objects.only(*SHOWN)
 
     def handle_no_permission(self):
         if htmx_partial(self.request) and not self.request.user.is_authenticated:
-            # The session has ended: the login form belongs to the page, not into the log
+            # The session has expired: the login form must replace the page, not the log
             return reload_page()
         return super().handle_no_permission()
 
@@ -83,8 +83,8 @@ class LogPartView(generic.ObjectView):
 class CeleryResultLogLinesView(LogPartView):
     """Lines of a log: those after a cursor (a poll), those before a line, or a window at the end (new filters).
 
-    A poll costs the new lines, and the columns of the run that its progress is made of. Only when its status or its
-    attempt is another one than on the page is the whole row read, for the other panels and the buttons.
+    A poll reads the new lines and the columns of the run that its progress needs. It reads the whole row, for the other
+    panels and the buttons, only if the status or the attempt differs from what the page shows.
     """
 
     def get(self, request, pk):
@@ -131,7 +131,7 @@ class CeleryResultLogLinesView(LogPartView):
         return response
 
     def render_fragments(self, request, window):
-        """Return what is to be replaced outside of the log's lines."""
+        """Return the HTML that replaces parts of the page outside of the log lines."""
         context = {
             'request': request,
             'object': window.result,
@@ -156,7 +156,7 @@ class CeleryResultLogLinesView(LogPartView):
 
 @register_model_view(CeleryResult, 'log_groups', path='log/groups')
 class CeleryResultLogGroupsView(LogPartView):
-    """The groups in a log, for suggestions."""
+    """The groups in a log, as suggestions for the filter."""
 
     def get(self, request, pk):
         result = self.get_object(pk=pk)
@@ -171,7 +171,7 @@ class CeleryResultLogGroupsView(LogPartView):
 @register_model_view(CeleryResult, 'log_download', path='log/download')
 @method_decorator(never_cache, name='dispatch')
 class CeleryResultLogDownloadView(generic.ObjectView):
-    """A run's whole log as a file, sent while it is read: it may have a million lines."""
+    """The whole log of a run as a file, streamed: a log may have a million lines."""
     queryset = CeleryResult.objects.only(*SHOWN)
 
     def get(self, request, pk):
@@ -192,7 +192,7 @@ COLUMNS = ('id', 'created', 'attempt', 'level', 'grouping', 'message', 'object_t
 
 
 def _chunks(pk):
-    """Yield the lines of a run's log as lists of tuples of `COLUMNS`. No cursor is kept open in between."""
+    """Yield the lines of a run's log as lists of tuples of `COLUMNS`. No database cursor stays open in between."""
     after = 0
     while chunk := list(log_lines(pk, after).values_list(*COLUMNS)[:CHUNK]):
         yield chunk
@@ -234,7 +234,7 @@ def _type_name(pk):
     return found and '.'.join(found.natural_key())
 
 
-#: Names of levels as log files have them, whatever the reader's language.
+#: Level names as in log files, not translated.
 LEVEL_NAMES = {
     value: name.removeprefix('LEVEL_') for name, value in vars(LogLevelChoices).items() if name.startswith('LEVEL_')
 }
