@@ -1,5 +1,6 @@
 """What the REST views share: error responses, access to objects of actions, and sending tasks."""
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from amqp.exceptions import AMQPError
 from celery.exceptions import CeleryError, QueueNotFound
@@ -27,6 +28,11 @@ from ..reading.viewing import Reader, in_sight, order_by_visible
 from ..services import runs as actions
 from . import serializers
 
+if TYPE_CHECKING:
+    from netbox.api.viewsets import NetBoxModelViewSet as MixedInto
+else:
+    MixedInto = object
+
 __all__ = (
     'ActionsMixin',
     'SafeMixin',
@@ -45,8 +51,9 @@ class BrokerUnavailable(APIException):
     default_code = 'broker_unavailable'
 
 
-class VisibleMixin:
+class VisibleMixin(MixedInto):
     """For viewsets that change and delete: users must see the objects (`reading.viewing.in_sight`)."""
+    queryset: Any
 
     def initial(self, request, *args, **kwargs):
         super().initial(request, *args, **kwargs)
@@ -85,7 +92,7 @@ class VisibleOrdering(OrderingFilter):
         return ordering and [order_by_visible(queryset.model, request.user, name) for name in ordering]
 
 
-class SafeMixin:
+class SafeMixin(MixedInto):
     """For all viewsets: any invalid request is answered with 400."""
     filter_backends = (DjangoFilterBackend, VisibleOrdering)
 
@@ -115,7 +122,7 @@ class ActionsMixin(SafeMixin):
     parser_classes = [BodyParser if cls is JSONParser else cls for cls in api_settings.DEFAULT_PARSER_CLASSES]
 
     #: Actions that do not require the permission to view the object.
-    blind_actions = ()
+    blind_actions: tuple[str, ...] = ()
 
     def get_object_to_act_on(self):
         """Return the object of an action with its own permission (see `token_permission`).

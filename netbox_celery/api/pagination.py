@@ -14,6 +14,7 @@ class HistoryPagination(NetBoxPagination):
     Up to 10,000 rows `count` is exact; above, it is an estimate. The pages themselves then determine where the list
     ends, so that a client that follows `next` gets every row.
     """
+    count: int
 
     def get_queryset_count(self, queryset):
         count = queryset.with_bounded_count().count()

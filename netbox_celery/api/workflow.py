@@ -1,6 +1,8 @@
 """REST view of the workflow of a run, and the options of a cancellation."""
+from typing import TYPE_CHECKING
+
 from django.utils.translation import gettext_lazy as _
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import extend_schema, extend_schema_field
 from rest_framework import serializers
 from rest_framework.decorators import action
 from rest_framework.response import Response
@@ -13,6 +15,11 @@ from ..models import CeleryResult
 from ..reading.viewing import reader_of_context
 from ..reading.workflow import load_workflow
 from .serializers import PlainJSONField
+
+if TYPE_CHECKING:
+    from netbox.api.viewsets import NetBoxModelViewSet as MixedInto
+else:
+    MixedInto = object
 
 __all__ = (
     'CancelSerializer',
@@ -60,6 +67,7 @@ class WorkflowRunSerializer(BaseModelSerializer):
 
     def to_representation(self, run):
         reader = reader_of_context(self.context)
+        assert reader is not None  # there always is a request
         return super().to_representation(run) | {
             'error': reader.error_of(run), 'attempts': reader.attempts_of(run)
         }
@@ -93,15 +101,16 @@ class WorkflowSerializer(serializers.Serializer):
     def get_count(self, workflow) -> int:
         return len(workflow.nodes)
 
-    def get_runs(self, workflow) -> WorkflowRunSerializer(many=True):
-        reader_of_context(self.context).load_runs(
-            filter(None, (node.run.quoted_id for node in workflow.nodes))
-        )
+    @extend_schema_field(WorkflowRunSerializer(many=True))
+    def get_runs(self, workflow):
+        reader = reader_of_context(self.context)
+        assert reader is not None  # there always is a request
+        reader.load_runs(filter(None, (node.run.quoted_id for node in workflow.nodes)))
         context = {**self.context, 'nodes': {node.run.pk: node for node in workflow.nodes}}
         return WorkflowRunSerializer([node.run for node in workflow.nodes], many=True, context=context).data
 
 
-class WorkflowMixin:
+class WorkflowMixin(MixedInto):
     """The action of the run viewset that returns a whole workflow."""
 
     @extend_schema(

@@ -52,7 +52,9 @@ class CeleryResultFilter(NetBoxModelFilter):
 
     @strawberry_django.filter_field
     def error(self, info: Info, queryset: QuerySet, value: StrFilterLookup, prefix: str):
-        queryset, matching = process_filters(value, queryset, info, prefix=f'{prefix}error__')
+        queryset, matching = process_filters(
+            value, queryset, info, prefix=f'{prefix}error__'  # type: ignore[arg-type]  # strawberry defines it at run time
+        )
         return queryset, matching & error_is_readable(info.context.request.user, prefix)
 
     queue: StrFilterLookup | None = strawberry_django.filter_field()

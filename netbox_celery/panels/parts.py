@@ -1,4 +1,6 @@
 """Parts that the panels of several pages share."""
+from typing import TYPE_CHECKING
+
 from django.utils.html import format_html
 
 from netbox.ui import attrs, panels
@@ -33,7 +35,13 @@ def shown_arguments(obj):
     }
 
 
-class VisibleAttrMixin:
+if TYPE_CHECKING:
+    from netbox.ui.attrs import ObjectAttribute as MixedInto
+else:
+    MixedInto = object
+
+
+class VisibleAttrMixin(MixedInto):
     """An object related to the one on the page. Users who may not view it see only that there is one."""
 
     def render(self, obj, context):

@@ -2,6 +2,8 @@
 
 Most are *live*: each has an element of its own, which the response to a poll replaces.
 """
+from typing import TYPE_CHECKING
+
 from django.utils.html import format_html
 from django.utils.safestring import mark_safe
 from django.utils.translation import gettext as _
@@ -53,10 +55,16 @@ def explain_status(result):
     return description_of(ResultStatusChoices, result.status)
 
 
-class LiveMixin:
+if TYPE_CHECKING:
+    from netbox.ui.panels import Panel as MixedInto
+else:
+    MixedInto = object
+
+
+class LiveMixin(MixedInto):
     """A panel that can be replaced while the page is open."""
     #: ID of the panel's element.
-    live_id = None
+    live_id: str | None = None
 
     def render(self, context, live=False):
         """

@@ -6,10 +6,12 @@ than a short one.
 from dataclasses import dataclass
 from datetime import timedelta
 
-from django.db.models import Aggregate, Avg, Count, DurationField, ExpressionWrapper, F, Max, Min, Q
+from django.db.models import Aggregate, Avg, Count, DurationField, ExpressionWrapper, F, Max, Min, Q, QuerySet
+
+from users.models import User
 
 from ..choices import ResultStatusChoices as Status
-from ..models import CeleryResult
+from ..models import CeleryResult, CelerySchedule
 
 __all__ = (
     'HISTORY',
@@ -57,12 +59,12 @@ class History:
         return self.count >= HISTORY
 
 
-def runs_of(schedule, user):
+def runs_of(schedule: CelerySchedule, user: User) -> QuerySet:
     """Return the runs of a schedule that a user may view, latest first."""
     return CeleryResult.objects.restrict(user, 'view').filter(schedule=schedule).order_by('-pk')
 
 
-def measure(runs):
+def measure(runs: QuerySet) -> History:
     """Measure the first runs of a queryset. Returns a `History`.
 
     Args:

@@ -8,10 +8,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.db.models import Max
+from django.db.models import Max, QuerySet
 from django.urls import NoReverseMatch
 from django.utils.html import escape
 from django.utils.safestring import mark_safe
+
+from users.models import User
 
 from ..models import CeleryLogEntry, CeleryResult, CeleryWorker
 from ..models.about import find_type
@@ -58,7 +60,7 @@ class LogLine:
 class LogWindow:
     """Lines of a run's log, oldest first, and the run as it was before they were read."""
     result: CeleryResult
-    lines: list = field(default_factory=list)
+    lines: list[LogLine] = field(default_factory=list)
     #: The cursor for the next poll.
     after: int = 0
     #: Primary key of the first line, if there are lines before it.
@@ -68,7 +70,7 @@ class LogWindow:
     #: Whether the lines replace those on the page, rather than follow them.
     replaces: bool = False
     #: `(attempt, grouping)` of the last line on the page: a heading appears where these change.
-    shown: tuple = START
+    shown: tuple[int, str] = START
 
     @property
     def is_complete(self):
@@ -82,7 +84,7 @@ class LogWindow:
         return f'{self.result.status}:{self.result.attempt}:{cancelling}'
 
 
-def open_log(result, user, wanted=LogFilter()):
+def open_log(result: CeleryResult, user: User, wanted: LogFilter = LogFilter()) -> LogWindow:
     """Open a run's log at its end.
 
     Args:
@@ -97,7 +99,10 @@ def open_log(result, user, wanted=LogFilter()):
     )
 
 
-def follow_log(results, pk, user, *, after, shown=START, following=True, wanted=LogFilter()):
+def follow_log(
+    results: QuerySet, pk: int, user: User, *, after: int, shown: tuple[int, str] = START, following: bool = True,
+    wanted: LogFilter = LogFilter()
+) -> LogWindow:
     """Read the next lines of a run's log.
 
     Args:
@@ -121,13 +126,15 @@ def follow_log(results, pk, user, *, after, shown=START, following=True, wanted=
     )
 
 
-def earlier_lines(result, user, *, before, wanted=LogFilter()):
+def earlier_lines(
+    result: CeleryResult, user: User, *, before: int, wanted: LogFilter = LogFilter()
+) -> LogWindow:
     """Read the lines of a run's log that precede a line."""
     entries, earlier = _last(log_lines(result.pk, wanted=wanted).filter(pk__lt=before))
     return LogWindow(result, _dress(entries, user, wanted), before=earlier)
 
 
-def is_worker_alive():
+def is_worker_alive() -> bool:
     """Whether any worker is online that could start a run."""
     return any(worker.is_alive for worker in CeleryWorker.objects.filter(stopped=None).order_by('-heartbeat'))
 

@@ -9,7 +9,7 @@ Readers poll with the primary key of the last line they have seen. One request p
 """
 from dataclasses import dataclass
 
-from django.db.models import Max
+from django.db.models import Max, QuerySet
 
 from ..models import CeleryLogEntry, CeleryResult
 
@@ -36,18 +36,19 @@ FOLLOWED = (
 class LogFilter:
     """Selects lines of a log; by default all."""
     #: Lines of these levels.
-    levels: tuple = ()
+    levels: tuple[int, ...] = ()
     #: Lines of this level and above.
     min_level: int | None = None
     #: Lines of these groupings.
-    groupings: tuple = ()
+    groupings: tuple[str, ...] = ()
     #: Lines whose message contains this text; not case-sensitive.
     search: str = ''
 
     def __bool__(self):
         return bool(self.levels or self.min_level is not None or self.groupings or self.search)
 
-    def apply(self, entries):
+    def apply(self, entries: QuerySet) -> QuerySet:
+        """Filter a queryset of log entries."""
         if self.levels:
             entries = entries.filter(level__in=self.levels)
         if self.min_level is not None:
@@ -65,7 +66,7 @@ class LogPage:
     #: The run, with the columns in `FOLLOWED`.
     result: CeleryResult
     #: The `CeleryLogEntry` rows.
-    entries: list
+    entries: list[CeleryLogEntry]
     #: The cursor for the next poll.
     next_after: int
     #: Whether there are more lines now.
@@ -77,7 +78,10 @@ class LogPage:
         return self.result.is_finished and not self.has_more
 
 
-def read_log(results, pk, *, after=0, limit=DEFAULT_LIMIT, offset=0, wanted=LogFilter()):
+def read_log(
+    results: QuerySet, pk: int | str, *, after: int = 0, limit: int = DEFAULT_LIMIT, offset: int = 0,
+    wanted: LogFilter = LogFilter()
+) -> LogPage:
     """Read the lines of a run's log that follow a cursor.
 
     Args:
@@ -106,7 +110,7 @@ def read_log(results, pk, *, after=0, limit=DEFAULT_LIMIT, offset=0, wanted=LogF
     )
 
 
-def log_lines(pk, after=0, wanted=LogFilter()):
+def log_lines(pk: int | str, after: int = 0, wanted: LogFilter = LogFilter()) -> QuerySet:
     """Return a queryset of the lines of a run's log that follow a cursor, oldest first, with their objects."""
     entries = CeleryLogEntry.objects.filter(result_id=pk, pk__gt=after).prefetch_related('object').order_by('pk')
     return wanted.apply(entries)

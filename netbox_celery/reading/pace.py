@@ -10,6 +10,7 @@ from utilities.string import humanize_duration
 
 from ..choices import ResultStatusChoices
 from ..engine.store.times import moment
+from ..models import CeleryResult
 
 __all__ = (
     'Pace',
@@ -53,7 +54,7 @@ class Pace:
         return _('about {duration} left').format(duration=humanize_duration(rounded))
 
 
-def measure_pace(result):
+def measure_pace(result: CeleryResult) -> Pace | None:
     """Return the `Pace` of a run, or `None` if it is not known (yet)."""
     if result.status != ResultStatusChoices.STATUS_RUNNING or not result.value or result.value < 0:
         return None

@@ -1,5 +1,9 @@
 """Modules of plugins that NetBox or a worker could not import: pages show where tasks are missing, and why."""
+from typing import Any
+
 from django.utils.translation import gettext as _
+
+from users.models import User
 
 from ..engine.catalogue import discovery, registry
 from ..models import CeleryWorker
@@ -11,7 +15,7 @@ __all__ = (
 FIELDS = ('plugin', 'module', 'error', 'place')
 
 
-def unloaded_modules(user, plugin=None):
+def unloaded_modules(user: User, plugin: str | None = None) -> list[dict[str, Any]]:
     """Return the modules that this NetBox process, or a worker that is online, could not import.
 
     Args:
@@ -22,7 +26,7 @@ def unloaded_modules(user, plugin=None):
         A list of dicts of `plugin`, `module`, `error`, `place`, and `where`, a list of names.
     """
     registry.registered_tasks()
-    found: dict = {}
+    found: dict[tuple[str, ...], list[str]] = {}
     for failure in discovery.failures():
         _add(found, failure.as_dict(), _('NetBox'))
     for worker in CeleryWorker.objects.restrict(user, 'view').filter(stopped=None).only(

@@ -1,6 +1,7 @@
 """The next runs of a schedule for display, also while it is being edited."""
 from datetime import timedelta
 from itertools import islice
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from django.utils import timezone
@@ -9,6 +10,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from ..choices import ScheduleKindChoices
+from ..models import CelerySchedule
 
 __all__ = (
     'upcoming',
@@ -18,7 +20,7 @@ __all__ = (
 SHOWN = 10
 
 
-def upcoming(schedule):
+def upcoming(schedule: CelerySchedule) -> dict[str, Any]:
     """Return the context for the template of the next runs.
 
     Times are in NetBox's time zone; the page's script converts them to the browser's. If a crontab has another time

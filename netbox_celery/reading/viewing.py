@@ -3,7 +3,11 @@
 A reader may view a run but not the objects related to it. They then see that there is such an object, but not its name.
 Pages, lists, exports and REST ask a `Reader`, which checks a whole page at a time. (GraphQL restricts by itself.)
 """
-from django.db.models import Exists, Func, OuterRef, Q, TextField, UUIDField, Value
+from collections.abc import Iterable, Sequence
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Exists, Func, Model, OuterRef, Q, QuerySet, TextField, UUIDField, Value
 from django.db.models.functions import Cast
 from django.utils.translation import gettext as _
 
@@ -33,12 +37,12 @@ __all__ = (
 )
 
 
-def hidden_text():
+def hidden_text() -> str:
     """Return what a page shows instead of the name of an object that the reader may not view."""
     return _('(hidden)')
 
 
-def no_tasks_text():
+def no_tasks_text() -> str:
     """Return why the catalogue has no tasks, or an empty string if it has some."""
     if CeleryTask.objects.exists():
         return ''
@@ -47,18 +51,18 @@ def no_tasks_text():
     )
 
 
-def viewable(model, user, action='view'):
+def viewable(model: type[Model], user: User | None, action: str = 'view') -> QuerySet:
     """Return a queryset of the objects of a model that a user may view, also for models without NetBox's manager."""
     manager = model._default_manager
     return (manager if hasattr(manager, 'restrict') else RestrictedQuerySet(model)).restrict(user, action)
 
 
-def is_unconstrained(user, model, action='view'):
+def is_unconstrained(user: User | None, model: type[Model], action: str = 'view') -> bool:
     """Whether a user has the permission for all objects of a model, without constraints."""
     return not viewable(model, user, action).query.has_filters()
 
 
-def in_sight(queryset, user):
+def in_sight(queryset: QuerySet, user: User) -> QuerySet:
     """Restrict what a user changes or deletes to what they may view, if they may view any object of the model.
 
     A user without the view permission needs only the permission to change or delete, as everywhere in NetBox. A user
@@ -75,15 +79,17 @@ class Reader:
         user: The user, or `None` for no user, who may view nothing.
     """
 
-    def __init__(self, user):
+    def __init__(self, user: User | None):
         self.user = user
         #: By model: whether all (`True`) or no (`False`) objects may be viewed; `None` if it depends on the object.
-        self._models = {}
+        self._models: dict[type[Model], bool | None] = {}
         #: By model: the primary keys that were looked up, and which of them may be viewed.
-        self._known, self._viewable = {}, {}
-        self._known_runs, self._viewable_runs = set(), set()
+        self._known: dict[type[Model], set[Any]] = {}
+        self._viewable: dict[type[Model], set[Any]] = {}
+        self._known_runs: set[str] = set()
+        self._viewable_runs: set[str] = set()
 
-    def load(self, model, pks):
+    def load(self, model: type[Model], pks: Iterable[Any]) -> None:
         """Look up objects in at most one query."""
         known = self._known.setdefault(model, set())
         if self._sees_all_or_none(model) is None and (new := {pk for pk in pks if pk is not None} - known):
@@ -91,11 +97,11 @@ class Reader:
             found = viewable(model, self.user).filter(pk__in=new).values_list('pk', flat=True)
             self._viewable.setdefault(model, set()).update(found)
 
-    def may_view(self, obj):
+    def may_view(self, obj: Model) -> bool:
         """Whether the user may view an object. Users may always view themselves."""
         return self.may_view_key(obj._meta.model, obj.pk)
 
-    def may_view_key(self, model, pk):
+    def may_view_key(self, model: type[Model], pk: Any) -> bool:
         """Whether the user may view the object of a model that has this primary key."""
         if self.user is not None and model._meta.concrete_model is User and pk == self.user.pk:
             return True
@@ -105,14 +111,14 @@ class Reader:
             answer = pk in self._viewable.get(model, ())
         return answer
 
-    def load_runs(self, task_ids):
+    def load_runs(self, task_ids: Iterable[UUID | str]) -> None:
         """Look up runs that other runs quote in at most one query."""
         if self._sees_all_or_none(CeleryResult) is None and (new := set(map(str, task_ids)) - self._known_runs):
             self._known_runs |= new
             found = viewable(CeleryResult, self.user).filter(task_id__in=new).values_list('task_id', flat=True)
             self._viewable_runs.update(map(str, found))
 
-    def may_view_run(self, task_id):
+    def may_view_run(self, task_id: UUID | str) -> bool:
         """Whether the user may view the run with this ID."""
         answer = self._sees_all_or_none(CeleryResult)
         if answer is None:
@@ -120,12 +126,12 @@ class Reader:
             answer = str(task_id) in self._viewable_runs
         return answer
 
-    def error_of(self, result):
+    def error_of(self, result: CeleryResult) -> str:
         """Return the error of a run, without the quote of another run if the user may not view that run."""
         culprit = result.quoted_id
         return result.error if culprit is None or self.may_view_run(culprit) else result.error_without_quote
 
-    def attempts_of(self, result):
+    def attempts_of(self, result: CeleryResult) -> list[dict[str, Any]]:
         """Return the attempts of a run as the user may read them (see `error_of`)."""
         culprit = result.quoted_id
         return plain(
@@ -143,7 +149,7 @@ class Reader:
 BESIDE = frozenset(('user', 'schedule', 'owner', 'task', 'object', 'error'))
 
 
-def load_beside(reader, rows, names=BESIDE):
+def load_beside(reader: Reader, rows: Sequence[Model], names: Iterable[str] = BESIDE) -> None:
     """Look up what is related to rows: at most one query per model, and none if the user may view all its objects.
 
     Args:
@@ -176,7 +182,7 @@ def _load_objects(reader, rows):
             reader.load(model, pks)
 
 
-def error_is_readable(user, prefix=''):
+def error_is_readable(user: User | None, prefix: str = '') -> Q:
     """Return the condition under which a user may read the errors of runs as they are stored (see `Reader.error_of`).
 
     Args:
@@ -197,13 +203,13 @@ def error_is_readable(user, prefix=''):
     )
 
 
-def is_viewable(name, model, user, prefix=''):
+def is_viewable(name: str, model: type[Model], user: User, prefix: str = '') -> Q:
     """Return the condition that a user may view what is related to rows, so that filters do not reveal names."""
     own = Q(**{f'{prefix}{name}': user.pk}) if model is User else Q()
     return Q(**{f'{prefix}{name}__in': viewable(model, user)}) | own
 
 
-def order_by_visible(model, user, name):
+def order_by_visible(model: type[Model], user: User | None, name: str) -> str:
     """Return the column to order by when a user asks for another one, since an order reveals names.
 
     If the user may not view all related objects, rows are ordered by the primary key of the related object; instead of
@@ -223,7 +229,7 @@ def order_by_visible(model, user, name):
     return name.replace(column, 'pk' if column == 'error' else field.attname)
 
 
-def nameable(model, user):
+def nameable(model: type[Model], user: User) -> QuerySet:
     """Return a queryset of the objects of a model whose names a user may see: those they may view, and themselves."""
     if is_unconstrained(user, model) and not viewable(model, user).query.is_empty():
         return model.objects.all()
@@ -231,7 +237,7 @@ def nameable(model, user):
     return model.objects.filter(Q(pk__in=viewable(model, user)) | own)
 
 
-def reader_of_context(context):
+def reader_of_context(context: dict[str, Any]) -> Reader | None:
     """Return the reader for a serializer's output, or `None` if it is not for a user, as with webhooks."""
     request = context.get('request')
     if request is None:

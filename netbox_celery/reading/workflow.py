@@ -5,15 +5,19 @@ started move up to its nearest visible ancestor. Consecutive runs, as in a chain
 only where a run starts several others. Siblings of one group are kept together, so that a page can fold hundreds of
 them into one line.
 """
+from collections.abc import Container
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 from django.utils import timezone
 
+from users.models import User
+
 from ..choices import ResultStatusChoices
 from ..engine.store.times import moment
 from ..engine.workflows.family import members
+from ..models import CeleryResult
 
 __all__ = (
     'MAX_RUNS',
@@ -115,12 +119,12 @@ class Workflow:
         return max(self.ended - self.begun, timedelta())
 
 
-def is_workflow(result):
+def is_workflow(result: CeleryResult) -> bool:
     """Whether a run belongs to a workflow with other runs."""
     return members(result).order_by()[:2].count() > 1
 
 
-def load_workflow(result, user):
+def load_workflow(result: CeleryResult, user: User) -> Workflow:
     """Return the workflow of a run, limited to what a user may view, in two queries for any number of runs.
 
     Args:
@@ -172,14 +176,14 @@ def _walk(roots):
 
 # The page
 
-def rows(workflow, opened):
+def rows(workflow: Workflow, opened: Container[str]) -> list[Node | Group]:
     """Return the lines of a workflow's page in order: nodes, and groups in place of their nodes.
 
     Args:
         workflow: The `Workflow`.
         opened: Keys of the expanded groups.
     """
-    shown = []
+    shown: list[Node | Group] = []
     waiting = [*reversed(_folded(workflow.roots, opened))]
     while waiting:
         item = waiting.pop()
@@ -202,7 +206,8 @@ def _folded(siblings, opened):
     groups: dict[str | None, list[Node]] = {}
     for node in siblings:
         groups.setdefault(node.group_key, []).append(node)
-    items, done = [], set()
+    items: list[Node | Group] = []
+    done = set()
     for node in siblings:
         key = node.group_key
         if key is None or len(groups[key]) < FOLD_FROM:
@@ -213,7 +218,7 @@ def _folded(siblings, opened):
     return items
 
 
-def bars(workflow, run):
+def bars(workflow: Workflow, run: CeleryResult) -> list[dict[str, str]]:
     """Return the bars of a run in the timeline: dicts with `kind`, and `left` and `width` in percent."""
     length = max(workflow.duration.total_seconds(), 0.001)
 
@@ -243,7 +248,7 @@ def _kind(run, attempt):
     return 'retrying' if attempt is not run.attempts[-1] else run.status
 
 
-def span(workflow, nodes):
+def span(workflow: Workflow, nodes: list[Node]) -> dict[str, str]:
     """Return the bar of a group, from the creation of its first run to the end of its last."""
     length = max(workflow.duration.total_seconds(), 0.001)
     begin = min(node.run.created for node in nodes)

@@ -1,6 +1,7 @@
 """What several views share: confirmation pages, visibility checks, and messages about tasks that did not start."""
 import re
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from amqp.exceptions import AMQPError
 from celery.exceptions import CeleryError, QueueNotFound
@@ -19,6 +20,11 @@ from ..choices import ResultStatusChoices
 from ..engine.sending.control import NotRerunnable
 from ..reading.viewing import Reader, in_sight
 from ..services import runs as actions
+
+if TYPE_CHECKING:
+    from netbox.views.generic.base import BaseObjectView as MixedInto
+else:
+    MixedInto = object
 
 __all__ = (
     'ConfirmView',
@@ -97,7 +103,7 @@ def whole(text):
     return int(text) if text and re.fullmatch('[0-9]{1,18}', text) else 0
 
 
-class WholePksMixin:
+class WholePksMixin(MixedInto):
     """For NetBox's bulk views, which crash on a primary key that is not a number: such a key selects nothing."""
 
     def post(self, request, *args, **kwargs):
@@ -109,7 +115,7 @@ class WholePksMixin:
         return super().post(request, *args, **kwargs)
 
 
-class FilteredMixin:
+class FilteredMixin(MixedInto):
     """For lists: a filter with an invalid value matches nothing, and the page says so."""
 
     def get(self, request, *args, **kwargs):
@@ -122,7 +128,7 @@ class FilteredMixin:
         return super().get(request, *args, **kwargs)
 
 
-class VisibleMixin:
+class VisibleMixin(MixedInto):
     """For views that change and delete objects: the user must see them (`netbox_celery.reading.viewing.in_sight`)."""
 
     def get_queryset(self, request):
@@ -131,6 +137,7 @@ class VisibleMixin:
 
 class VisibleBulkMixin(VisibleMixin):
     """Likewise for NetBox's bulk delete: with filters, NetBox takes all matching objects, also those out of sight."""
+    filterset: Any
 
     def post(self, request, **kwargs):
         filterset, permitted = self.filterset, self.queryset.values('pk')
@@ -154,7 +161,7 @@ class ConfirmView(GetReturnURLMixin, BaseObjectView):
         color: Bootstrap's name of that button's color.
     """
     template_name = 'netbox_celery/confirm.html'
-    permission = None
+    permission: str | None = None
     title = ''
     button = ''
     color = 'primary'

@@ -38,8 +38,8 @@ class BulkResultView(GetReturnURLMixin, BaseMultiObjectView):
     filterset = filtersets.CeleryResultFilterSet
     table = tables.CeleryResultTable
     template_name = 'netbox_celery/bulk_confirm.html'
-    permission = None
-    statuses = ()
+    permission: str | None = None
+    statuses: tuple[str, ...] = ()
     limit = 0
     title = ''
     description = ''
@@ -131,7 +131,8 @@ class CeleryResultBulkRerunView(BulkResultView):
     button = gettext_lazy('Run Again')
 
     def perform(self, request, results):
-        started, failures = 0, {}
+        started = 0
+        failures: dict[str, int] = {}
         for result in results:
             try:
                 with starting():

@@ -141,7 +141,7 @@ class CeleryResultLogLinesView(LogPartView):
         is_whole_page = 'whole_page' in request.GET
         fragments = [render_to_string('netbox_celery/log/badge.html', context)] if is_whole_page else []
         if request.GET.get('state') == window.state:
-            shown = () if is_whole_page else (panels.ResultStatusPanel(),)
+            shown: tuple = () if is_whole_page else (panels.ResultStatusPanel(),)
         else:
             shown = () if is_whole_page else panels.LIVE
             context['object'] = get_object_or_404(
@@ -209,7 +209,7 @@ def _as_text(chunks):
 
 
 def _as_json(chunks):
-    labels = {value: str(label) for value, label in LogLevelChoices}
+    labels = {value: str(label) for value, label in dict(LogLevelChoices).items()}
     separator = '[\n'
     for chunk in chunks:
         yield separator + ',\n'.join(

@@ -257,7 +257,7 @@ class SchedulePreviewView(ConditionalLoginRequiredMixin, View):
         context = {'errors': errors, 'is_empty': is_empty}
         if not errors and not is_empty:
             if set(form.changed_data) & set(WHEN):
-                setattr(schedule, 'next_run', None)
+                schedule.next_run = None
             context |= upcoming(schedule)
         return render(request, 'netbox_celery/schedule/preview.html', context)
 

@@ -20,7 +20,7 @@ from ..engine.workflows.family import members
 from ..models import CeleryResult
 from ..object_actions import CancelResult, RerunResult
 from ..reading.viewing import Reader, load_beside
-from ..reading.workflow import MAX_RUNS, Group, bars, is_workflow, load_workflow, rows, span
+from ..reading.workflow import MAX_RUNS, Group, Node, bars, is_workflow, load_workflow, rows, span
 from ..services import runs as actions
 from .base import ConfirmView, reload_page, whole
 
@@ -38,8 +38,8 @@ MAX_DEPTH = 8
 @dataclass
 class Line:
     """A line of the page: a run or a group of runs."""
-    item: object
-    bars: list
+    item: Node | Group
+    bars: list[dict[str, str]]
     duration: str
     #: Address that expands or collapses a group.
     toggle: str = ''
