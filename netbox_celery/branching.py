@@ -36,7 +36,7 @@ FIND = f'SELECT {", ".join(COLUMNS)} FROM netbox_branching_branch WHERE schema_i
 PATIENCE = 60
 
 #: Active runs in a branch whose worker is alive.
-AT_WORK = f'''
+ACTIVE_RUN = f'''
     SELECT run.id, run.name FROM {lifecycle.TABLE} AS run
     WHERE run.completed IS NULL AND run.status = 'running' AND run.branch = %(branch)s
         AND run.holder IN (SELECT key FROM {lifecycle.WORKERS} WHERE {lifecycle.ALIVE})
@@ -59,9 +59,9 @@ def install():
 
     register_branching_resolver(is_branched)
     branches.install(NetBoxBranches())
-    pre_delete.connect(keep_branch_at_work, sender=Branch, dispatch_uid='netbox-celery-branching')
+    pre_delete.connect(protect_active_branch, sender=Branch, dispatch_uid='netbox-celery-branching')
     for action in ('archive', 'merge'):
-        Branch.register_preaction_check(why_at_work, action)
+        Branch.register_preaction_check(check_no_active_run, action)
     for model in apps.get_app_config(APP_LABEL).get_models():
         if tags := next((field for field in model._meta.many_to_many if field.name == 'tags'), None):
             tags.manager = of_main(tags.manager)
@@ -118,7 +118,7 @@ class NetBoxBranches(branches.Branches):
         branch = self._active.get()
         self._active.set(*entered)
         if branch is not None:
-            _let_go(branch.connection_name)
+            _release(branch.connection_name)
 
     def check(self, branch):
         return _why_not_ready(branch, self._find(branch))
@@ -217,7 +217,7 @@ def _close_others(alias):
             connections[other].close()
 
 
-def _let_go(alias):
+def _release(alias):
     """Close the connection at the end of a run as Django does at the end of a request."""
     connection = connections[alias]
     if (connection.settings_dict.get('OPTIONS') or {}).get('pool'):
@@ -228,11 +228,11 @@ def _let_go(alias):
 
 # Branches with active runs
 
-def _at_work(branch):
+def _active_run(branch):
     """Return which run is active in a branch as a sentence, or an empty string."""
     from .config import get_config
 
-    found = get_connection().execute(AT_WORK, {
+    found = get_connection().execute(ACTIVE_RUN, {
         'branch': branch.schema_id, 'lost_after': get_config().worker_lost_after, 'steady': float('inf'),
     })
     if not found:
@@ -241,7 +241,7 @@ def _at_work(branch):
     return f'The Celery run {name} ({pk}) is active in this branch. Wait until it has finished, or cancel it.'
 
 
-def why_at_work(branch):
+def check_no_active_run(branch):
     """Prevent a branch from being merged or archived while runs are active in it.
 
     Changes made after the merge has started would be lost. And PostgreSQL skips a schema that no longer exists, so that
@@ -249,15 +249,15 @@ def why_at_work(branch):
     """
     from netbox_branching.utilities import BranchActionIndicator
 
-    why = _at_work(branch)
+    why = _active_run(branch)
     return BranchActionIndicator(not why, why)
 
 
-def keep_branch_at_work(instance, **kwargs):
+def protect_active_branch(instance, **kwargs):
     """Prevent a branch from being deleted while runs are active in it, for the same reason."""
     from utilities.exceptions import AbortRequest
 
-    if why := _at_work(instance):
+    if why := _active_run(instance):
         raise AbortRequest(why)
 
 

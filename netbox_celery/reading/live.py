@@ -95,7 +95,7 @@ def open_log(result: CeleryResult, user: User, wanted: LogFilter = LogFilter()) 
     end = log_lines(result.pk).aggregate(end=Max('pk'))['end'] or 0
     entries, before = _last(log_lines(result.pk, wanted=wanted).filter(pk__lte=end))
     return LogWindow(
-        result, _dress(entries, user, wanted), after=end, before=before, replaces=True, shown=_last_shown(entries)
+        result, _as_lines(entries, user, wanted), after=end, before=before, replaces=True, shown=_last_shown(entries)
     )
 
 
@@ -121,7 +121,7 @@ def follow_log(
     if page.has_more and following:
         return open_log(page.result, user, wanted)
     return LogWindow(
-        page.result, _dress(page.entries, user, wanted, shown), after=page.next_after, has_more=page.has_more,
+        page.result, _as_lines(page.entries, user, wanted, shown), after=page.next_after, has_more=page.has_more,
         shown=_last_shown(page.entries, shown)
     )
 
@@ -131,7 +131,7 @@ def earlier_lines(
 ) -> LogWindow:
     """Read the lines of a run's log that precede a line."""
     entries, earlier = _last(log_lines(result.pk, wanted=wanted).filter(pk__lt=before))
-    return LogWindow(result, _dress(entries, user, wanted), before=earlier)
+    return LogWindow(result, _as_lines(entries, user, wanted), before=earlier)
 
 
 def is_worker_alive() -> bool:
@@ -150,7 +150,7 @@ def _last_shown(entries, shown=START):
     return (entries[-1].attempt, entries[-1].grouping) if entries else shown
 
 
-def _dress(entries, user, wanted, shown=START):
+def _as_lines(entries, user, wanted, shown=START):
     """Return entries as lines, marked where an attempt or a group begins."""
     objects = _load_objects(entries, user)
     attempt, grouping = shown

@@ -58,8 +58,8 @@ def measure_pace(result: CeleryResult) -> Pace | None:
     """Return the `Pace` of a run, or `None` if it is not known (yet)."""
     if result.status != ResultStatusChoices.STATUS_RUNNING or not result.value or result.value < 0:
         return None
-    begun = _start_of_attempt(result)
-    elapsed = (timezone.now() - begun).total_seconds() if begun else 0
+    started = _start_of_attempt(result)
+    elapsed = (timezone.now() - started).total_seconds() if started else 0
     if elapsed < SETTLED_AFTER:
         return None
     rate = result.value / elapsed

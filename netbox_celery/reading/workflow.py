@@ -104,11 +104,11 @@ class Workflow:
         return all(node.run.is_finished for node in self.nodes)
 
     @property
-    def begun(self):
+    def started(self):
         return min((node.run.created for node in self.nodes), default=self.now)
 
     @property
-    def ended(self):
+    def finished(self):
         """When the last run finished; the current time while one is active."""
         if not self.is_finished:
             return self.now
@@ -116,7 +116,7 @@ class Workflow:
 
     @property
     def duration(self):
-        return max(self.ended - self.begun, timedelta())
+        return max(self.finished - self.started, timedelta())
 
 
 def is_workflow(result: CeleryResult) -> bool:
@@ -135,7 +135,7 @@ def load_workflow(result: CeleryResult, user: User) -> Workflow:
     runs = list(everything.only(*COLUMNS)[:MAX_RUNS + 1])
     is_cut, runs = len(runs) > MAX_RUNS, runs[:MAX_RUNS]
     visible = set(everything.restrict(user, 'view').values_list('pk', flat=True)[:MAX_RUNS + 1])
-    roots = _plant(runs, visible)
+    roots = _build_tree(runs, visible)
     nodes = list(_walk(roots))
     return Workflow(
         root_id=result.root_id or result.task_id, nodes=nodes, roots=roots, hidden=len(runs) - len(nodes),
@@ -143,7 +143,7 @@ def load_workflow(result: CeleryResult, user: User) -> Workflow:
     )
 
 
-def _plant(runs, visible):
+def _build_tree(runs, visible):
     """Return the nodes without a parent, with their descendants attached."""
     by_id = {run.task_id: run for run in runs}
     nodes = {run.task_id: Node(run) for run in runs if run.pk in visible}
@@ -222,21 +222,21 @@ def bars(workflow: Workflow, run: CeleryResult) -> list[dict[str, str]]:
     """Return the bars of a run in the timeline: dicts with `kind`, and `left` and `width` in percent."""
     length = max(workflow.duration.total_seconds(), 0.001)
 
-    def bar(kind, begin, end):
-        left = 100 * (begin - workflow.begun).total_seconds() / length
-        width = 100 * (end - begin).total_seconds() / length
+    def bar(kind, start, end):
+        left = 100 * (start - workflow.started).total_seconds() / length
+        width = 100 * (end - start).total_seconds() / length
         return {'kind': kind, 'left': f'{max(0, min(left, 100)):.3f}', 'width': f'{max(0, min(width, 100)):.3f}'}
 
     end = run.completed or workflow.now
     found, before = [], run.created
     for attempt in run.attempts:
-        begun = moment(attempt.get('started')) or before
+        start = moment(attempt.get('started')) or before
         ended = moment(attempt.get('ended')) or end
         if ended < run.created:
             continue  # of an earlier call with the same task ID
-        if begun > before:
-            found.append(bar('wait', before, begun))
-        found.append(bar(_kind(run, attempt), begun, max(begun, ended)))
+        if start > before:
+            found.append(bar('wait', before, start))
+        found.append(bar(_kind(run, attempt), start, max(start, ended)))
         before = ended
     if not run.is_finished and run.status != ResultStatusChoices.STATUS_RUNNING or not found:
         found.append(bar('wait', before, max(before, end)))
@@ -251,9 +251,9 @@ def _kind(run, attempt):
 def span(workflow: Workflow, nodes: list[Node]) -> dict[str, str]:
     """Return the bar of a group, from the creation of its first run to the end of its last."""
     length = max(workflow.duration.total_seconds(), 0.001)
-    begin = min(node.run.created for node in nodes)
+    start = min(node.run.created for node in nodes)
     end = max(node.run.completed or workflow.now for node in nodes)
     return {
-        'kind': 'group', 'left': f'{100 * (begin - workflow.begun).total_seconds() / length:.3f}',
-        'width': f'{min(100, 100 * (end - begin).total_seconds() / length):.3f}',
+        'kind': 'group', 'left': f'{100 * (start - workflow.started).total_seconds() / length:.3f}',
+        'width': f'{min(100, 100 * (end - start).total_seconds() / length):.3f}',
     }

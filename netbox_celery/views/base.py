@@ -30,14 +30,14 @@ __all__ = (
     'ConfirmView',
     'FilteredMixin',
     'NotStarted',
+    'NumericPksMixin',
     'VisibleBulkMixin',
     'VisibleMixin',
-    'WholePksMixin',
+    'parse_number',
     'reload_page',
+    'report_started',
     'starting',
-    'tell_started',
     'visible_address',
-    'whole',
 )
 
 
@@ -68,7 +68,7 @@ def starting():
         raise NotStarted(_('The task was not started: {error}').format(error=exc)) from exc
 
 
-def tell_started(request, run, message):
+def report_started(request, run, message):
     """Show the user what happened to the task that they started.
 
     Args:
@@ -98,17 +98,17 @@ def visible_address(user, *objects):
     ), '')
 
 
-def whole(text):
+def parse_number(text):
     """Return the number that a page sent back, or 0: our pages send nothing but numbers."""
     return int(text) if text and re.fullmatch('[0-9]{1,18}', text) else 0
 
 
-class WholePksMixin(MixedInto):
+class NumericPksMixin(MixedInto):
     """For NetBox's bulk views, which crash on a primary key that is not a number: such a key selects nothing."""
 
     def post(self, request, *args, **kwargs):
         given = request.POST.getlist('pk')
-        selected = [pk for pk in given if whole(pk)]
+        selected = [pk for pk in given if parse_number(pk)]
         if selected != given:
             request.POST = request.POST.copy()
             request.POST.setlist('pk', selected)

@@ -13,7 +13,7 @@ from .. import filtersets, tables
 from ..choices import ResultStatusChoices
 from ..models import CeleryResult
 from ..services import runs as actions
-from .base import NotStarted, starting, whole
+from .base import NotStarted, parse_number, starting
 from .results import listed
 
 __all__ = (
@@ -63,9 +63,9 @@ class BulkResultView(GetReturnURLMixin, BaseMultiObjectView):
             results = self.filterset(request.GET, self.queryset, request=request).qs
             # Not the runs that were created after the confirmation page was shown
             if newest := request.POST.get('newest', ''):
-                results = results.filter(pk__lte=whole(newest))
+                results = results.filter(pk__lte=parse_number(newest))
         else:
-            results = self.queryset.filter(pk__in=list(map(whole, request.POST.getlist('pk'))))
+            results = self.queryset.filter(pk__in=list(map(parse_number, request.POST.getlist('pk'))))
         return results.filter(status__in=self.statuses).order_by('-pk')
 
     def get(self, request):

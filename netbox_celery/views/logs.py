@@ -26,7 +26,7 @@ from ..models.about import find_type
 from ..object_actions import CancelResult, RerunResult
 from ..reading.live import earlier_lines, follow_log, open_log
 from ..reading.log import log_lines
-from .base import reload_page, whole
+from .base import parse_number, reload_page
 
 __all__ = (
     'CeleryResultLogDownloadView',
@@ -105,16 +105,16 @@ class CeleryResultLogLinesView(LogPartView):
         return render(request, 'netbox_celery/log/more.html', {
             'object': result,
             'window': earlier_lines(
-                result, request.user, before=whole(request.GET['before']), wanted=form.wanted
+                result, request.user, before=parse_number(request.GET['before']), wanted=form.wanted
             ),
         })
 
     def poll(self, request, pk, form):
         try:
             window = follow_log(
-                self.queryset, pk, request.user, after=whole(request.GET['after']), wanted=form.wanted,
+                self.queryset, pk, request.user, after=parse_number(request.GET['after']), wanted=form.wanted,
                 following=form.following, shown=(
-                    whole(request.GET.get('shown_attempt')) or 1, request.GET.get('shown_grouping', 'main')
+                    parse_number(request.GET.get('shown_attempt')) or 1, request.GET.get('shown_grouping', 'main')
                 )
             )
         except CeleryResult.DoesNotExist as exc:

@@ -23,11 +23,11 @@ from .base import (
     ConfirmView,
     FilteredMixin,
     NotStarted,
+    NumericPksMixin,
     VisibleBulkMixin,
     VisibleMixin,
-    WholePksMixin,
+    report_started,
     starting,
-    tell_started,
     visible_address,
 )
 
@@ -156,7 +156,7 @@ class CeleryResultDeleteView(VisibleMixin, generic.ObjectDeleteView):
 
 
 @register_model_view(CeleryResult, 'bulk_delete', path='delete', detail=False)
-class CeleryResultBulkDeleteView(WholePksMixin, VisibleBulkMixin, generic.BulkDeleteView):
+class CeleryResultBulkDeleteView(NumericPksMixin, VisibleBulkMixin, generic.BulkDeleteView):
     queryset = CeleryResult.objects.all()
     filterset = filtersets.CeleryResultFilterSet
     table = tables.CeleryResultTable
@@ -246,5 +246,5 @@ class CeleryResultRerunView(ConfirmView):
         except NotStarted as exc:
             messages.error(request, str(exc))
             return None
-        tell_started(request, new, _('Started {run} again'))
+        report_started(request, new, _('Started {run} again'))
         return visible_address(request.user, new)

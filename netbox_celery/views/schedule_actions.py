@@ -11,7 +11,7 @@ from ..models import CelerySchedule
 from ..reading.viewing import Reader, hidden_text
 from ..services import runs as actions
 from ..services import schedules as scheduling
-from .base import ConfirmView, NotStarted, starting, tell_started, visible_address
+from .base import ConfirmView, NotStarted, report_started, starting, visible_address
 
 __all__ = (
     'CeleryScheduleDisableView',
@@ -73,7 +73,7 @@ class CeleryScheduleRunView(ScheduleConfirmView):
         except NotStarted as exc:
             messages.error(request, str(exc))
             return None
-        tell_started(request, result, _('Started {run}'))
+        report_started(request, result, _('Started {run}'))
         return visible_address(request.user, result)
 
 

@@ -48,7 +48,7 @@ from ..reading.history import HISTORY, measure, runs_of
 from ..reading.upcoming import upcoming
 from ..reading.viewing import Reader, hidden_text
 from ..services import schedules as scheduling
-from .base import FilteredMixin, VisibleBulkMixin, VisibleMixin, WholePksMixin, whole
+from .base import FilteredMixin, NumericPksMixin, VisibleBulkMixin, VisibleMixin, parse_number
 from .results import listed
 
 __all__ = (
@@ -244,7 +244,7 @@ class SchedulePreviewView(ConditionalLoginRequiredMixin, View):
         user = request.user
         schedule = CelerySchedule()
         if pk := request.GET.get('id', ''):
-            schedule = CelerySchedule.objects.restrict(user, 'change').filter(pk=whole(pk)).first()
+            schedule = CelerySchedule.objects.restrict(user, 'change').filter(pk=parse_number(pk)).first()
             if schedule is None:
                 raise Http404
         elif not user.has_perm('netbox_celery.add_celeryschedule'):
@@ -286,7 +286,7 @@ class CeleryScheduleBulkImportView(generic.BulkImportView):
 
 
 @register_model_view(CelerySchedule, 'bulk_edit', path='edit', detail=False)
-class CeleryScheduleBulkEditView(WholePksMixin, VisibleMixin, WithLastRunMixin, generic.BulkEditView):
+class CeleryScheduleBulkEditView(NumericPksMixin, VisibleMixin, WithLastRunMixin, generic.BulkEditView):
     filterset = filtersets.CeleryScheduleFilterSet
     table = tables.CeleryScheduleTable
     form = forms.CeleryScheduleBulkEditForm
@@ -296,7 +296,7 @@ class CeleryScheduleBulkEditView(WholePksMixin, VisibleMixin, WithLastRunMixin, 
 
 
 @register_model_view(CelerySchedule, 'bulk_rename', path='rename', detail=False)
-class CeleryScheduleBulkRenameView(WholePksMixin, VisibleMixin, generic.BulkRenameView):
+class CeleryScheduleBulkRenameView(NumericPksMixin, VisibleMixin, generic.BulkRenameView):
     queryset = CelerySchedule.objects.all()
     filterset = filtersets.CeleryScheduleFilterSet
 
@@ -326,6 +326,6 @@ def _authorize(user, schedule):
 
 
 @register_model_view(CelerySchedule, 'bulk_delete', path='delete', detail=False)
-class CeleryScheduleBulkDeleteView(WholePksMixin, VisibleBulkMixin, WithLastRunMixin, generic.BulkDeleteView):
+class CeleryScheduleBulkDeleteView(NumericPksMixin, VisibleBulkMixin, WithLastRunMixin, generic.BulkDeleteView):
     filterset = filtersets.CeleryScheduleFilterSet
     table = tables.CeleryScheduleTable

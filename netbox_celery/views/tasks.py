@@ -24,11 +24,11 @@ from ..services import runs as actions
 from .base import (
     FilteredMixin,
     NotStarted,
+    NumericPksMixin,
     VisibleBulkMixin,
     VisibleMixin,
-    WholePksMixin,
+    report_started,
     starting,
-    tell_started,
     visible_address,
 )
 
@@ -126,14 +126,14 @@ class CeleryTaskDeleteView(VisibleMixin, generic.ObjectDeleteView):
 
 
 @register_model_view(CeleryTask, 'bulk_edit', path='edit', detail=False)
-class CeleryTaskBulkEditView(WholePksMixin, VisibleMixin, WithRunsMixin, generic.BulkEditView):
+class CeleryTaskBulkEditView(NumericPksMixin, VisibleMixin, WithRunsMixin, generic.BulkEditView):
     filterset = filtersets.CeleryTaskFilterSet
     table = tables.CeleryTaskTable
     form = forms.CeleryTaskBulkEditForm
 
 
 @register_model_view(CeleryTask, 'bulk_delete', path='delete', detail=False)
-class CeleryTaskBulkDeleteView(WholePksMixin, VisibleBulkMixin, WithRunsMixin, generic.BulkDeleteView):
+class CeleryTaskBulkDeleteView(NumericPksMixin, VisibleBulkMixin, WithRunsMixin, generic.BulkDeleteView):
     filterset = filtersets.CeleryTaskFilterSet
     table = tables.CeleryTaskTable
 
@@ -165,7 +165,7 @@ class CeleryTaskRunView(GetReturnURLMixin, BaseObjectView):
             else:
                 is_scheduled = result.status == ResultStatusChoices.STATUS_SCHEDULED
                 message = _('Scheduled {run}') if is_scheduled else _('Started {run}')
-                tell_started(request, result, message)
+                report_started(request, result, message)
                 # Users who may only run the task stay on this page
                 return redirect(visible_address(request.user, result, task) or request.path)
         return self.ask(request, task, form)

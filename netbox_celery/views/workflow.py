@@ -22,7 +22,7 @@ from ..object_actions import CancelResult, RerunResult
 from ..reading.viewing import Reader, load_beside
 from ..reading.workflow import MAX_RUNS, Group, Node, bars, is_workflow, load_workflow, rows, span
 from ..services import runs as actions
-from .base import ConfirmView, reload_page, whole
+from .base import ConfirmView, parse_number, reload_page
 
 __all__ = (
     'CeleryResultCancelWorkflowView',
@@ -88,7 +88,7 @@ class CeleryResultWorkflowView(generic.ObjectView):
 
     def get_extra_context(self, request, instance):
         opened = {key for key in request.GET.get('open', '').split(',') if key}
-        limit = min(whole(request.GET.get('limit', '')), MAX_RUNS) or PAGE
+        limit = min(parse_number(request.GET.get('limit', '')), MAX_RUNS) or PAGE
         workflow = load_workflow(instance, request.user)
         shown = rows(workflow, opened)
         reader = Reader(request.user)

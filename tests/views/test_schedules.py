@@ -121,11 +121,11 @@ class SchedulePageTest(PageTestCase):
 
     def test_owner(self):
         """What is wrong with the owner is said before the schedule stops."""
-        self.assertIn('may not run the task', self.show())
+        self.assertIn('not allowed to run the task', self.show())
         self.assertIn('Its owner is gone. Somebody else may take it over.', self.show(owner=None))
         grant(self.user, CeleryTask, actions=['run'])
         page = self.show()
-        self.assertNotIn('may not run the task', page)
+        self.assertNotIn('to run the task', page)
         self.assertNotIn('Its owner is gone', page)
 
     def test_disabled(self):
