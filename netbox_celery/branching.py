@@ -50,7 +50,7 @@ COPIES = '''
 '''
 
 
-def install():
+def install() -> None:
     """Connect the plugin to NetBox Branching, if that is installed. Call this once all models are loaded."""
     if not apps.is_installed(BRANCHING):
         return
@@ -69,7 +69,7 @@ def install():
     post_migrate.connect(forget_copies, sender=apps.get_app_config(BRANCHING), dispatch_uid='netbox-celery-branching')
 
 
-def is_branched(model):
+def is_branched(model: Any) -> bool | None:
     """Return `False` for our models, which have no tables in branches, and `None` for all others (no opinion).
 
     This includes the models of migrations, which are other classes.
@@ -295,7 +295,7 @@ def of_main(manager: Any) -> type:
     return MainTags
 
 
-def check_tags(tags):
+def check_tags(tags: list[Any]) -> None:
     """Refuse tags that do not exist in main.
 
     Raises:

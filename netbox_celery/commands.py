@@ -113,7 +113,7 @@ class DjangoCommandTask(CeleryBaseTask):
                     raise CommandFailed(why) from exc
 
 
-def register():
+def register() -> None:
     """Create the tasks that the setting `command_tasks` lists.
 
     Raises:

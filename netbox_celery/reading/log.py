@@ -2,8 +2,8 @@
 
 Readers poll with the primary key of the last line they have seen. One request per poll is enough:
 
-- The run is read before its lines, and its end is written after its last line (see `recorder`). So if the run has
-  finished, all its lines are there.
+- The run is read before its lines, and its end is written after its last line (`netbox_celery.engine.store.recorder`).
+  So if the run has finished, all its lines are there.
 - A poll reads only the new lines: the index on `(result, id)` starts at the cursor. With a filter, the cursor also
   moves past the lines that do not match, so each line is read once.
 """
