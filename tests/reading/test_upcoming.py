@@ -77,5 +77,5 @@ def test_obstacles(columns, obstacle):
 
 def test_idle():
     """Why none of the times will come: one that is enabled is not said to be disabled."""
-    assert 'is gone' in show(kind='interval', interval=60, present=False)['idle']
+    assert 'no longer defined' in show(kind='interval', interval=60, present=False)['idle']
     assert 'is disabled' in show(kind='interval', interval=60, enabled=False)['idle']
