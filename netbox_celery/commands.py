@@ -267,7 +267,7 @@ class _Diverted:
 
 
 class _Diversion:
-    """Replaces `sys.stdout` and `sys.stderr` by `_Diverted` with the first command, and restores them after the last."""
+    """Diverts `sys.stdout` and `sys.stderr` when the first command starts, and restores them after the last one."""
 
     def __init__(self):
         self._lock = threading.Lock()
