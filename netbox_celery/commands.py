@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from datetime import timedelta
 from inspect import Parameter, Signature, cleandoc
 from traceback import walk_tb
+from typing import Any
 
 from celery import shared_task
 from django.core.management import CommandError, call_command, get_commands, load_command_class
@@ -80,7 +81,7 @@ class DjangoCommandTask(CeleryBaseTask):
     #: The signature of its calls for the catalogue.
     call_signature = ANYTHING
     #: The default, so that `unique` is enough: the slot is free again when the run finishes, however it does.
-    stale_time_limit = timedelta(days=1)
+    stale_time_limit: Any = timedelta(days=1)
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
