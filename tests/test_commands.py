@@ -62,9 +62,12 @@ def test_no_such_task(command):
     ({'clearsessions': 5}, "command_tasks must hold options by name, as in {\"name\": {}}, not 'clearsessions': 5"),
     ({5: {}}, 'command_tasks must hold options by name'),
     (['clearsession'], "command_tasks names 'clearsession', which is no command. Did you mean 'clearsessions'?"),
-    ({'clearsessions': {'time_limits': 5}}, "'time_limits', which is no option of a task. Did you mean 'time_limit'"),
-    ({'clearsessions': {'name': 'x'}}, "command_tasks['clearsessions'] sets 'name', which the command decides"),
-    ({'clearsessions': {'autoretry_for': ['no.Such']}}, "sets 'autoretry_for' to ['no.Such'], which are no exceptions"),
+    ({'clearsessions': {'time_limits': 5}}, "'time_limits', which is not a task option. Did you mean 'time_limit'"),
+    ({'clearsessions': {'name': 'x'}}, "command_tasks['clearsessions'] sets 'name', which the command determines"),
+    (
+        {'clearsessions': {'autoretry_for': ['no.Such']}},
+        "sets 'autoretry_for' to ['no.Such'], which are not exceptions",
+    ),
 ])
 def test_wrong_setting(configured, value, message):
     """A wrong setting stops the start: in NetBox's settings, or as soon as the commands are known."""

@@ -143,7 +143,7 @@ class WriteTest(APITestCase):
     def test_object(self):
         site = Site.objects.create(name='Site 1', slug='site-1')
         about = {'object_type': 'dcim.site', 'object_id': site.pk}
-        self.assertWrong(self.post(**about), 'object_id', 'no such object')
+        self.assertWrong(self.post(**about), 'object_id', 'Object not found')
         grant(self.user, Site)
         response = self.post(**about)
         self.assertHttpStatus(response, status.HTTP_201_CREATED)

@@ -46,7 +46,7 @@ def test_schedule_is_made(site, open_page):  # noqa: F811
     page.get_by_role('link', name='Add', exact=True).last.click()
     page.wait_for_url('**/add/**')
     preview = page.locator('#schedule-preview')
-    expect(preview).to_contain_text('Say when it shall run')
+    expect(preview).to_contain_text('Enter a schedule to preview')
     name = f'Audit {uuid4()}'
     page.get_by_label('Name', exact=True).fill(name)
 
@@ -155,17 +155,17 @@ def test_schedule_is_run_and_followed(site, open_page):  # noqa: F811
     pk = make(site, kwargs={'name': 'Bob'})
     page = open_page(f'{LIST}{pk}/')
     page.locator('.nav-tabs').get_by_role('link', name='Runs', exact=True).click()
-    expect(page.locator('body')).to_contain_text('There are no runs yet, or none that you may view.')
+    expect(page.locator('body')).to_contain_text('No runs yet, or none that you have permission to view.')
     page.goto(f'{site.url}{LIST}{pk}/')
     page.get_by_role('button', name='Run Now').click()
     dialog = page.locator('#htmx-modal')
-    expect(dialog).to_contain_text('under your name')
+    expect(dialog).to_contain_text('Runs its task now as you')
     dialog.get_by_role('button', name='Run Now').click()
     page.wait_for_url(re.compile(r'/results/\d+/$'))
     expect(page.locator('#celery-status')).to_contain_text('Completed', timeout=30_000)
     expect(page.locator('#celery-log-lines')).to_contain_text('Hello Bob!')
     page.goto(f'{site.url}{LIST}{pk}/runs/')
-    expect(page.locator('.celery-history')).to_contain_text('100.0 %')
+    expect(page.locator('.celery-history')).to_contain_text('100%')
     expect(page.locator('.celery-history')).to_contain_text('median')
     expect(page.locator('table.object-list tbody tr')).to_have_count(1)
     assert site.rest(f'results/?schedule_id={pk}')['count'] == 1
@@ -177,7 +177,7 @@ def test_schedule_is_disabled_and_enabled(site, open_page):  # noqa: F811
     page = open_page(f'{LIST}{pk}/')
     page.get_by_role('button', name='Disable', exact=True).click()
     page.locator('#htmx-modal').get_by_role('button', name='Disable', exact=True).click()
-    expect(page.locator('body')).to_contain_text('It is disabled: these would be its times.')
+    expect(page.locator('body')).to_contain_text('The schedule is disabled; it would run at:')
     assert site.rest(f'schedules/{pk}/')['next_run'] is None
 
     enable = page.get_by_role('button', name='Enable', exact=True)
@@ -251,7 +251,7 @@ def test_somebody_may_run_one_task(site, somebody, open_page):  # noqa: F811
     expect(page.locator('body')).to_contain_text('You cannot save changes')
     page.locator('#id_description').fill('Mine')
     page.get_by_role('button', name='Save').click()
-    expect(page.locator('body')).to_contain_text('You need the permission to run its task.')
+    expect(page.locator('body')).to_contain_text('You do not have permission to run the task.')
     assert site.rest(f'schedules/{other}/')['description'] == ''
 
 

@@ -64,8 +64,8 @@ def test_changed_clocks():
 
 
 @pytest.mark.parametrize(('columns', 'obstacle'), [
-    ({'kind': 'once', 'at': NOW - timedelta(days=1)}, 'It is not due any more.'),
-    ({'kind': 'interval', 'interval': 60, 'end': NOW}, 'It is not due any more.'),
+    ({'kind': 'once', 'at': NOW - timedelta(days=1)}, 'No further runs'),
+    ({'kind': 'interval', 'interval': 60, 'end': NOW}, 'No further runs'),
     ({'kind': 'crontab', 'crontab': '61 * * * *'}, 'is no crontab'),
     ({'kind': 'crontab', 'crontab': '0 * * * *', 'timezone': 'Gone/Away'}, 'There is no time zone'),
 ])
@@ -77,5 +77,5 @@ def test_obstacles(columns, obstacle):
 
 def test_idle():
     """Why none of the times will come: one that is enabled is not said to be disabled."""
-    assert 'is gone' in show(kind='interval', interval=60, present=False)['idle']
+    assert 'no longer defined' in show(kind='interval', interval=60, present=False)['idle']
     assert 'is disabled' in show(kind='interval', interval=60, enabled=False)['idle']

@@ -218,7 +218,7 @@ class RunTest(ActionTestCase):
     def test_not_runnable(self):
         self.permit()
         for columns, reason in (
-            ({'enabled': False}, 'is disabled'), ({'present': False}, 'no worker'),
+            ({'enabled': False}, 'is disabled'), ({'present': False}, 'not registered'),
         ):
             with self.subTest(columns):
                 CeleryTask.objects.update(**{'enabled': True, 'present': True, **columns})
@@ -253,9 +253,9 @@ class EnableTest(ActionTestCase):
         self.assertEqual([change.prechange_data['enabled'] for change in changes], [True, False])
 
     def test_nothing_to_do(self):
-        self.assertIn('It is enabled already.', self.post('enable'))
+        self.assertIn('The schedule is already enabled.', self.post('enable'))
         self.post('disable')
-        self.assertIn('It is disabled already.', self.post('disable'))
+        self.assertIn('The schedule is already disabled.', self.post('disable'))
         self.assertEqual(ObjectChange.objects.count(), 1)
 
     def test_owner_may_not_run_it(self):
@@ -269,7 +269,7 @@ class EnableTest(ActionTestCase):
             with self.subTest(reason):
                 CelerySchedule.objects.update(owner=owner)
                 self.assertIn(reason, self.page(self.url('enable')))
-                self.assertIn('Take it over first', self.post('enable'))
+                self.assertIn('Take ownership first', self.post('enable'))
                 self.assertFalse(self.stored().enabled)
                 self.assertIn(reason, self.page(self.schedule.get_absolute_url()))
 
@@ -359,30 +359,30 @@ class TakeOverTest(ActionTestCase):
     def test_taken_over(self):
         grant(self.user, User)
         page = self.page(self.url('take-over'))
-        self.assertIn('no longer as olga', page)
-        self.assertIn('You are the owner of Hello now', self.post('take-over'))
+        self.assertIn('instead of olga', page)
+        self.assertIn('You now own Hello', self.post('take-over'))
         self.assertEqual((self.stored().owner, self.stored().enabled), (self.user, True))
         change = ObjectChange.objects.get()
         self.assertEqual(
             (change.prechange_data['owner'], change.postchange_data['owner']), (self.owner.pk, self.user.pk)
         )
-        self.assertIn('It is yours already.', self.post('take-over'))
+        self.assertIn('You already own it.', self.post('take-over'))
 
     def test_owner_is_gone(self):
         """What was stopped for want of an owner goes on; what somebody has disabled stays so."""
         self.owner.delete()
         CelerySchedule.objects.update(enabled=False)
-        self.assertIn('It stays disabled.', self.page(self.url('take-over')))
+        self.assertIn('The schedule stays disabled.', self.page(self.url('take-over')))
         CelerySchedule.objects.update(stopped=timezone.now())
         self.client.post(self.url('run'))  # to try it first
-        self.assertIn('It is enabled again.', self.page(self.url('take-over')))
+        self.assertIn('it is re-enabled.', self.page(self.url('take-over')))
         self.post('take-over')
         self.assertEqual((self.stored().owner, self.stored().enabled), (self.user, True))
         self.assertGreater(self.stored().next_run, timezone.now())
         # That is over: one that its new owner disables is not enabled by the next one
         self.post('disable')
         CelerySchedule.objects.update(owner=User.objects.create_user('eve'))
-        self.assertIn('It stays disabled.', self.page(self.url('take-over')))
+        self.assertIn('The schedule stays disabled.', self.page(self.url('take-over')))
         self.post('take-over')
         self.assertEqual((self.stored().owner, self.stored().enabled), (self.user, False))
 

@@ -248,7 +248,7 @@ class FormTest(PageTestCase):
         """Of these there are only the fields that are people's."""
         schedule = make_schedule(origin='settings', kwargs={'name': 'Bob'})
         page = self.page(f'{schedule.get_absolute_url()}edit/')
-        self.assertIn('This schedule comes from Settings', page)
+        self.assertIn('Defined in the settings', page)
         for name in ('enabled', 'overlap', 'missed', 'missed_max', 'description'):
             self.assertIn(f'name="{name}"', page)
         for name in ('name', 'crontab', 'task', 'kwargs', 'parameter_name', 'queue'):
@@ -298,7 +298,7 @@ class PreviewTest(PageTestCase):
         self.assertEqual(page.count('data-celery-time'), 10)
         page = self.post(kind='once', at='2099-01-01 00:00:00')
         self.assertEqual(page.count('data-celery-time'), 1)
-        self.assertIn('It is disabled', self.post(enabled=''))
+        self.assertIn('The schedule is disabled', self.post(enabled=''))
 
     def test_end(self):
         grant(self.user, CelerySchedule, actions=['add'])
@@ -316,7 +316,7 @@ class PreviewTest(PageTestCase):
         self.assertIn('A crontab has five fields', self.post(crontab='30 2'))
         self.assertIn('Must be in the future', self.post(kind='once', at='2020-01-01 00:00:00'))
         for values in ({'crontab': ''}, {'kind': 'interval'}, {'kind': 'interval', 'interval': ''}, {'kind': 'once'}):
-            self.assertIn('Say when it shall run', self.post(**values))
+            self.assertIn('Enter a schedule to preview', self.post(**values))
 
     def test_permission(self):
         self.post(status=403)
@@ -326,7 +326,7 @@ class PreviewTest(PageTestCase):
     def test_session_has_ended(self):
         """What is filled in stays: no login form takes its place."""
         self.client.logout()
-        self.assertIn('Your session has ended', self.post())
+        self.assertIn('Your session has expired', self.post())
         with disable_warnings('django.request'):
             response = self.client.post(f'{LIST}add/', self.data, headers=self.htmx)
         self.assertHttpStatus(response, 403)  # htmx leaves the form as it is

@@ -284,7 +284,7 @@ class RunTest(PageTestCase):
 
     def test_disabled_or_absent(self):
         grant(self.user, CeleryTask, actions=['view', 'run'])
-        for columns, reason in (({'enabled': False}, 'is disabled'), ({'present': False}, 'is absent')):
+        for columns, reason in (({'enabled': False}, 'is disabled'), ({'present': False}, 'is not registered')):
             with self.subTest(reason):
                 CeleryTask.objects.update(**{'enabled': True, 'present': True} | columns)
                 self.assertIn(reason, self.page(self.url))

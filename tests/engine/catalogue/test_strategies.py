@@ -138,7 +138,7 @@ def test_people(task):
     CeleryTask.objects.filter(pk=row.pk).update(**describe_task(task))
     row.refresh_from_db()
     assert row.defaults['strategy'] == strategy_of(task)
-    assert f'it has a strategy of its own ({strategy_of(task)})' in actions.why_not_runnable(row)
+    assert f'it has a custom strategy ({strategy_of(task)})' in actions.why_not_runnable(row)
 
 
 def test_schedule(make_task, broker):
