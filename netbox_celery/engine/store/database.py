@@ -288,6 +288,9 @@ class EngineConnection:
     One thread at a time can use it; code that shares it between threads must lock.
     """
 
+    #: Whether a body is in a block that it may roll back: never here, since no body uses this connection.
+    is_nested = False
+
     def __init__(self) -> None:
         self._wrapper: Any = None
         self._pid: int | None = None
