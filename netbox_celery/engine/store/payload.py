@@ -435,7 +435,7 @@ def text_of(value: object) -> str:
     except SoftTimeLimitExceeded:
         raise
     except Exception as exc:  # noqa: BLE001
-        return f'<{type(value).__name__}, whose text could not be made: {type(exc).__name__}>'
+        return f'<{type(value).__name__}: str() raised {type(exc).__name__}>'
 
 
 def repr_of(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Collects the progress of runs for their rows: of the values that are set between two writes, the newest is written."""
+"""Collects the progress of runs for their rows: of all values set between two writes, only the newest is written."""
 import logging
 import threading
 from typing import Any, Protocol

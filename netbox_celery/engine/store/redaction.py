@@ -27,7 +27,7 @@ INTERNAL = frozenset((HEADER, BRANCH))
 SIGNS = ('argsrepr"', *(f'"{header}"' for header in INTERNAL))
 
 _UUID = '[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}'
-#: How an error names the run that it quotes, in our words and in Celery's. Python and PostgreSQL both support the syntax.
+#: How an error names the run that it quotes, in our words and in Celery's; a pattern for both Python and PostgreSQL.
 QUOTED_RUN = re.compile(rf'\[({_UUID})\] (?:is|did not succeed)|Dependency ({_UUID}) raised')
 
 
