@@ -36,7 +36,7 @@ def nothing_failed(monkeypatch):
     """Begin with nothing that could not be imported, and leave nothing."""
     # Celery does so before it imports, which resets the log
     monkeypatch.setattr('django.setup', lambda: None)
-    for name in ('_failures', '_unsaid'):
+    for name in ('_failures', '_unlogged'):
         monkeypatch.setattr(discovery, name, {})
     monkeypatch.setattr(discovery, '_halves', set())
 
