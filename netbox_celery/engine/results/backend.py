@@ -348,10 +348,10 @@ def why_not_here(exc):
         return ''
     name = str(exc.args[0]) if exc.args else ''
     try:
-        found = get_connection().execute(PLUGIN, (name,))
+        rows = get_connection().execute(PLUGIN, (name,))
     except DatabaseError:
-        found = None
-    why = discovery.why_unregistered(name, found and found[0][0])
+        rows = []
+    why = discovery.why_unregistered(name, rows[0][0] if rows else None)
     return f'This worker could not import {why}' if why else ''
 
 
