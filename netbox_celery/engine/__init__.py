@@ -38,7 +38,7 @@ Where each guarantee is kept (search for `GUARANTEE`; `docs/guarantees.md` lists
 * No more runs than the limit are active under a concurrency key: `sending.admission`.
 * A cancelled run does not start: `store.lifecycle`, `workflows.family`.
 * A task that replaces itself keeps its row: `sending.replace`, `store.lifecycle`.
-* What depends on a failed run is closed: `results.upstream`, `results.chords`.
+* What depends on a failed run is closed: `results.closing`, `results.upstream`, `results.chords`.
 * What is due runs once: `schedules.firing`, `schedules.leader`.
 * What was called in a branch does not run in main: `store.branches`, `catalogue.strategies`.
 """

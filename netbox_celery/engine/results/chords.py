@@ -28,7 +28,7 @@ from ..store.conditions import IN_GROUP
 from ..store.database import UNAVAILABLE, EngineConnection, Row
 from ..store.payload import PayloadDecoder, is_uuid, result_of
 from ..workflows.canvas import as_request, first_steps, leaves
-from .upstream import is_tracked_step
+from .closing import is_tracked_step
 
 # `layers` combines this class with that of a backend
 if TYPE_CHECKING:

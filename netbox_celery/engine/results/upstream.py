@@ -1,9 +1,7 @@
-"""Closes steps that will never run, because a run that they depend on did not succeed: gives them rows that name it.
+"""Lets the result backend close the steps that depend on a run that did not succeed.
 
-A later step of a chain, or the body of a chord, has no row before its message is sent: its arguments are not known
-yet, and a plain task should not pay for steps that may never run. The message of each run contains the steps that
-depend on it. So the process that ends a run without success (the child, its parent, the sweep, a cancel) closes these
-steps: they end as `errored` with the reason `upstream_failed`. Celery reports most of these steps to the result
+The message of each run contains the steps that depend on it. So the process that ends a run without success (the child,
+its parent, the sweep, a cancel) can close these steps (`closing`). Celery reports most of these steps to the result
 backend. The others (after a revoke, within groups, a chord that is a part of another one) are reported here, so that
 no code waits for them forever.
 """
@@ -12,7 +10,6 @@ import re
 import sys
 import threading
 from contextlib import contextmanager, suppress
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -22,20 +19,14 @@ from django.db import DatabaseError
 from kombu.exceptions import EncodeError
 
 from ...choices import ResultReasonChoices as Reason
-from ...choices import ResultStatusChoices as Status
 from ..calls.exact import options_of
-from ..calls.ids import canonical, canonical_ids
-from ..calls.options import Own, lift, mark, split
 from ..runs.errbacks import note_errbacks
-from ..sending.admission import advance_line
-from ..sending.rows import build_row, insert_statement
-from ..sending.used import anew_statement, find_earlier, forget, header_of
 from ..store import lifecycle
-from ..store.conditions import IN_GROUP
 from ..store.database import get_connection
-from ..store.payload import clean_text, is_uuid, repr_of, sorted_text, text_of
-from ..workflows.canvas import as_request, leaves, root_of, unsent
+from ..store.payload import is_uuid, sorted_text
+from ..workflows.canvas import as_request, leaves, unsent
 from ..workflows.requests import load_requests
+from .closing import Blame, close_step, failed_member, is_known_step, load_culprit
 
 # `layers` combines this class with that of a backend
 if TYPE_CHECKING:
@@ -45,20 +36,10 @@ else:
 
 __all__ = (
     'UpstreamMixin',
-    'is_tracked_step',
 )
 
 logger = logging.getLogger(__name__)
 
-CULPRIT = f"""
-    SELECT name, status, reason, error, user_id, root_id::text, {lifecycle.BEGUN}, COALESCE(started, created)
-    FROM {lifecycle.TABLE} WHERE task_id = %s
-"""
-FAILED_MEMBER = f"""
-    SELECT task_id::text FROM {lifecycle.TABLE}
-    WHERE {IN_GROUP} AND completed IS NOT NULL AND status <> 'completed'
-    ORDER BY completed LIMIT 1
-"""
 # The body of a failed chord that was a part of another one
 CALLED_BACK = f"""
     SELECT body.options::text, body.exact_call FROM {lifecycle.TABLE} AS body
@@ -66,8 +47,6 @@ CALLED_BACK = f"""
     WHERE body.task_id = %s AND body.reason = '{Reason.REASON_UPSTREAM_FAILED}' AND body.options ? 'link_error'
         AND strpos(part.options ->> 'chord', body.task_id::text) > 0
 """
-EXISTING = f'SELECT status, reason FROM {lifecycle.TABLE} WHERE task_id = %s'
-
 #: Celery's message for a chord whose header failed.
 DEPENDENCY = re.compile(r'^Dependency ([0-9a-f-]{36}) raised')
 
@@ -102,6 +81,10 @@ def _setting(**values):
 def _blaming(task_id, request=None):
     """Name the run because of which steps are closed within the block."""
     return _setting(culprit=task_id, request=_thread.request or request)
+
+
+def _blame(exc):
+    return Blame(_thread.culprit, _thread.request, exc)
 
 
 class UpstreamMixin(Backend):
@@ -183,10 +166,10 @@ class UpstreamMixin(Backend):
             to_report: The exception that the caller will report to the backend, if it does: the row does not show it
                 before that.
         """
-        text = self.exception_text(to_report)
+        text, blame = self.exception_text(to_report), _blame(exc)
         try:
             # A step that was sent ends by itself, and closes what comes after it
-            return unsent(steps, lambda step: _close(self.app, step, exc, text, in_backend=to_report is not None))
+            return unsent(steps, lambda step: close_step(self.app, step, blame, text, in_backend=to_report is not None))
         except (DatabaseError, EncodeError, LookupError, RecursionError, TypeError, ValueError):
             logger.exception('The steps after %s could not be closed', _thread.culprit)
             return leaves(steps)
@@ -198,7 +181,7 @@ class UpstreamMixin(Backend):
 
     def chord_error_from_stack(self, callback, exc=None):
         found = DEPENDENCY.match(str(exc))
-        with _blaming(found.group(1) if found else _thread.culprit or _failed_member()):
+        with _blaming(found.group(1) if found else _thread.culprit or failed_member(_thread.request)):
             # Only the exception that is being handled tells why a body could not be sent
             real = getattr(exc, '__cause__', None)
             # For the tasks of a group Celery reports the original exception, for others that the chord has failed
@@ -220,7 +203,7 @@ class UpstreamMixin(Backend):
         if not request.root_id:
             # Celery considers the body of a chord a workflow of its own
             with suppress(DatabaseError):
-                request.root_id = _load_culprit(exc).root_id
+                request.root_id = load_culprit(_blame(exc)).root_id
         # Some callbacks are called right here: what their code closes does not depend on this run
         with _setting(culprit=None, request=None, closing=frozenset()):
             super()._call_task_errbacks(request, exc, traceback)
@@ -247,7 +230,7 @@ class UpstreamMixin(Backend):
         """
         try:
             steps = leaves(_as_chain(request.chain)) if request.chain else []
-            if steps and not any(_is_known(self.app, step) for step in steps):
+            if steps and not any(is_known_step(self.app, step) for step in steps):
                 with _blaming(None, request):
                     self._fail_chain(request.chain, exc)
         except (DatabaseError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
@@ -278,7 +261,7 @@ class UpstreamMixin(Backend):
                 for leaf in [leaf for step in reversed(chain) for leaf in leaves(step)]:
                     if except_id is not None and (leaf.get('options') or {}).get('task_id') == except_id:
                         break
-                    _close(self.app, leaf, exc)
+                    close_step(self.app, leaf, _blame(exc))
             except (DatabaseError, EncodeError, LookupError, RecursionError, TypeError, ValueError):
                 logger.exception('The steps after %s[%s] could not be closed', name, options['task_id'])
 
@@ -327,132 +310,6 @@ def _as_chain(rest):
     return rest and {'task': 'celery.chain', 'kwargs': {'tasks': rest[::-1]}}
 
 
-# GUARANTEE: a step that was sent is not closed: its own run decides its end. (`lifecycle.close_replaced` closes the row
-# of a task that replaced itself.)
-CLOSED = {
-    'reason': "'upstream_failed'", 'error': '%(error)s', 'completed': 'now()', 'exact_result': '%(exact_result)s',
-    'in_backend': '%(in_backend)s',
-}
-CLOSE, CLOSE_ANEW = insert_statement(**CLOSED), anew_statement(**CLOSED)
-
-
-def _own_of(task, signature):
-    """Return the keyword arguments, the options and the `Own` options of a single step."""
-    options, own = split(signature.get('options') or {})
-    kwargs, own = lift(task, signature.get('kwargs') or {}, own)
-    return kwargs, options, Own.merge(task, own)
-
-
-def _is_tracked(task, own):
-    from ..sending.enqueue import wants_row
-
-    return wants_row(task, own)
-
-
-def is_tracked_step(app, signature):
-    """Whether a single step has a row after it was sent."""
-    from ..sending.enqueue import find_task
-
-    task = find_task(app, signature['task'])
-    return _is_tracked(task, _own_of(task, signature)[-1])
-
-
-def _close(app, signature, exc, exact_result=None, in_backend=False):
-    """Close a single step. Returns `False` if it was sent."""
-    from ..sending.enqueue import find_task
-
-    name = signature['task']
-    task = find_task(app, name)
-    kwargs, options, own = _own_of(task, signature)
-    canonical_ids(options)
-    task_id = options.get('task_id')
-    if not is_uuid(task_id):
-        return True
-    culprit = _load_culprit(exc)
-    if not _is_tracked(task, own):
-        # It has no row, unless it is the last step of the replacement of a tracked task
-        _free(lifecycle.close_replaced(
-            get_connection(), task_id, culprit.sentence, exact_result=exact_result, in_backend=in_backend
-        ))
-        return True
-    for time_option in ('eta', 'countdown', 'expires'):
-        options.pop(time_option, None)
-    options |= {'root_id': culprit.root_id or options.get('root_id'),
-                'parent_id': options.get('parent_id') or culprit.task_id}
-    end = {
-        'status': Status.STATUS_ERRORED, 'message': None, 'error': clean_text(culprit.sentence),
-        'exact_result': exact_result, 'in_backend': in_backend,
-    }
-    row = build_row(app, name, signature.get('args'), kwargs, options, own, task, culprit) | end
-    connection = get_connection()
-    if connection.execute(CLOSE, row, patience=5):
-        return True
-    if found := find_earlier(connection, row, culprit):
-        mark(options, header_of(found, culprit, True))
-        row = build_row(app, name, signature.get('args'), kwargs, options, own, task, culprit) | end
-        if connection.execute(CLOSE_ANEW, row | {'seen': found.completed}, patience=5):
-            forget(app.backend, task_id)
-            return True
-    if closed := lifecycle.close_replaced(
-        connection, task_id, culprit.sentence, exact_result=exact_result, in_backend=in_backend
-    ):
-        _free(closed)
-        return True
-    found = connection.execute(EXISTING, (task_id,), patience=5)
-    return not found or found[0][1] in (Reason.REASON_UPSTREAM_FAILED, Reason.REASON_PUBLISH_FAILED)
-
-
-def _free(closed):
-    """Let the runs start that wait in line for a run that was closed."""
-    if closed is not None and closed[1]:
-        advance_line(get_connection(), closed[1])
-
-
-def _load_culprit(exc):
-    """Return the run because of which steps are closed: `task_id`, `root_id`, `user_id`, and the error that names it.
-
-    And `begun` and `since`, for `find_earlier`.
-    """
-    task_id, request = _thread.culprit, _thread.request
-    blamed = task_id or getattr(request, 'id', None)
-    rows = get_connection().execute(CULPRIT, (blamed,), patience=5) if is_uuid(blamed) else []
-    name, status, reason, error, user_id, root_id, begun, since = rows[0] if rows else (None,) * 8
-    if task_id is None:
-        sentence = f'Not run: {type(exc).__name__}: {text_of(exc)}'
-    elif not rows:
-        sentence = f'Not run, because [{task_id}] did not succeed: {repr_of(exc)}'
-    elif reason == Reason.REASON_UPSTREAM_FAILED:
-        sentence = error  # it names the run that failed
-    else:
-        what = f'{status} ({reason})' if reason else status
-        sentence = f'Not run, because {name} [{task_id}] is {what}' + (f': {error}' if error else '')
-    return SimpleNamespace(
-        task_id=blamed, root_id=root_id or _root_of(request), user_id=user_id, sentence=sentence,
-        begun=int(begun) if begun and begun.isdecimal() else 0, since=since,
-    )
-
-
-def _failed_member():
-    """Return the ID of a part of the chord that did not succeed: Celery does not name it if there are groups in it."""
-    group, root_id = canonical(getattr(_thread.request, 'group', None)), _root_of(_thread.request)
-    if not is_uuid(group) or not is_uuid(root_id):
-        return None
-    with suppress(DatabaseError):
-        member = {'root_id': root_id, 'group_id': group}
-        for (task_id,) in get_connection().execute(FAILED_MEMBER, member, patience=5):
-            return task_id
-    return None
-
-
-def _root_of(request):
-    """Return the root of the workflow of a request whose run has no row."""
-    if request is None:
-        return None
-    if request.root_id and request.root_id != request.id:
-        return request.root_id
-    return root_of({'group_id': request.group, 'chain': request.chain, 'chord': request.chord}) or request.root_id
-
-
 def _has_dependents(request):
     return bool(getattr(request, 'chain', None) or getattr(request, 'chord', None))
 
@@ -464,11 +321,3 @@ def _complete(task_id, request):
     except DatabaseError:
         logger.exception('What depends on %s could not be ended', task_id)
         return request
-
-
-def _is_known(app, step):
-    """Whether a step was sent or closed, or may have been because it is not tracked."""
-    task_id = (step.get('options') or {}).get('task_id')
-    if not is_uuid(task_id) or not is_tracked_step(app, step):
-        return True
-    return bool(get_connection().execute(EXISTING, (task_id,), patience=5))
