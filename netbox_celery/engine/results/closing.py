@@ -1,4 +1,4 @@
-"""Closes steps that will never run: gives them rows that name the run because of which they do not.
+"""Closes steps that will never run: gives each of them a row that names the run that did not succeed.
 
 A later step of a chain, or the body of a chord, has no row before its message is sent: its arguments are not known
 yet, and a plain task should not pay for steps that may never run. A step is closed when a run that it depends on does

@@ -5,7 +5,7 @@ body of its chord and its callbacks as signatures, with everything that is neede
 its own arguments in the same way, at any depth. So pages, REST, GraphQL and the change log never show a payload as it
 is stored, but what `shown` returns. They do not show the headers either in which the engine keeps its own data.
 
-An error may quote the name and the error of another run. Only users who may view that run see the quotation.
+An error may quote the name and the error of another run. Only users who may view that run see the quoted text.
 """
 import json
 import re
