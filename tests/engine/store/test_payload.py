@@ -15,6 +15,7 @@ from netbox_celery.engine.store.payload import (
     clean_text,
     cut_text,
     dumps,
+    is_deep,
     is_exact,
     is_uuid,
     limited_jsonb,
@@ -148,6 +149,12 @@ def test_depth(by, depth, fits):
         return
     with pytest.raises(ValueError, match='nested too deeply'):
         to_jsonb(nested(depth, by))
+
+
+def test_depth_of_invalid_json():
+    """People can enter anything: the depth of text that is not JSON is known as well."""
+    assert is_deep('[' * 150 + '"')
+    assert not is_deep('[]' * 150 + '"')
 
 
 def test_many_that_are_not_deep():
