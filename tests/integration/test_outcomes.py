@@ -37,7 +37,7 @@ def test_success(worker):
     # What cannot be pickled, printed or stored ends like anything else, under its own name
     ('unpicklable', 'errored', 'Unpicklable: has a lock'),
     ('unpicklable_failure', 'failed', 'sw1 has no port 7'),
-    ('unprintable', 'errored', 'Unprintable: <__str__() failed>'),
+    ('unprintable', 'errored', 'Unprintable: <its text could not be made>'),
     ('local', 'errored', 'Local: made in a function'),
     ('odd', 'errored', 'ValueError: nul \ufffd surrogate \ufffd end'),
 ])

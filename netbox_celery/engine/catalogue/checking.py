@@ -1,4 +1,5 @@
 """Checks the arguments with which people call a task against its signature in the catalogue."""
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.utils.translation import gettext as _
@@ -73,7 +74,7 @@ def _unwritable(args, kwargs, given):
     return errors
 
 
-def check_number(args: list[Any], kwargs: dict[str, Any]) -> None:
+def check_number(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Check that there are not too many arguments to check them one by one.
 
     Raises:

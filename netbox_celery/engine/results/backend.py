@@ -413,7 +413,7 @@ def describe(exc):
     try:
         text = str(exc.reason if isinstance(exc, Reject) else exc)
     except Exception:  # noqa: BLE001 - an author's __str__ may raise anything
-        text = '<__str__() failed>'
+        text = '<its text could not be made>'
     name = type(exc).__name__
     if text == f'{name}()':
         line = name

@@ -55,8 +55,8 @@ class Failed(TaskFailed):
     (Reject(OperationalError('away')), ('errored', 'publish_failed', 'Reject: away')),
     (Reject(EncodeError('deep')), ('errored', 'publish_failed', 'Reject: deep')),
     (TaskRevokedError('revoked'), ('revoked', 'cancelled', 'TaskRevokedError: revoked')),
-    (Odd(), ('errored', '', 'Odd: <__str__() failed>')),
-    (Textless(), ('errored', '', 'Textless: <__str__() failed>')),
+    (Odd(), ('errored', '', 'Odd: <its text could not be made>')),
+    (Textless(), ('errored', '', 'Textless: <its text could not be made>')),
     (SystemExit(3), ('errored', '', 'SystemExit: 3')),
 ], ids=lambda value: type(value).__name__)
 def test_failures(exc, expected):
