@@ -169,14 +169,10 @@ def eager():
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """Try tests on real workers and browsers a second time: they have deadlines, and machines have bad moments.
+    """Put tests on real workers and browsers last: their workers live on until the end of the run, and help the others.
 
-    The report counts them as rerun. One that fails now and then is to be looked at all the same. They come last: their
-    workers live on until the end, and would lend the others a hand.
+    Within both halves `pytest-randomly` has shuffled files, classes and tests; `-p randomly_seed=N` repeats an order.
     """
-    for item in items:
-        if is_real(item) and not item.get_closest_marker('flaky'):
-            item.add_marker(pytest.mark.flaky(reruns=1))
     items.sort(key=is_real)
 
 
