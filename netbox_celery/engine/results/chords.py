@@ -151,7 +151,7 @@ def _without_body(connection: EngineConnection, app: Any, ended: list[Row]) -> l
             steps = leaves(decode(body))
             tracked = all(is_tracked_step(app, step) for step in steps)
         except (ObjectDoesNotExist, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-            logger.exception('It is unknown whether the chord %s is stalled', group_id)
+            logger.exception('The state of the chord %s is unknown', group_id)
             continue
         if steps:
             ids = [id for step in steps if is_uuid(id := step['options'].get('task_id'))]

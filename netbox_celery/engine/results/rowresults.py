@@ -140,7 +140,7 @@ class RowResultsMixin(RedisBackend):
             report = self._set if getattr(request, 'netbox_stored', False) else self.client.publish
             self.ensure(report, (self.get_key_for_task(task_id), value), max_retries=1)
         except self.connection_errors as exc:
-            logger.warning('It could not be published that task %s was ignored: %s', task_id, exc)
+            logger.warning('The end of the ignored task %s could not be published: %s', task_id, exc)
 
     @staticmethod
     def _meta(task_id, state, request):

@@ -234,7 +234,7 @@ class UpstreamMixin(Backend):
                 with _blaming(None, request):
                     self._fail_chain(request.chain, exc)
         except (DatabaseError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-            logger.exception('The steps after %s could not be ended', request.id)
+            logger.exception('The steps after %s could not be closed', request.id)
 
     def end_ignored(self, request, exc):
         """End what depends on an ignored run, and report the end of the run itself."""
@@ -296,7 +296,7 @@ def _once_called(callback, culprit):
         ]
         left = [errback for errback in errbacks if not errback.get('immutable') or sorted_text(errback) not in called]
     except (DatabaseError, TypeError, ValueError):
-        logger.exception('It is unknown which error callbacks of %s were called', culprit)
+        logger.exception('The error callbacks that were called for %s are unknown', culprit)
         return callback
     if len(left) == len(errbacks):
         return callback
@@ -319,5 +319,5 @@ def _complete(task_id, request):
     try:
         return load_requests([task_id]).get(task_id, request) if is_uuid(task_id) else request
     except DatabaseError:
-        logger.exception('What depends on %s could not be ended', task_id)
+        logger.exception('The steps that depend on %s could not be closed', task_id)
         return request

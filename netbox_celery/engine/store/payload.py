@@ -125,7 +125,7 @@ class StrictDecoder(MarkerDecoder):
         except json.JSONDecodeError:
             raise
         except RecursionError:
-            raise json.JSONDecodeError('It is nested too deeply', s[:100], 0) from None
+            raise json.JSONDecodeError('The value is nested too deeply', s[:100], 0) from None
         except ValueError as exc:
             raise json.JSONDecodeError(str(exc), s[:100], 0) from None
 

@@ -175,7 +175,7 @@ def test_chord_that_cannot_be_read(told, look, caplog):
     odd.save()
     make_part(0), make_part(1)
     assert look() == 1
-    assert f'It is unknown whether the chord {other} is stalled' in caplog.text
+    assert f'The state of the chord {other} is unknown' in caplog.text
 
 
 @pytest.mark.parametrize('untracked', ['call', 'task'])
