@@ -105,7 +105,7 @@ def close_step(
     task = find_task(app, name)
     kwargs, options, own = _own_of(task, signature)
     canonical_ids(options)
-    task_id = options.get('task_id')
+    task_id: Any = options.get('task_id')
     if not is_uuid(task_id):
         return True
     culprit = load_culprit(blame)

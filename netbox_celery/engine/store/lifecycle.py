@@ -399,7 +399,7 @@ def cancel(connection: Any, ids: Iterable[int], error: str = '') -> list[Row]:
     return execute(connection, CANCEL, (clean_text(error), list(ids)))
 
 
-def is_cancelled(connection: Connection, id: int, patience: float = 5) -> bool:
+def is_cancelled(connection: Connection, id: int | None, patience: float = 5) -> bool:
     """Whether a run (given by its primary key) was cancelled, or its row was deleted."""
     rows = connection.execute(f'SELECT cancelled IS NOT NULL FROM {TABLE} WHERE id = %s', (id,), patience=patience)
     return rows[0][0] if rows else True
