@@ -27,7 +27,7 @@ def on(prefork):
 
 @pytest.fixture
 def look():
-    """Look for stalled chords, as a worker does a minute after the last part has finished."""
+    """Look for chords that stand still, as a worker does a minute after the last part has ended."""
     with closing(EngineConnection()) as connection:
         def look():
             CeleryResult.objects.filter(completed__gt=timezone.now() - timedelta(seconds=GRACE)).update(

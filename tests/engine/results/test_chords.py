@@ -1,4 +1,4 @@
-"""Which chords are stalled, and what is reported to Celery about their parts."""
+"""Which chords stand still, and what Celery is told of their parts."""
 import json
 from contextlib import closing
 from datetime import timedelta

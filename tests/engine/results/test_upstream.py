@@ -1,4 +1,4 @@
-"""Steps that depend on a run that did not succeed: which of them are closed, and what is reported about them."""
+"""Steps that will never run: which rows they get, and which rows are left alone."""
 from uuid import uuid4
 
 import pytest
@@ -74,7 +74,7 @@ def test_closed(shape, end):
     {'status': 'pending', 'nesting': 1, 'message': '[]'},
 ], ids=str)
 def test_step_that_was_sent(columns):
-    """It is not closed, and neither are the steps after it: its own run decides about them."""
+    """It keeps what becomes of it, and so do those after it: they are its own affair."""
     sent = make_result(celery_name='a', **columns)
     culprit = make_result('errored', celery_name='tests:culprit')
     options = {'chain': later(step('a', str(sent.task_id)), step('b'))}
@@ -120,6 +120,26 @@ def test_closed_without_the_backend(monkeypatch, shape, end):
             else:
                 app.backend.mark_as_revoked(task_id, 'revoked', request)
     assert found() == dict.fromkeys(names.split(), NOT_RUN)
+
+
+def test_step_that_waits_for_an_earlier_one():
+    """The row of a task that replaced itself by a chain, before whose last step the chain fails."""
+    waits = make_result('pending', celery_name='a', nesting=1, attempt=0)
+    culprit = make_result('errored', celery_name='tests:culprit')
+    options = {'chain': later(step('a', str(waits.task_id)))}
+    request = as_request(culprit.task_id, 'tests:culprit', options)
+    app.backend.mark_as_failure(request.id, ValueError(), request=request, call_errbacks=False)
+    assert found() == {'a': NOT_RUN}
+    assert CeleryResult.objects.count() == 2
+
+
+def test_culprit_without_a_row():
+    """A run that is not tracked: its ID and its exception are all there is to say."""
+    task_id = str(uuid4())
+    request = as_request(task_id, 'tests:untracked', {'chain': later(step('a'))})
+    app.backend.mark_as_failure(task_id, ValueError('no'), request=request, call_errbacks=False)
+    run = CeleryResult.objects.get(celery_name='a')
+    assert run.error == f"Not run, because [{task_id}] did not succeed: ValueError('no')"
 
 
 def test_steps_that_cannot_be_read(caplog):

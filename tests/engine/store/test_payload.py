@@ -151,12 +151,6 @@ def test_depth(by, depth, fits):
         to_jsonb(nested(depth, by))
 
 
-def test_depth_of_invalid_json():
-    """People can enter anything: the depth of text that is not JSON is known as well."""
-    assert is_deep('[' * 150 + '"')
-    assert not is_deep('[]' * 150 + '"')
-
-
 def test_many_that_are_not_deep():
     value = [{'a': ['[[[[{', {'b': [i]}]} for i in range(500)]
     assert to_jsonb(value)[0] == dumps(value)
@@ -265,3 +259,9 @@ def test_sorted_text():
     assert sorted_text({10: 1, 9: 2}) == '{"9": 2, "10": 1}'
     with pytest.raises(TypeError):
         sorted_text({(1, 2): 1, 'b': 2})
+
+
+def test_depth_of_invalid_json():
+    """People can enter anything: the depth of text that is not JSON is known as well."""
+    assert is_deep('[' * 150 + '"')
+    assert not is_deep('[]' * 150 + '"')
