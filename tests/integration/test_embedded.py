@@ -210,7 +210,7 @@ def test_stopped_in_the_middle(queue, make_task):
 
 def test_the_row_was_deleted(queue, make_task, monkeypatch):
     """Test cases empty all tables between tests: a worker does not take its own runs for those of a dead one."""
-    monkeypatch.setattr(type(identity), 'can_judge', True)
+    monkeypatch.setattr(type(identity), 'may_declare_lost', True)
     begun, go_on = threading.Event(), threading.Event()
 
     def wait(self, task_id):

@@ -148,7 +148,7 @@ def test_restart_by_hangup(make_worker):
     ({'log_lines': 'many'}, "log_lines must be of type int, not str ('many')"),
     ({'celery': {'task_serializer': 'pickle'}}, 'only JSON is accepted from the broker'),
     ({'celery': {'CELERY_TIMEZONE': 'UTC'}}, 'celery["CELERY_TIMEZONE"] is not a setting of Celery'),
-    ({'command_tasks': ['clearsession']}, "command_tasks names 'clearsession', which is no command"),
+    ({'command_tasks': ['clearsession']}, "command_tasks names 'clearsession', which is not a command"),
 ], ids=str)
 def test_wrong_settings_stop_the_start(make_instance, config, message):
     """A setting that is unknown or wrong stops NetBox and its workers, and the message says which and what to do."""

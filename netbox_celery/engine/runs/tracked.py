@@ -44,7 +44,7 @@ class TrackedResult:
         self._run = run
         self._row = None
         self._is_old = False
-        self._written = (float('-inf'), None)
+        self._written: tuple[float, int | None] = (float('-inf'), None)
 
     def __getattr__(self, name):
         # A copy, and what is unpickled, is asked for methods of its own before it has any attribute

@@ -161,7 +161,7 @@ def sweep(connection, app, settled):
         judged = (
             lambda: close_lost(connection, app),
             lambda: find_fetched(connection, app, settled),
-        ) if identity.can_judge else ()
+        ) if identity.may_declare_lost else ()
         for settle in (
             *judged,
             lambda: expire(connection, app),

@@ -19,7 +19,7 @@ def test_name(command, expected):
 @pytest.mark.parametrize('function', [task_name, command_task])
 def test_no_such_command(function):
     """What was probably meant is said, too."""
-    with pytest.raises(ImproperlyConfigured, match="names 'clearsession', which is no command.*clearsessions"):
+    with pytest.raises(ImproperlyConfigured, match="names 'clearsession', which is not a command.*clearsessions"):
         function('clearsession')
 
 

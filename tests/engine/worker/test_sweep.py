@@ -37,7 +37,9 @@ def registered(make_task):
 
 @pytest.fixture(autouse=True)
 def identity(monkeypatch):
-    monkeypatch.setattr(sweep, 'identity', SimpleNamespace(key=ME, name='me', can_judge=True, steady_for=float('inf')))
+    monkeypatch.setattr(sweep, 'identity', SimpleNamespace(
+        key=ME, name='me', may_declare_lost=True, steady_for=float('inf')
+    ))
 
 
 @pytest.fixture(autouse=True)
@@ -332,7 +334,7 @@ def test_nobody_is_judged_after_an_outage(monkeypatch):
     def lock(key, hung_after):
         yield True
     connection = SimpleNamespace(advisory_lock=lock, execute=lambda *args, **kwargs: [])
-    monkeypatch.setattr(sweep.identity, 'can_judge', False)
+    monkeypatch.setattr(sweep.identity, 'may_declare_lost', False)
     with (mock.patch.object(sweep, 'close_lost') as close_lost, mock.patch.object(sweep, 'find_fetched') as fetched,
           mock.patch.object(sweep, 'expire') as expire):
         sweep.sweep(connection, app, set())
