@@ -71,7 +71,7 @@ def test_worker_that_cannot_register(make_worker):
     worker.start()
 
     assert worker.wait(90) not in (0, None)
-    assert 'This worker ends, since it could not be registered: value too long' in worker.output
+    assert 'This worker stops, since it could not be registered: value too long' in worker.output
     assert notes(run.id) == []
 
 
