@@ -112,7 +112,7 @@ def test_beat(make_beat, behind):
     )
     time.sleep(16)
     assert not standby.is_leader and leader.output.count('this one sends') == 1
-    assert 'another beat has taken the place' not in leader.output
+    assert 'another beat has taken over' not in leader.output
     leader.kill()
     until(lambda: standby.is_leader, LEASE + 2)
     time.sleep(3)

@@ -66,8 +66,8 @@ def test_changed_clocks():
 @pytest.mark.parametrize(('columns', 'obstacle'), [
     ({'kind': 'once', 'at': NOW - timedelta(days=1)}, 'It is not due any more.'),
     ({'kind': 'interval', 'interval': 60, 'end': NOW}, 'It is not due any more.'),
-    ({'kind': 'crontab', 'crontab': '61 * * * *'}, 'is no crontab'),
-    ({'kind': 'crontab', 'crontab': '0 * * * *', 'timezone': 'Gone/Away'}, 'There is no time zone'),
+    ({'kind': 'crontab', 'crontab': '61 * * * *'}, 'is not a valid minute'),
+    ({'kind': 'crontab', 'crontab': '0 * * * *', 'timezone': 'Gone/Away'}, 'is not a valid time zone'),
 ])
 def test_obstacles(columns, obstacle):
     shown = show(**columns)

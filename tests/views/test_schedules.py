@@ -120,12 +120,12 @@ class SchedulePageTest(PageTestCase):
 
     def test_owner(self):
         """What is wrong with the owner is said before the schedule stops."""
-        self.assertIn('may not run the task', self.show())
-        self.assertIn('Its owner is gone. Somebody else may take it over.', self.show(owner=None))
+        self.assertIn('is not permitted to run the task', self.show())
+        self.assertIn('Its owner was deleted. Another user can take ownership.', self.show(owner=None))
         grant(self.user, CeleryTask, actions=['run'])
         page = self.show()
-        self.assertNotIn('may not run the task', page)
-        self.assertNotIn('Its owner is gone', page)
+        self.assertNotIn('is not permitted to run the task', page)
+        self.assertNotIn('Its owner was deleted', page)
 
     def test_disabled(self):
         page = self.show(enabled=False)
@@ -141,7 +141,7 @@ class SchedulePageTest(PageTestCase):
             with self.subTest(origin):
                 page = self.show(origin=origin, owner=None)
                 self.assertIn(text, page.replace("'", '&#x27;'))
-                self.assertNotIn('Its owner is gone', page)
+                self.assertNotIn('Its owner was deleted', page)
                 self.assertNotIn(f'{self.schedule.get_absolute_url()}delete/', page)
                 page = self.show(origin=origin, owner=None, present=False)
                 self.assertIn('It is gone from there, so it does not run.', page)
