@@ -369,12 +369,12 @@ class CeleryBaseTask(TaskHooks, OnCommitTask):
         """Add a line of level failure (see `log`). The run continues; `raise TaskFailed(...)` ends it."""
         self.log(message, LogLevelChoices.LEVEL_FAILURE, grouping, obj)
 
-    def progress(self, value: int, value_max: int | None = None, step: str | None = None) -> None:
+    def progress(self, value: float, value_max: float | None = None, step: str | None = None) -> None:
         """Report the progress of the current run.
 
         Args:
-            value: Current value, a whole number. Anything else, and a number that is too large, is left out, which the
-                worker logs once per run.
+            value: Current value; its fraction is dropped. A value that is not a number, or too large, is left out, and
+                the worker logs that once per run.
             value_max: Value at which the run is done, likewise; unchanged if not given.
             step: What the run is doing, in a few words.
         """
