@@ -1,4 +1,4 @@
-"""Which options a task and a call take, and of which types, for type checkers alone.
+"""Names and types of the options of tasks and calls, for type checkers.
 
 A misspelled option is no error at runtime: Celery makes an attribute of the task of it, or a property of the message.
 Type checkers report it. Attributes of your own belong on a class, which `base` names: it takes any option.
@@ -11,6 +11,7 @@ from django.db.models import Model
 
 __all__ = (
     'CallOptions',
+    'EnqueueOptions',
     'OnConflict',
     'OwnOptions',
     'PolicyOptions',
@@ -54,7 +55,6 @@ class MessageOptions(TypedDict, total=False):
     exchange: Any
     ignore_result: bool | None
     priority: int | None
-    queue: Any
     routing_key: str | None
     serializer: str | None
     soft_time_limit: float | None
@@ -64,6 +64,7 @@ class MessageOptions(TypedDict, total=False):
 class TaskOptions(OwnOptions, PolicyOptions, MessageOptions, total=False):
     """Options of a task, in its decorator; without `base` and `bind`."""
     name: str
+    queue: Any
     # Ours
     default_retry_delays: Sequence[float] | None
     schedule: Any
@@ -104,8 +105,8 @@ class TaskOptions(OwnOptions, PolicyOptions, MessageOptions, total=False):
     typing: bool | None
 
 
-class CallOptions(OwnOptions, PolicyOptions, MessageOptions, total=False):
-    """Options of a call, beside the arguments of its task."""
+class EnqueueOptions(OwnOptions, PolicyOptions, MessageOptions, total=False):
+    """Options of `CeleryResult.enqueue`, besides the parameters that it names."""
     add_to_parent: bool
     argsrepr: str
     chain: Any
@@ -145,3 +146,8 @@ class CallOptions(OwnOptions, PolicyOptions, MessageOptions, total=False):
     stamped_headers: Collection[str] | None
     task_id: Any
     task_type: Any
+
+
+class CallOptions(EnqueueOptions, total=False):
+    """Options of a call, besides the arguments of its task."""
+    queue: Any
