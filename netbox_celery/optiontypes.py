@@ -1,7 +1,7 @@
 """Names and types of the options of tasks and calls, for type checkers.
 
-A misspelled option is no error at runtime: Celery makes an attribute of the task of it, or a property of the message.
-Type checkers report it. Attributes of your own belong on a class, which `base` names: it takes any option.
+A misspelled option is not an error at runtime: Celery makes it an attribute of the task, or a property of the message.
+Type checkers report it. With a `base` class of its own, which may have further attributes, a task takes any option.
 """
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta

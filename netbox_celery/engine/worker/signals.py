@@ -215,7 +215,7 @@ def _close_old_connections():
             wrapper.close_if_unusable_or_obsolete()
 
 
-#: The heartbeat of this process, and its started workers: to other processes, the workers of one process are one.
+#: The heartbeat of this process, and its started workers, which share one identity.
 _presence: Presence | None = None
 _workers: list[Any] = []
 
