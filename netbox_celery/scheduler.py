@@ -61,7 +61,7 @@ class DatabaseScheduler(Scheduler):
         discovery.log_failures()
         self.install_default_entries(self.data)
 
-    def tick(self, *args, **kwargs):
+    def tick(self, *args: Any, **kwargs: Any) -> float:
         """Start the runs that are due.
 
         Returns:

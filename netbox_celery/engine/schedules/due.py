@@ -6,9 +6,11 @@ time. A crontab for every hour follows the real hours, so it is due in both of t
 """
 import re
 from calendar import monthrange
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 from celery.schedules import ParseException, crontab
@@ -21,6 +23,9 @@ from django.utils.translation import gettext as _
 
 from ...choices import ScheduleKindChoices as Kind
 from ..store.times import LATEST, MAX_SECONDS
+
+if TYPE_CHECKING:
+    from ...models import CelerySchedule
 
 __all__ = (
     'describe',
@@ -49,7 +54,7 @@ NAME = re.compile(r'[A-Za-z]+')
 
 
 @lru_cache(maxsize=1024)
-def parse_crontab(text):
+def parse_crontab(text: str) -> crontab:
     """Return the `celery.schedules.crontab` of a text with five fields.
 
     Raises:
@@ -92,7 +97,7 @@ def _has_day(cron):
     )
 
 
-def parse_timezone(name):
+def parse_timezone(name: str) -> ZoneInfo:
     """Return the `ZoneInfo` of a name such as `Europe/Berlin`.
 
     Raises:
@@ -104,7 +109,7 @@ def parse_timezone(name):
         raise ValueError(_('"{name}" is not a valid time zone').format(name=name)) from exc
 
 
-def parse_interval(seconds):
+def parse_interval(seconds: float | None) -> timedelta:
     """Return the `timedelta` of an interval.
 
     Raises:
@@ -115,7 +120,7 @@ def parse_interval(seconds):
     return max(timedelta(seconds=seconds), TICK)
 
 
-def next_due(schedule, after):
+def next_due(schedule: 'CelerySchedule', after: datetime) -> datetime | None:
     """Return the first time after `after` at which a schedule is due, or `None` if there is none.
 
     An interval with a start is due at the start and after each interval from there; without a start, one interval after
@@ -150,18 +155,22 @@ def _next(schedule, after):
     return _next_crontab(parse_crontab(schedule.crontab), parse_timezone(schedule.timezone), after)
 
 
-def due_times(schedule, after, until=None):
+def due_times(schedule: 'CelerySchedule', after: datetime, until: datetime | None = None) -> Iterator[datetime]:
     """Yield the times at which a schedule is due after `after`, up to and including `until`, or without an end.
 
     Args:
         schedule, after: As for `next_due`.
         until: An aware `datetime`.
     """
-    while (after := next_due(schedule, after)) is not None and (until is None or after <= until):
-        yield after
+    due = next_due(schedule, after)
+    while due is not None and (until is None or due <= until):
+        yield due
+        due = next_due(schedule, due)
 
 
-def last_due(schedule, first, until, count=1):
+def last_due(
+    schedule: 'CelerySchedule', first: datetime, until: datetime, count: int = 1
+) -> tuple[list[datetime], datetime | None]:
     """Return the last times at which a schedule was due, and the next one.
 
     This takes no longer for a year than for a day: beat may have been down for that long. The search goes back from the
@@ -291,7 +300,7 @@ def _wall_times(cron, wall):
 
 # Words
 
-def describe(schedule):
+def describe(schedule: 'CelerySchedule') -> str:
     """Return in words when a schedule is due. A crontab that is not valid is returned unchanged."""
     if schedule.kind == Kind.KIND_CRONTAB:
         return _('{crontab} ({timezone})').format(

@@ -4,8 +4,9 @@ Beat does this (`netbox_celery.scheduler`), in any number of processes: the one 
 run.
 """
 import logging
-from datetime import timedelta
-from typing import Any
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from django.db import connection, transaction
@@ -27,6 +28,9 @@ from ..store import branches
 from ..store.database import UNAVAILABLE, is_read_only
 from ..store.payload import clean_text, text_of
 from . import due
+
+if TYPE_CHECKING:
+    from ...models import CeleryResult, CelerySchedule
 
 __all__ = (
     'DUE_HEADER',
@@ -55,7 +59,7 @@ BATCH = 100
 HANGING = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
 
 
-def find_due():
+def find_due() -> list[int]:
     """Return the primary keys of schedules that are due, the longest overdue first; at most a batch of them."""
     return list(_due().order_by('next_run').values_list('pk', flat=True)[:BATCH])
 
@@ -66,7 +70,9 @@ def _due():
     return CelerySchedule.objects.filter(enabled=True, next_run__lte=Now())
 
 
-def fire(pk, permissions, start=None):
+def fire(
+    pk: int, permissions: dict[tuple[int, int], bool], start: Callable[['CelerySchedule', datetime], Any] | None = None
+) -> bool:
     """Start the run of a schedule that is due, and calculate its next time.
 
     GUARANTEE: each due time is handled once. The row of the schedule is locked, and its next time is written in the
@@ -168,7 +174,7 @@ def _without_branch(schedule, moment, why):
     return {'enabled': False, 'next_run': None, 'stopped': schedule.now}
 
 
-def why_not_permitted(schedule, permissions):
+def why_not_permitted(schedule: 'CelerySchedule', permissions: dict[tuple[int, int], bool]) -> str:
     """Return in words why a schedule is not permitted to run as its owner, or an empty string.
 
     Schedules from settings and code run without a user, unless a user took ownership.
@@ -196,7 +202,9 @@ def why_not_permitted(schedule, permissions):
     return ''
 
 
-def start_run(schedule, moment, headers=None):
+def start_run(
+    schedule: 'CelerySchedule', moment: datetime, headers: dict[str, Any] | None = None
+) -> 'CeleryResult | None':
     """Start a run. If the task cannot be called like that, record a failed run instead.
 
     Args:
@@ -229,7 +237,7 @@ def start_run(schedule, moment, headers=None):
     return None
 
 
-def call_options(schedule, moment):
+def call_options(schedule: 'CelerySchedule', moment: datetime) -> dict[str, Any]:
     """Return the options of a run that is due at `moment`, for `CeleryResult.enqueue`."""
     options = dict(schedule.options)
     options['headers'] = {**(options.get('headers') or {}), DUE_HEADER: moment.isoformat()}
@@ -266,7 +274,7 @@ def _fail(schedule, moment, reason, error):
     )])
 
 
-def run_now(schedule, user):
+def run_now(schedule: 'CelerySchedule', user: Any) -> 'CeleryResult':
     """Run a schedule's task now, in addition to its times. Its overlap policy applies.
 
     Args:
@@ -291,7 +299,7 @@ def run_now(schedule, user):
     )
 
 
-def resume_after_clock():
+def resume_after_clock() -> None:
     """Recalculate when schedules are due that were written in the future: the clock was wrong then.
 
     A clock that goes back repeats no run: what was due is not due again. But if it was ahead by more than a minute,

@@ -52,7 +52,7 @@ LEFT = f"SELECT EXTRACT(EPOCH FROM until - clock_timestamp())::float FROM {LEASE
 RELEASE = f"DELETE FROM {LEASES} WHERE name = '{NAME}' AND holder = %(holder)s"
 
 
-def harden_connections():
+def harden_connections() -> None:
     """Make new connections of this process notice within seconds that the network is down."""
     settings = connections.settings[DEFAULT_DB_ALIAS]
     settings['OPTIONS'] = connections[DEFAULT_DB_ALIAS].settings_dict['OPTIONS'] = {
@@ -63,18 +63,18 @@ def harden_connections():
 class Leadership:
     """The lease of the beat that sends. Another beat that asks for it gets it when it has expired."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._connection = EngineConnection()
         self._holder = {'holder': uuid4()}
         #: Whether this beat held the lease when it last asked.
         self.is_held = False
 
-    def acquire(self):
+    def acquire(self) -> bool:
         """Try to get the lease, and return whether this beat holds it."""
         self.is_held = bool(self._connection.execute(ACQUIRE, self._holder))
         return self.is_held
 
-    def seconds_to_next(self):
+    def seconds_to_next(self) -> float | None:
         """Return the seconds until a schedule is due next, `inf` if there is none, or `None` if another beat sends now.
         """
         try:
@@ -88,12 +88,12 @@ class Leadership:
         ((seconds,),) = found
         return float('inf') if seconds is None else seconds
 
-    def seconds_left(self):
+    def seconds_left(self) -> float:
         """Return the maximum number of seconds until the lease expires."""
         found = self._connection.execute(LEFT)
         return min(max(found[0][0], 0), LEASE) if found else 0
 
-    def release(self):
+    def release(self) -> None:
         """Give the lease up, so that another beat can send."""
         if self.is_held:
             self.is_held = False

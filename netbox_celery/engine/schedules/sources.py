@@ -7,7 +7,7 @@ updates existing ones.
 """
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -45,7 +45,7 @@ class Unschedulable(ValueError):
     """An entry cannot become a schedule in NetBox; the message says why."""
 
 
-def sync(app, beat_schedule, *, is_leader=False):
+def sync(app: Any, beat_schedule: Mapping[str, Any], *, is_leader: bool = False) -> None:
     """Update the schedules that come from the settings and the code.
 
     Args:
@@ -150,7 +150,7 @@ def _as_stored(name, value):
     return stored
 
 
-def timing(app, when, relative=False):
+def timing(app: Any, when: Any, relative: bool = False) -> dict[str, Any]:
     """Return the columns for one of Celery's schedules, a number of seconds or a `timedelta`.
 
     Args:
@@ -161,7 +161,7 @@ def timing(app, when, relative=False):
     Raises:
         Unschedulable: A schedule cannot express it.
     """
-    columns = {
+    columns: dict[str, Any] = {
         'kind': Kind.KIND_INTERVAL, 'crontab': '', 'interval': None, 'at': None, 'start': None, 'end': None,
         'timezone': str(app.timezone),
     }

@@ -25,7 +25,7 @@ ABSENT_AFTER = timedelta(minutes=10)
 UNWRITABLE = (DataError, OverflowError, RecursionError, TypeError, ValueError)
 
 
-def sync_catalogue():
+def sync_catalogue() -> None:
     """Write which tasks this process has registered, and which schedules these and the settings declare."""
     app = get_app()
     now = datetime.now(UTC)

@@ -120,7 +120,7 @@ def in_process(app):
         yield messages
 
 
-def commit(since):
+def commit(since: int) -> None:
     """Call the functions that wait for the commit, if the transaction is one that is never committed.
 
     Args:
@@ -136,7 +136,7 @@ def commit(since):
             logger.exception('A function to be called on commit failed')
 
 
-def execute_message(app, message):
+def execute_message(app: Any, message: Message) -> BaseException | None:
     """Execute a message as a worker does: its request is claimed, traced and finished.
 
     Returns:

@@ -202,12 +202,12 @@ def _fields_of(message):
     return body if isinstance(body, dict) else {}
 
 
-def task_id_of(message):
+def task_id_of(message: Any) -> str | None:
     """Return the task ID of a message that could not become a request, or `None`."""
     return canonical(_fields_of(message).get('id'))
 
 
-def arguments_of(message):
+def arguments_of(message: Any) -> tuple[str | None, list[Any] | tuple[Any, ...], dict[str, Any]]:
     """Return the task's name, arguments and keyword arguments of such a message, as far as they can be read."""
     name = _fields_of(message).get('task')
     try:
@@ -356,7 +356,7 @@ def _look_at_thread(request, future):
         end_for(request, exc)
 
 
-def end_for(request, exc):
+def end_for(request: Any, exc: Exception) -> None:
     """End a run because of an error that Celery's main process does not expect.
 
     Args:
@@ -396,7 +396,7 @@ def _fail(request, exc, traceback):
 
 # What the pool reports to a request
 
-def tolerant(cls):
+def tolerant(cls: type[Any]) -> type[Any]:
     """Return a subclass of a Celery request that passes no error on to the worker's main process."""
     return cls if issubclass(cls, Tolerant) else type(cls.__name__, (Tolerant, cls), {'__module__': cls.__module__})
 

@@ -12,6 +12,8 @@ queue can be read without consuming it. RabbitMQ keeps Celery's messages on disk
 import json
 import logging
 from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
 
 from redis import Redis
 
@@ -21,6 +23,7 @@ from ..calls.queues import is_reserved
 from ..identity import identity
 from ..internals import key_of_queue
 from ..store import lifecycle
+from ..store.database import EngineConnection
 
 __all__ = (
     'find_fetched',
@@ -60,7 +63,7 @@ UNSEND = f"""
 """
 
 
-def find_missing(connection, app):
+def find_missing(connection: EngineConnection, app: Any) -> int:
     """Mark runs whose messages the broker has lost as unsent.
 
     Args:
@@ -83,7 +86,7 @@ def find_missing(connection, app):
     return len(found)
 
 
-def find_fetched(connection, app, settled):
+def find_fetched(connection: EngineConnection, app: Any, settled: set[UUID]) -> None:
     """Mark runs whose messages a dead worker had fetched as unsent.
 
     A message that another worker holds is sent a second time, but only once for each worker that dies.

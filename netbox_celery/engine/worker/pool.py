@@ -32,6 +32,6 @@ class Pool(asynpool.AsynPool):
         vars(proc).pop('_sentinel_poll', None)  # it is watched again after the next connect, until it has ended
 
 
-def install():
+def install() -> None:
     """Make workers use this pool."""
     prefork.TaskPool.Pool = Pool

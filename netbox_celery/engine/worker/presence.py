@@ -65,13 +65,13 @@ class Presence:
             threading.Thread(target=self._work, name=f'{OWN_THREADS}sweep', daemon=True),
         ]
 
-    def start(self):
+    def start(self) -> None:
         """Start the threads, unless they have been started."""
         for thread in self._threads:
             if thread.ident is None:
                 thread.start()
 
-    def stop(self):
+    def stop(self) -> None:
         """Sign off. From now on this worker counts as the holder of no run."""
         self._stopping.set()
         reports.stop_waiting()
@@ -84,7 +84,7 @@ class Presence:
         except UNUSABLE as exc:
             logger.warning('This worker could not sign off, and will be considered lost: %s', exc)
 
-    def register(self):
+    def register(self) -> None:
         """Write the worker's row, waiting for an unavailable database: without the row no claim would hold."""
         described = describe_worker(self.worker)
         self.connection.execute(REGISTER, described, patience=float('inf'))
@@ -145,7 +145,7 @@ class Presence:
                 logger.exception('The waiting line of a finished run has to wait for the next sweep')
 
 
-def describe_worker(worker):
+def describe_worker(worker: Any) -> dict[str, Any]:
     """Return the column values of a worker's row."""
     from ..store.payload import dumps
 
@@ -180,7 +180,7 @@ def _changing(described):
     return {name: described[name] for name in ('concurrency', 'queues', 'versions')}
 
 
-def concurrency_of(worker, pool):
+def concurrency_of(worker: Any, pool: str) -> tuple[int, dict[str, int] | None]:
     """Return how many tasks a worker can run at a time, and the limits of its autoscaler.
 
     Args:

@@ -3,8 +3,9 @@
 It does so in batches, each in its own transaction: nothing waits for it, nothing is lost if it is stopped, and the next
 call continues with the rest. As in NetBox's own housekeeping of jobs, no change log is written and no signal is sent.
 """
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
@@ -53,13 +54,13 @@ class Pruned:
     is_busy: bool = False
 
 
-def retention_days():
+def retention_days() -> int:
     """Return for how many days finished runs are kept; 0: forever."""
     days = get_config().retention
     return host.job_retention() if days is None else days
 
 
-def cutoff(days=None):
+def cutoff(days: int | None = None) -> datetime | None:
     """Return the time before which runs must have finished to be old, or `None` if runs are kept forever.
 
     Args:
@@ -74,7 +75,7 @@ def cutoff(days=None):
     return timezone.now() - timedelta(days=days) if days > 0 else None
 
 
-def count_old(before, with_lines=True):
+def count_old(before: datetime, with_lines: bool = True) -> Pruned:
     """Return how many runs, and how many lines of their logs, `prune` would delete, as a `Pruned`."""
     from ...models import CeleryLogEntry, CeleryResult
 
@@ -83,7 +84,9 @@ def count_old(before, with_lines=True):
     return Pruned(runs=old.count(), lines=lines)
 
 
-def prune(before, report=None, is_cancelled=None):
+def prune(
+    before: datetime, report: Callable[[Pruned], object] | None = None, is_cancelled: Callable[[], bool] | None = None
+) -> Pruned:
     """Delete the runs that finished before a time, and everything that belongs to them.
 
     Args:

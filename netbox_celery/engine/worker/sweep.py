@@ -8,7 +8,9 @@ settled separately. A row that cannot be settled is logged once and skipped for 
 """
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 from amqp.exceptions import MessageNacked
@@ -30,7 +32,7 @@ from ..sending.admission import advance_all
 from ..sending.control import terminate_cancelled
 from ..sending.publish import COLUMNS, is_away, send_row
 from ..store import lifecycle
-from ..store.database import UNAVAILABLE
+from ..store.database import UNAVAILABLE, EngineConnection
 from ..store.payload import PayloadDecoder, is_uuid, text_of
 from .missing import GRACE, find_fetched, find_missing
 
@@ -132,7 +134,7 @@ class LeftOut:
 _lost, _abandoned, _expired, _unsent = LeftOut(), LeftOut(), LeftOut(), LeftOut()
 
 
-def duties(app):
+def duties(app: Any) -> tuple[tuple[float, Callable[[EngineConnection], object]], ...]:
     """Return the duties of a worker besides its heartbeat: pairs of an interval in seconds and a function."""
     interval = get_config().sweep_interval
     suspects: set[tuple[UUID, int]] = set()
@@ -148,7 +150,7 @@ def duties(app):
     )
 
 
-def sweep(connection, app, settled):
+def sweep(connection: EngineConnection, app: Any, settled: set[UUID]) -> None:
     """Settle what was lost, unless another worker is doing so.
 
     Args:
@@ -221,7 +223,7 @@ def _executing():
         return {UUID(id) for id in ids if is_uuid(id)}
 
 
-def release(connection, app):
+def release(connection: EngineConnection, app: Any) -> None:
     """Release the runs that this worker still holds when it stops."""
     error = 'The worker was stopped while the task was running'
     _abandoned.each(
