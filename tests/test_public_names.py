@@ -609,7 +609,7 @@ def members_of(cls):
         # Attributes that only objects have
         if inspect.isfunction(init := vars(base).get('__init__')) and not is_dataclass(base):
             found |= set(re.findall(r'^        self\.([a-z]\w*)(?:: .*)? = ', inspect.getsource(init), re.MULTILINE))
-        annotated = {name for name in vars(base).get('__annotations__', ()) if not name.startswith('_')}
+        annotated = {name for name in inspect.get_annotations(base) if not name.startswith('_')}
         found |= annotated
         for name, value in vars(base).items():
             value = value.__func__ if isinstance(value, classmethod | staticmethod) else value
