@@ -195,19 +195,28 @@ def call(device: Device, user: User) -> None:
 
 
 def call_from_netbox(device: Device, user: User) -> CeleryResult:
-    run: CeleryResult = CeleryResult.enqueue(
+    run = CeleryResult.enqueue(
         backup, args=(1,), kwargs={'full': True}, user=user, instance=device, schedule_at=datetime(2030, 1, 1),
         queue='slow', netbox_name='A backup', countdown=60,
     )
+    assert_type(run, CeleryResult)
     for each in CeleryResult.enqueue_many('my_plugin:backup', [(1,), {'device_id': 2}, ((3,), {'full': True})]):
         each.cancel(user)
-    CeleryResult.enqueue_job('my_plugin:backup', user, {'queue': 'slow'}, args=(1,))
-    again: CeleryResult = run.rerun(user=user)
+    assert_type(CeleryResult.enqueue_job('my_plugin:backup', user, {'queue': 'slow'}, args=(1,)), CeleryResult)
+    again = run.rerun(user=user)
+    assert_type(again, CeleryResult)
+    assert_type(run.cancel(user), bool)
+    assert_type(run.is_finished, bool)
     schedule: CelerySchedule = CelerySchedule.objects.get(name='Nightly')
-    schedule.run_now(user)
+    assert_type(schedule.run_now(user), CeleryResult)
     task: CeleryTask = CeleryTask.objects.get(name='my_plugin:backup')
     worker: CeleryWorker = CeleryWorker.objects.get(name=task.name)
     line: CeleryLogEntry = CeleryLogEntry.objects.filter(result=again)[0]
+
+    CeleryResult.enqueue(backup, args=(1,), kwargs=[1])  # type: ignore[arg-type]
+    CeleryResult.enqueue(backup, schedule_at='tomorrow')  # type: ignore[arg-type]
+    CeleryResult.enqueue(backup, (1,))  # type: ignore[misc]
+    run.cancel(users=user)  # type: ignore[call-arg]
     return run if worker.is_alive or line.message else again
 
 
