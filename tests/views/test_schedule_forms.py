@@ -158,7 +158,7 @@ class FormTest(PageTestCase):
         for values, field, text in (
             ({'crontab': '61 * * * *'}, 'crontab', 'is not a valid minute'),
             ({'crontab': ''}, 'crontab', 'required'),
-            ({'crontab': '0 0 30 2 *'}, 'crontab', 'never occurs'),
+            ({'crontab': '0 0 30 2 *'}, 'crontab', 'never matches'),
             ({'kind': 'interval', 'interval': '0.5', 'interval_unit': 1}, 'interval', 'a second or longer'),
             ({'kind': 'interval', 'interval': '0.01', 'interval_unit': 60}, 'interval', 'a second or longer'),
             ({'kind': 'interval', 'interval': '-5', 'interval_unit': 60}, 'interval', 'a second or longer'),
