@@ -58,9 +58,9 @@ def test_no_such_task(command):
 
 @pytest.mark.parametrize('value, message', [
     ('clearsessions', "command_tasks must be of type dict, not str ('clearsessions')"),
-    ([{'clearsessions': {}}], 'command_tasks must hold options by name'),
-    ({'clearsessions': 5}, "command_tasks must hold options by name, as in {\"name\": {}}, not 'clearsessions': 5"),
-    ({5: {}}, 'command_tasks must hold options by name'),
+    ([{'clearsessions': {}}], 'command_tasks must contain options by name'),
+    ({'clearsessions': 5}, "command_tasks must contain options by name, as in {\"name\": {}}, not 'clearsessions': 5"),
+    ({5: {}}, 'command_tasks must contain options by name'),
     (['clearsession'], "command_tasks names 'clearsession', which is not a command. Did you mean 'clearsessions'?"),
     ({'clearsessions': {'time_limits': 5}}, "'time_limits', which is not a task option. Did you mean 'time_limit'"),
     ({'clearsessions': {'name': 'x'}}, "command_tasks['clearsessions'] sets 'name', which the command determines"),

@@ -205,7 +205,7 @@ class PreviewTest(APITestCase):
         CelerySchedule.objects.update(timezone='Gone/Away')
         response = self.get(schedule)
         self.assertHttpStatus(response, status.HTTP_400_BAD_REQUEST)
-        self.assertIn('There is no time zone', response.json()['detail'])
+        self.assertIn('is not a valid time zone', response.json()['detail'])
 
     def test_permission(self):
         schedule = make_schedule()

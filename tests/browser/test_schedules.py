@@ -64,7 +64,7 @@ def test_schedule_is_made(site, open_page):  # noqa: F811
 
     # What is wrong is said at once
     page.locator('#id_crontab').fill('61 2 * * *')
-    expect(preview).to_contain_text('is no crontab')
+    expect(preview).to_contain_text('is not a valid minute')
     page.locator('#id_crontab').fill('0 3 * * *')
     expect(preview).to_contain_text('At 03:00')
 

@@ -291,7 +291,7 @@ def test_as_celery_documents_it(greet):
 def test_with_beat(make_worker):
     """A beat that is part of a worker (`-B`) has our schedule, and ends with it."""
     worker = make_worker('beatful', options=['-B']).start().ready()
-    worker.says('this one sends what is due')
+    worker.says('this one is active')
     assert worker.run(hello_world, 'Bob').status == 'completed'
     children = worker.children
     worker.stop()

@@ -66,8 +66,8 @@ def test_changed_clocks():
 @pytest.mark.parametrize(('columns', 'obstacle'), [
     ({'kind': 'once', 'at': NOW - timedelta(days=1)}, 'No further runs'),
     ({'kind': 'interval', 'interval': 60, 'end': NOW}, 'No further runs'),
-    ({'kind': 'crontab', 'crontab': '61 * * * *'}, 'is no crontab'),
-    ({'kind': 'crontab', 'crontab': '0 * * * *', 'timezone': 'Gone/Away'}, 'There is no time zone'),
+    ({'kind': 'crontab', 'crontab': '61 * * * *'}, 'is not a valid minute'),
+    ({'kind': 'crontab', 'crontab': '0 * * * *', 'timezone': 'Gone/Away'}, 'is not a valid time zone'),
 ])
 def test_obstacles(columns, obstacle):
     shown = show(**columns)

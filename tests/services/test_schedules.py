@@ -524,5 +524,5 @@ class TakeOverTest(PageTestCase):
         self.schedule.enabled = True
         with self.assertRaises(ValidationError) as caught:
             scheduling.authorize(self.user, self.schedule)
-        self.assertIn('Its owner is gone', caught.exception.message_dict['enabled'][0])
+        self.assertIn('Its owner was deleted', caught.exception.message_dict['enabled'][0])
         self.assertEqual(reverse('plugins:netbox_celery:celeryschedule_list'), LIST)

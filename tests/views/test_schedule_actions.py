@@ -263,8 +263,9 @@ class EnableTest(ActionTestCase):
         grant(self.user, User)
         CelerySchedule.objects.update(enabled=False)
         for owner, reason in (
-            (None, 'Its owner is gone.'), (User.objects.create_user('guest'), 'Its owner guest may not run the task'),
-            (User.objects.create_superuser('left', is_active=False), 'Its owner left is not active any more.'),
+            (None, 'Its owner was deleted.'),
+            (User.objects.create_user('guest'), 'Its owner guest is not permitted to run the task'),
+            (User.objects.create_superuser('left', is_active=False), 'Its owner left is no longer active.'),
         ):
             with self.subTest(reason):
                 CelerySchedule.objects.update(owner=owner)

@@ -156,9 +156,9 @@ class FormTest(PageTestCase):
         """It is said where it is wrong, and nothing is made."""
         make_schedule('Taken')
         for values, field, text in (
-            ({'crontab': '61 * * * *'}, 'crontab', 'is no crontab'),
+            ({'crontab': '61 * * * *'}, 'crontab', 'is not a valid minute'),
             ({'crontab': ''}, 'crontab', 'required'),
-            ({'crontab': '0 0 30 2 *'}, 'crontab', 'never occurs'),
+            ({'crontab': '0 0 30 2 *'}, 'crontab', 'never matches'),
             ({'kind': 'interval', 'interval': '0.5', 'interval_unit': 1}, 'interval', 'at least one second'),
             ({'kind': 'interval', 'interval': '0.01', 'interval_unit': 60}, 'interval', 'at least one second'),
             ({'kind': 'interval', 'interval': '-5', 'interval_unit': 60}, 'interval', 'at least one second'),
@@ -312,8 +312,8 @@ class PreviewTest(PageTestCase):
     def test_wrong(self):
         """What is wrong with its times is said; of other fields nobody has asked."""
         grant(self.user, CelerySchedule, actions=['add'])
-        self.assertIn('is no crontab', self.post(crontab='61 * * * *'))
-        self.assertIn('A crontab has five fields', self.post(crontab='30 2'))
+        self.assertIn('is not a valid minute', self.post(crontab='61 * * * *'))
+        self.assertIn('A crontab has 5 fields', self.post(crontab='30 2'))
         self.assertIn('Must be in the future', self.post(kind='once', at='2020-01-01 00:00:00'))
         for values in ({'crontab': ''}, {'kind': 'interval'}, {'kind': 'interval', 'interval': ''}, {'kind': 'once'}):
             self.assertIn('Enter a schedule to preview', self.post(**values))
@@ -380,7 +380,7 @@ class ImportTest(PageTestCase):
         """One that is wrong keeps all of them out, and the page says which."""
         good = {'name': 'A', 'task': HELLO_WORLD, 'crontab': '0 1 * * *'}
         for wrong, text in (
-            ({'crontab': '61 * * * *'}, 'is no crontab'), ({'kwargs': {'nobody': 1}}, 'is not a parameter'),
+            ({'crontab': '61 * * * *'}, 'is not a valid minute'), ({'kwargs': {'nobody': 1}}, 'is not a parameter'),
             ({'task': 'plugin:unknown'}, 'task'), ({'overlap': 'perhaps'}, 'overlap'),
         ):
             with self.subTest(wrong):
@@ -414,7 +414,7 @@ class BulkEditTest(PageTestCase):
         CelerySchedule.objects.update(enabled=False)
         CelerySchedule.objects.filter(pk=self.b.pk).update(owner=None)
         page = self.post(enabled=2).content.decode()
-        self.assertIn('B: Its owner is gone', page)
+        self.assertIn('B: Its owner was deleted', page)
         self.assertEqual(self.enabled(), [False, False])
         self.assertHttpStatus(self.post(timezone='Asia/Kolkata'), 302)
         CelerySchedule.objects.filter(pk=self.b.pk).update(origin='settings')

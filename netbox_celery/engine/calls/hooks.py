@@ -5,6 +5,7 @@ They hear and change nothing: what one raises is logged. A task that overrides n
 import logging
 from collections import OrderedDict
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 from billiard.einfo import ExceptionInfo
@@ -34,33 +35,47 @@ class TaskHooks:
 
     # Where the call is made. `invocation_id` is one UUID a call, a string.
 
-    def on_invocation_apply(self, invocation_id, args, kwargs, options, result):
+    def on_invocation_apply(
+        self, invocation_id: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any], result: Any
+    ) -> None:
         """The task was called, whatever becomes of that; `result` is what the caller gets."""
 
-    def on_invocation_trigger(self, invocation_id, args, kwargs, task_id, options, result):
+    def on_invocation_trigger(
+        self, invocation_id: str, args: tuple[Any, ...], kwargs: dict[str, Any], task_id: str, options: dict[str, Any],
+        result: Any
+    ) -> None:
         """The broker has accepted the message: in a transaction, after its commit."""
 
-    def on_invocation_unique(self, invocation_id, args, kwargs, task_id, options, result):
+    def on_invocation_unique(
+        self, invocation_id: str, args: tuple[Any, ...], kwargs: dict[str, Any], task_id: str, options: dict[str, Any],
+        result: Any
+    ) -> None:
         """The call has become, or made way for, a run that is under way; `task_id` is that run's."""
 
-    def on_invocation_ignored(self, invocation_id, args, kwargs, task_id, options, result):
+    def on_invocation_ignored(
+        self, invocation_id: str, args: tuple[Any, ...], kwargs: dict[str, Any], task_id: str, options: dict[str, Any],
+        result: Any
+    ) -> None:
         """The call was ignored, since the task has succeeded a short time ago."""
 
-    def on_invocation_timeout(self, invocation_id, args, kwargs, task_id, ex, options, result):
+    def on_invocation_timeout(
+        self, invocation_id: str, args: tuple[Any, ...], kwargs: dict[str, Any], task_id: str, ex: Exception,
+        options: dict[str, Any], result: Any
+    ) -> None:
         """`apply_async_and_get_result` did not get a result in time; `ex` is the `TimeoutError`."""
 
     # Where the task runs
 
-    def on_task_start(self, task_id, args, kwargs):
+    def on_task_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """An attempt begins: the run is claimed."""
 
-    def on_task_retry(self, task_id, args, kwargs, exc, eta):
+    def on_task_retry(self, task_id: str, args: Any, kwargs: Any, exc: Exception | None, eta: datetime) -> None:
         """An attempt has failed with `exc`, and there will be another one at `eta`, a `datetime`."""
 
-    def on_task_failure(self, task_id, args, kwargs, exc, einfo):
+    def on_task_failure(self, task_id: str, args: Any, kwargs: Any, exc: BaseException, einfo: Any) -> None:
         """The run has failed, told once: by another worker where its own was killed, and then found dead."""
 
-    def on_task_success(self, task_id, args, kwargs, retval):
+    def on_task_success(self, task_id: str, args: Any, kwargs: Any, retval: Any) -> None:
         """The run has succeeded."""
 
     @classmethod

@@ -14,6 +14,7 @@ import inspect
 import json
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
 from celery.exceptions import CeleryError
@@ -180,7 +181,7 @@ def seconds(value):
 
 # Keys
 
-def default_unique_key_generator(task, prefix, task_args, task_kwargs):
+def default_unique_key_generator(task: Any, prefix: str, task_args: Any, task_kwargs: Any) -> str:
     """Return the key of a call: the same for the same task and arguments, however they are passed.
 
     Args:

@@ -1,6 +1,7 @@
 """`self.celery_result`: the row of the current run, as its task sees and changes it."""
 import logging
 import time
+from typing import Any
 from uuid import UUID
 
 from celery.app.task import get_actual_ignore_result
@@ -46,7 +47,7 @@ class TrackedResult:
         self._is_old = False
         self._written: tuple[float, int | None] = (float('-inf'), None)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         # A copy, and what is unpickled, is asked for methods of its own before it has any attribute
         if '_run' not in vars(self) or name.startswith('__') and name.endswith('__'):
             raise AttributeError(f'{type(self).__name__!r} object has no attribute {name!r}')
@@ -66,17 +67,17 @@ class TrackedResult:
         return f'<TrackedResult: {self._run.task_id}>'
 
     @property
-    def pk(self):
+    def pk(self) -> int:
         return self._run.id
 
     id = pk
 
     @property
-    def task_id(self):
+    def task_id(self) -> UUID:
         return UUID(self._run.task_id)
 
     @property
-    def row(self):
+    def row(self) -> Any:
         """The `CeleryResult`."""
         if self._row is None or self._is_old:
             recorder.flush(self._run, timeout=1)
@@ -103,11 +104,13 @@ class TrackedResult:
             connection.close_if_unusable_or_obsolete()
             return get(pk=self._run.id)
 
-    def refresh_from_db(self):
+    def refresh_from_db(self) -> None:
         """Read anew at the next read."""
         self._is_old = True
 
-    def update(self, *, value=None, value_max=None, step=None, data=None):
+    def update(
+        self, *, value: float | None = None, value_max: float | None = None, step: str | None = None, data: Any = None
+    ) -> None:
         """Set the progress, the step or the task's own data.
 
         Args:
@@ -127,13 +130,15 @@ class TrackedResult:
                 if new is not None:
                     setattr(self._row, name, new)
 
-    def increment_value(self, n=1):
+    def increment_value(self, n: float = 1) -> None:
         """Add `n` to the progress."""
         recorder.progress(self._run, value=n, increment=True)
         if self._row is not None:
             self._row.value = (self._row.value or 0) + (whole_number(n) or 0)
 
-    def update_value(self, value, value_step=None, rate_limit=None):
+    def update_value(
+        self, value: float, value_step: float | None = None, rate_limit: float | None = None
+    ) -> None:
         """Set the progress, but not at every call of a tight loop. What is left out last, the end of the run writes.
 
         Args:
@@ -156,7 +161,7 @@ class TrackedResult:
 
     # Ends that the task sets itself; they are kept, whatever comes after
 
-    def success(self, value=None):
+    def success(self, value: Any = None) -> None:
         """End the run as completed.
 
         Args:
@@ -173,7 +178,7 @@ class TrackedResult:
                 raise NotJSON(f'The result cannot be stored as JSON ({exc})') from exc
         self._end(Status.STATUS_COMPLETED, value, **columns)
 
-    def error(self, error='', traceback=''):
+    def error(self, error: object = '', traceback: object = '') -> None:
         """End the run as failed.
 
         Args:
@@ -183,7 +188,7 @@ class TrackedResult:
         said, where = _line(error), cut_text(text_of(traceback), get_config().payload_length)
         self._end(Status.STATUS_FAILED, said, error=said, traceback=where, exact_result=_told(TaskFailed(said)))
 
-    def canceled(self, error=''):
+    def canceled(self, error: object = '') -> None:
         """End the run as revoked: the task was asked to stop and did.
 
         Args:

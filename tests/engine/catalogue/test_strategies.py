@@ -178,7 +178,7 @@ def test_caller_that_does_not_know(make_task, monkeypatch, shared):
     assert deliver(run.task_id) == (False, False)
     run.refresh_from_db()
     assert run.status == 'ignored'
-    assert run.error.startswith('Not followed: tests:batch has a Strategy of its own (')
+    assert run.error.startswith('Not tracked: tests:batch has a Strategy of its own (')
     # Once more
     assert deliver(run.task_id) == (False, False)
     assert deliver('not a UUID') == deliver(uuid4()) == (False, False)

@@ -430,7 +430,7 @@ def test_poisoned_rows_hold_up_no_others(shared, poison, monkeypatch, caplog, ma
     assert now(good).completed
     assert not any(now(run).completed for run in bad)
     assert [record.message for record in caplog.records if 'cannot be settled' in record.message] == [
-        f'Task {run.task_id} cannot be settled, and is left out: RecursionError(\'poison\')' for run in bad
+        f'Task {run.task_id} cannot be settled, and is skipped: RecursionError(\'poison\')' for run in bad
     ]
     poison.clear()
 
