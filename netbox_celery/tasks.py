@@ -27,7 +27,7 @@ from .engine.calls.arguments import dump_after_task_id, header, merge_arguments
 from .engine.calls.hooks import TaskHooks, invocation_of, tell
 from .engine.calls.oncommit import OnCommitTask, call_on_commit
 from .engine.calls.options import lift, parameter_names, split
-from .engine.calls.policies import default_unique_key_generator, policy_of, seconds, take_settings, window_key
+from .engine.calls.policies import default_unique_key_generator, policy_of, seconds, split_settings, window_key
 from .engine.calls.run import get_run, run_of
 from .engine.catalogue.commands import command_task
 from .engine.exceptions import TaskConflict, TaskFailed
@@ -237,7 +237,8 @@ class CeleryBaseTask(TaskHooks, OnCommitTask):
         if options.get('retries'):
             # The next attempt, which Celery makes in the call of the first: that was let in, and told of
             return super().apply(args, kwargs, **options)
-        policy = policy_of(self, args, kwargs, take_settings(options))
+        options, settings = split_settings(options)
+        policy = policy_of(self, args, kwargs, settings)
         invocation = invocation_of(self, args, kwargs, options)
         why_not = policy and why_not_now(policy)
         if why_not:

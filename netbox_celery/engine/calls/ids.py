@@ -49,18 +49,27 @@ def canonical(value):
 
 
 def canonical_ids(values):
-    """Bring the IDs of runs in a dict of ours into their spelling: those of a call's options or a message's headers."""
-    for name in IDS:
-        if (value := values.get(name)) is not None and (new := canonical(value)) is not value:
-            values[name] = new
+    """Return the options of a call, or the headers of a message, with the IDs of runs in their canonical spelling.
+
+    Returns:
+        A new dict, or `values` itself if there is nothing to change.
+    """
+    changes = {
+        name: new for name in IDS if (value := values.get(name)) is not None and (new := canonical(value)) is not value
+    }
+    return {**values, **changes} if changes else values
 
 
 def respell(headers):
-    """Do so for the headers of a message, and keep how its ID was spelled."""
+    """Bring the IDs in the headers of a received message into their canonical spelling; keep how its own was spelled.
+
+    Args:
+        headers: Those of Celery's message, which are changed.
+    """
     if not isinstance(headers, dict):
         return
     before = headers.get('id')
-    canonical_ids(headers)
+    headers.update(canonical_ids(headers))
     if headers.get('id') != before:
         headers[SPELLING] = before
 

@@ -13,6 +13,7 @@ from django.db.models import Model, Q
 
 from ..store.branches import current
 from ..store.headers import HEADER, without_tracing
+from ..store.times import aware, time_after
 
 __all__ = (
     'NOT_SENT',
@@ -21,11 +22,13 @@ __all__ = (
     'is_internal',
     'is_own',
     'lift',
-    'mark',
     'parameter_names',
     'sent_options',
     'split',
+    'start_time',
     'tag',
+    'with_fixed_times',
+    'with_header',
 )
 
 OWN_PREFIX = 'netbox_'
@@ -41,7 +44,7 @@ NOT_SENT = frozenset((
 FROM_TASK = frozenset(('serializer', 'ignore_result'))
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Own:
     """The `netbox_*` options of a call, merged with those of the decorator."""
     name: str | None = None
@@ -157,16 +160,40 @@ def _reference(obj):
     return ContentType.objects.get_by_natural_key(*label.lower().split('.')).pk, int(pk)
 
 
-def mark(options, tracked=True):
-    """Say in the headers of a message whether its run has a row, in the caller's own dict of options.
+def with_header(options, header=True):
+    """Return the options of a call whose message says whether its run has a row.
 
     Args:
-        tracked: Whether it has, or what the worker has to know of it beside that: a dict.
+        options: The options; they are left as they are.
+        header: Whether it has one, or, as a dict, what else a worker has to know of the run.
     """
     headers = options.get('headers') or {}
-    if tracked is True and isinstance(headers.get(HEADER), dict):
-        return  # it says so, and more: a retry, or a row that is sent again
-    options['headers'] = {**headers, HEADER: tracked}
+    if header is True and isinstance(headers.get(HEADER), dict):
+        header = headers[HEADER]  # it says so, and more: a retry, or a row that is sent again
+    return {**options, 'headers': {**headers, HEADER: header}}
+
+
+def start_time(options):
+    """Return the time before which a run must not start, as an aware `datetime`, or `None`.
+
+    Raises:
+        ValueError: It is too close to an end of the calendar.
+    """
+    if countdown := options.get('countdown'):
+        return time_after(countdown)
+    return aware(options.get('eta'))
+
+
+def with_fixed_times(options):
+    """Return the options of a call with points in time where the caller gave lengths of time."""
+    changes = {}
+    if eta := start_time(options):
+        changes['eta'] = eta
+    if isinstance(expires := options.get('expires'), int | float):
+        changes['expires'] = time_after(expires)
+    if not changes:
+        return options
+    return {name: value for name, value in options.items() if name != 'countdown' or not eta} | changes
 
 
 def begun_of(header):

@@ -34,7 +34,7 @@ __all__ = (
     'has_policy',
     'policy_of',
     'seconds',
-    'take_settings',
+    'split_settings',
     'unique_key',
     'window_key',
 )
@@ -81,11 +81,12 @@ class Policy:
     window_length: float | None = None
 
 
-def take_settings(options):
-    """Take the settings of policies out of the options of a call (a dict of ours), and return them."""
+def split_settings(options):
+    """Return `(options, settings)`: the options of a call without the settings of policies, and these."""
     if SETTINGS.isdisjoint(options):
-        return {}
-    return {name: options.pop(name) for name in SETTINGS & options.keys()}
+        return options, {}
+    settings = {name: options[name] for name in SETTINGS & options.keys()}
+    return {name: value for name, value in options.items() if name not in SETTINGS}, settings
 
 
 def has_key(task):
@@ -107,7 +108,7 @@ def policy_of(task, args, kwargs, settings=None, branch=None):
         task: The task, or `None` if this process does not know it.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
-        settings: What the call itself says (see `take_settings`).
+        settings: What the call itself says (see `split_settings`).
         branch: The branch of the call; by default that in which this code runs.
 
     Raises:

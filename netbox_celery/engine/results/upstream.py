@@ -12,6 +12,7 @@ import re
 import sys
 import threading
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from types import SimpleNamespace
 
 from celery import states
@@ -22,11 +23,13 @@ from kombu.exceptions import EncodeError
 
 from ...choices import ResultReasonChoices as Reason
 from ...choices import ResultStatusChoices as Status
+from ..calls.call import Call
 from ..calls.exact import options_of
 from ..calls.ids import canonical, canonical_ids
-from ..calls.options import Own, lift, mark, split
+from ..calls.options import Own, lift, split
 from ..runs.errbacks import note_errbacks
 from ..sending.admission import advance_line
+from ..sending.describe import find_task, wants_row
 from ..sending.rows import build_row, insert_statement
 from ..sending.used import anew_statement, find_earlier, forget, header_of
 from ..store import lifecycle
@@ -61,6 +64,8 @@ CALLED_BACK = f"""
 """
 EXISTING = f'SELECT status, reason FROM {lifecycle.TABLE} WHERE task_id = %s'
 
+#: Options of a step that mean nothing once it will never run.
+LAPSED = ('eta', 'countdown', 'expires')
 #: What Celery says of a chord whose header failed.
 DEPENDENCY = re.compile(r'^Dependency ([0-9a-f-]{36}) raised')
 
@@ -327,53 +332,43 @@ def _own_of(task, signature):
     return kwargs, options, Own.merge(task, own)
 
 
-def _is_tracked(task, own):
-    from ..sending.enqueue import wants_row
-
-    return wants_row(task, own)
-
-
 def is_tracked_step(app, signature):
     """Whether a single step has a row once it was sent."""
-    from ..sending.enqueue import find_task
-
     task = find_task(app, signature['task'])
-    return _is_tracked(task, _own_of(task, signature)[-1])
+    return wants_row(task, _own_of(task, signature)[-1])
 
 
 def _close(app, signature, exc, exact_result=None, in_backend=False):
     """Write that a single step will never run. Returns `False` if it was sent."""
-    from ..sending.enqueue import find_task
-
     name = signature['task']
     task = find_task(app, name)
     kwargs, options, own = _own_of(task, signature)
-    canonical_ids(options)
+    options = canonical_ids(options)
     task_id = options.get('task_id')
     if not is_uuid(task_id):
         return True
     culprit = _load_culprit(exc)
-    if not _is_tracked(task, own):
+    if not wants_row(task, own):
         # It has no row, unless it is what ends the replacement of a task that has one
         _free(lifecycle.close_replaced(
             get_connection(), task_id, culprit.sentence, exact_result=exact_result, in_backend=in_backend
         ))
         return True
-    for lapsed in ('eta', 'countdown', 'expires'):
-        options.pop(lapsed, None)
-    options |= {'root_id': culprit.root_id or options.get('root_id'),
-                'parent_id': options.get('parent_id') or culprit.task_id}
+    options = {option: value for option, value in options.items() if option not in LAPSED} | {
+        'root_id': culprit.root_id or options.get('root_id'), 'parent_id': options.get('parent_id') or culprit.task_id
+    }
     end = {
         'status': Status.STATUS_ERRORED, 'message': None, 'error': clean_text(culprit.sentence),
         'exact_result': exact_result, 'in_backend': in_backend,
     }
-    row = build_row(app, name, signature.get('args'), kwargs, options, own, task, culprit) | end
+    call = Call(app, name, signature.get('args'), kwargs, options, own, task=task)
+    row = build_row(call, culprit) | end
     connection = get_connection()
     if connection.execute(CLOSE, row, patience=5):
         return True
     if found := find_earlier(connection, row, culprit):
-        mark(options, header_of(found, culprit, True))
-        row = build_row(app, name, signature.get('args'), kwargs, options, own, task, culprit) | end
+        anew = replace(call, options=call.message_options(header_of(found, culprit, True)))
+        row = build_row(anew, culprit) | end
         if connection.execute(CLOSE_ANEW, row | {'seen': found.completed}, patience=5):
             forget(app.backend, task_id)
             return True

@@ -23,7 +23,7 @@ from ..calls.run import Run, enter
 from ..exceptions import IgnoredByWindow
 from ..identity import identity
 from ..sending.admission import is_window_open
-from ..sending.enqueue import is_tracked
+from ..sending.describe import is_tracked
 from ..sending.replace import making_way, opened_by
 from ..sending.rows import INSERT, foreign_row, refused_row
 from ..store import lifecycle

@@ -10,6 +10,7 @@ A window is a row of its own, written by the statement that ends a run with succ
 import logging
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.db import DatabaseError, IntegrityError, transaction
@@ -121,11 +122,11 @@ IS_OPEN = f'''
 '''
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Admission:
-    """What became of a call."""
-    #: Primary key of its row; `None` if the ID was taken, or it is another run.
-    id: int | None = None
+    """Whether a call gets to run, and how."""
+    #: What inserting its row has returned, if there was none: it has the primary key as `id`.
+    written: Any = None
     #: The run under way that it is: its ID.
     joined: str | None = None
     #: It waits in line; its message goes out when it is its turn.
@@ -133,6 +134,11 @@ class Admission:
     #: Why it has ended as ignored, and whether that is an ignore window.
     ignored: str = ''
     in_window: bool = False
+
+    @property
+    def id(self):
+        """Primary key of its row; `None` if the ID was taken, or it is another run."""
+        return None if self.written is None else self.written.id
 
     @property
     def is_refused(self):
@@ -146,7 +152,8 @@ def admit(policy, row, insert, cancel, *, id_is_known=False, predecessor=None):
     Args:
         policy: The `Policy`.
         row: The column values of the row.
-        insert: Called with an `INSERT` statement: executes it for the row, and returns the primary key, or `None`.
+        insert: Called with an `INSERT` statement and column values: inserts the row, and returns an object whose `id`
+            is its primary key, or `None` if there was one already.
         cancel: Cancels the runs that the call supersedes (`control.cancel_many`).
         id_is_known: Whether somebody knows its ID already, and may wait for its end: it cannot become another run.
         predecessor: ID of the run that it follows, and whose place it takes if the key is the same.
@@ -157,66 +164,73 @@ def admit(policy, row, insert, cancel, *, id_is_known=False, predecessor=None):
     Raises:
         TaskConflict: The policy says so.
     """
-    put = partial(_put, row, insert)
     start = max(filter(None, (row['created'], row['scheduled'])))
-    row |= {'key': policy.key, 'limit': policy.limit, 'stale_after': None if policy.stale_after is None else (
+    row = {**row, 'key': policy.key, 'limit': policy.limit, 'stale_after': None if policy.stale_after is None else (
         time_after(policy.stale_after, start)
     )}
+    put = partial(_put, insert, row)
     if policy.window and is_window_open(_execute, policy.window):
-        return _ignore(row, put, Reason.REASON_IGNORE_WINDOW, 'Not run: it succeeded only a short time ago')
+        return _ignore(row, insert, Reason.REASON_IGNORE_WINDOW, 'Not run: it succeeded only a short time ago')
     if policy.key is None:
-        return Admission(insert(BEGIN_ANEW if 'seen' in row else INSERT))
+        return Admission(_with_id(insert(BEGIN_ANEW if 'seen' in row else INSERT, row)))
     if predecessor:
         _execute(HAND_OVER, {'predecessor': predecessor, 'key': policy.key})
     if policy.on_conflict in ('queue', 'replace'):
         replaces = policy.on_conflict == 'replace'
         if replaces and 'seen' in row:
             _supersede(policy, row, _execute(OTHERS, row), cancel)  # first: they are not to replace this one in turn
-        id, __ = put(LINE_UP)
-        if replaces and id is not None:
-            _supersede(policy, row, _execute(EARLIER, {**row, 'id': id}), cancel)
-        return Admission(id, waits=id is not None)
+        written, __ = put(LINE_UP)
+        if replaces and written is not None:
+            _supersede(policy, row, _execute(EARLIER, {**row, 'id': written.id}), cancel)
+        return Admission(written, waits=written is not None)
     for __ in range(ATTEMPTS):
-        id, is_settled = put(TAKE)
+        written, is_settled = put(TAKE)
         if is_settled:
-            return Admission(id)
+            return Admission(written)
         if not evict(_execute, policy.key) and (holders := _execute(HOLDER, row)):
-            return _settle(policy, row, put, holders[0][0], id_is_known)
+            return _settle(policy, row, insert, holders[0][0], id_is_known)
     raise TaskConflict(f'{policy.task}: no place under the key {policy.key} could be had')
 
 
-def _put(row, insert, statements):
-    """Write the row of a call. Returns its primary key, or `None`, and whether it is not for want of a place."""
+def _put(insert, row, statements):
+    """Write the row of a call. Returns what was written, or `None`, and whether it is not for want of a place."""
     if not row['nesting'] and 'seen' not in row:
-        id = insert(statements[0])
-        return id, id is not None or bool(_execute(EXISTS, row))
+        written = _with_id(insert(statements[0], row))
+        return written, written is not None or bool(_execute(EXISTS, row))
     try:
         with transaction.atomic(using=caller().alias):
-            return insert(statements[1 if row['nesting'] else 2]), True  # `None` if it has ended, or has not
+            # `None` if it has ended, or has not
+            return _with_id(insert(statements[1 if row['nesting'] else 2], row)), True
     except IntegrityError:
         return None, False
+
+
+def _with_id(written):
+    return None if written.id is None else written
 
 
 def _execute(sql, params):
     return execute(caller(), sql, params)
 
 
-def _settle(policy, row, put, holder, id_is_known):
+def _settle(policy, row, insert, holder, id_is_known):
     """Decide what becomes of a call whose key has no place left."""
     if policy.on_conflict == 'fail':
         raise TaskConflict(f'{policy.task} is under way already, as {holder} (key {policy.key})', holder)
     if policy.on_conflict == 'skip':
-        return _ignore(row, put, Reason.REASON_SKIPPED, f'Not run: [{holder}] with the same key was under way')
+        return _ignore(row, insert, Reason.REASON_SKIPPED, f'Not run: [{holder}] with the same key was under way')
     if id_is_known:
         # What is to happen after it cannot be hung on a run that was sent
-        return _ignore(row, put, Reason.REASON_JOINED, f'Not run: [{holder}] with the same arguments was under way')
+        return _ignore(row, insert, Reason.REASON_JOINED, f'Not run: [{holder}] with the same arguments was under way')
     return Admission(joined=holder)
 
 
-def _ignore(row, put, reason, error):
-    row |= {'status': Status.STATUS_IGNORED, 'reason': reason, 'error': error, 'message': None}
-    row.pop('seen', None)  # what has ended is not given up for what does not run
-    return Admission(put(CLOSED)[0], ignored=error, in_window=reason == Reason.REASON_IGNORE_WINDOW)
+def _ignore(row, insert, reason, error):
+    # Without `seen`: what has ended is not given up for what does not run
+    row = {column: value for column, value in row.items() if column != 'seen'} | {
+        'status': Status.STATUS_IGNORED, 'reason': reason, 'error': error, 'message': None
+    }
+    return Admission(_put(insert, row, CLOSED)[0], ignored=error, in_window=reason == Reason.REASON_IGNORE_WINDOW)
 
 
 def _supersede(policy, row, earlier, cancel):

@@ -14,7 +14,7 @@ from kombu.exceptions import EncodeError, OperationalError
 from redis.exceptions import RedisError
 
 from ..calls.exact import call_of
-from ..calls.options import mark
+from ..calls.options import with_header
 from ..calls.queues import check_call, without_delay
 from ..calls.visibility import warn_of_eta
 from ..store.payload import read_value
@@ -102,6 +102,5 @@ def send_row(app, task_id, name, args, kwargs, options, message, exact_call, ret
     check_limits(options)
     check_call(app, name, args, kwargs, options, app.tasks.get(name))
     check_payload(name, args, kwargs, options)
-    options |= {'retries': retries, 'eta': scheduled}
-    mark(options)
+    options = with_header({**options, 'retries': retries, 'eta': scheduled})
     publish(app, name, args, kwargs, task_id=str(task_id), add_to_parent=False, **options)

@@ -8,8 +8,9 @@ a chord) the body: it has the ID of the task that was replaced, and is sent by a
 * While the replacement is on its way, the worker holds the row. If the replacement cannot be sent, the run goes on as
   if it had not been tried; if the worker dies, its sweep settles the row (`settle`).
 * The ignore window that the success of the run opens stands in its row, from which the call that takes it over reads
-  it (`find`, `inherit`).
+  it (`find_replaced`, `inherited`).
 """
+import dataclasses
 import json
 import logging
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from kombu.exceptions import EncodeError
 
 from ...choices import ResultReasonChoices as Reason
 from ...choices import ResultStatusChoices as Status
-from ..calls.options import Own, mark, sent_options
+from ..calls.options import sent_options
 from ..calls.run import get_run
 from ..exceptions import DatabaseReadOnly
 from ..store import lifecycle
@@ -35,8 +36,8 @@ from .rows import build_row, insert_statement
 
 __all__ = (
     'INSERT_OR_TAKE_OVER',
-    'find',
-    'inherit',
+    'find_replaced',
+    'inherited',
     'making_way',
     'message_of',
     'opened_by',
@@ -166,41 +167,53 @@ def message_of(name, args, kwargs, options):
     return dumps([list(args or ()), kwargs or {}, name, sent_options(options, None)])
 
 
-def remember(app, run, name, args, kwargs, options, task, queue):
+def remember(call, header):
     """Keep the message of a single task that takes the place of a run's, or of its next attempt.
 
-    If that is not possible, the message says so in the caller's own options: the claim does not compare it to the row.
+    Args:
+        call: The `Call`.
+        header: What the message says of the run (see `with_header`).
+
+    Returns:
+        Whether the row holds it. If not, the message has to say so.
     """
+    run = call.run
+    options = call.message_options(header)
     try:
-        row = build_row(app, name, args, kwargs, {**options, 'task_id': run.task_id}, Own(), task, queue=queue)
+        row = build_row(dataclasses.replace(call, options={**options, 'task_id': run.task_id}))
         lifecycle.remember(
-            get_connection(), run.task_id, message_of(name, args, kwargs, options), claims=run.claims,
+            get_connection(), run.task_id, message_of(call.name, call.args, call.kwargs, options), claims=run.claims,
             queue=row['queue'], scheduled=row['scheduled'], expires=row['expires']
         )
     except (DatabaseError, EncodeError, LookupError, TypeError, ValueError):
         # Whether it can be sent now is for the broker to say
-        logger.exception('Task %s[%s] could not be sent again, if that was necessary', name, run.task_id)
-        header = (options.get('headers') or {}).get(HEADER)
-        mark(options, {**(header if isinstance(header, dict) else {}), 'differs': True})
+        logger.exception('Task %s[%s] could not be sent again, if that was necessary', call.name, run.task_id)
+        return False
+    return True
 
 
 # The call that ends under the ID of a task that replaced itself
 
-def find(task_id, nesting):
+def find_replaced(task_id, nesting):
     """Return whether a row waits for a call with its ID, and what the messages of that run say of it."""
     rows = execute(caller(), FIND, (task_id, nesting))
     return bool(rows), json.loads(rows[0][0]) if rows and rows[0][0] else None
 
 
-def inherit(options, header):
-    """Let the message of a call open the ignore windows of the run whose row it takes over."""
+def inherited(own, header):
+    """Return what the message of a call says whose success opens the ignore windows of the run whose row it takes over.
+
+    Args:
+        own: What the message says so far (see `with_header`).
+        header: What the messages of that run say.
+    """
     if not isinstance(header, dict):
-        return
+        return own
     opens, beginning = opened_by(header), _beginning(header)
-    if opens or beginning:
-        own = (options.get('headers') or {}).get(HEADER)
-        own = own if isinstance(own, dict) else {}
-        mark(options, {**own, **beginning, 'opens': opens | opened_by(own)})
+    if not opens and not beginning:
+        return own
+    own = own if isinstance(own, dict) else {}
+    return {**own, **beginning, 'opens': opens | opened_by(own)}
 
 
 def _beginning(header):

@@ -8,6 +8,7 @@ from kombu.exceptions import EncodeError
 
 from ... import host
 from ...config import get_config
+from ..calls.call import Call
 from ..calls.options import Own, sent_options
 from ..calls.queues import delivered_to, destination
 from ..exceptions import NotJSON
@@ -89,19 +90,21 @@ def insert_statement(conflict='DO NOTHING', **expressions):
 INSERT = insert_statement()
 
 
-def build_row(app, name, args, kwargs, options, own, task, run=None, queue=None):
+def build_row(call, run=None):
     """Return the column values of a new run.
 
     Args:
-        queue: Name of the queue that its message goes to, if that is known.
+        call: The `Call`, with an ID.
+        run: The run that starts it, by default that which calls.
 
     Raises:
-        kombu.exceptions.EncodeError: An argument cannot be written as JSON, or the message is to be something else.
+        kombu.exceptions.EncodeError: An argument cannot be written as JSON, or the message is not to be JSON.
     """
-    if options.get('serializer') not in (None, *app.conf.accept_content):
+    name, options, own, queue = call.name, call.options, call.own, call.queue
+    if options.get('serializer') not in (None, *call.app.conf.accept_content):
         raise EncodeError(f'{name}: serializer {options["serializer"]!r} is not accepted by any worker; "json" is')
-    args, kwargs = list(args or ()), dict(kwargs or {})
-    payload = payload_columns(name, args, kwargs, options) | options_columns(name, options, task)
+    args, kwargs = list(call.args or ()), dict(call.kwargs or {})
+    payload = payload_columns(name, args, kwargs, options) | options_columns(name, options, call.task)
     payload['exact_call'] = exact_call(payload['exact_call'], payload.pop('exact_options'))
     now = datetime.now(UTC)
     eta = options.get('eta')
@@ -114,8 +117,10 @@ def build_row(app, name, args, kwargs, options, own, task, run=None, queue=None)
         'task_id': task_id,
         'celery_name': clean_text(name)[:255],
         'name': clean_line(text_of(own.name or options.get('shadow') or _default_name(name, kwargs)))[:255],
-        'queue': clean_text(destination(app, name, args, kwargs, options, task) if queue is None else queue)[:255],
-        'user_id': own.user_id if own.user_id is not None else _starter(run),
+        'queue': clean_text(
+            destination(call.app, name, args, kwargs, options, call.task) if queue is None else queue
+        )[:255],
+        'user_id': own.user_id if own.user_id is not None else _starter(run or call.run),
         'object_type_id': own.object_type_id,
         'object_id': own.object_id,
         'status': 'scheduled' if scheduled else 'pending',
@@ -286,4 +291,4 @@ def _foreign_row(task, request, args, kwargs):
     else:
         queue = None
     name = getattr(request, 'task', None) or task.name
-    return build_row(task.app, name, args, kwargs, options, Own.merge(task, {}), task, queue=queue)
+    return build_row(Call(task.app, name, args, kwargs, options, Own.merge(task, {}), task=task, queue=queue))

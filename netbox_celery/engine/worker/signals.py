@@ -39,7 +39,7 @@ from ..runs.interruption import is_interruption, tell_of_interruption
 from ..runs.loghandler import install_log_handler, remove_log_handler
 from ..runs.outcome import finish_run, retry_run
 from ..runs.reports import close_run, requeue_run
-from ..sending.enqueue import is_tracked
+from ..sending.describe import is_tracked
 from ..sending.rows import INSERT, refused_row
 from ..store import greenlets, lifecycle
 from ..store.branches import leave_run, opened, warm_up

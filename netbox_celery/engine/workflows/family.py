@@ -51,18 +51,19 @@ def insert_child(insert, row):
 
     Args:
         insert: The statement for any row, up to what it returns.
-        row: The column values. `row['refused']` is set if its message must not be sent.
+        row: The column values.
 
     Returns:
-        The inserted row's primary key, as the first column of the first of the rows, if there was none.
+        `(rows, is_revoked)`: the inserted row, if there was none, which begins with its primary key; and whether it
+        was revoked, so that its message must not be sent.
     """
     connection = caller()
     lock = '' if connection.in_atomic_block else 'FOR SHARE'
     rows = execute(connection, f'{insert.rstrip()}, {PARENT_CANCELLED.format(lock=lock)}', row)
-    if rows and rows[0][1]:
+    is_revoked = bool(rows) and bool(rows[0][1])
+    if is_revoked:
         lifecycle.cancel(connection, [rows[0][0]], BECAUSE.format(**row))
-        row['refused'] = True
-    return rows
+    return rows, is_revoked
 
 
 def are_orphans(ids, parent_id):

@@ -8,6 +8,7 @@ from celery.exceptions import Ignore, Retry
 from django.db import DEFAULT_DB_ALIAS, DataError, InternalError, connections, transaction
 
 from netbox_celery.celery import app
+from netbox_celery.engine.calls.call import Call
 from netbox_celery.engine.calls.run import get_run
 from netbox_celery.engine.exceptions import DatabaseReadOnly
 from netbox_celery.engine.runs import claim
@@ -171,9 +172,9 @@ def test_ignore_window(begun):
 
     def send():
         get_run(task.request_stack.top).continued = True
-        assert replace.find(str(row.task_id), 1) == (True, {'opens': {'key': 60.0}})
+        assert replace.find_replaced(str(row.task_id), 1) == (True, {'opens': {'key': 60.0}})
     hand_over(task, send)
-    assert replace.find(str(row.task_id), 1) == (True, {'opens': {'key': 60.0}})
+    assert replace.find_replaced(str(row.task_id), 1) == (True, {'opens': {'key': 60.0}})
 
 
 @pytest.mark.parametrize('reason', ['replaced', ''])
@@ -184,21 +185,20 @@ def test_remember(begun, reason):
     if reason:
         CeleryResult.objects.filter(pk=row.pk).update(**WAITS)
     options = {'queue': 'q', 'priority': 3, 'expires': datetime(2031, 1, 1, tzinfo=UTC)}
-    replace.remember(app, run, 'tests:next', (2,), {'a': 1}, options, None, 'q')
+    assert replace.remember(Call(app, 'tests:next', (2,), {'a': 1}, options, queue='q', run=run), True)
     found = now(row)
     args, kwargs, its_name, its_options = json.loads(found.message)
     assert (args, kwargs, its_name, its_options['priority']) == ([2], {'a': 1}, 'tests:next', 3)
     assert found.queue == 'q'
     assert found.expires.year == (2031 if reason else 2030)
-    assert 'headers' not in options
+    assert its_options['headers'] == {'netbox_celery': True} and 'headers' not in options
 
 
 def test_what_cannot_be_remembered(begun):
-    """Its message says that it differs from what the row was made for."""
+    """Its message has to say that it differs from what the row was made for, and the row stays as it is."""
     task, row = begun
-    options = {'headers': {'x': 1, 'netbox_celery': {'window': 'a'}}}
-    replace.remember(app, get_run(task.request_stack.top), 'tests:next', (object(),), {}, options, None, 'q')
-    assert options['headers'] == {'x': 1, 'netbox_celery': {'window': 'a', 'differs': True}}
+    call = Call(app, 'tests:next', (object(),), {}, {}, queue='q', run=get_run(task.request_stack.top))
+    assert not replace.remember(call, {'window': 'a'})
     assert now(row).message == '[[1], {}]'
 
 
@@ -210,7 +210,7 @@ def test_what_cannot_be_remembered(begun):
 def test_find(changed, nesting, expected):
     """Only a row that waits for a call of just that nesting, and has not begun."""
     run = make_result(**{**REPLACED, **changed})
-    assert replace.find(str(run.task_id), nesting) == (expected, None)
+    assert replace.find_replaced(str(run.task_id), nesting) == (expected, None)
 
 
 @pytest.mark.parametrize('header, own, expected', [
@@ -225,9 +225,7 @@ def test_find(changed, nesting, expected):
 ], ids=str)
 def test_inherit(header, own, expected):
     """The windows of the run, and the beginning that its row belongs to."""
-    options = {'headers': {'netbox_celery': own}} if own else {}
-    replace.inherit(options, header)
-    assert (options.get('headers') or {}).get('netbox_celery') == (expected if expected else own)
+    assert replace.inherited(own, header) == (expected if expected else own)
 
 
 @pytest.mark.parametrize('header, expected', [
