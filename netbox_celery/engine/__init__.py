@@ -20,7 +20,7 @@ Where the guarantees stand (search for `GUARANTEE`; `docs/guarantees.md` has the
 
 * A run is not lost: `sending.enqueue`, `store.lifecycle`, `worker.sweep`, `worker.missing`.
 * It does not run twice, and ends once: `store.lifecycle` (claim and finish), `runs.claim`.
-* It does not stay "running": `worker.presence`, `worker.sweep`, `runs.reports`.
+* It does not stay "running": `worker.presence`, `worker.sweep`, `runs.ending`.
 * No more than the limit run under a key: `sending.admission`.
 * What is cancelled does not run: `store.lifecycle`, `workflows.family`.
 * What depends on a failed run is closed: `results.upstream`, `results.chords`.

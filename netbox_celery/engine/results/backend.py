@@ -14,19 +14,12 @@ from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, Worker
 from celery import states
 from celery.backends.base import decompress_payload
 from celery.exceptions import (
-    ChordError,
-    MaxRetriesExceededError,
     NotRegistered,
-    QueueNotFound,
-    Reject,
     Retry,
-    TaskRevokedError,
 )
 from django.db import DatabaseError
-from kombu.exceptions import EncodeError, OperationalError
 from kombu.utils.encoding import bytes_to_str
 
-from ...choices import ResultReasonChoices as Reason
 from ...choices import ResultStatusChoices as Status
 from ...config import get_config
 from ..app import get_app
@@ -34,17 +27,20 @@ from ..calls.ids import other_spelling
 from ..calls.run import get_run
 from ..catalogue import discovery
 from ..exceptions import (
-    BodyInterrupted,
-    BranchNotReady,
-    NotHandedOver,
-    OutOfRange,
-    QueueRefused,
     RetryNotSent,
-    TaskFailed,
 )
 from ..runs import reports
+from ..runs.ending import (
+    ENDS,
+    describe,
+    end_claimed,
+    end_from_outside,
+    end_unclaimed,
+    failure_of,
+    give_back,
+    record_retry,
+)
 from ..runs.errbacks import note_errbacks
-from ..runs.outcome import finish_run, finish_unclaimed, retry_run
 from ..store import lifecycle
 from ..store.database import get_connection
 from ..store.payload import (
@@ -75,35 +71,7 @@ PLUGIN = "SELECT plugin FROM netbox_celery_celerytask WHERE name = %s AND plugin
 #: What Celery says of a task that a cold shutdown took from its process (`celery.worker.request.Request.cancel`).
 CANCELLED_BY_CELERY = 'cancelled by Celery'
 
-REVOKE_REASONS = {
-    'revoked': Reason.REASON_CANCELLED,
-    'terminated': Reason.REASON_TERMINATED,
-    'expired': Reason.REASON_EXPIRED,
-}
-
-#: What a body raises that has a meaning of its own.
-BODY_FAILURES = (
-    (TaskFailed, Status.STATUS_FAILED, ''),
-    (BranchNotReady, Status.STATUS_FAILED, Reason.REASON_BRANCH_NOT_READY),
-    (SoftTimeLimitExceeded, Status.STATUS_ERRORED, Reason.REASON_SOFT_TIME_LIMIT),
-    (MaxRetriesExceededError, Status.STATUS_ERRORED, Reason.REASON_MAX_RETRIES),
-    (Reject, Status.STATUS_FAILED, Reason.REASON_REJECTED),
-)
-#: What Celery says of a run. Raised by a body, such as one that has asked for the result of another run, it is an error
-#: like any other.
-FAILURES = (
-    *BODY_FAILURES,
-    (TimeLimitExceeded, Status.STATUS_ERRORED, Reason.REASON_TIME_LIMIT),
-    (WorkerLostError, Status.STATUS_ERRORED, Reason.REASON_WORKER_LOST),
-    (NotRegistered, Status.STATUS_ERRORED, Reason.REASON_UNREGISTERED),
-    (NotHandedOver, Status.STATUS_ERRORED, Reason.REASON_REJECTED),
-    (ChordError, Status.STATUS_ERRORED, Reason.REASON_UPSTREAM_FAILED),
-    (TaskRevokedError, Status.STATUS_REVOKED, Reason.REASON_CANCELLED),
-)
-
-
-#: Why `Task.retry()` could not send the next attempt.
-UNSENT = (OperationalError, EncodeError, QueueNotFound, QueueRefused, OutOfRange)
+REVOKES = {'revoked': ENDS['revoked'], 'terminated': ENDS['terminated'], 'expired': ENDS['expired']}
 
 
 class TrackingMixin:
@@ -119,7 +87,7 @@ class TrackingMixin:
             columns, __ = result_columns(result, get_config().payload_length)
             if not store_result:
                 columns['exact_result'] = untold(columns.get('exact_result'))
-            finish_unclaimed(task_id, Status.STATUS_COMPLETED, in_backend=store_result, **columns)
+            end_unclaimed(task_id, ENDS['returned_unclaimed'], in_backend=store_result, **columns)
         if run is None:
             return super().mark_as_done(task_id, result, request, store_result, state)
         columns, text = result_columns(self.prepare_value(result), get_config().payload_length)
@@ -132,8 +100,8 @@ class TrackingMixin:
             and not getattr(request, 'netbox_stored', False) and other_spelling(request, task_id) is None
             and isinstance(self, RowResultsMixin) and self.can_publish(request)
         )
-        status = self._finish(
-            run, Status.STATUS_COMPLETED, in_backend=store_result and not row_is_enough, **columns
+        status = self._end_claimed(
+            run, ENDS['returned'], in_backend=store_result and not row_is_enough, **columns
         )
         if status != Status.STATUS_COMPLETED:
             return self._mark_as_ended(task_id, status, request, store_result)
@@ -148,21 +116,22 @@ class TrackingMixin:
         if call_errbacks:
             note_errbacks(self, request)
         if run is not None:
-            status, reason, error = describe_failure(_raised(exc), by_body=True)
-            its_status = self._finish(
-                run, status, reason=reason, error=error, traceback=_text(traceback),
-                exact_result=self.exception_text(exc), in_backend=store_result
+            end, error = failure_of(_raised(exc), by_body=True)
+            status = self._end_claimed(
+                run, end, error=error, traceback=_text(traceback), exact_result=self.exception_text(exc),
+                in_backend=store_result
             )
-            if its_status != status:
-                return self._mark_as_ended(task_id, its_status, request, store_result)
+            if status != end.status:
+                return self._mark_as_ended(task_id, status, request, store_result)
         elif _goes_back(exc, request):
-            reports.requeue_run(
-                task_id, attempt=_attempt(request), reason=Reason.REASON_TIME_LIMIT, error=describe(exc)
+            give_back(
+                task_id, ENDS['time_limit_given_back'], ENDS['time_limit'], attempt=_attempt(request),
+                error=describe(exc)
             )
         elif getattr(request, 'netbox_unclaimed', False):
-            status, reason, error = describe_failure(_raised(exc), by_body=True)
-            finish_unclaimed(
-                task_id, status, reason=reason, error=error, traceback=_text(traceback),
+            end, error = failure_of(_raised(exc), by_body=True)
+            end_unclaimed(
+                task_id, end, error=error, traceback=_text(traceback),
                 exact_result=self.exception_text(exc) if store_result else untold(None), in_backend=store_result
             )
         elif isinstance(exc, NotRegistered) and is_of_another(
@@ -170,19 +139,19 @@ class TrackingMixin:
         ):
             return None
         elif not getattr(request, 'is_eager', False):
-            status, reason, error = describe_failure(exc)
+            end, error = failure_of(exc)
             if isinstance(exc, NotRegistered) and (why := why_not_here(exc)):
                 error = cut_text(f'{error}. {why}', get_config().log_message_length)
-            row = reports.close_run(
-                task_id, status, attempt=_attempt(request), reason=reason, error=error,
+            row = end_from_outside(
+                task_id, end, attempt=_attempt(request), error=error,
                 traceback=_text(traceback or getattr(request, 'netbox_traceback', None), exc),
                 exact_result=self.exception_text(exc) if store_result else untold(None), in_backend=store_result
             )
-            its_status = reports.status_of(task_id) if row is None else None
-            if its_status == Status.STATUS_REVOKED:
+            status = reports.status_of(task_id) if row is None else None
+            if status == Status.STATUS_REVOKED:
                 # The body had said so before its process was lost
                 return self._mark_as_ended(task_id, Status.STATUS_REVOKED, request, store_result)
-            if its_status == Status.STATUS_COMPLETED and not isinstance(exc, WorkerLostError | TimeLimitExceeded):
+            if status == Status.STATUS_COMPLETED and not isinstance(exc, WorkerLostError | TimeLimitExceeded):
                 # Celery came to grief over a success that it has told already, as over a result without a text
                 return None
         return super().mark_as_failure(
@@ -195,7 +164,7 @@ class TrackingMixin:
         if run is not None and not run.continued:
             return self.mark_as_failure(task_id, RetryNotSent(), traceback, request, store_result)
         if run is not None:
-            row = retry_run(run, describe(exc), _text(traceback), self.exception_text(exc))
+            row = record_retry(run, describe(exc), _text(traceback), self.exception_text(exc))
             if row is None or row[1] != Status.STATUS_RETRYING:
                 # The next attempt has begun already, and its states are later than this one. Or it was cancelled.
                 return self._mark_as_ended(task_id, row and row[1], request, store_result)
@@ -203,14 +172,15 @@ class TrackingMixin:
                 return exc  # the row says it
         elif isinstance(exc, Retry) and CANCELLED_BY_CELERY in str(exc):
             # It is acknowledged, so that nobody will deliver it again.
-            reports.close_run(
-                task_id, Status.STATUS_ERRORED, attempt=_attempt(request), reason=Reason.REASON_WORKER_LOST,
+            end_from_outside(
+                task_id, ENDS['shut_down'], attempt=_attempt(request),
                 error='The worker was shut down while the task was running'
             )
         elif isinstance(exc, WorkerLostError):
             # `retry_on_worker_lost`: the parent has sent the next attempt.
-            reports.requeue_run(
-                task_id, attempt=_attempt(request), reason=Reason.REASON_WORKER_LOST, error=describe(exc)
+            give_back(
+                task_id, ENDS['process_lost_retried'], ENDS['process_lost_too_often'], attempt=_attempt(request),
+                error=describe(exc)
             )
         return super().mark_as_retry(
             task_id, exc, traceback=traceback, request=request, store_result=store_result, state=state
@@ -224,10 +194,10 @@ class TrackingMixin:
         if reason == 'expired' and is_of_another(task_id, getattr(request, 'task', None)):
             return None
         # Only what was terminated was running. A copy of its message may be revoked, or expire, while it runs.
-        row = reports.close_run(
-            task_id, Status.STATUS_REVOKED, attempt=_attempt(request) if reason == 'terminated' else None,
-            reason=REVOKE_REASONS.get(reason, Reason.REASON_CANCELLED),
-            error='' if reason in REVOKE_REASONS else reason, in_backend=store_result
+        row = end_from_outside(
+            task_id, REVOKES.get(reason, ENDS['revoked']),
+            attempt=_attempt(request) if reason == 'terminated' else None,
+            error='' if reason in REVOKES else reason, in_backend=store_result
         )
         if row is None and reports.status_of(task_id) == Status.STATUS_RUNNING:
             return None
@@ -282,24 +252,24 @@ class TrackingMixin:
             except Exception:  # noqa: BLE001 - it is wrong in another way, which has been said
                 raise exc from None
 
-    def _finish(self, run, status, **values):
+    def _end_claimed(self, run, end, **values):
         """End a run of this process.
 
         Returns:
-            Its status now: another one if it was cancelled, or is not this process's any more; `None` if another claim
-            has brought it to the same end.
+            Its status now: another one if it was cancelled, or another process or claim holds it; `None` if another
+            claim has brought it to the same end.
         """
         if run.ended:
-            return status
-        row = finish_run(run, status, **values)
+            return end.status
+        row = end_claimed(run, end, **values)
         if row is not None:
             return row[1]
         found = lifecycle.explain(get_connection(), run.task_id)
         if found is None:
-            return status
-        its_status, *__, claims = found
+            return end.status
+        status, *__, claims = found
         # The same end by the same claim is this one: its answer was lost with a connection, and it was written again.
-        return its_status if claims == run.claims or its_status != status else None
+        return status if claims == run.claims or status != end.status else None
 
 
 class StoringMixin:
@@ -380,42 +350,6 @@ def _record_custom_state(run, state, meta):
         run, value=value, value_max=value_max, data=shown_jsonb(meta, get_config().payload_length),
         step=step if step is not None else (state if state != 'PROGRESS' else None),
     )
-
-
-def describe_failure(exc, by_body=False):
-    """Return `(status, reason, error)` for an exception that ended a task.
-
-    Args:
-        exc: The exception.
-        by_body: Whether it is what the body raised, and not what Celery says of the run.
-    """
-    status, reason = Status.STATUS_ERRORED, ''
-    for cls, its_status, its_reason in BODY_FAILURES if by_body else FAILURES:
-        if isinstance(exc, cls):
-            status, reason = its_status, its_reason
-            break
-    if isinstance(exc, Reject) and isinstance(exc.reason, UNSENT):
-        # `Task.retry()` could not send the next attempt.
-        status, reason = Status.STATUS_ERRORED, Reason.REASON_PUBLISH_FAILED
-    return status, reason, describe(exc)
-
-
-def describe(exc):
-    """Return an exception as a line for people: its type, unless the text alone says it, and its message."""
-    if exc is None:
-        return ''
-    try:
-        text = str(exc.reason if isinstance(exc, Reject) else exc)
-    except Exception:  # noqa: BLE001 - an author's __str__ may raise anything
-        text = '<its text could not be made>'
-    name = type(exc).__name__
-    if text == f'{name}()':
-        line = name
-    elif isinstance(exc, TaskFailed | BodyInterrupted | BranchNotReady) or text.startswith(f'{name}('):
-        line = text
-    else:
-        line = f'{name}: {text}' if text else name
-    return cut_text(line, get_config().log_message_length)
 
 
 def _text(traceback, exc=None):

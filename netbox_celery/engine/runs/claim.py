@@ -6,7 +6,7 @@ wrapped for it, and so that its row waits for what the task replaces itself with
 """
 import logging
 import time
-from functools import update_wrapper, wraps
+from functools import partial, update_wrapper, wraps
 from inspect import getattr_static
 from types import FunctionType, MethodType
 from weakref import WeakSet
@@ -31,7 +31,7 @@ from ..store.branches import enter_run
 from ..store.database import UNUSABLE, get_connection, is_read_only
 from ..store.headers import HEADER
 from ..store.payload import PayloadDecoder, dumps, is_named, is_uuid
-from .outcome import finish_run
+from .ending import ENDS, end_claimed
 
 __all__ = (
     'begin',
@@ -270,7 +270,7 @@ def _describe(request):
 
 
 def _making_way(on_replace):
-    return making_way(on_replace, finish_run)
+    return making_way(on_replace, partial(end_claimed, end=ENDS['replaced_untracked']))
 
 
 def _claiming(before_start):

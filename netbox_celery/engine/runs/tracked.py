@@ -17,7 +17,7 @@ from ..store import lifecycle
 from ..store.database import UNAVAILABLE, UNUSABLE, get_connection
 from ..store.payload import cut_text, dumps, result_columns, text_of, whole_number
 from ..store.recorder import recorder
-from .outcome import finish_run
+from .ending import ENDS, end_claimed
 
 __all__ = (
     'TrackedResult',
@@ -171,7 +171,7 @@ class TrackedResult:
                 dumps(value)
             except (TypeError, ValueError) as exc:
                 raise NotJSON(f'The result cannot be stored as JSON ({exc})') from exc
-        self._end(Status.STATUS_COMPLETED, value, **columns)
+        self._end(ENDS['set_success'], value, **columns)
 
     def error(self, error='', traceback=''):
         """End the run as failed.
@@ -181,7 +181,7 @@ class TrackedResult:
             traceback: Where, a text.
         """
         said, where = _line(error), cut_text(text_of(traceback), get_config().payload_length)
-        self._end(Status.STATUS_FAILED, said, error=said, traceback=where, exact_result=_told(TaskFailed(said)))
+        self._end(ENDS['set_error'], said, error=said, traceback=where, exact_result=_told(TaskFailed(said)))
 
     def canceled(self, error=''):
         """End the run as revoked: the task was asked to stop and did.
@@ -191,10 +191,10 @@ class TrackedResult:
         """
         said = _line(error)
         told = _told(TaskRevokedError(said))
-        self._end(Status.STATUS_REVOKED, said, reason='cancelled', error=said, exact_result=told)
+        self._end(ENDS['set_canceled'], said, error=said, exact_result=told)
 
-    def _end(self, status, said, **values):
-        row = finish_run(self._run, status, **values)
+    def _end(self, end, said, **values):
+        row = end_claimed(self._run, end, **values)
         if row is not None:
             self._run.own_end = row[1], said  # another one if somebody has cancelled it
         self._row = None

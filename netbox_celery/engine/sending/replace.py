@@ -69,7 +69,7 @@ def making_way(on_replace, end):
 
     Args:
         on_replace: The method of the task.
-        end: Ends a run, given with its status, whose row could not be made to wait.
+        end: Ends a run whose row could not be made to wait; called with the run and `error`.
     """
     @wraps(on_replace)
     def on_replace_after_row(self, sig):
@@ -116,7 +116,7 @@ def _begin(task, run, end):
             raise DatabaseReadOnly(f'Task {run.task_id} was not replaced') from exc
         # It is worth more than the row, which ends here. What depends on the run is told by what replaces it.
         logger.exception('What replaces task %s is run without being tracked', run.task_id)
-        end(run, Status.STATUS_IGNORED, error='Replaced by a task that is not tracked')
+        end(run, error='Replaced by a task that is not tracked')
         return None
     run.replaced = True
     return found[2] if found is not None and found[1] == Status.STATUS_PENDING else None

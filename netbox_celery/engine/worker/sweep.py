@@ -17,13 +17,13 @@ from celery import states
 from celery.exceptions import TaskRevokedError
 from celery.worker import state
 
-from ...choices import ResultReasonChoices as Reason
 from ...choices import ResultStatusChoices as Status
 from ...config import get_config
 from ..calls.exact import call_of
 from ..calls.hooks import tell_of_failure
 from ..identity import identity
 from ..results import chords
+from ..runs.ending import ENDS
 from ..schedules.sync import sync_catalogue
 from ..sending import replace
 from ..sending.admission import advance_all
@@ -241,10 +241,11 @@ def _let_go(connection, app, run, error):
         # What replaced it was another task, if that is known
         name = rest[0] if rest and isinstance(rest[0], str) else None
     task = app.tasks.get(name)
+    again, lost = ENDS['worker_lost_given_back'], ENDS['worker_lost']
     row = task is not None and task.acks_late and lifecycle.requeue(
-        connection, task_id, by='claim', claims=claims, reason=Reason.REASON_WORKER_LOST, error=error, resend=True
+        connection, task_id, by='claim', claims=claims, reason=again.reason, error=error, resend=True
     ) or lifecycle.finish(
-        connection, task_id, Status.STATUS_ERRORED, claims=claims, reason=Reason.REASON_WORKER_LOST, error=error,
+        connection, task_id, lost.status, claims=claims, reason=lost.reason, error=error,
         exact_result=app.backend.exception_text(WorkerLostError(error))
     )
     if not row:
@@ -274,10 +275,12 @@ def _decode(message, is_original, exact):
 
 def expire(connection, app):
     """End runs that expired while they waited; a broker may drop their messages without a word."""
+    expired = ENDS['expired_in_queue']
+
     def settle(row):
         (task_id,) = row
         if lifecycle.finish(
-            connection, task_id, Status.STATUS_REVOKED, reason=Reason.REASON_EXPIRED,
+            connection, task_id, expired.status, reason=expired.reason,
             error='It expired before a worker began it',
             exact_result=app.backend.exception_text(TaskRevokedError('expired'))
         ):
@@ -308,9 +311,9 @@ def resend(connection, app):
 
 
 def _cannot_be_sent(connection, app, exc, row):
-    (task_id,) = row
+    (task_id,), end = row, ENDS['unsendable']
     if lifecycle.finish(
-        connection, task_id, Status.STATUS_ERRORED, reason=Reason.REASON_PUBLISH_FAILED,
+        connection, task_id, end.status, reason=end.reason,
         error=f'It cannot be sent: {text_of(exc)}', exact_result=app.backend.exception_text(exc)
     ):
         app.backend.tell_end(task_id, exc, states.FAILURE)
