@@ -24,11 +24,11 @@ from ..store.database import UNAVAILABLE, caller, execute
 from ..store.lifecycle import TABLE
 from ..store.times import time_after
 from .publish import COLUMNS, send_row
+from .replace import TAKE_OVER_COLUMNS, take_over_statement
 from .rows import INSERT, insert_statement
 from .used import BEGIN_ANEW, anew_statement
 
 __all__ = (
-    'TAKE_OVER_COLUMNS',
     'Admission',
     'admit',
     'advance',
@@ -52,18 +52,10 @@ HOLDING = 'concurrency_key = %(key)s AND concurrency_slot > 0 AND completed IS N
 PLACE = {'concurrency_key': '%(key)s::text', 'concurrency_limit': '%(limit)s::int', 'stale_after': '%(stale_after)s'}
 
 
-#: What the row of a task that replaced itself has from the call that takes it over.
-TAKE_OVER_COLUMNS = ('message', 'queue', 'status', 'scheduled', 'expires', 'sent', 'last_updated')
-
-
 def _statements(*changed, **expressions):
-    """Return the statement for a new row, that for the row of a task which has replaced itself by this call, and that
-    for a row that begins anew."""
-    changes = ', '.join(f'{column} = EXCLUDED.{column}' for column in (*expressions, *changed))
-    return insert_statement(**expressions), insert_statement(
-        f'DO UPDATE SET {changes} WHERE run.nesting = EXCLUDED.nesting AND run.attempt = 0 AND run.completed IS NULL',
-        **expressions
-    ), anew_statement(**expressions)
+    """Return the statements for a new row, for that of a task which this call replaces, and for one that is used again.
+    """
+    return insert_statement(**expressions), take_over_statement(*changed, **expressions), anew_statement(**expressions)
 
 
 # GUARANTEE: of all calls and processes, `limit` at most have a place under a key. With none free this asks for the

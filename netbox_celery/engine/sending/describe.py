@@ -21,7 +21,7 @@ from ..store.branches import branch_of
 from ..store.payload import is_uuid
 from ..store.times import check_limits
 from ..workflows.canvas import root_of, with_branch, with_portable_links
-from ..workflows.family import takes_over
+from .replace import takes_over
 
 __all__ = (
     'complete',

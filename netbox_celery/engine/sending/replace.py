@@ -1,14 +1,17 @@
-"""`self.replace()`: the row of a task that replaces itself, and what ends under its ID.
+"""`self.replace()`: what becomes of the row of a task that replaces itself, each way of it in one table.
 
-A single task takes the row over at once. Of a chain the last step does, of a chord (or a group, of which Celery makes
-a chord) the body: it has the ID of the task that was replaced, and is sent by another process, later. So:
+A single task takes the row over immediately. Of a chain the last step does, of a chord (or a group, of which Celery
+makes a chord) the body: it has the ID of the task that was replaced, and is sent by another process, later. So:
 
-* Until what takes the row over is sent, the row holds no message, and nobody sends it again: `AWAITS_REPLACEMENT`. Who
-  ends a step before it without success closes it (`netbox_celery.engine.results.upstream`).
+* Until what takes the row over is sent, the row holds no message, and nothing sends it again: `AWAITS_REPLACEMENT`.
+  If a step before it ends without success, the result backend closes the row (`netbox_celery.engine.results.upstream`).
 * While the replacement is on its way, the worker holds the row. If the replacement cannot be sent, the run goes on as
-  if it had not been tried; if the worker dies, its sweep settles the row (`settle`).
+  if nothing had been tried; if the worker dies, the sweep settles the row (`settle`).
 * The ignore window that the success of the run opens stands in its row, from which the call that takes it over reads
   it (`find_replaced`, `inherited`).
+
+Elsewhere: `runs.claim` puts the wrapper of `on_replace` around each task, `describe` and `enqueue` send what replaces a
+task in the same steps as any other call, and `store.lifecycle` has the statements.
 """
 import dataclasses
 import json
@@ -31,11 +34,14 @@ from ..store.database import UNUSABLE, CallersConnection, caller, execute, get_c
 from ..store.headers import HEADER
 from ..store.payload import dumps
 from ..store.recorder import recorder
-from .admission import TAKE_OVER_COLUMNS, advance_line
 from .rows import build_row, insert_statement
 
 __all__ = (
     'INSERT_OR_TAKE_OVER',
+    'ON_ITS_WAY',
+    'TAKE_OVER_COLUMNS',
+    'WAYS',
+    'Way',
     'find_replaced',
     'inherited',
     'making_way',
@@ -43,21 +49,75 @@ __all__ = (
     'opened_by',
     'remember',
     'settle',
+    'take_over_statement',
+    'takes_over',
 )
 
 logger = logging.getLogger(__name__)
 
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Way:
+    """Something that happens to the row of a task that replaces itself, and how the row then is."""
+    status: str
+    reason: str
+    #: Whether the worker of the task that was replaced holds the row.
+    is_held: bool
+    #: Whether the row has the message of what takes it over, so that the sweep may send that.
+    has_message: bool
+    #: The statement, by its name in `store.lifecycle` unless it is one of this module's or of `admission`'s.
+    statement: str
+
+
+_PENDING, _ERRORED, _REPLACED = Status.STATUS_PENDING, Status.STATUS_ERRORED, Reason.REASON_REPLACED
+
+#: All of it. `runs.ending` has those of them that are ends, too.
+WAYS = {
+    # While the task replaces itself
+    'waits': Way(_PENDING, _REPLACED, True, False, 'REPLACE'),
+    'was_cancelled': Way(Status.STATUS_REVOKED, Reason.REASON_CANCELLED, True, False, 'REPLACE'),
+    'cannot_wait': Way(Status.STATUS_IGNORED, '', True, False, 'FINISH_BY'),
+    'remembers': Way(_PENDING, _REPLACED, True, True, 'REMEMBER'),
+    'goes_on': Way(Status.STATUS_RUNNING, '', True, False, 'TAKE_BACK'),
+    'is_released': Way(_PENDING, _REPLACED, False, False, 'RELEASE'),
+    # The call that takes the row over
+    'is_taken_over': Way(_PENDING, _REPLACED, False, True, 'INSERT_OR_TAKE_OVER'),
+    'is_taken_over_with_a_key': Way(_PENDING, _REPLACED, False, True, 'TAKE'),
+    'waits_in_line': Way(_PENDING, Reason.REASON_QUEUED, False, True, 'LINE_UP'),
+    # What replaces the task fails before, or is lost
+    'is_closed': Way(_ERRORED, Reason.REASON_UPSTREAM_FAILED, False, False, 'CLOSE_REPLACED'),
+    'is_cancelled': Way(Status.STATUS_REVOKED, Reason.REASON_CANCELLED, False, False, 'CANCEL'),
+    'is_sent_again': Way(_PENDING, _REPLACED, False, True, 'RESEND_REPLACEMENT'),
+    'is_lost': Way(_ERRORED, Reason.REASON_WORKER_LOST, True, False, 'CLOSE_REPLACED'),
+}
+
+#: What the row of a task that replaced itself has from the call that takes it over.
+TAKE_OVER_COLUMNS = ('message', 'queue', 'status', 'scheduled', 'expires', 'sent', 'last_updated')
+
+
+def take_over_statement(*columns, **expressions):
+    """Return the statement for the row of a call that may finish what replaced another task: that task's, or a new one.
+
+    Once the row was claimed, it is not taken over.
+
+    Args:
+        *columns: Those that it has from the call.
+        **expressions: SQL for the values of further ones.
+    """
+    changes = ', '.join(f'{column} = EXCLUDED.{column}' for column in (*expressions, *columns))
+    return insert_statement(
+        f'DO UPDATE SET {changes} WHERE run.nesting = EXCLUDED.nesting AND run.attempt = 0 AND run.completed IS NULL',
+        **expressions
+    )
+
+
+INSERT_OR_TAKE_OVER = take_over_statement(*TAKE_OVER_COLUMNS)
 FIND = f"""
     SELECT options #>> '{{headers,{HEADER}}}' FROM {lifecycle.TABLE}
     WHERE task_id = %s AND nesting = %s AND attempt = 0 AND completed IS NULL
 """
-#: The row of a call that may end what replaced another task: its own row, or that one's. Once it was claimed, not.
-INSERT_OR_TAKE_OVER = insert_statement(
-    'DO UPDATE SET ' + ', '.join(f'{column} = EXCLUDED.{column}' for column in TAKE_OVER_COLUMNS) +
-    ' WHERE run.nesting = EXCLUDED.nesting AND run.attempt = 0 AND run.completed IS NULL'
-)
-
-
+#: Rows whose replacement is on its way, by a worker that holds them until then.
+ON_ITS_WAY = f"{lifecycle.WAITING} AND nesting > 0 AND reason = 'replaced' AND holder IS NOT NULL"
 #: What `used.header_of` says.
 BEGINNING = ('begun', 'before', 'caller')
 
@@ -192,7 +252,14 @@ def remember(call, header):
     return True
 
 
-# The call that ends under the ID of a task that replaced itself
+# The call that takes the row over
+
+def takes_over(options):
+    """Whether a call finishes what replaced a tracked task. It ends the row of that, also if it is not tracked."""
+    return bool(options.get('replaced_task_nesting') and options.get('task_id')) and bool(
+        execute(caller(), f'SELECT 1 FROM {lifecycle.TABLE} WHERE task_id = %s', (options['task_id'],))
+    )
+
 
 def find_replaced(task_id, nesting):
     """Return whether a row waits for a call with its ID, and what the messages of that run say of it."""
@@ -241,7 +308,4 @@ def settle(connection, task_id, claims, error):
     if lifecycle.resend_replacement(connection, task_id, claims=claims):
         logger.warning('What replaces task %s will be sent again: %s', task_id, error)
         return None
-    found = lifecycle.close_replaced(connection, task_id, error, reason=Reason.REASON_WORKER_LOST)
-    if found is not None and found[1]:
-        advance_line(connection, found[1])
-    return found
+    return lifecycle.close_replaced(connection, task_id, error, reason=Reason.REASON_WORKER_LOST)

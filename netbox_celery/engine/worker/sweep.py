@@ -26,7 +26,7 @@ from ..results import chords
 from ..runs.ending import ENDS
 from ..schedules.sync import sync_catalogue
 from ..sending import replace
-from ..sending.admission import advance_all
+from ..sending.admission import advance_all, advance_line
 from ..sending.control import terminate_cancelled
 from ..sending.publish import COLUMNS, is_away, send_row
 from ..store import lifecycle
@@ -60,19 +60,17 @@ ALIVE = f"""
 """
 #: A run, as `_let_go` takes it.
 RUN = 'task_id, celery_name, claims, nesting, status'
-#: Those whose replacement is on its way, by a worker that holds them until then.
-HANDED_OVER = f"{lifecycle.WAITING} AND nesting > 0 AND reason = 'replaced' AND holder IS NOT NULL"
 LOST = f"""
     SELECT {RUN}, worker FROM {lifecycle.TABLE}
     WHERE completed IS NULL AND (
         status = 'running' AND (holder IS NULL OR holder NOT IN ({ALIVE}))
-        OR {HANDED_OVER} AND holder NOT IN ({ALIVE})
+        OR {replace.ON_ITS_WAY} AND holder NOT IN ({ALIVE})
     ) AND holder IS DISTINCT FROM %(own)s AND task_id <> ALL(%(left_out)s::uuid[])
     ORDER BY id LIMIT {BATCH}
 """
 HELD = f"""
     SELECT {RUN} FROM {lifecycle.TABLE}
-    WHERE completed IS NULL AND holder = %s AND (status = 'running' OR {HANDED_OVER})
+    WHERE completed IS NULL AND holder = %s AND (status = 'running' OR {replace.ON_ITS_WAY})
 """
 UNSENT = f"""
     SELECT id, {COLUMNS} FROM {lifecycle.TABLE}
@@ -230,7 +228,9 @@ def release(connection, app):
 def _let_go(connection, app, run, error):
     task_id, name, claims, nesting, status = run
     if status != Status.STATUS_RUNNING:
-        if replace.settle(connection, task_id, claims, error):
+        if closed := replace.settle(connection, task_id, claims, error):
+            if closed[1]:
+                advance_line(connection, closed[1])
             app.backend.tell_end(task_id, WorkerLostError(error), states.FAILURE)
         return
     found = connection.execute(CALL, (task_id,))

@@ -19,7 +19,6 @@ __all__ = (
     'mark_parts',
     'members',
     'refuse',
-    'takes_over',
 )
 
 logger = logging.getLogger(__name__)
@@ -74,13 +73,6 @@ def are_orphans(ids, parent_id):
         return False
     lifecycle.cancel(connection, ids, BECAUSE.format(parent_id=parent_id))
     return True
-
-
-def takes_over(options):
-    """Whether a call ends what took the place of a tracked task, whose row it is to end, tracked itself or not."""
-    return bool(options.get('replaced_task_nesting') and options.get('task_id')) and bool(
-        execute(caller(), f'SELECT 1 FROM {lifecycle.TABLE} WHERE task_id = %s', (options['task_id'],))
-    )
 
 
 def refuse(app, name, options):

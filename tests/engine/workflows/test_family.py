@@ -8,7 +8,7 @@ from django.db import connection, transaction
 from netbox_celery.celery import app
 from netbox_celery.engine.calls.call import Call
 from netbox_celery.engine.sending.rows import INSERT, build_row
-from netbox_celery.engine.workflows.family import BECAUSE, are_orphans, insert_child, mark_parts, members, takes_over
+from netbox_celery.engine.workflows.family import BECAUSE, are_orphans, insert_child, mark_parts, members
 from netbox_celery.models import CeleryResult
 from tests.factories import make_result
 
@@ -140,10 +140,3 @@ def test_parts_that_are_done():
     assert not mark_parts(ids)
     assert not mark_parts([])
     assert list(CeleryResult.objects.filter(cancelled__isnull=False)) == [done]
-
-
-@pytest.mark.parametrize('nesting, has_row, expected', [(1, True, True), (0, True, False), (1, False, False)])
-def test_takes_over(nesting, has_row, expected):
-    """Tracked itself or not, as one of Celery's own tasks, it ends the row of what it replaced, if there is one."""
-    task_id = make_result('pending').task_id if has_row else uuid4()
-    assert takes_over({'task_id': task_id, 'replaced_task_nesting': nesting}) is expected
