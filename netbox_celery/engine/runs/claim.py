@@ -42,7 +42,7 @@ __all__ = (
 logger = logging.getLogger(__name__)
 
 #: What was put around handlers: each is wrapped once, also if a class inherits it.
-_wrappers = WeakSet()
+_wrappers: WeakSet[FunctionType] = WeakSet()
 #: For how long a run waits to be claimed if the database is there, and cannot be used, seconds.
 PATIENCE = 5
 

@@ -223,7 +223,11 @@ def end_claimed(run, end, **values):
         values['exact_result'] = untold(values.get('exact_result'))
     # What replaced the run is not claimed yet, if it could be sent at all.
     claims = None if run.replaced else run.claims
-    write = partial(_write_own_end, run.task_id, end, claims=claims, windows=run.opens, **values)
+
+    def write(connection, patience=60):
+        return _write_own_end(
+            connection, run.task_id, end, claims=claims, windows=run.opens, patience=patience, **values
+        )
     try:
         row = write(get_connection())
     except UNUSABLE as exc:
@@ -236,10 +240,10 @@ def end_claimed(run, end, **values):
 
 def end_unclaimed(task_id, end, **values):
     """End a run whose body has run though it could not be claimed, if its row still waits; arguments as above."""
-    recorder.end_later(task_id, partial(_write_own_end, task_id, end, patience=0, **values))
+    recorder.end_later(task_id, partial(_write_own_end, task_id=task_id, end=end, patience=0, **values))
 
 
-def _write_own_end(task_id, end, connection, **values):
+def _write_own_end(connection, task_id, end, **values):
     row = lifecycle.finish(connection, task_id, end.status, reason=end.reason, **values)
     if row is not None and row[3]:
         advance_line(connection, row[3])

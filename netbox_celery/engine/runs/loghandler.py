@@ -102,7 +102,7 @@ def install_log_handler():
 
 
 #: The levels that loggers had before they were lowered, of each time that they were.
-_before = []
+_before: list[dict[logging.Logger, int]] = []
 
 
 def remove_log_handler():

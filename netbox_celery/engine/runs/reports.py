@@ -5,7 +5,9 @@ not, and another thread sends what waited in line (`netbox_celery.engine.worker.
 """
 import logging
 from collections import deque
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from ..identity import identity
 from ..sending.admission import advance_line
@@ -25,9 +27,9 @@ __all__ = (
 logger = logging.getLogger(__name__)
 
 #: Writes of the parent that wait for the database: IDs of runs, and functions to call with a connection.
-_deferred = deque()
+_deferred: deque[tuple[str, Callable[[Any], Any]]] = deque()
 #: Concurrency keys of runs that the parent has ended; `None` wakes the thread that waits for them.
-_freed: SimpleQueue = SimpleQueue()
+_freed: SimpleQueue[str | None] = SimpleQueue()
 
 
 def write_deferred(connection):

@@ -22,7 +22,7 @@ def enqueue(task_or_name, *, args=(), kwargs=None, user=None, instance=None, sch
     from ...models import CeleryResult
 
     _refuse_eager(get_app())
-    options = canonical_ids(options)
+    options = dict(canonical_ids(options))
     if options.get('task_id') and not is_uuid(options['task_id']):
         raise CeleryError(f'{task_or_name}: the ID of a run is a UUID, and {options["task_id"]!r} is none')
     options |= _given(user, instance, schedule_at, queue)

@@ -149,7 +149,7 @@ def _send_batch(call, calls, payloads):
         # What the rows say is sent, whatever the caller does with its lists until then
         on_commit(partial(_publish_on_commit, call, copied(call.name, messages)))
     else:
-        accepted = set()
+        accepted: set[int] = set()
         try:
             _publish(call, messages, accepted)
         except Exception as exc:

@@ -56,47 +56,36 @@ def describe(app, name, args, kwargs, options):
         celery.exceptions.QueueNotFound, QueueRefused: The call cannot go to its queue.
         kombu.exceptions.EncodeError: A signature in the options cannot be sent.
     """
-    options, own = split(options)
-    id_is_known = own.pop('id_is_known', False)  # of a call on commit
+    options, asked = split(options)
+    id_is_known = asked.pop('id_is_known', False)  # of a call on commit
     options, settings = split_settings(options)
     options = canonical_ids(options)
     check_limits(options)
     options = with_branch(with_portable_links(options))
     task = options.get('task_type') or find_task(app, name)
     if 'task_type' not in options:
-        kwargs, own = lift(task, kwargs, own)
-    queue = check_call(app, name, args, kwargs, options, task)
+        kwargs, asked = lift(task, kwargs, asked)
     parent = app.current_worker_task
     request = parent.request_stack.top if parent is not None else None
     run = get_run(request)
-
-    if _continues(options, task, settings, request, run):
-        replaces = (options.get('replaced_task_nesting') or 0) > (request.replaced_task_nesting or 0)
-        has_row = run is not None and (run.replaced or not replaces)
-        options = _options_of_next(options, request)
-        return Call(
-            app, name, args, kwargs, with_fixed_times(options) if has_row and replaces else options, settings=settings,
-            task=task, queue=queue, parent=parent, request=request, run=run, is_tracked=has_row, continues=True,
-            replaces=replaces,
-        )
-    inner = _inner_task(app, name, kwargs)
-    asked, own = own, Own.merge(inner or task, own)
-    if has_own_strategy(task):
-        _check_untracked(task, asked, options)
-        has_row = False
-    else:
-        has_row = (wants_row(inner or task, own) or takes_over(options)) and _usable_id(options)
-    is_next = run is not None and options.get('parent_id') == run.task_id  # Celery names the parent, a body does not
+    given = {
+        'app': app, 'name': name, 'args': args, 'kwargs': kwargs, 'settings': settings, 'task': task, 'parent': parent,
+        'request': request, 'run': run, 'queue': check_call(app, name, args, kwargs, options, task),
+    }
+    if request is not None and _continues(options, task, settings, request, run):
+        return _describe_next(options, given)
+    own, has_row = _decide_on_row(app, name, kwargs, options, task, asked)
+    # Celery names the parent, a body does not; of a task of another class nobody notes that its body has returned
+    has_returned = run is not None and run.returned
+    is_named = run is not None and options.get('parent_id') == run.task_id
     return Call(
-        app, name, args, kwargs, complete(options, request) if has_row else _with_id(options), own, settings, task,
-        queue, parent, request, run, is_tracked=has_row,
+        **given, options=complete(options, request) if has_row else _with_id(options), own=own, is_tracked=has_row,
         id_is_given=bool(options.get('task_id')) and not options.get('retries'),
         id_is_known=id_is_known or parent is not None and bool(options.get('task_id')) or any(
             map(options.get, DEPENDENTS)
         ),
-        # Of a task of another class nobody notes that its body has returned
-        is_next_step=run is not None and (run.returned or is_next),
-        predecessor=run.task_id if is_next and run.returned else None,
+        is_next_step=is_named or has_returned,
+        predecessor=options['parent_id'] if is_named and has_returned else None,
         invocation=invocation_of(task, args, kwargs, options),
     )
 
@@ -130,6 +119,16 @@ def wants_row(task, own):
         own: The `Own` options of the call.
     """
     return is_tracked(task) if own.track is None or has_own_strategy(task) else own.track
+
+
+def _decide_on_row(app, name, kwargs, options, task, asked):
+    """Return the `Own` options of a call, and whether it gets a row."""
+    inner = _inner_task(app, name, kwargs)
+    own = Own.merge(inner or task, asked)
+    if has_own_strategy(task):
+        _check_untracked(task, asked, options)
+        return own, False
+    return own, (wants_row(inner or task, own) or takes_over(options)) and _usable_id(options)
 
 
 def _usable_id(options):
@@ -172,10 +171,21 @@ def _inner_task(app, name, kwargs):
 
 def _continues(options, task, settings, request, run):
     """Whether a call is the next attempt of the run that makes it, or what that replaces itself with: it has a row."""
-    if request is None or not options.get('task_id') or options['task_id'] != request.id:
+    if not options.get('task_id') or options['task_id'] != request.id:
         return False
     # What replaces a task has to be admitted as any call; a retry was
     return run is None or not run.replaced or not has_policy(task, settings)
+
+
+def _describe_next(options, given):
+    run, request = given['run'], given['request']
+    replaces = (options.get('replaced_task_nesting') or 0) > (request.replaced_task_nesting or 0)
+    has_row = run is not None and (run.replaced or not replaces)
+    options = _options_of_next(options, request)
+    return Call(
+        **given, options=with_fixed_times(options) if has_row and replaces else options, is_tracked=has_row,
+        continues=True, replaces=replaces,
+    )
 
 
 def _options_of_next(options, request):

@@ -201,7 +201,7 @@ def _patiently(step, call, deadline):
     its chain, can wait as well as the end of that task, which is written next. Where nothing can be written that step
     waits for as long as it takes: it must neither run without a row nor be lost.
     """
-    wait = 0
+    wait = 0.0
     while True:
         try:
             return step()

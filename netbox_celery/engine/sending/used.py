@@ -82,7 +82,7 @@ def anew_statement(**expressions):
 BEGIN_ANEW = anew_statement()
 
 #: Since when what is sent may have been sent before; `None`: it was not.
-_repeating = ContextVar('netbox_celery_repeating', default=None)
+_repeating: ContextVar[datetime | None] = ContextVar('netbox_celery_repeating', default=None)
 
 
 @contextmanager
