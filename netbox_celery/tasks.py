@@ -34,7 +34,7 @@ from .engine.exceptions import TaskConflict, TaskFailed
 from .engine.internals import is_protected, protect
 from .engine.runs.context import change_context
 from .engine.runs.interruption import is_order
-from .engine.runs.tracked import TrackedResult, look_for_cancel, tell_own_end
+from .engine.runs.tracked import TrackedResult, look_for_cancel, report_own_end
 from .engine.sending.admission import is_processing, open_window, why_not_now
 from .engine.store.database import caller, execute, get_connection
 from .engine.store.recorder import recorder
@@ -122,7 +122,7 @@ class CeleryBaseTask(TaskHooks, OnCommitTask):
             if run is None or run.own_end is None or is_order(exc):
                 raise
             logger.warning('%s[%s] had set its end before it raised this', self.name, request.id, exc_info=True)
-        return value if run is None or run.own_end is None else tell_own_end(self, request, *run.own_end)
+        return value if run is None or run.own_end is None else report_own_end(self, request, *run.own_end)
 
     def before_start(self, task_id, args, kwargs):
         """Called before the body. The claim of the run comes before this, also before an override of it."""

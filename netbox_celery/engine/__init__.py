@@ -3,10 +3,11 @@
 A run goes through the rooms in this order:
 
 1. `calls`: code calls a task: options, arguments, queue, policies. `catalogue` knows which tasks there are.
-2. `sending`: the call is admitted, and becomes a row and a message, in this order: what was called is never lost, since
-   the row is there before the message, and says what to send again.
+2. `sending`: the call is described once, is admitted, and becomes a row and a message, in this order: what was called
+   is never lost, since the row is there before the message, and says what to send again.
 3. `runs`: a worker claims the row, and runs the body. A claim is a fencing token: of all messages and their copies one
-   runs, and only the claim's holder can end the run. Meanwhile the log and the progress are written.
+   runs, and only the claim's holder can end the run. Meanwhile the log and the progress are written. `runs.ending` has
+   a table of all ways in which a run ends.
 4. `results`: Celery tells its result backend how the task ended. The backend's layers write the end into the row before
    anybody else hears of it, and close what depends on a run that failed.
 5. `workflows`: the signatures that a call brings along, and the runs that have a root in common.

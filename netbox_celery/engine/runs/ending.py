@@ -136,7 +136,7 @@ ENDS: Mapping[str, End] = MappingProxyType({
     # Callers, of runs that have not started
     'cancelled': End(_REVOKED, Reason.REASON_CANCELLED, 'caller', 'control.cancel_many', 'CANCEL'),
     'cancelled_with_parent': End(_REVOKED, Reason.REASON_CANCELLED, 'caller', 'family.insert_child', 'CANCEL'),
-    'not_published': End(_ERRORED, Reason.REASON_PUBLISH_FAILED, 'caller', 'note_refusal', 'PUBLISH_FAILED'),
+    'not_published': End(_ERRORED, Reason.REASON_PUBLISH_FAILED, 'caller', 'publish.note_refusal', 'PUBLISH_FAILED'),
     'skipped': End(_IGNORED, Reason.REASON_SKIPPED, 'caller', 'admit', 'admission.CLOSED'),
     'joined': End(_IGNORED, Reason.REASON_JOINED, 'caller', 'admit', 'admission.CLOSED'),
     'ignored_by_window': End(_IGNORED, Reason.REASON_IGNORE_WINDOW, 'caller', 'admit', 'admission.CLOSED'),

@@ -1,8 +1,8 @@
-"""Many runs of one task at once: one bulk insert, one producer.
+"""Many runs of one task: one bulk insert, one producer.
 
-A call of `apply_async` costs a row, a round trip to the broker and Celery's work of making a message. Here the rows go
-in by one statement, whose constant columns are said once, and Kombu sends the messages in batches where the transport
-can do that.
+A call of `apply_async` costs a row, a round trip to the broker and Celery's work of making a message. Here one
+statement inserts the rows, with the columns that they share given once, and Kombu sends the messages in batches where
+the transport can do that.
 """
 import logging
 from functools import partial
@@ -23,8 +23,7 @@ from ..store.times import aware
 from ..workflows.canvas import LINKS
 from ..workflows.family import are_orphans, refuse
 from .describe import describe, find_task
-from .enqueue import note_refusal
-from .publish import is_delayed, publish
+from .publish import is_delayed, note_refusal, publish
 from .rows import COLUMNS, CONSTANTS, REFERENCES, build_row, copied, exact_call, payload_columns
 
 __all__ = (
@@ -37,7 +36,7 @@ logger = logging.getLogger(__name__)
 #: Columns that differ from call to call, with their types; `request_id` and `root_id` follow the task's ID.
 VARIABLE = {'task_id': 'uuid', 'args': 'jsonb', 'kwargs': 'jsonb', 'message': 'text', 'exact_call': 'text'}
 SAME = [column for column in COLUMNS if column not in {*VARIABLE, 'request_id', 'root_id'}]
-#: What a parameter of `SELECT` is taken for, if it is not text.
+#: Types of the parameters of `SELECT` that are not text.
 TYPES = {
     'created': 'timestamptz', 'last_updated': 'timestamptz', 'options': 'jsonb', 'user_id': 'bigint',
     'object_type_id': 'int', 'object_id': 'bigint', 'scheduled': 'timestamptz', 'expires': 'timestamptz',
@@ -82,7 +81,7 @@ def send_many(app, task_or_name, calls, options):
     # All but the arguments and the ID is the same for all of them
     common = {option: value for option, value in _with_defaults(task, options).items() if option != 'task_id'}
     call = describe(app, name, (), {}, common)
-    # Before the first batch is sent: the last one may have an argument that cannot
+    # Before the first batch is sent: the last one may have an argument that cannot be
     payloads, ids = [payload_columns(name, list(args), kwargs, call.options) for args, kwargs in calls], []
     for start in range(0, len(calls), BATCH):
         batch = slice(start, start + BATCH)
@@ -94,7 +93,7 @@ def checked(task, calls):
     """Return calls as pairs of arguments and keyword arguments.
 
     Raises:
-        TypeError: Those of a call do not fit the task's signature. Nothing has been sent then.
+        TypeError: The arguments of a call do not fit the task's signature. Nothing has been sent then.
     """
     calls = [_normalized(call) for call in calls]
     if task is not None and task.typing and (check := getattr(task, '__header__', None)):
@@ -146,7 +145,7 @@ def _send_batch(call, calls, payloads):
         tag(ids, call.own.tags)
     messages = list(zip(task_ids, calls, ids))
     if caller().in_atomic_block:
-        # What the rows say is sent, whatever the caller does with its lists until then
+        # The messages have what the rows say, whatever the caller does with its lists until then
         on_commit(partial(_publish_on_commit, call, copied(call.name, messages)))
     else:
         accepted: set[int] = set()
@@ -176,7 +175,7 @@ def _note_refusal(call, messages, exc):
 def _publish_on_commit(call, messages):
     try:
         _publish(call, messages, set())
-    except Exception as exc:  # noqa: BLE001 - the caller's transaction is committed, there is nobody to tell
+    except Exception as exc:  # noqa: BLE001 - the caller's transaction is committed, and its code has gone on
         logger.error(
             '%s runs of %s could not all be sent, they will be sent again: %s', len(messages), call.name, exc
         )
@@ -204,8 +203,8 @@ def _publish(call, messages, accepted):
     options = call.message_options(True, is_deferred=True)
     del options['task_id']
     if is_delayed(app, options) or any(options.get(name) for name in LINKS):
-        # Its way through RabbitMQ, or what is to happen after it, is Celery's to know. By the queue itself, what is
-        # delayed would keep a place at a worker.
+        # Celery knows the way through RabbitMQ, and how to attach what is to happen afterwards. Sent to the queue
+        # itself, a delayed message would occupy a worker.
         for task_id, (args, kwargs), id in messages:
             publish(app, name, args, kwargs, **{**options, 'task_id': task_id})
             note(id)
@@ -231,12 +230,12 @@ def _publish(call, messages, accepted):
             options['declare'] = ()  # the first message has declared the queue
             if not is_batch:
                 note(id)
-    # Of a batch that fails nobody knows what got through: a worker that has begun a run keeps it
+    # If a batch fails, it is unknown what got through: a worker that has started a run keeps it
     for __, __, id in messages if is_batch else ():
         note(id)
 
 
-#: Options that go into the message; the others say how it is published.
+#: Options that go into the message; the others control how it is published.
 IN_MESSAGE = (
     'eta', 'expires', 'group_id', 'time_limit', 'soft_time_limit', 'parent_id', 'shadow', 'ignore_result', 'argsrepr',
     'kwargsrepr',

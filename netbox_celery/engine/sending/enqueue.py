@@ -20,13 +20,10 @@ from celery.result import EagerResult
 from django.db import DatabaseError, InternalError
 
 from ... import host
-from ..calls.arguments import call_text
 from ..calls.call import Call
-from ..calls.options import start_time, tag
+from ..calls.options import tag
 from ..calls.policies import policy_of
-from ..calls.queues import delivered_to
 from ..exceptions import DatabaseReadOnly, TaskConflict
-from ..store import lifecycle
 from ..store.database import (
     UNAVAILABLE,
     caller,
@@ -37,20 +34,18 @@ from ..store.database import (
     on_commit,
     refuse_read_only,
 )
-from ..store.headers import HEADER
-from ..store.payload import text_of
 from ..store.recorder import recorder
 from ..workflows.canvas import as_request
 from ..workflows.family import are_orphans, insert_child, refuse
 from .admission import admit, advance, is_under_way
 from .control import cancel_many
 from .describe import describe
-from .replace import INSERT_OR_TAKE_OVER, find_replaced, inherited, message_of, remember
+from .publish import note_refusal
+from .replace import INSERT_OR_TAKE_OVER, find_replaced, inherited, message_of, send_next
 from .rows import INSERT, build_row, check_payload, copied, exact_call, options_columns, payload_columns
 from .used import BEGIN_ANEW, conflict, find, forget, header_of, made
 
 __all__ = (
-    'note_refusal',
     'send',
 )
 
@@ -70,7 +65,7 @@ class Draft:
     header: Any = None
     #: The column values; empty if there is no row.
     row: Mapping[str, Any] | None = None
-    #: Whether the row is that of a task which replaced itself; `None`: not known yet.
+    #: Whether the row is that of a task which replaced itself; `None`: not looked for.
     takes_over: bool | None = None
     #: Primary key of the row once it was written.
     id: int | None = None
@@ -94,7 +89,7 @@ def send(app, publish, name, args, kwargs, options):
     """
     call = describe(app, name, args, kwargs, options)
     if call.continues:
-        return _send_next(call, publish)
+        return send_next(call, publish)
     if call.run is not None and call.run.replaced:
         call.run.continued = True  # something is sent in its place
     draft = Draft(call, publish, call.header)
@@ -111,7 +106,7 @@ def _send_untracked(draft):
     if call.options.get('serializer') in (None, 'json'):
         check_payload(call.name, call.args, call.kwargs, call.options)
     if policy_of(call.task, call.args, call.kwargs, call.settings):
-        raise CeleryError(f'{call.name}: unique, concurrency keys and ignore windows need a row, which it has not')
+        raise CeleryError(f'{call.name}: unique, concurrency keys and ignore windows need a row, and the call has none')
     return _send_now(replace(draft, header=False) if call.own.track is False else draft)
 
 
@@ -322,7 +317,7 @@ def _admit(draft, policy):
 
 def _line_up(draft, key):
     """Send the message if it is the turn of the run, and those of others whose turn it is."""
-    if advance(draft.call.app, partial(execute, caller()), key, but=draft.id):
+    if advance(draft.call.app, partial(execute, caller()), key, except_id=draft.id):
         _send_later(draft)
 
 
@@ -380,49 +375,6 @@ def _note_sent(draft, result):
         recorder.sent(draft.id)
     if invocation := draft.call.invocation:
         invocation.tell('trigger', result)
-
-
-def _send_next(call, publish):
-    """Send the next attempt of the current run, or what the task replaced itself with: its row exists."""
-    run, request = call.run, call.request
-    if call.options.get('serializer') in (None, 'json'):
-        check_payload(call.name, call.args, call.kwargs, call.options)
-    if not call.is_tracked:
-        return publish(call.name, call.args, call.kwargs, **call.message_options(False))
-    # The next attempt may start immediately, in another process: the log lines of this one come first.
-    recorder.flush(run)
-    run.next_eta = start_time(call.options)
-    header = request.get(HEADER) or True
-    if call.replaces or run.remembered or call.queue != delivered_to(call.app, request.delivery_info) or (
-        not _is_same_call(call)
-    ):
-        if not remember(call, header):
-            # The claim does not compare the message with the row then
-            header = {**(header if isinstance(header, dict) else {}), 'differs': True}
-        run.remembered = True
-    run.continued = True
-    result = publish(call.name, call.args, call.kwargs, **call.message_options(header))
-    if call.replaces:
-        recorder.sent(run.id)
-    return result
-
-
-def _is_same_call(call):
-    """Whether the next attempt of a run is the call that its row holds. The body may have changed its arguments."""
-    request = call.request
-    if call.name != (request.task or call.parent.name):
-        return False
-    if call.run.call is not None:
-        return call.run.call == call_text(call.args, call.kwargs)
-    return (list(call.args or ()), call.kwargs or {}) == (list(request.args or ()), request.kwargs or {})
-
-
-def note_refusal(ids, exc):
-    """Write that the broker refused messages; the caller gets the exception in any case."""
-    try:
-        lifecycle.publish_failed(caller(), ids, f'The broker did not accept the message: {text_of(exc)}')
-    except DatabaseError:
-        logger.exception('Runs %s were not sent, which could not be written', ids)
 
 
 # What the caller gets

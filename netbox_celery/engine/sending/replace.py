@@ -1,4 +1,4 @@
-"""`self.replace()`: what becomes of the row of a task that replaces itself, each way of it in one table.
+"""`self.replace()`: what happens to the row of a task that replaces itself, each way in one table.
 
 A single task takes the row over immediately. Of a chain the last step does, of a chord (or a group, of which Celery
 makes a chord) the body: it has the ID of the task that was replaced, and is sent by another process, later. So:
@@ -25,7 +25,9 @@ from kombu.exceptions import EncodeError
 
 from ...choices import ResultReasonChoices as Reason
 from ...choices import ResultStatusChoices as Status
-from ..calls.options import sent_options
+from ..calls.arguments import call_text
+from ..calls.options import sent_options, start_time
+from ..calls.queues import delivered_to
 from ..calls.run import get_run
 from ..exceptions import DatabaseReadOnly
 from ..store import lifecycle
@@ -34,7 +36,7 @@ from ..store.database import UNUSABLE, CallersConnection, caller, execute, get_c
 from ..store.headers import HEADER
 from ..store.payload import dumps
 from ..store.recorder import recorder
-from .rows import build_row, insert_statement
+from .rows import build_row, check_payload, insert_statement
 
 __all__ = (
     'INSERT_OR_TAKE_OVER',
@@ -48,6 +50,7 @@ __all__ = (
     'message_of',
     'opened_by',
     'remember',
+    'send_next',
     'settle',
     'take_over_statement',
     'takes_over',
@@ -143,12 +146,12 @@ def making_way(on_replace, end):
 
 @contextmanager
 def _handing_over(task, run, end):
-    """Let the row of a run wait for what replaces it, which is sent meanwhile; if that fails, the run goes on."""
+    """Make the row of a run wait for what replaces it, which is sent meanwhile; if that fails, the run goes on."""
     before = _begin(task, run, end)
     try:
         yield
     except Ignore:
-        # So Celery says that the replacement is on its way. An author's own `on_replace` may have sent nothing.
+        # By this Celery says that the replacement is on its way. An author's own `on_replace` may have sent nothing.
         if before is not None and not run.continued:
             _take_back(run, before)
         raise
@@ -174,7 +177,7 @@ def _begin(task, run, end):
     except DatabaseError as exc:
         if is_read_only(exc):
             raise DatabaseReadOnly(f'Task {run.task_id} was not replaced') from exc
-        # It is worth more than the row, which ends here. What depends on the run is told by what replaces it.
+        # The replacement is worth more than the row, which ends here, and tells what depends on the run
         logger.exception('What replaces task %s is run without being tracked', run.task_id)
         end(run, error='Replaced by a task that is not tracked')
         return None
@@ -203,9 +206,9 @@ def _release(run):
 
 @contextmanager
 def _outside_of_transactions():
-    """Let what is sent meanwhile be no part of a transaction of the body's: Celery leaves the body by an exception.
+    """Keep what is sent meanwhile out of a transaction of the body's: Celery leaves the body by an exception.
 
-    That rolls the transaction back, which the run has left for good; the replacement is to be there all the same.
+    That rolls the transaction back, which the run has left for good; the replacement has to stay.
     """
     if isinstance(get_connection(), CallersConnection):
         yield
@@ -222,8 +225,45 @@ def _outside_of_transactions():
             wrapper.close()
 
 
+# What goes on under the ID of the run: what replaces the task, and also its next attempt
+
+def send_next(call, publish):
+    """Send the next attempt of the current run, or what the task replaced itself with: its row exists."""
+    run, request = call.run, call.request
+    if call.options.get('serializer') in (None, 'json'):
+        check_payload(call.name, call.args, call.kwargs, call.options)
+    if not call.is_tracked:
+        return publish(call.name, call.args, call.kwargs, **call.message_options(False))
+    # The next attempt may start immediately, in another process: the log lines of this one come first.
+    recorder.flush(run)
+    run.next_eta = start_time(call.options)
+    header = request.get(HEADER) or True
+    if call.replaces or run.remembered or call.queue != delivered_to(call.app, request.delivery_info) or (
+        not _is_same_call(call)
+    ):
+        if not remember(call, header):
+            # The claim does not compare the message with the row then
+            header = {**(header if isinstance(header, dict) else {}), 'differs': True}
+        run.remembered = True
+    run.continued = True
+    result = publish(call.name, call.args, call.kwargs, **call.message_options(header))
+    if call.replaces:
+        recorder.sent(run.id)
+    return result
+
+
+def _is_same_call(call):
+    """Whether the next attempt of a run is the call that its row holds. The body may have changed its arguments."""
+    request = call.request
+    if call.name != (request.task or call.parent.name):
+        return False
+    if call.run.call is not None:
+        return call.run.call == call_text(call.args, call.kwargs)
+    return (list(call.args or ()), call.kwargs or {}) == (list(request.args or ()), request.kwargs or {})
+
+
 def message_of(name, args, kwargs, options):
-    """Return what it takes to send a message again that is not the one that its row was made for."""
+    """Return what a row keeps to send a message again that differs from the one it was made for."""
     return dumps([list(args or ()), kwargs or {}, name, sent_options(options, None)])
 
 
@@ -246,7 +286,7 @@ def remember(call, header):
             queue=row['queue'], scheduled=row['scheduled'], expires=row['expires']
         )
     except (DatabaseError, EncodeError, LookupError, TypeError, ValueError):
-        # Whether it can be sent now is for the broker to say
+        # Whether it can be sent now depends on the broker
         logger.exception('Task %s[%s] could not be sent again, if that was necessary', call.name, run.task_id)
         return False
     return True
@@ -284,7 +324,7 @@ def inherited(own, header):
 
 
 def _beginning(header):
-    """Return what the header of a message says of the call with which its row has begun anew (see `used`)."""
+    """Return what the header of a message says of the call that uses its row again (see `used`)."""
     return {key: header[key] for key in BEGINNING if key in header} if isinstance(header, dict) else {}
 
 
@@ -300,7 +340,7 @@ def opened_by(header):
 # The sweep
 
 def settle(connection, task_id, claims, error):
-    """Settle a run whose worker was lost while its replacement was on its way: what is known of that is sent (again).
+    """Settle a run whose worker was lost while its replacement was on its way: if the row has that, it is sent again.
 
     Returns:
         What `lifecycle.close_replaced` does, or `None` if it goes on.

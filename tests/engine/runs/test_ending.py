@@ -42,7 +42,7 @@ from netbox_celery.engine.runs import claim, ending, reports
 from netbox_celery.engine.runs.ending import ENDS, describe, failure_of
 from netbox_celery.engine.runs.tracked import TrackedResult
 from netbox_celery.engine.sending import admission
-from netbox_celery.engine.sending.enqueue import note_refusal
+from netbox_celery.engine.sending.publish import note_refusal
 from netbox_celery.engine.sending.rows import INSERT, build_row
 from netbox_celery.engine.store import database, lifecycle
 from netbox_celery.engine.store.database import EngineConnection, get_connection

@@ -217,7 +217,7 @@ def test_predecessor():
 
 def test_place_that_is_gone_again():
     """Who finds a place free again and again, and never gets it, gives up with an error."""
-    with pytest.raises(TaskConflict, match='no place under the key'):
+    with pytest.raises(TaskConflict, match='no slot under the key'):
         admit(policy(), insert=lambda statement, row: SimpleNamespace(id=None))
 
 
@@ -300,10 +300,10 @@ def test_advance(sent):
 def test_own_turn(sent):
     """Who asks for its own turn sends its message itself."""
     first, second = make(0), make(0)
-    assert admission.advance(app, run_sql, KEY, but=second.pk) is False
+    assert admission.advance(app, run_sql, KEY, except_id=second.pk) is False
     assert sent == [str(first.task_id)]
     CeleryResult.objects.filter(pk=first.pk).update(completed=timezone.now())
-    assert admission.advance(app, run_sql, KEY, but=second.pk) is True
+    assert admission.advance(app, run_sql, KEY, except_id=second.pk) is True
     assert len(sent) == 1
 
 
