@@ -29,14 +29,14 @@ from .engine.calls.arguments import dump_after_task_id, header, merge_arguments
 from .engine.calls.hooks import TaskHooks, invocation_of, tell
 from .engine.calls.oncommit import OnCommitTask, call_on_commit
 from .engine.calls.options import lift, parameter_names, split
-from .engine.calls.policies import default_unique_key_generator, policy_of, seconds, take_settings, window_key
+from .engine.calls.policies import default_unique_key_generator, policy_of, seconds, split_settings, window_key
 from .engine.calls.run import get_run, run_of
 from .engine.catalogue.commands import command_task
 from .engine.exceptions import TaskConflict, TaskFailed
 from .engine.internals import is_protected, protect
 from .engine.runs.context import change_context
 from .engine.runs.interruption import is_order
-from .engine.runs.tracked import TrackedResult, look_for_cancel, tell_own_end
+from .engine.runs.tracked import TrackedResult, look_for_cancel, report_own_end
 from .engine.sending.admission import is_processing, open_window, why_not_now
 from .engine.store.database import caller, execute, get_connection
 from .engine.store.recorder import recorder
@@ -131,7 +131,7 @@ class CeleryBaseTask(TaskHooks, OnCommitTask):
             logger.warning(
                 '%s[%s] raised this after it had set its final status', self.name, request.id, exc_info=True
             )
-        return value if run is None or run.own_end is None else tell_own_end(self, request, *run.own_end)
+        return value if run is None or run.own_end is None else report_own_end(self, request, *run.own_end)
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """Called before the body. The run is claimed before this is called, also if it is overridden."""
@@ -248,17 +248,19 @@ class CeleryBaseTask(TaskHooks, OnCommitTask):
         if options.get('retries'):
             # The next attempt, which Celery makes inside the call of the first: that call was admitted and reported
             return super().apply(args, kwargs, **options)
-        policy = policy_of(self, args, kwargs, take_settings(options))
-        invocation = invocation_of(self, args, kwargs, options)
+        celery_options, settings = split_settings(options)
+        policy = policy_of(self, args, kwargs, settings)
+        invocation = invocation_of(self, args, kwargs, celery_options)
         why_not = policy and why_not_now(policy)
         if why_not:
-            result = EagerResult(options.get('task_id') or str(uuid4()), None, states.IGNORED, name=self.name)
+            result = EagerResult(celery_options.get('task_id') or str(uuid4()), None, states.IGNORED, name=self.name)
         else:
-            result = super().apply(args, kwargs, **options)
+            result = super().apply(args, kwargs, **celery_options)
             if policy and policy.window_length and result.successful():
                 open_window(partial(execute, caller()), policy.window, policy.window_length, result.id)
-        for what in ('apply', why_not or 'trigger') if invocation else ():
-            invocation.tell(what, result)
+        if invocation:
+            for what in ('apply', why_not or 'trigger'):
+                invocation.tell(what, result)
         return result
 
     def is_processing(self, args: Args = None, kwargs: Kwargs = None) -> bool:

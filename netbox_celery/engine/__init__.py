@@ -9,9 +9,10 @@ The rooms tell the story of a run in this order:
 1. `calls`: **a task is called**, with `delay()`, from a form or REST, or by a schedule. Every call has the same parts:
    the task's name, arguments, options, a queue, and policies such as a concurrency key or an ignore window. `catalogue`
    knows which tasks exist, and which arguments and queues people may give them.
-2. `sending`: **the call becomes a row, and then a message.** Admission decides whether the call gets a run that starts
-   now, waits in line for a slot, joins an active run, or is ignored or refused. The row is written before the message
-   is sent, and holds everything that is needed to send it again. So an accepted call cannot get lost.
+2. `sending`: **the call is described once, and becomes a row, and then a message.** Admission decides whether the call
+   gets a run that starts now, waits in line for a slot, joins an active run, or is ignored or refused. The row is
+   written before the message is sent, and holds everything that is needed to send it again. So an accepted call cannot
+   get lost.
 3. `runs`: **a worker claims the row, and runs the body.** A claim is a fencing token: of all messages of an attempt and
    all their copies, one gets it, and only its holder can finish the run. While the body runs, its log and its progress
    are written on a separate connection, so they are visible before the task's own transaction is committed.
@@ -34,7 +35,7 @@ Where each guarantee is kept (search for `GUARANTEE`; `docs/guarantees.md` lists
 
 * A run is not lost: `sending.enqueue`, `store.lifecycle`, `worker.sweep`, `worker.missing`.
 * A run does not run twice, and finishes once: `store.lifecycle` (claim and finish), `runs.claim`.
-* A run does not stay "running": `worker.presence`, `worker.sweep`, `runs.reports`.
+* A run does not stay "running": `worker.presence`, `worker.sweep`, `runs.ending`.
 * No more runs than the limit are active under a concurrency key: `sending.admission`.
 * A cancelled run does not start: `store.lifecycle`, `workflows.family`.
 * A task that replaces itself keeps its row: `sending.replace`, `store.lifecycle`.

@@ -68,7 +68,7 @@ class WriteTest(APITestCase):
         for queue in ('odd', 'unacked', '_kombu.x'):
             self.assertWrong(self.post(queue=queue), 'queue', 'There ')
         schedule = make_schedule(owner=self.user, queue='odd')
-        self.assertWrong(self.patch(schedule, queue='unacked_mutex'), 'queue', 'There can be no queue')
+        self.assertWrong(self.patch(schedule, queue='unacked_mutex'), 'queue', 'A queue cannot be named')
         self.assertWrong(self.patch(schedule, queue='other'), 'queue', 'Queues are: celery')
         # What nobody touches stays; and what is taken away is
         self.assertHttpStatus(self.patch(schedule, description='x', enabled=False), status.HTTP_200_OK)

@@ -14,19 +14,12 @@ from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, Worker
 from celery import states
 from celery.backends.base import decompress_payload
 from celery.exceptions import (
-    ChordError,
-    MaxRetriesExceededError,
     NotRegistered,
-    QueueNotFound,
-    Reject,
     Retry,
-    TaskRevokedError,
 )
 from django.db import DatabaseError
-from kombu.exceptions import EncodeError, OperationalError
 from kombu.utils.encoding import bytes_to_str
 
-from ...choices import ResultReasonChoices as Reason
 from ...choices import ResultStatusChoices as Status
 from ...config import get_config
 from ..app import get_app
@@ -34,17 +27,20 @@ from ..calls.ids import other_spelling
 from ..calls.run import get_run
 from ..catalogue import discovery
 from ..exceptions import (
-    BodyInterrupted,
-    BranchNotReady,
-    NotHandedOver,
-    OutOfRange,
-    QueueRefused,
     RetryNotSent,
-    TaskFailed,
 )
 from ..runs import reports
+from ..runs.ending import (
+    ENDS,
+    describe,
+    end_claimed,
+    end_from_outside,
+    end_unclaimed,
+    failure_of,
+    give_back,
+    record_retry,
+)
 from ..runs.errbacks import note_errbacks
-from ..runs.outcome import finish_run, finish_unclaimed, retry_run
 from ..store import lifecycle
 from ..store.database import get_connection
 from ..store.payload import (
@@ -81,35 +77,7 @@ PLUGIN = "SELECT plugin FROM netbox_celery_celerytask WHERE name = %s AND plugin
 #: Celery's message for a task that a cold shutdown cancelled (`celery.worker.request.Request.cancel`).
 CANCELLED_BY_CELERY = 'cancelled by Celery'
 
-REVOKE_REASONS = {
-    'revoked': Reason.REASON_CANCELLED,
-    'terminated': Reason.REASON_TERMINATED,
-    'expired': Reason.REASON_EXPIRED,
-}
-
-#: Exceptions with a special meaning that a body may raise.
-BODY_FAILURES = (
-    (TaskFailed, Status.STATUS_FAILED, ''),
-    (BranchNotReady, Status.STATUS_FAILED, Reason.REASON_BRANCH_NOT_READY),
-    (SoftTimeLimitExceeded, Status.STATUS_ERRORED, Reason.REASON_SOFT_TIME_LIMIT),
-    (MaxRetriesExceededError, Status.STATUS_ERRORED, Reason.REASON_MAX_RETRIES),
-    (Reject, Status.STATUS_FAILED, Reason.REASON_REJECTED),
-)
-#: The same, with those by which Celery reports the end of a run. If a body raises one of these (for example because it
-#: waits for the result of another run), it is an ordinary error.
-FAILURES = (
-    *BODY_FAILURES,
-    (TimeLimitExceeded, Status.STATUS_ERRORED, Reason.REASON_TIME_LIMIT),
-    (WorkerLostError, Status.STATUS_ERRORED, Reason.REASON_WORKER_LOST),
-    (NotRegistered, Status.STATUS_ERRORED, Reason.REASON_UNREGISTERED),
-    (NotHandedOver, Status.STATUS_ERRORED, Reason.REASON_REJECTED),
-    (ChordError, Status.STATUS_ERRORED, Reason.REASON_UPSTREAM_FAILED),
-    (TaskRevokedError, Status.STATUS_REVOKED, Reason.REASON_CANCELLED),
-)
-
-
-#: Causes for which `Task.retry()` could not send the next attempt.
-UNSENT = (OperationalError, EncodeError, QueueNotFound, QueueRefused, OutOfRange)
+REVOKES = {'revoked': ENDS['revoked'], 'terminated': ENDS['terminated'], 'expired': ENDS['expired']}
 
 
 class TrackingMixin(KeyValueStoreBackend):
@@ -125,7 +93,7 @@ class TrackingMixin(KeyValueStoreBackend):
             columns, __ = result_columns(result, get_config().payload_length)
             if not store_result:
                 columns['exact_result'] = untold(columns.get('exact_result'))
-            finish_unclaimed(task_id, Status.STATUS_COMPLETED, in_backend=store_result, **columns)
+            end_unclaimed(task_id, ENDS['returned_unclaimed'], in_backend=store_result, **columns)
         if run is None:
             return super().mark_as_done(task_id, result, request, store_result, state)
         columns, text = result_columns(self.prepare_value(result), get_config().payload_length)
@@ -138,8 +106,8 @@ class TrackingMixin(KeyValueStoreBackend):
             and not getattr(request, 'netbox_stored', False) and other_spelling(request, task_id) is None
             and isinstance(self, RowResultsMixin) and self.can_publish(request)
         )
-        status = self._finish(
-            run, Status.STATUS_COMPLETED, in_backend=store_result and not row_is_enough, **columns
+        status = self._end_claimed(
+            run, ENDS['returned'], in_backend=store_result and not row_is_enough, **columns
         )
         if status != Status.STATUS_COMPLETED:
             return self._mark_as_ended(task_id, status, request, store_result)
@@ -154,21 +122,22 @@ class TrackingMixin(KeyValueStoreBackend):
         if call_errbacks:
             note_errbacks(self, request)
         if run is not None:
-            status, reason, error = describe_failure(_raised(exc), by_body=True)
-            row_status = self._finish(
-                run, status, reason=reason, error=error, traceback=_text(traceback),
-                exact_result=self.exception_text(exc), in_backend=store_result
+            end, error = failure_of(_raised(exc), by_body=True)
+            row_status = self._end_claimed(
+                run, end, error=error, traceback=_text(traceback), exact_result=self.exception_text(exc),
+                in_backend=store_result
             )
-            if row_status != status:
+            if row_status != end.status:
                 return self._mark_as_ended(task_id, row_status, request, store_result)
         elif _goes_back(exc, request):
-            reports.requeue_run(
-                task_id, attempt=_attempt(request), reason=Reason.REASON_TIME_LIMIT, error=describe(exc)
+            give_back(
+                task_id, ENDS['time_limit_given_back'], ENDS['time_limit'], attempt=_attempt(request),
+                error=describe(exc)
             )
         elif getattr(request, 'netbox_unclaimed', False):
-            status, reason, error = describe_failure(_raised(exc), by_body=True)
-            finish_unclaimed(
-                task_id, status, reason=reason, error=error, traceback=_text(traceback),
+            end, error = failure_of(_raised(exc), by_body=True)
+            end_unclaimed(
+                task_id, end, error=error, traceback=_text(traceback),
                 exact_result=self.exception_text(exc) if store_result else untold(None), in_backend=store_result
             )
         elif isinstance(exc, NotRegistered) and is_of_another(
@@ -176,11 +145,11 @@ class TrackingMixin(KeyValueStoreBackend):
         ):
             return None
         elif not getattr(request, 'is_eager', False):
-            status, reason, error = describe_failure(exc)
+            end, error = failure_of(exc)
             if isinstance(exc, NotRegistered) and (why := why_not_here(exc)):
                 error = cut_text(f'{error}. {why}', get_config().log_message_length)
-            row = reports.close_run(
-                task_id, status, attempt=_attempt(request), reason=reason, error=error,
+            row = end_from_outside(
+                task_id, end, attempt=_attempt(request), error=error,
                 traceback=_text(traceback or getattr(request, 'netbox_traceback', None), exc),
                 exact_result=self.exception_text(exc) if store_result else untold(None), in_backend=store_result
             )
@@ -201,7 +170,7 @@ class TrackingMixin(KeyValueStoreBackend):
         if run is not None and not run.continued:
             return self.mark_as_failure(task_id, RetryNotSent(), traceback, request, store_result)
         if run is not None:
-            row = retry_run(run, describe(exc), _text(traceback), self.exception_text(exc))
+            row = record_retry(run, describe(exc), _text(traceback), self.exception_text(exc))
             if row is None or row[1] != Status.STATUS_RETRYING:
                 # The next attempt has already started, so its states are newer than this one; or it was cancelled
                 return self._mark_as_ended(task_id, row and row[1], request, store_result)
@@ -209,14 +178,15 @@ class TrackingMixin(KeyValueStoreBackend):
                 return exc  # the row is enough
         elif isinstance(exc, Retry) and CANCELLED_BY_CELERY in str(exc):
             # The message is acknowledged, so the broker will not redeliver it
-            reports.close_run(
-                task_id, Status.STATUS_ERRORED, attempt=_attempt(request), reason=Reason.REASON_WORKER_LOST,
+            end_from_outside(
+                task_id, ENDS['shut_down'], attempt=_attempt(request),
                 error='The worker was shut down while the task was running'
             )
         elif isinstance(exc, WorkerLostError):
             # `retry_on_worker_lost`: the parent has sent the next attempt
-            reports.requeue_run(
-                task_id, attempt=_attempt(request), reason=Reason.REASON_WORKER_LOST, error=describe(exc)
+            give_back(
+                task_id, ENDS['process_lost_retried'], ENDS['process_lost_too_often'], attempt=_attempt(request),
+                error=describe(exc)
             )
         return super().mark_as_retry(
             task_id, exc, traceback=traceback, request=request, store_result=store_result, state=state
@@ -230,10 +200,10 @@ class TrackingMixin(KeyValueStoreBackend):
         if reason == 'expired' and is_of_another(task_id, getattr(request, 'task', None)):
             return None
         # Only a terminated task was running. While a run is running, a copy of its message may be revoked, or expire
-        row = reports.close_run(
-            task_id, Status.STATUS_REVOKED, attempt=_attempt(request) if reason == 'terminated' else None,
-            reason=REVOKE_REASONS.get(reason, Reason.REASON_CANCELLED),
-            error='' if reason in REVOKE_REASONS else reason, in_backend=store_result
+        row = end_from_outside(
+            task_id, REVOKES.get(reason, ENDS['revoked']),
+            attempt=_attempt(request) if reason == 'terminated' else None,
+            error='' if reason in REVOKES else reason, in_backend=store_result
         )
         if row is None and reports.status_of(task_id) == Status.STATUS_RUNNING:
             return None
@@ -288,7 +258,7 @@ class TrackingMixin(KeyValueStoreBackend):
             except Exception:  # noqa: BLE001 - it is invalid for another reason, which the first exception names
                 raise exc from None
 
-    def _finish(self, run, status, **values):
+    def _end_claimed(self, run, end, **values):
         """Finish a run of this process.
 
         Returns:
@@ -296,16 +266,16 @@ class TrackingMixin(KeyValueStoreBackend):
             another claim has finished it with the same status.
         """
         if run.ended:
-            return status
-        row = finish_run(run, status, **values)
+            return end.status
+        row = end_claimed(run, end, **values)
         if row is not None:
             return row[1]
         found = lifecycle.explain(get_connection(), run.task_id)
         if found is None:
-            return status
+            return end.status
         row_status, *__, claims = found
         # The same status by the same claim is this end: the answer was lost with a connection, and it was written again
-        return row_status if claims == run.claims or row_status != status else None
+        return row_status if claims == run.claims or row_status != end.status else None
 
 
 class StoringMixin(KeyValueStoreBackend):
@@ -386,42 +356,6 @@ def _record_custom_state(run, state, meta):
         run, value=value, value_max=value_max, data=shown_jsonb(meta, get_config().payload_length),
         step=step if step is not None else (state if state != 'PROGRESS' else None),
     )
-
-
-def describe_failure(exc, by_body=False):
-    """Return `(status, reason, error)` for an exception that ended a task.
-
-    Args:
-        exc: The exception.
-        by_body: Whether the body raised it; otherwise Celery reports the end of the run with it.
-    """
-    status, reason = Status.STATUS_ERRORED, ''
-    for cls, *meaning in BODY_FAILURES if by_body else FAILURES:
-        if isinstance(exc, cls):
-            status, reason = meaning
-            break
-    if isinstance(exc, Reject) and isinstance(exc.reason, UNSENT):
-        # `Task.retry()` could not send the next attempt
-        status, reason = Status.STATUS_ERRORED, Reason.REASON_PUBLISH_FAILED
-    return status, reason, describe(exc)
-
-
-def describe(exc):
-    """Return an exception as one line for people: its type, unless the message is enough, and its message."""
-    if exc is None:
-        return ''
-    try:
-        text = str(exc.reason if isinstance(exc, Reject) else exc)
-    except Exception:  # noqa: BLE001 - an author's __str__ may raise anything
-        text = '<its text could not be made>'
-    name = type(exc).__name__
-    if text == f'{name}()':
-        line = name
-    elif isinstance(exc, TaskFailed | BodyInterrupted | BranchNotReady) or text.startswith(f'{name}('):
-        line = text
-    else:
-        line = f'{name}: {text}' if text else name
-    return cut_text(line, get_config().log_message_length)
 
 
 def _text(traceback, exc=None):

@@ -5,6 +5,7 @@ yet, and a plain task should not pay for steps that may never run. A step is clo
 not succeed: it ends as `errored` with the reason `upstream_failed`.
 """
 from contextlib import suppress
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -12,9 +13,11 @@ from django.db import DatabaseError
 
 from ...choices import ResultReasonChoices as Reason
 from ...choices import ResultStatusChoices as Status
+from ..calls.call import Call
 from ..calls.ids import canonical, canonical_ids
-from ..calls.options import Own, lift, mark, split
+from ..calls.options import Own, lift, split
 from ..sending.admission import advance_line
+from ..sending.describe import find_task, wants_row
 from ..sending.rows import build_row, insert_statement
 from ..sending.used import anew_statement, find_earlier, forget, header_of
 from ..store import lifecycle
@@ -42,6 +45,8 @@ FAILED_MEMBER = f"""
     ORDER BY completed LIMIT 1
 """
 EXISTING = f'SELECT status, reason FROM {lifecycle.TABLE} WHERE task_id = %s'
+#: Options of a step that mean nothing once it will never run.
+LAPSED = ('eta', 'countdown', 'expires')
 
 
 class Blame(NamedTuple):
@@ -70,18 +75,10 @@ def _own_of(task, signature):
     return kwargs, options, Own.merge(task, own)
 
 
-def _is_tracked(task, own):
-    from ..sending.enqueue import wants_row
-
-    return wants_row(task, own)
-
-
 def is_tracked_step(app: Any, signature: Any) -> bool:
     """Whether a single step has a row after it was sent."""
-    from ..sending.enqueue import find_task
-
     task = find_task(app, signature['task'])
-    return _is_tracked(task, _own_of(task, signature)[-1])
+    return wants_row(task, _own_of(task, signature)[-1])
 
 
 def close_step(
@@ -99,37 +96,35 @@ def close_step(
     Returns:
         `False` if the step was sent.
     """
-    from ..sending.enqueue import find_task
-
     name = signature['task']
     task = find_task(app, name)
     kwargs, options, own = _own_of(task, signature)
-    canonical_ids(options)
+    options = canonical_ids(options)
     task_id: Any = options.get('task_id')
     if not is_uuid(task_id):
         return True
     culprit = load_culprit(blame)
-    if not _is_tracked(task, own):
+    if not wants_row(task, own):
         # It has no row, unless it is the last step of the replacement of a tracked task
         _free(lifecycle.close_replaced(
             get_connection(), task_id, culprit.sentence, exact_result=exact_result, in_backend=in_backend
         ))
         return True
-    for time_option in ('eta', 'countdown', 'expires'):
-        options.pop(time_option, None)
-    options |= {'root_id': culprit.root_id or options.get('root_id'),
-                'parent_id': options.get('parent_id') or culprit.task_id}
+    options = {option: value for option, value in options.items() if option not in LAPSED} | {
+        'root_id': culprit.root_id or options.get('root_id'), 'parent_id': options.get('parent_id') or culprit.task_id
+    }
     end = {
         'status': Status.STATUS_ERRORED, 'message': None, 'error': clean_text(culprit.sentence),
         'exact_result': exact_result, 'in_backend': in_backend,
     }
-    row = build_row(app, name, signature.get('args'), kwargs, options, own, task, culprit) | end
+    call = Call(app, name, signature.get('args'), kwargs, options, own, task=task)
+    row = build_row(call, culprit) | end
     connection = get_connection()
     if connection.execute(CLOSE, row, patience=5):
         return True
     if found := find_earlier(connection, row, culprit):
-        mark(options, header_of(found, culprit, True))
-        row = build_row(app, name, signature.get('args'), kwargs, options, own, task, culprit) | end
+        anew = replace(call, options=call.message_options(header_of(found, culprit, True)))
+        row = build_row(anew, culprit) | end
         if connection.execute(CLOSE_ANEW, row | {'seen': found.completed}, patience=5):
             forget(app.backend, task_id)
             return True

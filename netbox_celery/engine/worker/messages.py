@@ -32,7 +32,8 @@ from ..catalogue import discovery
 from ..catalogue.strategies import has_own_strategy, strategy_of, why_not_in_branch, why_untracked
 from ..exceptions import BodyInterrupted, BranchNotReady, NotHandedOver, OutOfMemory
 from ..internals import context_of
-from ..runs.reports import close_run, status_of
+from ..runs.ending import ENDS, end_from_outside
+from ..runs.reports import status_of
 from ..store.branches import HEADER as BRANCH
 from ..store.branches import is_branch
 from ..store.headers import HEADER
@@ -310,7 +311,7 @@ def _let_go(app, message, unclaimed):
     task = app.tasks[name]
     # The task itself stores a result, if there is one, in the result backend
     why = f'Not tracked: {why_untracked(name, strategy_of(task))}'
-    ended = close_run(task_id, Status.STATUS_IGNORED, error=why, in_backend=True)
+    ended = end_from_outside(task_id, ENDS['not_followed'], error=why, in_backend=True)
     if ended is None and status_of(task_id) == Status.STATUS_REVOKED:
         logger.info('Task %s[%s] does not run: it was revoked', name, task_id)
         return False

@@ -26,7 +26,6 @@ from celery.exceptions import Ignore, TaskRevokedError
 from django.db import ProgrammingError, connections
 from kombu.exceptions import DecodeError
 
-from ...choices import ResultReasonChoices as Reason
 from ...choices import ResultStatusChoices as Status
 from ..calls.hooks import tell_of_failure
 from ..calls.run import get_run, leave
@@ -35,13 +34,12 @@ from ..catalogue import discovery
 from ..exceptions import BranchNotReady, IgnoredByWindow, RetryNotSent
 from ..identity import identity
 from ..internals import fixups, set_join_will_block
-from ..results.backend import describe, describe_failure, is_of_another
+from ..results.backend import is_of_another
 from ..runs.claim import note_call, track_all_tasks
+from ..runs.ending import ENDS, describe, end_claimed, end_from_outside, failure_of, give_back, record_retry
 from ..runs.interruption import is_interruption, tell_of_interruption
 from ..runs.loghandler import install_log_handler, remove_log_handler
-from ..runs.outcome import finish_run, retry_run
-from ..runs.reports import close_run, requeue_run
-from ..sending.enqueue import is_tracked
+from ..sending.describe import is_tracked
 from ..sending.rows import INSERT, refused_row
 from ..store import greenlets, lifecycle
 from ..store.branches import leave_run, opened, warm_up
@@ -83,16 +81,16 @@ def on_postrun(sender=None, state=None, retval=None, **kwargs):
     if run.ended:
         return
     if state == states.IGNORED and not run.replaced:
-        reason = Reason.REASON_IGNORE_WINDOW if isinstance(retval, IgnoredByWindow) else ''
-        finish_run(run, Status.STATUS_IGNORED, reason=reason, error=_message(retval))
+        end = ENDS['ignored_at_start' if isinstance(retval, IgnoredByWindow) else 'ignored']
+        end_claimed(run, end, error=_message(retval))
         sender.backend.end_ignored(request, retval or Ignore('ignored'))
     elif state == states.REJECTED and retval is not None:
         if retval.requeue and sender.acks_late:
             recorder.flush(run)
             lifecycle.requeue(get_connection(), run.task_id, by='body', claims=run.claims, error=describe(retval))
         else:
-            status, reason, error = describe_failure(retval, by_body=True)
-            finish_run(run, status, reason=reason, error=error)
+            end, error = failure_of(retval, by_body=True)
+            end_claimed(run, end, error=error)
             sender.backend.end_dependents(request, retval)
 
 
@@ -114,7 +112,7 @@ def on_retry(sender=None, request=None, reason=None, einfo=None, **kwargs):
         return
     traceback = str(einfo.traceback) if einfo else ''
     if run.continued:
-        retry_run(run, describe(reason.exc), traceback)
+        record_retry(run, describe(reason.exc), traceback)
     else:
         sender.backend.mark_as_failure(run.task_id, RetryNotSent(), traceback, request, store_result=False)
 
@@ -126,13 +124,13 @@ def on_rejected(sender=None, message=None, exc=None, **kwargs):
 
     task_id = task_id_of(message)
     name, args, kwargs = arguments_of(message)
-    if is_uuid(task_id) and not is_of_another(task_id, name):
+    if task_id and is_uuid(task_id) and not is_of_another(task_id, name):
         if isinstance(exc, BranchNotReady):
-            error, status, reason = str(exc), Status.STATUS_FAILED, Reason.REASON_BRANCH_NOT_READY
+            error, end = str(exc), ENDS['refused_in_branch']
         else:
             error = f'The message could not be read: {describe(exc)}' if exc else 'The message could not be read'
-            exc, status, reason = DecodeError(error), Status.STATUS_ERRORED, Reason.REASON_REJECTED
-        close = partial(close_run, task_id, status, reason=reason, error=error)
+            exc, end = DecodeError(error), ENDS['unreadable']
+        close = partial(end_from_outside, task_id, end, error=error)
         if close() or _insert_foreign(sender.app, message, task_id, name, args, kwargs) and close():
             sender.app.backend.tell_end(task_id, exc, states.FAILURE)
             if task := sender.app.tasks.get(name):
@@ -181,9 +179,9 @@ def on_received(request=None, **kwargs):
     reject = request.on_reject
 
     def on_reject(log, errors, requeue=False):
-        if requeue and (ended := requeue_run(
-            request.id, attempt=(request.request_dict.get('retries') or 0) + 1, reason=Reason.REASON_WORKER_LOST,
-            error=(lost := 'The process that ran it was lost')
+        if requeue and (ended := give_back(
+            request.id, ENDS['process_lost_given_back'], ENDS['process_lost_too_often'],
+            attempt=(request.request_dict.get('retries') or 0) + 1, error=(lost := 'The process that ran it was lost')
         )):
             requeue = False
             if ended == Status.STATUS_REVOKED:

@@ -19,16 +19,16 @@ from celery import states
 from celery.exceptions import TaskRevokedError
 from celery.worker import state
 
-from ...choices import ResultReasonChoices as Reason
 from ...choices import ResultStatusChoices as Status
 from ...config import get_config
 from ..calls.exact import call_of
 from ..calls.hooks import tell_of_failure
 from ..identity import identity
 from ..results import chords
+from ..runs.ending import ENDS
 from ..schedules.sync import sync_catalogue
 from ..sending import replace
-from ..sending.admission import advance_all
+from ..sending.admission import advance_all, advance_line
 from ..sending.control import terminate_cancelled
 from ..sending.publish import COLUMNS, is_away, send_row
 from ..store import lifecycle
@@ -62,19 +62,17 @@ ALIVE = f"""
 """
 #: The columns of a run that `_let_go` takes.
 RUN = 'task_id, celery_name, claims, nesting, status'
-#: Runs whose replacement is being sent by a worker, which holds them until then.
-HANDED_OVER = f"{lifecycle.WAITING} AND nesting > 0 AND reason = 'replaced' AND holder IS NOT NULL"
 LOST = f"""
     SELECT {RUN}, worker FROM {lifecycle.TABLE}
     WHERE completed IS NULL AND (
         status = 'running' AND (holder IS NULL OR holder NOT IN ({ALIVE}))
-        OR {HANDED_OVER} AND holder NOT IN ({ALIVE})
+        OR {replace.ON_ITS_WAY} AND holder NOT IN ({ALIVE})
     ) AND holder IS DISTINCT FROM %(own)s AND task_id <> ALL(%(left_out)s::uuid[])
     ORDER BY id LIMIT {BATCH}
 """
 HELD = f"""
     SELECT {RUN} FROM {lifecycle.TABLE}
-    WHERE completed IS NULL AND holder = %s AND (status = 'running' OR {HANDED_OVER})
+    WHERE completed IS NULL AND holder = %s AND (status = 'running' OR {replace.ON_ITS_WAY})
 """
 UNSENT = f"""
     SELECT id, {COLUMNS} FROM {lifecycle.TABLE}
@@ -234,7 +232,9 @@ def release(connection: EngineConnection, app: Any) -> None:
 def _let_go(connection, app, run, error):
     task_id, name, claims, nesting, status = run
     if status != Status.STATUS_RUNNING:
-        if replace.settle(connection, task_id, claims, error):
+        if closed := replace.settle(connection, task_id, claims, error):
+            if closed[1]:
+                advance_line(connection, closed[1])
             app.backend.tell_end(task_id, WorkerLostError(error), states.FAILURE)
         return
     found = connection.execute(CALL, (task_id,))
@@ -245,10 +245,11 @@ def _let_go(connection, app, run, error):
         # The run continued as another task; its name is in the message, if that is known
         name = rest[0] if rest and isinstance(rest[0], str) else None
     task = app.tasks.get(name)
+    again, lost = ENDS['worker_lost_given_back'], ENDS['worker_lost']
     row = task is not None and task.acks_late and lifecycle.requeue(
-        connection, task_id, by='claim', claims=claims, reason=Reason.REASON_WORKER_LOST, error=error, resend=True
+        connection, task_id, by='claim', claims=claims, reason=again.reason, error=error, resend=True
     ) or lifecycle.finish(
-        connection, task_id, Status.STATUS_ERRORED, claims=claims, reason=Reason.REASON_WORKER_LOST, error=error,
+        connection, task_id, lost.status, claims=claims, reason=lost.reason, error=error,
         exact_result=app.backend.exception_text(WorkerLostError(error))
     )
     if not row:
@@ -278,10 +279,12 @@ def _decode(message, is_original, exact):
 
 def expire(connection, app):
     """Revoke runs that expired while they waited; a broker may drop their messages silently."""
+    expired = ENDS['expired_in_queue']
+
     def settle(row):
         (task_id,) = row
         if lifecycle.finish(
-            connection, task_id, Status.STATUS_REVOKED, reason=Reason.REASON_EXPIRED,
+            connection, task_id, expired.status, reason=expired.reason,
             error='Expired before a worker started it',
             exact_result=app.backend.exception_text(TaskRevokedError('expired'))
         ):
@@ -312,9 +315,9 @@ def resend(connection, app):
 
 
 def _cannot_be_sent(connection, app, exc, row):
-    (task_id,) = row
+    (task_id,), end = row, ENDS['unsendable']
     if lifecycle.finish(
-        connection, task_id, Status.STATUS_ERRORED, reason=Reason.REASON_PUBLISH_FAILED,
+        connection, task_id, end.status, reason=end.reason,
         error=f'Cannot be sent: {text_of(exc)}', exact_result=app.backend.exception_text(exc)
     ):
         app.backend.tell_end(task_id, exc, states.FAILURE)

@@ -31,11 +31,11 @@ __all__ = (
     'first_steps',
     'forget_ids',
     'leaves',
-    'make_portable',
     'portable',
     'root_of',
-    'stamp_branch',
     'unsent',
+    'with_branch',
+    'with_portable_links',
 )
 
 #: Options that hold signatures.
@@ -122,21 +122,24 @@ def _without_trace(run):
 
 # Options of ours in signatures
 
-def make_portable(options):
-    """Write the signatures in the options of a call in a form that a message can hold (see `portable`).
+def with_portable_links(options):
+    """Return the options of a call with signatures that a message can hold (see `portable`).
 
-    Args:
-        options: The options. This dict is changed, but not the values in it.
+    Returns:
+        A new dict, or `options` itself if there is nothing to change.
 
     Raises:
-        kombu.exceptions.EncodeError: They are nested too deeply.
+        kombu.exceptions.EncodeError: A signature is nested too deeply.
     """
+    changes = {}
     for name in LINKS:
         if value := options.get(name):
             try:
-                options[name] = portable(value)
+                if (new := portable(value)) is not value:
+                    changes[name] = new
             except RecursionError as exc:
                 raise EncodeError(f'{name} cannot be sent as JSON (it is nested too deeply)') from exc
+    return {**options, **changes} if changes else options
 
 
 def portable(value):
@@ -173,9 +176,7 @@ def _portable_options(name, options):
     links = {
         name: new for name in LINKS if (old := options.get(name)) and (new := portable(old)) is not old
     }
-    ids = dict(options)
-    if name != 'celery.group':  # Celery counts by this ID
-        canonical_ids(ids)
+    ids = options if name == 'celery.group' else canonical_ids(options)  # Celery counts by the ID of a group
     if queue := ids.get('queue'):
         refuse_reserved(getattr(queue, 'name', queue))
     return links | _portable_own(options) | {name: ids[name] for name in IDS if ids.get(name) is not options.get(name)}
@@ -207,14 +208,14 @@ def _write(name, value):
     return value
 
 
-def stamp_branch(options):
-    """Add the branch in which a call is made to the call and to everything that runs after it.
+def with_branch(options):
+    """Return the options of a call with the branch in which it is made, in its headers and in its signatures.
 
-    An explicit branch is kept. What runs after the call may be sent by a process that is in no branch, such as a
-    worker's main process.
+    An explicit branch is kept. The signatures name it since they may be sent by a process that is in no branch, such as
+    a worker's main process.
 
-    Args:
-        options: The options of the call. This dict is changed, but not the values in it.
+    Returns:
+        A new dict, or `options` itself outside of branches.
 
     Raises:
         ValueError: The explicit branch is invalid.
@@ -225,9 +226,8 @@ def stamp_branch(options):
         if not is_branch(branch):
             raise ValueError(f'headers: {BRANCH} is not the schema ID of a branch: {branch!r:.200}')
     elif branch := current():
-        options['headers'] = {**headers, BRANCH: branch} if headers else {BRANCH: branch}
-    if branch:
-        options |= _stamped_links(options, branch)
+        options = {**options, 'headers': {**(headers or {}), BRANCH: branch}}
+    return {**options, **_stamped_links(options, branch)} if branch else options
 
 
 def _stamped_links(options, branch):

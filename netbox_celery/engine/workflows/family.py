@@ -19,7 +19,6 @@ __all__ = (
     'mark_parts',
     'members',
     'refuse',
-    'takes_over',
 )
 
 logger = logging.getLogger(__name__)
@@ -51,19 +50,19 @@ def insert_child(insert, row):
 
     Args:
         insert: The statement that inserts any row, up to the columns that it returns.
-        row: The column values. `row['refused']` is set if the message must not be sent.
+        row: The column values.
 
     Returns:
-        The rows of the statement: one with the primary key of the new row in its first column, or none if the row
-        existed.
+        `(rows, is_revoked)`: the inserted row, if there was none, with its primary key in the first column; and whether
+        it was revoked, so that its message must not be sent.
     """
     connection = caller()
     lock = '' if connection.in_atomic_block else 'FOR SHARE'
     rows = execute(connection, f'{insert.rstrip()}, {PARENT_CANCELLED.format(lock=lock)}', row)
-    if rows and rows[0][1]:
+    is_revoked = bool(rows) and bool(rows[0][1])
+    if is_revoked:
         lifecycle.cancel(connection, [rows[0][0]], BECAUSE.format(**row))
-        row['refused'] = True
-    return rows
+    return rows, is_revoked
 
 
 def are_orphans(ids, parent_id):
@@ -74,13 +73,6 @@ def are_orphans(ids, parent_id):
         return False
     lifecycle.cancel(connection, ids, BECAUSE.format(parent_id=parent_id))
     return True
-
-
-def takes_over(options):
-    """Whether a call is the last step of a tracked task's replacement, so that it ends that task's row."""
-    return bool(options.get('replaced_task_nesting') and options.get('task_id')) and bool(
-        execute(caller(), f'SELECT 1 FROM {lifecycle.TABLE} WHERE task_id = %s', (options['task_id'],))
-    )
 
 
 def refuse(app, name, options):

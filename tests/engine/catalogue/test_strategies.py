@@ -11,7 +11,7 @@ from celery.worker import strategy as celery_strategy
 from netbox_celery.celery import app
 from netbox_celery.engine.catalogue.registry import describe_task
 from netbox_celery.engine.catalogue.strategies import has_own_strategy, strategy_of
-from netbox_celery.engine.sending.enqueue import is_tracked
+from netbox_celery.engine.sending.describe import is_tracked
 from netbox_celery.engine.worker import messages as worker
 from netbox_celery.engine.worker.signals import on_rejected
 from netbox_celery.models import CeleryResult, CeleryTask

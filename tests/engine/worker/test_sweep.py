@@ -283,7 +283,7 @@ def test_resend(shared, sent):
     (ResourceLocked('exclusive'), True, 'errored'),
     (caused(OperationalError('x'), ResourceLocked('x')), True, 'errored'),
     (caused(OperationalError('x'), ResponseError('WRONGTYPE Operation against a key')), True, 'errored'),
-    (QueueRefused('There can be no queue'), True, 'errored'), (RuntimeError("an author's router"), True, 'errored'),
+    (QueueRefused('A queue cannot be named'), True, 'errored'), (RuntimeError("an author's router"), True, 'errored'),
     (struct.error('too long'), True, 'errored'), (MessageNacked(), True, 'pending'),
     # What it has against all
     (caused(OperationalError('x'), ResponseError('MISCONF')), False, 'pending'),

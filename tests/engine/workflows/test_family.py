@@ -6,9 +6,9 @@ import pytest
 from django.db import connection, transaction
 
 from netbox_celery.celery import app
-from netbox_celery.engine.calls.options import Own
+from netbox_celery.engine.calls.call import Call
 from netbox_celery.engine.sending.rows import INSERT, build_row
-from netbox_celery.engine.workflows.family import BECAUSE, are_orphans, insert_child, mark_parts, members, takes_over
+from netbox_celery.engine.workflows.family import BECAUSE, are_orphans, insert_child, mark_parts, members
 from netbox_celery.models import CeleryResult
 from tests.factories import make_result
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 def child_of(parent_id):
     options = {'task_id': str(uuid4()), 'parent_id': str(parent_id)}
-    return build_row(app, 'tests:child', (), {}, options, Own(), None)
+    return build_row(Call(app, 'tests:child', (), {}, options))
 
 
 def result(row):
@@ -36,11 +36,11 @@ def test_child(in_transaction):
     else:
         inserted = [insert_child(INSERT, row) for row in rows]
 
-    assert [found[0][0] for found in inserted] == [result(row).pk for row in rows]
+    assert [found[0][0] for found, __ in inserted] == [result(row).pk for row in rows]
     assert [(result(row).status, result(row).error) for row in rows] == [
         ('revoked', BECAUSE.format(parent_id=cancelled.task_id)), ('pending', ''), ('pending', '')
     ]
-    assert [row.get('refused', False) for row in rows] == [True, False, False]
+    assert [is_revoked for __, is_revoked in inserted] == [True, False, False]
 
 
 def test_same_child_twice():
@@ -49,8 +49,8 @@ def test_same_child_twice():
     row = child_of(parent.task_id)
     insert_child(INSERT, row)
     parent.cancel()
-    assert insert_child(INSERT, row) == []
-    assert result(row).status == 'pending' and 'refused' not in row
+    assert insert_child(INSERT, row) == ([], False)
+    assert result(row).status == 'pending'
 
 
 def in_thread(function):
@@ -75,7 +75,7 @@ def test_child_waits_for_a_cancel():
         thread.join(0.5)
         assert thread.is_alive()
     thread.join(30)
-    assert found and row['refused']
+    assert found[0][1]
     assert result(row).status == 'revoked'
 
 
@@ -88,7 +88,7 @@ def test_cancel_rolled_back():
         thread.join(0.3)
         transaction.set_rollback(True)
     thread.join(30)
-    assert found and 'refused' not in row
+    assert found and not found[0][1]
     assert result(row).status == 'pending'
 
 
@@ -97,7 +97,7 @@ def test_cancel_during_the_tasks_transaction():
     parent = make_result('running')
     row = child_of(parent.task_id)
     with transaction.atomic():
-        id = insert_child(INSERT, row)[0][0]
+        id = insert_child(INSERT, row)[0][0][0]
         thread, found = in_thread(parent.cancel)
         thread.join(30)
         assert found == [True]
@@ -140,10 +140,3 @@ def test_parts_that_are_done():
     assert not mark_parts(ids)
     assert not mark_parts([])
     assert list(CeleryResult.objects.filter(cancelled__isnull=False)) == [done]
-
-
-@pytest.mark.parametrize('nesting, has_row, expected', [(1, True, True), (0, True, False), (1, False, False)])
-def test_takes_over(nesting, has_row, expected):
-    """Tracked itself or not, as one of Celery's own tasks, it ends the row of what it replaced, if there is one."""
-    task_id = make_result('pending').task_id if has_row else uuid4()
-    assert takes_over({'task_id': task_id, 'replaced_task_nesting': nesting}) is expected
