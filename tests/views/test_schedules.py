@@ -121,11 +121,11 @@ class SchedulePageTest(PageTestCase):
 
     def test_owner(self):
         """What is wrong with the owner is said before the schedule stops."""
-        self.assertIn('is not permitted to run the task', self.show())
+        self.assertIn('inactive or not allowed to run the task', self.show())
         self.assertIn('Its owner was deleted. Another user can take ownership.', self.show(owner=None))
         grant(self.user, CeleryTask, actions=['run'])
         page = self.show()
-        self.assertNotIn('is not permitted to run the task', page)
+        self.assertNotIn('inactive or not allowed to run the task', page)
         self.assertNotIn('Its owner was deleted', page)
 
     def test_disabled(self):
