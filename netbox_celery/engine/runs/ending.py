@@ -141,7 +141,7 @@ ENDS: Mapping[str, End] = MappingProxyType({
     'joined': End(_IGNORED, Reason.REASON_JOINED, 'caller', 'admit', 'admission.CLOSED'),
     'ignored_by_window': End(_IGNORED, Reason.REASON_IGNORE_WINDOW, 'caller', 'admit', 'admission.CLOSED'),
     # Whoever ends what a run depends on
-    'upstream_failed': End(_ERRORED, Reason.REASON_UPSTREAM_FAILED, 'caller', '_fail_chain', 'upstream.CLOSE'),
+    'upstream_failed': End(_ERRORED, Reason.REASON_UPSTREAM_FAILED, 'caller', '_fail_chain', 'closing.CLOSE'),
     'replacement_failed': End(_ERRORED, Reason.REASON_UPSTREAM_FAILED, 'caller', '_fail_chain', 'CLOSE_REPLACED'),
 })
 

@@ -37,7 +37,7 @@ from netbox_celery.engine.exceptions import (
     NotHandedOver,
     TaskFailed,
 )
-from netbox_celery.engine.results import upstream
+from netbox_celery.engine.results import closing
 from netbox_celery.engine.runs import claim, ending, reports
 from netbox_celery.engine.runs.ending import ENDS, describe, failure_of
 from netbox_celery.engine.runs.tracked import TrackedResult
@@ -536,8 +536,8 @@ def statements_of(end):
         return [lifecycle.FINISH_BY[by], lifecycle.FINISH_AND_OPEN_BY[by]]
     if name == 'admission.CLOSED':
         return list(admission.CLOSED)
-    if name == 'upstream.CLOSE':
-        return [upstream.CLOSE]
+    if name == 'closing.CLOSE':
+        return [closing.CLOSE]
     statement = getattr(lifecycle, name)
     return [statement[by] if by else statement]
 
