@@ -6,7 +6,7 @@ Nothing in this module changes a status.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Unpack
 
 from django.conf import settings
 from django.db import models
@@ -21,6 +21,7 @@ from ..engine.store.conditions import HAS_OTHER_ROOT
 from ..engine.store.headers import hide_tracing
 from ..engine.store.payload import PayloadDecoder, PayloadEncoder, plain
 from ..engine.store.redaction import QUOTED_RUN, hide, shown
+from ..optiontypes import EnqueueOptions
 from ..querysets import HistoryQuerySet
 from .about import AboutObject
 from .fields import AttemptsField, TimeField, with_plain_payloads
@@ -476,7 +477,7 @@ class CeleryResult(NetBoxModel, AboutObject):
     @classmethod
     def enqueue(cls, task_or_name: Any, *, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None,
                 user: Any = None, instance: models.Model | None = None, schedule_at: datetime | None = None,
-                queue: str | None = None, **options: Any) -> 'CeleryResult':
+                queue: str | None = None, **options: Unpack[EnqueueOptions]) -> 'CeleryResult':
         """Run a task in the background and return the row of the run.
 
         Inside a transaction, the row is part of the transaction and the message is sent on commit.
@@ -512,7 +513,7 @@ class CeleryResult(NetBoxModel, AboutObject):
     @classmethod
     def enqueue_many(cls, task_or_name: Any, calls: Iterable[Any], *, user: Any = None,
                      instance: models.Model | None = None, schedule_at: datetime | None = None,
-                     queue: str | None = None, **options: Any) -> HistoryQuerySet:
+                     queue: str | None = None, **options: Unpack[EnqueueOptions]) -> HistoryQuerySet:
         """Run a task many times, with one bulk insert and one producer.
 
         Args:
