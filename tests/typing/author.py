@@ -216,6 +216,7 @@ def call_from_netbox(device: Device, user: User) -> CeleryResult:
     CeleryResult.enqueue(backup, args=(1,), kwargs=[1])  # type: ignore[arg-type]
     CeleryResult.enqueue(backup, schedule_at='tomorrow')  # type: ignore[arg-type]
     CeleryResult.enqueue(backup, (1,))  # type: ignore[call-arg]
+    CeleryResult.enqueue(backup, expire=60)  # type: ignore[call-arg]
     run.cancel(users=user)  # type: ignore[call-arg]
     return run if worker.is_alive or line.message else again
 
