@@ -3,8 +3,8 @@ import pytest
 from celery import chain, chord, group, signature
 from celery.exceptions import TimeoutError as CeleryTimeout
 from django.utils import timezone
-from netbox_test_plugin import canvas as tasks
 from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.tasks import canvas as tasks
 
 from dcim.models import Site
 from netbox_celery.models import CeleryLogEntry, CeleryResult

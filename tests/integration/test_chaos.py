@@ -18,8 +18,8 @@ from types import SimpleNamespace
 import pytest
 from celery import chain
 from django.db import DatabaseError, connection, transaction
-from netbox_test_plugin import chaos
 from netbox_test_plugin.side import folder
+from netbox_test_plugin.tasks import chaos
 
 from development.stack.redis import RedisServer
 from netbox_celery.models import CeleryLogEntry, CeleryResult

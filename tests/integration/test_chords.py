@@ -6,8 +6,8 @@ import pytest
 from celery import chain, chord, group
 from django.db.models import F
 from django.utils import timezone
-from netbox_test_plugin import canvas as tasks
 from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.tasks import canvas as tasks
 from netbox_test_plugin.tasks import echo
 from redis import Redis
 

@@ -7,8 +7,9 @@ from datetime import datetime
 import pytest
 from celery import chain
 from django.db import connection, transaction
-from netbox_test_plugin import policies, tasks
+from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.tasks import policies
 
 from netbox_celery.engine.sending.admission import advance_all
 from netbox_celery.engine.store.database import EngineConnection

@@ -5,8 +5,9 @@ from uuid import uuid4
 import pytest
 from celery.exceptions import TimeoutError
 from django.db import transaction
-from netbox_test_plugin import tasks, waiting
+from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes
+from netbox_test_plugin.tasks import delays
 
 from netbox_celery.models import CeleryResult
 
@@ -23,7 +24,7 @@ def gaps(result):
 
 def test_delays_between_attempts(worker):
     """Three delays make three gaps and four attempts."""
-    result = worker.run(waiting.delays)
+    result = worker.run(delays.delays)
 
     assert (result.status, result.error, result.attempt) == ('errored', 'ValueError: wrong', 4)
     assert len(notes(result.task_id)) == 4
@@ -31,7 +32,7 @@ def test_delays_between_attempts(worker):
 
 
 def test_delays_between_automatic_attempts(worker):
-    result = worker.run(waiting.delays_automatic)
+    result = worker.run(delays.delays_automatic)
 
     assert (result.status, result.attempt) == ('errored', 3)
 
@@ -43,7 +44,7 @@ def test_delays_between_automatic_attempts(worker):
 ])
 def test_delays_of_a_retry(worker, options, attempts):
     """What `retry()` says itself beats the task's delays; a `countdown` replaces the gap and not the number."""
-    result = worker.run(waiting.delays, kwargs=options)
+    result = worker.run(delays.delays, kwargs=options)
 
     assert (result.status, result.attempt) == ('errored', attempts)
 
@@ -81,7 +82,7 @@ def test_wait_without_end_is_refused(make_worker, pool):
     On a worker of its own: Celery has one flag for all threads, which chords that end side by side may leave wrong.
     """
     worker = make_worker(f'waiting-{pool}', pool=pool).start().ready()
-    result = worker.run(waiting.waits)
+    result = worker.run(delays.waits)
     assert 'Never call result.get() within a task' in result.result
     with transaction.atomic(), pytest.raises(RuntimeError, match='committed'):
         tasks.echo.apply_async_and_get_result(('never',), queue=worker.queue)

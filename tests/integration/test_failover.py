@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 from django.db import transaction
 from kombu.exceptions import OperationalError
-from netbox_test_plugin import canvas, tasks
+from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.tasks import canvas
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -32,7 +33,8 @@ CHORD = '''
 import django; django.setup()
 from celery import chord
 from kombu.exceptions import OperationalError
-from netbox_test_plugin import canvas, tasks
+from netbox_test_plugin import tasks
+from netbox_test_plugin.tasks import canvas
 parts = tasks.hold.s('{gate}'), canvas.add.s(1, 2)
 body = tasks.echo.s().set(queue='{queue}')
 print(chord([part.set(queue='{queue}') for part in parts], body).apply_async().id)

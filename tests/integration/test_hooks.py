@@ -5,8 +5,8 @@ import pytest
 from celery.exceptions import TimeoutError
 from django.db import transaction
 from kombu.exceptions import OperationalError
-from netbox_test_plugin import policies
 from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.tasks import policies
 
 from netbox_celery.celery import app
 from netbox_celery.models import CeleryResult

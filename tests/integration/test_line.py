@@ -1,7 +1,7 @@
 """Who is in line begins as soon as a run ends, whoever ends it: here nobody sweeps who could do it instead."""
 import pytest
-from netbox_test_plugin.policies import keyed
 from netbox_test_plugin.side import notes
+from netbox_test_plugin.tasks.policies import keyed
 
 from .support import ended, row, until
 

@@ -4,8 +4,8 @@ import json
 import pytest
 from django.contrib.contenttypes.models import ContentType
 from netbox_test_plugin import tasks
-from netbox_test_plugin import threads as share
 from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.tasks import threads as share
 
 from dcim.models import Site
 from netbox_celery.models import CeleryLogEntry, CeleryResult

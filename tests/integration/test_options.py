@@ -9,8 +9,9 @@ import pytest
 from celery import chain, chord, group
 from django.db import DatabaseError, connection, transaction
 from kombu.exceptions import EncodeError
-from netbox_test_plugin import declared, tasks
+from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.tasks import classes, declared
 
 from netbox_celery.celery import app
 from netbox_celery.config import get_config
@@ -376,7 +377,7 @@ def test_dedicated_queues(prefork, threads, gate):
 #
 
 @pytest.mark.parametrize('task, soft, reason', [
-    (declared.own_request, True, 'soft_time_limit'), (declared.own_request_by_name, False, 'time_limit'),
+    (classes.own_request, True, 'soft_time_limit'), (classes.own_request_by_name, False, 'time_limit'),
 ], ids=['class', 'name'])
 def test_own_request(prefork, task, soft, reason):
     """A request class of the author's, given as a class or by name, sees what the worker's parent sees."""
@@ -391,7 +392,7 @@ def test_own_request(prefork, task, soft, reason):
 
 def test_inheritance(prefork):
     """Tasks share what their classes have, and each keeps its own: made once a process, cached once a process."""
-    runs = [prefork.send(declared.counting[name], 3) for name in ('single', 'double') for __ in range(8)]
+    runs = [prefork.send(classes.counting[name], 3) for name in ('single', 'double') for __ in range(8)]
     results = [ended(run).result for run in runs]
 
     assert {(name, value) for name, __, value in results} == {('single', 3), ('double', 6)}
@@ -421,7 +422,7 @@ def test_app_wide_class_and_names(own_worker):
 
 def test_abortable(worker, gate):
     """A task that can be aborted in Celery's way is told, and ends as it decides itself."""
-    run = worker.send(declared.abortable, gate)
+    run = worker.send(classes.abortable, gate)
     until(lambda: words(run.id) == ['aborted False'])
     run.abort()
     assert run.is_aborted()
@@ -440,15 +441,15 @@ def test_abortable(worker, gate):
 
 @pytest.mark.parametrize('args, kwargs, body, expected', [
     (({'name': 'Ann', 'age': 1},), {}, [[{'name': 'Ann', 'age': 1}], {}], {'name': 'Hello Ann', 'age': 1}),
-    ((declared.Person(name='Ann', age=1),), {}, [[{'name': 'Ann', 'age': 1}], {}], {'name': 'Hello Ann', 'age': 1}),
-    ((declared.Person(name='Ann'), declared.Person(name='Bob', age=2)), {'word': 'Hi'},
+    ((classes.Person(name='Ann', age=1),), {}, [[{'name': 'Ann', 'age': 1}], {}], {'name': 'Hello Ann', 'age': 1}),
+    ((classes.Person(name='Ann'), classes.Person(name='Bob', age=2)), {'word': 'Hi'},
      [[{'name': 'Ann', 'age': 0}, {'name': 'Bob', 'age': 2}], {'word': 'Hi'}], {'name': 'Hi Ann', 'age': 2}),
-    ((), {'person': declared.Person(name='Ann', age=1)},
+    ((), {'person': classes.Person(name='Ann', age=1)},
      [[], {'person': {'name': 'Ann', 'age': 1}}], {'name': 'Hello Ann', 'age': 1}),
 ])
 def test_pydantic(worker, args, kwargs, body, expected):
     """Models are sent as what they dump to, which the row holds, and are models again in the task."""
-    result = worker.run(declared.greet, *args, kwargs=kwargs)
+    result = worker.run(classes.greet, *args, kwargs=kwargs)
 
     assert (result.error, result.result) == ('', expected)
     assert [result.args, result.kwargs] == body
@@ -456,7 +457,7 @@ def test_pydantic(worker, args, kwargs, body, expected):
 
 def test_pydantic_many(worker):
     result, = CeleryResult.enqueue_many(
-        declared.greet, [(declared.Person(name='Ann', age=1),)], queue=worker.queue
+        classes.greet, [(classes.Person(name='Ann', age=1),)], queue=worker.queue
     )
 
     assert ended(result).result == {'name': 'Hello Ann', 'age': 1}
@@ -464,14 +465,14 @@ def test_pydantic_many(worker):
 
 
 def test_pydantic_without_self(worker):
-    result = worker.run(declared.greet_unbound, declared.Person(name='Ann', age=1))
+    result = worker.run(classes.greet_unbound, classes.Person(name='Ann', age=1))
 
     assert result.result == {'name': f'{result.task_id} Ann', 'age': 1}
 
 
 def test_pydantic_that_does_not_fit(worker):
     """What is no such model ends the run with what Pydantic says of it."""
-    result = worker.run(declared.greet, {'age': 'old'})
+    result = worker.run(classes.greet, {'age': 'old'})
 
     assert result.status == 'errored'
     assert 'validation errors for Person' in result.error

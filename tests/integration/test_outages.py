@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from celery import chord
 from django.db import connection
-from netbox_test_plugin import canvas, policies, tasks
+from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.tasks import canvas, policies
 from redis import Redis
 
 from netbox_celery.celery import app

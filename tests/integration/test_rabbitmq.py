@@ -10,8 +10,9 @@ from amqp.exceptions import PreconditionFailed
 from celery import chain, chord
 from django.db import transaction
 from kombu.exceptions import OperationalError
-from netbox_test_plugin import canvas, tasks
+from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.tasks import canvas
 
 from netbox_celery.celery import app
 from netbox_celery.engine.store.database import EngineConnection

@@ -4,8 +4,8 @@ from itertools import product
 import pytest
 from celery import chain, chord
 from celery.exceptions import TimeoutError as CeleryTimeout
-from netbox_test_plugin import canvas as tasks
 from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.tasks import canvas as tasks
 
 from netbox_celery.choices import ResultStatusChoices
 from netbox_celery.engine.calls.policies import window_key

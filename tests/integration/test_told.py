@@ -5,8 +5,9 @@ from contextlib import contextmanager
 import pytest
 from celery import chain, chord, group
 from celery.exceptions import ChordError
-from netbox_test_plugin import canvas, declared, tasks
+from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.tasks import canvas, declared
 from redis import Redis
 
 from netbox_celery.celery import app

@@ -12,8 +12,9 @@ from celery.exceptions import CeleryError
 from django.db import connection, transaction
 from django.urls import reverse
 from kombu.exceptions import EncodeError, OperationalError
-from netbox_test_plugin import policies, tasks
+from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.tasks import policies
 
 from core.models import ObjectChange
 from netbox_celery.celery import app
@@ -109,7 +110,7 @@ def test_held_by_the_dead_until_found(make_worker, how):
 SCRIPT = '''
 import sys, django
 django.setup()
-from netbox_test_plugin.policies import unique
+from netbox_test_plugin.tasks.policies import unique
 sys.stdin.readline()
 print([unique.apply_async(("crowd",), queue="nobody").id for __ in range(int(sys.argv[1]))])
 '''

@@ -7,8 +7,9 @@ import pytest
 from celery import chain, chord, group
 from celery.exceptions import TaskRevokedError
 from django.db import transaction
-from netbox_test_plugin import canvas, policies, tasks
+from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.tasks import canvas, policies
 
 from netbox_celery.celery import app
 from netbox_celery.models import CeleryResult

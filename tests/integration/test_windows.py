@@ -5,8 +5,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from celery import chain
 from celery.exceptions import CeleryError
-from netbox_test_plugin import policies, tasks
+from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.tasks import policies
 
 from netbox_celery.models import CeleryResult, IgnoreWindow
 

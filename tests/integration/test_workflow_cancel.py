@@ -2,8 +2,8 @@
 import pytest
 from celery import chain, chord, group
 from django.db import transaction
-from netbox_test_plugin import canvas as tasks
 from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.tasks import canvas as tasks
 
 from core.models import ObjectChange
 from netbox_celery.models import CeleryResult

@@ -14,7 +14,7 @@ from django.utils import timezone
 from netbox_branching.choices import BranchStatusChoices
 from netbox_branching.models import Branch
 from netbox_branching.utilities import activate_branch, get_tables_to_replicate, supports_branching
-from netbox_test_plugin import branches as tasks
+from netbox_test_plugin.tasks import branches as tasks
 from rest_framework.test import APIClient
 
 from core.models import ObjectChange, ObjectType

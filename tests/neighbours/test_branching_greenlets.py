@@ -2,7 +2,7 @@
 import pytest
 from django.db import connection
 from netbox_branching.utilities import activate_branch
-from netbox_test_plugin import branches as tasks
+from netbox_test_plugin.tasks import branches as tasks
 
 from dcim.models import Site
 from netbox_celery.engine.store.database import KEPT

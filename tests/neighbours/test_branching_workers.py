@@ -7,8 +7,8 @@ from django.db import connections, transaction
 from django.utils import timezone
 from netbox_branching.models import Branch, ChangeDiff
 from netbox_branching.utilities import activate_branch
-from netbox_test_plugin import branches as tasks
 from netbox_test_plugin.side import open_gate
+from netbox_test_plugin.tasks import branches as tasks
 from netbox_test_plugin.tasks import kill_self
 
 from core.models import ObjectChange
