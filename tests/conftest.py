@@ -158,27 +158,27 @@ def make_task():
 
 
 @pytest.fixture
-def eager():
-    """Let calls run here and now, as a setting of Celery's says."""
+def eager(monkeypatch):
+    """Run calls in this process, as with Celery's setting `task_always_eager`."""
     from netbox_celery.celery import app
 
-    app.conf.task_always_eager = True
-    yield
-    app.conf.task_always_eager = False
+    monkeypatch.setitem(app.conf.changes, 'task_always_eager', True)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     """Try tests on real workers and browsers a second time: they have deadlines, and machines have bad moments.
 
-    The report counts them as rerun. One that fails now and then is to be looked at all the same. They come last: their
-    workers live on until the end, and would lend the others a hand.
+    The report counts them as rerun. One that fails now and then is to be looked at all the same. They come last, those
+    with workers behind those with browsers: workers live until the end, and would do the work of other tests.
     """
     for item in items:
-        if is_real(item) and not item.get_closest_marker('flaky'):
+        if place_of(item) and not item.get_closest_marker('flaky'):
             item.add_marker(pytest.mark.flaky(reruns=1))
-    items.sort(key=is_real)
+    items.sort(key=place_of)
 
 
-def is_real(item):
-    return not {'integration', 'browser', 'neighbours'}.isdisjoint(item.path.parts)
+def place_of(item):
+    """Return 0 for a test that starts no program, and more for the others, in the order of the parts of a session."""
+    return next((place for place, name in enumerate(('browser', 'integration', 'neighbours'), 1)
+                 if name in item.path.parts), 0)

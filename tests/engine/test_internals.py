@@ -17,6 +17,7 @@ from celery.schedules import crontab
 from celery.utils.functional import regen
 
 from netbox_celery.engine import internals
+from tests.support import call_in_thread
 
 PACKAGE = Path(internals.__file__).parents[1]
 
@@ -35,14 +36,6 @@ def blocks():
     _state._set_task_join_will_block(True)
     yield
     _state._set_task_join_will_block(before)
-
-
-def in_thread(function):
-    heard = []
-    thread = threading.Thread(target=lambda: heard.append(function()))
-    thread.start()
-    thread.join()
-    return heard[0]
 
 
 def test_join_by_thread(blocks):
@@ -65,9 +58,9 @@ def test_join_by_thread(blocks):
         result.assert_will_not_block()
         with result.denied_join_result():
             assert redis.task_join_will_block()
-            assert in_thread(result.task_join_will_block)
+            assert call_in_thread(result.task_join_will_block)
         result.assert_will_not_block()
-    assert in_thread(result.task_join_will_block)
+    assert call_in_thread(result.task_join_will_block)
     with pytest.raises(RuntimeError):
         result.assert_will_not_block()
 
@@ -99,7 +92,7 @@ def test_everywhere(app):
 def test_set_for_the_process(blocks):
     """Celery's own test worker lets all threads of the process wait."""
     result._set_task_join_will_block(False)
-    assert not in_thread(result.task_join_will_block)
+    assert not call_in_thread(result.task_join_will_block)
 
 
 # Private names
@@ -134,12 +127,9 @@ def test_used(path):
     assert [name for name in internals.USED[path] if not hasattr(cls, name) and name not in known] == []
 
 
-def test_functions(app):
+def test_functions(app, make_task):
     """Each of the others does what it says."""
-    @app.task(name='tests:internals', queue='slow', shared=False)
-    def task():
-        pass
-
+    task = make_task(lambda self, task_id: None, name='tests:internals', queue='slow')
     assert task.name in app.tasks
     assert internals.registered(app)[task.name] is app.tasks[task.name]
     assert internals.call_options(task)['queue'] == 'slow'

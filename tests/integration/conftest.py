@@ -78,7 +78,9 @@ def shared_workers(instance, worker_log, side, django_db_blocker):
 
     def get(pool):
         if pool not in workers or workers[pool].process.poll() is not None:
-            workers[pool] = Worker(instance, worker_log, pool, pool=pool, concurrency=4 if pool == 'threads' else 2)
+            workers[pool] = Worker(
+                instance, worker_log, pool, pool=pool, concurrency={'threads': 4, 'prefork': 2, 'solo': 1}[pool]
+            )
             with django_db_blocker.unblock():
                 workers[pool].start().ready()
         workers[pool].forget()
@@ -109,6 +111,18 @@ def threads(shared_workers):
 def worker(request, shared_workers):
     """A worker of each kind in turn."""
     return shared_workers(request.param)
+
+
+@pytest.fixture(params=['prefork', 'threads', 'solo'])
+def any_worker(request, shared_workers):
+    """A worker of each kind in turn, with one that has no pool."""
+    return shared_workers(request.param)
+
+
+@pytest.fixture
+def on(prefork):
+    """Put a signature into the queue of the worker with processes."""
+    return lambda step: step.set(queue=prefork.queue)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import pytest
 from django.contrib.sessions.models import Session
 from django.utils import timezone
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes
+from netbox_test_plugin.side import noted
 
 from development.stack.instance import PLUGINS, Instance
 from netbox_celery.engine.schedules.firing import DUE_HEADER
@@ -245,7 +245,7 @@ def test_killed_before_the_message(services, prefork, make_beats, make_schedule)
     finally:
         os.kill(redis, signal.SIGCONT)
     waiting(run, 'completed', timeout=60)
-    assert [what for __, what in notes(run.task_id)] == ['ran']
+    assert noted(run.task_id) == ['ran']
     assert due_times(schedule) == [schedule.at]
 
 

@@ -8,7 +8,7 @@ import pytest
 from celery import group
 from celery.exceptions import CeleryError
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
 
 from dcim.models import Site
 from extras.models import Tag
@@ -42,7 +42,7 @@ def test_callables(worker):
     assert worker.run(tasks.doubler, 21).result == 42
     result = worker.run(tasks.decorated)
     assert result.result == 'decorated'
-    assert [what for __, what in notes(result.task_id)] == ['decorated', 'decorated']
+    assert noted(result.task_id) == ['decorated', 'decorated']
 
 
 def test_class(worker):

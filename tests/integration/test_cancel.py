@@ -9,7 +9,7 @@ from celery.platforms import EX_UNAVAILABLE
 from celery.result import GroupResult
 from django.db import connection, transaction
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
 
 from netbox_celery.celery import app
 from netbox_celery.engine.sending.control import cancellation
@@ -56,7 +56,7 @@ def test_cancel_of_a_process(prefork, gate, user):
     result = ended(run)
     assert result.status == 'revoked'
     assert result.reason in ('cancelled', 'terminated')
-    assert [what for __, what in notes(run.id)] == ['started']
+    assert noted(run.id) == ['started']
     assert 'Cancelled by alice' in result.error
     assert lines(run) == ['line 0', 'line 1', 'line 2']
     assert until(lambda: run.state == 'REVOKED')
@@ -69,7 +69,7 @@ def test_cancel_that_the_worker_does_not_hear_of(prefork, gate):
     assert lifecycle.cancel(connection, [row(run).pk], 'Cancelled by nobody')
 
     assert ended(run).status == 'revoked'
-    assert [what for __, what in notes(run.id)] == ['started']
+    assert noted(run.id) == ['started']
 
 
 def test_cancel_of_a_solo_worker(make_worker):
@@ -91,7 +91,7 @@ def test_cancel_of_a_thread(threads):
 
     result = ended(run)
     assert (result.status, result.reason) == ('revoked', 'cancelled')
-    assert [what for __, what in notes(run.id)] == ['started', 'cancelled']
+    assert noted(run.id) == ['started', 'cancelled']
     assert until(lambda: run.state == 'REVOKED')
 
 
@@ -103,7 +103,7 @@ def test_cancel_wins_over_success_and_failure(threads, gate):
     open_gate(gate)
 
     assert (ended(run).status, row(run).reason) == ('revoked', 'cancelled')
-    assert [what for __, what in notes(run.id)] == ['started', 'ended']
+    assert noted(run.id) == ['started', 'ended']
 
 
 def test_cancel_in_a_transaction(prefork, gate):
@@ -197,7 +197,7 @@ def test_terminate_with_redelivery(prefork, gate):
 
     assert ended(run).status == 'revoked'
     assert [prefork.run(tasks.echo).status for __ in range(3)] == ['completed'] * 3
-    assert [what for __, what in notes(run.id)] == ['started']
+    assert noted(run.id) == ['started']
 
 
 def test_expires_in_the_queue(prefork):

@@ -3,7 +3,7 @@ import pytest
 from celery import chain, chord, group, signature
 from celery.exceptions import TimeoutError as CeleryTimeout
 from django.utils import timezone
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
 from netbox_test_plugin.tasks import canvas as tasks
 
 from dcim.models import Site
@@ -31,12 +31,6 @@ def by_status(runs):
     for run in runs:
         found.setdefault(run.status, []).append(run)
     return found
-
-
-@pytest.fixture
-def on(prefork):
-    """Put a signature into the worker's queue."""
-    return lambda step: step.set(queue=prefork.queue)
 
 
 def test_chain(on, user):
@@ -389,7 +383,7 @@ def test_chord_around_a_failure(on, shape, called):
     found = []
     for run in CeleryResult.objects.filter(reason='upstream_failed'):
         assert (run.status, run.culprit_id) == ('errored', str(culprit.task_id))
-        found.append([what for __, what in notes(run.task_id)])
+        found.append(noted(run.task_id))
     assert sorted(found) == [[]] * (len(unreached) - called) + [['published']] * called
     until(lambda: outcome.state == 'FAILURE')
     with pytest.raises(Exception) as caught:
@@ -411,7 +405,7 @@ def test_chord_in_a_chord_fails(on, broken):
     assert len(unreached) == 2
     for run in unreached:
         assert run.culprit_id == str(culprit.task_id)
-        assert [what for __, what in notes(run.task_id)] == (['published'] if str(run.task_id) == outcome.id else [])
+        assert noted(run.task_id) == (['published'] if str(run.task_id) == outcome.id else [])
     until(lambda: outcome.state == 'FAILURE')
 
 

@@ -20,12 +20,6 @@ from .support import ended, row, until
 
 
 @pytest.fixture
-def on(prefork):
-    """Put a signature into the worker's queue."""
-    return lambda step: step.set(queue=prefork.queue)
-
-
-@pytest.fixture
 def look():
     """Look for chords that stand still, as a worker does a minute after the last part has ended."""
     with closing(EngineConnection()) as connection:

@@ -8,7 +8,7 @@ import pytest
 from celery import chain
 from django.db import connection, transaction
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
 from netbox_test_plugin.tasks import policies
 
 from netbox_celery.engine.sending.admission import advance_all
@@ -110,7 +110,7 @@ def test_replace(prefork, gate):
     for run in (first, second):
         assert ended(run).status == 'revoked'
     assert third.id in row(second).error
-    assert [what for __, what in notes(first.id)] == ['started']
+    assert noted(first.id) == ['started']
     assert notes(second.id) == []
     assert row(third).started >= row(first).completed
 
@@ -124,7 +124,7 @@ def test_steps_of_a_chain(worker, on_conflict):
     assert result.get(timeout=30) == [['end'], {}]
     rows = [row(result.parent.parent), row(result.parent), ended(result)]
     assert [found.status for found in rows] == ['completed'] * 3
-    assert [what for __, what in notes(rows[0].task_id)] == [what for __, what in notes(rows[1].task_id)]
+    assert noted(rows[0].task_id) == noted(rows[1].task_id)
 
 
 @pytest.mark.parametrize('on_conflict, status, reason', [
@@ -144,7 +144,7 @@ def test_replacement(worker, gate, on_conflict, status, reason):
 
     result = ended(second)
     assert (result.status, result.reason) == (status, reason)
-    assert [what for __, what in notes(second.id)] == (['started', 'ended'] if status == 'completed' else [])
+    assert noted(second.id) == (['started', 'ended'] if status == 'completed' else [])
     if status == 'ignored':
         assert second.get(timeout=10) is None
     open_gate(gate)
@@ -159,7 +159,7 @@ def test_replacement_by_its_like(worker):
         'device': 'sw1', 'queue': worker.queue, 'on_conflict': 'skip',
     })
     assert ended(run).status == 'completed'
-    assert [what for __, what in notes(run.id)] == ['started', 'ended']
+    assert noted(run.id) == ['started', 'ended']
 
 
 def test_cancel_in_line(threads, gate):

@@ -97,7 +97,7 @@ def opened(monkeypatch):
 
 
 @contextmanager
-def in_thread(worker):
+def started_in_thread(worker):
     """Run a worker as programs do that embed it."""
     thread = threading.Thread(target=worker.start, daemon=True)
     thread.start()
@@ -118,7 +118,7 @@ def celery_testing(queue, **options):
 
 @contextmanager
 def app_worker(queue, pool='solo', **options):
-    with in_thread(app.Worker(queues=[queue], pool=pool, quiet=True, loglevel='ERROR', **options)) as worker:
+    with started_in_thread(app.Worker(queues=[queue], pool=pool, quiet=True, loglevel='ERROR', **options)) as worker:
         yield worker
 
 

@@ -5,7 +5,7 @@ import pytest
 from celery.exceptions import TimeoutError
 from django.db import transaction
 from kombu.exceptions import OperationalError
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, open_gate
 from netbox_test_plugin.tasks import policies
 
 from netbox_celery.celery import app
@@ -22,13 +22,9 @@ def heard():
     return policies.Telling.heard
 
 
-def told(run):
-    return [what for __, what in notes(run.id)]
-
-
 def whole(run, *last):
     """Return what was told of a run when the last of it has come."""
-    return until(lambda: (found := told(run)) and found[-1].startswith(last) and found, 20, lambda: told(run))
+    return until(lambda: (found := noted(run.id)) and found[-1].startswith(last) and found, 20, lambda: noted(run.id))
 
 
 def test_run(worker, heard):
@@ -88,7 +84,7 @@ def test_failure_that_another_worker_tells(make_worker, prefork):
     """With its own killed as a whole, there is nobody else."""
     victim = make_worker('victim').start().ready()
     run = victim.send(telling, 'long', kwargs={'y': 1})
-    until(lambda: told(run))
+    until(lambda: noted(run.id))
     victim.kill()
     ended(run, 60)
     assert whole(run, 'failure') == [
@@ -141,16 +137,16 @@ def test_timeout(threads, heard):
 def test_eager(heard):
     result = telling.apply(('x',))
     assert [entry[0] for entry in heard] == ['apply', 'trigger']
-    assert told(result) == ["start ['x'] {}", "success ['x'] {} x"]
+    assert noted(result.id) == ["start ['x'] {}", "success ['x'] {} x"]
     failed = telling.apply(('fail',))
-    assert told(failed)[-1] == "failure ['fail'] {} ValueError ExceptionInfo"
+    assert noted(failed.id)[-1] == "failure ['fail'] {} ValueError ExceptionInfo"
 
 
 def test_eager_retry(heard):
     """All attempts are one call, as they are in a worker."""
     result = telling.apply(('retry',))
     assert result.get() == 'retry'
-    assert [what.split()[0] for what in told(result)] == ['start', 'retry', 'start', 'success']
+    assert [what.split()[0] for what in noted(result.id)] == ['start', 'retry', 'start', 'success']
     assert [(entry[0], entry[4]) for entry in heard] == [('apply', result.id), ('trigger', result.id)]
 
 

@@ -4,7 +4,7 @@ from uuid import uuid4
 import pytest
 from celery import chord
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes
+from netbox_test_plugin.side import noted, notes
 
 from netbox_celery.models import CeleryResult
 
@@ -15,18 +15,6 @@ SAID = {
     'cancelled': 'CancelledError', 'exit': 'SystemExit: 3', 'interrupt': 'KeyboardInterrupt',
     'generator': 'GeneratorExit', 'own': 'OwnInterrupt: by hand',
 }
-
-
-@pytest.fixture(scope='module')
-def solo(make_module_worker, django_db_blocker):
-    worker = make_module_worker('solo-interruption', pool='solo', concurrency=1)
-    with django_db_blocker.unblock():
-        return worker.start().ready()
-
-
-@pytest.fixture(params=['prefork', 'threads', 'solo'])
-def any_worker(request):
-    return request.getfixturevalue(request.param)
 
 
 def heard(run):
@@ -62,7 +50,7 @@ def test_end_is_told(any_worker, how, task):
     assert any_worker.run(tasks.echo).status == 'completed'
     assert any_worker.process.poll() is None and any_worker.pid == pid
     assert len([what for __, what in notes(run.id) if what.startswith('on_task_failure')]) == 1
-    assert [what for __, what in notes(run.id)].count('ran') == 1
+    assert noted(run.id).count('ran') == 1
 
 
 @pytest.mark.parametrize('how', ['cancelled', 'exit', 'memory'])

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
 
 from netbox_celery.celery import app
 from netbox_celery.engine.store import lifecycle
@@ -51,18 +51,18 @@ def test_worker_killed(make_worker, prefork, gate):
     assert not any(os.path.exists(f'/proc/{pid}/exe') for pid in children)
 
     # Nobody has opened the gate: the bodies are dead
-    assert [what for __, what in notes(early.id)] == ['started']
+    assert noted(early.id) == ['started']
     open_gate(gate)
     open_gate(f'{gate}-second')
     successor = victim.start().ready()
     assert ended(late).status == 'completed'
-    assert [what for __, what in notes(late.id)] == ['started', 'started', 'ended']
+    assert noted(late.id) == ['started', 'started', 'ended']
     # The second attempt is run again, with its own arguments
     result = ended(retried)
     assert (result.status, result.result) == ('completed', f'{gate}-second')
     assert [a['number'] for a in result.attempts] == [1, 2, 2]
     assert {ended(run).status for run in waits} == {'completed'}
-    assert [what for __, what in notes(early.id)] == ['started']
+    assert noted(early.id) == ['started']
     assert successor.run(tasks.echo).status == 'completed'
 
 
@@ -80,7 +80,7 @@ def test_replacement_on_a_killed_worker(make_worker, prefork, gate):
     result = ended(run)
     assert (result.status, result.result) == ('completed', gate)
     assert result.celery_name == tasks.replace_late.name
-    assert [what for __, what in notes(run.id)] == ['started', 'started', 'ended']
+    assert noted(run.id) == ['started', 'started', 'ended']
 
 
 @pytest.mark.parametrize('pool', ['prefork', 'threads'])
@@ -111,8 +111,8 @@ def test_cold_shutdown(make_worker, prefork, pool, gate):
     worker.start().ready()
     assert ended(late).status == 'completed'
     assert worker.run(tasks.echo).status == 'completed'
-    assert [what for __, what in notes(late.id)] == ['started', 'started', 'ended']
-    assert [what for __, what in notes(early.id)] == ['started']
+    assert noted(late.id) == ['started', 'started', 'ended']
+    assert noted(early.id) == ['started']
 
 
 @pytest.mark.parametrize('pool', ['prefork', 'threads'])
@@ -150,7 +150,7 @@ def test_remote_shutdown(make_worker):
 
 def test_solo(make_worker, prefork, gate):
     """A solo worker runs tasks in its main process; killed, its runs are found like others'."""
-    worker = make_worker('solo', pool='solo', concurrency=1).start().ready()
+    worker = make_worker('solo-lost', pool='solo', concurrency=1).start().ready()
     assert worker.run(tasks.fail, 'value').status == 'errored'
     heartbeat = worker.row.heartbeat
     run = worker.send(tasks.hold, gate)
@@ -194,7 +194,7 @@ def test_process_stopped_for_a_while(make_worker, prefork, gate):
     for pid in pids:
         os.kill(pid, signal.SIGCONT)
     open_gate(gate)
-    until(lambda: [what for __, what in notes(run.id)] == ['started', 'ended'])
+    until(lambda: noted(run.id) == ['started', 'ended'])
     assert worker.run(tasks.echo).status == 'completed'
 
     assert (row(run).status, row(run).completed) == ('errored', completed)

@@ -10,15 +10,11 @@ from netbox_test_plugin.side import notes
 
 from netbox_celery.celery import app
 from netbox_celery.config import get_config
+from tests.support import nested_json
 
 from .support import ended, speaking_to, until
 
 NOWHERE = 'a-queue-that-nobody-serves'
-
-
-def nested(depth):
-    """JSON nested that deep, as text: Python's encoder would give up at a third of it."""
-    return '[' * depth + ']' * depth
 
 
 def publish(queue, task, task_id, /, body='[[], {}, {}]', broker=None, properties=None, **headers):
@@ -42,18 +38,6 @@ def unacknowledged():
         return client.hlen(get_config().key_prefix + 'unacked')
 
 
-@pytest.fixture(scope='module')
-def solo(make_module_worker, django_db_blocker):
-    worker = make_module_worker('solo-messages', pool='solo', concurrency=1)
-    with django_db_blocker.unblock():
-        return worker.start().ready()
-
-
-@pytest.fixture(params=['prefork', 'threads', 'solo'])
-def any_worker(request):
-    return request.getfixturevalue(request.param)
-
-
 def unsent(task, **options):
     """Make the row of a call whose message is on no queue that a worker serves."""
     return task.apply_async(queue=f'{NOWHERE}-{uuid4().hex}', **options)
@@ -72,7 +56,7 @@ def lives(worker, pid):
 def test_nested_arguments(any_worker, depth, task, headers):
     """Arguments that are nested too deeply end the run, and the message does not come back."""
     pid, run = any_worker.pid, unsent(task)
-    for body in (f'[[{nested(depth)}], {{}}, {{}}]', f'[[], {{"x": {nested(depth)}}}, {{}}]'):
+    for body in (f'[[{nested_json(depth)}], {{}}, {{}}]', f'[[], {{"x": {nested_json(depth)}}}, {{}}]'):
         publish(any_worker.queue, task, run.id, body, **headers)
 
     result = ended(run)
@@ -86,8 +70,8 @@ def test_nested_arguments(any_worker, depth, task, headers):
 
 def test_arguments_as_deep_as_may_be(any_worker):
     """What is nested as deep as a call allows runs."""
-    run = unsent(tasks.echo, args=(json.loads(nested(98)),))
-    publish(any_worker.queue, tasks.echo, run.id, f'[[{nested(98)}], {{}}, {{}}]')
+    run = unsent(tasks.echo, args=(json.loads(nested_json(98)),))
+    publish(any_worker.queue, tasks.echo, run.id, f'[[{nested_json(98)}], {{}}, {{}}]')
     assert ended(run).status == 'completed'
 
 
@@ -98,7 +82,7 @@ def test_not_handed_over(prefork, task, headers):
     pid, free = prefork.pid, f'{NOWHERE}-{uuid4().hex}'
     result = (task.s().set(queue=free) | tasks.echo.s().set(queue=free)).apply_async()
     run = result.parent
-    publish(prefork.queue, task, run.id, stamps={'x': json.loads(nested(900))}, **headers)
+    publish(prefork.queue, task, run.id, stamps={'x': json.loads(nested_json(900))}, **headers)
 
     errored = ended(run)
     assert (errored.status, errored.reason) == ('errored', 'rejected')
@@ -184,7 +168,7 @@ ENTRIES = [
     '{"properties": {"delivery_tag": "y", "delivery_info": 5}, "headers": {"id": "x", "task": "celery.chain"}}',
     '{"properties": {"delivery_tag": "z", "body_encoding": "base64"}, "body": "x", "headers": null}',
     '{"properties": {"delivery_tag": "z2", "body_encoding": "nothing"}, "body": "x", "headers": null}',
-    nested(750), nested(200_000),
+    nested_json(750), nested_json(200_000),
 ]
 
 
@@ -197,7 +181,7 @@ def test_rabbitmq(rabbitmq, make_instance, make_worker, without_shared_workers, 
         worker.start().ready()
         runs = [unsent(task) for __ in range(3)]
         url = rabbitmq.url()
-        publish(worker.queue, task, runs[0].id, f'[[{nested(750)}], {{}}, {{}}]', url)
+        publish(worker.queue, task, runs[0].id, f'[[{nested_json(750)}], {{}}, {{}}]', url)
         publish(worker.queue, task, runs[1].id, broker=url, timelimit='xy')
         publish(worker.queue, task, runs[2].id, broker=url, eta='2001-01-01T00:00:00+00:00', body='[[], [], {}]')
         for run in runs:

@@ -10,7 +10,7 @@ from celery import chain, chord, group
 from django.db import DatabaseError, connection, transaction
 from kombu.exceptions import EncodeError
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
 from netbox_test_plugin.tasks import classes, declared
 
 from netbox_celery.celery import app
@@ -46,7 +46,7 @@ def broker():
 
 
 def words(id):
-    return [what for __, what in notes(id)]
+    return noted(id)
 
 
 #

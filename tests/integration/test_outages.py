@@ -10,7 +10,7 @@ import pytest
 from celery import chord
 from django.db import connection
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
 from netbox_test_plugin.tasks import canvas, policies
 from redis import Redis
 
@@ -201,7 +201,7 @@ def test_messages_in_hand_come_back(services, prefork, gate):
     for run in (*running, *fetched):
         assert ended(run, 60).status == 'completed'
     assert prefork.process.pid == pid and prefork.process.poll() is None
-    assert [what for __, what in notes(running[0].id)] == ['started', 'ended']
+    assert noted(running[0].id) == ['started', 'ended']
     assert [len(notes(run.id)) for run in fetched] == [1, 1, 1]
 
 
@@ -225,7 +225,7 @@ def test_redis_restarted(services, all_workers, gate):
     assert [worker.process.pid for worker in all_workers] == pids
     for run in runs:
         assert lines(run) == ['line 0', 'line 1', 'after the gate']
-        assert [what for __, what in notes(run.id)] == ['started', 'ended']
+        assert noted(run.id) == ['started', 'ended']
     # As if a minute had passed
     old = datetime.now(UTC) - timedelta(minutes=2)
     CeleryResult.objects.filter(task_id=waiting.id).update(sent=old, last_updated=old, queue=all_workers[0].queue,

@@ -6,7 +6,7 @@ from celery import chain, chord
 from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes
+from netbox_test_plugin.side import noted, notes
 
 from netbox_celery.celery import app
 from netbox_celery.models import CeleryResult
@@ -191,7 +191,7 @@ def test_hard_time_limit_with_redelivery(prefork):
     outcome = prefork.send(tasks.hard_late)
     result = until(lambda: (found := row(outcome)).status == 'completed' and found, 30, lambda: row(outcome).status)
 
-    assert [what for __, what in notes(outcome.id)] == ['ran', 'ran']
+    assert noted(outcome.id) == ['ran', 'ran']
     assert result.result == 'in time'
     assert (result.attempt, result.claims) == (1, 2)
 
@@ -411,7 +411,7 @@ def test_handlers_are_the_authors(worker, how, state, seen):
     outcome = worker.send(tasks.handlers, how)
     result = ended(outcome)
     expected = ['before_start', *seen, f'after_return {state}']
-    noted = until(lambda: len(found := [what for __, what in notes(outcome.id)]) >= len(expected) and found)
+    noted = until(lambda: len(found := noted(outcome.id)) >= len(expected) and found)
 
     # The next attempt may begin before the handlers of the one before
     assert sorted(noted) == sorted(expected)

@@ -8,7 +8,7 @@ from celery import chain
 from django.db import connections
 from django.utils import timezone
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, open_gate
 
 from netbox_celery.engine.exceptions import DatabaseReadOnly
 from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
@@ -39,10 +39,6 @@ def read_only_server(services):
         say('off')
 
 
-def happened(run):
-    return [what for __, what in notes(run.id)]
-
-
 @pytest.mark.parametrize('has_key', [False, True])
 def test_worker(services, worker, gate, has_key):
     """What runs goes on, and its end and the next step wait; what was sent before does not begin, and runs once."""
@@ -50,22 +46,22 @@ def test_worker(services, worker, gate, has_key):
         queue=worker.queue, **({'concurrency_key': f'read-only-{worker.name}', 'limit': 1} if has_key else {})
     )).delay()
     first = run.parent
-    until(lambda: 'started' in happened(first))
+    until(lambda: 'started' in noted(first.id))
     early = worker.send(tasks.echo, 'early', countdown=2)
     with read_only_server(services):
         with pytest.raises(DatabaseReadOnly):
             worker.send(tasks.echo, 'refused')
         worker.says('trying again in')
         open_gate(gate)
-        until(lambda: 'ended' in happened(first))
+        until(lambda: 'ended' in noted(first.id))
         time.sleep(6)
-        assert happened(early) == happened(run) == []
+        assert noted(early.id) == noted(run.id) == []
         # It waits, and is not sent again and again by a sweep that cannot write that it did
         assert worker.output.count(f'{early.id}] received') <= 2
         assert worker.output.count('trying again in') < 40
 
     assert [ended(each).status for each in (first, run, early)] == ['completed'] * 3
-    assert (happened(early), happened(run)) == (['ran'], ['ran'])
+    assert (noted(early.id), noted(run.id)) == (['ran'], ['ran'])
     assert [row(each).claims for each in (first, run, early)] == [1, 1, 1]
     assert CeleryResult.objects.count() == 3
     assert worker.run(tasks.echo, 'after').status == 'completed'

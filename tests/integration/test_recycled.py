@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
 
 from netbox_celery.models import CeleryLogEntry, CeleryResult
 
@@ -78,7 +78,7 @@ def test_autoscale(make_worker, connections, gate):
         quick = [worker.send(tasks.say, 'x', 2) for __ in range(40)]
         assert all_ended(held + quick) == {'completed': 44}
         assert {len(lines(run)) for run in quick} == {2}
-        assert [[what for __, what in notes(run.id)] for run in held] == [['started', 'ended']] * 4
+        assert [noted(run.id) for run in held] == [['started', 'ended']] * 4
         until(lambda: len(worker.children) == 1, 40)
         before = before or connections()
         gate = f'{gate}-again'

@@ -4,7 +4,7 @@ from itertools import product
 import pytest
 from celery import chain, chord
 from celery.exceptions import TimeoutError as CeleryTimeout
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
 from netbox_test_plugin.tasks import canvas as tasks
 
 from netbox_celery.choices import ResultStatusChoices
@@ -150,7 +150,7 @@ def test_ends(replacing, gate, cell):
             waits_for = row(cell.run)
             if word == 'gate' and place == 'last':
                 until(
-                    lambda: [what for __, what in notes(cell.run.id)] == ['replaced', 'ran'], 30, lambda: describe(cell)
+                    lambda: noted(cell.run.id) == ['replaced', 'ran'], 30, lambda: describe(cell)
                 )
             else:
                 waits_for = waiting(cell.run, 'pending', 'running', timeout=30)

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
 
 from core.models import ObjectChange
 
@@ -42,7 +42,7 @@ def test_tracked(worker, user):
     for __ in range(20):
         run = worker.send(tasks.echo)
         assert ended(run, SLOW).status == 'completed'
-        assert [what for __, what in notes(run.id)] == ['ran']
+        assert noted(run.id) == ['ran']
     assert row(run).worker == worker.row.name
     assert run.get(timeout=5) == [[], {}]
     assert worker.tracebacks() == []
@@ -69,7 +69,7 @@ def test_worker_killed(worker, gate):
     worker.start().ready()
     open_gate(gate)
     assert ended(early, SLOW).reason == 'worker_lost'
-    assert [what for __, what in notes(early.id)] == ['started']
+    assert noted(early.id) == ['started']
 
 
 @pytest.mark.parametrize('config, environment', [

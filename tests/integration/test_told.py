@@ -21,11 +21,6 @@ def named(value):
     return getattr(value, 'name', None) or str(value)
 
 
-@pytest.fixture
-def on(prefork):
-    return lambda step: step.set(queue=prefork.queue)
-
-
 @contextmanager
 def listening(services):
     """Listen to all that Redis tells of ends meanwhile; yields a function that returns what it has told of a run."""

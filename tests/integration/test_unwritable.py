@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 from django.utils import timezone
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
 
 from netbox_celery.models import CeleryResult
 
@@ -44,10 +44,6 @@ def no_insert(services, table):
             admin.execute(f'DROP TRIGGER refuse ON {table}; DROP FUNCTION refuse();')
 
 
-def happened(run):
-    return [what for __, what in notes(run.id)]
-
-
 @pytest.mark.parametrize('task, status', [
     (tasks.hold, 'completed'), (tasks.hold_and_fail, 'errored'),
 ], ids=['completed', 'errored'])
@@ -55,17 +51,17 @@ def test_table_away_at_the_end(services, worker, gate, task, status):
     """The body goes on to its end, the log of the worker names the run, and the end is written when the table is back.
     """
     run = worker.send(task, gate, 2)
-    until(lambda: 'started' in happened(run))
+    until(lambda: 'started' in noted(run.id))
     until(lambda: len(lines(run)) == 2)
     with table_away(services):
         open_gate(gate)
-        until(lambda: 'ended' in happened(run))
+        until(lambda: 'ended' in noted(run.id))
         until(lambda: f'The end of task {run.id} ({status}) cannot be written yet' in worker.output)
 
     result = ended(run)
     assert (result.status, result.claims, result.reason) == (status, 1, '')
     assert result.error == ('' if status == 'completed' else 'ValueError: after the gate')
-    assert happened(run) == ['started', 'ended']
+    assert noted(run.id) == ['started', 'ended']
     assert lines(run) == ['line 0', 'line 1', 'after the gate']
     assert worker.run(tasks.echo).status == 'completed'
 
@@ -73,7 +69,7 @@ def test_table_away_at_the_end(services, worker, gate, task, status):
 def test_table_away_when_a_process_dies(services, prefork, gate):
     """The worker's main process writes the end when the table is back."""
     run = prefork.send(tasks.hold, gate)
-    until(lambda: 'started' in happened(run))
+    until(lambda: 'started' in noted(run.id))
     with table_away(services):
         os.kill(notes(run.id)[0][0], signal.SIGKILL)
         until(lambda: f'What became of task {run.id} cannot be written yet' in prefork.output)
@@ -89,7 +85,7 @@ def test_table_away_when_a_process_dies(services, prefork, gate):
 def test_table_away_at_an_end_of_the_tasks_own(services, worker, gate, how, status, state):
     """Celery hears of the end that the task sets itself, and the row has the same one when the table is back."""
     run = worker.send(tasks.end_itself, how, gate)
-    until(lambda: 'started' in happened(run))
+    until(lambda: 'started' in noted(run.id))
     with table_away(services):
         open_gate(gate)
         until(lambda: f'The end of task {run.id} ({status}) cannot be written yet' in worker.output)
@@ -103,39 +99,39 @@ def test_table_away_at_an_end_of_the_tasks_own(services, worker, gate, how, stat
 def test_table_away_at_a_replacement(services, worker, gate):
     """What takes the place of a task runs, if without a row; that of the task ends."""
     run = worker.send(tasks.replace_at, gate)
-    until(lambda: 'started' in happened(run))
+    until(lambda: 'started' in noted(run.id))
     with table_away(services):
         open_gate(gate)
-        until(lambda: 'replaced' in happened(run), 30)
+        until(lambda: 'replaced' in noted(run.id), 30)
         until(lambda: f'What replaces task {run.id} is run without being tracked' in worker.output)
 
     assert run.get(timeout=20) == run.id
     assert (ended(run).status, row(run).error) == ('ignored', 'Replaced by a task that is not tracked')
-    assert happened(run) == ['started', 'replaced']
+    assert noted(run.id) == ['started', 'replaced']
 
 
 def test_table_away_in_a_loop(services, worker, gate):
     """A body that asks whether it is cancelled goes on, and sees the cancel when the table is back."""
     run = worker.send(tasks.look, gate)
-    until(lambda: 'started' in happened(run))
+    until(lambda: 'started' in noted(run.id))
     with table_away(services):
         open_gate(gate)
-        until(lambda: 'ended' in happened(run))
+        until(lambda: 'ended' in noted(run.id))
     CeleryResult.objects.filter(task_id=run.id).update(cancelled=timezone.now())
     open_gate(f'{gate}-end')
 
     assert (ended(run).status, run.state) == ('revoked', 'REVOKED')
-    assert happened(run) == ['started', 'ended']
+    assert noted(run.id) == ['started', 'ended']
     assert worker.output.count(f'Task {run.id} cannot see whether it was cancelled') == 1
 
 
 def test_table_away_at_a_read(services, worker, gate):
     """What a body has read of its row holds; its ID needs no look."""
     run = worker.send(tasks.read, gate)
-    until(lambda: 'started' in happened(run))
+    until(lambda: 'started' in noted(run.id))
     with table_away(services):
         open_gate(gate)
-        until(lambda: 'ended' in happened(run))
+        until(lambda: 'ended' in noted(run.id))
 
     name = tasks.read.name
     assert ended(run).result == [name, name, name, row(run).pk, run.id]
@@ -144,7 +140,7 @@ def test_table_away_at_a_read(services, worker, gate):
 def test_table_away_at_a_retry(services, worker, gate):
     """The next attempt is sent, and runs."""
     run = worker.send(tasks.hold_and_retry, gate)
-    until(lambda: 'started' in happened(run))
+    until(lambda: 'started' in noted(run.id))
     with table_away(services):
         open_gate(gate)
         until(lambda: f'The retry of task {run.id} cannot be written yet' in worker.output)
@@ -201,7 +197,7 @@ def test_insert_refused(services, worker):
 def test_log_refused(services, worker, gate):
     """Lines are lost, which the log of the worker says; the run is none the worse."""
     run = worker.send(tasks.hold, gate, 3)
-    until(lambda: 'started' in happened(run))
+    until(lambda: 'started' in noted(run.id))
     until(lambda: len(lines(run)) == 3)
     with no_insert(services, LOG):
         open_gate(gate)
@@ -230,7 +226,7 @@ def test_soft_limit_while_the_claim_waits(services, prefork, gate, lock, task):
 
     result = ended(run)
     assert (result.status, result.reason, result.claims) == ('errored', 'soft_time_limit', 0)
-    assert happened(run) == []
+    assert noted(run.id) == []
     assert prefork.run(tasks.echo).status == 'completed'
 
 
@@ -238,17 +234,17 @@ def test_soft_limit_while_the_claim_waits(services, prefork, gate, lock, task):
 def test_soft_limit_while_the_end_waits(services, prefork, gate, task):
     """A soft limit that passes while the end is written fails the run as well, once: its row and Celery agree."""
     run = prefork.send(task, gate, soft_time_limit=2)
-    until(lambda: 'started' in happened(run))
+    until(lambda: 'started' in noted(run.id))
     with services.cluster.connect('netbox') as admin, admin.transaction():
         admin.execute(f'SELECT FROM {RESULTS} FOR NO KEY UPDATE')
         open_gate(gate)
-        until(lambda: 'ended' in happened(run))
+        until(lambda: 'ended' in noted(run.id))
         until(lambda: f'Soft time limit (2s) exceeded for {task.name}[{run.id}]' in prefork.output)
         time.sleep(0.5)
 
     result = ended(run)
     assert (result.status, result.reason, result.claims) == ('errored', 'soft_time_limit', 1)
-    assert happened(run) == ['started', 'ended']
+    assert noted(run.id) == ['started', 'ended']
     until(lambda: run.state == 'FAILURE')
 
 

@@ -8,7 +8,7 @@ from celery import chain, chord, group
 from celery.exceptions import TaskRevokedError
 from django.db import transaction
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
 from netbox_test_plugin.tasks import canvas, policies
 
 from netbox_celery.celery import app
@@ -87,7 +87,7 @@ def test_under_way(prefork, gate, way):
         WAYS[way](prefork, tasks.hold, first.id, gate)
     open_gate(gate)
     assert first.get(timeout=20) == gate
-    assert [what for __, what in notes(first.id)] == ['started', 'ended']
+    assert noted(first.id) == ['started', 'ended']
 
 
 def test_frozen_signature(prefork):

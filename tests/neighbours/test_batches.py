@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 from celery.exceptions import CeleryError
-from netbox_test_plugin.side import notes
+from netbox_test_plugin.side import noted
 
 from netbox_celery.celery import app
 from netbox_celery.models import CeleryResult, CeleryTask
@@ -80,7 +80,7 @@ def known(folder, monkeypatch):
 
 
 def said(result):
-    return [what for __, what in notes(result.id)]
+    return noted(result.id)
 
 
 @pytest.mark.parametrize('name', ['batches:plain', 'batches:ours'])

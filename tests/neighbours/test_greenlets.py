@@ -5,7 +5,7 @@ import time
 import pytest
 from django.db import connection
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
 
 from netbox_celery.engine.sending.control import cancellation
 from netbox_celery.engine.store.database import KEPT
@@ -123,7 +123,7 @@ def test_cancel(worker, pool, gate, user):
     open_gate(gate)
     assert {ended(run).status for run in runs[3:]} == {'completed'}
     assert all(lines(run)[:3] == LINES for run in runs)
-    assert [what for __, what in notes(runs[0].id)] == ['started']
+    assert noted(runs[0].id) == ['started']
     assert worker.run(tasks.query).status == 'completed'
     until(lambda: connections(pool) <= KEPT + OF_THE_WORKER, 10, lambda: connections(pool))
     # PostgreSQL has stopped as well
@@ -138,7 +138,7 @@ def test_terminate(worker, gate):
     app.control.revoke(run.id, terminate=True, destination=[worker.row.name])
     result = ended(run, 10)
     assert (result.status, result.reason) == ('revoked', 'terminated')
-    assert [what for __, what in notes(run.id)] == ['started']
+    assert noted(run.id) == ['started']
 
 
 def test_time_limits(worker, pool):
@@ -148,7 +148,7 @@ def test_time_limits(worker, pool):
     result = ended(hard)
     if pool == 'gevent':
         assert (result.status, result.reason) == ('errored', 'time_limit')
-        assert [what for __, what in notes(hard.id)] == ['started']
+        assert noted(hard.id) == ['started']
     else:
         assert result.status == 'completed'
     assert ended(soft).status == 'completed'

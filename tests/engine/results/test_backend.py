@@ -20,13 +20,9 @@ from netbox_celery.engine.exceptions import TaskFailed
 from netbox_celery.engine.results.backend import describe, describe_failure
 from netbox_celery.engine.store.recorder import recorder
 from tests.factories import make_result
+from tests.support import Unprintable, nested, now
 
 LIMIT = get_config().log_message_length
-
-
-class Odd(Exception):
-    def __str__(self):
-        raise RuntimeError('no text')
 
 
 class Textless(Exception):
@@ -55,7 +51,7 @@ class Failed(TaskFailed):
     (Reject(OperationalError('away')), ('errored', 'publish_failed', 'Reject: away')),
     (Reject(EncodeError('deep')), ('errored', 'publish_failed', 'Reject: deep')),
     (TaskRevokedError('revoked'), ('revoked', 'cancelled', 'TaskRevokedError: revoked')),
-    (Odd(), ('errored', '', 'Odd: <its text could not be made>')),
+    (Unprintable(), ('errored', '', 'Unprintable: <its text could not be made>')),
     (Textless(), ('errored', '', 'Textless: <its text could not be made>')),
     (SystemExit(3), ('errored', '', 'SystemExit: 3')),
 ], ids=lambda value: type(value).__name__)
@@ -101,11 +97,6 @@ def started():
         return row, Context(id=run.task_id, task='tests:x', netbox_run=run, children=[], is_eager=False), run
     yield started
     recorder.flush()
-
-
-def now(row):
-    row.refresh_from_db()
-    return row
 
 
 def told(row):
@@ -244,15 +235,9 @@ class OddResult:
     __repr__ = __json__
 
 
-def deep(depth):
-    value = 'the end'
-    for __ in range(depth):
-        value = [value]
-    return value
-
-
 ODD = {
-    'deep': lambda: deep(750), 'endless': lambda: deep(100_000), 'digits': lambda: 10 ** 5000, 'set': lambda: {1, 2},
+    'deep': lambda: nested(750), 'endless': lambda: nested(100_000), 'digits': lambda: 10 ** 5000,
+    'set': lambda: {1, 2},
     'key error': lambda: OddResult(KeyError('x')), 'recursion': lambda: OddResult(RecursionError()),
     'keys': lambda: {(1,): 2}, 'type error': lambda: [OddResult(TypeError())], 'huge set': lambda: set(range(100_000)),
     'bytes': lambda: {b'\xff': 1}, 'negative digits': lambda: {'x': -10 ** 5000},
@@ -293,8 +278,8 @@ def test_part_of_a_chord_counts_once(started, monkeypatch):
     request.chord = {'task': 'tests:x'}
     told = []
     monkeypatch.setattr(RedisBackend, 'on_chord_part_return', lambda *args, **kwargs: told.append(args[2:]))
-    app.backend.mark_as_done(run.task_id, deep(150), request)
-    assert told == [('SUCCESS', deep(150))]
+    app.backend.mark_as_done(run.task_id, nested(150), request)
+    assert told == [('SUCCESS', nested(150))]
     with pytest.raises(EncodeError):  # the chord is to have it
         app.backend.mark_as_done(run.task_id, {1}, request, store_result=False)
 
@@ -310,7 +295,9 @@ def test_result_comes_back_exactly(started, listening, value):
     assert app.backend.client.get(app.backend.get_key_for_task(run.task_id)) is None
 
 
-@pytest.mark.parametrize('meta', [{'x': deep(750)}, {'x': 5, 'y': 10 ** 30}, {'current': deep(3), 'step': deep(600)}])
+@pytest.mark.parametrize('meta', [
+    {'x': nested(750)}, {'x': 5, 'y': 10 ** 30}, {'current': nested(3), 'step': nested(600)},
+])
 def test_odd_states(started, meta):
     """What Celery stores of a custom state fails no task for its row."""
     row, request, run = started()

@@ -28,6 +28,7 @@ from netbox_celery.engine.worker.signals import on_postrun
 from netbox_celery.models import CeleryLogEntry, CeleryResult
 from netbox_celery.tasks import CeleryBaseTask
 from tests.factories import make_result
+from tests.support import nested
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -140,14 +141,7 @@ def test_window(deliver):
     assert (other.status, other.reason) == ('ignored', 'ignore_window')
 
 
-def deep(depth):
-    value = None
-    for __ in range(depth):
-        value = [value]
-    return value
-
-
-@pytest.mark.parametrize('request_', [{'args': [deep(150)]}, {'kwargs': {'x': deep(800)}}], ids=['args', 'kwargs'])
+@pytest.mark.parametrize('request_', [{'args': [nested(150)]}, {'kwargs': {'x': nested(800)}}], ids=['args', 'kwargs'])
 def test_foreign_message_that_no_call_could_send(deliver, request_):
     """It gets a row, which shows its arguments as text, and does not run."""
     task = deliver(netbox_celery=None, **request_)
@@ -448,7 +442,14 @@ def test_handler_of_task_prerun(make_task, deliver):
 
 # Handlers of authors
 
-def test_decorated_handlers(make_task, deliver):
+@pytest.fixture
+def track():
+    """Let all tasks claim their runs, as in a worker: those of the app, and those that are registered later."""
+    yield lambda: claim.track_all_tasks(app)
+    app.tasks.on_register = None
+
+
+def test_decorated_handlers(make_task, deliver, track):
     """An author's own decorators stay, whatever they are; each handler is wrapped once."""
     heard = []
 
@@ -479,7 +480,7 @@ def test_decorated_handlers(make_task, deliver):
 
     tasks = [make_task(lambda self, task_id: None, name=f'tests:{base.__name__}', base=base) for base in (Base, Child)]
     for __ in range(3):
-        claim.track_all_tasks(app)
+        track()
     for task, expected in zip(tasks, (['decorator', 'base'], ['child', 'decorator', 'base'])):
         run = make_result('pending', celery_name=task.name)
         task.request_stack.push(deliver(run.task_id, task=task.name).request_stack.top)
@@ -494,7 +495,6 @@ def test_decorated_handlers(make_task, deliver):
         run.refresh_from_db()
         assert (run.status, run.reason) == ('pending', 'replaced')
         task.pop_request()
-    app.tasks.on_register = None
 
 
 @pytest.mark.parametrize('make', [
@@ -503,30 +503,28 @@ def test_decorated_handlers(make_task, deliver):
     lambda heard: partial(lambda heard, task_id, args, kwargs: heard.append(task_id), heard),
     lambda heard: lambda self, task_id, args, kwargs: heard.append(task_id),
 ], ids=['static', 'class', 'partial', 'function'])
-def test_handlers_of_any_kind(make_task, make):
+def test_handlers_of_any_kind(make_task, track, make):
     heard = []
     task = make_task(lambda self, task_id: None, name='tests:kind', before_start=make(heard))
-    claim.track_all_tasks(app)
-    app.tasks.on_register = None
+    track()
     task.before_start('x', (), {})
     assert heard == ['x']
 
 
-def test_handler_of_an_instance(make_task, deliver):
+def test_handler_of_an_instance(make_task, deliver, track):
     heard = []
     task = make_task(lambda self, task_id: None, name='tests:delivered')
     task.before_start = lambda task_id, args, kwargs: heard.append(task_id)
-    claim.track_all_tasks(app)
-    app.tasks.on_register = None
+    track()
     run = make_result('pending')
     deliver(run.task_id)
     task.before_start(str(run.task_id), (), {})
     assert (heard, row().claims) == ([str(run.task_id)], 1)
 
 
-def test_registered_later(make_task, deliver):
+def test_registered_later(make_task, deliver, track):
     """By a decorator, as a class, or in the registry: it claims its runs."""
-    claim.track_all_tasks(app)
+    track()
     try:
         class Later(CeleryBaseTask):
             name = 'tests:later'
@@ -544,5 +542,4 @@ def test_registered_later(make_task, deliver):
             run.refresh_from_db()
             assert run.claims == 1
     finally:
-        app.tasks.on_register = None
         app.tasks.pop('tests:later', None)

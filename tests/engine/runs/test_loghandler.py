@@ -14,6 +14,7 @@ from netbox_celery.engine.runs.loghandler import ConsoleFilter, RunLogHandler, i
 from netbox_celery.engine.store.recorder import recorder
 from netbox_celery.models import CeleryLogEntry
 from tests.factories import make_result
+from tests.support import Unprintable
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -73,11 +74,6 @@ def test_thread_without_a_run(run, logger):
     thread.join()
     logger.info('here')
     assert entries(run) == [(20, 'here')]
-
-
-class Unprintable:
-    def __str__(self):
-        raise RuntimeError('no text')
 
 
 @pytest.mark.parametrize('arguments', [('%d', 'x'), ('%s %s', 1), (Unprintable(),)], ids=['type', 'number', 'text'])

@@ -12,6 +12,7 @@ from netbox_celery.engine.store.database import EngineConnection
 from netbox_celery.engine.store.recorder import recorder
 from netbox_celery.models import CeleryLogEntry, CeleryResult
 from tests.factories import make_result
+from tests.support import Unprintable, nested
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -173,12 +174,9 @@ def test_own_end_of_any_length(run, end):
 
 def test_own_end_without_a_text(run):
     """An exception whose text cannot be made ends the run as any other."""
-    class Mute(Exception):
-        def __str__(self):
-            raise RuntimeError('no text')
-    TrackedResult(run).error(Mute())
+    TrackedResult(run).error(Unprintable())
     assert row().status == 'failed'
-    assert 'Mute' in row().error
+    assert 'Unprintable' in row().error
 
 
 def test_reads(run):
@@ -235,14 +233,9 @@ def test_data_that_json_cannot_hold(run, data):
     assert (row().value, row().status) == (None, 'running')
 
 
-def deep(depth):
-    value = None
-    for __ in range(depth):
-        value = [value]
-    return value
-
-
-@pytest.mark.parametrize('data', [deep(150), deep(5000), 10 ** 5000, {(1,): 2}], ids=['150', '5000', 'digits', 'key'])
+@pytest.mark.parametrize('data', [
+    nested(150), nested(5000), 10 ** 5000, {(1,): 2},
+], ids=['150', '5000', 'digits', 'key'])
 def test_data_that_is_refused(run, data):
     """As at a call; and nothing is written."""
     with pytest.raises(EncodeError):
@@ -253,9 +246,9 @@ def test_data_that_is_refused(run, data):
 
 def test_end_with_a_result_that_a_row_does_not_hold(run):
     """A result that Celery can store is an end like others."""
-    TrackedResult(run).success(deep(150))
+    TrackedResult(run).success(nested(150))
     assert (row().status, row().exact_result) == ('completed', '')
-    assert run.own_end == ('completed', deep(150))
+    assert run.own_end == ('completed', nested(150))
 
 
 def test_end_with_a_result_that_nobody_stores(deliver):

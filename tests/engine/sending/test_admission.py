@@ -5,7 +5,7 @@ from functools import partial
 from uuid import uuid4
 
 import pytest
-from django.db import DatabaseError, IntegrityError, connection, transaction
+from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
 from netbox_celery.celery import app
@@ -18,6 +18,7 @@ from netbox_celery.engine.sending.rows import build_row
 from netbox_celery.engine.store.database import EngineConnection, execute
 from netbox_celery.models import CeleryResult, IgnoreWindow
 from tests.factories import make_result
+from tests.support import in_thread
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -225,26 +226,12 @@ def test_place_that_is_gone_again():
         admit(policy(), insert=lambda statement: None)
 
 
-def call_in_thread(*args, **options):
-    def call():
-        try:
-            found.append(admit(*args, **options))
-        except (DatabaseError, TaskConflict) as exc:
-            found.append(exc)
-        finally:
-            connection.close()
-    found = []
-    thread = threading.Thread(target=call)
-    thread.start()
-    return thread, found
-
-
 @pytest.mark.parametrize('rollback', [False, True])
 def test_transaction_under_way(rollback):
     """A call in another transaction is waited for: after a rollback the place is free, after a commit it is not."""
     with transaction.atomic():
         admit(policy())
-        thread, found = call_in_thread(policy())
+        thread, found = in_thread(admit, policy())
         thread.join(0.3)
         assert thread.is_alive()
         transaction.set_rollback(rollback)
@@ -255,7 +242,7 @@ def test_transaction_under_way(rollback):
 
 def test_many_at_once():
     """However many call at the same time, the limit holds, and as many as it allows get in."""
-    threads = [call_in_thread(policy(limit=3)) for __ in range(20)]
+    threads = [in_thread(admit, policy(limit=3)) for __ in range(20)]
     for thread, __ in threads:
         thread.join(20)
     assert sum(isinstance(found[0], admission.Admission) for __, found in threads) == 3

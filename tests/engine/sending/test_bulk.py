@@ -1,7 +1,6 @@
 """Many runs of one task at once are what as many single calls would be: in their rows, and in their messages."""
 import json
 from base64 import b64decode
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -13,7 +12,6 @@ from kombu.messaging import Producer
 from dcim.models import Site
 from extras.models import Tag
 from netbox_celery.celery import app
-from netbox_celery.config import get_config
 from netbox_celery.engine.sending import bulk
 from netbox_celery.engine.store.recorder import recorder
 from netbox_celery.models import CeleryResult
@@ -27,19 +25,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture
 def task(make_task):
     return make_task(lambda self, task_id, a, b=2: None, name='tests:many')
-
-
-@pytest.fixture
-def queue():
-    """A queue that nobody serves: its name, and what is in it."""
-    class Queue(str):
-        def __call__(self):
-            return [json.loads(message) for message in client.lrange(key, 0, -1)][::-1]
-    name = Queue(f'bulk-{uuid4().hex}')
-    key = get_config().key_prefix + name
-    with closing(app.backend.client.__class__.from_url(app.conf.broker_url)) as client:
-        yield name
-        client.delete(key)
 
 
 @pytest.mark.parametrize('call, expected', [

@@ -1,14 +1,12 @@
 """What people and programs do to runs that exist: cancel them, and run them again."""
 import math
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import timedelta
 from threading import Barrier
 from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
-from celery.signals import before_task_publish
 from django.db import connection, transaction
 from django.utils import timezone
 
@@ -19,28 +17,10 @@ from netbox_celery.engine.sending.control import NotRerunnable, cancel_many, can
 from netbox_celery.engine.store import lifecycle
 from netbox_celery.models import CeleryResult
 from tests.factories import make_result, make_worker
+from tests.support import now, published
 from users.models import User
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-def now(run):
-    run.refresh_from_db()
-    return run
-
-
-@contextmanager
-def published():
-    """Collect the bodies of messages that are sent meanwhile: arguments, keyword arguments, and what goes with them."""
-    bodies = []
-
-    def note(body=None, **kwargs):
-        bodies.append(body)
-    before_task_publish.connect(note, weak=False)
-    try:
-        yield bodies
-    finally:
-        before_task_publish.disconnect(note)
 
 
 def told(run):

@@ -2,23 +2,22 @@
 import copy
 import json
 from base64 import b64decode
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
 from celery import Celery, chain, chord, group
 from celery.exceptions import CeleryError
-from celery.signals import before_task_publish
 from django.db import connection, transaction
 from kombu import Queue
 from kombu.exceptions import EncodeError
 
 from netbox_celery.celery import app
-from netbox_celery.config import get_config
 from netbox_celery.engine.sending.enqueue import complete, is_tracked
 from netbox_celery.engine.store.recorder import recorder
 from netbox_celery.models import CeleryResult
+from tests.support import nested, published
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -29,19 +28,6 @@ LATER = datetime(2040, 1, 1, tzinfo=UTC)
 @pytest.fixture
 def task(make_task):
     return make_task(lambda self, task_id, *args, **kwargs: None, name=NAME)
-
-
-@pytest.fixture
-def queue():
-    """A queue that nobody serves: its name, and what is in it."""
-    class Name(str):
-        def __call__(self):
-            return [json.loads(message) for message in client.lrange(key, 0, -1)][::-1]
-    name = Name(f'call-{uuid4().hex}')
-    key = get_config().key_prefix + name
-    with closing(app.backend.client.__class__.from_url(app.conf.broker_url)) as client:
-        yield name
-        client.delete(key)
 
 
 OPTIONS = [
@@ -208,13 +194,6 @@ def test_connection_of_the_caller(task, queue):
 
 # What no worker could hand on to its processes
 
-def deep(depth):
-    value = None
-    for __ in range(depth):
-        value = [value]
-    return value
-
-
 class Encoded:
     def __json__(self):
         raise KeyError('no key')
@@ -252,33 +231,32 @@ CALLS = {
 
 
 @pytest.mark.parametrize('value', [
-    deep(101), deep(750), deep(5000), Encoded(), {(1, 2): 3}, 10 ** 5000,
+    nested(101), nested(750), nested(5000), Encoded(), {(1, 2): 3}, 10 ** 5000,
 ], ids=['101', '750', '5000', 'encoder', 'key', 'digits'])
 @pytest.mark.parametrize('how', CALLS)
 def test_what_cannot_be_sent(task, how, value):
     """Each way to call a task refuses it, in the same words, and nothing is sent or kept."""
-    sent = []
-    before_task_publish.connect(lambda body=None, **kwargs: sent.append(json.dumps(body)), weak=False, dispatch_uid='t')
-    try:
-        with pytest.raises(EncodeError):
-            CALLS[how](task, value)
-    finally:
-        before_task_publish.disconnect(dispatch_uid='t')
+    with published() as bodies, pytest.raises(EncodeError):
+        CALLS[how](task, value)
     # Of a group, the first part was sent
-    assert len(sent) <= (how == 'group')
+    assert len(bodies) <= (how == 'group')
     assert CeleryResult.objects.exclude(status='errored').count() <= (how == 'group')
 
 
 @pytest.mark.parametrize('how', CALLS)
 def test_deep_enough(task, how):
     """What is nested as deep as is said is sent, wherever it stands."""
-    CALLS[how](task, deep(97))
+    with published() as bodies:
+        CALLS[how](task, nested(97))
+    assert bodies
 
 
 def test_long_workflow(task):
     """A workflow whose signatures are nested because it is long is no deep argument."""
     stages = [(group(task.si(number), task.si(number)), task.si()) for number in range(40)]
-    chain(*(step for stage in stages for step in stage)).apply_async()
+    with published() as bodies:
+        chain(*(step for stage in stages for step in stage)).apply_async()
+    assert len(bodies) == 2
 
 
 @pytest.mark.parametrize('in_transaction', [False, True])
@@ -286,7 +264,8 @@ def test_long_workflow(task):
 def test_argument_without_a_text(task, in_transaction, tracked):
     """Celery makes a text of each argument, which may raise: the text says so."""
     with transaction.atomic() if in_transaction else nullcontext():
-        task.apply_async([Textless()], netbox_track=tracked)
+        result = task.apply_async([Textless()], netbox_track=tracked)
+    assert CeleryResult.objects.filter(task_id=result.id).exists() is tracked
 
 
 def test_argument_that_cannot_be_copied(task):

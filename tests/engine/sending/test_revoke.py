@@ -8,6 +8,7 @@ from django.db import OperationalError, transaction
 from netbox_celery.celery import app
 from netbox_celery.engine.sending import revoke
 from tests.factories import make_result
+from tests.support import now
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -21,11 +22,6 @@ def broadcast(monkeypatch):
         lambda self, command, arguments, destination, **options: heard.append((command, arguments, destination))
     )
     return heard
-
-
-def now(run):
-    run.refresh_from_db()
-    return run
 
 
 @pytest.mark.parametrize('status, terminate, expected', [

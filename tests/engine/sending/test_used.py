@@ -1,6 +1,4 @@
 """A call with an ID that was used: the same call once more, a new one that runs, or one that is refused."""
-import json
-from contextlib import closing
 from uuid import uuid4
 
 import pytest
@@ -10,7 +8,6 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError as KombuError
 
 from netbox_celery.celery import app
-from netbox_celery.config import get_config
 from netbox_celery.engine.calls.run import get_run
 from netbox_celery.engine.runs import claim
 from netbox_celery.engine.sending import used
@@ -29,19 +26,6 @@ NAME = 'tests:used'
 @pytest.fixture
 def task(make_task):
     return make_task(lambda self, task_id, *args: None, name=NAME)
-
-
-@pytest.fixture
-def queue():
-    """A queue that nobody serves: its name, and the messages in it."""
-    class Name(str):
-        def __call__(self):
-            return [json.loads(message) for message in client.lrange(key, 0, -1)][::-1]
-    name = Name(f'used-{uuid4().hex}')
-    key = get_config().key_prefix + name
-    with closing(app.backend.client.__class__.from_url(app.conf.broker_url)) as client:
-        yield name
-        client.delete(key)
 
 
 def end(task_id, **values):

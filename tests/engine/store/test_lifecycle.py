@@ -6,8 +6,8 @@ from django.db import connection as django_connection
 
 from netbox_celery.choices import ResultStatusChoices
 from netbox_celery.engine.store import lifecycle
-from tests.engine.conftest import Shared
 from tests.factories import make_result, make_worker
+from tests.support import Shared, now
 
 pytestmark = pytest.mark.django_db
 
@@ -33,11 +33,6 @@ def claim(run, *, attempt=1, nesting=0, holder=HOLDER):
     return lifecycle.claim(
         connection, task_id=run.task_id, attempt=attempt, nesting=nesting, worker='w', holder=holder
     )
-
-
-def now(run):
-    run.refresh_from_db()
-    return run
 
 
 @pytest.mark.parametrize('transition, leaves', [

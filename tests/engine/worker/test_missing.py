@@ -10,17 +10,9 @@ from netbox_celery.celery import app
 from netbox_celery.engine.worker import missing
 from netbox_celery.models import CeleryResult
 from tests.factories import make_result, make_worker
+from tests.support import ago, now
 
 pytestmark = pytest.mark.django_db
-
-
-def ago(seconds):
-    return timezone.now() - timedelta(seconds=seconds)
-
-
-def now(run):
-    run.refresh_from_db()
-    return run
 
 
 def test_missing_messages(shared, monkeypatch):

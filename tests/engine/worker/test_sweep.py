@@ -23,6 +23,7 @@ from netbox_celery.engine.exceptions import QueueRefused
 from netbox_celery.engine.worker import sweep
 from netbox_celery.models import CeleryResult
 from tests.factories import make_result, make_worker
+from tests.support import ago, nested, now
 
 pytestmark = pytest.mark.django_db
 
@@ -62,20 +63,11 @@ def caused(error, cause):
     return error
 
 
-def ago(seconds):
-    return timezone.now() - timedelta(seconds=seconds)
-
-
 def running(name='tests:early', holder=None, **columns):
     return make_result(**{
         'status': 'running', 'celery_name': name, 'holder': holder, 'claims': 1, 'attempt': 1, 'attempts': [{}],
         'sent': ago(50), 'worker': 'w', **columns,
     })
-
-
-def now(run):
-    run.refresh_from_db()
-    return run
 
 
 def test_runs_of_dead_workers(shared, backend):
@@ -369,9 +361,7 @@ def test_exactly(shared, sent):
 
 def test_what_an_earlier_version_took(shared, sent):
     """A row that no worker could hand on to its processes is closed, and those behind it are sent."""
-    value = []
-    for __ in range(750):
-        value = [value]
+    value = nested(750, [])
     poisoned = [make_result('pending', celery_name='tests:early', **columns) for columns in (
         {'args': [value]}, {'kwargs': {'x': value}}, {'options': {'headers': {'x': value}}},
     )]

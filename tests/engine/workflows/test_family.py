@@ -1,9 +1,8 @@
 """A workflow that is cancelled stays cancelled: of a cancel and a call by the cancelled run, the later knows."""
-import threading
 from uuid import uuid4
 
 import pytest
-from django.db import connection, transaction
+from django.db import transaction
 
 from netbox_celery.celery import app
 from netbox_celery.engine.calls.options import Own
@@ -11,6 +10,7 @@ from netbox_celery.engine.sending.rows import INSERT, build_row
 from netbox_celery.engine.workflows.family import BECAUSE, are_orphans, insert_child, mark_parts, members, takes_over
 from netbox_celery.models import CeleryResult
 from tests.factories import make_result
+from tests.support import in_thread
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -51,18 +51,6 @@ def test_same_child_twice():
     parent.cancel()
     assert insert_child(INSERT, row) == []
     assert result(row).status == 'pending' and 'refused' not in row
-
-
-def in_thread(function):
-    def call():
-        try:
-            found.append(function())
-        finally:
-            connection.close()
-    found = []
-    thread = threading.Thread(target=call)
-    thread.start()
-    return thread, found
 
 
 def test_child_waits_for_a_cancel():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 __all__ = (
     'note',
+    'noted',
     'notes',
     'open_gate',
     'wait_at',
@@ -32,6 +33,11 @@ def notes(task_id):
     except FileNotFoundError:
         return []
     return [(int(pid), what) for pid, __, what in (line.partition(' ') for line in lines)]
+
+
+def noted(task_id):
+    """Return what the body of a run has done so far, in order, in whichever process."""
+    return [what for __, what in notes(task_id)]
 
 
 def open_gate(name):

@@ -35,7 +35,7 @@ from .losses import fade, kill_always, kill_once, kill_self, retry_on_lost
 from .refusals import ignore, ignore_started, reject, reject_late
 from .replacements import noted, plain_replace, replace, replace_at, replace_late
 from .retries import autoretry, autoretry_unbound, limits, retry, retry_elsewhere, retry_ignored, retry_in_transaction
-from .returns import RESULTS, answer, go_deep
+from .returns import RESULTS, answer, go_deep, nested
 from .rows import end_itself, measure, percent, show, show_progress, whoami
 from .shapes import (
     anonymous,
