@@ -1,5 +1,7 @@
 """What several test modules share: values that are hard to store or send, rows as they are now, threads."""
+import os
 import threading
+import warnings
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -15,6 +17,7 @@ __all__ = (
     'ago',
     'call_in_thread',
     'in_thread',
+    'is_true_in_a_child',
     'nested',
     'nested_json',
     'now',
@@ -58,6 +61,21 @@ def published():
         yield bodies
     finally:
         before_task_publish.disconnect(note)
+
+
+def is_true_in_a_child(check):
+    """Return whether a function returns something true in a process that is forked from this one."""
+    with warnings.catch_warnings():
+        # Python warns of the threads of this process
+        warnings.simplefilter('ignore', DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            status = 0 if check() else 1
+        finally:
+            os._exit(status)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def nested(depth, innermost=None):

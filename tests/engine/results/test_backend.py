@@ -1,4 +1,4 @@
-"""The result backend hears of every end: the row is written first, and says how it was."""
+"""The end of a run through the result backend: the row is written first, and Celery then reports the same."""
 import json
 import pickle
 from types import SimpleNamespace
@@ -56,7 +56,7 @@ class Failed(TaskFailed):
     (SystemExit(3), ('errored', '', 'SystemExit: 3')),
 ], ids=lambda value: type(value).__name__)
 def test_failures(exc, expected):
-    """Each way to fail has its status and reason, and a line that says what happened, whatever the exception is."""
+    """Each kind of failure has its status, its reason and a line of text, whatever the exception is."""
     assert describe_failure(exc) == expected
 
 
@@ -68,7 +68,7 @@ def test_failures(exc, expected):
     (TaskRevokedError('revoked'), ('errored', '')),
 ], ids=lambda value: type(value).__name__)
 def test_failures_of_a_body(exc, expected):
-    """What Celery says of one run is no end of another one, whose body has come upon it."""
+    """An exception by which Celery reports another run's end means nothing special when a body raises it."""
     assert describe_failure(exc, by_body=True)[:2] == expected
 
 
@@ -79,7 +79,7 @@ def test_describe():
 
 
 def test_pickled():
-    """A backend that went through pickle is the app's again, whose class was made at run time."""
+    """A backend that was pickled is the app's own again, though its class is made at run time."""
     assert pickle.loads(pickle.dumps(app.backend)) is app.backend
 
 
@@ -100,14 +100,14 @@ def started():
 
 
 def told(row):
-    """What Celery tells who asks for the result, after all of it has been written."""
+    """What Celery returns to a caller that asks for the result, after everything has been written."""
     app.backend._cache.clear()
     return app.AsyncResult(str(row.task_id)).state
 
 
 @pytest.fixture
 def listening():
-    """Listen to Redis as who waits for the result of a run; returns what tells the states that were published."""
+    """Subscribe to a run's result in Redis; returns a function for the states that were published."""
     def listen(row):
         listener = app.backend.client.pubsub(ignore_subscribe_messages=True)
         listener.subscribe(app.backend.get_key_for_task(str(row.task_id)))
@@ -135,7 +135,7 @@ def listening():
      ('errored', '', 'FAILURE')),
 ], ids=['done', 'errored', 'failed', 'retry that is not sent'])
 def test_ends(started, listening, end, expected):
-    """The row has the end, Celery tells it, also to who waits, and no second end changes the row."""
+    """The row has the end, Celery reports it, also to those who wait, and a second end does not change the row."""
     row, request, __ = started()
     heard = listening(row)
     end(str(row.task_id), request)
@@ -150,7 +150,7 @@ def test_ends(started, listening, end, expected):
 
 @pytest.mark.parametrize('end', ['done', 'failure', 'retry'])
 def test_cancel_wins(started, listening, end):
-    """Whoever cancelled gets what he wanted, however the body ends; Celery says so too."""
+    """A cancelled run is revoked however its body finishes, and Celery reports that too."""
     row, request, run = started()
     heard = listening(row)
     row.cancel()
@@ -166,8 +166,8 @@ def test_cancel_wins(started, listening, end):
 
 
 @pytest.mark.parametrize('status', ['running', 'completed', 'pending'])
-def test_another_claim_holds_it(started, listening, status):
-    """Who has lost its claim ends nothing: neither the row, nor what Celery tells of it."""
+def test_end_of_a_lost_claim(started, listening, status):
+    """Such an end changes neither the row, nor what Celery reports."""
     row, request, run = started(status)
     heard = listening(row)
     type(row).objects.update(claims=2)
@@ -178,8 +178,8 @@ def test_another_claim_holds_it(started, listening, status):
     assert heard() == []
 
 
-def test_answer_that_was_lost(started, listening):
-    """An end that was written, and whose connection broke before the answer, is told like any other."""
+def test_lost_answer(started, listening):
+    """An end that was written before the connection broke is reported like any other."""
     row, request, run = started()
     heard = listening(row)
     type(row).objects.update(status='completed', completed=timezone.now(), result=5)
@@ -187,8 +187,8 @@ def test_answer_that_was_lost(started, listening):
     assert heard() == ['SUCCESS']
 
 
-def test_next_attempt_has_begun(started):
-    """The message of a retry is sent before this is written; what the next attempt has done since stays."""
+def test_retry_written_after_the_next_attempt_started(started):
+    """The message of a retry is sent first; what the next attempt has written stays."""
     row, request, run = started()
     run.continued = True
     type(row).objects.update(claims=2, attempt=2, attempts=[{'number': 1}, {'number': 2}])
@@ -205,7 +205,7 @@ def test_next_attempt_has_begun(started):
     ('x' * (get_config().payload_length + 1), 'cut'),
 ], ids=['plain', 'uuid', 'nul', 'inf', 'large'])
 def test_result(started, result, shown):
-    """Celery gives back what the task returned, also where the row cannot show all of it."""
+    """Celery returns what the task returned, also where the row cannot show all of it."""
     row, request, run = started()
     app.backend.mark_as_done(run.task_id, result, request)
     if shown == 'cut':
@@ -215,8 +215,8 @@ def test_result(started, result, shown):
     assert app.AsyncResult(run.task_id).get(timeout=5) == result
 
 
-def test_result_that_is_ignored(started):
-    """With `ignore_result` the row alone has it, as text if JSON cannot hold it."""
+def test_ignored_result(started):
+    """With `ignore_result` only the row has the result, as text if it is not JSON."""
     row, request, run = started()
     app.backend.mark_as_done(run.task_id, SimpleNamespace(a=1), request, store_result=False)
     assert (now(row).status, row.result) == ('completed', 'namespace(a=1)')
@@ -224,7 +224,7 @@ def test_result_that_is_ignored(started):
 
 
 class OddResult:
-    """A result whose author's code raises, wherever it is asked."""
+    """A result whose methods raise."""
 
     def __init__(self, exc):
         self.exc = exc
@@ -247,7 +247,7 @@ ODD = {
 
 @pytest.mark.parametrize('what', ODD)
 def test_ignored_result_never_fails_its_task(started, what):
-    """Whatever a task returns, and nobody stores: it has succeeded, and its row shows something."""
+    """Whatever a task returns, its run succeeds and its row shows a text if the result is ignored."""
     row, request, run = started()
     app.backend.mark_as_done(run.task_id, ODD[what](), request, store_result=False)
     assert now(row).status == 'completed'
@@ -257,7 +257,7 @@ def test_ignored_result_never_fails_its_task(started, what):
 
 @pytest.mark.parametrize('what', ODD)
 def test_result_is_stored_as_celery_would(started, what):
-    """What plain Celery stores completes the run, and comes back; what it refuses fails it, and nothing was written."""
+    """A result that plain Celery stores completes the run; one that it refuses fails it, and nothing is written."""
     row, request, run = started()
     plain = RedisBackend(app=app, url=app.conf.result_backend)
     try:
@@ -273,7 +273,7 @@ def test_result_is_stored_as_celery_would(started, what):
 
 
 def test_part_of_a_chord_counts_once(started, monkeypatch):
-    """A result that its row does not hold is told to the chord like others."""
+    """A result that the row does not hold is counted in the chord as well."""
     row, request, run = started()
     request.chord = {'task': 'tests:x'}
     told = []
@@ -286,7 +286,7 @@ def test_part_of_a_chord_counts_once(started, monkeypatch):
 
 @pytest.mark.parametrize('value', [[1e23], {'b': 1, 'a': -0.0}, float('nan'), 'nul \x00', 1e16], ids=repr)
 def test_result_comes_back_exactly(started, listening, value):
-    """Who waits and who asks later get what the task returned; Redis does not hold it."""
+    """A result that only the row holds is returned exactly, now and later."""
     row, request, run = started()
     heard = listening(row)
     app.backend.mark_as_done(run.task_id, value, request)
@@ -299,7 +299,7 @@ def test_result_comes_back_exactly(started, listening, value):
     {'x': nested(750)}, {'x': 5, 'y': 10 ** 30}, {'current': nested(3), 'step': nested(600)},
 ])
 def test_odd_states(started, meta):
-    """What Celery stores of a custom state fails no task for its row."""
+    """Any custom state that Celery can store is harmless for the row."""
     row, request, run = started()
     app.backend.store_result(run.task_id, meta, 'MINE', request=request)
     recorder.flush(run)
@@ -307,8 +307,8 @@ def test_odd_states(started, meta):
     assert row.status == 'running'
 
 
-def test_grief_over_a_success(held):
-    """What goes wrong in a worker's child after it has told of a success changes nothing, in neither place."""
+def test_error_after_a_success(held):
+    """An error in a worker's child after it reported success changes neither the row nor Celery's state."""
     row = held()
     request = parents_request(row)
     type(row).objects.filter(pk=row.pk).update(status='completed', completed=timezone.now(), result=5)
@@ -332,7 +332,7 @@ def parents_request(row, retries=0):
     ({}, 0, 'errored'), ({'holder': uuid4()}, 0, 'running'), ({}, 1, 'running'), ({'attempt': 2}, 1, 'running'),
 ], ids=['own', "another worker's", 'later attempt', 'earlier claim'])
 def test_parent(held, columns, retries, status):
-    """A parent ends what its own child held, in that attempt."""
+    """A parent ends only what its own child held, in that attempt."""
     row = held()
     type(row).objects.update(**columns)
     if 'attempt' in columns:
@@ -347,7 +347,7 @@ def test_parent(held, columns, retries, status):
     ('terminated', ('revoked', 'terminated')), ('expired', ('running', '')), ('revoked', ('running', '')),
 ])
 def test_parent_revokes(held, reason, expected):
-    """Only what was terminated was running: a copy of its message that expires, or is revoked, does not end it."""
+    """Only what was terminated was running: a copy of its message that expires or is revoked does not end it."""
     row = held()
     app.backend.mark_as_revoked(str(row.task_id), reason, parents_request(row))
     assert (now(row).status, row.reason) == expected
@@ -378,7 +378,7 @@ def test_revoked_while_it_waits(held, reason, expected, error):
     (states.STARTED, {'current': 3}, (None, None, '')),
 ], ids=lambda value: type(value).__name__)
 def test_custom_states(started, state, meta, expected):
-    """A state of the task's own moves the progress of its row; its status stays."""
+    """A custom state of the task moves the row's progress and leaves its status."""
     row, request, run = started()
     app.backend.store_result(run.task_id, meta, state, request=request)
     recorder.flush(run)

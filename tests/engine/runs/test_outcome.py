@@ -1,4 +1,4 @@
-"""The end of a run: its log comes first, an end that cannot be written is written later, and it is written once."""
+"""The end of a run: it follows its log, is written later if it cannot be written now, and only once."""
 import pytest
 from celery._state import _task_stack
 from django.db import OperationalError, connection
@@ -29,7 +29,7 @@ def row():
 
 
 def test_log_comes_first(run, monkeypatch):
-    """Who sees the end sees the whole log."""
+    """A reader that sees the end sees the whole log."""
     for number in range(500):
         recorder.log(run, str(number))
     finish = outcome.lifecycle.finish
@@ -42,7 +42,7 @@ def test_log_comes_first(run, monkeypatch):
 
 
 def test_lost_claim(run):
-    """Nothing was ended, which the run keeps in mind."""
+    """The run is not ended, and knows it."""
     CeleryResult.objects.update(claims=2)
     assert outcome.finish_run(run, 'completed') is None
     assert not run.ended
@@ -50,7 +50,7 @@ def test_lost_claim(run):
 
 
 class Away:
-    """A database that is away, for the engine's connection of this thread."""
+    """A database that is down, for the engine's connection of this thread."""
 
     def __init__(self, monkeypatch):
         self.is_away = True
@@ -68,7 +68,7 @@ class Away:
     (lambda run: outcome.retry_run(run, 'no', ''), 'retrying'),
 ], ids=['end', 'retry'])
 def test_database_away(run, monkeypatch, end, status):
-    """The caller goes on as if it was written, and it is, when the database takes it."""
+    """The caller continues as if the end was written, and it is written when the database is back."""
     away = Away(monkeypatch)
     assert end(run)[1] == status
     assert row().status == 'running'
@@ -78,7 +78,7 @@ def test_database_away(run, monkeypatch, end, status):
 
 
 def test_cancelled_while_the_end_waited(run, monkeypatch):
-    """An end that comes late finds the row as it is by then."""
+    """An end that is written late respects the row as it is by then."""
     away = Away(monkeypatch)
     outcome.finish_run(run, 'completed', result='5')
     row().cancel()
@@ -111,7 +111,7 @@ def test_first_end_holds(run, first, status, second):
 
 
 def test_progress_of_a_loop(run):
-    """`update_value` writes by steps and by time, the first value always."""
+    """`update_value` writes by steps and by time, and always the first value."""
     tracked = TrackedResult(run)
     written = []
     for value in range(100):
@@ -137,7 +137,7 @@ def test_progress_of_a_loop(run):
 ], ids=['end', 'retry', 'own end', 'read'])
 @pytest.mark.parametrize('pace', [{'value_step': 30}, {'rate_limit': 1000}], ids=str)
 def test_progress_at_the_end_of_a_loop(run, end, pace):
-    """What `update_value` has left out last is not left out for good."""
+    """The last value that `update_value` skipped is written in the end."""
     tracked = TrackedResult(run)
     for value in range(1, 101):
         tracked.update_value(value, **pace)
@@ -151,8 +151,8 @@ def test_progress_at_the_end_of_a_loop(run, end, pace):
     (lambda run: recorder.progress(run, value=50), 50), (lambda run: TrackedResult(run).update(value=50), 50),
     (lambda run: TrackedResult(run).increment_value(5), 6), (lambda run: TrackedResult(run).update(step='s'), 3),
 ], ids=['progress', 'update', 'increment', 'step'])
-def test_progress_left_out_and_overtaken(run, newer, value):
-    """A later one counts."""
+def test_skipped_progress_is_overtaken(run, newer, value):
+    """A later value counts."""
     tracked = TrackedResult(run)
     tracked.update_value(1)
     tracked.update_value(3, value_step=10)
@@ -165,7 +165,7 @@ def test_progress_left_out_and_overtaken(run, newer, value):
     lambda it, text: it.error(text, text), lambda it, text: it.canceled(text),
 ], ids=['error', 'canceled'])
 def test_own_end_of_any_length(run, end):
-    """What an author says of an end is cut as what Celery says of it is."""
+    """An author's text is cut in the same way as Celery's."""
     end(TrackedResult(run), 'x' * 1_000_000)
     assert len(row().error) < 10_100
     assert len(row().traceback) < 65_700
@@ -173,14 +173,14 @@ def test_own_end_of_any_length(run, end):
 
 
 def test_own_end_without_a_text(run):
-    """An exception whose text cannot be made ends the run as any other."""
+    """An exception whose text cannot be made ends the run like any other."""
     TrackedResult(run).error(Unprintable())
     assert row().status == 'failed'
     assert 'Unprintable' in row().error
 
 
 def test_reads(run):
-    """What the task reads of its row has what it has written, whether it read before or not."""
+    """The task reads what it has written, whether or not it read before."""
     tracked = TrackedResult(run)
     tracked.update(value=1, value_max=5, step='s', data={'a': [1]})
     assert (tracked.value, tracked.value_max, tracked.step, tracked.data) == (1, 5, 's', {'a': [1]})
@@ -197,7 +197,7 @@ def test_reads(run):
 
 
 def test_read_on_a_broken_connection(run):
-    """A restart of PostgreSQL has broken the connection of the body: its row can be read all the same."""
+    """A body whose connection was broken by a restart of PostgreSQL can read its row."""
     connection.ensure_connection()
     connection.connection.close()
     tracked = TrackedResult(run)
@@ -207,7 +207,7 @@ def test_read_on_a_broken_connection(run):
 
 @pytest.mark.parametrize('odd', [float('nan'), float('inf'), 10 ** 30, '5', [5], True, {}], ids=repr)
 @pytest.mark.parametrize('is_read', [True, False])
-def test_progress_that_is_no_number(run, odd, is_read, caplog):
+def test_progress_that_is_not_a_number(run, odd, is_read, caplog):
     """It is left out, and the rest is written; the worker's log says so once, not at each turn of a loop."""
     tracked = TrackedResult(run)
     tracked.update(value=3, value_max=5)
@@ -224,7 +224,7 @@ def test_progress_that_is_no_number(run, odd, is_read, caplog):
 
 @pytest.mark.parametrize('data', [object(), {1, 2}, lambda: None])
 def test_data_that_json_cannot_hold(run, data):
-    """The task hears of it at once, and nothing is written."""
+    """The task gets the error immediately, and nothing is written."""
     with pytest.raises(TypeError):
         TrackedResult(run).update(value=1, data=data)
     with pytest.raises(TypeError):
@@ -245,14 +245,14 @@ def test_data_that_is_refused(run, data):
 
 
 def test_end_with_a_result_that_a_row_does_not_hold(run):
-    """A result that Celery can store is an end like others."""
+    """A result that Celery can store is accepted."""
     TrackedResult(run).success(nested(150))
     assert (row().status, row().exact_result) == ('completed', '')
     assert run.own_end == ('completed', nested(150))
 
 
-def test_end_with_a_result_that_nobody_stores(deliver):
-    """It cannot be written and need not be: the row shows a text."""
+def test_end_with_an_ignored_result(deliver):
+    """It need not be stored: the row shows a text."""
     task = deliver(task_options={'ignore_result': True}, netbox_celery=None)
     begin(task)
     _task_stack.push(task)

@@ -1,4 +1,4 @@
-"""Outcomes that a worker's parent reports, at once or when the database is back."""
+"""Ends that a worker's parent reports, immediately or when the database is back."""
 from unittest import mock
 from uuid import uuid4
 
@@ -19,7 +19,7 @@ def nothing_deferred():
 
 @pytest.mark.parametrize('unusable', [OperationalError, ProgrammingError])
 def test_writes_wait_for_the_database(identity, monkeypatch, unusable):
-    """What a parent cannot write at once is written later, in order, and what cannot be written at all is left out."""
+    """Writes that fail are repeated later, in order, and one that cannot succeed is dropped."""
     away, written = True, []
     connection = object()
 
@@ -53,7 +53,7 @@ def test_no_error_reaches_the_parent(monkeypatch):
 
 @pytest.mark.django_db
 def test_close_run(identity, shared, monkeypatch):
-    """A parent ends what waits, and with the attempt also what its own child held."""
+    """A parent closes waiting runs, and those that its own child held, if it knows the attempt."""
     monkeypatch.setattr(reports, 'get_connection', lambda: shared)
     waiting = make_result('pending')
     mine = make_result('running', claims=1, attempt=1, holder=identity.key, attempts=[{}])
@@ -78,7 +78,7 @@ def test_close_run(identity, shared, monkeypatch):
     ({'status': 'pending'}, 'pending', None),
 ], ids=str)
 def test_requeue_run(identity, shared, monkeypatch, columns, status, ended):
-    """A message goes back unless its run was cancelled, or has lost its process too often."""
+    """A message is requeued unless its run was cancelled, or has lost its process too often."""
     monkeypatch.setattr(reports, 'get_connection', lambda: shared)
     run = make_result(**{
         'status': 'running', 'claims': 1, 'attempt': 1, 'holder': identity.key, 'attempts': [{}], **columns

@@ -28,7 +28,7 @@ def test_copied(tracked, make):
 
 
 def test_pickled(tracked):
-    """Elsewhere, as in a process that the body starts, it is the row."""
+    """In another process, for example one that the body starts, it is the row."""
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         other = pickle.loads(pickle.dumps(tracked, protocol))
         assert isinstance(other, CeleryResult)
@@ -36,7 +36,7 @@ def test_pickled(tracked):
 
 
 def test_without_attributes():
-    """As what is being copied, or unpickled, is at first: nothing recurses."""
+    """An object that is being copied or unpickled has no attributes at first: nothing recurses."""
     for cls in (TrackedResult, _Diverted):
         empty = cls.__new__(cls)
         for name in ('__deepcopy__x', '__setstate__x', '_run', 'row', 'status'):

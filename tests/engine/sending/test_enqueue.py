@@ -1,4 +1,4 @@
-"""A call: its row and its message, together or not at all; and nothing of the caller's is changed."""
+"""A call writes its row and its message together or not at all, and changes nothing of the caller's."""
 import copy
 import json
 from base64 import b64decode
@@ -42,7 +42,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize('awaited', ['chain', 'chord', 'link', 'group_id'])
 def test_call_on_which_something_depends(make_task, queue, awaited):
-    """A call with a policy cannot become another run if what is to happen after it hangs on its own ID."""
+    """A call with a policy cannot become another run if its own ID is awaited."""
     task = make_task(lambda self, task_id: None, name=NAME, concurrency_key='x')
     first = task.apply_async(queue=queue)
     assert task.apply_async(queue=queue).id == first.id
@@ -60,7 +60,7 @@ def test_call_on_which_something_depends(make_task, queue, awaited):
 
 @pytest.mark.parametrize('options', OPTIONS, ids=str)
 def test_message(task, queue, options):
-    """The message is Celery's own, with one header more: a worker that knows nothing of rows can run it."""
+    """The message is Celery's own with one more header: a worker without the plugin can run it."""
     task_id = str(uuid4())
     given = {'queue': str(queue), 'task_id': task_id, **options}
     before = copy.deepcopy(given)
@@ -102,7 +102,7 @@ def test_ways_to_call(task, queue):
 
 
 def test_transactions(task, queue):
-    """What is rolled back leaves nothing, in a savepoint too; what is committed goes out in the order of the calls."""
+    """A rollback leaves nothing, also of a savepoint; a commit sends in the order of the calls."""
     def call(number):
         return task.apply_async((number,), queue=str(queue)).id
     with transaction.atomic():
@@ -126,7 +126,7 @@ def test_transactions(task, queue):
 
 @pytest.mark.parametrize('policy', [{}, {'concurrency_key': 'k', 'limit': 9, 'on_conflict': 'queue'}], ids=str)
 def test_arguments_used_again(task, queue, policy):
-    """What goes out on commit is what each call was made with, as its row says, not what became of the dict since."""
+    """A message has the arguments as they were at the call, like its row, whatever is done to the dict later."""
     kwargs, args = {}, [[]]
     with transaction.atomic():
         for number in range(3):
@@ -146,7 +146,7 @@ def test_arguments_used_again(task, queue, policy):
     ({'task_id': 'not-a-uuid'}, None), ({'netbox_track': False}, False),
 ])
 def test_without_a_row(task, queue, options, header):
-    """Such a call is Celery's alone, sent at once, in a transaction too; no policy can hold for it."""
+    """Such a call is Celery's alone, sent immediately, also in a transaction; no policy applies to it."""
     with transaction.atomic():
         task.apply_async((1,), queue=str(queue), **options)
         message, = queue()
@@ -171,7 +171,7 @@ def test_tracked(make_task, name, track, expected):
 
 
 def test_times():
-    """Times are fixed when the call is made, not when its message goes out."""
+    """Times are fixed when the call is made, not when its message is sent."""
     now = datetime.now(UTC)
     options = complete(app, {'countdown': 60, 'expires': 90.5}, None)
     assert 'countdown' not in options
@@ -183,7 +183,7 @@ def test_times():
 
 
 def test_connection_of_the_caller(task, queue):
-    """A call is part of the caller's transaction on the caller's own connection, which it leaves as it was."""
+    """A call is part of the caller's transaction, on a connection that it leaves as it was."""
     with transaction.atomic():
         task.apply_async((1,), queue=str(queue))
         assert connection.in_atomic_block and not connection.needs_rollback
@@ -235,7 +235,7 @@ CALLS = {
 ], ids=['101', '750', '5000', 'encoder', 'key', 'digits'])
 @pytest.mark.parametrize('how', CALLS)
 def test_what_cannot_be_sent(task, how, value):
-    """Each way to call a task refuses it, in the same words, and nothing is sent or kept."""
+    """Each way to call a task refuses it with the same error, and nothing is sent or kept."""
     with published() as bodies, pytest.raises(EncodeError):
         CALLS[how](task, value)
     # Of a group, the first part was sent
@@ -245,14 +245,14 @@ def test_what_cannot_be_sent(task, how, value):
 
 @pytest.mark.parametrize('how', CALLS)
 def test_deep_enough(task, how):
-    """What is nested as deep as is said is sent, wherever it stands."""
+    """A value nested as deeply as allowed is sent, in every place."""
     with published() as bodies:
         CALLS[how](task, nested(97))
     assert bodies
 
 
 def test_long_workflow(task):
-    """A workflow whose signatures are nested because it is long is no deep argument."""
+    """A long workflow has deeply nested signatures, which do not count as deep arguments."""
     stages = [(group(task.si(number), task.si(number)), task.si()) for number in range(40)]
     with published() as bodies:
         chain(*(step for stage in stages for step in stage)).apply_async()
@@ -262,7 +262,7 @@ def test_long_workflow(task):
 @pytest.mark.parametrize('in_transaction', [False, True])
 @pytest.mark.parametrize('tracked', [False, True])
 def test_argument_without_a_text(task, in_transaction, tracked):
-    """Celery makes a text of each argument, which may raise: the text says so."""
+    """Celery makes a text of each argument, which may raise an error: the text then says so."""
     with transaction.atomic() if in_transaction else nullcontext():
         result = task.apply_async([Textless()], netbox_track=tracked)
     assert CeleryResult.objects.filter(task_id=result.id).exists() is tracked
@@ -279,8 +279,8 @@ def test_argument_that_cannot_be_copied(task):
 
 
 @pytest.mark.parametrize('key', [1, None, (1,), b'x'], ids=repr)
-def test_names_that_are_no_text(task, key):
-    """Keyword arguments with such names are refused as Celery refuses them, or as what JSON cannot hold."""
+def test_names_that_are_not_text(task, key):
+    """Keyword arguments with such names are refused as by Celery, or as what JSON cannot hold."""
     with pytest.raises(TypeError, match='keywords must be strings'):
         task.apply_async(kwargs={key: 1})
     if key not in (1, None):

@@ -1,4 +1,4 @@
-"""What a worker's main process makes of messages, and of what a pool tells it."""
+"""How a worker's main process handles messages, and reports of its pool."""
 from types import SimpleNamespace
 from unittest import mock
 from uuid import UUID
@@ -80,7 +80,7 @@ def test_requests_are_tolerant_once():
 
 @pytest.mark.parametrize('exc', [MemoryError('x'), GeneratorExit()])
 def test_failure_that_celery_takes_for_its_own(exc, monkeypatch):
-    """The worker's main process hears of a stand-in."""
+    """The worker's main process gets a stand-in exception."""
     heard = []
     monkeypatch.setattr(Request, 'on_failure', lambda self, info, **options: heard.append(info.exception))
     request = object.__new__(worker.tolerant(Request))

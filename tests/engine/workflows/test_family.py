@@ -1,4 +1,4 @@
-"""A workflow that is cancelled stays cancelled: of a cancel and a call by the cancelled run, the later knows."""
+"""A cancelled workflow stays cancelled: of a cancel and a call by the cancelled run, the later sees the earlier."""
 from uuid import uuid4
 
 import pytest
@@ -16,6 +16,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def child_of(parent_id):
+    """Return the row of a call that another run makes."""
     options = {'task_id': str(uuid4()), 'parent_id': str(parent_id)}
     return build_row(app, 'tests:child', (), {}, options, Own(), None)
 
@@ -26,7 +27,7 @@ def result(row):
 
 @pytest.mark.parametrize('in_transaction', [False, True])
 def test_child(in_transaction):
-    """What a cancelled run starts is born revoked; what another one starts waits, also one without a row."""
+    """A child of a cancelled run is created as revoked; other children wait, also those of a run without a row."""
     cancelled, alive = make_result('running'), make_result('running')
     cancelled.cancel()
     rows = [child_of(it) for it in (cancelled.task_id, alive.task_id, uuid4())]
@@ -44,7 +45,7 @@ def test_child(in_transaction):
 
 
 def test_same_child_twice():
-    """A row that is there already is left as it is, whatever became of its parent."""
+    """An existing row stays as it is, whatever happened to its parent."""
     parent = make_result('running')
     row = child_of(parent.task_id)
     insert_child(INSERT, row)
@@ -54,7 +55,7 @@ def test_same_child_twice():
 
 
 def test_child_waits_for_a_cancel():
-    """A cancel that is under way, and not committed yet, is waited for."""
+    """A call waits for a cancel that is not committed yet."""
     parent = make_result('running')
     row = child_of(parent.task_id)
     with transaction.atomic():
@@ -81,7 +82,7 @@ def test_cancel_rolled_back():
 
 
 def test_cancel_during_the_tasks_transaction():
-    """A task's own transaction locks nothing: the cancel goes through, and a look after the commit finds it."""
+    """A task's own transaction locks nothing: the cancel succeeds, and a look after the commit finds it."""
     parent = make_result('running')
     row = child_of(parent.task_id)
     with transaction.atomic():
@@ -104,7 +105,7 @@ def test_orphans():
 
 
 def test_members():
-    """All runs with the same root, asked of any of them, and no others; a root need not have a row."""
+    """All runs with the same root, asked from any of them; a root need not have a row."""
     root = make_result()
     root.root_id = root.task_id
     root.save()
@@ -118,7 +119,7 @@ def test_members():
 
 
 def test_parts_that_are_done():
-    """Parts of a chord that are done count as cancelled, once; of other runs, nothing changes."""
+    """Finished parts of a chord are marked as cancelled, once; other runs are unchanged."""
     def make(status, **columns):
         return make_result(status, options={'chord': {'task': 'body'}}, **columns)
     done, running, failed = make('completed'), make('running'), make('errored')
@@ -132,6 +133,6 @@ def test_parts_that_are_done():
 
 @pytest.mark.parametrize('nesting, has_row, expected', [(1, True, True), (0, True, False), (1, False, False)])
 def test_takes_over(nesting, has_row, expected):
-    """Tracked itself or not, as one of Celery's own tasks, it ends the row of what it replaced, if there is one."""
+    """A call that replaces a task ends the row of that task, if there is one, tracked itself or not."""
     task_id = make_result('pending').task_id if has_row else uuid4()
     assert takes_over({'task_id': task_id, 'replaced_task_nesting': nesting}) is expected
