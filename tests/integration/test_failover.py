@@ -1,4 +1,4 @@
-"""Redis Sentinel, with TLS and access control lists everywhere, promotes a replica while runs go on."""
+"""Redis Sentinel, with TLS and access control lists, promotes a replica while runs are active."""
 import os
 import signal
 import subprocess
@@ -43,7 +43,7 @@ print(chord([part.set(queue='{queue}') for part in parts], body).apply_async().i
 
 @pytest.fixture
 def site(start, certificates):  # noqa: F811
-    """A master, a replica and three sentinels, and what NetBox has to be told of them."""
+    """A master, a replica and three sentinels, and the settings for NetBox."""
     tls = {'ssl_ca_certs': str(certificates / 'ca.pem')}
 
     def client(port, username, password):
@@ -106,7 +106,7 @@ def decoded(value):
 
 
 def test_failover(services, site, make_worker, without_shared_workers, gate):
-    """The master is killed: no run is lost, none is run twice, and a chord that was counted there goes on."""
+    """The master is killed: no run is lost, none runs twice, and a chord that was counted there continues."""
     instance = CustomInstance(
         services.directory / 'failover', services.cluster, services.redis, for_tests=True,
         plugins=['netbox_celery', 'netbox_example_plugin', 'netbox_test_plugin'],

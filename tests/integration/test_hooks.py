@@ -1,4 +1,4 @@
-"""Hooks of a task: what it hears of its calls and of its runs."""
+"""Hooks of a task, called for its calls and for its runs."""
 from uuid import UUID
 
 import pytest
@@ -23,7 +23,7 @@ def heard():
 
 
 def whole(run, *last):
-    """Return what was told of a run when the last of it has come."""
+    """Return which hooks a run has called once the last of them was."""
     return until(lambda: (found := noted(run.id)) and found[-1].startswith(last) and found, 20, lambda: noted(run.id))
 
 
@@ -61,7 +61,7 @@ def test_retry_and_failure(worker):
     ('kill', {}, 'WorkerLostError'), ('long', {'time_limit': 1}, 'TimeLimitExceeded'),
 ])
 def test_failure_that_the_parent_tells(prefork, how, options, error):
-    """Once, also where Celery reports it twice."""
+    """The hook is called once, also where Celery reports the failure twice."""
     run = prefork.send(telling, how, **options)
     ended(run, 30)
     prefork.run(telling)
@@ -71,7 +71,7 @@ def test_failure_that_the_parent_tells(prefork, how, options, error):
 
 
 def test_failure_after_the_last_redelivery(prefork):
-    """Of a loss after which its message comes back nobody is told, but of the one that ends it."""
+    """The hook is not called for a loss with redelivery, but for the one that ends the run."""
     run = prefork.send(app.tasks['netbox_test_plugin:telling_late'], 'kill', countdown=1)
     CeleryResult.objects.filter(task_id=run.id).update(claims=3, attempts=[{}] * 3)
     ended(run, 40)
@@ -81,7 +81,7 @@ def test_failure_after_the_last_redelivery(prefork):
 
 
 def test_failure_that_another_worker_tells(make_worker, prefork):
-    """With its own killed as a whole, there is nobody else."""
+    """If the whole worker is killed, another worker calls the hook."""
     victim = make_worker('victim').start().ready()
     run = victim.send(telling, 'long', kwargs={'y': 1})
     until(lambda: noted(run.id))
@@ -93,7 +93,7 @@ def test_failure_that_another_worker_tells(make_worker, prefork):
 
 
 def test_commit(threads, heard):
-    """It has been called in the transaction, and is sent after it; or never."""
+    """One hook is called in the transaction, the other after the commit, or never."""
     with transaction.atomic():
         run = threads.send(telling)
         assert [entry[0] for entry in heard] == ['apply']
@@ -143,7 +143,7 @@ def test_eager(heard):
 
 
 def test_eager_retry(heard):
-    """All attempts are one call, as they are in a worker."""
+    """All attempts are one call, as in a worker."""
     result = telling.apply(('retry',))
     assert result.get() == 'retry'
     assert [what.split()[0] for what in noted(result.id)] == ['start', 'retry', 'start', 'success']
@@ -151,7 +151,7 @@ def test_eager_retry(heard):
 
 
 def test_many_calls(threads, heard):
-    """Each is told of, though there is one statement of the caller's."""
+    """Each call has its hooks, though there is one statement for all."""
     runs = list(CeleryResult.enqueue_many(telling, [('a',), {'how': 'b'}], queue=threads.queue))
     assert [(what, args, kwargs, task_id) for what, __, args, kwargs, task_id in heard] == [
         (what, args, kwargs, str(run.task_id))
@@ -162,7 +162,7 @@ def test_many_calls(threads, heard):
 
 
 def test_hook_that_raises(worker, heard):
-    """Changes nothing: neither the call, nor the run, nor that the next one may begin."""
+    """It affects neither the call, nor the run, nor the next run."""
     raising = app.tasks['netbox_test_plugin:raising']
     for __ in range(2):
         result = worker.run(raising)

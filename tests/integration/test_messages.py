@@ -1,4 +1,4 @@
-"""Messages that no worker can use: they end their runs, and never the worker."""
+"""Messages that no worker can use end their runs, and never the worker."""
 import json
 from contextlib import closing
 from uuid import uuid4
@@ -18,7 +18,7 @@ NOWHERE = 'a-queue-that-nobody-serves'
 
 
 def publish(queue, task, task_id, /, body='[[], {}, {}]', broker=None, properties=None, **headers):
-    """Put a message on a queue as a program without the plugin does, unchecked."""
+    """Put a message on a queue without checks, as a program without the plugin does."""
     with Connection(broker or app.conf.broker_url, transport_options=app.conf.broker_transport_options) as connection:
         with connection.Producer() as producer:
             producer.publish(
@@ -39,12 +39,12 @@ def unacknowledged():
 
 
 def unsent(task, **options):
-    """Make the row of a call whose message is on no queue that a worker serves."""
+    """Make the row of a call whose message is in no queue that a worker serves."""
     return task.apply_async(queue=f'{NOWHERE}-{uuid4().hex}', **options)
 
 
-def lives(worker, pid):
-    """The worker goes on, as the process it was, and nothing comes back to it."""
+def check_worker_lives(worker, pid):
+    """Check that the worker continues as the same process, and that no message comes back to it."""
     assert worker.run(tasks.echo, 'next').status == 'completed'
     assert worker.process.poll() is None and worker.pid == pid
     until(lambda: unacknowledged() == 0)
@@ -54,7 +54,7 @@ def lives(worker, pid):
 @pytest.mark.parametrize('task', [tasks.echo, tasks.echo_late], ids=['early', 'late'])
 @pytest.mark.parametrize('depth', [101, 750, 5_000])
 def test_nested_arguments(any_worker, depth, task, headers):
-    """Arguments that are nested too deeply end the run, and the message does not come back."""
+    """Arguments that are nested too deeply end the run, and the message is not requeued."""
     pid, run = any_worker.pid, unsent(task)
     for body in (f'[[{nested_json(depth)}], {{}}, {{}}]', f'[[], {{"x": {nested_json(depth)}}}, {{}}]'):
         publish(any_worker.queue, task, run.id, body, **headers)
@@ -65,11 +65,11 @@ def test_nested_arguments(any_worker, depth, task, headers):
     assert notes(run.id) == []
     with pytest.raises(Exception, match='could not be read'):
         run.get(timeout=20)
-    lives(any_worker, pid)
+    check_worker_lives(any_worker, pid)
 
 
-def test_arguments_as_deep_as_may_be(any_worker):
-    """What is nested as deep as a call allows runs."""
+def test_arguments_as_deep_as_allowed(any_worker):
+    """Arguments nested as deeply as a call allows run."""
     run = unsent(tasks.echo, args=(json.loads(nested_json(98)),))
     publish(any_worker.queue, tasks.echo, run.id, f'[[{nested_json(98)}], {{}}, {{}}]')
     assert ended(run).status == 'completed'
@@ -78,7 +78,7 @@ def test_arguments_as_deep_as_may_be(any_worker):
 @pytest.mark.parametrize('headers', [{}, {'eta': '2001-01-01T00:00:00+00:00'}], ids=['now', 'eta'])
 @pytest.mark.parametrize('task', [tasks.echo, tasks.told_echo, tasks.echo_slowly], ids=['early', 'late', 'limited'])
 def test_not_handed_over(prefork, task, headers):
-    """What cannot be pickled for a process ends the run: who waits, hooks and the next step of its chain hear of it."""
+    """A message that cannot be pickled for a process ends the run, for waiters, hooks and the next step too."""
     pid, free = prefork.pid, f'{NOWHERE}-{uuid4().hex}'
     result = (task.s().set(queue=free) | tasks.echo.s().set(queue=free)).apply_async()
     run = result.parent
@@ -94,7 +94,7 @@ def test_not_handed_over(prefork, task, headers):
         run.get(timeout=20)
     if task is tasks.told_echo:
         until(lambda: ['on_task_failure'] == [what.split()[0] for __, what in notes(run.id)])
-    lives(prefork, pid)
+    check_worker_lives(prefork, pid)
     # Both places in the pool are free
     assert {ended(prefork.send(tasks.echo)).status for __ in range(6)} == {'completed'}
 
@@ -129,7 +129,7 @@ BODIES = [
 
 @pytest.mark.parametrize('task', [tasks.echo, tasks.echo_late, tasks.plain_leave], ids=['early', 'late', 'untracked'])
 def test_garbage_in_headers(any_worker, task):
-    """Whatever a header holds, the worker goes on; the run that the message names ends."""
+    """Whatever a header holds, the worker continues, and the run that the message names ends."""
     pid, runs = any_worker.pid, []
     for name, values in GARBAGE.items():
         for value in values:
@@ -137,7 +137,7 @@ def test_garbage_in_headers(any_worker, task):
             publish(any_worker.queue, task, run.id, **{name: value})
             if name not in ('id', 'task', 'eta') and task is not tasks.plain_leave:
                 runs.append(run)
-    lives(any_worker, pid)
+    check_worker_lives(any_worker, pid)
     for run in runs:
         ended(run)
 
@@ -148,18 +148,18 @@ def test_garbage_in_the_body(any_worker, task):
     pid, runs = any_worker.pid, [unsent(tasks.echo if task is tasks.plain_leave else task) for __ in BODIES]
     for run, body in zip(runs, BODIES):
         publish(any_worker.queue, task, run.id, body)
-    lives(any_worker, pid)
+    check_worker_lives(any_worker, pid)
     if task is not tasks.plain_leave:
         for run in runs:
             ended(run)
 
 
 def test_no_message_at_all(any_worker):
-    """Entries of a queue in Redis that are no messages are left out, and said."""
+    """Entries of a Redis queue that are not messages are skipped and logged."""
     pid = any_worker.pid
     for text in ENTRIES:
         lpush(any_worker.queue, text)
-    lives(any_worker, pid)
+    check_worker_lives(any_worker, pid)
 
 
 ENTRIES = [
@@ -174,7 +174,7 @@ ENTRIES = [
 
 @pytest.mark.parametrize('task', [tasks.echo, tasks.echo_late], ids=['early', 'late'])
 def test_rabbitmq(rabbitmq, make_instance, make_worker, without_shared_workers, task):
-    """RabbitMQ does not deliver such messages again either."""
+    """RabbitMQ does not redeliver such messages either."""
     instance = make_instance('rabbitmq-messages', broker_url=rabbitmq.url())
     worker = make_worker(f'rabbitmq-messages-{task.name[-4:]}', instance=instance)
     with speaking_to(rabbitmq.url()):

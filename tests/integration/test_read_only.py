@@ -1,4 +1,4 @@
-"""Workers and beat on a server that takes no writes for a while, as on a standby before it is promoted."""
+"""Workers and beat on a server that is read-only for a while, as a standby is before its promotion."""
 import time
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,7 +19,7 @@ from .support import ended, row, until
 
 @contextmanager
 def read_only_server(services):
-    """Let the whole server take no writes, for the sessions that there are as well."""
+    """Make the whole server read-only, also for existing sessions."""
     def say(value):
         with services.cluster.connect() as admin:
             admin.execute('SET default_transaction_read_only = off')
@@ -41,7 +41,7 @@ def read_only_server(services):
 
 @pytest.mark.parametrize('has_key', [False, True])
 def test_worker(services, worker, gate, has_key):
-    """What runs goes on, and its end and the next step wait; what was sent before does not begin, and runs once."""
+    """An active run continues, its end and the next step wait; a run that was sent before waits, and runs once."""
     run = chain(tasks.hold.si(gate).set(queue=worker.queue), tasks.echo.si('next').set(
         queue=worker.queue, **({'concurrency_key': f'read-only-{worker.name}', 'limit': 1} if has_key else {})
     )).delay()
@@ -68,7 +68,7 @@ def test_worker(services, worker, gate, has_key):
 
 
 def test_beat(services, make_beat):
-    """What is due is sent when it can be; until then beat says so every few seconds."""
+    """What is due is sent when it can be; until then beat logs the reason every few seconds."""
     beat = make_beat('read-only-beat')
     beat.says('this one sends what is due')
     task, __ = CeleryTask.objects.get_or_create(name=tasks.echo.name)
@@ -88,7 +88,7 @@ def test_beat(services, make_beat):
 
 
 def test_worker_starts(services, make_worker):
-    """One that is started then waits, and works as soon as it can register."""
+    """A worker that starts meanwhile waits, and works as soon as it can register."""
     with read_only_server(services):
         worker = make_worker('read-only-start', concurrency=1).start()
         worker.says('trying again in')

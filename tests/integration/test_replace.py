@@ -1,4 +1,4 @@
-"""Tasks that replace themselves: the row of such a run ends once, whatever becomes of what takes its place."""
+"""Tasks that replace themselves: the row of such a run ends once, however its replacement ends."""
 from itertools import product
 
 import pytest
@@ -82,7 +82,7 @@ def describe(run):
 
 
 def waits(result):
-    """Return how somebody who waits for a run hears of its end: its result, or `Exception`."""
+    """Return how a caller who waits for a run learns of its end: its result, or `Exception`."""
     try:
         return result.get(timeout=30)
     except CeleryTimeout:
@@ -92,7 +92,7 @@ def waits(result):
 
 
 class Cell:
-    """One way to replace a task: in a chain, under a concurrency key, with somebody in line for its place."""
+    """One way to replace a task: in a chain, under a concurrency key, with another run in the waiting line."""
 
     def __init__(self, worker, how, fate, kept, window, gate, then=None, place='chain'):
         self.how, self.window, self.name = how, window, f'{how}, {fate}, {kept}, window {window}'
@@ -138,7 +138,7 @@ class Cell:
 
 @pytest.mark.parametrize('cell', CELLS, ids=', '.join)
 def test_ends(replacing, gate, cell):
-    """The row ends once, as what replaced the task did, or because of it; who depends on it or waits hears of that."""
+    """The row ends once, with or because of the replacement, and everything that depends on it is informed."""
     how, fate, *then = cell
     end, word = CELLS[cell], fate.split()[0]
     cells = []
@@ -179,7 +179,7 @@ def test_ends(replacing, gate, cell):
 @pytest.mark.parametrize('how', ['task', 'chain', 'chord', 'group'])
 @pytest.mark.parametrize('fate', ['completed', 'fails first'])
 def test_part_of_a_chord(replacing, how, fate):
-    """A part of a chord that replaces itself counts as one part, by its end."""
+    """A part of a chord that replaces itself counts as one part, with its final status."""
     cells = [Cell(replacing, how, fate, kept, True, None, place='chord') for kept in KEPT]
     for cell in cells:
         cell.check(COMPLETED if fate == 'completed' or how == 'task' else UPSTREAM)
@@ -188,7 +188,7 @@ def test_part_of_a_chord(replacing, how, fate):
 @pytest.mark.parametrize('how', ['task', 'chain', 'chord'])
 @pytest.mark.parametrize('otherwise', ['result', 'retry'])
 def test_not_sent(replacing, how, otherwise):
-    """A body whose replacement cannot be sent may do something else: return, or try again later."""
+    """A body whose replacement cannot be sent may continue: return, or retry."""
     run = replacing.send(tasks.replace_or, kwargs={'how': how, 'otherwise': otherwise}, argsrepr='***')
     assert run.get(timeout=30) == 'otherwise'
     assert (ended(run).status, row(run).reason, row(run).nesting) == ('completed', '', 0)
@@ -197,7 +197,7 @@ def test_not_sent(replacing, how, otherwise):
 
 @pytest.mark.parametrize('how', ['task', 'chain', 'chord', 'group'])
 def test_in_a_transaction(replacing, how):
-    """A body that leaves a transaction by `replace()` rolls that back; what replaces it is sent all the same."""
+    """`replace()` inside a transaction rolls it back; the replacement is sent all the same."""
     run = replacing.send(
         tasks.replace_with, kwargs={'how': how, 'fate': 'completed', 'queue': replacing.queue, 'atomic': True}
     )
@@ -208,7 +208,7 @@ def test_in_a_transaction(replacing, how):
 @pytest.mark.parametrize('how', ['task', 'chain', 'chord'])
 @pytest.mark.parametrize('times', [{'countdown': 100}, {'countdown': 100, 'expires': 200}, {'expires': 1}], ids=str)
 def test_times(replacing, how, times):
-    """The row of a run has the times of what replaces it: its own are over."""
+    """The row of a run gets the times of its replacement."""
     queue = 'nobody' if 'countdown' not in times else replacing.queue
     run = replacing.send(tasks.replace_by_later, kwargs={
         'how': how, 'queue': replacing.queue, 'last': {'queue': queue, **times},
@@ -226,7 +226,7 @@ def test_times(replacing, how, times):
 
 @pytest.mark.parametrize('how', ['task', 'chain'])
 def test_nothing_is_sent(replacing, how):
-    """A task whose own `on_replace` sends nothing is ignored, as it says."""
+    """A task whose `on_replace` sends nothing is ignored."""
     run = replacing.send(tasks.die_in_replace, kwargs={'how': how, 'queue': '', 'when': 'never', 'what': ''})
     assert (ended(run).status, row(run).error) == ('ignored', 'nothing replaces it')
     assert waits(run) is None
@@ -236,7 +236,7 @@ def test_nothing_is_sent(replacing, how):
 @pytest.mark.parametrize('when', ['before', 'after'])
 @pytest.mark.parametrize('what', ['process', 'worker'])
 def test_lost_on_the_way(make_worker, replacing, how, when, what):
-    """A worker that dies while it sends a replacement leaves no run behind that waits for ever."""
+    """A worker that dies while it sends a replacement leaves no run waiting for ever."""
     victim = make_worker('victim-replacing', concurrency=1).start().ready()
     outcome = chain(
         tasks.die_in_replace.si(how=how, queue=replacing.queue, when=when, what=what).set(queue=victim.queue),

@@ -1,4 +1,4 @@
-"""What code that asks Celery is told of an end: once, as it was, and nothing of a run whose result is ignored."""
+"""What Celery's API reports of an end: once, exactly, and nothing of a run with an ignored result."""
 import json
 from contextlib import contextmanager
 
@@ -6,7 +6,7 @@ import pytest
 from celery import chain, chord, group
 from celery.exceptions import ChordError
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import open_gate
 from netbox_test_plugin.tasks import canvas, declared
 from redis import Redis
 
@@ -23,7 +23,7 @@ def named(value):
 
 @contextmanager
 def listening(services):
-    """Listen to all that Redis tells of ends meanwhile; yields a function that returns what it has told of a run."""
+    """Listen to all ends that Redis publishes meanwhile; yields a function for those of one run."""
     with Redis.from_url(services.redis.url()) as client, client.pubsub(ignore_subscribe_messages=True) as pubsub:
         pubsub.psubscribe('*celery-task-meta-*')
         pubsub.get_message(timeout=1)
@@ -37,7 +37,7 @@ def listening(services):
 
 
 def seen_of(result, timeout=20):
-    """Ask for a run as fast as possible until after its end; returns what code has seen, without repetition."""
+    """Poll a run until after its end; returns the different states that were seen."""
     seen = []
 
     def look():
@@ -55,7 +55,7 @@ def seen_of(result, timeout=20):
 
 @pytest.mark.parametrize('body', ['task', 'chain', 'group'])
 def test_end_of_a_body(services, on, body):
-    """The body of a chord that failed is told once: what the part has raised is named, with where."""
+    """The body of a failed chord is reported once, with the error of the failed part."""
     add = on(canvas.add.s(1))
     with listening(services) as told:
         outcome = chord([add.clone(), on(canvas.break_.s())], {
@@ -77,7 +77,7 @@ def test_end_of_a_body(services, on, body):
 
 
 def test_children_of_a_body(prefork, on):
-    """The error callback of a body is among the children of what was told."""
+    """The error callback of a body is among its children."""
     body = on(canvas.add.s(1)).on_error(on(tasks.echo.s()))
     outcome = chord([on(canvas.add.s(1)), on(canvas.break_.s())], body).apply_async()
     assert until(lambda: outcome.children)
@@ -85,7 +85,7 @@ def test_children_of_a_body(prefork, on):
 
 @pytest.mark.parametrize('order', ['inner_last', 'outer_last'])
 def test_error_callback_of_nested_chords(on, gate, order):
-    """A callback that is linked to a chord, and so to the one in its header, is called once."""
+    """A callback linked to a chord, and so to the one in its header, is called once."""
     add = on(canvas.add.s(1))
     failing = on(canvas.break_at_gate.s(gate)) if order == 'inner_last' else on(canvas.break_.s())
     other = add.clone() if order == 'inner_last' else on(tasks.hold.s(gate))
@@ -104,7 +104,7 @@ def test_error_callback_of_nested_chords(on, gate, order):
 
 
 def test_error_callbacks_of_its_own(on):
-    """Another callback of the outer chord is called as well."""
+    """A different callback of the outer chord is called as well."""
     add = on(canvas.add.s(1))
     inner = chord([add.clone(), on(canvas.break_.s())], add.clone().on_error(on(tasks.echo.si('inner'))))
     outcome = chord([add.clone(), inner], add.clone().on_error(on(tasks.echo.si('outer')))).apply_async()
@@ -116,7 +116,7 @@ def test_error_callbacks_of_its_own(on):
 
 @pytest.mark.parametrize('step', ['chain', 'chord'])
 def test_one_exception(on, step):
-    """Of a step that never runs code sees one end: it does not become another one after a moment."""
+    """A step that never runs has one final state, which does not change later."""
     add, broken = on(canvas.add.s(1)), on(canvas.break_.s())
     workflow = chain(broken, add.clone(), add.clone()) if step == 'chain' else chord([add.clone(), broken], add.clone())
     outcome = workflow.apply_async()
@@ -132,7 +132,7 @@ def test_one_exception(on, step):
 
 @pytest.mark.parametrize('how', ['error', 'failed'])
 def test_type_after_redis_has_lost_it(on, how):
-    """The row keeps which exception it was."""
+    """The row keeps the type of the exception."""
     run = on(canvas.break_.s(how=how)).delay()
     before = seen_of(run)
     app.backend.forget(run.id)
@@ -142,7 +142,7 @@ def test_type_after_redis_has_lost_it(on, how):
 
 
 def test_type_during_a_retry(prefork):
-    """Code sees which exception the next attempt waits for."""
+    """The exception behind a retry is available."""
     run = prefork.send(tasks.retry, 2, kwargs={'countdown': 600})
     waiting(run, 'retrying')
     assert (run.state, type(run.result), run.result.args) == ('RETRY', ValueError, ('attempt 1 failed',))
@@ -155,7 +155,7 @@ def test_type_during_a_retry(prefork):
     (declared.ignored, {'ignore_result': False}, 'SUCCESS'), (tasks.echo, {}, 'SUCCESS'),
 ], ids=named)
 def test_ignored_result(worker, task, given, state):
-    """Code is told nothing of a run whose result is ignored; its row shows it to people."""
+    """Nothing is reported of a run whose result is ignored; its row has it."""
     run = worker.send(task, **given)
     result = ended(run)
     assert (result.status, result.result is not None) == ('completed', True)
@@ -167,7 +167,7 @@ def test_ignored_result(worker, task, given, state):
 
 @pytest.mark.parametrize('task, args', [(canvas.break_, ()), (tasks.retry, (1,)), (tasks.retry, (9,))], ids=named)
 def test_ignored_end(prefork, task, args):
-    """Nor of an error, or of a retry."""
+    """The same for an error, or a retry."""
     options = {'kwargs': {'countdown': 600}} if args == (9,) else {}
     run = prefork.send(task, *args, ignore_result=True, **options)
     waiting(run, 'completed', 'errored', *(['retrying'] if args == (9,) else []))
@@ -176,7 +176,7 @@ def test_ignored_end(prefork, task, args):
 
 
 def test_ignored_parts(on):
-    """The next step, and the body of a chord, get the results of steps that ignore them, as lists within lists too."""
+    """The next step, and a chord's body, get the results of steps that ignore them, also in nested lists."""
     add = on(canvas.add.s(1).set(ignore_result=True))
     last = on(canvas.add.s(1))
     assert chain(add.clone(), last.clone()).apply_async().get(timeout=20) == 2
@@ -187,8 +187,7 @@ def test_ignored_parts(on):
 
 
 def test_own_end(prefork):
-    """The same for an end that the task has set itself."""
+    """The same for an end that the task sets itself."""
     run = prefork.send(tasks.end_itself, 'success', ignore_result=True)
     ended(run)
     assert app.AsyncResult(run.id).state == 'PENDING'
-    assert notes(run.id) is not None

@@ -1,4 +1,4 @@
-"""The database is there, and takes nothing: a table is away, or a privilege. No task fails for it."""
+"""The database is up, but a table or a privilege is missing. No task fails because of that."""
 import os
 import signal
 import time
@@ -19,7 +19,7 @@ WORKERS, SCHEDULES = 'netbox_celery_celeryworker', 'netbox_celery_celeryschedule
 
 @contextmanager
 def table_away(services, table=RESULTS):
-    """Rename a table for the duration of the block, as good as dropping it."""
+    """Rename a table for the duration of the block, which is like dropping it."""
     with services.cluster.connect('netbox') as admin:
         admin.execute(f'ALTER TABLE {table} RENAME TO away')
         try:
@@ -30,7 +30,7 @@ def table_away(services, table=RESULTS):
 
 @contextmanager
 def no_insert(services, table):
-    """Refuse inserts for the duration of the block, as a revoked privilege does: superusers have all of those."""
+    """Refuse inserts for the duration of the block, as without the privilege, which superusers always have."""
     with services.cluster.connect('netbox') as admin:
         admin.execute(f"""
             CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -83,7 +83,7 @@ def test_table_away_when_a_process_dies(services, prefork, gate):
     ('success', 'completed', 'SUCCESS'), ('error', 'failed', 'FAILURE'), ('canceled', 'revoked', 'REVOKED'),
 ])
 def test_table_away_at_an_end_of_the_tasks_own(services, worker, gate, how, status, state):
-    """Celery hears of the end that the task sets itself, and the row has the same one when the table is back."""
+    """Celery has the end that the task sets itself, and so has the row when the table is back."""
     run = worker.send(tasks.end_itself, how, gate)
     until(lambda: 'started' in noted(run.id))
     with table_away(services):
@@ -97,7 +97,7 @@ def test_table_away_at_an_end_of_the_tasks_own(services, worker, gate, how, stat
 
 
 def test_table_away_at_a_replacement(services, worker, gate):
-    """What takes the place of a task runs, if without a row; that of the task ends."""
+    """The replacement runs without a row; the task's own row is ended."""
     run = worker.send(tasks.replace_at, gate)
     until(lambda: 'started' in noted(run.id))
     with table_away(services):
@@ -111,7 +111,7 @@ def test_table_away_at_a_replacement(services, worker, gate):
 
 
 def test_table_away_in_a_loop(services, worker, gate):
-    """A body that asks whether it is cancelled goes on, and sees the cancel when the table is back."""
+    """A body that checks for cancellation continues, and sees the cancel when the table is back."""
     run = worker.send(tasks.look, gate)
     until(lambda: 'started' in noted(run.id))
     with table_away(services):
@@ -126,7 +126,7 @@ def test_table_away_in_a_loop(services, worker, gate):
 
 
 def test_table_away_at_a_read(services, worker, gate):
-    """What a body has read of its row holds; its ID needs no look."""
+    """A body keeps what it has read of its row; its ID needs no query."""
     run = worker.send(tasks.read, gate)
     until(lambda: 'started' in noted(run.id))
     with table_away(services):
@@ -151,7 +151,7 @@ def test_table_away_at_a_retry(services, worker, gate):
 
 
 def test_table_away_at_the_claim(services, worker):
-    """A body that cannot be claimed runs without its row, which ends when the table is back: it is not run again."""
+    """A body that cannot be claimed runs without its row, which ends when the table is back, without a second run."""
     run = worker.send(tasks.whoami, countdown=1)
     until(lambda: row(run).sent)
     with table_away(services):
@@ -182,7 +182,7 @@ def test_table_away_at_the_call(services, worker):
 
 
 def test_insert_refused(services, worker):
-    """Calls, and what bodies call, go on without rows; so does a run whose message came without one."""
+    """Calls, also those of bodies, work without rows; so does a run whose message has no row."""
     with no_insert(services, RESULTS):
         run = worker.send(tasks.whoami)
         assert run.get(timeout=30)['row'] is None
@@ -195,7 +195,7 @@ def test_insert_refused(services, worker):
 
 
 def test_log_refused(services, worker, gate):
-    """Lines are lost, which the log of the worker says; the run is none the worse."""
+    """Lines are lost, which the worker's log says; the run is unaffected."""
     run = worker.send(tasks.hold, gate, 3)
     until(lambda: 'started' in noted(run.id))
     until(lambda: len(lines(run)) == 3)
@@ -213,7 +213,7 @@ def test_log_refused(services, worker, gate):
 ], ids=['table', 'row'])
 @pytest.mark.parametrize('task', [tasks.hold, tasks.hold_late], ids=['early', 'late'])
 def test_soft_limit_while_the_claim_waits(services, prefork, gate, lock, task):
-    """A soft limit that passes before the body has begun ends the run with that reason, and the worker goes on.
+    """A soft limit before the body starts ends the run with that reason, and the worker continues.
 
     The claim was sent: should PostgreSQL still carry it out, nobody would be there to end the run.
     """
@@ -232,7 +232,7 @@ def test_soft_limit_while_the_claim_waits(services, prefork, gate, lock, task):
 
 @pytest.mark.parametrize('task', [tasks.hold, tasks.hold_late, tasks.hold_and_fail], ids=['early', 'late', 'failing'])
 def test_soft_limit_while_the_end_waits(services, prefork, gate, task):
-    """A soft limit that passes while the end is written fails the run as well, once: its row and Celery agree."""
+    """A soft limit while the end is written fails the run as well, once, in the row and in Celery."""
     run = prefork.send(task, gate, soft_time_limit=2)
     until(lambda: 'started' in noted(run.id))
     with services.cluster.connect('netbox') as admin, admin.transaction():
@@ -248,8 +248,8 @@ def test_soft_limit_while_the_end_waits(services, prefork, gate, task):
     until(lambda: run.state == 'FAILURE')
 
 
-def test_tables_are_not_there(services, make_worker, make_beat):
-    """A worker ends, and beat waits; both say what to do about it."""
+def test_missing_tables(services, make_worker, make_beat):
+    """A worker stops, and beat waits; both log what to do."""
     hint = 'Are all migrations applied (netbox migrate)?'
     with table_away(services, WORKERS):
         worker = make_worker('too-early', concurrency=1).start()

@@ -1,4 +1,4 @@
-"""Redis' visibility timeout: what takes longer is delivered again, and does not run again."""
+"""Redis' visibility timeout: a message that takes longer is redelivered, and does not run again."""
 import logging
 
 from netbox_test_plugin import tasks
@@ -14,7 +14,7 @@ TIMEOUT = 2
 
 
 def test_delivered_again(make_instance, make_worker, gate, caplog, monkeypatch):
-    """A late-acknowledged run and one with an ETA take longer than the timeout: each runs once, and all are warned."""
+    """A late-acknowledged run and one with an ETA exceed the timeout: each runs once, with a warning."""
     instance = make_instance('visibility', celery={'task_time_limit': 600, 'broker_transport_options': {
         # Kombu looks every second, and not every 100, for what it has to deliver again
         'visibility_timeout': TIMEOUT, 'unacked_restore_interval': 1, 'unacked_restore_throttle': 1,
