@@ -57,6 +57,10 @@ celery-suite: ## Run Celery's own integration tests on the plugin and on plain C
 bench: venv ## Measure against bare Celery: make bench, or make bench ARGS="drain delay --quick"
 	@$(VENV_PYTHON) -m development.bench $(ARGS)
 
+.PHONY: hooks
+hooks: venv ## Let git run the checks before each commit and push (pre-commit)
+	.venv/bin/pre-commit install
+
 .PHONY: check
 check: lint types migrations-check compose-check docs wheel-check ## All that can be checked without running a test
 

@@ -4,24 +4,17 @@
 password, database, TLS, Sentinel. `broker_url` and `result_backend` override it, `celery={...}` passes through.
 """
 import ssl
+import sys
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 __all__ = (
-    'TRANSPORTS',
     'celery_settings',
     'speaks_redis',
     'taken_keys',
 )
-
-#: Transports that take the place of Kombu's, by the scheme of the broker's URL.
-TRANSPORTS = {
-    'redis': 'netbox_celery.transport:Transport',
-    'rediss': 'netbox_celery.transport:Transport',
-    'sentinel': 'netbox_celery.transport:SentinelTransport',
-}
 
 #: Settings of Celery's that are worked out here: what a user sets of them is merged with that, key by key.
 MERGED = frozenset((
@@ -45,6 +38,8 @@ def celery_settings(redis, config, timezone='UTC'):
         'enable_utc': True,
         'broker_connection_retry_on_startup': True,
         'beat_scheduler': 'netbox_celery.scheduler:DatabaseScheduler',
+        # Celery closes Django's connections around every task otherwise; `engine.worker.signals` keeps them healthy
+        'CELERY_DB_REUSE_MAX': sys.maxsize,
     }
     settings |= {key: value for key, value in config.celery.items() if key not in MERGED}
 

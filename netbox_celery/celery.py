@@ -12,7 +12,6 @@ import django
 from celery import Celery
 from celery.app.backends import by_url
 from django.apps import apps
-from kombu.transport import TRANSPORT_ALIASES
 
 os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'netbox.settings')
 # NetBox's web process runs Django's system checks; a worker would spend 7 of its first 12 seconds on them.
@@ -142,7 +141,6 @@ def _load_settings():
 #: What is changed in modules of Celery and Kombu, for all that use them in this process. Workers change more: the pool
 #: of processes (`engine.worker.pool`), and commands of the remote control (`engine.calls.ids`).
 PATCHES = (
-    partial(TRANSPORT_ALIASES.update, broker.TRANSPORTS),  # Redis, with channels that outlive its loss
     join_by_thread,  # a thread that may wait for results says so for itself alone
     forget_ids,  # a chain can be started more than once
     partial(spell_results, NetBoxCelery),  # a result knows its run by whatever spelling of the ID

@@ -10,6 +10,7 @@ import argparse
 import io
 import logging
 import sys
+import threading
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -248,10 +249,10 @@ class _LogStream(io.TextIOBase):
 
 
 class _Diverted:
-    """Stands for `sys.stdout` or `sys.stderr`: what a command prints goes where its output goes.
+    """Stands for `sys.stdout` or `sys.stderr` while commands run: what a thread's command prints goes to its log.
 
-    It stays for the rest of the process, since others may hold it: for whoever runs no command it is the file that it
-    has replaced.
+    For threads that run no command it is the file that it has replaced. It stays usable after the last command, since
+    other code may hold it (a logging handler, say).
     """
 
     def __init__(self, name, original):
@@ -264,19 +265,46 @@ class _Diverted:
         return getattr(_streams.get().get(self._name, self._original), name)
 
 
+class _Diversion:
+    """Puts `_Diverted` in place of `sys.stdout` and `sys.stderr` with the first command, and back after the last."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._commands = 0
+        self._diverted = []
+
+    def __enter__(self):
+        with self._lock:
+            self._commands += 1
+            for name in ('stdout', 'stderr'):
+                # Code that runs meanwhile may put another file there: the next command diverts that one as well
+                if not isinstance(file := getattr(sys, name), _Diverted):
+                    self._diverted.append((name, diverted := _Diverted(name, file), file))
+                    setattr(sys, name, diverted)
+
+    def __exit__(self, *exc_info):
+        with self._lock:
+            self._commands -= 1
+            while self._diverted and not self._commands:
+                name, diverted, file = self._diverted.pop()
+                if getattr(sys, name) is diverted:
+                    setattr(sys, name, file)
+
+
+_diversion = _Diversion()
+
+
 @contextmanager
 def _written_to(log):
     streams = {
         'stdout': _LogStream(log),
         'stderr': _LogStream(lambda line: log(line, LogLevelChoices.LEVEL_WARNING)),
     }
-    for name in streams:
-        if not isinstance(getattr(sys, name), _Diverted):
-            setattr(sys, name, _Diverted(name, getattr(sys, name)))
-    token = _streams.set(streams)
-    try:
-        yield streams
-    finally:
-        _streams.reset(token)
-        for stream in streams.values():
-            stream.finish()
+    with _diversion:
+        token = _streams.set(streams)
+        try:
+            yield streams
+        finally:
+            _streams.reset(token)
+            for stream in streams.values():
+                stream.finish()

@@ -1,20 +1,24 @@
-"""Kombu's transports for Redis, with one client object a channel, and with channels that outlive the loss of Redis.
+"""Connections to the broker. For Redis: one client per channel, and channels that survive the loss of Redis.
+
+`Connection` alone uses these transports: other users of Kombu in the same process keep Kombu's own.
 
 Kombu makes a new client of redis-py whenever it sends something: 50 microseconds, for each message that is published,
 taken and acknowledged, and a fifth of what a worker's main process does. Clients of redis-py take their connections
 from the channel's pool and hold nothing else, so one can be used again.
 
-Anybody who can reach Redis can put anything into a list that is a queue. What is no message ends a worker of Kombu's;
-here it is left out, and said in the log: there is nobody to whom it could be returned.
+Anyone who can reach Redis can push anything to a list that is a queue. An entry that is not a message stops a worker
+with Kombu's transport. Here the entry is dropped and logged: there is no sender to whom it could be returned.
 """
 import logging
 
+import kombu
 from kombu.transport import redis
 from redis.exceptions import ConnectionError
 
 from .queuenames import is_key_of_redis
 
 __all__ = (
+    'Connection',
     'SentinelTransport',
     'Transport',
 )
@@ -109,3 +113,19 @@ class Transport(TransportMixin, redis.Transport):
 
 class SentinelTransport(TransportMixin, redis.SentinelTransport):
     Channel = SentinelChannel
+
+
+#: Transports that take the place of Kombu's, by the scheme of the broker's URL.
+TRANSPORTS = {'redis': Transport, 'rediss': Transport, 'sentinel': SentinelTransport}
+
+
+class Connection(kombu.Connection):
+    """A connection of our app to its broker, whatever the URL, and also after a failover to another URL."""
+
+    def get_transport_cls(self):
+        """Return the class of the transport: ours for Redis, else Kombu's."""
+        return TRANSPORTS.get(self.transport_cls) or super().get_transport_cls()
+
+    def __eqhash__(self):
+        # Kombu keeps its pools by connection, for the whole process: one of plain Kombu is not shared
+        return Connection, super().__eqhash__()

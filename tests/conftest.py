@@ -167,14 +167,10 @@ def eager(monkeypatch):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """Try tests on real workers and browsers a second time: they have deadlines, and machines have bad moments.
+    """Put tests with browsers behind the others, and those with workers last: workers run until the end of the session.
 
-    The report counts them as rerun. One that fails now and then is to be looked at all the same. They come last, those
-    with workers behind those with browsers: workers live until the end, and would do the work of other tests.
+    Within each part `pytest-randomly` has shuffled files, classes and tests; `-p randomly_seed=N` repeats an order.
     """
-    for item in items:
-        if place_of(item) and not item.get_closest_marker('flaky'):
-            item.add_marker(pytest.mark.flaky(reruns=1))
     items.sort(key=place_of)
 
 

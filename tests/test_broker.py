@@ -1,12 +1,15 @@
 """NetBox's `REDIS["tasks"]` as Celery's settings; that servers of each kind let them in is tested with such servers."""
 import ssl
+import sys
 
 import pytest
 from celery import Celery
 from celery.app.backends import by_url
+from celery.fixups.django import DjangoWorkerFixup
 from kombu import Connection
 
 from netbox_celery.broker import celery_settings, speaks_redis
+from netbox_celery.celery import app
 from netbox_celery.config import Config
 from netbox_celery.engine.results.layers import tracked_backend
 
@@ -188,3 +191,8 @@ def test_nothing_is_changed():
     settings(redis, celery=mine)
     assert redis == {'SENTINELS': [('a', 1)], 'SSL': True}
     assert mine == {'broker_transport_options': {'visibility_timeout': 5}}
+
+
+def test_connections_to_the_database_are_kept():
+    """Celery's fixup for Django would close them before and after each task."""
+    assert DjangoWorkerFixup(app).db_reuse_max == sys.maxsize

@@ -1,5 +1,8 @@
 """Django's commands as tasks: the setting, and what a command's parser tells of its calls."""
+import io
 import json
+import sys
+import threading
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -157,3 +160,68 @@ def test_form():
     assert 'Verbosity level' in form.fields['parameter_verbosity'].help_text
     with pytest.raises(InvalidArguments, match='volume: is not a parameter'):
         check_arguments(task, [], {'volume': 11})
+
+
+class TestStandardStreams:
+    """`sys.stdout` and `sys.stderr` are diverted while commands run, and are themselves again after the last one."""
+
+    @staticmethod
+    def log():
+        lines = []
+        return lines, lambda line, level=None: lines.append(line)
+
+    def test_put_back(self, capsys):
+        before = sys.stdout, sys.stderr
+        lines, log = self.log()
+        with commands._written_to(log):
+            held = sys.stdout
+            print('to the log')
+        print('to the file')
+        print('of one who holds it', file=held)
+
+        assert (sys.stdout, sys.stderr) == before
+        assert lines == ['to the log']
+        assert capsys.readouterr().out == 'to the file\nof one who holds it\n'
+
+    def test_side_by_side(self, capsys):
+        """The command that started first finishes first, in another thread."""
+        before, started, finish = sys.stdout, threading.Event(), threading.Event()
+
+        def command(log):
+            with commands._written_to(log):
+                started.set()
+                finish.wait(10)
+                print('first')
+
+        first, second = self.log(), self.log()
+        thread = threading.Thread(target=command, args=(first[1],))
+        thread.start()
+        started.wait(10)
+        with commands._written_to(second[1]):
+            finish.set()
+            thread.join(10)
+            print('second')
+
+        assert (first[0], second[0]) == (['first'], ['second'])
+        assert sys.stdout is before
+        assert not capsys.readouterr().out
+
+    def test_replaced_meanwhile(self, capsys):
+        """Another file that code has put there stays, and the next command diverts it."""
+        before, (lines, log) = sys.stdout, self.log()
+        try:
+            with commands._written_to(log):
+                sys.stdout = other = io.StringIO()
+            assert sys.stdout is other
+            with commands._written_to(log):
+                print('second')
+            assert sys.stdout is other
+            assert (lines, other.getvalue()) == (['second'], '')
+        finally:
+            sys.stdout = before
+
+    def test_command_fails(self):
+        before = sys.stdout
+        with pytest.raises(ZeroDivisionError), commands._written_to(self.log()[1]):
+            raise ZeroDivisionError
+        assert sys.stdout is before

@@ -1,15 +1,34 @@
 """The transports that take the place of Kombu's."""
+import kombu
 import pytest
-from kombu import Connection
 
 from netbox_celery import transport
-from netbox_celery.broker import TRANSPORTS
 from netbox_celery.celery import app
 
 
-@pytest.mark.parametrize('scheme', TRANSPORTS)
+@pytest.mark.parametrize('scheme', transport.TRANSPORTS)
 def test_schemes(scheme):
-    assert issubclass(Connection(f'{scheme}://').get_transport_cls(), transport.Transport | transport.SentinelTransport)
+    assert app.connection_for_write(f'{scheme}://').get_transport_cls() is transport.TRANSPORTS[scheme]
+    assert app.connection_for_write('memory://').get_transport_cls() is kombu.Connection('memory://').get_transport_cls()
+
+
+@pytest.mark.parametrize('scheme', transport.TRANSPORTS)
+def test_other_users_of_kombu_keep_its_transports(scheme):
+    assert kombu.Connection(f'{scheme}://').get_transport_cls().__module__ == 'kombu.transport.redis'
+
+
+def test_pools_are_not_shared_with_other_users_of_kombu():
+    ours = app.connection_for_write('redis://localhost:1/')
+    plain = kombu.Connection('redis://localhost:1/', transport_options=ours.transport_options)
+    assert kombu.pools.connections[ours] is kombu.pools.connections[ours.clone()]
+    assert kombu.pools.connections[ours] is not kombu.pools.connections[plain]
+
+
+def test_failover_and_copies():
+    connection = app.connection_for_write('memory://;redis://localhost:1/')
+    connection.maybe_switch_next()
+    for one in (connection, connection.clone()):
+        assert one.get_transport_cls() is transport.Transport
 
 
 def test_client_is_kept(services):

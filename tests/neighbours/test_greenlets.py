@@ -176,7 +176,6 @@ def test_kill(worker, make_worker, pooled, pool, gate):
     assert waiting(late, 'pending').reason == 'worker_lost'
 
 
-@pytest.mark.flaky(reruns=0)
 def test_shutdown(worker, pool, gate):
     """A worker that is told to stop waits for what it runs, and leaves no connection. It is the last test of these."""
     run = started([worker.send(tasks.hold, gate, 3)])[0]

@@ -16,6 +16,7 @@ from kombu.utils.functional import maybe_list
 from ...broker import taken_keys
 from ...config import get_config
 from ...queuenames import has_control_characters, why_reserved
+from ...transport import Connection
 from ..exceptions import QueueRefused
 from ..store.headers import HEADER
 from .arguments import call_text
@@ -80,6 +81,7 @@ class AMQP(amqp.AMQP):
     And a message says if a handler of `before_task_publish` has given it other arguments than its row has.
     """
 
+    Connection = BrokerConnection = Connection
     queues_cls = Queues
 
     def _create_task_sender(self):

@@ -4,7 +4,6 @@
 becomes a request of Celery's, its run is claimed, recorded and ended. What would go to the broker is kept here.
 """
 import logging
-import sys
 import threading
 from contextlib import ExitStack, contextmanager
 
@@ -21,7 +20,7 @@ from kombu.serialization import dumps
 
 from ..catalogue import registry
 from ..identity import identity
-from ..internals import backend_replaced, fixups, producer_pool_replaced, replaced
+from ..internals import backend_replaced, producer_pool_replaced, replaced
 from ..results.layers import tracked_backend
 from ..runs import claim, loghandler
 from ..store.database import CallersConnection, use_connection
@@ -116,18 +115,7 @@ def in_process(app):
         stack.enter_context(producer_pool_replaced(app, ProducerPool(app.producer_pool, messages)))
         backend = tracked_backend(CacheBackend)(app=app, url='memory://')
         stack.enter_context(backend_replaced(app, backend))
-        stack.enter_context(_without_fixups(app))
         yield messages
-
-
-@contextmanager
-def _without_fixups(app):
-    """Keep what a worker has left in this process from closing the connection of the caller, before each task."""
-    with ExitStack() as stack:
-        for fixup in fixups(app):
-            if worker_fixup := getattr(fixup, '_worker_fixup', None):
-                stack.enter_context(replaced(worker_fixup, 'db_reuse_max', sys.maxsize))
-        yield
 
 
 def commit(since):

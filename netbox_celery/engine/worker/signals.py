@@ -323,7 +323,7 @@ def _prepare(worker):
         conf.worker_proc_alive_timeout = max(conf.worker_proc_alive_timeout, SPAWNING_TIME)
     if worker.pool.is_green or threading.current_thread() is threading.main_thread():
         # Those of a thread that ends would stay open; those of a greenlet are closed with it
-        _keep_connections(worker.app)
+        _check_connections()
     warm_up()
     install_log_handler()
     if _presence is None:
@@ -400,7 +400,7 @@ def on_worker_process_init(**kwargs):
     them, where the broker is one that Celery has an event loop for.
     """
     if _joined is not None:
-        _keep_connections(_joined)
+        _check_connections()
         install_log_handler()
     # A pool that is no process sends this as well, before the worker has taken an identity
     if identity.pid is None:
@@ -414,17 +414,14 @@ def on_worker_process_shutdown(**kwargs):
     recorder.close()
 
 
-def _keep_connections(app):
-    """Stop Celery's Django fixup from closing connections around every task: `on_prerun` does better.
+def _check_connections():
+    """Let Django check a connection before a task uses it for the first time (`CONN_HEALTH_CHECKS`).
 
-    A kept connection may be broken by the time of the next task: Django then looks before it uses it for the first
-    time in a task (`CONN_HEALTH_CHECKS`), which costs those alone that do use it.
+    The setting `CELERY_DB_REUSE_MAX` keeps connections from one task to the next, and they may break in between. The
+    check costs only those tasks that use a connection.
     """
     for alias in connections:
         connections.settings[alias]['CONN_HEALTH_CHECKS'] = True
-    for fixup in fixups(app):
-        if worker_fixup := getattr(fixup, 'worker_fixup', None):
-            worker_fixup.db_reuse_max = sys.maxsize
 
 
 def _close_connections(app):
@@ -441,6 +438,5 @@ def _close_connections(app):
     for fixup in fixups(app):
         if _workers or not (worker_fixup := getattr(fixup, 'worker_fixup', None)):
             continue
-        worker_fixup.db_reuse_max = app.conf.get('CELERY_DB_REUSE_MAX', None)
         signals.task_prerun.disconnect(worker_fixup.on_task_prerun)
         signals.task_postrun.disconnect(worker_fixup.on_task_postrun)
