@@ -1,4 +1,4 @@
-"""Arguments that no message could hold, from every way in for people and programs: a 400, or an error at the field."""
+"""Arguments that no message could hold, wherever they are entered: a 400, or an error at the field."""
 import json
 
 import pytest
@@ -63,7 +63,7 @@ def test_run_by_rest(api, task, field, body, depth):
 @pytest.mark.parametrize('depth', DEPTHS)
 @pytest.mark.parametrize('field, text', [('args', '%s'), ('kwargs', '{"x": %s}')])
 def test_schedule_by_rest(api, task, field, text, depth):
-    """Also of a schedule that is changed, by itself or with others."""
+    """Also if a schedule is changed, alone or in bulk."""
     schedule = make_schedule(task=task)
     payload = f'"{field}": {text % nested_json(depth)}'
     for path, body, method in (
@@ -95,7 +95,7 @@ def test_run_form(ui, task, entered, depth):
     {'parameter_x': '%s'}, {'arguments_as': 'json', 'args': '%s'}, {'arguments_as': 'json', 'kwargs': '{"x": %s}'},
 ], ids=str)
 def test_schedule_form(ui, task, entered, depth):
-    """Neither saving nor rendering the form anew, nor opening it with such a value, ends in an error."""
+    """Neither saving nor rendering the form again, nor opening it with such a value, causes an error."""
     data = {name: text % nested_json(depth) if '%s' in text else text for name, text in entered.items()} | {
         'name': 's', 'task': task.pk, 'kind': 'crontab', 'crontab': '* * * * *', 'timezone': 'UTC',
         'missed': 'run_once', 'missed_max': 1, 'overlap': 'allow',
@@ -129,7 +129,7 @@ def test_import(ui, task, field, text, depth):
 
 @pytest.mark.parametrize('number', ['1e23', '1e+16', '-0.0', '[1, {"a": -1e300}]'])
 def test_numbers_that_a_schedule_cannot_keep(api, ui, task, number):
-    """Its runs would get others: they are refused, with the field."""
+    """Its runs would get other numbers, so they are refused, with the field."""
     body = {'name': 's', 'task': task.pk, 'crontab': '* * * * *'}
     for payload in ({'args': [json.loads(number)]}, {'kwargs': {'x': json.loads(number)}}):
         response = api('schedules/', json.dumps(body | payload))
@@ -139,7 +139,7 @@ def test_numbers_that_a_schedule_cannot_keep(api, ui, task, number):
 
 
 def test_deep_enough(api, task):
-    """What is nested as deep as is said gets there."""
+    """Values nested as deeply as allowed are accepted."""
     response = api(f'tasks/{task.pk}/run/', json.dumps({'kwargs': {'x': json.loads(nested_json(99))}}))
     assert response.status_code in (201, 400)
     assert 'nested' not in response.content.decode()

@@ -1,4 +1,4 @@
-"""Schedules: NetBox's own promises for each model, the list, the page and its history."""
+"""Schedules: NetBox's own tests for each model, the list, the page and its history."""
 from datetime import timedelta
 
 from django.utils import timezone
@@ -70,7 +70,7 @@ class ScheduleListTest(PageTestCase):
         self.assertIn('At 02:30, Monday through Friday (Europe/Berlin)', self.page(LIST))
 
     def test_last_run(self):
-        """Of the runs that the user may view, and of no others."""
+        """Of the runs that the user may view."""
         visible, hidden = (make_result(status, schedule=self.schedule) for status in ('completed', 'errored'))
         self.assertNotIn('Completed', self.page(LIST))
         grant(self.user, CeleryResult, constraints={'pk': visible.pk})
@@ -119,7 +119,7 @@ class SchedulePageTest(PageTestCase):
         self.assertNotIn('Most missed runs', self.show())
 
     def test_owner(self):
-        """What is wrong with the owner is said before the schedule stops."""
+        """A problem with the owner is shown before the schedule stops."""
         self.assertIn('may not run the task', self.show())
         self.assertIn('Its owner is gone. Somebody else may take it over.', self.show(owner=None))
         grant(self.user, CeleryTask, actions=['run'])
@@ -136,7 +136,7 @@ class SchedulePageTest(PageTestCase):
         self.assertIn('It is not due any more.', self.show(kind='once', at=timezone.now() - timedelta(days=1)))
 
     def test_sourced(self):
-        """What would come back is not offered to be deleted; what is gone from its source is."""
+        """Delete is not offered for a schedule that would come back, only for one that its source no longer has."""
         for origin, text in (('settings', 'The settings say'), ('code', 'The task&#x27;s code says')):
             with self.subTest(origin):
                 page = self.show(origin=origin, owner=None)
@@ -185,7 +185,7 @@ class HistoryTest(PageTestCase):
         )
 
     def test_permission(self):
-        """It takes the permission to view runs, and shows those that it allows."""
+        """It needs the permission to view runs, and shows those that it allows."""
         visible, hidden = self.run_for(2), self.run_for(8, 'errored')
         self.assertNotIn(self.url, self.page(self.schedule.get_absolute_url()))
         self.assertIn('There are no runs yet, or none that you may view.', self.page(self.url))
@@ -229,7 +229,7 @@ class HistoryTest(PageTestCase):
 
 
 class QueueTest(PageTestCase):
-    """Wherever people name a queue: one that there is not is refused, at its field."""
+    """An unknown queue is refused at its field, wherever people enter one."""
 
     def setUp(self):
         super().setUp()
