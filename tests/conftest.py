@@ -50,7 +50,7 @@ def pytest_configure(config):
     """Start NetBox, but not in a process that only hands the tests out to others, which come here themselves."""
     if config.getoption('numprocesses', None):
         return
-    # Being told to stop means to clean up first
+    # Clean up before stopping
     signal.signal(signal.SIGTERM, interrupt)
     running_services.options['branching'] = config.getoption('neighbours')
     running_services.__enter__()

@@ -133,7 +133,7 @@ def own_tasks(monkeypatch):
     ]),
     ('docs/cancel.md', [('my_plugin:sweep', {}, [['switch1', 'switch2']])]),
     ('docs/workflows.md', [
-        # What begins at once; later steps get their rows when it is their turn
+        # Those that start immediately; later steps get their rows when it is their turn
         *(('my_plugin:fetch', {}, [number]) for number in range(1, 6)), ('my_plugin:fetch', {}, [1_000]),
     ]),
     ('docs/concurrency.md', [

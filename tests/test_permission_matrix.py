@@ -79,7 +79,7 @@ def actor():
     return Actor()
 
 
-# Ways. Each is called with somebody and an object
+# Ways. Each is called with an actor and an object
 
 def page(name, **data):
     return lambda actor, obj: actor.browser.post(f'{obj.get_absolute_url()}{name}/', {'confirm': 'true', **data})

@@ -141,7 +141,7 @@ def test_calls_are_refused(task, unique, rows, sent, call):
                 CALLS[call](**others)
             assert isinstance(caught.value, CeleryError) and isinstance(caught.value, InternalError)
             assert caught.value.sqlstate == caught.value.__cause__.__cause__.sqlstate == '25006'
-            # The caller's transaction goes on
+            # The caller's transaction continues
             assert CeleryResult.objects.count() == 1
     assert sent == []
     CALLS[call](**others)

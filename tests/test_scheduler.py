@@ -236,7 +236,7 @@ def test_crontab_entry(make_beat, make_due, monkeypatch):
     cron, = (when for when in heard if when is not None)
     assert (cron._orig_minute, cron._orig_day_of_week, str(cron.tz)) == ('5', '1-5', 'Europe/Berlin')
     assert len(heard) == 2
-    # Who hears of it, and starts nothing, keeps nothing back
+    # A listener that starts nothing delays nothing
     assert sorted(runs()) == ['crontab', 'once']
 
 

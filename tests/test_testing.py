@@ -433,7 +433,7 @@ def author(services, tmp_path):
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
         )
         assert process.returncode == 0, process.stdout
-        # Its database could be dropped: nobody was connected to it
+        # Its database could be dropped: there was no connection to it
         assert 'being accessed' not in process.stdout, process.stdout
         with services.cluster.connect('postgres') as cluster:
             assert cluster.execute("SELECT count(*) FROM pg_database WHERE datname = 'test_netbox'").fetchone() == (0,)

@@ -70,7 +70,7 @@ class WriteTest(APITestCase):
         schedule = make_schedule(owner=self.user, queue='odd')
         self.assertWrong(self.patch(schedule, queue='unacked_mutex'), 'queue', 'There can be no queue')
         self.assertWrong(self.patch(schedule, queue='other'), 'queue', 'Queues are: celery')
-        # What nobody touches stays; and what is taken away is
+        # Fields that are not given stay; a null is written
         self.assertHttpStatus(self.patch(schedule, description='x', enabled=False), status.HTTP_200_OK)
         self.assertHttpStatus(self.patch(schedule, enabled=True), status.HTTP_200_OK)
         self.assertHttpStatus(self.patch(schedule, queue='slow'), status.HTTP_200_OK)

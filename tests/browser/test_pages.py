@@ -15,7 +15,7 @@ ARGUMENTS = (
 )
 DESKTOP = {'width': 1280, 'height': 900}
 PHONE = {'width': 390, 'height': 844}
-#: What htmx says of a request that a newer one replaces, or that ends with its page.
+#: What htmx logs for a request that is replaced by a newer one, or aborted with its page.
 ABORTED = re.compile('htmx:(sendAbort|afterRequest)')
 
 

@@ -16,7 +16,7 @@ from .test_pages import PHONE, TOO_WIDE, browser, open_page, session, sign_in  #
 pytestmark = pytest.mark.browser
 
 LIST = '/plugins/celery/schedules/'
-#: Where whoever looks sits. Half an hour apart from all the other clocks, so that none is taken for another.
+#: The reader's time zone, half an hour apart from all others, so that none is mistaken for another.
 HERE = 'Asia/Tehran'
 
 
@@ -62,7 +62,7 @@ def test_schedule_is_created(site, open_page):  # noqa: F811
     assert {(moment.hour, moment.minute) for moment in there} == {(2, 30)}
     assert all(moment.isoweekday() <= 5 for moment in there)
 
-    # What is wrong is said at once
+    # Errors are shown immediately
     page.locator('#id_crontab').fill('61 2 * * *')
     expect(preview).to_contain_text('is no crontab')
     page.locator('#id_crontab').fill('0 3 * * *')
@@ -93,7 +93,7 @@ def test_schedule_is_created(site, open_page):  # noqa: F811
     schedule = site.rest(f'schedules/{page.url.rstrip("/").rsplit("/", 1)[1]}/')
     assert (schedule['name'], schedule['owner']['username']) == (name, site.username)
     assert (schedule['interval'], schedule['kwargs']) == (7200, {'site': 'ams', 'delay': 0})
-    # The page shows the same times as REST, by the clock of who looks
+    # The page shows the same times as REST, in the reader's time zone
     due = datetime.fromisoformat(schedule['next_run']).astimezone(ZoneInfo(HERE))
     assert times(page.locator('.celery-next-runs'))[0] == f'{due:%Y-%m-%d %H:%M:%S}'
 
@@ -201,7 +201,7 @@ def test_schedule_is_disabled_and_enabled(site, open_page):  # noqa: F811
     assert [site.rest(f'schedules/{key}/')['enabled'] for key in (pk, other)] == [False, False]
 
 
-#: Somebody who may make and change schedules, see all tasks, and run one of them.
+#: A user who may create and change schedules, view all tasks, and run one of them.
 SOMEBODY = '''
 import django; django.setup()
 from core.models import ObjectType

@@ -10,7 +10,7 @@ from .test_pages import PHONE, TOO_WIDE, browser, open_page, session  # noqa: F4
 
 pytestmark = pytest.mark.browser
 
-#: Ten greetings at once, then something slow, then a last greeting.
+#: Ten simultaneous greetings, then something slow, then a last greeting.
 START = """
 import django; django.setup()
 from celery import chain, chord

@@ -41,7 +41,7 @@ def deliver(make_task, worker):
         task = app.tasks.get('tests:delivered') or make_task(
             lambda self, task_id: None, name='tests:delivered', **(task_options or {})
         )
-        # Rows of the factory are of another task, unless a test says of which
+        # Rows of the factory have another task, unless a test gives one
         CeleryResult.objects.filter(task_id=task_id, celery_name=HELLO_WORLD).update(celery_name=task.name)
         task.request_stack.push(Context({
             'id': str(task_id or uuid4()), 'task': task.name, 'args': [], 'kwargs': {}, 'netbox_celery': True,

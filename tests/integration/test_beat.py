@@ -112,7 +112,7 @@ def test_killed_in_a_loop(make_beats, make_beat, make_schedule):
     created = list(runs(latest).values_list('created', flat=True))
     gaps = [(after - before).total_seconds() for before, after in zip(created, created[1:])]
     assert max(gaps) < TAKEOVER
-    # What was missed is made up for by one run, and then by the next one due
+    # Missed times are caught up by one run, which is followed by the next due one
     assert len([gap for gap in gaps if gap < 0.2]) <= 3
 
 
@@ -282,7 +282,7 @@ def test_edits_take_effect(make_beat, make_schedule):
     beat = make_beat()
     beat.says('this one sends what is due')
     schedule = make_schedule(interval=86400)
-    time.sleep(6)  # it sleeps for as long as it ever does
+    time.sleep(6)  # it now sleeps for the longest time
     schedule.interval = 1
     schedule.save()
     until(lambda: runs(schedule).exists(), 7)
@@ -294,7 +294,7 @@ def test_edits_take_effect(make_beat, make_schedule):
     schedule.enabled = True
     schedule.save()
     until(lambda: runs(schedule).count() > number + 1, 8)
-    # What was due while it was disabled is not made up for
+    # Times that were missed while it was disabled are not caught up
     assert all(later - earlier >= timedelta(seconds=1) for earlier, later in zip(
         due_times(schedule), due_times(schedule)[1:]
     ))

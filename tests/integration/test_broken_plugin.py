@@ -47,7 +47,7 @@ def test_other_tasks_run(solo):
 
 def test_run_says_why(solo):
     """A run of a missing task finishes with a reason; a partly imported module's tasks are not run."""
-    # As another worker has left it in the catalogue, under a name that says nothing
+    # As another worker left it in the catalogue, under a name without the plugin
     CeleryTask.objects.get_or_create(name='half', defaults={'plugin': PLUGIN})
     for name in (f'{PLUGIN}:half', 'half'):
         row = ended(CeleryResult.enqueue(name, queue=solo.queue))

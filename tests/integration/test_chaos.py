@@ -36,7 +36,7 @@ TASKS_PER_PROCESS_KILLED = 20
 TASKS_PER_WORKER_KILLED = 60
 WORKERS = 3
 CONFIG = {
-    # The machine may be slow: nobody who lives is to be taken for dead
+    # The machine may be slow: no living worker is to be declared lost
     'heartbeat_interval': 1, 'worker_lost_after': 10, 'sweep_interval': 1,
 }
 
@@ -173,7 +173,7 @@ class Account:
         self.entries = entries
         self.wrong = []
         self.counts = Counter()
-        #: The end of each execution, by run and claim; the place of its start among the entries, and its process.
+        #: By run and claim: the end of the body, the place of its start among the entries, and its process.
         self.ends, self.started, self.processes = {}, {}, {}
         #: Where each process was killed, and the last entry that it made.
         self.killed, self.last = {}, {}
@@ -227,7 +227,7 @@ class Account:
                 if self.processes[key] not in self.killed:
                     self.complain(run, f'claim {key[1]} began, was not killed, and did not end')
             elif self.ends[key][1] == 'end' and not (row.status == 'completed' and key == last):
-                # The body was through, and the row says otherwise: that takes a kill in the very moment
+                # The body returned, and the row says otherwise: that takes a kill at that very moment
                 if not self.was_killed_at_its_end(key):
                     self.complain(run, f'claim {key[1]} ended, and the row does not say so')
                 self.counts['killed between the end of the body and its row'] += 1
@@ -273,7 +273,7 @@ def test_chaos(services, make_instance, make_worker, without_shared_workers, bro
     began, dice = time.monotonic(), random.Random(SEED)
     instance = make_instance(
         f'chaos-{broker.name.split()[0]}', broker_url=broker.url, **CONFIG,
-        # As long as the broker may be away, a retry or a next step is not given up
+        # A retry or a next step is not given up while the broker may be down
         celery={'task_publish_retry_policy': {'max_retries': 100, 'interval_start': 0, 'interval_step': 0.1,
                                               'interval_max': 0.5}},
     )

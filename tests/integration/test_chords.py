@@ -91,7 +91,7 @@ def test_count_lost(services, user, on, gate, look, kind):
     assert outcome.get(timeout=20) == 14
     after = CeleryResult.objects.count()
     assert after > before
-    # As if the part that ended last had sent it
+    # As if the part that finished last had sent it
     assert set(CeleryResult.objects.values_list('root_id', 'user')) == {(part.root_id, user.pk)}
     following = CeleryResult.objects.order_by('pk')[before]
     assert following.parent_id == part.task_id

@@ -135,7 +135,7 @@ def test_failover(services, site, make_worker, without_shared_workers, gate):
         os.kill(site.master.process.pid, signal.SIGKILL)
         with transaction.atomic():
             during = [worker.send(tasks.echo, number) for number in range(3)]
-        # Nobody is there yet, but on a slow machine
+        # There is no new master yet, except on a slow machine
         with suppress(OperationalError):
             worker.send(tasks.echo)
         until(lambda: site.current() == site.replica.port, 60)

@@ -10,7 +10,7 @@ from netbox_celery.models import CeleryResult
 
 from .support import ended, until
 
-#: What the row says of each, if its process does not end with it.
+#: The error of each, if its process does not end with it.
 SAID = {
     'cancelled': 'CancelledError', 'exit': 'SystemExit: 3', 'interrupt': 'KeyboardInterrupt',
     'generator': 'GeneratorExit', 'own': 'OwnInterrupt: by hand',

@@ -34,7 +34,7 @@ def test_worker_killed(make_worker, prefork, gate):
     until(lambda: len(lines(early)) == 5)
     children = victim.children
     assert len(children) == 3
-    # These it has fetched, and not begun
+    # These it has fetched, but not started
     waits = [victim.send(tasks.echo, number) for number in range(3)]
     until(lambda: all(f'{run.id}] received' in victim.output for run in waits))
 
@@ -50,7 +50,7 @@ def test_worker_killed(make_worker, prefork, gate):
         assert result.reason == 'worker_lost'
     assert not any(os.path.exists(f'/proc/{pid}/exe') for pid in children)
 
-    # Nobody has opened the gate: the bodies are dead
+    # The gate is still shut: the bodies are dead
     assert noted(early.id) == ['started']
     open_gate(gate)
     open_gate(f'{gate}-second')
@@ -155,7 +155,7 @@ def test_solo(make_worker, prefork, gate):
     heartbeat = worker.row.heartbeat
     run = worker.send(tasks.hold, gate)
     started(run)
-    # Busy, it cannot answer Celery; its heartbeat goes on
+    # While busy it cannot answer Celery, but its heartbeat continues
     until(lambda: worker.row.heartbeat > heartbeat)
     assert row(run).status == 'running'
 

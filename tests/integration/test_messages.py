@@ -95,7 +95,7 @@ def test_not_handed_over(prefork, task, headers):
     if task is tasks.told_echo:
         until(lambda: ['on_task_failure'] == [what.split()[0] for __, what in notes(run.id)])
     check_worker_lives(prefork, pid)
-    # Both places in the pool are free
+    # Both processes of the pool are free
     assert {ended(prefork.send(tasks.echo)).status for __ in range(6)} == {'completed'}
 
 

@@ -61,7 +61,7 @@ class Multi:
     def kill(self):
         for pid in self.pids.values():
             with suppress(OSError):
-                # Its ID may be somebody else's by now
+                # Its ID may belong to another process by now
                 if str(self.folder).encode() in Path(f'/proc/{pid}/cmdline').read_bytes():
                     os.killpg(os.getpgid(pid), signal.SIGKILL)
 

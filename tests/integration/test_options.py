@@ -295,7 +295,7 @@ def test_rate_limit(threads, how):
 
 
 #
-# Results that nobody wants
+# Ignored results
 #
 
 def test_ignore_result(own_worker, worker):
@@ -411,7 +411,7 @@ def test_app_wide_class_and_names(own_worker):
     result = own_worker.run(declared.named, 5, netbox_track=True)
     assert result.result[1:] == [str(result.task_id), 5]
     assert result.result[0] is True
-    # The name that is given is not made up anew
+    # A given name is kept
     assert '  . netbox_test_plugin:named\n' in own_worker.output
 
 
@@ -426,7 +426,7 @@ def test_abortable(worker, gate):
     result = ended(run)
     assert (result.status, result.result) == ('completed', 'aborted True')
     assert run.get(timeout=20) == 'aborted True'
-    # Celery's backend was told of the abort, and does not keep to it
+    # Celery's backend stored the abort, and then the success
     assert until(lambda: app.AsyncResult(run.id).state == 'SUCCESS')
 
 
@@ -520,5 +520,5 @@ def test_retry_that_is_not_sent(worker, ignored):
     result = ended(run)
     assert (result.status, result.attempt) == ('errored', 1)
     assert 'raise self.retry(...) instead' in result.error
-    # Of a run whose result is ignored code is told nothing
+    # Nothing is reported of a run whose result is ignored
     assert until(lambda: app.AsyncResult(run.id).state == ('PENDING' if ignored else 'FAILURE'))

@@ -28,7 +28,7 @@ def postgres_away(services):
     """Kill PostgreSQL as a power failure would, and start it again on the same port after the block."""
     cluster, port = services.cluster, services.cluster.port
     connection.close()
-    # The cluster of the tests does not wait for its log at each commit: what was committed so far shall be there
+    # The tests' cluster does not flush its log at each commit: keep what was committed so far
     with cluster.connect() as admin:
         admin.execute('CHECKPOINT')
     os.kill(cluster.process.pid, signal.SIGKILL)
@@ -261,7 +261,7 @@ def test_connection_lost_while_a_process_dies(services, make_worker, gate):
     worker = make_worker('fading', concurrency=2).start().ready()
     run = worker.send(tasks.fade, gate)
     until(lambda: notes(run.id))
-    time.sleep(1)  # its parent has seen that the files are closed
+    time.sleep(1)  # until its parent has seen that the files are closed
     with Redis.from_url(services.redis.url()) as client:
         for kind in ('normal', 'pubsub'):
             client.client_kill_filter(_type=kind, skipme=True)

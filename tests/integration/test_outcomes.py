@@ -34,7 +34,7 @@ def test_success(worker):
     ('value', 'errored', 'ValueError: wrong value'),
     ('failed', 'failed', 'the switch said no'),
     ('empty', 'errored', 'KeyError'),
-    # What cannot be pickled, printed or stored ends like anything else, under its own name
+    # An exception that cannot be pickled, printed or stored ends its run under its own name
     ('unpicklable', 'errored', 'Unpicklable: has a lock'),
     ('unpicklable_failure', 'failed', 'sw1 has no port 7'),
     ('unprintable', 'errored', 'Unprintable: <its text could not be made>'),
@@ -413,7 +413,7 @@ def test_handlers_are_the_authors(worker, how, state, seen):
     expected = ['before_start', *seen, f'after_return {state}']
     called = until(lambda: len(found := noted(outcome.id)) >= len(expected) and found)
 
-    # The next attempt may begin before the handlers of the one before
+    # The next attempt may start before the handlers of the one before are called
     assert sorted(called) == sorted(expected)
     assert result.status == ('errored' if how == 'fail' else 'completed')
     assert AsyncResult(outcome.id, app=app).state == state

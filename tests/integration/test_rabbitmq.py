@@ -132,7 +132,7 @@ def test_late_ack_with_a_killed_worker(place, make_worker, gate):
 
     victim.kill()
 
-    # What had not begun is nobody's yet
+    # A run that had not started is not claimed
     assert ended(fetched).status == 'completed'
     until(lambda: len(notes(late.id)) == 2)
     assert row(late).worker.startswith(heir.name)

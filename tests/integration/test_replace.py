@@ -19,7 +19,7 @@ COMPLETED, FAILED = ('completed', ''), ('errored', '')
 UPSTREAM, CANCELLED = ('errored', 'upstream_failed'), ('revoked', 'cancelled')
 NOT_SENT, LOST = ('errored', 'publish_failed'), ('errored', 'worker_lost')
 
-#: What takes the place of the task, how that ends, and how the run then does.
+#: What replaces the task, how that ends, and the run's final status then.
 CELLS = {
     ('task', 'completed'): COMPLETED,
     ('task', 'refused last'): FAILED,
@@ -57,12 +57,12 @@ CELLS = {
     ('group', 'lost first'): UPSTREAM,
     ('group', 'nobody first'): CANCELLED,
     ('group', 'gate first'): CANCELLED,
-    # What replaces the task replaces itself
+    # The replacement replaces itself
     **{(how, 'nested last', then): COMPLETED for how, then in product(
         ('task', 'chain', 'chord'), ('task', 'chain', 'chord', 'group')
     )},
 }
-#: The arguments of the task that replaces itself: whole in its row, hidden, or too long for it.
+#: The arguments of the task that replaces itself: complete in its row, redacted, or too long for it.
 KEPT = ('kept', 'redacted', 'long')
 
 
@@ -106,7 +106,7 @@ class Cell:
             step.set(argsrepr='***', kwargsrepr='***')
         if window:
             step.set(ignore_task_after_success=True, ignore_task_timedelta=60)
-            # Each with arguments of its own, so each has a window of its own
+            # Each has its own arguments, so each has its own window
             self.window = window_key(tasks.replace_with, padding, kwargs)
         after = tasks.add.si(10).set(queue=worker.queue)
         if place == 'chain':
@@ -119,14 +119,14 @@ class Cell:
 
     def check(self, end):
         result = ended(self.run, 30)
-        reason = 'cancelled' if result.reason == 'terminated' else result.reason  # a process that the worker ended
+        reason = 'cancelled' if result.reason == 'terminated' else result.reason  # a process that the worker terminated
         assert (result.status, reason) == end, (self.name, result.error)
         assert result.completed and result.message is None
         if end != COMPLETED:
             assert result.error, self.name
         assert (waits(self.run) is not Exception) == (end == COMPLETED), self.name
         assert (waits(self.after) is not Exception) == (end == COMPLETED), self.name
-        # A step that will never run gets its row after the end of that before it
+        # A step that will never run gets its row after the end of the step before it
         until(lambda: CeleryResult.objects.filter(task_id=self.after.id).exists(), 30)
         after = ended(self.after, 30)
         assert (after.status, after.reason) == (COMPLETED if end == COMPLETED else UPSTREAM), (self.name, after.error)
@@ -156,12 +156,12 @@ def test_ends(replacing, gate, cell):
                 waits_for = waiting(cell.run, 'pending', 'running', timeout=30)
                 until(lambda: row(cell.run).reason == 'replaced' and row(cell.run).holder is None, 30)
                 if place == 'last':
-                    # It is looked for where its message is
+                    # The sweep looks for it in the queue of its message
                     until(lambda: row(cell.run).message and row(cell.run).sent, 30, lambda: describe(cell))
                     assert row(cell.run).queue == 'nobody'
             assert waits_for.cancel()
     if fate != 'gate last':
-        open_gate(gate)  # what was not cancelled goes on
+        open_gate(gate)  # runs that were not cancelled continue
     for cell in cells:
         cell.check(end)
     open_gate(gate)
@@ -171,7 +171,7 @@ def test_ends(replacing, gate, cell):
             lambda: describe(None)
         )
     opened = sum(1 for cell in cells if cell.window) if end == COMPLETED else 0
-    # What opens a window of its own has one for each run
+    # A replacement with a window of its own opens one for each run
     assert IgnoreWindow.objects.count() == opened + (len(cells) if word == 'windowed' else 0)
     assert not replacing.tracebacks()
 

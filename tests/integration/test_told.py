@@ -124,7 +124,7 @@ def test_one_exception(on, step):
     assert len(seen) == 1, seen
     kind = 'ValueError' if step == 'chain' else 'ChordError'
     assert seen[0][:2] == ('FAILURE', kind)
-    # And when Redis has lost it, the row says the same
+    # When Redis has lost it, the row reports the same
     app.backend.forget(outcome.id)
     CeleryResult.objects.filter(task_id=outcome.id).update(completed='2020-01-01T00:00:00Z')
     assert seen_of(outcome) == seen

@@ -222,7 +222,7 @@ def test_soft_limit_while_the_claim_waits(services, prefork, gate, lock, task):
     with services.cluster.connect('netbox') as admin, admin.transaction():
         admin.execute(lock)
         until(lambda: f'Soft time limit (1s) exceeded for {task.name}[{run.id}]' in prefork.output)
-        time.sleep(0.5)  # for who was interrupted to write what became of the run
+        time.sleep(0.5)  # so that the interrupted process can write the end of the run
 
     result = ended(run)
     assert (result.status, result.reason, result.claims) == ('errored', 'soft_time_limit', 0)

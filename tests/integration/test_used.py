@@ -51,7 +51,7 @@ def test_ended(prefork, way):
     assert ended(call(prefork, tasks.echo, task_id, 'first')).result == [['first'], {}]
     before = row(task_id)
     call(prefork, tasks.echo, task_id, 'second')
-    # Nobody gets what the first one returned
+    # The first result is not returned
     assert app.AsyncResult(task_id).get(timeout=20) == [['second'], {}]
     after = ended(task_id)
     assert (after.pk, after.args, after.result, after.attempt) == (before.pk, ['second'], [['second'], {}], 1)

@@ -35,7 +35,7 @@ TEN = {
 #: What they require and NetBox has not.
 REQUIRED = ['dnspython==2.9.2', 'qrcode==8.2']
 
-# Most of the time that migrating takes goes into collecting garbage that is none
+# Most of the time of a migration is spent in garbage collection that finds nothing
 MIGRATE = """
 import gc
 gc.set_threshold(200_000, 20, 1_000)

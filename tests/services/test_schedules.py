@@ -196,7 +196,7 @@ class HiddenObjectTest(WaysMixin, PageTestCase):
     def test_made(self):
         for make in self.each(('make_by_rest', 'make_by_import')):
             self.assertAlike(make, object_type='dcim.site', name='New')
-            # Also if something else is wrong, of which one of them would tell
+            # Also with another error, which one of them would reveal
             self.assertAlike(make, object_type='dcim.site', name='New', crontab='61 * * * *')
             make(object_type='dcim.site', object_id=self.known.pk, name='New')
             self.assertEqual(CelerySchedule.objects.get(name='New').object, self.known)
@@ -211,7 +211,7 @@ class HiddenObjectTest(WaysMixin, PageTestCase):
             change(object_type='dcim.site', object_id=self.known.pk)
             self.assertEqual(CelerySchedule.objects.get().object, self.known)
             self.assertAlike(change)
-            # Who may not view the one that it has leaves it alone
+            # A user who may not view the current one leaves it alone
             CelerySchedule.objects.update(object_id=self.hidden.pk)
             change(description=str(way))
             self.assertEqual(CelerySchedule.objects.get().object, self.hidden)

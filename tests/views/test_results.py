@@ -203,7 +203,7 @@ class ResultPageTest(PageTestCase):
         page = self.show(result)
         for text in (f'href="{schedule.get_absolute_url()}"', 'Nightly', 'device:7', '2099-01-02'):
             self.assertIn(text, page)
-        # When it has ended nobody waits for it any more
+        # A finished run does not wait for a worker
         CeleryResult.objects.update(status='completed', completed=timezone.now())
         self.assertNotIn('2099-01-02', self.show(result))
 

@@ -18,7 +18,7 @@ LIST = '/plugins/celery/schedules/'
 
 #: The permission on the schedule that each action needs; all need `run` on its task.
 ACTIONS = {'run': 'view', 'enable': 'change', 'disable': 'change', 'take-over': 'change'}
-#: What the button on the page says.
+#: The text of the button on the page.
 LABELS = {'run': 'Run Now', 'enable': 'Enable', 'disable': 'Disable', 'take-over': 'Take Over'}
 
 

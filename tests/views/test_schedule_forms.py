@@ -202,7 +202,7 @@ class FormTest(PageTestCase):
         page = self.part(object_content_type=site_type.pk)
         self.assertIn('/api/dcim/sites/', page)
         response = self.post(object_content_type=site_type.pk, object_object_id=site.pk)
-        self.assertHttpStatus(response, 200)  # who may not view it learns nothing of it
+        self.assertHttpStatus(response, 200)  # a user who may not view it does not learn that it exists
         grant(self.user, Site)
         self.assertHttpStatus(self.post(object_content_type=site_type.pk, object_object_id=site.pk), 302)
         self.assertEqual(CelerySchedule.objects.get().object, site)

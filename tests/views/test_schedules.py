@@ -55,7 +55,7 @@ class CeleryScheduleViewTest(
 
     def setUp(self):
         super().setUp()
-        # Without it nobody makes or changes a schedule: see `tests/services/test_schedules.py`
+        # Schedules cannot be created or changed without it: see `tests/services/test_schedules.py`
         grant(self.user, CeleryTask, actions=['view', 'run'])
 
 
@@ -113,7 +113,7 @@ class SchedulePageTest(PageTestCase):
         ):
             self.assertIn(text, page)
         self.assertEqual(page.count('data-celery-time'), 10)
-        # The clock of the schedule stands beside the one of who looks
+        # The time in the schedule's zone is beside the reader's
         self.assertEqual(page.count('02:30:00</td>'), 10)
         self.assertIn('Most missed runs', page)
         self.assertNotIn('Most missed runs', self.show())

@@ -160,7 +160,7 @@ class WorkflowTest(PageTestCase):
         runs = make_chain(2, status='pending')
         self.assertNotIn('cancel-workflow', self.show(runs[0]))
         grant(self.user, CeleryResult, actions=['view', 'cancel'])
-        # Who cancels it wants to see what becomes of it, and what is unfolded
+        # After a cancel the user wants to see its effect, and what was unfolded
         address = quote(f'{runs[0].get_absolute_url()}workflow/?open=a', safe='')
         self.assertIn(f'cancel-workflow/?return_url={address}"', self.show(runs[0], {'open': 'a'}))
 

@@ -108,7 +108,7 @@ def test_joined(make_task):
     assert (row(result).status, row(result).reason) == ('ignored', 'joined')
     assert under_way.id in row(result).error
     assert result.state == 'IGNORED'
-    # Without a transaction the call is that run, as `delay` says
+    # Without a transaction the call returns that run, as `delay` does
     assert task.delay_on_commit(1).id == under_way.id
 
 

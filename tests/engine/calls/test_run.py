@@ -50,7 +50,7 @@ def test_only_run(make):
     assert seen(current_run) is run
     assert seen(lambda: run_of(task)) is run
     assert seen(lambda: run_of(other)) is None
-    # The worker's main thread, and those of the engine, work for nobody
+    # The worker's main thread, and those of the engine, work for no run
     assert Context().run(current_run) is None
     assert seen(current_run, OWN_THREADS + 'sweep') is None
     make.end()

@@ -43,7 +43,7 @@ def test_claim(deliver, worker):
     run = get_run(task.request)
     assert (row().status, row().holder, row().worker, row().claims) == ('running', worker.key, 'celery@me', 1)
     assert (run.id, run.claims, run.attempt) == (row().pk, 1, 1)
-    begin(task)  # whatever `before_start` an author calls by himself
+    begin(task)  # an author may call `before_start` again
     assert row().claims == 1
 
 
@@ -152,8 +152,9 @@ def test_foreign_message_that_no_call_could_send(deliver, request_):
     assert not row().is_rerunnable
     app.backend.mark_as_failure(task.request.id, EncodeError('nested too deeply'), None, task.request)
     assert (row().status, row().error) == ('errored', 'EncodeError: nested too deeply')
-# A message with the ID of a row that is another call
 
+
+# A message with the ID of another call's row
 
 class Point:
     """A class that an author has registered with Kombu."""
@@ -306,7 +307,7 @@ def test_expired(name, status):
     assert row().status == status
 
 
-# Arguments that are changed in place, after the call or before the claim
+# Arguments changed in place, after the call or before the claim
 
 @pytest.fixture
 def published(make_task, deliver, monkeypatch):

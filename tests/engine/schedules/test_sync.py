@@ -22,7 +22,7 @@ def test_sync(described):
     for task in (row, gone, recent):
         task.refresh_from_db()
     assert (row.enabled, row.description, row.present) == (False, 'The first line.', True)
-    # One that nobody has seen for long is absent; one that another process has is not
+    # A task that no process has registered for long is absent; another process's task is not
     assert (gone.present, recent.present) == (False, True)
 
 

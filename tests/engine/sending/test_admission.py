@@ -59,7 +59,7 @@ def slots():
     return list(CeleryResult.objects.filter(completed=None).order_by('pk').values_list('concurrency_slot', flat=True))
 
 
-# Places
+# Slots
 
 @pytest.mark.parametrize('limit', [1, 3])
 def test_limit(limit):

@@ -241,7 +241,7 @@ def test_chord_that_fails_when_it_is_applied_again(make_task, failing):
         assert row.reason == ('upstream_failed' if fails else '')
 
 
-# What the sender writes of a row that has begun anew
+# What the sender writes into a row that was started again
 
 def test_sent(task, queue):
     """The row records that its new message was sent, so it is not sent again later."""

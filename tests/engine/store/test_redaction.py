@@ -161,5 +161,5 @@ def test_headers_of_the_engine():
     assert make_schedule(options=options).display_options == expected
     only = {'headers': {'netbox_branch': 'b1'}}
     assert make_result(options=only).display_options == {}
-    # What somebody else names alike is theirs
+    # A caller's own data with such names is shown
     assert make_result(args=[only], options={}).display_args == [only]

@@ -51,7 +51,7 @@ def test_message_that_cannot_be_read(status, headers, expected):
     on_rejected(sender=SimpleNamespace(app=app), message=SimpleNamespace(headers=headers), exc=ValueError('bad JSON'))
     assert row().status == expected
     assert ('bad JSON' in row().error) is (expected == 'errored')
-    # Who waits for it hears of it
+    # Those who wait for it get the error
     assert app.AsyncResult(str(run.task_id)).failed() is (expected == 'errored')
 
 

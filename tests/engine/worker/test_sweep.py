@@ -116,7 +116,7 @@ def test_replacements_of_dead_workers(shared, sent, message, status):
 
 
 @pytest.mark.parametrize('message, expected', [
-    # Nothing is known of it, and nobody else will send it
+    # It is not remembered, so it cannot be sent
     (None, ('errored', 'worker_lost')),
     ('[[1], {}, "tests:early", {"queue": "q"}]', ('pending', 'replaced')),
 ])
@@ -372,7 +372,7 @@ def test_what_an_earlier_version_took(shared, sent):
     assert 'nested too deeply' in now(poisoned[0]).error
     assert [entry[0] for entry in sent] == [str(fine.task_id)]
 
-# What a row holds that nobody can read
+# Rows that cannot be read
 
 
 @pytest.mark.parametrize('message', [
