@@ -37,17 +37,21 @@ def until(condition, timeout=20, what=None):
     return value
 
 
+def id_of(run):
+    return getattr(run, 'task_id', None) or getattr(run, 'id', None) or run
+
+
 def row(run):
     """Return the row of a run, given by itself, by its `AsyncResult` or by its ID."""
-    task_id = getattr(run, 'task_id', None) or getattr(run, 'id', None) or run
-    return CeleryResult.objects.get(task_id=task_id)
+    return CeleryResult.objects.get(task_id=id_of(run))
 
 
 def waiting(run, *statuses, timeout=20):
-    """Wait until a run has one of the statuses, and return its row."""
+    """Wait until a run has a row, with one of the statuses, and return it."""
+    runs = CeleryResult.objects.filter(task_id=id_of(run))
     return until(
-        lambda: (found := row(run)).status in statuses and found, timeout,
-        lambda: f'{run} is {row(run).status} {row(run).reason} {row(run).error}, not {" or ".join(statuses)}',
+        lambda: runs.filter(status__in=statuses).first(), timeout,
+        lambda: f'{run} is {list(runs.values_list("status", "reason", "error"))}, not {" or ".join(statuses)}',
     )
 
 

@@ -83,6 +83,7 @@ def test_children_of_a_body(prefork, on):
     assert until(lambda: outcome.children)
 
 
+@pytest.mark.filterwarnings('ignore:task_allow_error_cb_on_chord_header')
 @pytest.mark.parametrize('order', ['inner_last', 'outer_last'])
 def test_error_callback_of_nested_chords(on, gate, order):
     """A callback linked to a chord, and so to the one in its header, is called once."""
