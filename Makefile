@@ -1,11 +1,11 @@
-# Two commands are enough: `make demo` to look at it, `make test` to change it. See the README for the rest.
+# Start with `make demo` to try the plugin, and `make test` to test a change. See the README for the rest.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-# Each of the private clusters and servers is started by the recipe that needs it: nothing is gained by -j
+# Each recipe starts its own private clusters and servers, so -j gains nothing
 .NOTPARALLEL:
 
-# Not PYTHON: that is whose Python the venv is to be made with, from the environment
+# Not PYTHON: that variable of the environment chooses the Python for the venv
 VENV_PYTHON := .venv/bin/python
 STACK := $(VENV_PYTHON) -m development.stack
 
@@ -14,7 +14,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: venv
-venv: ## Make .venv with NetBox, the plugin and the tools (all other targets do this by themselves)
+venv: ## Create .venv with NetBox, the plugin and the tools (all other targets do this by themselves)
 	@development/bootstrap.sh
 
 .PHONY: demo
@@ -22,7 +22,7 @@ demo: venv ## Run NetBox with workers and example data until Ctrl-C
 	@$(STACK) demo
 
 .PHONY: up
-up: venv ## Do the same in the background; development/.state/demo.json says how to get in
+up: venv ## Run the same in the background; development/.state/demo.json has the URL and the credentials
 	@$(STACK) up
 
 .PHONY: down
@@ -42,7 +42,7 @@ neighbours: ## Run the tests with other software: NetBox Branching, Flower, geve
 	@$(VENV_PYTHON) -m pytest --neighbours $(or $(ARGS),-n 2 --dist loadfile tests/neighbours)
 
 .PHONY: chaos
-chaos: ## Kill all there is while 2,000 tasks run, and compare rows with side effects: make chaos, make chaos N=500 SEED=7
+chaos: ## Kill processes and servers while 2,000 tasks run, and compare rows with side effects: make chaos N=500 SEED=7
 	@development/bootstrap.sh test
 	@$(STACK) template
 	@NETBOX_CHAOS=$(or $(N),2000) NETBOX_CHAOS_SEED=$(SEED) $(VENV_PYTHON) -m pytest tests/integration/test_chaos.py $(ARGS)
@@ -62,23 +62,24 @@ hooks: venv ## Let git run the checks before each commit and push (pre-commit)
 	.venv/bin/pre-commit install
 
 .PHONY: check
-check: lint types migrations-check compose-check docs wheel-check ## All that can be checked without running a test
+check: lint types migrations-check compose-check docs wheel-check ## Run all checks except the tests
 
 .PHONY: lint
-lint: venv ## NetBox's rules of style, and which way imports go
+lint: venv ## Check style (NetBox's rules), the direction of imports, and spelling
 	$(VENV_PYTHON) -m ruff check
 	.venv/bin/lint-imports --no-cache
+	git ls-files -z | xargs -0 .venv/bin/codespell
 
 .PHONY: types
-types: venv ## The types of what plugin authors import
+types: venv ## Check the types
 	$(VENV_PYTHON) -m mypy
 
 .PHONY: migrations-check
-migrations-check: venv ## No model has changed without a migration
+migrations-check: venv ## Check that no model has changed without a migration
 	$(STACK) run netbox makemigrations --check --dry-run netbox_celery
 
 .PHONY: compose-check
-compose-check: venv ## docker-compose.yml, against the schema of compose files
+compose-check: venv ## Check docker-compose.yml against the schema of compose files
 	$(VENV_PYTHON) -m check_jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 	$(VENV_PYTHON) -m development.checks compose
 
@@ -87,11 +88,11 @@ docs: venv ## Build the documentation into site/
 	@.venv/bin/zensical build --clean --strict
 
 .PHONY: screenshots
-screenshots: venv ## Make the pictures of the documentation from the running demo (make up)
+screenshots: venv ## Take the screenshots of the documentation from the running demo (make up)
 	@$(VENV_PYTHON) -m development.screenshots $(ARGS)
 
 .PHONY: wheel-check
-wheel-check: venv ## Build the wheel, and use it in a fresh venv
+wheel-check: venv ## Build the wheel, and test it in a fresh venv
 	$(VENV_PYTHON) -m development.checks wheel
 
 .PHONY: migrations
@@ -103,6 +104,6 @@ shell: venv ## Open NetBox's shell on a fresh database; another command: make sh
 	@$(STACK) run $(or $(ARGS),netbox shell)
 
 .PHONY: clean
-clean: ## Stop the demo, and remove all that running the plugin has left in the checkout
+clean: ## Stop the demo, and remove everything that running the plugin has created in the checkout
 	@[ ! -e development/.state/demo ] || $(STACK) down
 	@rm -rf development/.state .venv .venv.lock build dist site .mypy_cache .pytest_cache .ruff_cache

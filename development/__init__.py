@@ -1,1 +1,1 @@
-"""What one needs to work on the plugin, and nothing that is part of it."""
+"""Tools for the development of the plugin; nothing here is part of it."""

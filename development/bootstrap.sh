@@ -1,13 +1,12 @@
 #!/bin/sh
-# Make .venv ready: a Python that NetBox supports, with NetBox, the plugin and the tools of development in it.
+# Prepare .venv: a Python that NetBox supports, with NetBox, the plugin and the development tools.
 #
 #   development/bootstrap.sh [test]
 #
-# What the machine lacks is installed from the distribution's packages where that is possible without asking (as root,
-# or with sudo that wants no password); else one message names it, with the command that gets it. Where everything is
-# there already, no rights are needed. "test" also wants a browser, RabbitMQ and PgBouncer, without which some tests
-# are skipped.
-# All that follows is Python: see development/stack/.
+# Missing software is installed from the distribution's packages if that is possible without asking (as root, or with
+# sudo without a password); otherwise one message lists it, with the command that installs it. If everything is installed,
+# no privileges are needed. "test" also installs a browser, RabbitMQ and PgBouncer, without which some tests are skipped.
+# The rest is Python: see development/stack/.
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
@@ -41,11 +40,11 @@ candidates() {
     done
 }
 
-# A venv holds where it was made, and nowhere else: a checkout may be moved, or copied
+# A venv works only where it was created: a checkout may be moved, or copied
 is_ours() { [ "$(cat "$venv/.place" 2>/dev/null || printf '%s\n' "$root")" = "$root" ] && is_supported "$venv/bin/python"; }
 
 find_python() {
-    # The one that made the venv stays
+    # Keep the Python that created the venv
     python=$venv/bin/python
     ! is_ours || return 0
     python=$(candidates | while read -r path; do
@@ -59,7 +58,7 @@ find_python() {
 
 asks_python() { "$python" -c "$1" >/dev/null 2>&1; }
 
-# The version that Debian's or Ubuntu's python3 has, or would have
+# The version of Debian's or Ubuntu's python3, installed or not
 packaged_python() {
     apt-cache policy python3 2>/dev/null | sed -n 's/^ *Candidate: *\([0-9]*\.[0-9]*\).*/\1/p'
 }
@@ -73,11 +72,11 @@ has_postgresql() {
 
 has_chromium() { have chromium || have chromium-browser || have google-chrome; }
 
-# Fills $missing with the names of packages, and $homeless if no package has a Python that is new enough
+# Fills $missing with the names of packages, and $homeless if no package has a supported Python
 find_missing() {
     missing= homeless=
     if ! find_python; then
-        # apt-cache knows nothing on a machine whose lists were never fetched
+        # apt-cache is empty on a machine whose package lists were never downloaded
         if have apt-get && [ -z "$(packaged_python)" ] && can_install; then as_root apt-get update -qq; fi
         case $(packaged_python) in
             3.12|3.13|3.14) missing="$missing python3 python3-venv python3-dev" ;;
@@ -86,7 +85,7 @@ find_missing() {
     elif ! asks_python 'import ensurepip, venv'; then
         missing="$missing python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
     fi
-    # psycopg is compiled
+    # To compile psycopg
     if [ ! -e "$venv/.complete" ]; then
         have cc || have gcc || missing="$missing gcc libc6-dev"
         have pg_config && [ -e "$(pg_config --includedir)/libpq-fe.h" ] || missing="$missing libpq-dev"
@@ -98,7 +97,7 @@ assert os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"))';
     has_postgresql || missing="$missing postgresql"
     have redis-server || have valkey-server || missing="$missing redis-server"
     [ "$purpose" != test ] || [ -x /usr/sbin/pgbouncer ] || have pgbouncer || missing="$missing pgbouncer"
-    # Ubuntu's chromium package is a snap, which does not work in containers: the browser tests say what to do there
+    # Ubuntu's chromium package is a snap, which does not work in containers: the browser tests report what to do there
     if [ "$purpose" = test ] && ! has_chromium && ! grep -qs '^ID=ubuntu' /etc/os-release; then
         missing="$missing chromium"
     fi
@@ -142,7 +141,7 @@ Install it the way this system does, and start again."
     }
 }
 
-# Tests start servers of their own: the services that packages bring are not wanted
+# Tests start their own servers: the services of the packages are not needed
 #
 #   install_for_tests SERVER PACKAGE PATH UNIT...
 install_for_tests() {
@@ -175,7 +174,7 @@ if [ "$purpose" = test ]; then
 fi
 [ -n "$python" ] || find_python || fail "Python was installed, but is not found: $(candidates | tr '\n' ' ')"
 
-# Two runs in one checkout: the second waits for the first
+# If two run in one checkout, the second waits for the first
 if have flock; then
     exec 9>"$root/.venv.lock"
     flock 9
@@ -187,12 +186,12 @@ if [ "$(cat "$venv/.complete" 2>/dev/null)" = "$wanted" ] && is_ours; then
 fi
 rm -f "$venv/.complete"
 if ! is_ours; then
-    say "Making .venv with $("$python" --version) ($python)"
+    say "Creating .venv with $("$python" --version) ($python)"
     rm -rf "$venv"
     "$python" -m venv "$venv"
     printf '%s\n' "$root" >"$venv/.place"
 fi
-say "Installing NetBox, the plugin and the tools of development into .venv (a minute or two)"
+say "Installing NetBox, the plugin and the development tools into .venv (a minute or two)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     --editable '.[dev,neighbours]' --editable development/netbox_example_plugin

@@ -1,8 +1,8 @@
 """
-Checks of what is shipped: `python -m development.checks wheel`, `... compose`.
+Checks of what is released: `python -m development.checks wheel`, `... compose`.
 
-    wheel       the built wheel holds the whole package, and works in a venv that has nothing else of the checkout
-    compose     what the schema of compose files cannot see
+    wheel       the built wheel contains the whole package, and works in a venv without the checkout
+    compose     what the schema of compose files cannot check
 """
 
 import os
@@ -37,7 +37,7 @@ def wheel():
         venv.create(directory / 'venv', with_pip=True)
         run(python, '-m', 'pip', 'install', '--disable-pip-version-check', path, f'netbox=={version("netbox")}')
         run(python, '-m', 'pip', 'check')
-        # Away from the checkout, with NetBox around it: each module can be imported
+        # Outside of the checkout, within NetBox: each module can be imported
         with Services('wheel', plugins=[PACKAGE]) as services:
             run(python, '-c', IMPORT_ALL, cwd=directory, env=services.instance.environ)
             run(directory / 'venv' / 'bin' / 'netbox', 'check', cwd=directory, env=services.instance.environ)
@@ -67,13 +67,13 @@ def missing_from(path):
 
 def broken_in_description(path):
     """
-    Render what a package index shows of the wheel as it does, and yield what would not work there.
+    Render the description of the wheel like a package index, and yield what would not work there.
     """
     archive = ZipFile(path)
     name, = (name for name in archive.namelist() if name.endswith('.dist-info/METADATA'))
     metadata = Parser().parsestr(archive.read(name).decode())
     if not metadata.get_all('Project-URL'):
-        yield 'The wheel names no address of the project'
+        yield 'The wheel has no URL of the project'
     if metadata['Description-Content-Type'] != 'text/markdown':
         yield f'The description is {metadata["Description-Content-Type"]}'
     page = markdown.render(metadata.get_payload()) or ''
@@ -100,7 +100,7 @@ def compose():
         if build := service.get('build'):
             if not (ROOT / build['context'] / build['dockerfile']).exists():
                 yield f'{name} is built from {build["dockerfile"]}, which is not there'
-    # What the image copies has to be there, and to be let in
+    # Files that the image copies must exist, and must not be ignored
     for line in (ROOT / 'development' / 'Dockerfile').read_text().splitlines():
         if line.startswith('COPY') and '--from' not in line:
             for source in line.split()[1:-1]:

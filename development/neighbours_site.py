@@ -1,7 +1,7 @@
 """
-A NetBox with NetBox Branching and with a plugin whose tasks cannot be imported, for as long as a block lasts.
+A NetBox with NetBox Branching and with a plugin whose tasks cannot be imported, for the duration of a block.
 
-The pictures of the documentation that need such neighbours are taken there.
+The screenshots of the documentation that need such plugins are taken there.
 """
 
 import json
@@ -38,14 +38,14 @@ config = Config
 '''
 
 PROGRAMS = {
-    # What its log says when it is ready
+    # In its log when it is ready
     'web': (('netbox', 'runserver', '--insecure', '--noreload', '127.0.0.1:{port}'), ''),
     'worker': (
         ('celery', '-A', 'netbox_celery', 'worker', '-l', 'INFO', '-c', '2', '--hostname', 'demo@%h'), ' ready.'
     ),
 }
 
-# A branch with a run and a schedule of its own
+# A branch with a run and a schedule in it
 BRANCH = '''
 import django; django.setup()
 import json
@@ -74,7 +74,7 @@ print(json.dumps({'branch': branch.schema_id, 'run': run.id, 'schedule': schedul
 @contextmanager
 def neighbours_site():
     """
-    Yield a dict: `url`, `username`, `password`, and the `run` and the `schedule` that are in a `branch`.
+    Yield a dict: `url`, `username`, `password`, a `branch`, and its `run` and `schedule`.
     """
     with ExitStack() as stack:
         services = stack.enter_context(Services(
@@ -121,7 +121,7 @@ def write_plugin(folder):
 
 def answers(url):
     try:
-        # Never through a proxy: it is here
+        # Never through a proxy: the server is local
         return build_opener(ProxyHandler({})).open(f'{url}login/', timeout=10).status == 200
     except (URLError, OSError):
         return False

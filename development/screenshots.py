@@ -1,9 +1,9 @@
 """
-The pictures of the documentation, from the running demo: `make up && make screenshots`.
+Takes the screenshots of the documentation, from the running demo: `make up && make screenshots`.
 
-Those that need other plugins are taken in a NetBox of their own: `make screenshots ARGS=neighbours` takes them alone.
+Screenshots that need other plugins are taken in a separate NetBox: `make screenshots ARGS=neighbours` takes only these.
 
-They show the real pages: what has changed there is shown when this is run again.
+They show the real pages: run the command again after changes of the pages.
 """
 
 import json
@@ -26,7 +26,7 @@ ARGUMENTS = [
     '--disable-component-update', '--disable-sync',
 ]
 
-# A greeting for everybody, then a backup, which fails, so that the last step is not reached
+# Greetings, then a backup, which fails, so that the last step does not run
 WORKFLOW = '''
 import django; django.setup()
 from celery import chain, chord
@@ -47,8 +47,8 @@ print(CeleryResult.objects.latest('pk').root_id)
 class Photographer:
     """
     Args:
-        page: Of the browser, with somebody signed in
-        card: How to get into the demo
+        page: The browser's page, with a logged-in user
+        card: URL and credentials of the demo
     """
 
     def __init__(self, page, card):
@@ -68,11 +68,11 @@ class Photographer:
 
     def take(self, name, height=800):
         self.page.set_viewport_size({'width': 1280, 'height': height})
-        # No button that the mouse is over, and no message in front of the page
+        # No button under the mouse, and no message in front of the page
         self.page.mouse.move(0, 0)
         self.page.locator('.toast').evaluate_all('toasts => toasts.forEach(toast => toast.remove())')
         self.page.wait_for_load_state('load')
-        # From its top, also where it has more items than there is room for
+        # From its top, even if it has more items than fit
         self.page.locator('.navbar-vertical, .navbar-vertical *').evaluate_all(
             'elements => elements.forEach(element => { element.scrollTop = 0; })'
         )
@@ -113,7 +113,7 @@ class Photographer:
 
     def choose(self, field, text):
         """
-        Choose from one of NetBox's lists.
+        Choose from one of NetBox's selectors.
         """
         box = self.page.locator(f'#id_{field} + .ts-wrapper')
         box.locator('.ts-control').click()
@@ -192,7 +192,7 @@ class Photographer:
 
 
 def photographer(browser, card):
-    # Whoever reads it does not sit where NetBox does
+    # Readers are in another time zone than NetBox
     found = Photographer(browser.new_page(color_scheme='light', timezone_id='Europe/Berlin'), card)
     found.page.set_default_timeout(90_000)
     found.sign_in()
@@ -206,7 +206,7 @@ def main(only=None):
         return 'The demo is not running: make up'
     path = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if path is None:
-        return 'There is no Chromium: sudo apt-get install chromium'
+        return 'Chromium is not installed: sudo apt-get install chromium'
     IMAGES.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)

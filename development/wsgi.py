@@ -1,4 +1,4 @@
-"""NetBox as the demo and the container image serve it: static files, which are a web server's work, come with it."""
+"""NetBox as the demo and the container image serve it, with the static files that a web server would serve."""
 
 from django.conf import settings
 from whitenoise import WhiteNoise
@@ -9,6 +9,6 @@ site = WhiteNoise(netbox, root=settings.STATIC_ROOT, prefix=settings.STATIC_URL)
 
 
 def application(environ, start_response):
-    """Serve a page, also if its address was put together from that of the site, with its slash, and a whole path."""
+    """Serve a page, even if its URL was joined from the site's URL with a trailing slash and a full path."""
     environ['PATH_INFO'] = '/' + environ['PATH_INFO'].lstrip('/')
     return site(environ, start_response)

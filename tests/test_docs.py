@@ -1,12 +1,18 @@
 """What the documentation says about the code is true."""
 import ast
+import importlib
 import re
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+import celery
 import pytest
 import yaml
+from celery.app.defaults import NAMESPACES, flatten
+from celery.bin.celery import celery as celery_command
 from celery.exceptions import Retry
+from django.conf import settings
+from django.core.management import get_commands
 
 import netbox_celery
 from dcim.models import Site
@@ -21,7 +27,19 @@ from netbox_celery.tasks import netbox_celery_task
 from users.models import User
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / 'README.md', ROOT / 'CHANGELOG.md', *sorted((ROOT / 'docs').glob('*.md'))]
+PAGES = [ROOT / 'README.md', ROOT / 'CHANGELOG.md', ROOT / 'SECURITY.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+#: Pages for those who change the plugin: they name its folders, and files of Celery's.
+INSIDE = {
+    page for page in PAGES
+    if page.parent.name == 'development' or page.name in {'contributing.md', 'how-it-works.md'}
+}
+#: What the paths on these pages start from.
+FOLDERS = (
+    ROOT, ROOT / 'netbox_celery', ROOT / 'netbox_celery' / 'engine', ROOT / 'tests', ROOT / 'tests' / 'neighbours',
+    Path(celery.__file__).parent, Path(celery.__file__).parent / 'app',
+)
+#: Paths that running the plugin makes.
+MADE = ('~/.cache/netbox-celery', 'development/.state', 'site/')
 
 
 def rows(page, heading):
@@ -64,7 +82,7 @@ def test_statuses():
 
 def test_reasons():
     documented = {
-        row[0].strip('`| '): row[1].rstrip(' |') for row in rows('docs/how-it-works.md', 'The reason says why:')
+        row[0].strip('`| '): row[1].rstrip(' |') for row in rows('docs/how-it-works.md', 'The reason tells why:')
     }
     assert documented == {choice.value: str(choice.description) for choice in ResultReasonChoices.CHOICES}
 
@@ -177,6 +195,61 @@ def test_commands_exist(page):
     # In code alone: people make other things as well
     commands = re.findall(r'`make ([a-z-]+)|^make ([a-z-]+)', page.read_text(), re.MULTILINE)
     assert {one or other for one, other in commands} <= targets
+
+
+def named(page):
+    """Return what a page writes as code in its text."""
+    text = re.sub(r'^ *```.*?^ *```', '', page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return set(re.findall(r'(?<!`)`([^`\n]+)`(?!`)', text))
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_names_exist(page):
+    """Modules, classes, functions and attributes of ours that a page names."""
+    for name in sorted(named(page)):
+        match = re.fullmatch(r'(netbox_celery(?:[.:]\w+)+)(?:\(.*\))?', name)
+        if not match or re.fullmatch(r'netbox_celery(\.[EW]\d+|:\w+|\.\w+_celery\w+)', match[1]):
+            # A check of Django's, a task, a permission
+            continue
+        path = match[1].replace(':', '.').split('.')
+        for end in range(len(path), 0, -1):
+            try:
+                found = importlib.import_module('.'.join(path[:end]))
+            except ModuleNotFoundError:
+                continue
+            for attribute in path[end:]:
+                assert hasattr(found, attribute), name
+                found = getattr(found, attribute)
+            break
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_files_exist(page):
+    """Files that a page names, and on the pages for contributors also folders and files of Celery's."""
+    ours = r'(?:netbox_celery|development|docs|tests|\.ci)/[\w./-]*'
+    inside = rf'{ours}|[\w./-]+\.(?:py|toml|md)|(?:[\w.-]+/)+'
+    for name in sorted(named(page)):
+        if re.fullmatch(inside if page in INSIDE else ours, name) and not name.startswith(MADE):
+            assert any((folder / name).exists() for folder in FOLDERS), name
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_settings_exist(page):
+    """What a page calls a setting is one of the plugin's, of Celery's or of NetBox's."""
+    text = page.read_text()
+    names = set(re.findall(r'\bsettings? \[?`(\w+)`|\[`(\w+)`\]\([\w.-]*#settings\)', ' '.join(text.split())))
+    known = {field.name for field in fields(Config)} | {name for name, __ in flatten(NAMESPACES)}
+    assert {name for name in map(''.join, names) if name not in known and not hasattr(settings, name)} == set()
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_commands_of_celery_and_netbox_exist(page):
+    text = page.read_text()
+    # `flower` is installed beside the plugin
+    assert set(re.findall(r'celery -A netbox_celery (\w+)', text)) <= {*celery_command.commands, 'flower'}
+    assert set(re.findall(r'\bnetbox (celery_\w+)|manage\.py ([a-z_]+)', text)) <= {
+        pair for command in get_commands() for pair in ((command, ''), ('', command))
+    }
 
 
 def test_guarantees_are_attacked():

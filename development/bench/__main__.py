@@ -17,13 +17,13 @@ from .stage import PLUGINS_CONFIG, Stage
 def main():
     parser = argparse.ArgumentParser(prog='python -m development.bench')
     parser.add_argument('measures', nargs='*', metavar='MEASURE', help=f'Of {", ".join(MEASURES)}; all by default')
-    parser.add_argument('--quick', action='store_true', help='Measure less, in less time')
+    parser.add_argument('--quick', action='store_true', help='Take shorter measurements')
     options = parser.parse_args()
     if unknown := [name for name in options.measures if name not in MEASURES]:
         parser.error(f'There is no measurement {unknown[0]}. There are: {", ".join(MEASURES)}')
 
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    # What is bare shall not find a NetBox
+    # The bare side must not find a NetBox
     for name in ('DJANGO_SETTINGS_MODULE', 'NETBOX_ROOT', 'NETBOX_CONFIGURATION'):
         os.environ.pop(name, None)
     try:
@@ -44,7 +44,7 @@ def run(names, quick):
         print(
             f'PostgreSQL {settings.pop("server_version")} as in production: '
             f'{", ".join(f"{name} {value}" for name, value in settings.items())}. Redis without persistence.\n'
-            'Workers have two prefork processes. Figures are medians, with the least and the most.\n',
+            'Workers have two prefork processes. Figures are medians, with minimum and maximum.\n',
             flush=True,
         )
         stage = Stage(services, quick)

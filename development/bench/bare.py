@@ -1,4 +1,4 @@
-"""Bare Celery: no Django, no NetBox, nothing set but where the broker is."""
+"""Bare Celery: no Django, no NetBox, no setting but the broker's URL."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The measurements. Each takes a `Stage` and returns `Figure`s, the first of which is the one that has an aim."""
+"""The measurements. Each takes a `Stage` and returns `Figure`s; the first one has an aim."""
 
 import json
 import random
@@ -18,8 +18,8 @@ def in_turns(rounds, *functions):
     """
     Call functions in turns, the order reversed each time, and return the list of results of each.
 
-    What others do on the machine meanwhile hurts more whoever waits more. So the half of the rounds in which they did
-    the least is what counts, and how much that was is told.
+    Other load on the machine affects the side more that waits more. So only the half of the rounds with the least other
+    load counts, and that load is reported.
     """
     results = []
     for number in range(rounds):
@@ -44,7 +44,7 @@ def drain(stage):
     first_runs, effort = [], {'bare': defaultdict(list), 'tracked': defaultdict(list)}
 
     def work_off(kind, count_done):
-        """Let a worker work until all is done, and note what that takes of the processors, its start left out."""
+        """Run a worker until all is done, and record the processor time without its start."""
         with stage.worker(kind) as worker:
             done = stage.wait(count_done, worker, interval=0.02)
             before = stage.cpu_time(worker)
@@ -60,7 +60,7 @@ def drain(stage):
             keys = [f'celery-task-meta-{id}' for id in bare_probe.do('fill', number=number)]
             redis = stage.redis['bare']
             work_off('bare', lambda: redis.exists(*keys))
-            # Celery writes down when each was done
+            # Celery stores when each was done
             times = sorted(datetime.fromisoformat(json.loads(result)['date_done']) for result in redis.mget(keys))
             redis.flushdb()
             return (number - 1) / (times[-1] - times[0]).total_seconds()
@@ -85,7 +85,7 @@ def drain(stage):
         slow, fast = in_turns(3 if stage.quick else 7, tracked, bare)
     return [
         ratio('drain_ratio', 'no-op tasks drained', slow, fast),
-        # What a busy machine does not change: how much work there is to it
+        # A busy machine does not change the amount of work
         ratio('drain_cpu_ratio', 'the same by processor time', effort['bare']['all'], effort['tracked']['all']),
         Figure('drain_tracked_per_s', 'tracked', 'tasks/s', slow),
         Figure('drain_bare_per_s', 'bare', 'tasks/s', fast),
@@ -128,7 +128,7 @@ def delay(stage):
 
 def enqueue_many(stage):
     """
-    Enqueue many runs at once, against as many calls of `apply_async` as take about as long.
+    Enqueue many runs together, against as many calls of `apply_async` as take about as long.
     """
     many, single = (5000, 500) if stage.quick else (10_000, 1000)
     with stage.probe('bare') as bare_probe, stage.probe('tracked') as tracked_probe:
@@ -258,7 +258,7 @@ def copy_raw(stage, rows, batch=500):
 
 def visible(stage):
     """
-    Look from another connection, 500 times a second, for lines that say when they were written.
+    Look from another connection, 500 times per second, for lines that contain the time of their writing.
     """
     pauses = [random.uniform(0.02, 0.6) for __ in range(12 if stage.quick else 40)]
     with stage.probe('tracked') as probe, stage.worker('tracked') as worker:
@@ -307,7 +307,7 @@ INSERT_RESULTS = """
         FROM generate_series(1, %(number)s) AS n
     ) AS run
 """
-# Half of the lines are the latest run's, the others are spread over all
+# Half of the lines belong to the latest run, the others are spread over all runs
 INSERT_LINES = """
     INSERT INTO netbox_celery_celerylogentry (result_id, attempt, level, grouping, message, created)
     SELECT CASE n %% 2 WHEN 0 THEN %(last)s ELSE %(first)s + n %% %(number)s END, 1, 10 + 10 * (n %% 4), 'main',
@@ -315,13 +315,13 @@ INSERT_LINES = """
     FROM generate_series(1, %(number)s) AS n
 """
 POLLED = 50
-# Told, and not among those of which the worst counts: what they have to do grows with what they find
+# Reported, but not part of the worst page: their work grows with the number of hits
 BESIDE = ('log_page', 'list_by_status', 'list_by_task', 'list_search')
 
 
 def history(stage):
     """
-    Ask for the same pages with a short and with a long history behind them.
+    Request the same pages with a short and with a long history.
     """
     sizes = {'netbox': 1000, 'bench_history': 100_000 if stage.quick else 1_000_000}
     long = stage.services.another_instance('bench_history', redis_databases=(3, 4))
@@ -356,7 +356,7 @@ def history(stage):
 
 def fill_history(stage, database, number):
     """
-    Fill a database and return the addresses to ask for, by name.
+    Fill a database and return the URLs to request, by name.
     """
     with stage.services.cluster.connect(database) as connection:
         user, = connection.execute("SELECT id FROM users_user WHERE username = 'bench'").fetchone()
@@ -400,7 +400,7 @@ INSERT_SCHEDULES = """
 
 def make_user(stage):
     """
-    Return the primary key of the user that the history's probe signs in.
+    Return the primary key of the user as which the probe of the history logs in.
     """
     with stage.probe('history') as probe:
         return probe.do('user')
@@ -408,7 +408,7 @@ def make_user(stage):
 
 def beat(stage):
     """
-    Let beat wait with many schedules that are not due, then make some of them due at once.
+    Let beat wait with many schedules that are not due, then make some of them due at the same time.
     """
     watch, due = (65, 1000) if stage.quick else (185, 5000)
     task, = stage.query(
@@ -419,7 +419,7 @@ def beat(stage):
     stage.database.execute(INSERT_SCHEDULES, {'task': task, 'user': make_user(stage), 'number': SCHEDULES})
     stage.database.execute('VACUUM (ANALYZE) netbox_celery_celeryschedule')
     with stage.beat() as process:
-        # It has looked after what there is to look after when it starts
+        # Until the work at its start is done
         time.sleep(10)
         before, started = stage.cpu_time(process), time.monotonic()
         time.sleep(watch)
@@ -443,7 +443,7 @@ def beat(stage):
             used['main'] / elapsed
         ]),
         Figure('beat_idle_postgresql_core_share', 'the same, PostgreSQL', 'ratio', [used['postgresql'] / elapsed]),
-        Figure('beat_sends_per_s', f'runs sent, {due:,} that are due at once', 'runs/s', [
+        Figure('beat_sends_per_s', f'runs sent, {due:,} that are due at the same time', 'runs/s', [
             (due - 1) / float(ended - began)
         ]),
     ]
@@ -480,7 +480,7 @@ def prune(stage):
         stage.database.execute('VACUUM (ANALYZE) netbox_celery_celeryresult, netbox_celery_celerylogentry')
         answer = probe.do('prune', days=300)
     if stage.query('SELECT min(id) FROM netbox_celery_celeryresult') != (old,) or answer['runs'] != old - first:
-        raise RuntimeError('Not what was old has gone')
+        raise RuntimeError('The deleted rows are not the old ones')
     return [
         Figure('prune_s', f"{answer['lines']:,} lines and {answer['runs']:,} runs deleted", 's', [answer['took']]),
         Figure('prune_lines_per_s', 'the same', 'lines/s', [answer['lines'] / answer['took']]),

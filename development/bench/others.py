@@ -1,4 +1,4 @@
-"""How much of the machine others use while something is measured."""
+"""The share of the machine that other processes use during a measurement."""
 
 import os
 from contextlib import contextmanager, suppress
@@ -10,14 +10,14 @@ __all__ = (
     'watched',
 )
 
-#: Of the rounds that counted, in the latest measurement: 0 is nothing, 1 is the whole machine.
+#: Of the rounds that counted in the latest measurement: 0 is nothing, 1 is the whole machine.
 shares = []
 
 
 @contextmanager
 def watched():
     """
-    Yields a function that says, after the block, what share of the machine others had.
+    Yield a function that returns, after the block, the share of the machine that others used.
     """
     busy, ours = machine(), own()
     result = []
@@ -28,7 +28,7 @@ def watched():
 
 def machine():
     """
-    Return how long the processors were busy, and how long they have been there, in seconds.
+    Return the busy time and the total time of the processors, in seconds.
     """
     # user, nice, system, idle, iowait, irq, softirq, steal
     values = [int(value) / tick() for value in Path('/proc/stat').read_text().split('\n', 1)[0].split()[1:9]]
@@ -37,7 +37,7 @@ def machine():
 
 def own():
     """
-    Return what this process, those that it has started, and those that have ended since, have used, in seconds.
+    Return the time used by this process, its children, and children that have ended since, in seconds.
     """
     children, used = times()
     found, total = [os.getpid()], 0
@@ -50,7 +50,7 @@ def own():
 
 def times():
     """
-    Return the children of each process, and what each has used itself and by children that have ended, in seconds.
+    Return the children of each process, and the time used by each and its ended children, in seconds.
     """
     children, used = {}, {}
     for path in Path('/proc').glob('[0-9]*/stat'):

@@ -1,5 +1,5 @@
 """
-A process in which calls are made and requests are answered: `python -m development.bench.probe tracked`.
+A process that makes calls and answers requests: `python -m development.bench.probe tracked`.
 
 Reads a line `["what", {arguments}]` and answers with a line of JSON, until its input ends.
 """
@@ -46,7 +46,7 @@ class BareProbe:
 
 
 class TrackedProbe(BareProbe):
-    """Sends tasks from within NetBox, as a plugin does."""
+    """Sends tasks from within NetBox, like a plugin."""
 
     def __init__(self):
         import django
@@ -78,7 +78,7 @@ class TrackedProbe(BareProbe):
 
 
 class HistoryProbe:
-    """Asks NetBox for its pages as a signed-in user, without a network in between."""
+    """Requests NetBox's pages as a logged-in user, without a network in between."""
 
     def __init__(self):
         import django
@@ -130,7 +130,7 @@ PROBES = {
 
 
 def main():
-    # What is printed by the way must not get between the answers
+    # Other output must not get between the answers
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
     probe = PROBES[sys.argv[1]]()

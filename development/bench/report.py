@@ -1,4 +1,4 @@
-"""What is printed, and what is written to `development/.state/bench.json`."""
+"""The report that is printed, and written to `development/.state/bench.json`."""
 
 import json
 import os
@@ -40,10 +40,10 @@ AIMS = {
 class Figure:
     """
     Args:
-        key: Its name in the file
-        label: What is printed
+        key: Name in the file
+        label: Printed name
         unit: `ratio`, `s`, `tasks/s`, ...
-        samples: One value a round; the median stands for them
+        samples: One value per round; the median represents them
     """
     key: str
     label: str
@@ -72,7 +72,7 @@ class Figure:
 
 def ratio(key, label, above, below):
     """
-    Return the ratio of two lists of samples that were taken in turns, each by that of its neighbour.
+    Return the ratios of two lists of samples that were taken in turns, each to its neighbor.
     """
     return Figure(key, label, 'ratio', [a / b for a, b in zip(above, below)])
 
@@ -100,7 +100,7 @@ def shown_share():
 
 def save(measure, figures, *, quick):
     """
-    Write the figures of one measurement, beside what is there.
+    Write the figures of one measurement, and keep the others.
     """
     try:
         report = json.loads(PATH.read_text())

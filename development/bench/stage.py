@@ -1,4 +1,4 @@
-"""What the measurements run on: a durable PostgreSQL, a Redis, workers and probes."""
+"""The environment of the measurements: a durable PostgreSQL, a Redis, workers and probes."""
 
 import json
 import os
@@ -41,7 +41,7 @@ class Stage:
     """
     Args:
         services: The running `Services`
-        quick: Whether to measure less
+        quick: Whether to take shorter measurements
     """
 
     def __init__(self, services, quick=False):
@@ -76,7 +76,7 @@ class Stage:
     @contextmanager
     def beat(self):
         """
-        Run a beat; yields it, as a `Worker` without a pool, when it sends what is due.
+        Run a beat; yields it, as a `Worker` without a pool, once it has the lead.
         """
         with self.celery('tracked', 'beat', '--loglevel', 'INFO') as process:
             self.wait(lambda: 'this one sends' in process.log.read_text(errors='replace'), process)
@@ -109,8 +109,8 @@ class Stage:
 
     def cpu_time(self, worker):
         """
-        Return what a worker's main process, its children, PostgreSQL and Redis have used so far, in seconds of a
-        processor.
+        Return the processor time that a worker's main process, its children, PostgreSQL and Redis have used so far,
+        in seconds.
         """
         return cpu_time(worker.process.pid, self.services.cluster.process.pid, self.services.redis.process.pid)
 
@@ -119,7 +119,7 @@ class Stage:
         while not (value := condition()):
             worker.check()
             if time.monotonic() > deadline:
-                raise StackError('The worker does not get on: see the logs in development/.state/log')
+                raise StackError('The worker makes no progress: see the logs in development/.state/log')
             time.sleep(interval)
         return value
 
@@ -129,7 +129,7 @@ class Stage:
         """
         for client in self.redis.values():
             client.flushdb()
-        # Nothing but what PostgreSQL itself cleans up by and by
+        # Nothing but what PostgreSQL itself cleans up over time
         self.database.execute(
             'TRUNCATE netbox_celery_celeryresult, netbox_celery_celerylogentry, netbox_celery_celeryworker CASCADE'
         )
@@ -141,7 +141,7 @@ class Worker:
     A running worker.
 
     Args:
-        started: When, in seconds of the clock on the wall
+        started: Start, in seconds of wall-clock time
     """
     kind: str
     process: Process
@@ -167,7 +167,7 @@ def cpu_time(worker, postgresql, redis):
 
 class Probe:
     """
-    A process that is warm and does what it is told.
+    A warm process that executes commands.
 
         probe.do('delay', number=500)       returns what `probe.py` answers
     """

@@ -1,4 +1,4 @@
-"""The same with NetBox around it, and tasks that say something. Loaded by Celery's setting `include`."""
+"""The same within NetBox, and tasks that log. Loaded by Celery's setting `include`."""
 
 import time
 
@@ -15,7 +15,7 @@ def noop(task_id):
 
 @netbox_celery_task(name='bench:log_burst')
 def log_burst(self, task_id, lines):
-    """Write lines as fast as it goes; returns when it began, and how many seconds the calls took."""
+    """Write lines as fast as possible; returns the time of the start, and how many seconds the calls took."""
     began, counter = time.time(), time.perf_counter()
     for number in range(lines):
         self.log(f'ams-leaf-01: interface xe-0/0/{number} has no description')
@@ -24,7 +24,7 @@ def log_burst(self, task_id, lines):
 
 @netbox_celery_task(name='bench:log_steadily')
 def log_steadily(self, task_id, bursts, lines, pause):
-    """Write a few lines now and then, as tasks do that have something else to do."""
+    """Write a few lines now and then, like tasks that do other work."""
     took = 0.0
     for __ in range(bursts):
         counter = time.perf_counter()
@@ -37,7 +37,7 @@ def log_steadily(self, task_id, bursts, lines, pause):
 
 @netbox_celery_task(name='bench:log_times')
 def log_times(self, task_id, pauses):
-    """Write what time it is, in an open transaction."""
+    """Write the current time, in an open transaction."""
     with transaction.atomic():
         for pause in pauses:
             self.log(repr(time.time()))

@@ -2,7 +2,7 @@
 Run Celery's tests on the plugin and on plain Celery, and compare: `make celery-suite`.
 
     python -m development.celery_suite                          all of them
-    python -m development.celery_suite -k chord                 some: whatever follows is for pytest
+    python -m development.celery_suite -k chord                 some: other arguments are passed to pytest
     python -m development.celery_suite --only ours t/integration/test_tasks.py
 
 The last line is `N of M, oracle N of M`: how many of the tests that plain Celery does not skip pass. It fails if plain
@@ -25,7 +25,7 @@ from ..stack.services import Services
 from .inapplicable import INAPPLICABLE
 from .source import FOLDER, get_packages, get_tests
 
-# What the tests' own `conftest.py` gives its app, keys in Redis by the names that they know, and all tasks with a row
+# Settings of the tests' own `conftest.py`, keys in Redis under the names that the tests expect, a row for all tasks
 PLUGINS_CONFIG = {
     'track': 'all',
     'key_prefix': '',
@@ -52,13 +52,13 @@ def main():
         with ThreadPoolExecutor() as pool:
             results = dict(zip(kinds, pool.map(suite.run, kinds)))
         if worse := compare(results):
-            # Deadlines of seconds, and a machine that has other things to do
+            # The tests have deadlines of seconds, and the machine has other load
             print(f'Once more, those {len(worse)} alone', flush=True)
             results['ours'] |= suite.run('ours', worse)
             worse = compare(results)
     for name in worse:
         print(f'\n{name}\n{results["ours"][name][2]}')
-    print('\nNot run, since it cannot apply:')
+    print('\nNot run, since it does not apply:')
     for name, reason in INAPPLICABLE.items():
         print(f'    {name}: {reason}')
     print(f'\n{", ".join(summary(kind, results) for kind in kinds)}')
@@ -84,7 +84,7 @@ class Suite:
 
     def run(self, kind, names=()):
         """
-        Run the tests; returns for each its outcome, its duration and what it says, by its name.
+        Run the tests; returns the outcome, the duration and the message of each, by its name.
         """
         started = time.monotonic()
         report = FOLDER / f'{kind}.json'
@@ -124,7 +124,7 @@ def left_out():
 
 def compare(results):
     """
-    Return the names of the tests that pass on plain Celery, and not on the plugin.
+    Return the names of the tests that pass on plain Celery, but not on the plugin.
     """
     ours, oracle = (results.get(kind) for kind in KINDS)
     if ours is None or oracle is None:

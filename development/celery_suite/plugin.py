@@ -1,5 +1,5 @@
 """
-A plugin of pytest's for Celery's tests: lets them use the plugin's app, if the environment names a NetBox, and reports.
+A pytest plugin for Celery's tests: lets them use the plugin's app, if the environment names a NetBox, and reports.
 """
 
 import json
@@ -11,12 +11,12 @@ OUTCOMES = {}
 
 
 def pytest_runtest_logreport(report):
-    """Keep the worst of a test's phases, of its last run."""
+    """Keep the worst outcome of a test's phases, in its last run."""
     if report.when == 'setup':
         OUTCOMES[report.nodeid] = ['passed', 0.0, '']
     outcome = OUTCOMES[report.nodeid]
     outcome[1] += report.duration
-    # A test of what Celery does wrong, and which passes, is no worse for that
+    # A test of a defect of Celery that unexpectedly passes counts as passed
     if report.outcome != 'passed' and outcome[0] != 'failed' and 'XPASS' not in str(report.longrepr)[:10]:
         outcome[0] = 'xfailed' if hasattr(report, 'wasxfail') else report.outcome
         outcome[2] = report.longreprtext if report.failed else str(report.longrepr)
@@ -24,20 +24,20 @@ def pytest_runtest_logreport(report):
 
 
 def use_our_app():
-    """Give tests the one app that there is, instead of an app of their own, and a worker of it."""
+    """Give tests the plugin's app instead of their own, and a worker of it."""
     import celery.contrib.pytest
     from celery.contrib.testing import tasks  # noqa: F401 - it registers its task
 
     from netbox_celery.celery import app
 
     def renew():
-        """Let what has read the settings read them again."""
+        """Make everything that has read the settings read them again."""
         app.__dict__.pop('amqp', None)
         app._backend_cache = app._local.backend = None
 
     @contextmanager
     def create_app(enable_logging=False, use_trap=False, parameters=None, **config):
-        # Where the broker is stands in NetBox's settings; all else holds for as long as the test wants it
+        # NetBox's settings have the broker's URL; everything else is set for the duration of the test
         config = {name: value for name, value in config.items() if name not in ('broker_url', 'result_backend')}
         before = dict(app.conf.changes)
         app.conf.update(config)

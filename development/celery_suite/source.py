@@ -23,7 +23,7 @@ PACKAGES = ('pytest-timeout>=2.4', 'sqlalchemy>=2')
 
 def get_tests():
     """
-    Return the folder with the package `t` of Celery's tests, in the version that is installed.
+    Return the folder with the package `t` of Celery's tests, in the installed version.
     """
     celery = f'celery-{version("celery")}'
     if not (FOLDER / celery).exists():
@@ -31,7 +31,7 @@ def get_tests():
         with TemporaryDirectory(dir=FOLDER) as directory:
             pip('download', '--no-binary', 'celery', '--no-deps', '--dest', directory, f'celery=={version("celery")}')
             with tarfile.open(next(Path(directory).glob('celery-*.tar.gz'))) as archive:
-                # Not its package `celery`: the one that is installed is tested
+                # Not its package `celery`: the installed one is tested
                 wanted = [
                     member for member in archive.getmembers()
                     if member.name.startswith(f'{celery}/t/') or member.name == f'{celery}/pyproject.toml'
@@ -43,7 +43,7 @@ def get_tests():
 
 def get_packages():
     """
-    Return the folder with what the tests import that nothing else in the checkout needs.
+    Return the folder with the packages that only these tests import.
     """
     folder = FOLDER / 'packages'
     if not folder.exists():

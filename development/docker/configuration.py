@@ -1,4 +1,4 @@
-"""NetBox's configuration in the container: what differs between installations comes from the environment."""
+"""NetBox's configuration in the container: the environment sets what differs between installations."""
 
 import os
 
@@ -42,7 +42,7 @@ PLUGINS = ['netbox_celery', 'netbox_example_plugin']
 
 PLUGINS_CONFIG = {
     'netbox_celery': {
-        # Its health is asked for
+        # For the health check
         'celery': {'beat_enable_remote_control': True},
         'command_tasks': {'clearsessions': {'schedule': crontab(minute=30, hour=2)}},
     },

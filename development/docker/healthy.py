@@ -18,7 +18,7 @@ def rqworker():
         os.environ.get('REDIS_HOST', 'redis'), int(os.environ.get('REDIS_PORT', '6379')),
         password=os.environ['REDIS_PASSWORD'],
     )
-    # Workers that have died are forgotten there
+    # RQ removes dead workers from this set
     return any(redis.hget(key, 'hostname') == socket.gethostname().encode() for key in redis.smembers('rq:workers'))
 
 

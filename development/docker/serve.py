@@ -2,7 +2,7 @@
 The web service of `docker-compose.yml`: bring the database up to date, fill it with the example data, serve.
 
 On an empty database NetBox's migrations take some minutes. The other services wait until this one is healthy, so that
-they are applied here and by nobody else.
+only this one applies them.
 """
 
 import os

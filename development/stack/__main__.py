@@ -46,7 +46,7 @@ def up(options):
 
 def down(options):
     """
-    Stop the demo, whoever has started it.
+    Stop the demo, no matter which command has started it.
     """
     stopped = Demo().stop()
     say(f'Stopped {", ".join(stopped)}' if stopped else 'Nothing was running')
@@ -59,7 +59,7 @@ def run(options):
     with Services('run') as services:
         path = f'{os.path.dirname(sys.executable)}:{os.environ["PATH"]}'
         env = {**os.environ, **services.instance.environ, 'PATH': path}
-        # What is installed in the venv need not be on the PATH of the person who calls
+        # The commands of the venv need not be on the caller's PATH
         command, *arguments = options.command or [os.environ.get('SHELL', 'sh')]
         return subprocess.run([shutil.which(command, path=path) or command, *arguments], env=env).returncode
 
@@ -74,7 +74,7 @@ def main():
             command.add_argument('command', nargs=argparse.REMAINDER)
     options = parser.parse_args()
 
-    # Being told to stop means to clean up first, also in the background of a script, where Ctrl-C would be ignored
+    # Clean up before stopping, also in the background of a script, where Ctrl-C would be ignored
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, lambda number, frame: sys.exit(128 + number))
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,9 +1,9 @@
 """
-The demo: NetBox, a Celery worker, beat and NetBox's own worker, with example data, to look at and to keep.
+The demo: NetBox, a Celery worker, beat and NetBox's own worker, with example data, kept between starts.
 
-`start()` makes it run and answer, whatever state it was left in; what runs already is left alone. What was started is
-written down in `development/.state/demo/processes.json`, so that `stop()` ends all of it, also what somebody else has
-started or what has outlived a `kill -9`. `development/.state/demo.json` says how to get in.
+`start()` makes it run and answer, whatever state it was left in; running processes are kept. Started processes are
+recorded in `development/.state/demo/processes.json`, so that `stop()` ends all of them, including those that another
+command has started or that have survived a `kill -9`. `development/.state/demo.json` has the URL and the credentials.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ STATIC_FILES = (
     ROOT / 'netbox_celery' / 'static',
 )
 
-# Never through a proxy: it is here
+# Never through a proxy: the server is local
 browser = build_opener(ProxyHandler({}))
 
 
@@ -53,7 +53,7 @@ class Program:
     Args:
         name: Of the process and of its log
         command: What is run; `{port}` and `{root}` are filled in
-        ready: What its log says when it is ready; the web process is asked instead
+        ready: Text in its log when it is ready; the web process gets a request instead
     """
     name: str
     command: tuple
@@ -78,7 +78,7 @@ PROGRAMS = (
 class Demo:
     """
     Args:
-        foreground: Whether everything shall end with this process, even if that is killed
+        foreground: Whether everything ends with this process, even if that is killed
     """
 
     def __init__(self, *, foreground=False):
@@ -91,7 +91,7 @@ class Demo:
         self.root = self.directory / 'netbox'
 
     #
-    # What is known about earlier starts
+    # Earlier starts
     #
 
     def load(self):
@@ -140,7 +140,7 @@ class Demo:
         if self.is_running('postgres') and self.is_running('redis'):
             self.connect()
             return
-        # What is connected to the old ones is of no use any more
+        # Processes that are connected to the old ones are useless now
         self.stop_all()
         self.load()
         ports = self.state['ports']
@@ -151,7 +151,7 @@ class Demo:
             shutil.rmtree(self.cluster.directory)
         if not self.cluster.exists:
             shutil.rmtree(self.cluster.directory, ignore_errors=True)
-            # What waits in the queues is about rows that are gone
+            # Messages in the queues belong to deleted rows
             shutil.rmtree(self.directory / 'redis', ignore_errors=True)
             draft = copy_template(self.directory / 'postgres.draft', **durable)
             draft.directory.rename(self.cluster.directory)
@@ -168,10 +168,10 @@ class Demo:
 
     def why_useless(self):
         """
-        Return why the database of an earlier start can't be used any more, if that is so.
+        Return why the database of an earlier start can no longer be used, or nothing if it can.
         """
         if self.cluster.major_version != major_version():
-            return f'The database was made by PostgreSQL {self.cluster.major_version}, which is gone'
+            return f'The database was made by PostgreSQL {self.cluster.major_version}, which is no longer installed'
         for name, digest in self.state['migrations'].items():
             if migrations().get(name) != digest:
                 return f'{name} has changed since it was applied'
@@ -265,7 +265,7 @@ class Demo:
         print(self.seed('runs', username=USERNAME), flush=True)
 
     #
-    # Telling
+    # Output
     #
 
     @property
@@ -277,7 +277,7 @@ class Demo:
             'url': self.url,
             'username': USERNAME,
             'password': secret('admin'),
-            # The whole of what follows "Bearer", as pynetbox and curl want it
+            # Everything after "Bearer", as pynetbox and curl expect it
             'token': f'nbt_{secret("token_key")}.{secret("token")}',
             'database_url': self.cluster.url(),
             'redis_url': self.redis.url(),
@@ -302,7 +302,7 @@ Access     {self.card}
 
     def stop(self):
         """
-        Stop everything that was started, by whomever, and forget how to get in.
+        Stop everything that was started, by any command, and remove the URL and the credentials.
         """
         with locked(self.lock):
             self.load()
@@ -310,7 +310,7 @@ Access     {self.card}
 
     def stop_all(self):
         running = [name for name in self.processes if self.is_running(name)]
-        # Those who use the servers first, all at the same time
+        # The users of the servers first, all at the same time
         servers = ('redis', 'postgres')
         Process.stop_together([process for name, process in self.processes.items() if name not in servers])
         Process.stop_together([process for name, process in self.processes.items() if name in servers])
@@ -326,7 +326,7 @@ Access     {self.card}
 
     def watch(self):
         """
-        Stay until nothing runs any more, and say so when a process ends.
+        Stay until all processes have ended, and print a line when one ends.
         """
         self.load()
         ended = set()
@@ -344,7 +344,7 @@ Access     {self.card}
 
 def is_of_another(process):
     """
-    Return whether a process works in another checkout: this one, with what is written down here, is a copy of that.
+    Return whether a process belongs to another checkout, of which this one, with its records, is a copy.
     """
     with suppress(OSError):
         return not Path(os.readlink(f'/proc/{process.pid}/cwd')).is_relative_to(ROOT)

@@ -1,7 +1,7 @@
 """
-A NetBox instance: the folder that `NETBOX_ROOT` names, with a configuration of concrete values in it.
+A NetBox instance: the folder that `NETBOX_ROOT` names, with a configuration of concrete values.
 
-`NETBOX_ROOT` is all that a process needs to be part of an instance, from any folder:
+A process needs only `NETBOX_ROOT` to be part of an instance, from any folder:
 
     NETBOX_ROOT=... netbox shell
     NETBOX_ROOT=... celery -A netbox_celery worker
@@ -49,7 +49,7 @@ DEVELOPER = os.environ.get('DEVELOPER', '').lower() in ('1', 'true', 'yes')
 
 DEBUG = False
 
-# Nobody is told about this instance, and nothing is asked of other hosts
+# Send nothing about this instance to other hosts, and request nothing from them
 CENSUS_REPORTING_ENABLED = False
 ISOLATED_DEPLOYMENT = True
 
@@ -75,7 +75,7 @@ DEFAULT_PERMISSIONS = {}
 RQ = {'COMMIT_MODE': 'auto'}
 '''
 
-# As netbox-branching's documentation has it
+# As documented by netbox-branching
 BRANCHING = '''
 from netbox_branching.utilities import DynamicSchemaDict
 
@@ -95,12 +95,12 @@ class Instance:
         redis: The running Redis server
         database: The database's name in the cluster
         redis_databases: The numbers of Redis' databases for tasks and for caching
-        plugins: What stands in `PLUGINS`
-        plugins_config: What stands in `PLUGINS_CONFIG`
-        for_tests: Whether to set what NetBox's own tests expect
-        database_settings: What stands in `DATABASES['default']` beside the address, such as `OPTIONS`
+        plugins: Value of `PLUGINS`
+        plugins_config: Value of `PLUGINS_CONFIG`
+        for_tests: Whether to use the settings that NetBox's own tests expect
+        database_settings: Further keys of `DATABASES['default']`, such as `OPTIONS`
         branching: Whether NetBox Branching is one of the plugins
-        secret_key, pepper: Kept by those who want sessions and tokens to outlive a restart
+        secret_key, pepper: Kept by callers whose sessions and tokens have to survive a restart
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Instance:
 
     def write(self):
         """
-        Write the configuration, and make the folders that NetBox expects.
+        Write the configuration, and create the folders that NetBox expects.
         """
         for name in ('conf', 'media', 'reports', 'scripts', 'static'):
             (self.root / name).mkdir(parents=True, exist_ok=True)
@@ -192,6 +192,6 @@ def netbox(instance, *arguments, env=None):
 
 def executable(name):
     """
-    Return the path of a command that is installed beside the interpreter in use.
+    Return the path of a command that is installed beside the current interpreter.
     """
     return str(Path(sys.executable).with_name(name))

@@ -12,8 +12,8 @@ __all__ = (
 # The checkout
 ROOT = Path(__file__).resolve().parents[2]
 
-# What running the plugin leaves behind in the checkout: `make clean` removes it
+# What running the plugin creates in the checkout: `make clean` removes it
 STATE = ROOT / 'development' / '.state'
 
-# What other checkouts of the same user can use too
+# Shared with other checkouts of the same user
 CACHE = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'netbox-celery'

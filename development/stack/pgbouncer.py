@@ -1,7 +1,7 @@
 """
-A private PgBouncer before a cluster, in transaction mode: each transaction of a client may get another session.
+A private PgBouncer in front of a cluster, in transaction mode: each transaction of a client may get another session.
 
-As PostgreSQL, it refuses to run as root, and runs there as PostgreSQL's user.
+Like PostgreSQL, it refuses to run as root; it then runs as PostgreSQL's user.
 """
 
 import os
@@ -22,7 +22,7 @@ __all__ = (
 class PgBouncer:
     """
     Args:
-        directory: Where its configuration is written
+        directory: Folder for its configuration
         cluster: The running `Cluster`
         pool_size: Sessions of PostgreSQL that all clients share
     """
@@ -37,7 +37,7 @@ class PgBouncer:
     @staticmethod
     def binary():
         """
-        Return its path, or nothing if it is not installed. Debian keeps it off the PATH.
+        Return its path, or nothing if it is not installed. Debian does not put it on the PATH.
         """
         return shutil.which('pgbouncer') or shutil.which('pgbouncer', path='/usr/sbin')
 
@@ -46,7 +46,7 @@ class PgBouncer:
         Start it and wait until PostgreSQL answers through it.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        # Somebody else may take the port after it was found free
+        # Another process may take the port after it was found free
         for _attempt in range(3):
             self.port = free_port()
             self._write('users.txt', f'"{USER}" "{self.cluster.password}"')

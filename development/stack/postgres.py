@@ -1,8 +1,8 @@
 """
 A private PostgreSQL cluster: its own data directory, its own port, reachable by TCP on 127.0.0.1 alone.
 
-PostgreSQL refuses to run as root. There it runs as the user `postgres`, who is given the one capability that it takes
-to reach a checkout below `/root`. Unix sockets are off: their paths may have no more than 107 bytes.
+PostgreSQL refuses to run as root. Root starts it as the user `postgres`, with the one capability that is needed to
+reach a checkout below `/root`. Unix sockets are off: their paths are limited to 107 bytes.
 """
 
 import os
@@ -29,7 +29,7 @@ MINIMUM_VERSION = 15
 USER = 'netbox'
 DATABASE = 'netbox'
 
-# For what can be made anew at any time
+# For data that can be created again at any time
 NOT_DURABLE = {
     'fsync': 'off',
     'full_page_writes': 'off',
@@ -40,9 +40,9 @@ NOT_DURABLE = {
 class Cluster:
     """
     Args:
-        directory: Where its data are: `initialise()` or a copy of another's makes it
-        password: That of its superuser, `netbox`
-        durable: Whether it shall survive a crash of the machine, which costs time on each commit
+        directory: Data directory, created by `initialise()` or as a copy of another one
+        password: Password of its superuser, `netbox`
+        durable: Whether it survives a crash of the machine, which costs time on each commit
     """
 
     def __init__(self, directory, password, *, durable=True):
@@ -53,7 +53,7 @@ class Cluster:
         self.process = None
 
     #
-    # Making
+    # Creating
     #
 
     @property
@@ -63,7 +63,7 @@ class Cluster:
     @property
     def major_version(self):
         """
-        The version that made the data, which is the only one that can read them.
+        The version that created the data, which is the only one that can read them.
         """
         return int((self.directory / 'PG_VERSION').read_text())
 
@@ -110,7 +110,7 @@ class Cluster:
             'max_connections': '200',
             **({} if self.durable else NOT_DURABLE),
         }
-        # Somebody else may take the port after it was found free
+        # Another process may take the port after it was found free
         for _attempt in range(3):
             self.port = free_port(port)
             options = [f'-c{name}={value}' for name, value in {**settings, 'port': self.port}.items()]
@@ -119,7 +119,7 @@ class Cluster:
                 [binary('postgres'), '-D', self.directory, *options],
                 log,
                 identity=change_of_user(),
-                # It may be that PostgreSQL's user can't read the folder in which we are
+                # PostgreSQL's user may not be able to read the current folder
                 cwd='/',
                 stop_signal='SIGINT' if self.durable else 'SIGQUIT',
                 die_with_parent=die_with_parent,
@@ -149,15 +149,15 @@ class Cluster:
 
     def evict(self):
         """
-        End a server that still runs on these data, left behind by somebody who was killed.
+        End a server that still runs on these data, left behind by a killed process.
 
-        In a copy of the data of a server that runs, or after its id was given to another process, PostgreSQL would take
-        that one for the server of these data, and not start. What a copy lacks then it makes good, as after a crash.
+        In a copy of the data of a running server, or after its id was given to another process, PostgreSQL would take
+        that process for the server of these data, and not start. It then recovers an incomplete copy, as after a crash.
         """
         lock = self.directory / 'postmaster.pid'
         with suppress(OSError, ValueError, IndexError):
             pid = int(lock.read_text().splitlines()[0])
-            # A server's working directory is that of its data: the id alone may be somebody else's by now
+            # A server's working directory is its data directory: the id alone may belong to another process by now
             place = Path(os.readlink(f'/proc/{pid}/cwd'))
             if place == self.directory.resolve():
                 os.kill(pid, signal.SIGQUIT)
@@ -222,7 +222,7 @@ class Cluster:
 @cache
 def bin_directory():
     """
-    Return the folder of the newest PostgreSQL that is installed. Debian keeps the servers off the PATH.
+    Return the folder of the newest installed PostgreSQL. Debian does not put the servers on the PATH.
     """
     candidates = {path.parent for path in Path('/usr/lib/postgresql').glob('*/bin/initdb')}
     if pg_config := shutil.which('pg_config'):
@@ -261,7 +261,7 @@ def run(name, *arguments):
 @cache
 def owner_of_clusters():
     """
-    Return the user as whom PostgreSQL has to run, or nothing if it is the present one.
+    Return the user that PostgreSQL has to run as, or nothing if that is the current one.
     """
     if os.geteuid() != 0:
         return None
@@ -274,7 +274,7 @@ def owner_of_clusters():
 @cache
 def change_of_user():
     """
-    Return what goes before a command for PostgreSQL's user to run it: nothing if that is the present one.
+    Return the prefix of a command that runs it as PostgreSQL's user: nothing if that is the current one.
     """
     if not (owner := owner_of_clusters()):
         return []
@@ -283,5 +283,5 @@ def change_of_user():
     STATE.mkdir(parents=True, exist_ok=True)
     if subprocess.run([*identity, 'test', '-x', STATE], cwd='/', capture_output=True).returncode == 0:
         return identity
-    # He may not enter one of the folders above
+    # That user may not be able to enter one of the parent folders
     return [*identity, '--inh-caps', '+dac_override', '--ambient-caps', '+dac_override']

@@ -1,8 +1,8 @@
 """
-Starting, recognising and stopping processes.
+Starting, recognizing and stopping processes.
 
-A process is known by its id together with the moment at which it was born, for ids are used again. That is enough to
-find, after `kill -9` of whoever started it, what is still there, and never to stop a stranger.
+A process is identified by its id together with the time of its start, since ids are reused. That is enough to find
+processes that are left after a `kill -9` of their parent, and never to stop an unrelated process.
 """
 
 import json
@@ -32,7 +32,7 @@ __all__ = (
 
 
 class StackError(Exception):
-    """Something that the person at the keyboard can do something about: shown without a traceback."""
+    """An error that the user can fix: shown without a traceback."""
 
 
 @dataclass
@@ -41,10 +41,10 @@ class Process:
     A process that was started here, now or by an earlier command.
 
     Args:
-        name: What it is called in messages, and its log file
+        name: Name in messages, and of its log file
         pid: Its id; it is the leader of a process group of its own
-        birth: Its identity beside the id: see `birth_of()`
-        stop_signal: The name of the signal that makes it end in an orderly way
+        birth: Identifies it together with the id: see `birth_of()`
+        stop_signal: Name of the signal for an orderly stop
     """
     name: str
     pid: int
@@ -59,12 +59,12 @@ class Process:
         Start a command in the background, in its own process group, so that Ctrl-C in the terminal does not reach it.
 
         Args:
-            log: The file that takes its output
-            identity: What goes before the command so that another user runs it
-            env: Variables to set, beside the present ones
+            log: File for its output
+            identity: Prefix of the command that runs it as another user
+            env: Variables to set, in addition to the current ones
             die_with_parent: End it when this process ends, however that happens
         """
-        # A change of user forgets whose death is to be told, so it comes first
+        # A change of user resets the signal on the parent's death, so it comes first
         bond = bond_with_parent(stop_signal) if die_with_parent else ()
         log = Path(log)
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -88,14 +88,14 @@ class Process:
 
     def stop(self, timeout=20):
         """
-        Make it end, gently if it can be done within `timeout` seconds, and its children with it.
+        Stop it and its children, gracefully if possible within `timeout` seconds.
         """
         self.stop_together([self], timeout)
 
     @classmethod
     def stop_together(cls, processes, timeout=20):
         """
-        Do so with several processes at the same time.
+        Stop several processes at the same time.
         """
         for process in processes:
             if process.running:
@@ -107,12 +107,12 @@ class Process:
 
     def kill(self):
         """
-        End it, and all of its children, at once.
+        End it, and all of its children, immediately.
         """
         if not self.running and (birth_of(self.pid) or not self.birth.startswith(boot_id())):
-            # It is gone, and its id is, or may be, somebody else's
+            # It has ended, and its id is, or may be, that of another process
             return
-        # Children that outlived it, or all of them
+        # Children that are left, or all of them
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         wait_until(lambda: not self.running, 5)
@@ -123,8 +123,8 @@ class Process:
 
 def bond_with_parent(stop_signal):
     """
-    Return what goes before a command so that the signal is sent to it when this process ends; nothing if the system
-    can't do that. Of a parent that has ended before this is arranged nothing is told: then it does not start at all.
+    Return the prefix of a command that makes the system send it the signal when this process ends; nothing if the
+    system does not support that. If the parent has ended before this takes effect, the command does not start at all.
     """
     if not (setpriv := shutil.which('setpriv')):
         return ()
@@ -133,7 +133,7 @@ def bond_with_parent(stop_signal):
 
 def birth_of(pid):
     """
-    Return what tells a process from others that have had, or will have, the same id; nothing if it is not running.
+    Return what distinguishes a process from earlier and later ones with the same id; nothing if it is not running.
     """
     try:
         stat = Path(f'/proc/{pid}/stat').read_text()
@@ -141,7 +141,7 @@ def birth_of(pid):
         return ''
     # The name in brackets may contain anything
     state, *fields = stat.rpartition(')')[2].split()
-    # As long as it has threads, which may outlive the first one by a moment, its ports are taken
+    # Its threads may outlive the first one for a moment; until then its ports are in use
     ended = state == 'X' or state == 'Z' and int(fields[16]) <= 1
     return '' if ended else f'{boot_id()}:{fields[18]}'
 
@@ -152,10 +152,10 @@ def boot_id():
 
 def free_port(preferred=None):
     """
-    Return a TCP port of 127.0.0.1 that nobody listens on: the preferred one, if it is free.
+    Return a free TCP port of 127.0.0.1: the preferred one, if it is free.
 
-    It is below those that the system gives to outgoing connections: one of these could take the port of a server that
-    is being restarted; even a client that tries to reach the server, which then speaks to itself.
+    The port is below those that the system uses for outgoing connections: one of these could take the port of a server
+    that is being restarted, even a client of that server, which would then be connected to itself.
     """
     for port in (preferred, *random.sample(range(15_000, 32_000), 200)):
         if port is None:
@@ -191,9 +191,9 @@ def tail(path, lines=15):
 @contextmanager
 def locked(path, *, shared=False, wait=True):
     """
-    Hold a lock for the duration of a block. The system lets go of it when the process ends, however that happens.
+    Hold a lock for the duration of a block. The system releases it when the process ends, in any way.
 
-    Yields whether the lock was taken, which without `wait` it may not be.
+    Yields whether the lock was acquired, which can fail only without `wait`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +208,7 @@ def locked(path, *, shared=False, wait=True):
 
 def write_json(path, data, mode=0o600):
     """
-    Write a file in one step, never to be seen half written or by others.
+    Write a file as JSON, atomically; by default only its owner can read it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

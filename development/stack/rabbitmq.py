@@ -1,8 +1,8 @@
 """
 A private RabbitMQ server: ports of its own on 127.0.0.1, a password, and nothing shared with the machine's own one.
 
-Erlang finds its nodes by a daemon, `epmd`, which it starts if there is none, and leaves behind. So the server gets one
-of its own as well, that ends with it.
+Erlang finds its nodes by a daemon, `epmd`, which it starts if there is none, and leaves running. So the server gets its
+own daemon, which ends with it.
 """
 
 import os
@@ -21,15 +21,15 @@ __all__ = (
 )
 
 USER = 'netbox'
-# Debian's command on the PATH runs as the user `rabbitmq` and nobody else
+# Debian's command on the PATH runs only as the user `rabbitmq`
 SCRIPT = Path('/usr/lib/rabbitmq/bin/rabbitmq-server')
 
 
 class RabbitMQServer:
     """
     Args:
-        directory: Where it may write
-        password: What clients have to say
+        directory: Folder for its files
+        password: Password of clients
     """
 
     def __init__(self, directory, password):
@@ -45,12 +45,12 @@ class RabbitMQServer:
 
     def start(self, log, *, port=None, die_with_parent=False):
         """
-        Start the server and wait until it answers. What queues hold for good is there after a restart.
+        Start the server and wait until it answers. Persistent messages survive a restart.
         """
         if not self.is_installed():
             raise StackError('RabbitMQ was not found. On Debian and Ubuntu: sudo apt-get install rabbitmq-server')
         self.directory.mkdir(parents=True, exist_ok=True)
-        # Somebody else may take a port after it was found free
+        # Another process may take a port after it was found free
         for _attempt in range(3):
             self.port = free_port(port)
             names, distribution = free_port(), free_port()
@@ -61,14 +61,14 @@ class RabbitMQServer:
                     f'default_user = {USER}',
                     f'default_pass = {self.password}',
                     'log.console = true',
-                    # The log of quorum queues is 512 MB from the start, if nothing is said
+                    # By default, the log of quorum queues has 512 MB from the start
                     'raft.wal_max_size_bytes = 16000000',
                     '',
                 )))
             env = {
                 'ERL_EPMD_PORT': str(names),
                 'ERL_EPMD_ADDRESS': '127.0.0.1',
-                # Where the cookie is
+                # The folder with the cookie
                 'HOME': str(self.directory),
                 'RABBITMQ_CONF_ENV_FILE': '/dev/null',
                 'RABBITMQ_CONFIG_FILE': str(configuration),
@@ -79,7 +79,7 @@ class RabbitMQServer:
                 'RABBITMQ_NODENAME': 'netbox-celery@localhost',
                 'RABBITMQ_PID_FILE': str(self.directory / 'pid'),
                 'RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS': '-kernel inet_dist_use_interface {127,0,0,1}',
-                # One process instead of a shell that has one
+                # One process instead of a shell with a child
                 'RUNNING_UNDER_SYSTEMD': 'true',
             }
             self.names = Process.start(
@@ -107,7 +107,7 @@ class RabbitMQServer:
 
     def crash(self):
         """
-        End the server as a failure of its host would.
+        Kill the server, like a failure of its host.
         """
         os.kill(self.process.pid, signal.SIGKILL)
         wait_until(lambda: not self.process.running, 10)

@@ -1,4 +1,4 @@
-"""A private Redis server: its own port on 127.0.0.1, a password, nothing on disk unless it is asked to keep it."""
+"""A private Redis server: its own port on 127.0.0.1, a password, nothing on disk unless it is durable."""
 
 import os
 import shutil
@@ -17,9 +17,9 @@ __all__ = (
 class RedisServer:
     """
     Args:
-        directory: Where it may write
-        password: What clients have to say
-        durable: Whether its contents shall be there after a restart, or a crash
+        directory: Folder for its files
+        password: Password of clients
+        durable: Whether its contents survive a restart, or a crash
     """
 
     def __init__(self, directory, password, *, durable=True):
@@ -38,10 +38,10 @@ class RedisServer:
             raise StackError('Redis was not found. On Debian and Ubuntu: sudo apt-get install redis-server')
         self.directory.mkdir(parents=True, exist_ok=True)
         configuration = self.directory / 'redis.conf'
-        # Somebody else may take the port after it was found free
+        # Another process may take the port after it was found free
         for _attempt in range(3):
             self.port = free_port(port)
-            # In a file, for everybody can see the arguments of a command
+            # In a file, since all users can see the arguments of a command
             with open(os.open(configuration, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 'w') as handle:
                 handle.write('\n'.join((
                     'bind 127.0.0.1',

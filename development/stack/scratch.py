@@ -16,7 +16,7 @@ __all__ = (
     'secret',
 )
 
-# Held while a folder is made and locked, so that nobody takes it for an abandoned one
+# Held while a folder is created and locked, so that no process considers it abandoned
 GATE = STATE / 'scratch.lock'
 
 numbers = count(1)
@@ -25,9 +25,9 @@ numbers = count(1)
 @contextmanager
 def scratch(purpose):
     """
-    Make a folder for the duration of a block, and remove those whose owner was killed.
+    Create a folder for the duration of a block, and remove those whose owner was killed.
 
-    Whoever runs a cluster in it calls it `postgres`.
+    A cluster in it must be called `postgres`.
     """
     folder = STATE / f'{purpose}-{os.getpid()}-{next(numbers)}'
     with locked(GATE):
@@ -52,7 +52,7 @@ def sweep():
 
 def secret(name, length=24):
     """
-    Return a secret of this checkout, which is made when it is first asked for.
+    Return a secret of this checkout, which is created when it is first needed.
     """
     path = STATE / 'secrets.json'
     with locked(STATE / 'secrets.lock'):

@@ -1,8 +1,8 @@
 """
-What makes an empty NetBox worth looking at: somebody to log in as, sites and devices, a few runs.
+Example data for an empty NetBox: a user to log in as, sites and devices, a few runs.
 
 Runs inside NetBox, in a process of its own with `NETBOX_ROOT` set: `python -m development.stack.seed prepare` before
-NetBox's processes start, `... runs` after. Doing it again changes nothing that is there already.
+NetBox's processes start, `... runs` after. Repeating it does not change existing data.
 """
 
 import json
@@ -127,7 +127,7 @@ def add_devices():
     from dcim.models import Device, DeviceRole, DeviceType, Manufacturer, Platform, Site
 
     def get_or_save(model, lookup, /, **values):
-        # Not get_or_create(): what people enter is validated
+        # Not get_or_create(): validate as for users' input
         instance = model.objects.filter(**lookup).first()
         if instance is None:
             instance = model(**lookup, **values)
@@ -156,19 +156,19 @@ def add_devices():
         for name, role, device_type, status, serial, asset_tag in DEVICES:
             get_or_save(
                 Device, {'name': name, 'site': sites[name[:3]]}, role=roles[role], device_type=types[device_type],
-                # Nobody has written down yet what the planned one will run
+                # The platform of the planned device is not decided yet
                 platform=None if status == 'planned' else platforms[device_type],
                 status=status, serial=serial, asset_tag=asset_tag,
             )
 
 
 #
-# When they have started
+# After the processes have started
 #
 
 def runs(username, timeout=60):
     """
-    Run a few tasks, if none was ever run, and then hello_world; print its log.
+    Run a few tasks, if none has run yet, and then hello_world; print its log.
     """
     from netbox_celery.models import CeleryLogEntry, CeleryResult
     from users.models import User

@@ -1,8 +1,8 @@
 """
-PostgreSQL, Redis and a NetBox instance for as long as something lasts: a test run, a management command, a benchmark.
+PostgreSQL, Redis and a NetBox instance for the duration of a test run, a management command or a benchmark.
 
-Each has a cluster and a Redis of its own, so that any number of them can be used at the same time. They start within a
-second, and are gone with the process that started them, even if that is killed.
+Each has its own cluster and Redis, so that any number of them can be used at the same time. They start within a second,
+and end with the process that started them, even if that is killed.
 """
 
 from contextlib import ExitStack
@@ -26,7 +26,7 @@ class Services:
 
     Args:
         purpose: A word that names the folder
-        durable: Whether PostgreSQL waits for the disk, as it does in production
+        durable: Whether PostgreSQL waits for the disk, as in production
         options: Passed to `Instance`
     """
 
@@ -54,7 +54,7 @@ class Services:
 
     def another_instance(self, name, *, redis_databases, **options):
         """
-        Make a second NetBox beside the first, with an untouched database of its own.
+        Create a second NetBox beside the first, with its own fresh database.
 
         Args:
             name: Of the database, and of the folder

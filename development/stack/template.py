@@ -1,9 +1,9 @@
 """
-A cluster whose database `netbox` is migrated, made once and copied by whoever needs one.
+A cluster whose database `netbox` is migrated, created once and copied when one is needed.
 
-NetBox's own migrations take minutes on an empty database. Their result is kept as a dump in the user's cache folder,
-for all checkouts and for as long as NetBox and PostgreSQL stay the same. On top of it come the migrations of the
-plugins in this checkout; that cluster is kept under `development/.state/template`, and is made anew when one changes.
+NetBox's own migrations take minutes on an empty database. The result is kept as a dump in the user's cache folder,
+for all checkouts, until NetBox or PostgreSQL changes. The migrations of the plugins in this checkout are applied on top
+of it; that cluster is kept under `development/.state/template`, and is created again when one of them changes.
 """
 
 import hashlib
@@ -34,10 +34,10 @@ __all__ = (
 TEMPLATES = STATE / 'template'
 LOCK = STATE / 'template.lock'
 
-# A copy of the database in the same cluster, which nobody uses: others can be made of it
+# An unused copy of the database in the same cluster: others can be created from it
 PRISTINE = 'netbox_pristine'
 
-# Those with the plugins' migrations
+# Folders with the plugins' migrations
 MIGRATIONS = (
     ROOT / 'netbox_celery' / 'migrations',
     ROOT / 'development' / 'netbox_example_plugin' / 'netbox_example_plugin' / 'migrations',
@@ -65,7 +65,7 @@ def migrations():
 
 def copy_template(directory, **options):
     """
-    Make a cluster in a new directory with all migrations applied, and return it, not started.
+    Create a cluster in a new directory with all migrations applied, and return it, not started.
     """
     ensure_template()
     with locked(LOCK, shared=True):
@@ -76,7 +76,7 @@ def copy_template(directory, **options):
 
 def ensure_template():
     """
-    Make the template, unless it is there.
+    Create the template, unless it exists.
     """
     if (TEMPLATES / template_key()).exists():
         return
@@ -113,7 +113,7 @@ def dump_path():
 
 def ensure_dump():
     """
-    Make the dump of a database that has NetBox's own migrations, unless it is in the cache.
+    Create the dump of a database with NetBox's own migrations, unless it is in the cache.
     """
     if dump_path().exists():
         return
@@ -124,7 +124,7 @@ def ensure_dump():
         if dump_path().exists():
             return
         started = time.monotonic()
-        say(f'Applying the migrations of NetBox {version("netbox")} to an empty database: some minutes, this once')
+        say(f'Applying the migrations of NetBox {version("netbox")} to an empty database: some minutes, only once')
         draft = dump_path().with_suffix(f'.{os.getpid()}')
         with scratch('migrate') as directory, workshop(directory / 'postgres') as (cluster, redis):
             cluster.create_database(DATABASE)
@@ -136,7 +136,7 @@ def ensure_dump():
 
 def migrate_with_progress(instance):
     """
-    Run `netbox migrate` and say how far it is: in one line on a terminal, in a line now and then elsewhere.
+    Run `netbox migrate` and print its progress: in one line on a terminal, otherwise in a new line now and then.
     """
     plan = netbox(instance, 'showmigrations', '--plan')
     total = sum(line.startswith('[ ]') for line in plan.splitlines())

@@ -31,7 +31,7 @@ def test_curl(site, environ):
     script = '\n'.join(examples('bash'))
     result = subprocess.run(['bash', '-euo', 'pipefail', '-c', script], env=environ, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert 'Looking at 5 devices' in result.stdout
+    assert 'Checking 5 devices' in result.stdout
     assert '"completed"' in result.stdout
 
 

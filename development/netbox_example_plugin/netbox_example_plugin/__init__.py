@@ -1,7 +1,7 @@
 """
 A small NetBox plugin with Celery tasks: start reading in `tasks.py`.
 
-There is nothing of Celery to set up here: netbox-celery finds the `tasks` module of every plugin that NetBox loads.
+Celery needs no set-up here: netbox-celery finds the `tasks` module of every plugin that NetBox loads.
 """
 
 from netbox.plugins import PluginConfig
@@ -10,7 +10,7 @@ from netbox.plugins import PluginConfig
 class ExamplePluginConfig(PluginConfig):
     name = 'netbox_example_plugin'
     verbose_name = 'Example Plugin'
-    description = 'What a NetBox plugin with Celery tasks looks like'
+    description = 'Example of a NetBox plugin with Celery tasks'
     version = '0.1.0'
     base_url = 'example'
     min_version = '4.7.0'

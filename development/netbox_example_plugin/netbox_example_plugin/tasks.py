@@ -1,7 +1,8 @@
 """
-Tasks that people who run networks would recognise. NetBox shows each of them under Celery > Tasks, to be run there.
+Tasks as in network automation. NetBox lists them under Celery > Tasks, where they can be run.
 
-The docstrings are what the catalogue of tasks says about them, and the annotated parameters are what it asks for.
+NetBox shows the docstrings as descriptions of the tasks, and asks for the annotated parameters in the form that runs
+them.
 """
 
 import random
@@ -31,16 +32,16 @@ AUDIT_MARK = 'Last audit:'
 
 
 class DeviceUnreachable(Exception):
-    """A device did not answer. It may do so when asked again."""
+    """A device did not answer. A later attempt may succeed."""
 
 
 @shared_task(name='netbox_example_plugin:hello_world', base=CeleryBaseTask, bind=True)
 def hello_world(self, task_id, name: str = 'World'):
     """
-    Greet somebody. The smallest task there is.
+    Greet a person. The smallest possible task.
 
     Args:
-        name: Who is greeted
+        name: Name of the person
     """
     self.log(f'Hello {name}!')
     return f'Hello {name}!'
@@ -49,26 +50,26 @@ def hello_world(self, task_id, name: str = 'World'):
 @netbox_celery_task(name='netbox_example_plugin:audit_devices')
 def audit_devices(self, task_id, site: str = '', delay: float = 0.5):
     """
-    Look for gaps in the records of devices, and note in each one's comments when it was looked at and what was found.
+    Look for gaps in the data of devices, and record the time and the findings in the comments of each device.
 
-    The changes stand in NetBox's change log under the name of whoever has started the task.
+    The changes are in NetBox's change log, under the user who started the task.
 
     Args:
-        site: The slug of a site, for its devices alone
-        delay: Seconds to spend on each device, so that one can watch
+        site: Slug of a site, to check only its devices
+        delay: Seconds per device, to make the progress visible
     """
     devices = Device.objects.order_by('name')
     if site:
         devices = devices.filter(site__slug=site)
     devices = list(devices.select_related('site', 'platform', 'device_type'))
     if not devices:
-        raise TaskFailed('There are no devices to look at')
+        raise TaskFailed('No devices to check')
 
     findings = 0
-    self.log(f'Looking at {len(devices)} devices')
+    self.log(f'Checking {len(devices)} devices')
     for number, device in enumerate(devices, start=1):
         if self.is_cancelled():
-            self.log_warning(f'Cancelled: {len(devices) - number + 1} devices were not looked at')
+            self.log_warning(f'Cancelled: {len(devices) - number + 1} devices were not checked')
             break
         gaps = find_gaps(device)
         note_audit(device, gaps)
@@ -95,7 +96,7 @@ def find_gaps(device):
 
 def note_audit(device, gaps):
     """
-    Keep one line about the latest audit in a device's comments.
+    Write one line about the latest audit into a device's comments.
     """
     device.snapshot()
     kept = [line for line in device.comments.splitlines() if not line.startswith(AUDIT_MARK)]
@@ -108,13 +109,13 @@ def note_audit(device, gaps):
 @netbox_celery_task(name='netbox_example_plugin:backup_configs', schedule=crontab(minute=0, hour=1))
 def backup_configs(self, task_id, delay: float = 0.3):
     """
-    Pretend to back up the configuration of every device, a group of log lines for each.
+    Simulate a backup of the configuration of every device, with a group of log lines for each.
 
-    Devices that are not active are skipped with a warning. One that should answer and does not makes the run fail, when
-    all others are done.
+    Devices that are not active are skipped with a warning. If a device does not answer, the run fails after the
+    others are done.
 
     Args:
-        delay: Seconds to spend on each device, so that one can watch
+        delay: Seconds per device, to make the progress visible
     """
     devices = list(Device.objects.order_by('site__name', 'name').select_related('site', 'platform'))
     unreachable = []
@@ -127,13 +128,13 @@ def backup_configs(self, task_id, delay: float = 0.3):
             self.log_failure('No answer on port 22', grouping=group, obj=device)
             unreachable.append(device.name)
         elif device.status != DeviceStatusChoices.STATUS_ACTIVE:
-            self.log_warning(f'Skipped: it is {device.get_status_display().lower()}', grouping=group, obj=device)
+            self.log_warning(f'Skipped: device is {device.get_status_display().lower()}', grouping=group, obj=device)
         else:
             self.log_debug(f'Connecting as {device.platform or "an unknown platform"}', grouping=group)
             time.sleep(delay)
             lines = random.Random(device.name).randint(180, 900)
             self.log_success(f'Saved {lines} lines', grouping=group, obj=device)
-            # Python's own logging ends up in the run's log as well
+            # Records of Python's logging are written to the run's log as well
             logger.info('%s: %d lines', device.name, lines)
     self.progress(len(devices), len(devices), step='Done')
     if unreachable:
@@ -152,26 +153,26 @@ def backup_configs(self, task_id, delay: float = 0.3):
 )
 def flaky(self, task_id, succeed_on: int = 3):
     """
-    Fail until it has been tried often enough: after 1 second, 2, 4 and so on it is tried again by itself.
+    Fail until the given attempt. Retried automatically after 1 second, 2, 4 and so on.
 
     Args:
-        succeed_on: The number of the attempt that succeeds; above 6, none does
+        succeed_on: Number of the attempt that succeeds; above 6, none does
     """
     attempt = self.request.retries + 1
     self.log(f'Attempt {attempt}')
     if attempt < succeed_on:
         raise DeviceUnreachable('Connection timed out')
-    self.log_success('It answers')
+    self.log_success('The device answers')
     return attempt
 
 
 @netbox_celery_task(name='netbox_example_plugin:slow')
 def slow(self, task_id, seconds: int = 60):
     """
-    Take its time. It looks every second whether it has been cancelled, and then tidies up and ends.
+    Run for a while. Checks every second whether it has been cancelled; if so, it cleans up and returns.
 
     Args:
-        seconds: How long it takes
+        seconds: Duration in seconds
     """
     for second in range(1, seconds + 1):
         if self.is_cancelled():

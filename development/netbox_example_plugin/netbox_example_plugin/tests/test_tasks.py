@@ -40,7 +40,7 @@ class TasksTestCase(TestCase):
     def test_audit_without_devices(self):
         Device.objects.all().delete()
         run = run_task(audit_devices)
-        self.assertEqual((run.status, run.error), ('failed', 'There are no devices to look at'))
+        self.assertEqual((run.status, run.error), ('failed', 'No devices to check'))
 
     def test_backup(self):
         run = run_task(backup_configs, delay=0).raise_for_error()
