@@ -175,7 +175,7 @@ class Photographer:
         self.take('schedules', 640)
         self.open_schedule('Audit Amsterdam')
         self.take('schedule', 1100)
-        self.page.get_by_role('link', name='Runs').first.click()
+        self.page.locator('.nav-tabs').get_by_role('link', name='Runs').click()
         self.page.wait_for_url('**/runs/')
         self.take('schedule-runs', 760)
         self.fill_in_schedule()

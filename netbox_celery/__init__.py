@@ -1,13 +1,15 @@
 """netbox-celery: Celery for NetBox.
 
-NetBox imports this module from inside its settings, so it touches no model and no setting: it holds the plugin's
-configuration class alone. What plugin authors import is in `netbox_celery.tasks`; the Celery app, for
+NetBox imports this module from within its settings. It therefore contains only the plugin's configuration class and
+uses no models or settings. Plugin authors import from `netbox_celery.tasks`. The Celery app, for
 `celery -A netbox_celery`, is in `netbox_celery.celery`.
 """
+from typing import Any
+
 from netbox.plugins import PluginConfig
 
-# Here and not where it is used: importing a module of the name `config` would later take the place of the class below,
-# which NetBox looks up by that name. It touches no model and no setting.
+# Imported here and not where it is used: a later import of the module `config` would overwrite the attribute `config`
+# below, which NetBox looks up. The module uses no models or settings.
 from .config import Config
 
 __version__ = '0.2.0'
@@ -22,12 +24,12 @@ class NetBoxCeleryConfig(PluginConfig):
     base_url = 'celery'
     min_version = '4.7.0'
     max_version = '4.7.99'
-    default_settings = {}
-    middleware = ['netbox_celery.middleware.ReadOnlyMiddleware']
+    default_settings: dict[str, Any] = {}
+    middleware: list[str] = ['netbox_celery.middleware.ReadOnlyMiddleware']
 
     @classmethod
     def validate(cls, user_config, netbox_version):
-        """Stop NetBox's start on a setting that is unknown or wrong (`ImproperlyConfigured` names it)."""
+        """Prevent NetBox from starting with an unknown or invalid setting (`ImproperlyConfigured` names it)."""
         super().validate(user_config, netbox_version)
         Config.from_dict(user_config)
 
@@ -35,8 +37,8 @@ class NetBoxCeleryConfig(PluginConfig):
         super().ready()
         from django.db.models.signals import pre_migrate
 
-        # `celery` makes ours the current Celery app in every NetBox process, so that `shared_task` binds to it;
-        # `signals` connects itself to the deletion of runs and tasks; the others have tasks and jobs of their own.
+        # `celery` sets the current Celery app in every NetBox process, so that `shared_task` binds to it; `checks` and
+        # `signals` register their functions; `housekeeping` and `jobs` define the plugin's own tasks and jobs.
         from . import branching, celery, checks, commands, housekeeping, jobs, signals  # noqa: F401
         commands.register()
         branching.install()

@@ -1,13 +1,14 @@
-"""NetBox Branching (`netboxlabs-netbox-branching`), if it is installed: all that we know of it.
+"""Integrates NetBox Branching (`netboxlabs-netbox-branching`), if it is installed.
 
-It gives a branch a schema of its own, with a copy of each table whose rows are change-logged. Ours are exempt: runs,
-logs and schedules are facts, the same in each branch, and what the engine writes by SQL is main's. What a task reads
-and changes is the branch's in which it was called (see `netbox_celery.engine.store.branches`).
+NetBox Branching gives each branch a schema with copies of all tables with change logging. Our tables are exempt: runs,
+logs and schedules are facts, the same in all branches, and the engine writes them by SQL to main. What a task reads and
+changes is in the branch in which it was called (see `netbox_celery.engine.store.branches`).
 
-The functions that import it do so when they are called: this module is imported whether it is there or not.
+This module is imported whether or not NetBox Branching is installed, so functions import it only when they are called.
 """
 import logging
 from functools import wraps
+from typing import Any
 
 from django.apps import apps
 from django.db import DEFAULT_DB_ALIAS, connections
@@ -28,20 +29,20 @@ logger = logging.getLogger(__name__)
 APP_LABEL = 'netbox_celery'
 BRANCHING = 'netbox_branching'
 
-#: What a run needs to know of its branch. Nothing else of it is loaded unless somebody asks.
+#: Columns of a branch that a run needs. The others are loaded on access.
 COLUMNS = ('id', 'name', 'schema_id', 'status', 'owner_id')
 FIND = f'SELECT {", ".join(COLUMNS)} FROM netbox_branching_branch WHERE schema_id = %s'
-#: For how long a run waits for a database that is away before it looks for its branch, seconds.
+#: How long a run waits for an unavailable database before it looks up its branch, seconds.
 PATIENCE = 60
 
-#: Runs whose worker is alive, and that are at work in a branch.
-AT_WORK = f'''
+#: Active runs in a branch whose worker is alive.
+ACTIVE_RUN = f'''
     SELECT run.id, run.name FROM {lifecycle.TABLE} AS run
     WHERE run.completed IS NULL AND run.status = 'running' AND run.branch = %(branch)s
         AND run.holder IN (SELECT key FROM {lifecycle.WORKERS} WHERE {lifecycle.ALIVE})
     ORDER BY run.id LIMIT 1
 '''
-#: Tables of ours in the schemas of branches.
+#: Copies of the plugin's tables in the schemas of branches.
 COPIES = '''
     SELECT branch.schema_name, tables.tablename FROM unnest(%s::text[]) AS branch (schema_name)
     JOIN pg_tables AS tables ON tables.schemaname = branch.schema_name
@@ -49,8 +50,8 @@ COPIES = '''
 '''
 
 
-def install():
-    """Connect the plugin to NetBox Branching, if that is installed. Called when all models are there."""
+def install() -> None:
+    """Connect the plugin to NetBox Branching, if that is installed. Call this once all models are loaded."""
     if not apps.is_installed(BRANCHING):
         return
     from netbox_branching.models import Branch
@@ -58,26 +59,26 @@ def install():
 
     register_branching_resolver(is_branched)
     branches.install(NetBoxBranches())
-    pre_delete.connect(keep_branch_at_work, sender=Branch, dispatch_uid='netbox-celery-branching')
+    pre_delete.connect(protect_active_branch, sender=Branch, dispatch_uid='netbox-celery-branching')
     for action in ('archive', 'merge'):
-        Branch.register_preaction_check(why_at_work, action)
+        Branch.register_preaction_check(check_no_active_run, action)
     for model in apps.get_app_config(APP_LABEL).get_models():
         if tags := next((field for field in model._meta.many_to_many if field.name == 'tags'), None):
             tags.manager = of_main(tags.manager)
-    # Our app's own signal may come before NetBox Branching has its tables
+    # The signal of our own app may come before NetBox Branching has its tables
     post_migrate.connect(forget_copies, sender=apps.get_app_config(BRANCHING), dispatch_uid='netbox-celery-branching')
 
 
-def is_branched(model):
-    """Whether a model has a table in each branch: none of ours has. (`None`: that is not ours to say.)
+def is_branched(model: Any) -> bool | None:
+    """Return `False` for our models, which have no tables in branches, and `None` for all others (no opinion).
 
-    Also for models of migrations, whose classes are others.
+    This includes the models of migrations, which are other classes.
     """
     return False if model._meta.app_label == APP_LABEL else None
 
 
 class NetBoxBranches(branches.Branches):
-    """What NetBox Branching knows of branches. The text that stands for one is its schema ID."""
+    """The branches of NetBox Branching. A branch is identified by its schema ID."""
 
     def __init__(self):
         from netbox_branching.contextvars import active_branch
@@ -117,7 +118,7 @@ class NetBoxBranches(branches.Branches):
         branch = self._active.get()
         self._active.set(*entered)
         if branch is not None:
-            _let_go(branch.connection_name)
+            _release(branch.connection_name)
 
     def check(self, branch):
         return _why_not_ready(branch, self._find(branch))
@@ -132,7 +133,7 @@ class NetBoxBranches(branches.Branches):
         from netbox_branching.utilities import supports_branching
 
         active = self._active.get()
-        # The change log is read in the branch as well, as NetBox Branching's router does
+        # The change log, too, is read from the branch, as by the router of NetBox Branching
         is_read_there = supports_branching(model) or model._meta.label == 'core.ObjectChange'
         if active is None and not branch or not is_read_there:
             return None
@@ -162,24 +163,24 @@ class NetBoxBranches(branches.Branches):
     def mark_request(self, request):
         branch = self._active.get()
         if branch is not None:
-            # As if a person had done it there: event rules and webhooks are told of the branch
+            # As for a request by a user in the branch, so that event rules and webhooks receive the branch
             from netbox_branching.constants import COOKIE_NAME
 
             request.active_branch = branch
             request.COOKIES[COOKIE_NAME] = branch.schema_id
 
     def warm_up(self):
-        """Load NetBox's addresses, which NetBox Branching asks for in each request: that takes seconds."""
+        """Load NetBox's URL patterns, which NetBox Branching resolves in each request: loading them takes seconds."""
         from django.urls import reverse
 
         try:
             for name in ('api-root', 'graphql'):
                 reverse(name)
         except Exception:
-            logger.exception("NetBox's addresses could not be loaded before the first run")
+            logger.exception("NetBox's URL patterns could not be loaded before the first run")
 
     def _find(self, branch):
-        """Return a `Branch` by its schema ID, or `None`; read by the engine's own connection, in one statement."""
+        """Return a `Branch` by its schema ID, or `None`, read by the engine's own connection in one statement."""
         from netbox_branching.models import Branch
 
         rows = get_connection().execute(FIND, (branch,), patience=PATIENCE)
@@ -191,7 +192,7 @@ class NetBoxBranches(branches.Branches):
 
 
 def _why_not_ready(schema_id, branch):
-    """Return in words why nothing can run in a branch, or an empty string."""
+    """Return why nothing can run in a branch, or an empty string."""
     if branch is None:
         return f'The branch {schema_id} was deleted'
     if branch.ready:
@@ -202,22 +203,22 @@ def _why_not_ready(schema_id, branch):
 # Connections of branches
 
 def _aliases():
-    """Return the aliases of branches' connections that this thread has, a list."""
+    """Return a list of the aliases of the branch connections that this thread has."""
     from netbox_branching.utilities import _get_tracked_branch_aliases
 
-    # NetBox Branching remembers each that there ever was, also in other greenlets; Django, those of this thread
+    # NetBox Branching remembers all aliases, also those of other greenlets; Django, those of this thread
     return [alias for alias in _get_tracked_branch_aliases().copy() if hasattr(connections._connections, alias)]
 
 
 def _close_others(alias):
-    """Close the connections of other branches: a process keeps one at the most."""
+    """Close the connections of other branches: a process keeps at most one."""
     for other in _aliases():
         if other != alias and not connections[other].in_atomic_block:
             connections[other].close()
 
 
-def _let_go(alias):
-    """Do at the end of a run what Django does at the end of a request."""
+def _release(alias):
+    """Close the connection at the end of a run as Django does at the end of a request."""
     connection = connections[alias]
     if (connection.settings_dict.get('OPTIONS') or {}).get('pool'):
         connection.close()
@@ -225,48 +226,48 @@ def _let_go(alias):
         connection.close_if_unusable_or_obsolete()
 
 
-# Branches that runs are at work in
+# Branches with active runs
 
-def _at_work(branch):
-    """Return in words what is at work in a branch, or an empty string."""
+def _active_run(branch):
+    """Return which run is active in a branch as a sentence, or an empty string."""
     from .config import get_config
 
-    found = get_connection().execute(AT_WORK, {
+    found = get_connection().execute(ACTIVE_RUN, {
         'branch': branch.schema_id, 'lost_after': get_config().worker_lost_after, 'steady': float('inf'),
     })
     if not found:
         return ''
     pk, name = found[0]
-    return f'The Celery run {name} ({pk}) is at work in this branch. Wait until it has finished, or cancel it.'
+    return f'The Celery run {name} ({pk}) is active in this branch. Wait until it has finished, or cancel it.'
 
 
-def why_at_work(branch):
-    """Keep a branch from being merged or archived while runs are at work in it.
+def check_no_active_run(branch):
+    """Prevent a branch from being merged or archived while runs are active in it.
 
-    What they change after the merge has begun would be lost; and PostgreSQL passes over a schema that is not there any
-    more, so that they would change main.
+    Changes made after the merge has started would be lost. And PostgreSQL skips a schema that no longer exists, so that
+    the runs would change main.
     """
     from netbox_branching.utilities import BranchActionIndicator
 
-    why = _at_work(branch)
+    why = _active_run(branch)
     return BranchActionIndicator(not why, why)
 
 
-def keep_branch_at_work(instance, **kwargs):
-    """Keep a branch from being deleted while runs are at work in it, for the same reason."""
+def protect_active_branch(instance, **kwargs):
+    """Prevent a branch from being deleted while runs are active in it, for the same reason."""
     from utilities.exceptions import AbortRequest
 
-    if why := _at_work(instance):
+    if why := _active_run(instance):
         raise AbortRequest(why)
 
 
 # Tags of our objects
 
-def of_main(manager):
-    """Return a class of managers of tags as one for objects that are main's: so are their tags, in whatever branch.
+def of_main(manager: Any) -> type:
+    """Return a subclass of a tag manager that reads and writes the tags of objects in main, whatever branch is active.
 
-    NetBox Branching gives each branch the table that says which object has which tags, and merges of it what the change
-    log of the objects says: of ours, nothing.
+    NetBox Branching copies the table that assigns tags to objects to each branch, but merges only what the change log
+    of the objects contains, which for ours is nothing.
     """
     from netbox_branching.utilities import deactivate_branch
 
@@ -294,11 +295,11 @@ def of_main(manager):
     return MainTags
 
 
-def check_tags(tags):
-    """Refuse tags that are not in main.
+def check_tags(tags: list[Any]) -> None:
+    """Refuse tags that do not exist in main.
 
     Raises:
-        utilities.exceptions.AbortRequest: One is not.
+        utilities.exceptions.AbortRequest: A tag exists only in a branch.
     """
     from extras.models import Tag
     from utilities.exceptions import AbortRequest
@@ -308,15 +309,15 @@ def check_tags(tags):
     for tag in tags:
         if tag.pk not in known:
             raise AbortRequest(_(
-                'The tag {tag} exists only in a branch. Runs, tasks and schedules are in main, and can only have tags '
-                'of main.'
+                'The tag {tag} exists only in a branch. Runs, tasks and schedules are stored in main and can only have '
+                'tags from main.'
             ).format(tag=escape(tag)))
 
 
-# Branches of before our models were exempt
+# Branches created before our models were exempt
 
 def forget_copies(using=DEFAULT_DB_ALIAS, **kwargs):
-    """Drop the copies of our tables that branches got before our models were exempt: they hide those of main."""
+    """Drop the copies of our tables in branches created before our models were exempt: they hide the tables in main."""
     from netbox_branching.models import Branch
 
     if using != DEFAULT_DB_ALIAS:
@@ -325,5 +326,5 @@ def forget_copies(using=DEFAULT_DB_ALIAS, **kwargs):
     with connections[using].cursor() as cursor:
         cursor.execute(COPIES, (schemas,))
         for schema, table in cursor.fetchall():
-            logger.warning('The copy of %s in %s is dropped: what it should hold is in main', table, schema)
+            logger.warning('Dropping the copy of %s in %s: the rows are in main', table, schema)
             cursor.execute(f'DROP TABLE IF EXISTS "{schema}"."{table}" CASCADE')

@@ -1,7 +1,8 @@
-"""Celery's settings, made from NetBox's: where the broker is, how it is spoken to, what is accepted from it.
+"""Celery's settings, derived from NetBox's: the broker, the result backend, and the content that is accepted.
 
 `REDIS["tasks"]` is read as NetBox reads it for RQ (`netbox.settings`, "TASKS_REDIS"): host or URL, any user name and
-password, database, TLS, Sentinel. `broker_url` and `result_backend` override it, `celery={...}` passes through.
+password, database, TLS, Sentinel. The plugin's settings `broker_url` and `result_backend` override it, and
+`celery={...}` is passed through.
 """
 import ssl
 import sys
@@ -16,7 +17,7 @@ __all__ = (
     'taken_keys',
 )
 
-#: Settings of Celery's that are worked out here: what a user sets of them is merged with that, key by key.
+#: Celery settings that are derived here. A user's values for them are merged into these, key by key.
 MERGED = frozenset((
     'broker_transport_options', 'result_backend_transport_options', 'broker_use_ssl', 'redis_backend_use_ssl',
 ))
@@ -55,7 +56,7 @@ def celery_settings(redis, config, timezone='UTC'):
         if own:
             options |= _sentinel_options(redis)
         if key == 'broker_transport_options' and _speaks_amqp(url):
-            # Or a call returns before RabbitMQ has the message safe, and it may be lost without a word
+            # Otherwise a call returns before RabbitMQ has stored the message, which may then be lost silently
             options['confirm_publish'] = True
         settings[key] = _merged(options, config.celery.get(key, {}))
     tls = _tls(redis)
@@ -64,14 +65,14 @@ def celery_settings(redis, config, timezone='UTC'):
     ):
         ours, theirs = None if is_elsewhere else tls, config.celery.get(key)
         if ours and (theirs is None or theirs is True):
-            settings[key] = ours  # they name nothing
+            settings[key] = ours  # the user sets no option of its own
         elif theirs is not None:
             settings[key] = _merged(ours, theirs)
     return settings
 
 
 def _merged(ours, theirs):
-    """Return options of ours with a user's over them, at each depth: what they do not name stays."""
+    """Return our options with a user's merged over them, at every depth."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         return ours | {key: _merged(ours.get(key), value) for key, value in theirs.items()}
     return theirs
@@ -83,7 +84,7 @@ def speaks_redis(url):
 
 
 def taken_keys(config):
-    """Return the beginnings of keys in Redis that settings give to other things than queues.
+    """Return prefixes of Redis keys that the settings use for something other than queues.
 
     Args:
         config: The plugin's settings, a `netbox_celery.config.Config`.
@@ -91,7 +92,7 @@ def taken_keys(config):
     options = config.celery.get('broker_transport_options') or {}
     named = [options.get(f'unacked_{what}') for what in ('key', 'index_key', 'mutex_key')]
     named.append(options.get('deadletter_queue'))
-    # A result backend may have another prefix in the same database
+    # A result backend may use another prefix in the same database
     prefix = options.get('global_keyprefix', config.key_prefix)
     results = (config.celery.get('result_backend_transport_options') or {}).get('global_keyprefix', config.key_prefix)
     if results != prefix and results.startswith(prefix):
@@ -118,9 +119,9 @@ def _redis_url(redis):
 
 
 def _completed(url, redis):
-    """Add to a URL what NetBox lets one say beside it. redis-py's `unix://` is `redis+socket://` to Celery.
+    """Add to a URL the options that NetBox allows beside it. Celery's name for redis-py's `unix://` is `redis+socket://`.
 
-    Of the parameters that redis-py takes in a URL, Kombu takes those of TLS, and fails for any other.
+    Of the URL parameters of redis-py, Kombu accepts those of TLS and fails for any other.
     """
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query))
@@ -141,7 +142,7 @@ def _credentials(redis):
 
 
 def _tls(redis):
-    """Return TLS options, or `None` where the connection is in the clear."""
+    """Return TLS options, or `None` if the connection is not encrypted."""
     if not redis.get('SSL') and not str(redis.get('URL') or '').startswith('rediss:'):
         return None
     tls = {'ssl_cert_reqs': ssl.CERT_NONE if redis.get('INSECURE_SKIP_TLS_VERIFY') else ssl.CERT_REQUIRED}
@@ -157,7 +158,7 @@ def _sentinel_options(redis):
         'master_name': redis.get('SENTINEL_SERVICE', 'default'),
         'sentinel_kwargs': {
             'socket_connect_timeout': redis.get('SENTINEL_TIMEOUT', 10),
-            # The next one is asked at once if one is away, instead of after some seconds, at each connection
+            # If a Sentinel cannot be reached, try the next immediately: redis-py waits seconds, for each connection
             'retry': Retry(NoBackoff(), 0),
         },
     }

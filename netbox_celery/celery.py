@@ -1,8 +1,8 @@
 """The Celery app: `celery -A netbox_celery worker`, `beat`, `inspect`, ...
 
 In NetBox's own processes (web, rqworker, shell) the plugin's configuration imports this module, which makes the app
-the current one: `shared_task` binds to it. From the `celery` command it is the other way round, and NetBox is set up
-from here.
+the current one: `shared_task` binds to it. In the `celery` command it is the other way around: this module sets up
+NetBox.
 """
 import inspect
 import os
@@ -14,12 +14,12 @@ from celery.app.backends import by_url
 from django.apps import apps
 
 os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'netbox.settings')
-# NetBox's web process runs Django's system checks; a worker would spend 7 of its first 12 seconds on them.
+# NetBox's web process runs Django's system checks. A worker would spend 7 of its first 12 seconds on them.
 os.environ.setdefault('CELERY_SKIP_CHECKS', '1')
 
 if not apps.ready and not apps.loading:
-    # The `celery` command imports this first. Setting NetBox up comes back here by the plugin's `ready()`, which finds
-    # the module half done and leaves it at that.
+    # The `celery` command imports this module first. Setting up NetBox calls the plugin's `ready()`, which imports this
+    # module again, finds it partly initialized, and does nothing more.
     django.setup()
 
 from . import broker, host  # noqa: E402
@@ -42,7 +42,7 @@ __all__ = (
 
 
 class NetBoxCelery(Celery):
-    """A Celery app whose calls make rows and whose result backend writes their ends."""
+    """A Celery app whose calls make rows and whose result backend records how they end."""
 
     amqp_cls = 'netbox_celery.engine.calls.queues:AMQP'
     registry_cls = 'netbox_celery.engine.catalogue.registry:Registry'
@@ -57,15 +57,15 @@ class NetBoxCelery(Celery):
         return self.subclass_with_self('netbox_celery.engine.worker.messages:Worker')
 
     def send_task(self, name, args=None, kwargs=None, **options):
-        """Send a task by name. `apply_async`, canvas, retries and beat all come through here.
+        """Send a task by name. `apply_async`, canvas, retries and beat all call this method.
 
-        Takes the `netbox_*` options beside Celery's own (see `netbox_celery.tasks`).
+        It takes `netbox_*` options in addition to Celery's own (see `netbox_celery.tasks`).
         """
         return send(self, partial(publish, self), name, args, kwargs, options)
 
     def __reduce__(self):
-        # A process that does not inherit this one's memory (`worker_pool_start_method`) has this app by an import, with
-        # NetBox's settings and the signals that track runs
+        # A spawned process (`worker_pool_start_method`) imports this app, with NetBox's settings and the signals that
+        # track runs
         if self is globals().get('app'):
             return _app_of_process, (self._conf.changes if self.configured else self._preconf, identity.describe())
         return super().__reduce__()
@@ -75,7 +75,7 @@ class NetBoxCelery(Celery):
         return tracked_backend(backend)(app=self, url=url)
 
     def finalize(self, auto=False):
-        """Make tasks of what decorators have collected (see `Celery.finalize`), and go on after one that fails."""
+        """Make the tasks that decorators have collected (see `Celery.finalize`), and continue after one that fails."""
         if self.finalized and not self._is_finalizing:
             return
         self._is_finalizing = True
@@ -85,7 +85,7 @@ class NetBoxCelery(Celery):
             self._is_finalizing = False
 
     def _task_from_fun(self, fun, **options):
-        # Celery takes what has a name and annotations, as functions have, and whose name is one in Python too.
+        # Celery needs a name and annotations, as functions have them, and the name has to be an identifier
         if 'name' in options and not (inspect.isroutine(fun) and fun.__name__.isidentifier()):
             fun = _function(fun)
         if not self._is_finalizing:
@@ -95,7 +95,7 @@ class NetBoxCelery(Celery):
         known = set(registered(self))
         try:
             return super()._task_from_fun(fun, **options)
-        except Exception as exc:  # noqa: BLE001 - whatever a decorator's options, or a base class, lead to
+        except Exception as exc:  # noqa: BLE001 - options of a decorator, or a base class, may raise anything
             for name in set(registered(self)) - known:
                 registered(self).pop(name, None)
             discovery.note_failure(f'{fun.__module__}:{fun.__qualname__}', exc)
@@ -108,11 +108,11 @@ class NetBoxCelery(Celery):
 
 
 def _app_of_process(changes, of_worker):
-    """Return the app of this process for one that was pickled in another, as a worker's is for its children.
+    """Return the app of this process in place of one that was pickled in another, as a worker's is for its children.
 
     Args:
-        changes: Settings that the other has been given beside its configuration, as by the command line.
-        of_worker: Which worker that is (`Identity.describe`).
+        changes: Settings that were set in the other process in addition to the configuration, as by the command line.
+        of_worker: The worker of the other process (`Identity.describe`).
     """
     app.conf.update(changes)
     signals.join(app, of_worker)
@@ -120,14 +120,15 @@ def _app_of_process(changes, of_worker):
 
 
 def _function(target, known={}):
-    """Return a function that calls an object (an instance, a `functools.partial`, a lambda): one for each object."""
+    """Return a function that calls an object (an instance, a `functools.partial`, a lambda); the same for each object.
+    """
     def function(*args, **kwargs):
         return target(*args, **kwargs)
 
     if id(target) not in known:
         function.__module__, function.__doc__ = target.__module__, target.__doc__
         function.__qualname__ = getattr(target, '__qualname__', type(target).__qualname__)
-        function.__signature__ = inspect.signature(target)
+        vars(function)['__signature__'] = inspect.signature(target)
         known[id(target)] = function
     return known[id(target)]
 
@@ -138,14 +139,14 @@ def _load_settings():
     return broker.celery_settings(settings.REDIS['tasks'], get_config(), settings.TIME_ZONE)
 
 
-#: What is changed in modules of Celery and Kombu, for all that use them in this process. Workers change more: the pool
-#: of processes (`engine.worker.pool`), and commands of the remote control (`engine.calls.ids`).
+#: Changes in modules of Celery and Kombu, which apply to all their users in this process. Workers also change the pool
+#: of processes (`engine.worker.pool`) and commands of remote control (`engine.calls.ids`).
 PATCHES = (
-    join_by_thread,  # a thread that may wait for results says so for itself alone
+    join_by_thread,  # permission to wait for results applies to one thread
     forget_ids,  # a chain can be started more than once
-    partial(spell_results, NetBoxCelery),  # a result knows its run by whatever spelling of the ID
-    # Who patches this process for greenlets asks each object for its class, also Celery's stand-in for the current app,
-    # which then makes one
+    partial(spell_results, NetBoxCelery),  # a result finds its run by any spelling of the ID
+    # Patching a process for greenlets asks every object for its class, including Celery's proxy of the current app,
+    # which then makes an app
     drop_default_app,
 )
 for patch in PATCHES:

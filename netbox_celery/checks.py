@@ -1,5 +1,8 @@
-"""What `netbox check` says of the plugin, and a stop before migrations that would not work."""
-from django.core.checks import Error, Tags, Warning, register
+"""The system checks of the plugin, and the check that stops migrations which would fail."""
+from collections.abc import Iterable
+from typing import Any
+
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.management.base import CommandError
 from django.db import DatabaseError, connections
 from django.db.migrations.recorder import MigrationRecorder
@@ -15,14 +18,14 @@ __all__ = (
 
 
 @register('netbox_celery')
-def check_tasks(app_configs, **kwargs):
-    """Warn of plugins whose tasks cannot be imported (`netbox_celery.W001`): the rest of NetBox works."""
+def check_tasks(app_configs: Any, **kwargs: Any) -> list[Warning]:
+    """Warn about plugins whose tasks cannot be imported (`netbox_celery.W001`). NetBox itself keeps working."""
     registry.registered_tasks()
     return [
         Warning(
             f'The tasks of {failure.plugin} cannot be imported: {failure}',
-            hint='Workers and NetBox go on without them. Install what is missing, or mend the module; then restart '
-                 'NetBox, its workers and beat.',
+            hint='NetBox and workers continue without them. Install the missing package or fix the module, then '
+                 'restart NetBox, its workers and beat.',
             obj=failure.module,
             id='netbox_celery.W001',
         ) for failure in discovery.failures()
@@ -30,18 +33,18 @@ def check_tasks(app_configs, **kwargs):
 
 
 @register(Tags.database)
-def check_forerunner(app_configs, databases=None, **options):
-    """Say what becomes of the tables of an earlier plugin of the same name, and stop where nothing would.
+def check_forerunner(app_configs: Any, databases: Iterable[str] | None = None, **options: Any) -> list[CheckMessage]:
+    """Report tables of an earlier plugin of the same name, and fail if migrations would not convert them.
 
-    `netbox migrate` and `netbox check --database default` run it, both before they do anything.
+    `netbox migrate` (before it changes anything) and `netbox check --database default` run this check.
     """
     return [problem for alias in databases or () for problem in _problems(alias)]
 
 
-def stop_migration(using, **kwargs):
-    """Do so before migrations of a program (`netbox upgrade`), which skips the checks.
+def stop_migration(using: str, **kwargs: Any) -> None:
+    """Stop migrations that would leave tables of an earlier plugin unconverted (a receiver of `pre_migrate`).
 
-    A receiver of `pre_migrate`.
+    Programs that run migrations, such as `netbox upgrade`, skip the checks.
     """
     for problem in _problems(using):
         if problem.is_serious():
@@ -54,20 +57,20 @@ def _problems(alias):
         tables = forerunner_tables(connection) if connection.vendor == 'postgresql' else []
         applied = MigrationRecorder(connection).applied_migrations() if tables else {}
     except DatabaseError:
-        return []  # it cannot be reached: that is for others to say
+        return []  # unreachable databases are reported elsewhere
     if not tables:
         return []
-    made = f'{" and ".join(tables)}: made by another plugin (netbox-celery before 0.2)'
+    found = f'{" and ".join(tables)}: created by another plugin (netbox-celery before 0.2)'
     if ('netbox_celery', '0002_workflow_root') in applied:
         return [Error(
-            f'{made}, while the migrations of this one are recorded as applied, as by `netbox migrate --fake`.',
+            f'{found}, but the migrations of this plugin are recorded as applied, as by `netbox migrate --fake`.',
             hint="Execute DELETE FROM django_migrations WHERE app = 'netbox_celery'; (netbox dbshell), then run "
-                 "`netbox migrate`, which moves these tables aside and converts their rows.",
+                 "`netbox migrate`, which renames these tables and converts their rows.",
             id='netbox_celery.E001'
         )]
     return [Warning(
-        f'{made}.',
-        hint=f'`netbox migrate` renames them to {" and ".join(ASIDE[table] for table in tables)}, and converts their '
+        f'{found}.',
+        hint=f'`netbox migrate` renames them to {" and ".join(ASIDE[table] for table in tables)} and converts their '
              f'rows.',
         id='netbox_celery.W002'
     )]

@@ -1,10 +1,10 @@
-"""Django's management commands as tasks, as the setting `command_tasks` names them.
+"""Makes Django management commands available as tasks, as the setting `command_tasks` lists them.
 
     PLUGINS_CONFIG = {'netbox_celery': {'command_tasks': {'clearsessions': {'unique': True}}}}
 
-makes the task `command.django.contrib.sessions.clearsessions` on `CeleryBaseTask`, in every NetBox process. What its
-call is given goes to the command, as `django.core.management.call_command` takes it; what the command writes goes to
-the log of the run, line by line.
+creates the task `command.django.contrib.sessions.clearsessions`, based on `CeleryBaseTask`, in every NetBox process.
+The arguments of a call are passed to the command, as in `django.core.management.call_command`; the output of the
+command goes to the log of the run, line by line.
 """
 import argparse
 import io
@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from datetime import timedelta
 from inspect import Parameter, Signature, cleandoc
 from traceback import walk_tb
+from typing import Any
 
 from celery import shared_task
 from django.core.management import CommandError, call_command, get_commands, load_command_class
@@ -36,26 +37,26 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-#: Task options that Celery reads and does not declare on its class.
+#: Task options that Celery reads but does not declare on its class.
 UNDECLARED = frozenset((
     'autoretry_for', 'dont_autoretry_for', 'retry_kwargs', 'retry_backoff', 'retry_backoff_max', 'retry_jitter',
     'queue', 'exchange', 'routing_key', 'compression', 'delivery_mode', 'mandatory', 'immediate', 'typing',
     OWN_DICT, *(OWN_PREFIX + name for name in OWN_NAMES),
 ))
-#: What makes it this task, and not another one.
+#: Attributes that the command determines.
 FIXED = frozenset(('abstract', 'base', 'bind', 'command', 'name', 'run', 'takes_task_id'))
 
-#: Options of every command that mean nothing to one that runs as a task.
+#: Options of every command that have no meaning in a task.
 MEANINGLESS = frozenset((
     'help', 'version', 'settings', 'pythonpath', 'traceback', 'no_color', 'force_color', 'skip_checks',
 ))
 
-#: Defaults of options by which commands ask nobody anything: there is nobody who could answer.
+#: Values of options that keep commands from prompting: there is no user who could answer.
 UNATTENDED = {'interactive': False, 'no_input': True, 'noinput': True}
 
-#: A signature that says nothing.
+#: A signature that accepts all arguments.
 ANYTHING = Signature([Parameter('args', Parameter.VAR_POSITIONAL), Parameter('options', Parameter.VAR_KEYWORD)])
-#: Kinds of values by what the parser does with an argument, else by the type that it makes of it.
+#: Annotations by the parser's action for an argument, or else by the argument's type.
 VALUES = {
     argparse._StoreTrueAction: 'bool', argparse._StoreFalseAction: 'bool', argparse.BooleanOptionalAction: 'bool',
     argparse._CountAction: 'int', argparse._AppendAction: 'list', argparse._AppendConstAction: 'list',
@@ -63,58 +64,58 @@ VALUES = {
 }
 TYPES = {None: 'str', str: 'str', int: 'int', float: 'float'}
 
-#: Where the command that the current thread runs writes to: its `stdout` and `stderr`.
+#: The `stdout` and `stderr` of the command that the current context runs.
 _streams: ContextVar[dict] = ContextVar('netbox_celery_streams', default={})
 
 
 class CommandFailed(TaskFailed, CommandError):
-    """A command ended with a `CommandError`, by leaving with an exit code, or was called with an option it has not."""
+    """A command raised `CommandError`, exited with an error code, or was called with an unknown option."""
 
 
 class DjangoCommandTask(CeleryBaseTask):
-    """Base class of tasks that run a command of Django's."""
+    """Base class of tasks that run a Django management command."""
 
     abstract = True
     #: Name of the command.
     command: str = ''
-    #: What the catalogue takes for the signature of its calls.
+    #: The signature of its calls for the catalogue.
     call_signature = ANYTHING
-    #: A unique command needs nothing said of this: its place is free again at its end, whatever that is.
-    stale_time_limit = timedelta(days=1)
+    #: The default, so that `unique` is enough: the slot is free again when the run finishes, however it does.
+    stale_time_limit: Any = timedelta(days=1)
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        # Not before the app's tasks are needed: the module of a command may import anything.
+        # Load the command only when the app's tasks are needed: its module may import anything.
         try:
             parser = _load(cls.command).create_parser('', cls.command)
         except Exception:
-            logger.exception('The command %s cannot be loaded: its runs will fail', cls.command)
+            logger.exception('The command %s could not be loaded: its runs will fail', cls.command)
         else:
             cls.__doc__ = _documentation(parser)
             cls.call_signature = _signature(parser)
 
     def run_command(self, args, options):
-        """Run the command, with its output in the log of the current run; returns what the command returns."""
+        """Run the command with its output in the log of the current run. Returns the return value of the command."""
         unattended = {name: UNATTENDED[name] for name in UNATTENDED.keys() & self.call_signature.parameters.keys()}
         options = unattended | options
         with _written_to(self.log) as streams:
             try:
                 return call_command(self.command, *args, **options, **streams)
             except CommandError as exc:
-                raise CommandFailed(str(exc), returncode=exc.returncode) from exc
+                raise CommandFailed(str(exc), returncode=exc.returncode) from exc  # type: ignore[call-arg]  # CommandError's
             except TypeError as exc:
                 if len(list(walk_tb(exc.__traceback__))) > 2:
                     raise
-                # Not from within the command, but of `call_command` itself: an option that the command has not
+                # Raised by `call_command` itself, not by the command: an option that the command does not have
                 raise CommandFailed(str(exc)) from exc
             except SystemExit as exc:
                 if exc.code:
-                    why = exc.code if isinstance(exc.code, str) else f'The command ended with exit code {exc.code}'
+                    why = exc.code if isinstance(exc.code, str) else f'The command exited with code {exc.code}'
                     raise CommandFailed(why) from exc
 
 
-def register():
-    """Make the tasks that the setting `command_tasks` asks for.
+def register() -> None:
+    """Create the tasks that the setting `command_tasks` lists.
 
     Raises:
         django.core.exceptions.ImproperlyConfigured: A command or an option of its task is unknown.
@@ -128,7 +129,7 @@ def _register(command, name, options):
     def run(self, task_id, /, *args, **options):
         return self.run_command(args, options)
 
-    # The catalogue shows whose command it is
+    # The catalogue shows which app the command belongs to
     run.__module__ = f'{get_commands()[command]}.management.commands.{command}'
     run.__name__ = run.__qualname__ = command
     shared_task(run, name=name, base=DjangoCommandTask, bind=True, command=command, **options)
@@ -137,16 +138,16 @@ def _register(command, name, options):
 def _option(command, name, value):
     setting = f'command_tasks[{command!r}]'
     if name in FIXED:
-        raise wrong(setting, f'sets {name!r}, which the command decides')
+        raise wrong(setting, f'sets {name!r}, which the command determines')
     if name not in UNDECLARED and not hasattr(CeleryBaseTask, name):
         known = {*UNDECLARED, *(name for name in dir(CeleryBaseTask) if not name.startswith('_'))}
-        raise wrong(setting, f'sets {name!r}, which is no option of a task{suggestion(name, known)}')
+        raise wrong(setting, f'sets {name!r}, which is not a task option{suggestion(name, known)}')
     if name in ('autoretry_for', 'dont_autoretry_for'):
-        # NetBox's configuration cannot import everything
+        # The exceptions may be given as dotted names: NetBox's configuration cannot import everything
         try:
             return tuple(import_string(item) if isinstance(item, str) else item for item in value)
         except (ImportError, TypeError) as exc:
-            raise wrong(setting, f'sets {name!r} to {value!r}, which are no exceptions ({exc})') from exc
+            raise wrong(setting, f'sets {name!r} to {value!r}, which are not exceptions ({exc})') from exc
     return value
 
 
@@ -154,12 +155,12 @@ def _load(command):
     return load_command_class(get_commands()[command], command)
 
 
-# What a command can be given
+# The arguments of a command
 
 def _signature(parser):
-    """Return the signature of a command's calls: its positional arguments by position, its options by name.
+    """Return the signature of a command's calls, with positional arguments by position and options by name.
 
-    Where a signature cannot say what the parser wants, as with subcommands, the command takes anything.
+    If a signature cannot express what the parser expects, as with subcommands, the command accepts all arguments.
     """
     by_position, further, by_name = [], [], []
     try:
@@ -192,7 +193,8 @@ def _parameter(action, kind, required):
 
 
 def _annotation(action, has_value):
-    """Return what values an argument of a command has, or nothing where only the command knows."""
+    """Return the annotation of a command's argument, or `Parameter.empty` if only the command knows its type."""
+    kind: str | None
     if type(action) in VALUES:
         kind = VALUES[type(action)]
     elif action.nargs not in (None, '?'):
@@ -207,7 +209,7 @@ def _annotation(action, has_value):
 
 
 def _documentation(parser):
-    """Return a docstring made of a command's help."""
+    """Return a docstring generated from the help of a command."""
     text = cleandoc(parser.description or '')
     described = [f'    {action.dest}: {_help(parser, action)}' for action in _actions(parser) if action.help]
     return '\n'.join([text, '', 'Args:', *described]) if described else text
@@ -217,42 +219,42 @@ def _help(parser, action):
     return ' '.join(parser._get_formatter()._expand_help(action).split())
 
 
-# What it writes
+# The output of a command
 
 class _LogStream(io.TextIOBase):
-    """A file whose lines are those of a log."""
+    """A file that writes its lines to a log."""
 
-    def __init__(self, say):
-        self._say = say
-        self._begun = ''
+    def __init__(self, write_line):
+        self._write_line = write_line
+        self._rest = ''
 
     def write(self, text):
-        *lines, self._begun = f'{self._begun}{text}'.split('\n')
+        *lines, self._rest = f'{self._rest}{text}'.split('\n')
         for line in lines:
             self._end(line)
         return len(text)
 
     def finish(self):
-        """Write what was begun: the last line needs no line break."""
-        self._end(self._begun)
-        self._begun = ''
+        """Write the last line, which may have no line break."""
+        self._end(self._rest)
+        self._rest = ''
 
     def _end(self, line):
-        # A line that returned to its beginning, as progress bars do, shows what was written last
+        # If a line returned to its start, as progress bars do, only what was written last is visible
         if line := line.rstrip('\r').rsplit('\r', 1)[-1]:
-            # What logging prints on the way is not the command's
+            # What logging prints meanwhile is not output of the command
             token = _streams.set({})
             try:
-                self._say(line)
+                self._write_line(line)
             finally:
                 _streams.reset(token)
 
 
 class _Diverted:
-    """Stands for `sys.stdout` or `sys.stderr` while commands run: what a thread's command prints goes to its log.
+    """Replaces `sys.stdout` or `sys.stderr` while commands run: what a thread's command prints goes to its log.
 
-    For threads that run no command it is the file that it has replaced. It stays usable after the last command, since
-    other code may hold it (a logging handler, say).
+    For threads that run no command, it behaves as the file that it replaced. It stays usable after the last command,
+    since other code, such as a logging handler, may hold a reference to it.
     """
 
     def __init__(self, name, original):
@@ -266,7 +268,7 @@ class _Diverted:
 
 
 class _Diversion:
-    """Puts `_Diverted` in place of `sys.stdout` and `sys.stderr` with the first command, and back after the last."""
+    """Diverts `sys.stdout` and `sys.stderr` when the first command starts, and restores them after the last one."""
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -277,7 +279,7 @@ class _Diversion:
         with self._lock:
             self._commands += 1
             for name in ('stdout', 'stderr'):
-                # Code that runs meanwhile may put another file there: the next command diverts that one as well
+                # Other code may replace the file meanwhile: the next command diverts the new file as well
                 if not isinstance(file := getattr(sys, name), _Diverted):
                     self._diverted.append((name, diverted := _Diverted(name, file), file))
                     setattr(sys, name, diverted)

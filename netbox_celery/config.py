@@ -1,10 +1,13 @@
-"""The plugin's settings, `PLUGINS_CONFIG["netbox_celery"]`: defaults, validation, and the one place that reads them."""
+"""The plugin's settings, `PLUGINS_CONFIG["netbox_celery"]`: defaults, validation, and the only place that reads them.
+"""
 import difflib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta, tzinfo
 from functools import lru_cache
 from importlib.metadata import entry_points
 from types import NoneType
+from typing import Any, Self
 from zoneinfo import ZoneInfo
 
 from django.core.exceptions import ImproperlyConfigured
@@ -22,18 +25,19 @@ __all__ = (
 
 PLUGIN = 'netbox_celery'
 
-#: Longest time that runs can be kept, days: a thousand years before now, there still is a date.
+#: Longest time that runs can be kept, days: `datetime` can still go back a thousand years from now.
 MOST_DAYS = 365_000
 
-#: Longest of all times, seconds: a day. Python cannot wait for much more, and nobody wants to.
+#: Upper limit of all times, seconds: a day. Python cannot wait much longer, and no setting needs more.
 MOST_SECONDS = 86_400
 
-# What a setting may be, by its annotation
+# Types of a setting's values, by its annotation
 SETTING_TYPES: dict[object, tuple[type, ...]] = {
-    dict: (dict,), float: (int, float), int: (int,), int | None: (int, NoneType), list: (list, tuple), str: (str,),
+    dict[str, Any]: (dict,), float: (int, float), int: (int,), int | None: (int, NoneType), list[str]: (list, tuple),
+    str: (str,),
 }
 
-# What a setting of Celery's may be, beside `None`: by its name, or by the type that Celery says it has
+# Types of a Celery setting's values, besides `None`: by its name, or by the type that Celery gives it
 CELERY_TYPES: dict[object, tuple[type, ...]] = {
     'bool': (bool, int),
     'int': (int, float),
@@ -47,8 +51,8 @@ CELERY_TYPES: dict[object, tuple[type, ...]] = {
     'worker_concurrency': (int,),
 }
 
-# Rows and messages are JSON and nothing else: unpickling what a broker delivers would run it.
-JSON_ONLY = {
+# Rows and messages are JSON only: to unpickle a message is to run whatever is in it.
+JSON_ONLY: dict[str, tuple[Any, ...]] = {
     'accept_content': (['json'], ('json',)),
     'result_accept_content': (['json'], ('json',), None),
     'task_serializer': ('json',),
@@ -65,37 +69,37 @@ class Config:
     broker_url: str = ''
     #: URL of Celery's result backend; by default NetBox's `REDIS["tasks"]`.
     result_backend: str = ''
-    #: Settings of Celery's own, lower-case, passed through.
-    celery: dict = field(default_factory=dict)
+    #: Celery's own settings, lower-case, passed through.
+    celery: dict[str, Any] = field(default_factory=dict)
     #: Prefix of all keys in Redis, so that NetBox's own jobs in the same database are untouched.
     key_prefix: str = 'netbox_celery:'
     #: Which tasks have a row for each run: `base` (tasks on CeleryBaseTask) or `all`.
     track: str = 'base'
-    #: How long log lines and progress wait for company before they are written, seconds.
+    #: How long log lines and progress are collected before they are written, seconds.
     flush_interval: float = 0.2
     #: Longest message of a log line, characters; the rest is cut off and counted.
     log_message_length: int = 10_000
-    #: Most lines in the log of one run; further ones are counted.
+    #: Maximum number of lines in the log of one run; further ones are counted.
     log_lines: int = 100_000
-    #: Lowest level of Python log records that land in the run's log.
+    #: Lowest level of Python log records that are added to the run's log.
     log_level: int = 20
-    #: Largest arguments, result or data kept in a row, characters of JSON.
+    #: Largest arguments, result or data stored in a row, characters of JSON.
     payload_length: int = 65_536
-    #: How often a worker says that it is alive, seconds.
+    #: Time between two heartbeats of a worker, seconds.
     heartbeat_interval: float = 5
-    #: A worker that was silent for so long is lost, seconds.
+    #: A worker without a heartbeat for this long is lost, seconds.
     worker_lost_after: float = 30
-    #: How often workers look for what was lost, seconds.
+    #: Time between two sweeps for lost runs and messages, seconds.
     sweep_interval: float = 10
-    #: Django's management commands that are tasks too: options of the task by name of the command, or names alone.
-    command_tasks: dict = field(default_factory=dict)
-    #: Queues that people can send to beside those that are configured or consumed: names, or patterns such as `lab-*`.
-    allowed_queues: list = field(default_factory=list)
-    #: For how many days runs are kept after their end, with their logs; 0: for ever; by default NetBox's JOB_RETENTION.
+    #: Django management commands that are also tasks: options of the task by name of the command, or a list of names.
+    command_tasks: dict[str, Any] = field(default_factory=dict)
+    #: Queues that users can send to, besides those that are configured or consumed: names, or patterns such as `lab-*`.
+    allowed_queues: list[str] = field(default_factory=list)
+    #: Days for which finished runs and their logs are kept; 0: forever; by default NetBox's JOB_RETENTION.
     retention: int | None = None
 
     @classmethod
-    def from_dict(cls, user_config):
+    def from_dict(cls, user_config: Any) -> Self:
         """Build the settings from NetBox's configuration.
 
         Raises:
@@ -107,7 +111,7 @@ class Config:
         for name, value in user_config.items():
             if name not in known:
                 hint = suggestion(name, known) or '.'
-                raise wrong(name, f'is unknown{hint} Settings are: {", ".join(sorted(known))}')
+                raise wrong(name, f'is not a setting{hint} Available settings: {", ".join(sorted(known))}')
             if name == 'command_tasks' and isinstance(value, dict | list | tuple):
                 value = _options_by_name(name, value)
             _check_type(name, value, SETTING_TYPES[known[name].type])
@@ -118,7 +122,7 @@ class Config:
         config._check_queues()
         return config
 
-    def _check_values(self):
+    def _check_values(self) -> None:
         for name in ('log_message_length', 'log_lines', 'payload_length'):
             if getattr(self, name) <= 0:
                 raise wrong(name, f'must be greater than 0, not {getattr(self, name)!r}')
@@ -129,7 +133,7 @@ class Config:
                 )
         if self.retention is not None and not 0 <= self.retention <= MOST_DAYS:
             raise wrong(
-                'retention', f'must be a number of days up to {MOST_DAYS}, or 0 for ever, not {self.retention!r}'
+                'retention', f'must be a number of days up to {MOST_DAYS}, or 0 for no limit, not {self.retention!r}'
             )
         if self.track not in ('base', 'all'):
             raise wrong('track', f"must be 'base' or 'all', not {self.track!r}")
@@ -137,11 +141,11 @@ class Config:
             raise wrong(
                 'worker_lost_after',
                 f'must be at least three times heartbeat_interval ({self.heartbeat_interval}), '
-                f'not {self.worker_lost_after!r}: a single late heartbeat would end the runs of a living worker'
+                f'not {self.worker_lost_after!r}: otherwise a single late heartbeat ends the runs of a live worker'
             )
         if not self.key_prefix.isascii():
-            # Kombu cuts it off by its length in characters from what Redis counts in bytes
-            raise wrong('key_prefix', f'must hold ASCII characters alone, not {self.key_prefix!r}')
+            # Kombu removes it by its length in characters, from keys that are bytes
+            raise wrong('key_prefix', f'must contain ASCII characters only, not {self.key_prefix!r}')
         for name in ('broker_url', 'result_backend'):
             value = getattr(self, name)
             if value and ':' not in value:
@@ -149,23 +153,23 @@ class Config:
             if value:
                 _check_scheme(name, value)
 
-    def _check_queues(self):
-        """Refuse names that no queue can have, wherever a setting names one."""
-        named = [('allowed_queues', name) for name in self.allowed_queues]
+    def _check_queues(self) -> None:
+        """Refuse names that a queue cannot have, in every setting that names queues."""
+        named: list[tuple[str, Any]] = [('allowed_queues', name) for name in self.allowed_queues]
         named += [(f'celery["{setting}"]', name) for setting, name in _queues_of(self.celery)]
         keys = taken_keys(self)
         for setting, name in named:
             if not isinstance(name, str):
-                raise wrong(setting, f'must hold the names of queues, not {name!r}')
+                raise wrong(setting, f'must contain names of queues, not {name!r}')
             if why := why_reserved(name, keys):
-                raise wrong(setting, f'names the queue {name!r}, which cannot be: {why}')
-        # What no setting names is called as Celery has it
+                raise wrong(setting, f'names the queue {name!r}, which is not allowed: {why}')
+        # Without the setting, the default queue has Celery's name for it
         if 'task_default_queue' not in self.celery and why_reserved('celery', keys):
-            raise wrong('celery["broker_transport_options"]', "takes the name of the default queue, 'celery'")
+            raise wrong('celery["broker_transport_options"]', "uses the name of the default queue, 'celery'")
 
 
-def _queues_of(settings):
-    """Yield the names of queues in settings of Celery's, as pairs of a setting and a name."""
+def _queues_of(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the names of queues in Celery's settings, as pairs of a setting and a name."""
     if settings.get('task_default_queue') is not None:
         yield 'task_default_queue', settings['task_default_queue']
     for queue in settings.get('task_queues') or ():
@@ -183,10 +187,10 @@ def _queues_of(settings):
             yield 'beat_schedule', getattr(queue, 'name', queue)
 
 
-def _targets(routes):
-    """Yield where routes lead to that are no functions: names of queues, and dicts of options.
+def _targets(routes: Any) -> Iterator[Any]:
+    """Yield the targets of routes that are not functions: names of queues, and dicts of options.
 
-    They are a dict by names of tasks, the same as a list of pairs, or a list of these and of routers.
+    Routes are a dict by names of tasks, the same as a list of pairs, or a list of these and of routers.
     """
     for route in routes if isinstance(routes, list | tuple) else [routes]:
         if isinstance(route, dict):
@@ -197,13 +201,13 @@ def _targets(routes):
                     yield pair[1]
 
 
-def _check_type(name, value, accepted):
+def _check_type(name: str, value: object, accepted: tuple[type, ...]) -> None:
     if not isinstance(value, accepted) or isinstance(value, bool) and bool not in accepted:
         types = ' or '.join(kind.__name__ for kind in accepted if kind is not NoneType)
         raise wrong(name, f'must be of type {types}, not {type(value).__name__} ({value!r})')
 
 
-def _check_scheme(name, url):
+def _check_scheme(name: str, url: str) -> None:
     from celery.app.backends import BACKEND_ALIASES
     from kombu.transport import TRANSPORT_ALIASES
 
@@ -212,22 +216,22 @@ def _check_scheme(name, url):
     }
     for part in url.split(';'):
         scheme = part.split('://')[0].split('+')[0]
-        # A class by its dotted name is for Celery to find
+        # Celery imports a class by its dotted name
         if scheme not in known and '.' not in scheme:
             hint = suggestion(scheme, known)
-            raise wrong(name, f'must begin with one of {", ".join(sorted(known))}, not {scheme!r}{hint}')
+            raise wrong(name, f'must start with one of {", ".join(sorted(known))}, not {scheme!r}{hint}')
 
 
-def _options_by_name(setting, value):
-    """Return a dict of dicts for what may be a list of names, too."""
+def _options_by_name(setting: str, value: Any) -> dict[str, dict[str, Any]]:
+    """Return options by name, also for a list of names."""
     pairs = value.items() if isinstance(value, dict) else [(name, None) for name in value]
     for name, options in pairs:
         if not isinstance(name, str) or not isinstance(options, dict | None):
-            raise wrong(setting, f'must hold options by name, as in {{"name": {{}}}}, not {name!r}: {options!r}')
+            raise wrong(setting, f'must contain options by name, as in {{"name": {{}}}}, not {name!r}: {options!r}')
     return {name: options or {} for name, options in pairs}
 
 
-def _check_celery(settings):
+def _check_celery(settings: dict[str, Any]) -> None:
     from celery.app.defaults import NAMESPACES, flatten
 
     known = dict(flatten(NAMESPACES))
@@ -239,7 +243,7 @@ def _check_celery(settings):
                 f' (Celery settings are lower-case here: {name.lower()!r})' if str(name).lower() in known
                 else suggestion(name, known)
             )
-            raise wrong(f'celery["{name}"]', f'is not a setting of Celery{hint}')
+            raise wrong(f'celery["{name}"]', f'is not a Celery setting{hint}')
         if name.endswith('transport_options') and not isinstance(value, dict):
             raise wrong(f'celery["{name}"]', f'must be a dict, not {value!r}')
         if name in JSON_ONLY and value not in JSON_ONLY[name]:
@@ -254,20 +258,20 @@ def _check_celery(settings):
                 raise wrong(f'celery["{name}"]', what) from None
 
 
-def suggestion(name, known):
-    """Return a sentence with the known name that comes closest to a wrong one, or nothing."""
+def suggestion(name: object, known: Iterable[str]) -> str:
+    """Return a sentence with the known name that is closest to a wrong one, or an empty string."""
     close = difflib.get_close_matches(str(name), known, n=1)
     return f'. Did you mean {close[0]!r}?' if close else ''
 
 
-def wrong(name, what):
-    """Return the error for a setting, with what is wrong about it."""
+def wrong(name: str, what: str) -> ImproperlyConfigured:
+    """Return the error for a setting, with what is wrong with it."""
     return ImproperlyConfigured(f'PLUGINS_CONFIG["{PLUGIN}"]: {name} {what}')
 
 
 @lru_cache(maxsize=1)
-def get_config():
-    """Return the settings of this NetBox, a `Config`."""
+def get_config() -> Config:
+    """Return the settings of this NetBox."""
     from django.conf import settings
 
     return Config.from_dict(settings.PLUGINS_CONFIG.get(PLUGIN, {}))

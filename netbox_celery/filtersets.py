@@ -1,4 +1,5 @@
-"""How runs, log lines, tasks, schedules and workers are filtered, in lists and in REST."""
+"""The filters of runs, log entries, tasks, schedules and workers, for lists, REST and GraphQL."""
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import django_filters
@@ -43,20 +44,20 @@ __all__ = (
 )
 
 
-#: What a filter says of what is in no branch.
+#: The value of a branch filter that means main.
 NULL = settings.FILTERS_NULL_CHOICE_VALUE
 
 
 @extend_schema_field(OpenApiTypes.UUID)
 class MultiValueUUIDFilter(InvalidValueFilterMixin, MultiValueCharFilter):
-    """Any of several UUIDs: what follows a batch of runs asks for all of them at once."""
+    """Matches any of several UUIDs, so that a client can poll a batch of runs with one request."""
 
     def filter(self, qs, value):
-        return super().filter(qs, [item for item in value or () if item])  # a blank is none
+        return super().filter(qs, [item for item in value or () if item])  # ignore blanks
 
 
 class BranchFilter(MultiValueCharFilter):
-    """Rows of any of several branches, by name or schema ID; `null` means main."""
+    """Matches rows of any of several branches, by name or schema ID; `null` means main."""
 
     def __init__(self, **kwargs):
         super().__init__(method=self._filter_branch, label=_('Branch (name or schema ID)'), **kwargs)
@@ -70,46 +71,46 @@ class BranchFilter(MultiValueCharFilter):
 
 
 class StatusFilter(django_filters.MultipleChoiceFilter):
-    """Runs in any of several statuses. What has not ended is found by its own index, however long the history."""
+    """Matches runs in any of several statuses. Unfinished runs have an index, however long the history."""
 
     def filter(self, qs, value):
         qs = super().filter(qs, value)
         is_plain = self.lookup_expr == 'exact' and not self.exclude
         if value and is_plain and set(value) <= set(ResultStatusChoices.UNFINISHED):
-            # True of all of them, and the condition of the index
+            # True for all of these runs, and the condition of the index
             return qs.filter(completed__isnull=True)
         return qs
 
 
-def before(field_name):
+def before(field_name: str) -> django_filters.DateTimeFilter:
     return django_filters.DateTimeFilter(field_name=field_name, lookup_expr='lte')
 
 
-def after(field_name):
+def after(field_name: str) -> django_filters.DateTimeFilter:
     return django_filters.DateTimeFilter(field_name=field_name, lookup_expr='gte')
 
 
 def named(model):
-    """Return what may be named in a filter by its name, for each request: what a user may not view does not exist."""
+    """Return a function from a request to the objects that filters accept by name: only those the user may view."""
     def queryset(request):
         user = getattr(request, 'user', None)
         return model.objects.all() if user is None else nameable(model, user)
     return queryset
 
 
-def check_pattern(pattern):
-    """Refuse what is no regular expression to PostgreSQL, which ends the query, and a list with it."""
+def check_pattern(pattern: str) -> None:
+    """Reject an invalid regular expression, which would make PostgreSQL abort the query of a list."""
     try:
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute("SELECT '' ~ %s", [pattern])
     except DataError as exc:
-        raise forms.ValidationError(_('This is no regular expression: {error}').format(error=exc)) from exc
+        raise forms.ValidationError(_('Invalid regular expression: {error}').format(error=exc)) from exc
 
 
 class StrictForm(forms.Form):
-    """Takes nothing but true and false for a boolean: to Django's field, all else is unknown, and filters nothing.
+    """Accepts only true or false for a boolean, and only valid regular expressions.
 
-    And nothing but regular expressions where one is asked for.
+    Django's field would read any other value of a boolean as unknown, which filters nothing.
     """
 
     def clean(self):
@@ -128,10 +129,16 @@ class StrictForm(forms.Form):
                 self.add_error(name, _('Enter true or false, not {value}.').format(value=entered))
 
 
-class StrictMixin:
-    """Who filters by a wrong value finds nothing, and not everything: they may be about to delete what they find.
+if TYPE_CHECKING:
+    from django_filters import FilterSet as MixinBase
+else:
+    MixinBase = object
 
-    (REST answers 400.)
+
+class StrictMixin(MixinBase):
+    """A filter with an invalid value finds nothing instead of everything: users may be about to delete what they find.
+
+    (REST responds with 400.)
     """
 
     def get_form_class(self):
@@ -142,11 +149,11 @@ class StrictMixin:
         return super().filter_queryset(queryset) if self.is_valid() else queryset.none()
 
 
-class SingleTableMixin:
-    """Filters of one table's own columns match a row once at most.
+class SingleTableMixin(MixinBase):
+    """Removes `DISTINCT` from filters of the table's own columns, which match each row at most once.
 
-    django-filter adds `DISTINCT` to filters that take several values, for the sake of joins. Over a long history that
-    means to read and sort all rows that match, for a page of fifty.
+    django-filter adds it to filters that accept several values, because they may need joins. With a long history,
+    PostgreSQL would then read and sort all matching rows for a page of fifty.
     """
 
     @classmethod
@@ -158,8 +165,8 @@ class SingleTableMixin:
         return filters
 
 
-def parse_uuid(value):
-    """Return the UUID that `value` spells, or `None`."""
+def parse_uuid(value: str) -> UUID | None:
+    """Return the UUID in a text, or `None`."""
     try:
         return UUID(value.strip())
     except ValueError:
@@ -191,7 +198,7 @@ class CeleryResultFilterSet(StrictMixin, SingleTableMixin, NetBoxModelFilterSet)
         field_name='user__username',
         queryset=named(User),
         to_field_name='username',
-        label=_('User name')
+        label=_('User (name)')
     )
     schedule_id = django_filters.ModelMultipleChoiceFilter(
         queryset=CelerySchedule.objects.all(),
@@ -227,7 +234,7 @@ class CeleryResultFilterSet(StrictMixin, SingleTableMixin, NetBoxModelFilterSet)
     def search(self, queryset, name, value):
         if not value.strip():
             return queryset
-        # Whoever looks for an ID means one run: that needs no look at the whole history
+        # An ID means a single run, which does not require a search of the whole history
         if task_id := parse_uuid(value):
             return queryset.filter(task_id=task_id)
         return queryset.filter(
@@ -245,7 +252,7 @@ class CeleryResultFilterSet(StrictMixin, SingleTableMixin, NetBoxModelFilterSet)
         return found.filter(self._readable()) if is_by_error else found
 
     def _readable(self):
-        """Return the condition that the errors of runs may be read: what they repeat of others is not to be guessed."""
+        """Return the condition under which errors may be searched: users must not guess what they quote from others."""
         return error_is_readable(self.request and self.request.user)
 
 
@@ -257,11 +264,11 @@ class CeleryLogEntryFilterSet(StrictMixin, SingleTableMixin, BaseFilterSet):
     )
     result_id = django_filters.ModelMultipleChoiceFilter(
         queryset=CeleryResult.objects.only('pk'),
-        label=_('Result (ID)')
+        label=_('Run (ID)')
     )
     task_id = MultiValueUUIDFilter(
         field_name='result__task_id',
-        label=_('Task ID of the result')
+        label=_('Task ID of the run')
     )
     level = MultiValueNumberFilter()
     message = MultiValueCharFilter()
@@ -287,7 +294,7 @@ class CeleryLogEntryFilterSet(StrictMixin, SingleTableMixin, BaseFilterSet):
 class CeleryTaskFilterSet(StrictMixin, NetBoxModelFilterSet):
     runnable = django_filters.BooleanFilter(
         method='filter_runnable',
-        label=_('You may run it')
+        label=_('You are allowed to run it')
     )
 
     class Meta:
@@ -326,14 +333,14 @@ class CeleryScheduleFilterSet(StrictMixin, NetBoxModelFilterSet):
     )
     owner_id = django_filters.ModelMultipleChoiceFilter(
         queryset=User.objects.all(),
-        null_label=_('Nobody'),
+        null_label=_('None'),
         label=_('Owner (ID)')
     )
     owner = django_filters.ModelMultipleChoiceFilter(
         field_name='owner__username',
         queryset=named(User),
         to_field_name='username',
-        label=_('Owner name')
+        label=_('Owner (name)')
     )
     kind = django_filters.MultipleChoiceFilter(
         choices=ScheduleKindChoices,
@@ -371,7 +378,7 @@ class CeleryScheduleFilterSet(StrictMixin, NetBoxModelFilterSet):
     @classmethod
     def get_filters(cls):
         filters = super().get_filters()
-        # In REST, `start` is where a page starts. Its lookups stay
+        # In REST, `start` is the start of a page. The lookups of the field remain
         filters.pop('start', None)
         return filters
 
@@ -395,7 +402,7 @@ class CeleryWorkerFilterSet(StrictMixin, BaseFilterSet):
     running = django_filters.BooleanFilter(
         field_name='stopped',
         lookup_expr='isnull',
-        label=_('Has not stopped')
+        label=_('Running')
     )
 
     class Meta:

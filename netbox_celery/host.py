@@ -1,14 +1,17 @@
-"""Everything of NetBox that its plugin documentation does not promise, in one place.
+"""The only access to NetBox features that its plugin documentation does not cover.
 
-A NetBox upgrade breaks here or nowhere.
+If a NetBox upgrade breaks something, it breaks here.
 """
 import logging
+from collections.abc import Collection, Generator, Iterable
 from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
 
 from django.conf import settings
 from django.contrib.contenttypes.fields import GenericRelation
 from django.contrib.contenttypes.models import ContentType
-from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db import DEFAULT_DB_ALIAS, models, transaction
 from django.http import HttpRequest
 from django.utils.text import Truncator
 
@@ -38,39 +41,39 @@ __all__ = (
 logger = logging.getLogger(__name__)
 
 
-def netbox_version():
-    """Return NetBox's version. Installed from a release archive or from Git, it is no Python distribution."""
+def netbox_version() -> str:
+    """Return NetBox's version. NetBox installed from an archive or from Git is not a Python distribution."""
     return settings.RELEASE.version
 
 
-def plugin_packages():
-    """Return the names of the installed plugins' packages."""
+def plugin_packages() -> list[str]:
+    """Return the package names of the installed plugins."""
     return registry['plugins']['installed']
 
 
-def current_user():
-    """Return the user of the request that is being served, or `None` outside of one."""
+def current_user() -> Any:
+    """Return the user of the current request, or `None` outside a request."""
     request = current_request.get()
     user = getattr(request, 'user', None)
     return user if user is not None and user.is_authenticated else None
 
 
-def is_in_maintenance():
-    """Whether a request is being served in maintenance mode, in which NetBox means to write nothing.
+def is_in_maintenance() -> bool:
+    """Whether a request is being served in maintenance mode, in which NetBox intends to write nothing.
 
-    Its middleware then makes the database session read-only, except below some addresses: with NetBox's own settings,
-    those are all (`MAINTENANCE_EXEMPT_PATHS` has the home page, `/`).
+    Its middleware then makes the database session read-only, except for exempt paths. NetBox's defaults exempt all
+    paths, since `MAINTENANCE_EXEMPT_PATHS` contains the home page, `/`.
     """
     return isinstance(current_request.get(), HttpRequest) and bool(get_config().MAINTENANCE_MODE)
 
 
-def job_retention():
-    """Return for how many days NetBox keeps its own jobs; 0: for ever. People set it in the user interface."""
+def job_retention() -> int:
+    """Return the number of days that NetBox keeps its own jobs (0: forever), as set in the user interface."""
     return Config().JOB_RETENTION
 
 
-def delete_references(model, ids):
-    """Delete what NetBox has about objects that are about to be deleted without its signals: tags, journals, ...
+def delete_references(model: type[models.Model], ids: Collection[int]) -> None:
+    """Delete NetBox's tags, journal entries etc. of objects that will be deleted without sending signals.
 
     Args:
         model: The objects' model.
@@ -88,15 +91,15 @@ def delete_references(model, ids):
 
 
 @contextmanager
-def change_tracking(user, request_id):
-    """Record changes of NetBox objects as if `user` had made them in the request `request_id`.
+def change_tracking(user: Any, request_id: UUID) -> Generator[HttpRequest]:
+    """Record changes to NetBox objects as if `user` had made them in the request `request_id`.
 
-    Change log entries, event rules and webhooks work as from the user interface; events are dispatched only if the
-    block ends without an exception (`netbox.context_managers.event_tracking`). Yields the request.
+    Change log entries, event rules and webhooks work as in the user interface. Events are dispatched only if the block
+    finishes without an exception (`netbox.context_managers.event_tracking`). Yields the request.
 
     Args:
-        user: A user, or a lazy object that becomes one.
-        request_id: The UUID that joins the changes.
+        user: A user, or a lazy object that evaluates to one.
+        request_id: The UUID that the changes have in common.
     """
     request = NetBoxFakeRequest({
         'META': {},
@@ -114,14 +117,14 @@ def change_tracking(user, request_id):
         yield request
 
 
-def save_permitted(user, instance):
-    """Save a changed object, unless it then is one that its user may not change.
+def save_permitted(user: Any, instance: models.Model) -> None:
+    """Save a changed object, unless the user may not change the object in its new state.
 
-    As in NetBox's own views the constraints of a permission hold of an object before and after, and event rules hear
-    nothing of what was rolled back.
+    As in NetBox's own views, the constraints of a permission apply before and after the change, and event rules do not
+    receive changes that were rolled back.
 
     Raises:
-        utilities.exceptions.PermissionsViolation: They may not; nothing has changed.
+        utilities.exceptions.PermissionsViolation: The user may not change it; nothing was saved.
     """
     try:
         with transaction.atomic():
@@ -133,63 +136,63 @@ def save_permitted(user, instance):
         raise
 
 
-def index_for_search(instances):
-    """Let the global search find objects that were written without `save()`."""
+def index_for_search(instances: Iterable[models.Model]) -> None:
+    """Add objects that were written without `save()` to the global search."""
     from netbox.search.backends import search_backend
 
     search_backend.cache(instances, using=DEFAULT_DB_ALIAS)
 
 
-def record_change(instance, request, action, message=''):
-    """Write a change log entry for something a person did that no `save()` recorded.
+def record_change(instance: Any, request: HttpRequest, action: str, message: str = '') -> None:
+    """Write a change log entry for a user's change that was made without `save()`.
 
     Args:
-        instance: The object; `instance.snapshot()` before the change gives the entry its "before".
-        request: The request in which the person did it.
+        instance: The object. Call `instance.snapshot()` before the change, so that the entry has the previous state.
+        request: The request of the user.
         action: `create`, `update` or `delete` (`ObjectChangeActionChoices`).
-        message: Why, as the person says it, or what the system adds.
+        message: The user's reason for the change, or a note of the system.
     """
     record_changes([instance], request, action, message)
 
 
-def record_changes(instances, request, action, message=''):
+def record_changes(instances: Iterable[Any], request: HttpRequest, action: str, message: str = '') -> None:
     """Write change log entries for several objects (see `record_change`).
 
-    What was done is done: an entry that cannot be written is logged, and keeps nobody from being answered.
+    The changes have already been made, so an entry that cannot be written is only logged: the request still succeeds.
     """
     from core.models import ObjectChange
 
-    # Names in it may be long
+    # The message may contain long names
     message = Truncator(message).chars(ObjectChange._meta.get_field('message').max_length)
     changes = []
     for instance in instances:
         try:
             changes.append(_change_of(instance, request, action, message))
         except Exception:
-            logger.exception('%s of %r by %s has no entry in the change log', action, instance, request.user)
+            logger.exception('No change log entry for %s of %r by %s', action, instance, request.user)
     try:
         with transaction.atomic():
             ObjectChange.objects.db_manager(DEFAULT_DB_ALIAS).bulk_create(changes)
     except Exception:
-        logger.exception('%s of %s objects by %s has no entry in the change log', action, len(changes), request.user)
+        logger.exception('No change log entries for %s of %s objects by %s', action, len(changes), request.user)
 
 
 def _change_of(instance, request, action, message):
     instance._changelog_message = message
     change = instance.to_objectchange(action)
     change.user = request.user
-    # What `ObjectChange.save()` adds
+    # `bulk_create()` bypasses `ObjectChange.save()`, which sets these
     change.user_name = request.user.username
     change.request_id = request.id
     return change
 
 
-def take_snapshot(instance):
-    """Keep how an object is now, for the "before" of its entry in the change log, if it can be kept."""
+def take_snapshot(instance: Any) -> None:
+    """Keep the current state of an object for its change log entry. A failure is only logged."""
     try:
         instance.snapshot()
     except Exception:
-        logger.exception('How %r is now cannot be kept for the change log', instance)
+        logger.exception('Cannot take a snapshot of %r for the change log', instance)
 
 
 ACTION_CREATE = ObjectChangeActionChoices.ACTION_CREATE

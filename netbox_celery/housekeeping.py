@@ -1,4 +1,4 @@
-"""Tasks of the plugin's own."""
+"""The plugin's own tasks."""
 from celery.schedules import crontab
 
 from .engine.worker import retention
@@ -14,24 +14,24 @@ PRUNE = 'netbox_celery:prune'
 
 @netbox_celery_task(name=PRUNE, schedule=crontab(minute=15, hour=3))
 def prune(self, task_id, days: int | None = None):
-    """Delete old runs, and their logs.
+    """Delete old runs and their logs.
 
     Args:
-        days: For how many days after their end runs are kept; by default as the setting `retention` says
+        days: Number of days to keep finished runs; defaults to the setting `retention`
     """
     before = retention.cutoff(days)
     if before is None:
-        self.log('Runs are kept for ever')
+        self.log('Runs are kept forever')
         return None
     expected = retention.count_old(before, with_lines=False).runs
-    self.log(f'Deleting what ended before {before:%Y-%m-%d %H:%M} UTC: {expected} runs')
+    self.log(f'Deleting {expected} runs that finished before {before:%Y-%m-%d %H:%M} UTC')
 
     def report(pruned):
-        self.progress(pruned.runs, expected, step=f'{pruned.lines} lines of logs deleted')
+        self.progress(pruned.runs, expected, step=f'{pruned.lines} log entries deleted')
 
     pruned = retention.prune(before, report=report, is_cancelled=self.is_cancelled)
     if pruned.is_busy:
-        self.log_warning('Nothing done: old runs are being deleted already')
+        self.log_warning('Skipped: another process is already deleting old runs')
         return None
-    self.log_success(f'Deleted {pruned.runs} runs and {pruned.lines} lines of their logs')
+    self.log_success(f'Deleted {pruned.runs} runs and {pruned.lines} log entries')
     return {'runs': pruned.runs, 'lines': pruned.lines}

@@ -1,4 +1,4 @@
-"""NetBox's own background jobs of the plugin, which `netbox rqworker` runs: for those who run no beat."""
+"""The plugin's NetBox background jobs, which `netbox rqworker` runs: for installations without beat."""
 from datetime import timedelta
 
 from django.utils import timezone
@@ -17,7 +17,7 @@ __all__ = (
 
 @system_job(interval=JobIntervalChoices.INTERVAL_DAILY)
 class PruneJob(JobRunner):
-    """Deletes old runs, unless beat has been doing it."""
+    """Delete old runs, unless beat does."""
 
     class Meta:
         name = 'Celery: delete old runs'
@@ -25,14 +25,14 @@ class PruneJob(JobRunner):
     def run(self, *args, **kwargs):
         recently = timezone.now() - timedelta(days=2)
         if CelerySchedule.objects.filter(name=PRUNE, enabled=True, last_run__gt=recently).exists():
-            self.logger.info('Skipped: beat does it, by its schedule %s', PRUNE)
+            self.logger.info('Skipped: beat runs the schedule %s', PRUNE)
             return
         before = retention.cutoff()
         if before is None:
-            self.logger.info('Runs are kept for ever')
+            self.logger.info('Runs are kept forever')
             return
         pruned = retention.prune(before)
         if pruned.is_busy:
-            self.logger.info('Skipped: old runs are being deleted already')
+            self.logger.info('Skipped: another process is already deleting old runs')
         else:
-            self.logger.info('Deleted %s runs and %s lines of their logs', pruned.runs, pruned.lines)
+            self.logger.info('Deleted %s runs and %s log entries', pruned.runs, pruned.lines)

@@ -1,4 +1,7 @@
-"""The menu."""
+"""The navigation menu."""
+from collections.abc import Iterable
+from typing import Any
+
 from django.utils.translation import gettext_lazy as _
 
 from netbox.plugins import PluginMenu, PluginMenuButton, PluginMenuItem
@@ -8,7 +11,7 @@ __all__ = (
 )
 
 
-def item(model, text, buttons=()):
+def item(model: str, text: Any, buttons: Iterable[PluginMenuButton] = ()) -> PluginMenuItem:
     return PluginMenuItem(
         link=f'plugins:netbox_celery:{model}_list',
         link_text=text,
@@ -17,7 +20,7 @@ def item(model, text, buttons=()):
     )
 
 
-def button(model, action, title, icon):
+def button(model: str, action: str, title: Any, icon: str) -> PluginMenuButton:
     return PluginMenuButton(
         link=f'plugins:netbox_celery:{model}_{action}',
         title=title,
@@ -31,7 +34,7 @@ menu = PluginMenu(
     icon_class='mdi mdi-sprout',
     groups=(
         (_('Tasks'), (
-            item('celeryresult', _('Results')),
+            item('celeryresult', _('Runs')),
             item('celerytask', _('Tasks')),
             item('celeryschedule', _('Schedules'), (
                 button('celeryschedule', 'add', _('Add'), 'plus-thick'),

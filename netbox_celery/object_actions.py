@@ -1,4 +1,6 @@
-"""Buttons: what can be done to a run, a task or a schedule, shown to those who may do it where it can be done."""
+"""The action buttons of runs, tasks and schedules. Each is shown if the action is possible and permitted."""
+from typing import Any
+
 from django.utils.translation import gettext_lazy as _
 
 from netbox.object_actions import DeleteObject, ObjectAction
@@ -22,14 +24,14 @@ __all__ = (
 
 
 class ConditionalAction(ObjectAction):
-    """A button for objects in some state, whose permission is checked on that very object.
+    """A button that depends on the state of the object, and on the permission for this specific object.
 
-    It stands in an element of its own, so that a live page can show or hide it when the state changes.
+    It has its own element, so that a live page can show or hide it when the state changes.
 
     Attributes:
         icon: Name of an MDI icon.
-        color: Bootstrap's name of the button's colour.
-        confirm: Whether the view behind it asks for confirmation, in a dialog.
+        color: Bootstrap's name of the button color.
+        confirm: Whether the view asks for confirmation in a dialog.
     """
     template_name = 'netbox_celery/buttons/object_action.html'
     url_kwargs = ['pk']
@@ -38,8 +40,8 @@ class ConditionalAction(ObjectAction):
     confirm = True
 
     @classmethod
-    def is_applicable(cls, obj):
-        """Whether the object is in a state in which this can be done."""
+    def is_applicable(cls, obj: Any) -> bool:
+        """Whether the action is possible in the object's current state."""
         raise NotImplementedError
 
     @classmethod
@@ -53,15 +55,15 @@ class ConditionalAction(ObjectAction):
         }
 
     @classmethod
-    def is_permitted(cls, user, obj):
-        """Whether a user may do it to this very object."""
+    def is_permitted(cls, user: Any, obj: Any) -> bool:
+        """Whether a user may perform the action on this specific object."""
         return all(
             user.has_perm(get_permission_for_model(obj, action), obj) for action in cls.permissions_required
         )
 
 
 class CancelResult(ConditionalAction):
-    """Cancel a run that has not ended."""
+    """Cancel an unfinished run."""
     name = 'cancel'
     label = _('Cancel')
     permissions_required = {'cancel'}
@@ -69,19 +71,19 @@ class CancelResult(ConditionalAction):
     color = 'warning'
 
     @classmethod
-    def is_applicable(cls, obj):
+    def is_applicable(cls, obj: Any) -> bool:
         return not obj.is_finished and not obj.is_cancelling
 
 
 class RerunResult(ConditionalAction):
-    """Run a task again with the arguments of a run that has ended."""
+    """Run a task again with the arguments of a finished run."""
     name = 'rerun'
     label = _('Run Again')
     permissions_required = {'rerun'}
     icon = 'replay'
 
     @classmethod
-    def is_applicable(cls, obj):
+    def is_applicable(cls, obj: Any) -> bool:
         return obj.is_finished and obj.is_rerunnable
 
 
@@ -94,12 +96,12 @@ class RunTask(ConditionalAction):
     confirm = False
 
     @classmethod
-    def is_applicable(cls, obj):
+    def is_applicable(cls, obj: Any) -> bool:
         return obj.enabled and obj.present
 
 
 class DeleteAbsentTask(DeleteObject):
-    """Delete a task that is registered no more. Others would come back."""
+    """Delete a task that is no longer registered. A registered task would reappear."""
 
     @classmethod
     def render(cls, context, obj, **kwargs):
@@ -107,10 +109,10 @@ class DeleteAbsentTask(DeleteObject):
 
 
 class ScheduleAction(ConditionalAction):
-    """A button of a schedule, for those who may run its task."""
+    """A button of a schedule, for users who may run its task."""
 
     @classmethod
-    def is_permitted(cls, user, obj):
+    def is_permitted(cls, user: Any, obj: Any) -> bool:
         return super().is_permitted(user, obj) and may_run(user, obj.task)
 
 
@@ -122,7 +124,7 @@ class RunSchedule(ScheduleAction):
     icon = 'play'
 
     @classmethod
-    def is_applicable(cls, obj):
+    def is_applicable(cls, obj: Any) -> bool:
         return obj.task.enabled and obj.task.present
 
 
@@ -135,7 +137,7 @@ class EnableSchedule(ScheduleAction):
     color = 'success'
 
     @classmethod
-    def is_applicable(cls, obj):
+    def is_applicable(cls, obj: Any) -> bool:
         return not obj.enabled
 
 
@@ -148,29 +150,29 @@ class DisableSchedule(ScheduleAction):
     color = 'secondary'
 
     @classmethod
-    def is_applicable(cls, obj):
+    def is_applicable(cls, obj: Any) -> bool:
         return obj.enabled
 
 
 class TakeOverSchedule(ScheduleAction):
-    """Become the owner of a schedule."""
+    """Take ownership of a schedule."""
     name = 'take_over'
-    label = _('Take Over')
+    label = _('Take Ownership')
     permissions_required = {'change'}
     icon = 'account-arrow-left'
     color = 'secondary'
 
     @classmethod
-    def is_applicable(cls, obj):
+    def is_applicable(cls, obj: Any) -> bool:
         return True
 
     @classmethod
-    def is_permitted(cls, user, obj):
+    def is_permitted(cls, user: Any, obj: Any) -> bool:
         return obj.owner_id != user.pk and super().is_permitted(user, obj)
 
 
 class DeleteSchedule(DeleteObject):
-    """Delete a schedule. Those of the settings and the code would come back."""
+    """Delete a schedule. One that is defined in settings or code would reappear."""
 
     @classmethod
     def render(cls, context, obj, **kwargs):

@@ -1,13 +1,16 @@
-"""What pytest finds in the package by its entry point. It imports nothing of NetBox before a fixture is used."""
+"""The package's pytest plugin, found by its entry point. It does not import NetBox before a fixture is used."""
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
-#: Celery's fixtures of a worker in the process of the tests, and those of its app.
+#: Celery's fixtures of a worker in the process of the tests, and the fixtures of its app.
 WORKERS = {'celery_session_worker': 'celery_session_app', 'celery_worker': 'celery_app'}
 
 
 @pytest.fixture
-def run_task():
-    """Run a task in this process, tracked: `netbox_celery.testing.run_task`."""
+def run_task() -> Callable[..., Any]:
+    """The function `netbox_celery.testing.run_task`: run a task in this process, tracked."""
     from netbox_celery.testing import run_task
 
     return run_task
@@ -15,9 +18,9 @@ def run_task():
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef, request):
-    """Let Celery's fixtures of a worker have the database of the tests, as long as the worker lives.
+    """Give Celery's worker fixtures access to the database of the tests, for as long as the worker runs.
 
-    A worker is registered in the database when it starts, has a heartbeat there, and signs off when it stops.
+    A worker is registered in the database when it starts, writes a heartbeat, and signs off when it stops.
     """
     name = fixturedef.argname
     if (

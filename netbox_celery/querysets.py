@@ -1,5 +1,6 @@
-"""Querysets of the tables that grow without end: runs and the lines of their logs."""
+"""The querysets of tables that grow without limit: runs and their log entries."""
 import json
+from typing import Self
 
 from utilities.querysets import RestrictedQuerySet
 
@@ -9,23 +10,23 @@ __all__ = (
     'HistoryQuerySet',
 )
 
-#: Up to so many rows, a bounded count is exact.
+#: A bounded count is exact up to this number of rows.
 EXACT_UP_TO = 10_000
 
 
 class Estimate(int):
-    """A number of rows that was not counted but estimated by PostgreSQL's planner."""
+    """A number of rows that PostgreSQL's planner has estimated."""
 
 
 class HistoryQuerySet(RestrictedQuerySet):
     """Rows of a table with a long history."""
     _is_count_bounded = False
 
-    def with_bounded_count(self):
-        """Return a copy whose `count()` takes milliseconds, however many rows match. Lists page by it.
+    def with_bounded_count(self) -> Self:
+        """Return a copy whose `count()` takes milliseconds, however many rows match. It is for the paging of lists.
 
-        Up to 10,000 rows the count is exact; above, it is an `Estimate`. Elsewhere `count()` stays what it is:
-        NetBox compares counts to find out whether a user may do what they ask for.
+        Up to 10,000 rows the count is exact; above, it is an `Estimate`. Otherwise `count()` remains exact: NetBox
+        compares counts to check whether a user is permitted to perform an action.
         """
         clone = self._chain()
         clone._is_count_bounded = True
@@ -46,13 +47,13 @@ class HistoryQuerySet(RestrictedQuerySet):
         return Estimate(max(counted, unordered._estimate()))
 
     def _estimate(self):
-        """Return how many rows the planner expects. It knows the table's present size, and the values' statistics."""
+        """Return the planner's estimate, which uses the current size of the table and the statistics of its columns."""
         plan = json.loads(self.values('pk').explain(format='json'))
         return plan[0]['Plan']['Plan Rows']
 
 
 class CeleryLogEntryQuerySet(HistoryQuerySet):
-    """Lines of logs. Who reads one must be allowed to view the run as well."""
+    """Log entries. Users can view an entry only if they may view its run as well."""
 
     def restrict(self, user, action='view'):
         entries = super().restrict(user, action)

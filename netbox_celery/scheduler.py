@@ -1,8 +1,8 @@
 """Beat's scheduler: `celery -A netbox_celery beat`, and `worker -B`.
 
-Schedules are rows (`netbox_celery.models.CelerySchedule`). Beat asks the database at least every five seconds when one
-is due next, so what people change takes effect by then; and it keeps nothing, so no file has to be kept for it. Any
-number of beats may run: one sends, the others wait to take its place.
+Schedules are rows (`netbox_celery.models.CelerySchedule`). Beat asks the database at least every five seconds which one
+is due next, so changes take effect within that time. It has no state of its own, and needs no file. Any number of beats
+may run: one sends, the others are on standby.
 """
 import ctypes
 import logging
@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from copy import copy, deepcopy
+from typing import Any
 
 from celery.beat import ScheduleEntry, Scheduler
 from celery.schedules import schedule
@@ -31,21 +32,21 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-#: How often a beat that does not send looks whether the one that does has stopped, seconds. The place of one that is
-#: gone it takes as soon as the lease has run out.
+#: How often a beat on standby checks whether the one that sends has stopped, seconds. It takes over from a dead one as
+#: soon as the lease has expired.
 STANDBY_INTERVAL = 3
-#: How often the one that sends looks after what changes seldom, seconds.
+#: Time between two rounds of housekeeping of the beat that sends, seconds.
 HOUSEKEEPING_INTERVAL = 60
-#: For how long it sends before it renews its lease, seconds.
+#: How long beat sends before it renews its lease, seconds.
 SENDING_TIME = 1
-#: How long it waits where a schedule is due but is being edited, or the database is away, seconds.
+#: How long beat waits if a schedule is due but is being edited, or after it lost its lease, seconds.
 SHORT_WAIT = 0.2
 
 
 class DatabaseScheduler(Scheduler):
     """Celery's scheduler with schedules in NetBox's database."""
 
-    #: Seconds after which an edit has taken effect.
+    #: Maximum time until an edit takes effect, seconds.
     max_interval = 5
 
     def __init__(self, *args, **kwargs):
@@ -55,13 +56,13 @@ class DatabaseScheduler(Scheduler):
         self.max_interval = min(self.max_interval, type(self).max_interval)
 
     def setup_schedule(self):
-        """Called where beat is going to run. Its connections are made later, in the process that uses them."""
+        """Prepare beat, in the process in which it will run. Connections are made later, when they are used."""
         harden_connections()
         discovery.log_failures()
         self.install_default_entries(self.data)
 
-    def tick(self, *args, **kwargs):
-        """Start what is due.
+    def tick(self, *args: Any, **kwargs: Any) -> float:
+        """Start the runs that are due.
 
         Returns:
             Seconds after which to call it again.
@@ -73,7 +74,7 @@ class DatabaseScheduler(Scheduler):
             self._keep_house()
             seconds = self.leadership.seconds_to_next()
             if seconds is None:
-                logger.warning('beat: nothing is sent from here any more, another beat has taken the place')
+                logger.warning('beat: another beat has taken over, this one is on standby')
                 return SHORT_WAIT
             return min(seconds, self.max_interval) if seconds > 0 else self._send()
         except UNAVAILABLE as exc:
@@ -84,18 +85,18 @@ class DatabaseScheduler(Scheduler):
             if is_read_only(exc):
                 logger.warning('beat: nothing is sent, the database is read-only: %s', exc)
             else:
-                # It must go on: whatever is wrong with one thing, the others are due.
-                logger.exception('beat: something failed, trying again')
+                # Beat must continue: whatever is wrong with one schedule, others are due
+                logger.exception('beat: unexpected error, trying again')
         connections.close_all()
         return STANDBY_INTERVAL
 
     def _take_over(self):
         if self.leadership.acquire():
-            logger.info('beat: this one sends what is due')
+            logger.info('beat: this one is active')
             self._housekeeping_due = self._complaint_due = 0.0
             return True
         if time.monotonic() >= self._complaint_due:
-            logger.warning('beat: nothing is sent from here, another beat sends; waiting to take its place')
+            logger.warning('beat: another beat is active, this one is on standby')
             self._complaint_due = time.monotonic() + HOUSEKEEPING_INTERVAL
         return False
 
@@ -108,7 +109,8 @@ class DatabaseScheduler(Scheduler):
         schedules.resume_after_clock()
 
     def _send(self):
-        permissions, number = {}, 0
+        permissions: dict[tuple[int, int], bool] = {}
+        number = 0
         until = time.monotonic() + SENDING_TIME
         for pk in schedules.find_due():
             number += schedules.fire(pk, permissions, self._start)
@@ -117,17 +119,17 @@ class DatabaseScheduler(Scheduler):
         return 0 if number else SHORT_WAIT
 
     def _start(self, row, moment):
-        """Start a run by `apply_entry`, as beat does: that is where others listen, such as Sentry's monitor of beat.
+        """Start a run by `apply_entry`, as beat does: others patch that method, such as Sentry's monitor of beat.
 
         Raises:
-            django.db.DatabaseError: The database is away.
+            django.db.DatabaseError: The database is unavailable.
         """
         entry = Entry(self.app, row, moment)
         try:
             self.apply_entry(entry)
         except Exception:
-            # Ours only logs what goes wrong
-            logger.exception('beat: who listens to what schedule %s starts has failed', row)
+            # The error is that of others: Celery's own `apply_entry` logs errors
+            logger.exception('beat: instrumentation of the schedule %s failed', row)
         if not entry.is_applied:
             self.apply_async(entry)
         if entry.error is not None:
@@ -136,7 +138,7 @@ class DatabaseScheduler(Scheduler):
     def apply_async(self, entry, producer=None, advance=True, **kwargs):
         """Start the run of an entry that is due (see `celery.beat.Scheduler.apply_async`).
 
-        Its row says all that it is called with. Of the entry's options, headers that others have added go along.
+        The call is made from its row. Of the entry's options, only headers are used, which others may have added.
         """
         if not isinstance(entry, Entry):
             return super().apply_async(entry, producer=producer, advance=advance, **kwargs)
@@ -144,7 +146,7 @@ class DatabaseScheduler(Scheduler):
         try:
             return schedules.start_run(entry.row, entry.moment, headers=entry.options.get('headers'))
         except Exception as exc:
-            entry.error = exc  # or `apply_entry` would keep it to itself
+            entry.error = exc  # since `apply_entry` only logs it
             raise
 
     def close(self):
@@ -157,12 +159,12 @@ class DatabaseScheduler(Scheduler):
 
 
 class Entry(ScheduleEntry):
-    """A schedule that is due, as Celery's beat knows it. It is made for one run."""
+    """A schedule that is due, in the form of Celery's beat. It is made for one run."""
 
-    #: Whether the run was started, or could not be.
+    #: Whether the start of the run was tried.
     is_applied = False
-    #: What kept it from being started.
-    error = None
+    #: Why the run could not be started.
+    error: Exception | None = None
 
     def __init__(self, app, row, moment):
         super().__init__(
@@ -174,7 +176,7 @@ class Entry(ScheduleEntry):
 
 
 def timing_of(row):
-    """Return when a schedule is due as a schedule of Celery's; of one that is due once, `None`."""
+    """Return the timing of a schedule as one of Celery's schedules, or `None` if it is due once."""
     if row.kind == Kind.KIND_INTERVAL:
         return schedule(row.interval)
     if row.kind == Kind.KIND_CRONTAB:
@@ -184,14 +186,14 @@ def timing_of(row):
     return None
 
 
-#: The sockets of the worker that forked this beat: closed already, and never to be closed again in this process, where
-#: others have taken their numbers.
-_inherited = []
+#: The sockets of the worker that forked this beat. They are closed already, and must not be closed again in this
+#: process, where other files have their numbers.
+_inherited: list[Any] = []
 
 
 @beat_embedded_init.connect
 def on_embedded_init(**kwargs):
-    """Leave the worker's connections to the worker, and end with it: `worker -B` forks."""
+    """Leave the worker's connections to the worker, and die with it: `worker -B` forks."""
     for connection in connections.all(initialized_only=True):
         _inherited.append(connection.connection)
         connection.connection = None

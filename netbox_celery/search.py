@@ -1,4 +1,4 @@
-"""What NetBox's global search finds: tasks and schedules. Runs are too many: an index costs a write for each change."""
+"""The global search indexes of tasks and schedules. Runs have none: each change of a run would cost another write."""
 from netbox.search import SearchIndex, register_search
 
 from .models import CelerySchedule, CeleryTask
@@ -27,5 +27,5 @@ class CeleryScheduleIndex(SearchIndex):
         ('name', 100),
         ('description', 500),
     )
-    # Not the task, which not everybody who finds a schedule may view
+    # Without the task: users who find a schedule may lack permission to view its task
     display_attrs = ('kind', 'enabled', 'description')

@@ -1,5 +1,6 @@
-"""Lists of runs, tasks, schedules and workers."""
+"""The tables of runs, tasks, schedules and workers."""
 import re
+from typing import Any
 
 import django_tables2 as tables
 from django.template.defaultfilters import truncatechars
@@ -64,27 +65,34 @@ RUN_COUNT = """
 """
 
 
+NAME_ATTRS = {'td': {'style': 'min-width: 10rem; overflow-wrap: anywhere'}}
+
+
+def _breakable(name):
+    """Return a name that may wrap after each of its parts, so that it does not push other columns out of view."""
+    return mark_safe(re.sub('([:._])', r'\1<wbr>', escape(name)))
+
+
 class NameColumn(tables.Column):
-    """A name, or that of a task, which breaks where its parts end rather than push other columns out of sight."""
+    """A name that may wrap, such as that of a task."""
 
     def __init__(self, *args, **kwargs):
-        kwargs.setdefault('attrs', {'td': {'style': 'min-width: 10rem; overflow-wrap: anywhere'}})
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{'attrs': NAME_ATTRS} | kwargs)
 
     def render(self, value):
-        return mark_safe(re.sub('([:._])', r'\1<wbr>', escape(value)))
+        return _breakable(value)
 
     def value(self, value):
         return str(value)
 
 
 def _address(value, table):
-    """Return the address of an object beside a row, or `None`."""
+    """Return the address of a related object if the user may view it, otherwise `None`."""
     return value.get_absolute_url() if hasattr(value, 'get_absolute_url') and table.reader.may_view(value) else None
 
 
 class BesideColumn(tables.Column):
-    """An object beside a row. Who may not view it learns that there is one (see `netbox_celery.reading.viewing`)."""
+    """A related object. Users who may not view it only see that there is one (see `netbox_celery.reading.viewing`)."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, linkify=_address, **kwargs)
@@ -99,14 +107,18 @@ class BesideColumn(tables.Column):
         return value
 
 
-class BesideNameColumn(BesideColumn, NameColumn):
+class BesideNameColumn(BesideColumn):
+    """A related object whose name may wrap."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{'attrs': NAME_ATTRS} | kwargs)
 
     def _show(self, value):
-        return NameColumn.render(self, value)
+        return _breakable(value)
 
 
 class BranchColumn(tables.Column):
-    """The branch of a row by its name, and by its schema ID if it was deleted."""
+    """The name of the row's branch, or its schema ID if the branch was deleted."""
 
     def render(self, value, table):
         branch = table.branch(value)
@@ -118,45 +130,45 @@ class BranchColumn(tables.Column):
 
 
 class BesideTable(NetBoxTable):
-    """A table of rows with objects beside them, of which its reader may perhaps not view all."""
+    """A table of rows with related objects, some of which the user may not be allowed to view."""
 
     class Meta(NetBoxTable.Meta):
         pass
 
     @property
     def reader(self):
-        """The `Reader`; it has looked up all that the page shows."""
+        """The `Reader`, which has looked up all objects that the page shows."""
         if self._reader is None:
             page = getattr(self, 'page', None)
             shown = [column.name for column in self.columns if column.visible]
             self._read([row.record for row in page.object_list] if page else [], shown)
         return self._reader
 
-    _reader = None
+    _reader: Reader | None = None
 
-    def branch(self, value):
-        """Return what is shown of a branch, or `None`. Those of a page are looked up together."""
+    def branch(self, value: str) -> dict[str, Any] | None:
+        """Return the name and URL of a branch, a dict, or `None`. All branches of a page are looked up together."""
         if self._branches is None:
             page = getattr(self, 'page', None)
             rows = [row.record for row in page.object_list] if page else self.data
             self._branches = branches.shown({row.branch for row in rows})
         return self._branches.get(value)
 
-    _branches = None
+    _branches: dict[str, Any] | None = None
 
     def _read(self, rows, names):
-        # Without a request nobody knows who reads
+        # Without a request, the reader is unknown
         request = getattr(self, 'request', None)
         self._reader = Reader(getattr(request, 'user', None))
         load_beside(self._reader, rows, names)
 
     def as_values(self, exclude_columns=None):
-        # An export has all rows, not those of a page
+        # An export contains all rows, not only those of a page
         self._read(list(self.data), set(self.columns.names()) - set(exclude_columns or ()))
         yield from super().as_values(exclude_columns)
 
     def configure(self, request):
-        # By the names of what one may not view nothing is ordered
+        # The order must not reveal the names of objects that the user may not view
         for name in BESIDE.intersection(self.columns.names()) - {'object'}:
             self.columns[name].column.order_by = OrderByTuple([
                 order_by_visible(self._meta.model, request.user, name)
@@ -164,13 +176,13 @@ class BesideTable(NetBoxTable):
         super().configure(request)
 
     def before_render(self, request):
-        # Some of NetBox's pages do not configure their tables
+        # Some NetBox pages do not configure their tables
         self.request = request
         super().before_render(request)
 
 
 class ResultStatusColumn(columns.ChoiceFieldColumn):
-    """The status of the last run of a task or a schedule, which is annotated, as a badge that leads to the run."""
+    """The annotated status of the last run of a task or schedule, as a badge that links to the run."""
 
     def render(self, record, bound_column, value):
         run = CeleryResult(status=value)
@@ -237,6 +249,9 @@ class CeleryResultTable(BesideTable):
     error = tables.Column(
         verbose_name=_('Error')
     )
+    concurrency_key = tables.Column(
+        verbose_name=_('Concurrency Key')
+    )
     stale_after = columns.DateTimeColumn(
         verbose_name=_('Stale After')
     )
@@ -292,7 +307,7 @@ class CeleryTaskTable(NetBoxTable):
         verbose_name=_('Enabled')
     )
     present = columns.BooleanColumn(
-        verbose_name=_('Present')
+        verbose_name=_('Registered')
     )
     last_status = ResultStatusColumn(
         verbose_name=_('Last Run')
@@ -315,7 +330,7 @@ class CeleryTaskTable(NetBoxTable):
 
     class Meta(NetBoxTable.Meta):
         model = CeleryTask
-        # Asked for by the template of a table without rows, and by no other
+        # Evaluated only by the template of an empty table
         empty_text = lazy(lambda: no_tasks_text() or _('No tasks found'), str)()
         fields = (
             'pk', 'id', 'name', 'plugin', 'description', 'enabled', 'present', 'last_status', 'run_count', 'last_seen',
@@ -335,18 +350,21 @@ class CeleryScheduleTable(BesideTable):
         verbose_name=_('Task')
     )
     in_words = tables.Column(
-        verbose_name=_('When'),
+        verbose_name=_('Schedule'),
         orderable=False,
         attrs={'td': {'style': 'min-width: 9rem'}}
     )
     kind = columns.ChoiceFieldColumn(
-        verbose_name=_('Kind')
+        verbose_name=_('Type')
+    )
+    timezone = tables.Column(
+        verbose_name=_('Time Zone')
     )
     enabled = columns.BooleanColumn(
         verbose_name=_('Enabled')
     )
     present = columns.BooleanColumn(
-        verbose_name=_('Present')
+        verbose_name=_('Defined')
     )
     origin = columns.ChoiceFieldColumn(
         verbose_name=_('Origin')
@@ -359,7 +377,7 @@ class CeleryScheduleTable(BesideTable):
         attrs={'td': {'style': 'min-width: 6.5rem'}}
     )
     last_run = columns.DateTimeColumn(
-        verbose_name=_('Last Due')
+        verbose_name=_('Last Scheduled Time')
     )
     last_status = ResultStatusColumn(
         verbose_name=_('Last Run'),
@@ -379,6 +397,9 @@ class CeleryScheduleTable(BesideTable):
     )
     missed = columns.ChoiceFieldColumn(
         verbose_name=_('Missed Runs')
+    )
+    missed_max = tables.Column(
+        verbose_name=_('Catch-up Limit')
     )
     branch = BranchColumn(
         verbose_name=_('Branch')
@@ -416,7 +437,7 @@ class CeleryWorkerTable(NetBoxTable):
         linkify=True
     )
     is_alive = columns.BooleanColumn(
-        verbose_name=_('Alive'),
+        verbose_name=_('Online'),
         orderable=False
     )
     pid = tables.Column(
@@ -438,7 +459,7 @@ class CeleryWorkerTable(NetBoxTable):
     stopped = columns.DateTimeColumn(
         verbose_name=_('Stopped')
     )
-    # The engine's own rows: there is nothing to edit, and no change log
+    # Only the engine writes workers: they cannot be edited and have no change log
     actions = columns.ActionsColumn(
         actions=()
     )

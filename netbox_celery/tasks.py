@@ -1,6 +1,6 @@
-"""What plugin authors import: the base class of tasks, and what a task can say about itself while it runs.
+"""What plugin authors import: the base class of tasks, its decorator, and the errors that a task raises.
 
-    from celery import shared_task, states
+    from celery import shared_task
     from netbox_celery.tasks import CeleryBaseTask
 
     @shared_task(name="netbox_example_plugin:hello_world", base=CeleryBaseTask, bind=True)
@@ -8,16 +8,18 @@
         self.log(f"Hello {name}!")
 
 Every call of such a task (`delay`, `apply_async`, canvas, schedules) has a `CeleryResult` with its status, live log,
-progress, arguments and result. Calls take these options beside Celery's own, in the decorator, in the call, or all in
-one dict `netbox_kwargs`: `netbox_name`, `netbox_user`, `netbox_object`, `netbox_value_max`, `netbox_data`,
-`netbox_tags`, and `netbox_track` (`False`: no row).
+progress, arguments and result. In addition to Celery's own options, decorators and calls take `netbox_name`,
+`netbox_user`, `netbox_object`, `netbox_value_max`, `netbox_data`, `netbox_tags` and `netbox_track` (`False`: no row),
+or one dict `netbox_kwargs` of them.
 """
-from datetime import timedelta
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import partial
+from typing import Any, Concatenate, Literal, Unpack, overload
 from uuid import uuid4
 
 from celery import shared_task, states
-from celery.exceptions import CeleryError, TimeoutError
+from celery.exceptions import CeleryError, Retry, TimeoutError
 from celery.result import AsyncResult, EagerResult, assert_will_not_block
 from celery.utils.log import get_task_logger
 from django.db.models import Model
@@ -27,17 +29,18 @@ from .engine.calls.arguments import dump_after_task_id, header, merge_arguments
 from .engine.calls.hooks import TaskHooks, invocation_of, tell
 from .engine.calls.oncommit import OnCommitTask, call_on_commit
 from .engine.calls.options import lift, parameter_names, split
-from .engine.calls.policies import default_unique_key_generator, policy_of, seconds, take_settings, window_key
+from .engine.calls.policies import default_unique_key_generator, policy_of, seconds, split_settings, window_key
 from .engine.calls.run import get_run, run_of
 from .engine.catalogue.commands import command_task
 from .engine.exceptions import TaskConflict, TaskFailed
 from .engine.internals import is_protected, protect
 from .engine.runs.context import change_context
 from .engine.runs.interruption import is_order
-from .engine.runs.tracked import TrackedResult, look_for_cancel, tell_own_end
+from .engine.runs.tracked import TrackedResult, look_for_cancel, report_own_end
 from .engine.sending.admission import is_processing, open_window, why_not_now
 from .engine.store.database import caller, execute, get_connection
 from .engine.store.recorder import recorder
+from .optiontypes import CallOptions, OnConflict, Span, TaskOptions
 
 __all__ = (
     'CeleryBaseTask',
@@ -50,63 +53,67 @@ __all__ = (
 
 logger = get_task_logger(__name__)
 
-#: For how long an ignore window waits for a database that is away, seconds; as the end of a run does.
+#: How long opening an ignore window waits for an unavailable database, seconds. The end of a run waits as long.
 PATIENCE = 60
 
-#: Options that may stand among the arguments of `delay()`, unless the function has a parameter of that name.
+#: Options that `delay()` takes among the task's arguments, unless the function has a parameter of that name.
 DELAY_OPTIONS = frozenset(('ignore_result', 'ignore_task_after_success'))
+
+#: Positional and keyword arguments of a call.
+type Args = list[Any] | tuple[Any, ...] | None
+type Kwargs = Mapping[str, Any] | None
 
 
 class CeleryBaseTask(TaskHooks, OnCommitTask):
     """Base class of tasks whose runs NetBox shows.
 
-    The function takes Celery's ID of the run as its first argument: `f(self, task_id, ...)` with `bind=True`, else
-    `f(task_id, ...)`. Callers do not pass it; it is put in when the task runs, and is never part of a message.
+    The function takes the ID of the run as its first argument: `f(self, task_id, ...)` with `bind=True`, else
+    `f(task_id, ...)`. Callers do not pass it: it is added when the task runs, and is never part of a message.
     """
 
     abstract = True
     #: Whether runs of this task get a row.
-    netbox_track = True
-    #: The function's first argument is the ID of the run.
-    takes_task_id = True
-    #: Seconds before each retry, one after the other: `(1, 2, 3)` makes four attempts at the most, unless `max_retries`
-    #: says otherwise; the last holds for further ones. `retry_backoff` and a `countdown` or `eta` win over it.
-    default_retry_delays = None
-    #: When beat runs the task by itself: a `celery.schedules.crontab`, a number of seconds, or a `timedelta`.
-    schedule = None
-    #: Whether a `Strategy` of the task's own hands each message to Celery's, so that runs are claimed and tracked.
-    strategy_claims = False
-    #: Only one run at a time with the same arguments: a second call joins the run that is under way.
-    unique = False
-    #: After so long (a `timedelta` or seconds) a run does not keep others from running any more; it is not ended.
-    stale_time_limit = None
+    netbox_track: bool = True
+    #: Whether the function's first argument is the ID of the run.
+    takes_task_id: bool = True
+    #: Seconds before each retry, in order: with `(1, 2, 3)` there are at most four attempts, unless `max_retries` is
+    #: set; then further retries use the last delay. `retry_backoff`, `countdown` and `eta` take precedence.
+    default_retry_delays: Sequence[float] | None = None
+    #: When beat runs the task: a `celery.schedules.crontab`, a number of seconds, or a `timedelta`.
+    schedule: Any = None
+    #: Whether a `Strategy` of the task's own passes each message on to Celery's, so that runs are claimed and tracked.
+    strategy_claims: bool = False
+    #: Only one run at a time with the same arguments: a second call joins the active run.
+    unique: bool = False
+    #: After this time (a `timedelta` or seconds) a run gives up its concurrency slot. It keeps running.
+    stale_time_limit: Span | None = None
     #: Makes the key of a call: `f(task, prefix, task_args, task_kwargs)`, or the dotted name of such a function.
-    unique_key_generator = default_unique_key_generator
-    #: At most `limit` runs at a time with this key: a text, in which `{name}` stands for an argument of the call, or a
+    unique_key_generator: str | Callable[..., str] = default_unique_key_generator
+    #: At most `limit` runs at a time have this key: a text in which `{name}` stands for an argument of the call, or a
     #: function `f(task, task_args, task_kwargs)`.
-    concurrency_key = None
-    limit = 1
-    #: What becomes of a call past the limit: `join`, `queue`, `skip`, `replace` or `fail`.
-    on_conflict = 'join'
-    #: After a success, calls with the same arguments are ignored for so long (a `timedelta` or seconds).
-    ignore_task_after_success = False
-    ignore_task_timedelta = None
-    #: Errors that are no surprise: a worker logs them without a traceback. `TaskFailed` always is among them.
-    throws: tuple[type[Exception], ...] = (TaskFailed,)
+    concurrency_key: str | Callable[..., Any] | None = None
+    limit: int = 1
+    #: What happens to a call past the limit: `join`, `queue`, `skip`, `replace` or `fail`.
+    on_conflict: OnConflict = 'join'
+    #: After a success, calls with the same arguments are ignored for this time (a `timedelta` or seconds).
+    ignore_task_after_success: bool = False
+    ignore_task_timedelta: Span | None = None
+    #: Expected errors: a worker logs them without a traceback. `TaskFailed` is always added.
+    throws: type[Exception] | tuple[type[Exception], ...] = (TaskFailed,)
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if 'throws' in vars(cls):
             throws = cls.throws if isinstance(cls.throws, tuple) else (cls.throws,)
             cls.throws = (*throws, TaskFailed)
         if '__header__' in vars(cls) and '__wrapped__' in vars(cls):
-            # Made by a decorator: `__header__` is what Celery checks the arguments of a call against.
+            # Made by a decorator: Celery checks the arguments of a call against `__header__`
             cls.__header__ = staticmethod(header(vars(cls)['__wrapped__'], cls.name))
         if dump := cls.__dict__.get('_dump_pydantic_arguments'):
             cls._dump_pydantic_arguments = staticmethod(dump_after_task_id(dump.__func__))
 
-    def __call__(self, /, *args, **kwargs):
-        """Run the body: for the worker's tracer with the ID of the run, or called directly with an ID of its own."""
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Run the body: with the ID of the run when a worker's tracer calls it, with a new ID in a direct call."""
         request = self.request_stack.top
         if request is None or request.called_directly or is_protected(request):
             return super().__call__(str(uuid4()), *args, **kwargs)
@@ -121,24 +128,26 @@ class CeleryBaseTask(TaskHooks, OnCommitTask):
         except BaseException as exc:
             if run is None or run.own_end is None or is_order(exc):
                 raise
-            logger.warning('%s[%s] had set its end before it raised this', self.name, request.id, exc_info=True)
-        return value if run is None or run.own_end is None else tell_own_end(self, request, *run.own_end)
+            logger.warning(
+                '%s[%s] raised this after it had set its final status', self.name, request.id, exc_info=True
+            )
+        return value if run is None or run.own_end is None else report_own_end(self, request, *run.own_end)
 
-    def before_start(self, task_id, args, kwargs):
-        """Called before the body. The claim of the run comes before this, also before an override of it."""
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        """Called before the body. The run is claimed before this is called, also if it is overridden."""
 
     # Calls
 
-    def delay(self, /, *args, **kwargs):
+    def delay(self, /, *args: Any, **kwargs: Any) -> AsyncResult:
         """Send the task with the given arguments (see `apply_async`).
 
-        `netbox_*` options, `ignore_result` and `ignore_task_after_success` may stand among them.
+        The keyword arguments may include `netbox_*` options, `ignore_result` and `ignore_task_after_success`.
         """
         kwargs, options = self._options_of_delay(kwargs)
         return self.apply_async(args, kwargs, **options)
 
-    def _options_of_delay(self, kwargs):
-        """Return `(kwargs, options)`: what `delay` is called with by name, apart."""
+    def _options_of_delay(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return `(kwargs, options)`: the keyword arguments of `delay`, separated."""
         kwargs, own = lift(self, kwargs, {})
         options = {f'netbox_{name}': value for name, value in own.items()}
         for name in DELAY_OPTIONS & kwargs.keys():
@@ -146,44 +155,45 @@ class CeleryBaseTask(TaskHooks, OnCommitTask):
                 options[name] = kwargs.pop(name)
         return kwargs, options
 
-    def apply_async(self, args=None, kwargs=None, **options):
-        """Send the task (see `celery.app.task.Task.apply_async`). In a transaction, the message goes out on commit.
+    def apply_async(self, args: Args = None, kwargs: Kwargs = None, **options: Unpack[CallOptions]) -> AsyncResult:
+        """Send the task (see `celery.app.task.Task.apply_async`). In a transaction, the message is sent on commit.
 
         Args:
             args: Positional arguments of the task, without `task_id`.
             kwargs: Keyword arguments of the task.
-            **options: Celery's options, and `netbox_*` ones.
+            **options: Celery's options and `netbox_*` options.
 
         Returns:
-            An `AsyncResult`; of a unique task, it may be that of the run which is under way.
+            An `AsyncResult`; if the call joined an active run, that of the run.
 
         Raises:
-            TypeError: The arguments do not fit the task's signature.
-            ValueError: The soft time limit is beyond the hard one.
-            celery.exceptions.CeleryError: The task's policies keep it from being called (`TaskConflict`), or contradict
-                each other.
-            kombu.exceptions.EncodeError: An argument cannot be written as JSON.
+            TypeError: The arguments do not match the task's signature.
+            ValueError: The soft time limit is longer than the hard one.
+            celery.exceptions.CeleryError: The task's policies refuse the call (`TaskConflict`) or contradict each
+                other.
+            kombu.exceptions.EncodeError: An argument cannot be encoded as JSON.
             kombu.exceptions.OperationalError: The broker refused the message (outside a transaction).
         """
         kwargs, own = lift(self, kwargs, {})
-        options = {f'netbox_{name}': value for name, value in own.items()} | options
-        return super().apply_async(args, kwargs, **options)
+        return super().apply_async(args, kwargs, **{f'netbox_{name}': value for name, value in own.items()} | options)
 
-    def delay_on_commit(self, /, *args, **kwargs) -> AsyncResult:
+    def delay_on_commit(self, /, *args: Any, **kwargs: Any) -> AsyncResult:
         """Call `delay` when the transaction is committed (see `apply_async_on_commit`)."""
         kwargs, options = self._options_of_delay(kwargs)
         return self.apply_async_on_commit(args, kwargs, **options)
 
-    def apply_async_on_commit(self, args=None, kwargs=None, using=None, **options) -> AsyncResult:
+    def apply_async_on_commit(  # type: ignore[override]  # it names the options
+        self, args: Args = None, kwargs: Kwargs = None, using: str | None = None, **options: Unpack[CallOptions]
+    ) -> AsyncResult:
         """Send the task when the transaction is committed, and not at all if it, or its savepoint, is rolled back.
 
-        The ID is known at once; the row is made on commit. A unique task whose call finds a run under way then does not
-        become that run: it ends as ignored, and says for which one.
+        The ID is known immediately; the row is created on commit. If the call of a unique task then finds an active
+        run, it does not join that run: its own run is ignored, and its error names the active one.
 
         Args:
             args: Positional arguments of the task.
             kwargs: Keyword arguments of the task.
-            using: Alias of the database whose transaction it is; by default that in which the call is made.
+            using: Alias of the database whose transaction is meant; by default that in which the call is made.
             **options: As for `apply_async`.
 
         Returns:
@@ -192,15 +202,16 @@ class CeleryBaseTask(TaskHooks, OnCommitTask):
         return call_on_commit(self, partial(self.apply_async, args, kwargs), options, using)
 
     def apply_async_and_get_result(
-        self, args=None, kwargs=None, timeout: float | None = None, propagate: bool = True, **options
-    ):
-        """Send the task and wait for its result. The database is not asked while it waits.
+        self, args: Args = None, kwargs: Kwargs = None, timeout: float | None = None, propagate: bool = True,
+        **options: Unpack[CallOptions]
+    ) -> Any:
+        """Send the task and wait for its result. Waiting does not query the database.
 
         Args:
             args: Positional arguments of the task.
             kwargs: Keyword arguments of the task.
             timeout: How long to wait, seconds.
-            propagate: Whether an error of the task is raised here; else it is returned.
+            propagate: Whether an error of the task is raised here; otherwise it is returned.
             **options: As for `apply_async`.
 
         Returns:
@@ -208,12 +219,12 @@ class CeleryBaseTask(TaskHooks, OnCommitTask):
 
         Raises:
             Exception: What the task raised, and what `apply_async` raises.
-            celery.exceptions.TimeoutError: The task did not end in time. It goes on.
-            RuntimeError: Called inside a task, or inside a transaction, whose end the message would wait for.
+            celery.exceptions.TimeoutError: The task did not finish in time. It continues.
+            RuntimeError: Called inside a task, or inside a transaction: the message is sent only after its commit.
         """
         assert_will_not_block()
         if caller().in_atomic_block:
-            raise RuntimeError('The message goes out when the transaction is committed: waiting in it would not end.')
+            raise RuntimeError('The message is sent on commit: waiting inside the transaction would never end.')
         result = self.apply_async(args, kwargs, **options)
         try:
             if timeout is not None and timeout <= 0 and not result.ready():
@@ -224,10 +235,10 @@ class CeleryBaseTask(TaskHooks, OnCommitTask):
                 invocation.tell('timeout', result, exc)
             raise
 
-    def apply(self, args=None, kwargs=None, **options):
-        """Run the task here and now, untracked (see `celery.app.task.Task.apply`).
+    def apply(self, args: Args = None, kwargs: Kwargs = None, **options: Any) -> EagerResult:
+        """Run the task in this process, untracked (see `celery.app.task.Task.apply`).
 
-        It is ignored while a run with the same key is under way, or an ignore window is open.
+        The call is ignored while a run with the same key is active, or an ignore window is open.
 
         Returns:
             An `EagerResult`.
@@ -235,46 +246,51 @@ class CeleryBaseTask(TaskHooks, OnCommitTask):
         kwargs, __ = lift(self, kwargs, {})
         options, __ = split(options)
         if options.get('retries'):
-            # The next attempt, which Celery makes in the call of the first: that was let in, and told of
+            # The next attempt, which Celery makes inside the call of the first: that call was admitted and reported
             return super().apply(args, kwargs, **options)
-        policy = policy_of(self, args, kwargs, take_settings(options))
-        invocation = invocation_of(self, args, kwargs, options)
+        celery_options, settings = split_settings(options)
+        policy = policy_of(self, args, kwargs, settings)
+        invocation = invocation_of(self, args, kwargs, celery_options)
         why_not = policy and why_not_now(policy)
         if why_not:
-            result = EagerResult(options.get('task_id') or str(uuid4()), None, states.IGNORED, name=self.name)
+            result = EagerResult(celery_options.get('task_id') or str(uuid4()), None, states.IGNORED, name=self.name)
         else:
-            result = super().apply(args, kwargs, **options)
+            result = super().apply(args, kwargs, **celery_options)
             if policy and policy.window_length and result.successful():
                 open_window(partial(execute, caller()), policy.window, policy.window_length, result.id)
-        for what in ('apply', why_not or 'trigger') if invocation else ():
-            invocation.tell(what, result)
+        if invocation:
+            for what in ('apply', why_not or 'trigger'):
+                invocation.tell(what, result)
         return result
 
-    def is_processing(self, args=None, kwargs=None) -> bool:
-        """Return whether a run with these arguments is under way: it waits, runs, or will be tried again.
+    def is_processing(self, args: Args = None, kwargs: Kwargs = None) -> bool:
+        """Return whether a run with these arguments is active: it waits, runs, or will be retried.
 
         Args:
             args: Positional arguments of the task.
             kwargs: Keyword arguments of the task.
 
         Raises:
-            celery.exceptions.CeleryError: The task is neither unique nor has it a concurrency key.
+            celery.exceptions.CeleryError: The task is not unique and has no concurrency key.
         """
         policy = policy_of(self, args, kwargs)
         if policy is None or policy.key is None:
-            raise CeleryError(f'{self.name} is neither unique nor has it a concurrency_key')
+            raise CeleryError(f'{self.name} is not unique and has no concurrency_key')
         return is_processing(policy)
 
-    def retry(self, args=None, kwargs=None, exc=None, throw=True, eta=None, countdown=None, max_retries=None,
-              default_retry_delays=None, **options):
-        """Send the task again (see `celery.app.task.Task.retry`; `default_retry_delays` as the attribute).
+    def retry(
+        self, args: Args = None, kwargs: Kwargs = None, exc: BaseException | None = None, throw: bool = True,
+        eta: datetime | None = None, countdown: float | None = None, max_retries: int | None = None,
+        default_retry_delays: Sequence[float] | None = None, **options: Any
+    ) -> Retry:
+        """Retry the task (see `celery.app.task.Task.retry`; `default_retry_delays` as the attribute).
 
-        Unlike Celery's own, a `max_retries` given here holds for this run alone: Celery keeps it on the task object
+        A `max_retries` given here applies to this run alone. Celery's own keeps it on the task object
         (`override_max_retries`), where it leaks into other runs of the process.
 
         Raises:
             celery.exceptions.Retry: Always, unless `throw` is false: it ends the attempt.
-            Exception: `exc`, or `MaxRetriesExceededError`: there was the last attempt already.
+            Exception: `exc`, or `MaxRetriesExceededError`: this was the last attempt.
         """
         if (args is None) != (kwargs is None):
             args, kwargs = merge_arguments(self, args, kwargs)
@@ -290,7 +306,7 @@ class CeleryBaseTask(TaskHooks, OnCommitTask):
 
     @property
     def override_max_retries(self) -> int | None:
-        """The `max_retries` of the current run's own `retry()`, which `autoretry_for` goes by as well."""
+        """The `max_retries` that the current run gave to `retry()`; `autoretry_for` applies it as well."""
         try:
             return vars(self.request)['netbox_max_retries']
         except KeyError:
@@ -304,7 +320,7 @@ class CeleryBaseTask(TaskHooks, OnCommitTask):
     def override_max_retries(self) -> None:
         del self.request.netbox_max_retries
 
-    # What the body says
+    # In the body
 
     @property
     def celery_result(self) -> TrackedResult | None:
@@ -319,15 +335,15 @@ class CeleryBaseTask(TaskHooks, OnCommitTask):
     def log(
         self, message: object, level: int = LogLevelChoices.LEVEL_INFO, grouping: str = 'main', obj: Model | None = None
     ) -> None:
-        """Add a line to the log of the current run. It is visible to others within half a second.
+        """Add a line to the log of the current run. Others see it within half a second.
 
-        Not tracked, it goes to the task's Python logger.
+        If the run is not tracked, the line goes to the task's Python logger.
 
         Args:
-            message: The text; line breaks stay, terminal colours go.
+            message: The text. Line breaks are kept, terminal colors are removed.
             level: 10 debug, 20 info, 25 success, 30 warning, 40 failure, 50 critical.
-            grouping: Under which heading the line stands.
-            obj: The NetBox object that the line is about; it is linked.
+            grouping: Heading under which the line is shown.
+            obj: The NetBox object that the line is about; the log links to it.
         """
         run = run_of(self)
         if run is None:
@@ -352,54 +368,84 @@ class CeleryBaseTask(TaskHooks, OnCommitTask):
         self.log(message, LogLevelChoices.LEVEL_WARNING, grouping, obj)
 
     def log_failure(self, message: object, grouping: str = 'main', obj: Model | None = None) -> None:
-        """Add a line of level failure (see `log`). The run goes on; `raise TaskFailed(...)` ends it."""
+        """Add a line of level failure (see `log`). The run continues; `raise TaskFailed(...)` ends it."""
         self.log(message, LogLevelChoices.LEVEL_FAILURE, grouping, obj)
 
-    def progress(self, value: int, value_max: int | None = None, step: str | None = None) -> None:
-        """Show how far the current run is.
+    def progress(self, value: float, value_max: float | None = None, step: str | None = None) -> None:
+        """Report the progress of the current run.
 
         Args:
-            value: How far it is, a whole number. What is none, or too large a one, is left out; the worker's log says
-                so once a run.
-            value_max: Where it ends, likewise; stays as it was if not given.
-            step: What it is doing, in a few words.
+            value: Current value; its fraction is dropped. A value that is not a number, or too large, is left out, and
+                the worker logs that once per run.
+            value_max: Value at which the run is done, likewise; unchanged if not given.
+            step: What the run is doing, in a few words.
         """
         run = run_of(self)
         if run is not None:
             recorder.progress(run, value=value, value_max=value_max, step=step)
 
-    def set_ignore_task(self, ignore_task_timedelta: timedelta | float | None = None) -> None:
-        """Let calls with the arguments of the current run be ignored from now on, whatever becomes of it.
+    def set_ignore_task(self, ignore_task_timedelta: Span | None = None) -> None:
+        """Open the ignore window for the arguments of the current run, however the run ends.
 
         Args:
-            ignore_task_timedelta: For how long, a `timedelta` or seconds; by default the task's own.
+            ignore_task_timedelta: How long, a `timedelta` or seconds; by default that of the task.
 
         Raises:
-            celery.exceptions.CeleryError: The task does not look for ignore windows, or it is not said for how long.
-            django.db.Error: The database does not take it, or is away for more than a minute. Without the window the
+            celery.exceptions.CeleryError: The task does not check ignore windows, or the time is missing.
+            django.db.Error: The database refuses it, or is unavailable for more than a minute. Without the window the
                 task would be run again.
         """
         request = self.request
         run = get_run(self.request_stack.top)
         if not self.ignore_task_after_success and self.ignore_task_timedelta is None:
-            raise CeleryError(f'{self.name}: without ignore_task_timedelta on the task, no call looks for the window')
+            raise CeleryError(f'{self.name}: without ignore_task_timedelta on the task, no call checks the window')
         length = self.ignore_task_timedelta if ignore_task_timedelta is None else ignore_task_timedelta
         if length is None:
-            raise CeleryError(f'{self.name}: ignore_task_timedelta is not given')
+            raise CeleryError(f'{self.name}: ignore_task_timedelta is missing')
         run_sql = partial(execute, caller()) if run is None else partial(get_connection().execute, patience=PATIENCE)
         key = run.window if run is not None and run.window else window_key(self, request.args, request.kwargs)
         open_window(run_sql, key, seconds(length), request.id)
 
     def is_cancelled(self) -> bool:
-        """Return whether somebody asked to cancel the current run. A long-running task asks now and then, and returns.
+        """Return whether cancellation of the current run was requested. A long task checks regularly, and returns.
 
-        The database is asked at most twice a second. While it is away the answer is what was known before.
+        The database is queried at most twice a second. While it is unavailable, the last answer is returned.
         """
         run = run_of(self)
         return run is not None and look_for_cancel(run)
 
 
-def netbox_celery_task(*args, **options):
+# What type checkers see. A `base` of one's own may have attributes of its own, so then any option is accepted.
+
+@overload
+def netbox_celery_task(function: Callable[Concatenate[CeleryBaseTask, str, ...], Any], /) -> CeleryBaseTask: ...
+
+
+@overload
+def netbox_celery_task[T: CeleryBaseTask](
+    *, base: type[T], bind: Literal[True] = True, **options: Any
+) -> Callable[[Callable[Concatenate[T, str, ...], Any]], T]: ...
+
+
+@overload
+def netbox_celery_task[T: CeleryBaseTask](
+    *, base: type[T], bind: Literal[False], **options: Any
+) -> Callable[[Callable[Concatenate[str, ...], Any]], T]: ...
+
+
+@overload
+def netbox_celery_task(
+    *, bind: Literal[True] = True, **options: Unpack[TaskOptions]
+) -> Callable[[Callable[Concatenate[CeleryBaseTask, str, ...], Any]], CeleryBaseTask]: ...
+
+
+@overload
+def netbox_celery_task(
+    *, bind: Literal[False], **options: Unpack[TaskOptions]
+) -> Callable[[Callable[Concatenate[str, ...], Any]], CeleryBaseTask]: ...
+
+
+def netbox_celery_task(*args: Any, **options: Any) -> Any:
     """Make a task on `CeleryBaseTask`, with `self`: `shared_task` with `base` and `bind` set.
 
         @netbox_celery_task(name="netbox_example_plugin:hello_world")
@@ -407,27 +453,27 @@ def netbox_celery_task(*args, **options):
             self.log("Hello World!")
 
     Args:
-        *args: The function, where the decorator is used without parentheses.
-        **options: As for `celery.shared_task`, and `netbox_*`.
+        *args: The function, if the decorator is used without parentheses.
+        **options: As for `celery.shared_task`, and `netbox_*` options.
     """
     options = {'base': CeleryBaseTask, 'bind': True} | options
     return shared_task(*args, **options) if not args else shared_task(**options)(*args)
 
 
 def get_django_command_task(command: str) -> CeleryBaseTask:
-    """Return the task of a management command that the setting `command_tasks` names.
+    """Return the task of a management command in the setting `command_tasks`.
 
     Args:
         command: Name of the command, such as `clearsessions`.
 
     Raises:
-        django.core.exceptions.ImproperlyConfigured: There is no such command, or the setting does not name it.
+        django.core.exceptions.ImproperlyConfigured: There is no such command, or it is not in the setting.
     """
     return command_task(command)
 
 
-def _set_by_author(task):
-    """Return the names of the attributes that a task's decorator or class sets, without those of our base classes."""
+def _set_by_author(task: CeleryBaseTask) -> set[str]:
+    """Return the names of the attributes that a task's decorator or class sets, except those of our base classes."""
     return {
         name for cls in type(task).__mro__ if not cls.__module__.startswith(('celery.', 'netbox_celery.'))
         for name in vars(cls)

@@ -1,4 +1,4 @@
-"""What the plugin adds to pages of NetBox that are not its own, and to the head of those that are."""
+"""The plugin's additions to NetBox's pages, and to the head of its own."""
 from django.contrib.contenttypes.models import ContentType
 from django.template.loader import render_to_string
 from django.utils.translation import gettext_lazy as _
@@ -15,7 +15,7 @@ __all__ = (
 
 
 class Stylesheet(PluginTemplateExtension):
-    """Links the stylesheet, from the plugin's own pages only."""
+    """Links the stylesheet on the plugin's own pages only."""
 
     def head(self):
         match = self.context['request'].resolver_match
@@ -25,7 +25,7 @@ class Stylesheet(PluginTemplateExtension):
 
 
 class ObjectRuns(PluginTemplateExtension):
-    """Lists the runs that concern an object on its page, if there are any. Others pay a look at an index for it."""
+    """Lists the runs that concern an object on its page. Objects without runs cost one index lookup."""
 
     def full_width_page(self):
         obj, user = self.context['object'], self.context['request'].user

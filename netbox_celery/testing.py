@@ -1,4 +1,4 @@
-"""For the tests of plugins: a task is run in this process, tracked, and the test looks at what became of it.
+"""For the tests of plugins: runs a task in this process, tracked, and returns the run.
 
     from netbox_celery.testing import run_task
 
@@ -9,8 +9,8 @@
             self.assertIn('Saved', run.messages[0])
 
 With pytest the same function is the fixture `run_task`. It needs no broker, no result backend and no worker, and in a
-`TestCase` all of it is rolled back with the test. It is no stand-in: the call makes a row and a message, and the run is
-claimed, logged and ended by the code that does so in a worker.
+`TestCase` everything is rolled back with the test. It is not a simulation: the call makes a row and a message, and the
+run is claimed, logged and finished by the same code as in a worker.
 """
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,9 @@ from typing import Any
 from celery.app.task import Task
 from celery.canvas import Signature
 from celery.exceptions import TaskPredicate, TaskRevokedError
+from celery.result import AsyncResult
 from django.db import DEFAULT_DB_ALIAS, connection, connections
+from kombu.message import Message
 
 from .celery import app
 from .engine.calls.options import lift
@@ -34,7 +36,7 @@ __all__ = (
     'run_task',
 )
 
-#: Attempts after which a task is not followed any further: it would be tried again for ever.
+#: Maximum number of attempts of a task: otherwise a task that always retries would never end.
 MOST_ATTEMPTS = 100
 
 
@@ -43,43 +45,43 @@ class TaskError(AssertionError):
 
 
 def run_task(task: Task | Signature | str, /, *args: Any, **kwargs: Any) -> 'TaskRun':
-    """Run a task in this process, and return what became of it.
+    """Run a task in this process, and return the run.
 
-    Retries follow at once. What the task sends is not run, but kept in `TaskRun.calls`. Time limits do not apply, and
-    nothing waits for its time. What the task raises is kept in the run, too (`TaskRun.raise_for_error`).
+    Retries follow immediately. Tasks that the task sends are not run, but kept in `TaskRun.calls`. Time limits,
+    countdowns and ETAs do not apply. An exception of the task is kept in the run as well (`TaskRun.raise_for_error`).
 
     Args:
         task: The task, its name, or a signature, which may have options
-            (`run_task(backup.s(1).set(queue='slow', netbox_user=user))`). Of a chain the first step is run.
+            (`run_task(backup.s(1).set(queue='slow', netbox_user=user))`). Of a chain, the first step is run.
         *args: Positional arguments of the task, without `task_id`.
-        **kwargs: Keyword arguments; `netbox_*` options may stand among them, as in `delay()`.
+        **kwargs: Keyword arguments, which may include `netbox_*` options, as in `delay()`.
 
     Raises:
-        TypeError: The arguments do not fit the task's signature, or it is a group or a chord: these have no run.
-        celery.exceptions.CeleryError: The task's policies keep it from being called, as in `apply_async`.
+        TypeError: The arguments do not match the task's signature, or it is a group or a chord, which has no run.
+        celery.exceptions.CeleryError: The task's policies refuse the call, as in `apply_async`.
         celery.exceptions.NotRegistered: There is no task of that name.
-        kombu.exceptions.EncodeError: An argument cannot be written as JSON.
-        RuntimeError: The task has been tried again a hundred times, and would be once more; or it is called in a
-            transaction of a branch (NetBox Branching), before whose end nobody else sees its row.
+        kombu.exceptions.EncodeError: An argument cannot be encoded as JSON.
+        RuntimeError: The task was retried a hundred times, and would be retried again; or it is called in a transaction
+            of a branch (NetBox Branching), before whose commit its row is not visible to others.
     """
     if caller() is not connections[DEFAULT_DB_ALIAS]:
-        raise RuntimeError('In a transaction of a branch a run waits for the commit: run the task outside of it')
+        raise RuntimeError('In a transaction of a branch, a run waits for the commit: run the task outside of it')
     since, earlier = len(connection.run_on_commit), _find_earlier(task)
     with in_process(app) as messages:
         result = _call(task, args, kwargs)
         commit(since)
         if messages:
             return _follow(messages, since)
-    run = TaskRun(result.id)  # it has joined another run, was ignored, or waits in line
+    run = TaskRun(result.id)  # it joined another run, was ignored, or is in the waiting line
     if earlier is not None and run._row is not None and run._row.created == earlier.created:
-        run._row = None  # what an earlier call with the same ID has left
+        run._row = None  # the row of an earlier call with the same ID
     return run
 
 
-def _call(task, args, kwargs):
+def _call(task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncResult:
     if isinstance(task, Signature):
         if task.subtask_type in ('group', 'chord'):
-            raise TypeError(f'A {task.subtask_type} is no run: run a task of it')
+            raise TypeError(f'A {task.subtask_type} has no run of its own: run one of its tasks')
         return task.clone(args, kwargs).apply_async()
     if isinstance(task, str):
         kwargs, own = lift(app.tasks.get(task), kwargs, {})
@@ -89,41 +91,41 @@ def _call(task, args, kwargs):
     raise TypeError(f'{task!r} is not a task')
 
 
-def _follow(messages, since):
-    """Execute the first of the messages, and what comes under the same ID: retries, and what replaces the task."""
+def _follow(messages: list[Message], since: int) -> 'TaskRun':
+    """Execute the first of the messages, and further ones of the same ID: retries, and what replaces the task."""
     message = messages.pop(0)
     run = TaskRun(message.headers['id'])
     for __ in range(MOST_ATTEMPTS):
         run.exception, run._has_run = execute_message(app, message), True
         commit(since)
-        its_next = [found for found in messages if found.headers['id'] == run.task_id]
-        if not its_next:
+        following = [found for found in messages if found.headers['id'] == run.task_id]
+        if not following:
             run.calls = [TaskCall(found) for found in messages]
             return run
-        message = its_next[0]
+        message = following[0]
         messages.remove(message)
-    raise RuntimeError(f'{message.headers["task"]} has been tried {MOST_ATTEMPTS} times, and is not tried any more')
+    raise RuntimeError(f'{message.headers["task"]} was tried {MOST_ATTEMPTS} times, and is not retried again')
 
 
-def _find_earlier(task):
+def _find_earlier(task: Any) -> CeleryResult | None:
     """Return the row of an earlier call of a signature that has an ID, or `None`."""
     return _find_row(task.options.get('task_id')) if isinstance(task, Signature) else None
 
 
-def _find_row(task_id):
+def _find_row(task_id: Any) -> CeleryResult | None:
     return CeleryResult.objects.filter(task_id=task_id).first() if is_uuid(task_id) else None
 
 
 class TaskRun:
-    """What became of a run.
+    """A run, after it was executed.
 
     Attributes:
         task_id: Its ID.
-        exception: What the last attempt has raised, or `None`.
-        calls: What it has sent, a list of `TaskCall`.
+        exception: The exception of the last attempt, or `None`.
+        calls: The tasks that it has sent, a list of `TaskCall`.
     """
 
-    # pytest is not to take it for a class of tests
+    # Not a class of tests, for pytest
     __test__ = False
 
     def __init__(self, task_id: str) -> None:
@@ -152,7 +154,7 @@ class TaskRun:
 
     @property
     def status(self) -> str:
-        """The status of the row; without one, whether the body has run and has raised something."""
+        """The status of the row. Without a row: `ignored`, `errored` or `completed`, according to the body."""
         if self._row:
             return self._row.status
         if not self._has_run:
@@ -166,22 +168,22 @@ class TaskRun:
 
     @property
     def result(self) -> Any:
-        """What the task has returned, as the row has it: after a way through JSON. `None` without a row."""
+        """The value that the task returned, as the row has it: as JSON. `None` without a row."""
         return self._row.result if self._row else None
 
     @property
     def error(self) -> str:
-        """What went wrong, in a line."""
+        """The error, in one line; empty if there is none."""
         return self._row.error if self._row else ''
 
     @property
     def traceback(self) -> str:
-        """Where it went wrong."""
+        """The traceback of the error; empty if there is none."""
         return self._row.traceback if self._row else ''
 
     @cached_property
     def log(self) -> list[CeleryLogEntry]:
-        """The lines of the log, which have a `level`, `message`, `grouping`, `object` and `attempt`."""
+        """The lines of the log, each with a `level`, `message`, `grouping`, `object` and `attempt`."""
         return list(self._row.log_entries.order_by('pk')) if self._row else []
 
     @property
@@ -193,8 +195,8 @@ class TaskRun:
         """Return the run if it is completed.
 
         Raises:
-            Exception: What the task has raised.
-            TaskError: It is not completed, and no exception says why.
+            Exception: What the task raised.
+            TaskError: The run is not completed, and no exception says why.
         """
         if self.status == 'completed':
             return self
@@ -204,9 +206,9 @@ class TaskRun:
         raise TaskError(f'The run is {self.status}' + (f': {why}' if why else ''))
 
     def run_calls(self) -> list['TaskRun']:
-        """Run what the task has sent, what that sends, and so on until there is nothing left.
+        """Run the tasks that the task has sent, those that they send, and so on until none is left.
 
-        A chain goes on that way, callbacks are called, and the body of a chord is run after its parts.
+        This continues a chain, calls callbacks, and runs the body of a chord after its header.
 
         Returns:
             The runs, in order.
@@ -220,7 +222,7 @@ class TaskRun:
 
 
 class TaskCall:
-    """What a task has sent: another task, the next step of a chain, a callback. Its row waits.
+    """A call that a task has made: another task, the next step of a chain, a callback. Its run is waiting.
 
     Attributes:
         name: Name of the task.
@@ -228,12 +230,15 @@ class TaskCall:
         kwargs: Its keyword arguments.
         task_id: ID of its run.
         headers: The headers of the message, such as `eta`, `expires`, `root_id`.
-        queue: Where it is sent to.
+        queue: The queue to which it was sent.
     """
 
     __test__ = False
 
-    def __init__(self, message) -> None:
+    args: list[Any]
+    kwargs: dict[str, Any]
+
+    def __init__(self, message: Message) -> None:
         self._message = message
         self.headers: dict[str, Any] = message.headers
         self.name: str = message.headers['task']
@@ -258,7 +263,7 @@ class TaskCall:
         return row
 
     def run(self) -> TaskRun:
-        """Run it (see `run_task`)."""
+        """Run the task (see `run_task`)."""
         since = len(connection.run_on_commit)
         with in_process(app) as messages:
             messages.append(self._message)

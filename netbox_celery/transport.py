@@ -10,6 +10,7 @@ Anyone who can reach Redis can push anything to a list that is a queue. An entry
 with Kombu's transport. Here the entry is dropped and logged: there is no sender to whom it could be returned.
 """
 import logging
+from typing import TYPE_CHECKING, Any
 
 import kombu
 from kombu.transport import redis
@@ -25,40 +26,53 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-#: What Kombu raises for an entry of a queue that is no message.
+#: What Kombu raises for an entry of a queue that is not a message.
 UNREADABLE = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
-#: Tags of messages that a lost connection left in the hands of this process.
-_left = set()
+#: Delivery tags of messages that this process could not return to their queues when their channel was closed.
+_left: set[str] = set()
 
 
-class ChannelMixin:
-    """Keeps a channel's client as long as its pool of connections: a fork, or a broken connection, makes a new one.
+# Each class below combines a mixin with a class of Kombu's
+if TYPE_CHECKING:
+    from kombu.transport.redis import Channel as _Channel
+    from kombu.transport.redis import Transport as _Transport
+else:
+    _Channel = _Transport = object
 
-    A channel that is closed gives back what was not acknowledged. Where that is not possible, since Redis is gone, the
-    next channel does it, instead of Redis after the visibility timeout of an hour. And a channel that is closed has
-    nothing left to reach Redis by, when Celery closes it once more, or acknowledges a message that came by it. To
-    Kombu that is an error which ends the worker; here it is one of the connection, which Celery expects.
+
+class ChannelMixin(_Channel):
+    """Keeps one client per channel for as long as the channel keeps its connection pool.
+
+    A fork or a broken connection replaces the pool, and with it the client.
+
+    A channel returns unacknowledged messages to their queues when it is closed. If Redis cannot be reached at that
+    time, the next channel returns them; otherwise they would wait for the visibility timeout, an hour by default.
+
+    Celery may close a closed channel again, or acknowledge a message that arrived on it. Kombu then raises an error
+    that stops the worker. Here that is a connection error, which Celery handles.
     """
-    _kept_client = None
+    _kept_client: Any = None
 
     def _create_client(self, asynchronous=False):
         if asynchronous:
-            # These hold a connection of their own
+            # An asynchronous client has its own connection
             return super()._create_client(asynchronous)
         if self._kept_client is None or self._kept_client.connection_pool is not self.pool:
             self._kept_client = super()._create_client()
         return self._kept_client
 
     def _q_for_pri(self, queue, pri):
-        """Return the key of the list that a queue is: the last place where what is no list can be kept from harm.
+        """Return the key of the list that holds a queue's messages.
+
+        This is the last check before Redis: every read, write and purge of a queue takes its key from here.
 
         Raises:
-            ValueError: It is a key of Kombu's own, or of a result backend.
+            ValueError: The name is a key of Kombu or of a result backend.
         """
         own = (self.unacked_key, self.unacked_index_key, self.unacked_mutex_key)
         if not queue or self.sep in queue or queue in own or is_key_of_redis(queue):
-            raise ValueError(f'There can be no queue {queue!r}: Celery keeps other things in Redis under that name')
+            raise ValueError(f'A queue cannot be named {queue!r}: Celery uses this key in Redis for other data')
         return super()._q_for_pri(queue, pri)
 
     def _get_pool(self, *args, **kwargs):
@@ -70,7 +84,7 @@ class ChannelMixin:
         try:
             return super()._brpop_read(**options)
         except (RecursionError, ValueError) as exc:
-            logger.error('An entry of a queue is left out, which is not JSON: %r', exc)
+            logger.error('Dropped an entry of a queue that is not JSON: %r', exc)
             return True
 
     def close(self):
@@ -97,14 +111,14 @@ class SentinelChannel(ChannelMixin, redis.SentinelChannel):
     pass
 
 
-class TransportMixin:
-    """Leaves out what is no message."""
+class TransportMixin(_Transport):
+    """Drops entries of queues that are not messages."""
 
     def _deliver(self, message, queue):
         try:
             super()._deliver(message, queue)
         except UNREADABLE:
-            logger.exception('An entry of the queue %s is left out, which is no message: %.1000r', queue, message)
+            logger.exception('Dropped an entry of the queue %s that is not a message: %.1000r', queue, message)
 
 
 class Transport(TransportMixin, redis.Transport):
@@ -115,17 +129,17 @@ class SentinelTransport(TransportMixin, redis.SentinelTransport):
     Channel = SentinelChannel
 
 
-#: Transports that take the place of Kombu's, by the scheme of the broker's URL.
+#: Transports that replace Kombu's, by the scheme of the broker URL.
 TRANSPORTS = {'redis': Transport, 'rediss': Transport, 'sentinel': SentinelTransport}
 
 
 class Connection(kombu.Connection):
-    """A connection of our app to its broker, whatever the URL, and also after a failover to another URL."""
+    """A connection of our app to its broker. Its current URL decides on the transport, also after a failover."""
 
     def get_transport_cls(self):
         """Return the class of the transport: ours for Redis, else Kombu's."""
         return TRANSPORTS.get(self.transport_cls) or super().get_transport_cls()
 
     def __eqhash__(self):
-        # Kombu keeps its pools by connection, for the whole process: one of plain Kombu is not shared
+        # Kombu shares pools between equal connections in a process; other users of Kombu must not get this class
         return Connection, super().__eqhash__()

@@ -1,4 +1,4 @@
-"""Addresses of the user interface. Views register themselves, as everywhere in NetBox."""
+"""The URLs of the user interface. Views register themselves, as everywhere in NetBox."""
 from django.urls import include, path
 
 from utilities.urls import get_model_urls

@@ -58,13 +58,16 @@ def test_no_such_task(command):
 
 @pytest.mark.parametrize('value, message', [
     ('clearsessions', "command_tasks must be of type dict, not str ('clearsessions')"),
-    ([{'clearsessions': {}}], 'command_tasks must hold options by name'),
-    ({'clearsessions': 5}, "command_tasks must hold options by name, as in {\"name\": {}}, not 'clearsessions': 5"),
-    ({5: {}}, 'command_tasks must hold options by name'),
-    (['clearsession'], "command_tasks names 'clearsession', which is no command. Did you mean 'clearsessions'?"),
-    ({'clearsessions': {'time_limits': 5}}, "'time_limits', which is no option of a task. Did you mean 'time_limit'"),
-    ({'clearsessions': {'name': 'x'}}, "command_tasks['clearsessions'] sets 'name', which the command decides"),
-    ({'clearsessions': {'autoretry_for': ['no.Such']}}, "sets 'autoretry_for' to ['no.Such'], which are no exceptions"),
+    ([{'clearsessions': {}}], 'command_tasks must contain options by name'),
+    ({'clearsessions': 5}, "command_tasks must contain options by name, as in {\"name\": {}}, not 'clearsessions': 5"),
+    ({5: {}}, 'command_tasks must contain options by name'),
+    (['clearsession'], "command_tasks names 'clearsession', which is not a command. Did you mean 'clearsessions'?"),
+    ({'clearsessions': {'time_limits': 5}}, "'time_limits', which is not a task option. Did you mean 'time_limit'"),
+    ({'clearsessions': {'name': 'x'}}, "command_tasks['clearsessions'] sets 'name', which the command determines"),
+    (
+        {'clearsessions': {'autoretry_for': ['no.Such']}},
+        "sets 'autoretry_for' to ['no.Such'], which are not exceptions",
+    ),
 ])
 def test_invalid_setting(configured, value, message):
     """An invalid setting stops the start, in NetBox's settings or once the commands are known."""

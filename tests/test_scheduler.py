@@ -72,7 +72,7 @@ def test_one_sends(make_beat, make_due, caplog):
     first, second = make_beat(), make_beat()
     assert first.tick() == 0
     assert [second.tick() for __ in range(3)] == [STANDBY_INTERVAL] * 3
-    assert caplog.text.count('nothing is sent from here, another beat sends') == 1
+    assert caplog.text.count('another beat is active, this one is on standby') == 1
     assert runs() == ['due']
 
     first.close()
@@ -145,7 +145,7 @@ def test_lease_lost(make_beat, make_due, caplog):
     make_due()
     Lease.objects.update(holder=uuid4())
     assert beat.tick() == SHORT_WAIT
-    assert 'another beat has taken the place' in caplog.text
+    assert 'another beat has taken over' in caplog.text
     assert beat.tick() == STANDBY_INTERVAL
     assert runs() == []
     Lease.objects.update(until=Now() + timedelta(seconds=1))
@@ -157,7 +157,7 @@ def test_lease_lost(make_beat, make_due, caplog):
 
 @pytest.mark.parametrize('error, message', [
     (OperationalError('away'), 'the database is unavailable: away'),
-    (RuntimeError('odd'), 'something failed, trying again'),
+    (RuntimeError('odd'), 'unexpected error, trying again'),
 ], ids=['away', 'odd'])
 def test_errors_do_not_end_it(make_beat, make_due, monkeypatch, caplog, error, message):
     """Neither a database that is down nor any other error ends it."""
@@ -199,7 +199,7 @@ def test_housekeeping_that_fails(make_beat, make_due, monkeypatch, caplog):
     make_due()
     beat = make_beat(keeps_house=True)
     assert [beat.tick(), beat.tick()] == [STANDBY_INTERVAL, 0]
-    assert 'something failed' in caplog.text
+    assert 'unexpected error' in caplog.text
     assert runs() == ['due']
 
 

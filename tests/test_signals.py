@@ -73,7 +73,7 @@ def test_what_would_come_back(make, model, columns):
     for delete in (row.delete, model.objects.all().delete):
         with pytest.raises(AbortRequest) as refused:
             delete()
-        assert 'would come back. Disable it' in refused.value.message
+        assert 'would reappear. Disable it' in refused.value.message
         assert '&lt;b&gt;bold' in refused.value.message and '<b>' not in refused.value.message
     assert model.objects.filter(pk=row.pk).exists()
     model.objects.update(present=False)

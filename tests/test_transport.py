@@ -74,7 +74,7 @@ def test_keys_that_are_not_lists_are_left_alone(services, queue):
             lambda: channel.basic_consume(queue, True, print, 'tag'), lambda: channel.queue_purge(queue),
             lambda: channel._put(queue, {'properties': {}}), lambda: channel._size(queue),
         ):
-            with pytest.raises(ValueError, match='There can be no queue'):
+            with pytest.raises(ValueError, match='A queue cannot be named'):
                 do()
         with channel.conn_or_acquire() as client:
             assert client.type(queue) in (b'none', b'hash', b'zset', 'none', 'hash', 'zset')

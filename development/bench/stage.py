@@ -79,7 +79,7 @@ class Stage:
         Run a beat; yields it, as a `Worker` without a pool, once it has the lead.
         """
         with self.celery('tracked', 'beat', '--loglevel', 'INFO') as process:
-            self.wait(lambda: 'this one sends' in process.log.read_text(errors='replace'), process)
+            self.wait(lambda: 'this one is active' in process.log.read_text(errors='replace'), process)
             yield process
 
     @contextmanager

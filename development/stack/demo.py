@@ -70,7 +70,7 @@ PROGRAMS = (
     ), ready=' ready.'),
     Program('beat', (
         'celery', '-A', 'netbox_celery', 'beat', '-l', 'INFO',
-    ), ready='this one sends what is due'),
+    ), ready='this one is active'),
     Program('rqworker', ('netbox', 'rqworker', 'high', 'default', 'low'), ready='Listening on'),
 )
 

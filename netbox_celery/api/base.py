@@ -1,5 +1,6 @@
-"""What the views of REST share: objects to act on, and what may keep a task from being sent."""
+"""What the REST views share: error responses, access to objects of actions, and sending tasks."""
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from amqp.exceptions import AMQPError
 from celery.exceptions import CeleryError, QueueNotFound
@@ -27,6 +28,11 @@ from ..reading.viewing import Reader, in_sight, order_by_visible
 from ..services import runs as actions
 from . import serializers
 
+if TYPE_CHECKING:
+    from netbox.api.viewsets import NetBoxModelViewSet as MixedInto
+else:
+    MixedInto = object
+
 __all__ = (
     'ActionsMixin',
     'SafeMixin',
@@ -39,14 +45,15 @@ __all__ = (
 class BrokerUnavailable(APIException):
     status_code = status.HTTP_503_SERVICE_UNAVAILABLE
     default_detail = gettext_lazy(
-        'The message broker cannot be reached, so the task was not started. Check that it is up and that the address '
-        'of the broker in the configuration is right, then try again.'
+        'The task was not started: the message broker cannot be reached. Check that it is running and that its '
+        'configured address is correct, then try again.'
     )
     default_code = 'broker_unavailable'
 
 
-class VisibleMixin:
-    """For viewsets of what people change and delete: they must see it (`netbox_celery.reading.viewing.in_sight`)."""
+class VisibleMixin(MixedInto):
+    """For viewsets that change and delete: users must see the objects (`reading.viewing.in_sight`)."""
+    queryset: Any
 
     def initial(self, request, *args, **kwargs):
         super().initial(request, *args, **kwargs)
@@ -57,22 +64,22 @@ class VisibleMixin:
 class ReadOnly(APIException):
     status_code = status.HTTP_503_SERVICE_UNAVAILABLE
     default_detail = gettext_lazy(
-        'Nothing was done: the database is read-only (SQLSTATE 25006), as in maintenance mode or on a standby.'
+        'Nothing was changed: the database is read-only (SQLSTATE 25006), as in maintenance mode or on a standby.'
     )
 
 
 class BodyParser(JSONParser):
-    """Reads JSON. What is nested more deeply than Python can read is answered as other JSON that is none."""
+    """Parses JSON. JSON nested too deeply for Python is answered like invalid JSON."""
 
     def parse(self, stream, media_type=None, parser_context=None):
         try:
             return super().parse(stream, media_type, parser_context)
         except RecursionError as exc:
-            raise ParseError(_('JSON parse error - it is nested too deeply')) from exc
+            raise ParseError(_('JSON parse error - nested too deeply')) from exc
 
 
 class VisibleOrdering(OrderingFilter):
-    """Orders by columns of a row alone: neither by payloads, nor by the names of what the user may not view."""
+    """Orders by plain columns only: not by payloads, and not by names of objects that the user may not view."""
 
     def get_valid_fields(self, queryset, view, context=None):
         columns = {
@@ -85,19 +92,19 @@ class VisibleOrdering(OrderingFilter):
         return ordering and [order_by_visible(queryset.model, request.user, name) for name in ordering]
 
 
-class SafeMixin:
-    """For all viewsets: what is wrong with a request is answered with 400, whatever it holds."""
+class SafeMixin(MixedInto):
+    """For all viewsets: any invalid request is answered with 400."""
     filter_backends = (DjangoFilterBackend, VisibleOrdering)
 
     def handle_exception(self, exc):
         if isinstance(exc, SuspiciousOperation):
-            exc = ParseError(_('The request is too large, or malformed: {error}').format(error=exc))
+            exc = ParseError(_('The request is too large or malformed: {error}').format(error=exc))
         elif isinstance(exc, InternalError) and is_read_only(exc):
             exc = ReadOnly(exc if isinstance(exc, DatabaseReadOnly) else None)
         elif isinstance(exc, DataError):
-            exc = ParseError(_('The database cannot take this: {error}').format(error=exc))
+            exc = ParseError(_('The database rejected the value: {error}').format(error=exc))
         response = super().handle_exception(exc)
-        # It may repeat what was sent, and not all of that is text that can be sent back
+        # The response may quote the request, which may contain text that cannot be sent back
         response.data = _sendable(response.data)
         return response
 
@@ -111,20 +118,20 @@ def _sendable(data):
 
 
 class ActionsMixin(SafeMixin):
-    """For viewsets with actions that have a permission of their own."""
+    """For viewsets with actions that have their own permissions."""
     parser_classes = [BodyParser if cls is JSONParser else cls for cls in api_settings.DEFAULT_PARSER_CLASSES]
 
-    #: Actions whose permission is enough for what one may not view.
-    blind_actions = ()
+    #: Actions that do not require the permission to view the object.
+    blind_actions: tuple[str, ...] = ()
 
     def get_object_to_act_on(self):
-        """Return the object of an action with a permission of its own (see `token_permission`).
+        """Return the object of an action with its own permission (see `token_permission`).
 
         Raises:
-            Http404: The user may not view it (nor do this to it), or the ID is none.
-            PermissionDenied: The user may view it, but not do this to it.
+            Http404: The object does not exist, or the user may not view it (nor perform the action on it).
+            PermissionDenied: The user may view the object, but not perform the action on it.
         """
-        # The viewset's own queryset is restricted by the permission to add, which has nothing to do with this
+        # The viewset's own queryset is restricted by the add permission, which is irrelevant here
         objects, user = self.queryset.model.objects, self.request.user
         known = objects.restrict(user, 'view')
         if self.action in self.blind_actions:
@@ -134,15 +141,15 @@ class ActionsMixin(SafeMixin):
         return obj
 
     def created(self, result):
-        """Answer that a run has been created, or which one that is under way the call has become.
+        """Return the response for a new run, or for the active run that the call has joined.
 
-        A run that somebody else started is shown to those who may view it. Others learn that they have joined one.
+        A joined run is shown to users who may view it. Others get only its IDs.
         """
         if result.joined and not Reader(self.request.user).may_view(result):
             return Response({
                 'id': result.pk,
                 'task_id': str(result.task_id),
-                'detail': _('The call has joined a run that is under way, which you may not view.'),
+                'detail': _('The call joined an active run (no permission to view it).'),
             })
         serializer = serializers.CeleryResultSerializer(result, context=self.get_serializer_context())
         return Response(
@@ -153,7 +160,7 @@ class ActionsMixin(SafeMixin):
 
 @contextmanager
 def sending():
-    """Answer what may keep a task from being sent."""
+    """Turn every error that prevents a task from being sent into an error response."""
     try:
         yield
     except OperationalError as exc:
@@ -161,18 +168,18 @@ def sending():
     except DatabaseReadOnly:
         raise
     except QueueNotFound as exc:
-        raise ValidationError({'queue': [_('There is no such queue.')]}) from exc
+        raise ValidationError({'queue': [_('Queue not found.')]}) from exc
     except AMQPError as exc:
-        message = _('The message broker refuses the message: {error}')
+        message = _('The message broker rejected the message: {error}')
         raise ValidationError({'queue': [message.format(error=exc)]}) from exc
     except QueueRefused as exc:
         raise ValidationError({'queue': [str(exc)]}) from exc
     except (CeleryError, EncodeError, TypeError, ValueError) as exc:
-        # Its policy says no; or the code has changed since the catalogue was brought up to date, or the earlier run
+        # Its policy forbids the run, or the code has changed since the last catalogue sync or since the earlier run
         raise ValidationError({'detail': str(exc)}) from exc
 
 
 def require_runnable(task):
-    """Raise `AbortRequest` if a task of the catalogue is not to be run."""
+    """Raise `AbortRequest` if a task of the catalogue cannot be run."""
     if reason := actions.why_not_runnable(task):
         raise AbortRequest(reason)

@@ -1,4 +1,4 @@
-"""Pages of long histories."""
+"""Pagination of long histories."""
 from netbox.api.pagination import NetBoxPagination
 
 from ..querysets import Estimate
@@ -9,16 +9,17 @@ __all__ = (
 
 
 class HistoryPagination(NetBoxPagination):
-    """NetBox's pagination, with a count that takes milliseconds, however long the history.
+    """NetBox's pagination with a count that takes milliseconds, however long the history.
 
-    Up to 10,000 rows `count` is exact; above, it is an estimate. Where it ends is then said by the pages themselves,
-    so that whoever follows `next` gets every row.
+    Up to 10,000 rows `count` is exact; above, it is an estimate. The pages themselves then determine where the list
+    ends, so that a client that follows `next` gets every row.
     """
+    count: int
 
     def get_queryset_count(self, queryset):
         count = queryset.with_bounded_count().count()
         if isinstance(count, Estimate):
-            # Too low an estimate must not hide what is there
+            # An estimate that is too low must not hide rows
             return Estimate(max(count, self.get_offset(self.request)))
         return count
 

@@ -1,4 +1,4 @@
-"""What clients send: how a task is to be run, and which lines of a log they want."""
+"""Request data: how to run a task, and which lines of a log to return."""
 import math
 from collections.abc import Mapping
 
@@ -26,16 +26,16 @@ __all__ = (
 )
 
 MAX_ID = 2 ** 63 - 1
-#: The highest number that the column of a line's level can hold.
+#: Maximum value of a log level's column.
 MAX_LEVEL = 2 ** 15 - 1
-#: Options that do not exist of which an answer tells.
+#: Maximum number of unknown options that an error response names.
 MAX_NAMED = 100
-#: The longest time that can be said in seconds: that of a schedule's `expires`, 68 years.
+#: Maximum number of seconds, as for the `expires` of a schedule: 68 years.
 MAX_SECONDS = 2 ** 31 - 1
 
 
 class SecondsField(serializers.FloatField):
-    """A number of seconds that can be added to a time: `nan` and `inf`, numbers for Python, cannot."""
+    """A finite number of seconds: Python also reads `nan` and `inf`, which cannot be added to a time."""
 
     def __init__(self, **kwargs):
         super().__init__(max_value=MAX_SECONDS, **kwargs)
@@ -49,7 +49,7 @@ class SecondsField(serializers.FloatField):
 
 @extend_schema_field({'oneOf': [{'type': 'number', 'minimum': 0}, {'type': 'string', 'format': 'date-time'}]})
 class ExpiresField(serializers.DateTimeField):
-    """When a run that has not started is given up: a time, or a number of seconds from now, as Celery has it."""
+    """When to discard a run that has not started: a time or a number of seconds from now, as in Celery."""
 
     def to_internal_value(self, value):
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -62,7 +62,7 @@ class ExpiresField(serializers.DateTimeField):
 
 
 class ArgumentField(serializers.JSONField):
-    """An argument: what cannot be sent, or is nested too deeply, is refused before anything descends into it."""
+    """An argument. A value that cannot be sent, or is nested too deeply, is refused before any other processing."""
 
     def to_internal_value(self, data):
         check_argument(data, DEEPEST - 1)
@@ -70,18 +70,18 @@ class ArgumentField(serializers.JSONField):
 
 
 def check_argument(data, deepest=DEEPEST):
-    """Refuse data of a request that cannot be an argument."""
+    """Refuse request data that cannot be an argument."""
     try:
         to_jsonb(data, deepest)
     except (TypeError, ValueError) as exc:
-        raise serializers.ValidationError(_('This cannot be sent: {error}').format(error=exc)) from exc
+        raise serializers.ValidationError(_('The value cannot be sent: {error}').format(error=exc)) from exc
 
 
 class TaskRunSerializer(serializers.Serializer):
-    """How a task is to be run: its arguments, and options of this run. All are optional."""
-    #: Options that stand under another name here than in `CeleryResult.enqueue`.
+    """Arguments of a task and options of the run. All are optional."""
+    #: Options with another name in `CeleryResult.enqueue`.
     RENAMED = {'name': 'netbox_name', 'tags': 'netbox_tags', 'eta': 'schedule_at'}
-    #: There is one time before which a run does not start.
+    #: Only one of these may be given.
     START_TIMES = ('schedule_at', 'eta', 'countdown')
 
     args = serializers.ListField(
@@ -97,7 +97,7 @@ class TaskRunSerializer(serializers.Serializer):
     name = serializers.CharField(
         max_length=255,
         required=False,
-        help_text=_("What is shown for the run, instead of the task's name")
+        help_text=_('Display name; defaults to the task name')
     )
     queue = serializers.CharField(
         max_length=255,
@@ -107,12 +107,12 @@ class TaskRunSerializer(serializers.Serializer):
         min_value=0,
         max_value=255,
         required=False,
-        help_text=_('With Redis 0 is the highest, with RabbitMQ the lowest')
+        help_text=_('0 is highest on Redis, lowest on RabbitMQ')
     )
     schedule_at = serializers.DateTimeField(
         validators=(validate_time,),
         required=False,
-        help_text=_('Earliest time of the start')
+        help_text=_('Earliest start of the run; defaults to now')
     )
     eta = serializers.DateTimeField(
         validators=(validate_time,),
@@ -122,26 +122,26 @@ class TaskRunSerializer(serializers.Serializer):
     countdown = SecondsField(
         min_value=0,
         required=False,
-        help_text=_('Earliest time of the start, in seconds from now')
+        help_text=_('Earliest start of the run, in seconds from now')
     )
     expires = ExpiresField(
         required=False,
-        help_text=_('Give the run up if it has not started by then: a time, or seconds from now')
+        help_text=_('Discard the run if not started by this time, or within this many seconds')
     )
     time_limit = SecondsField(
         min_value=1,
         required=False,
-        help_text=_('End the run after so many seconds')
+        help_text=_('Terminate the run after this many seconds')
     )
     soft_time_limit = SecondsField(
         min_value=1,
         required=False,
-        help_text=_('Interrupt the task after so many seconds, so that it can tidy up')
+        help_text=_('Interrupt the task after this many seconds, so that it can clean up')
     )
     object_type = ContentTypeField(
         queryset=ContentType.objects.all(),
         required=False,
-        help_text=_('Type of the NetBox object that the run concerns, such as `dcim.device`')
+        help_text=_('Type of the related NetBox object, such as `dcim.device`')
     )
     object_id = serializers.IntegerField(
         min_value=1,
@@ -156,10 +156,10 @@ class TaskRunSerializer(serializers.Serializer):
     def to_internal_value(self, data):
         self._check_number(data)
         values = super().to_internal_value(data)
-        # A misspelt option that is passed over would run the task otherwise than was meant
+        # Ignoring a misspelled option would run the task in another way than intended
         if unknown := set(data) - set(self.fields):
             raise serializers.ValidationError({
-                name: [_('There is no such option. Options are: {options}.').format(options=', '.join(self.fields))]
+                name: [_('Unknown option. Valid options are: {options}.').format(options=', '.join(self.fields))]
                 for name in sorted(unknown)[:MAX_NAMED]
             })
         return values
@@ -173,7 +173,7 @@ class TaskRunSerializer(serializers.Serializer):
 
     @staticmethod
     def _check_number(data):
-        """Refuse too many arguments before they are looked at one by one."""
+        """Refuse too many arguments before each of them is checked."""
         if not isinstance(data, Mapping):
             return
         args, kwargs = data.get('args'), data.get('kwargs')
@@ -196,7 +196,7 @@ class TaskRunSerializer(serializers.Serializer):
             })
         if attrs.get('soft_time_limit', 0) >= attrs.get('time_limit', math.inf):
             raise serializers.ValidationError({
-                'soft_time_limit': _('Must be less than time_limit, or the task is killed before it can tidy up.')
+                'soft_time_limit': _('Must be less than time_limit, or the task is killed before it can clean up.')
             })
         return attrs
 
@@ -211,35 +211,35 @@ class TaskRunSerializer(serializers.Serializer):
         return options
 
     def _get_object(self):
-        """Return the object that the run is to concern, which the user must be allowed to view."""
+        """Return the related object of the run, which the user must be allowed to view."""
         model = self.validated_data['object_type'].model_class()
         pk = self.validated_data['object_id']
         found = None
         if hasattr(getattr(model, 'objects', None), 'restrict'):
             found = model.objects.restrict(self.context['request'].user, 'view').filter(pk=pk).first()
         if found is None:
-            raise serializers.ValidationError({'object_id': _('There is no such object.')})
+            raise serializers.ValidationError({'object_id': _('Object not found.')})
         return found
 
 
 class LogQuerySerializer(serializers.Serializer):
-    """Which lines of a log are wanted. Filters are those of `log-entries/`."""
+    """Which lines of a log to return. Filters are those of `log-entries/`."""
     after = serializers.IntegerField(
         min_value=0,
         max_value=MAX_ID,
         default=0,
-        help_text=_('Lines after this one: `next_after` of the last answer, 0 for the beginning')
+        help_text=_('Return lines after this one: `next_after` of the previous response, or 0 for all')
     )
     limit = serializers.IntegerField(
         min_value=0,
         default=DEFAULT_LIMIT,
-        help_text=_('Most lines to answer, {maximum} at most (0: as many)').format(maximum=MAX_LIMIT)
+        help_text=_('Maximum number of lines, up to {maximum} (0 = {maximum})').format(maximum=MAX_LIMIT)
     )
     offset = serializers.IntegerField(
         min_value=0,
         max_value=MAX_ID,
         default=0,
-        help_text=_('Lines to skip after `after`. The cursor does not need it; clients that page by offset do')
+        help_text=_('Lines to skip after `after`, for clients that page by offset; not needed with the cursor')
     )
     level = serializers.ListField(
         child=serializers.IntegerField(min_value=0, max_value=MAX_LEVEL),

@@ -1,4 +1,4 @@
-"""Permissions of the actions that are neither view, add, change nor delete."""
+"""Permissions of actions other than view, add, change and delete."""
 from netbox.api.authentication import TokenPermissions
 
 __all__ = (
@@ -7,9 +7,9 @@ __all__ = (
 
 
 def token_permission(action):
-    """Return a permission class for a viewset action of that name.
+    """Return a permission class for a viewset action.
 
-    A POST needs the model's permission `action`, where it would need `add` otherwise, and a token that may write.
+    A POST requires the model's permission `action`, instead of `add`, and a token with write access.
     """
     return type(f'Token{action.title()}Permission', (TokenPermissions,), {
         'perms_map': {**TokenPermissions.perms_map, 'POST': [f'%(app_label)s.{action}_%(model_name)s']},

@@ -1,4 +1,4 @@
-"""REST: schedules, their next runs, and a run beside their times."""
+"""REST views of schedules: preview of the next runs, run now, and take ownership."""
 from itertools import islice
 
 from django.core.exceptions import ValidationError
@@ -31,15 +31,15 @@ class PreviewQuerySerializer(serializers.Serializer):
         min_value=1,
         max_value=MAX_PREVIEW,
         default=10,
-        help_text=_('How many times, {maximum} at most').format(maximum=MAX_PREVIEW)
+        help_text=_('Number of times, up to {maximum}').format(maximum=MAX_PREVIEW)
     )
 
 
 class CeleryScheduleViewSet(VisibleMixin, ActionsMixin, NetBoxModelViewSet):
     """
-    Schedules. Whoever makes or changes one needs the permission to run its task. Its runs act as its owner: who made
-    it, or was the last to change its task, arguments, options or object. Of schedules that come from the settings or
-    the code, what they run and when cannot be changed.
+    Schedules. To create or change a schedule, users need the permission to run its task. Its runs act as its owner: the
+    user who created it, or who last changed its task, arguments, options or object. Task and timing of schedules that
+    are defined in the settings or in code are read-only.
     """
     queryset = CelerySchedule.objects.all()
     serializer_class = CeleryScheduleSerializer
@@ -47,7 +47,7 @@ class CeleryScheduleViewSet(VisibleMixin, ActionsMixin, NetBoxModelViewSet):
 
     @extend_schema(
         operation_id='plugins_celery_schedules_preview',
-        description='When the schedule is due next, and in words.',
+        description='The next times at which the schedule is due, and its timing in words.',
         parameters=[PreviewQuerySerializer],
         responses={200: SchedulePreviewSerializer},
         filters=False
@@ -59,14 +59,14 @@ class CeleryScheduleViewSet(VisibleMixin, ActionsMixin, NetBoxModelViewSet):
         schedule = self.get_object_to_act_on()
         try:
             times = list(islice(schedule.due_times(), query.validated_data['count']))
-        except ValueError as exc:  # its time zone, or what its crontab may say, is gone
+        except ValueError as exc:  # its time zone or crontab is no longer valid
             raise serializers.ValidationError({'detail': str(exc)}) from exc
         return Response(SchedulePreviewSerializer({'in_words': schedule.in_words, 'next_runs': times}).data)
 
     @extend_schema(
         operation_id='plugins_celery_schedules_run',
-        description='Run the task of the schedule now, beside its times, under the name of the requesting user, who '
-                    'needs the permission to run the task. The schedule\'s overlap policy holds.',
+        description='Run the task of the schedule now, as the requesting user, who needs the permission to run the '
+                    'task. The overlap policy of the schedule applies; its timing is not affected.',
         request=None,
         responses={201: CeleryResultSerializer}
     )
@@ -81,8 +81,8 @@ class CeleryScheduleViewSet(VisibleMixin, ActionsMixin, NetBoxModelViewSet):
 
     @extend_schema(
         operation_id='plugins_celery_schedules_take_over',
-        description='Become the owner of the schedule: its runs act as you from now on. One that was disabled because '
-                    'its owner is gone, or may not run its task any more, is enabled again.',
+        description='Become the owner of the schedule: future runs act as you. A schedule that was disabled because '
+                    'its owner was deleted, inactive or not allowed to run its task is enabled again.',
         request=None,
         responses={200: CeleryScheduleSerializer}
     )

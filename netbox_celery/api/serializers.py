@@ -1,7 +1,7 @@
-"""What REST shows of runs, log lines, tasks, schedules and workers, and what it lets people write.
+"""Serializers of runs, log lines, tasks, schedules and workers.
 
-That is little, but for schedules. A run's columns belong to the engine, which writes them while people look. So a
-change of tags or custom fields saves these columns alone.
+Except for schedules, few fields are writable. The engine writes the columns of a run at any time, so a change of tags
+or custom fields saves only these columns.
 """
 from django.contrib.contenttypes.models import ContentType
 from drf_spectacular.utils import extend_schema_field
@@ -42,7 +42,7 @@ __all__ = (
 
 
 class PayloadField(serializers.JSONField):
-    """JSON as people and programs read it, without Kombu's type markers."""
+    """JSON without Kombu's type markers."""
 
     def to_internal_value(self, data):
         check_argument(data)
@@ -59,9 +59,9 @@ class PlainJSONField(PayloadField):
 
 
 class BesideSerializer(serializers.ModelSerializer):
-    """Shows of the objects beside a row that its reader may not view nothing but that they are there: their ID.
+    """Replaces related objects that the reader may not view with their ID.
 
-    That of its NetBox object is a field of its own.
+    The NetBox object becomes `null`, as its ID is a field of its own.
     """
 
     def to_representation(self, instance):
@@ -85,7 +85,7 @@ class BesideSerializer(serializers.ModelSerializer):
 
 
 class BranchSerializer(serializers.Serializer):
-    """A branch of NetBox Branching. Of one that was deleted nothing is known but the schema ID."""
+    """A branch of NetBox Branching. Of a deleted branch, only the schema ID is known."""
     id = serializers.IntegerField(allow_null=True)
     display = serializers.CharField()
     name = serializers.CharField(allow_null=True)
@@ -114,7 +114,7 @@ class BranchField(serializers.Field):
 
 
 class NarrowSaveSerializer(ValidatedModelSerializer):
-    """Saves the columns that a request changes and no other: meanwhile the engine may have written the rest."""
+    """Saves only the columns that a request changes: the engine may have written the others meanwhile."""
 
     def update(self, instance, validated_data):
         columns = {field.name for field in instance._meta.concrete_fields} & set(validated_data)
@@ -150,12 +150,12 @@ class CeleryScheduleSerializer(BesideSerializer, NetBoxModelSerializer):
     options = PlainJSONField()
     object_type = ContentTypeField(queryset=ContentType.objects.all(), required=False, allow_null=True)
     object = GFKSerializerField(read_only=True, allow_missing_serializer=True)
-    in_words = serializers.CharField(read_only=True, help_text='When it is due, in words')
+    in_words = serializers.CharField(read_only=True, help_text='Timing in words')
     branch = BranchField()
 
     def to_representation(self, instance):
         data = super().to_representation(instance)
-        # As the settings want them shown: `argsrepr` and `kwargsrepr` stand in for what is secret
+        # Redacted as the settings ask: `argsrepr` and `kwargsrepr` replace secret values
         return data | {
             name: getattr(instance, f'display_{name}') for name in ('args', 'kwargs')
             if name in data and instance.hides(name)
@@ -177,7 +177,7 @@ class CeleryScheduleSerializer(BesideSerializer, NetBoxModelSerializer):
         if self.nested:
             return data
         user, before = self.context['request'].user, self.instance
-        # Before anything is told about the task's parameters
+        # Before any error reveals the task's parameters
         scheduling.check_may_run(
             user, data['task'].pk if 'task' in data else None, before.task_id if before else None
         )
@@ -194,11 +194,11 @@ class CeleryScheduleSerializer(BesideSerializer, NetBoxModelSerializer):
 
 
 class SchedulePreviewSerializer(serializers.Serializer):
-    """When a schedule is due."""
+    """The next times at which a schedule is due."""
     in_words = serializers.CharField()
     next_runs = serializers.ListField(
         child=serializers.DateTimeField(),
-        help_text='The next times at which it is due, if it is enabled.'
+        help_text='The next times at which the schedule is due, if it is enabled.'
     )
 
 
@@ -209,11 +209,11 @@ class CeleryResultSerializer(BesideSerializer, NetBoxModelSerializer, NarrowSave
     schedule = CeleryScheduleSerializer(nested=True, read_only=True)
     branch = BranchField()
     object_type = ContentTypeField(read_only=True)
-    # Not every model that a run can concern has a serializer
+    # The model of the related object may have no serializer
     object = GFKSerializerField(read_only=True, allow_missing_serializer=True)
     percentage = serializers.FloatField(read_only=True, allow_null=True)
     duration = serializers.DurationField(read_only=True, allow_null=True)
-    # Arguments as their caller wants them shown: `argsrepr` and `kwargsrepr` stand in for what is secret
+    # Redacted as the caller asked: `argsrepr` and `kwargsrepr` replace secret values
     args = PlainJSONField(source='display_args')
     kwargs = PlainJSONField(source='display_kwargs')
     options = PlainJSONField(source='display_options')
@@ -266,7 +266,7 @@ class CeleryLogEntrySerializer(BesideSerializer, BaseModelSerializer):
 
 
 class LogLineSerializer(BesideSerializer):
-    """A line as those read it who follow a run: they know which one."""
+    """A log line for clients that follow one run: without the run."""
     level = ChoiceField(choices=LogLevelChoices, read_only=True)
     object_type = ContentTypeField(read_only=True)
     object = GFKSerializerField(read_only=True, allow_missing_serializer=True)
@@ -279,18 +279,18 @@ class LogLineSerializer(BesideSerializer):
 
 
 class LogPageSerializer(serializers.Serializer):
-    """An answer to who follows a run: the lines since the last poll, and where the run stood before they were read."""
+    """The log lines since the last poll, and the state of the run before they were read."""
     count = serializers.SerializerMethodField(
-        help_text='Number of lines in this answer.'
+        help_text='Number of lines in this response.'
     )
     next = serializers.SerializerMethodField(
-        help_text='Address of the lines that are there now and did not fit into this answer.'
+        help_text='URL of the lines that exist now but did not fit into this response.'
     )
     next_after = serializers.IntegerField(
         help_text='Value of `after` for the next poll.'
     )
     finished = serializers.BooleanField(
-        help_text='The run has ended and this is the end of its log: there is no use in asking again.'
+        help_text='The run has finished and this is the end of its log: stop polling.'
     )
     status = ChoiceField(choices=ResultStatusChoices, source='result.status')
     reason = ChoiceField(choices=ResultReasonChoices, source='result.reason')
@@ -318,7 +318,7 @@ class LogPageSerializer(serializers.Serializer):
 
 
 class AutoscaleSerializer(serializers.Serializer):
-    """Between how many tasks at a time a worker's pool is scaled."""
+    """Minimum and maximum size of a worker's pool."""
     min = serializers.IntegerField()
     max = serializers.IntegerField()
 

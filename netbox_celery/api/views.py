@@ -1,7 +1,7 @@
-"""REST: follow runs, cancel them, run them again; find tasks and run them.
+"""REST views of runs, tasks, log entries and workers.
 
-Rows appear by running tasks, so nothing is created by a POST to a list. What cannot be done as things stand is
-answered with 400 and the reason, as elsewhere in NetBox. (409 would say it better, but pynetbox takes that for a
+Running tasks creates the rows, so a POST to a list creates nothing. An action that is not possible in the current state
+is answered with 400 and the reason, as elsewhere in NetBox. (409 would be more precise, but pynetbox takes it for a
 failed allocation of an address and hides the reason.)
 """
 from django.db.models import Prefetch, prefetch_related_objects
@@ -48,7 +48,7 @@ class CeleryRootView(APIRootView):
 
 
 class NotOffered:
-    """Takes a method of a base class away. Routers bind what a viewset has: this one has it not."""
+    """Removes a method of a base class, so that routers do not bind it."""
 
     def __set_name__(self, owner, name):
         self.name = name
@@ -58,23 +58,23 @@ class NotOffered:
 
 
 class EngineModelViewSet(VisibleMixin, ActionsMixin, NetBoxModelViewSet):
-    """Base class for rows that the engine makes and keeps: people annotate and delete them."""
+    """Base class for rows that the engine creates and updates: users can only annotate and delete them."""
     http_method_names = [name for name in NetBoxModelViewSet.http_method_names if name != 'put']
     create = NotOffered()
 
 
 class CeleryResultViewSet(WorkflowMixin, EngineModelViewSet):
     """
-    Runs of tasks. Lists leave out what can be large (`args`, `kwargs`, `options`, `data`, `result`, `traceback`,
-    `attempts`) unless it is asked for with `fields`. Tags and custom fields can be changed, all else is written by
-    the workers. A run that is deleted before its end is cancelled.
+    Runs of tasks. Lists omit fields that can be large (`args`, `kwargs`, `options`, `data`, `result`, `traceback`,
+    `attempts`) unless requested with `fields`. Tags and custom fields can be changed; workers write all other fields.
+    Deleting a run that has not finished cancels it.
     """
     queryset = CeleryResult.objects.all()
     serializer_class = serializers.CeleryResultSerializer
     filterset_class = filtersets.CeleryResultFilterSet
     pagination_class = HistoryPagination
 
-    #: What can be large, and the columns that it is made of.
+    #: Fields that can be large, and the columns that they need.
     LARGE = {
         'args': ('args', 'options'),
         'kwargs': ('kwargs', 'options'),
@@ -101,9 +101,9 @@ class CeleryResultViewSet(WorkflowMixin, EngineModelViewSet):
 
     @extend_schema(
         operation_id='plugins_celery_results_logs',
-        description='The lines of a run\'s log, oldest first, and where the run stands: one poll is enough. Ask again '
-                    'with `after` set to `next_after`, until `finished`. The status is read before the lines, so '
-                    'with a finished status nothing is added to the log any more.',
+        description='The lines of a run\'s log, oldest first, and the state of the run, in one response. Poll with '
+                    '`after` set to `next_after`, until `finished`. The status is read before the lines, so once the '
+                    'status is final, no more lines will be added.',
         parameters=[LogQuerySerializer],
         responses={200: serializers.LogPageSerializer},
         filters=False
@@ -122,9 +122,9 @@ class CeleryResultViewSet(WorkflowMixin, EngineModelViewSet):
 
     @extend_schema(
         operation_id='plugins_celery_results_cancel',
-        description='Cancel a run. One that waits is revoked at once. One that runs is terminated where its worker '
-                    'can do that, or asked to stop: it ends a little later, as its log and status will say. With '
-                    '`workflow`, all runs of its workflow that you may cancel.',
+        description='Cancel a run. A waiting run is revoked immediately. An active run is terminated, or asked to stop '
+                    'if its worker cannot terminate it; it finishes a little later, as its log and status show. With '
+                    '`workflow`, cancel all runs of its workflow that you are allowed to cancel.',
         request=CancelSerializer,
         responses={200: serializers.CeleryResultSerializer}
     )
@@ -135,20 +135,20 @@ class CeleryResultViewSet(WorkflowMixin, EngineModelViewSet):
         query.is_valid(raise_exception=True)
         if query.validated_data['workflow']:
             if not actions.cancel_workflow(request, result)[0] and not actions.is_under_way(request, result):
-                raise AbortRequest(_('There is nothing to cancel: all runs of the workflow have ended.'))
+                raise AbortRequest(_('There is nothing to cancel: all runs of the workflow have finished.'))
             result.refresh_from_db()
         elif not actions.cancel(request, result):
             result.refresh_from_db()
             if result.is_finished:
-                raise AbortRequest(_('There is nothing to cancel: the run has ended ({status}).').format(
+                raise AbortRequest(_('There is nothing to cancel: the run has already finished ({status}).').format(
                     status=result.get_status_display()
                 ))
         return Response(self.get_serializer(result).data)
 
     @extend_schema(
         operation_id='plugins_celery_results_rerun',
-        description='Run the task again with the same arguments, under the name of the requesting user. This needs '
-                    'the permission to run the task, too.',
+        description='Run the task again with the same arguments, as the requesting user, who also needs the permission '
+                    'to run the task.',
         request=None,
         responses={201: serializers.CeleryResultSerializer}
     )
@@ -166,8 +166,8 @@ class CeleryResultViewSet(WorkflowMixin, EngineModelViewSet):
 
 class CeleryTaskViewSet(EngineModelViewSet):
     """
-    The catalogue of tasks that workers and NetBox have registered. A task can be enabled and disabled, its tags and
-    custom fields can be changed. One that is absent can be deleted.
+    The catalogue of tasks that workers and NetBox have registered. Tasks can be enabled and disabled, and their tags
+    and custom fields can be changed. A task that is no longer registered can be deleted.
     """
     queryset = CeleryTask.objects.all()
     serializer_class = serializers.CeleryTaskSerializer
@@ -176,8 +176,8 @@ class CeleryTaskViewSet(EngineModelViewSet):
 
     @extend_schema(
         operation_id='plugins_celery_tasks_run',
-        description='Run the task under the name of the requesting user. Arguments are checked against the task\'s '
-                    '`parameters`; what is wrong with them is answered under `parameters`, by name.',
+        description='Run the task as the requesting user. Arguments are checked against the `parameters` of the task; '
+                    'errors are returned under `parameters`, by name.',
         request=TaskRunSerializer,
         responses={201: serializers.CeleryResultSerializer}
     )
@@ -204,13 +204,13 @@ class CeleryTaskViewSet(EngineModelViewSet):
 
 class CeleryLogEntryViewSet(SafeMixin, NetBoxReadOnlyModelViewSet):
     """
-    Lines of the logs of all runs that the user may view. Who follows one run asks for its `logs`.
+    Log lines of all runs that the user is allowed to view. To follow one run, use its `logs`.
     """
     queryset = CeleryLogEntry.objects.all()
     serializer_class = serializers.CeleryLogEntrySerializer
     filterset_class = filtersets.CeleryLogEntryFilterSet
     pagination_class = HistoryPagination
-    # What the brief form of a run shows, without its arguments and its result
+    # Columns of the brief form of a run, without its arguments and its result
     field_prefetches = {
         ('result',): [
             Prefetch('result', CeleryResult.objects.only('id', 'task_id', 'celery_name', 'name', 'status')),
@@ -220,7 +220,7 @@ class CeleryLogEntryViewSet(SafeMixin, NetBoxReadOnlyModelViewSet):
 
 class CeleryWorkerViewSet(SafeMixin, NetBoxReadOnlyModelViewSet):
     """
-    Workers that are running, or were not long ago.
+    Workers that are running, or were running recently.
     """
     queryset = CeleryWorker.objects.all()
     serializer_class = serializers.CeleryWorkerSerializer

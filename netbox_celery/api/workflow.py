@@ -1,6 +1,8 @@
-"""REST: the workflow of a run, and its cancel."""
+"""REST view of the workflow of a run, and the options of a cancellation."""
+from typing import TYPE_CHECKING
+
 from django.utils.translation import gettext_lazy as _
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import extend_schema, extend_schema_field
 from rest_framework import serializers
 from rest_framework.decorators import action
 from rest_framework.response import Response
@@ -14,6 +16,11 @@ from ..reading.viewing import reader_of_context
 from ..reading.workflow import load_workflow
 from .serializers import PlainJSONField
 
+if TYPE_CHECKING:
+    from netbox.api.viewsets import NetBoxModelViewSet as MixedInto
+else:
+    MixedInto = object
+
 __all__ = (
     'CancelSerializer',
     'WorkflowMixin',
@@ -22,24 +29,24 @@ __all__ = (
 
 
 class CancelSerializer(serializers.Serializer):
-    """What is to be cancelled."""
+    """Options of a cancellation."""
     workflow = serializers.BooleanField(
         default=False,
-        help_text=_('Cancel all runs of the workflow, and what they would start')
+        help_text=_('Cancel all runs of the workflow and keep them from starting others')
     )
 
 
 class WorkflowRunSerializer(BaseModelSerializer):
-    """A run in its place in the tree."""
+    """A run in the tree."""
     status = ChoiceField(choices=ResultStatusChoices, read_only=True)
     reason = ChoiceField(choices=ResultReasonChoices, read_only=True)
     duration = serializers.DurationField(read_only=True, allow_null=True)
     attempts = PlainJSONField()
     parent = serializers.SerializerMethodField(
-        help_text='`id` of the run under which this one stands: the nearest above it that you may view.'
+        help_text='`id` of the nearest ancestor that you are allowed to view.'
     )
     depth = serializers.SerializerMethodField(
-        help_text='Indent: it grows only where a run has started several.'
+        help_text='Level of indentation; increases only where a run has started several others.'
     )
 
     class Meta:
@@ -60,6 +67,7 @@ class WorkflowRunSerializer(BaseModelSerializer):
 
     def to_representation(self, run):
         reader = reader_of_context(self.context)
+        assert reader is not None  # there always is a request
         return super().to_representation(run) | {
             'error': reader.error_of(run), 'attempts': reader.attempts_of(run)
         }
@@ -69,45 +77,46 @@ class WorkflowRunSerializer(BaseModelSerializer):
 
 
 class WorkflowSerializer(serializers.Serializer):
-    """All runs of a workflow that the user may view."""
+    """The runs of a workflow that the user is allowed to view."""
     root_id = serializers.UUIDField(
-        help_text='What all its runs have in common: the ID of the first one, or of the group that it begins with.'
+        help_text='Shared by the whole workflow: the ID of the first run, or of the group that starts the workflow.'
     )
     count = serializers.SerializerMethodField(
-        help_text='Number of runs in this answer.'
+        help_text='Number of runs in this response.'
     )
     hidden = serializers.IntegerField(
-        help_text='Number of runs that you may not view. What they started stands under the next run above.'
+        help_text='Number of runs hidden (no permission). Runs that they started move to the nearest visible ancestor.'
     )
     is_cut = serializers.BooleanField(
-        help_text='The workflow has more runs than an answer holds.'
+        help_text='The workflow has more runs than a response contains.'
     )
     finished = serializers.BooleanField(
         source='is_finished',
-        help_text='All runs in this answer have ended.'
+        help_text='All runs in this response have finished.'
     )
     runs = serializers.SerializerMethodField(
-        help_text='The runs in the order of the tree: each before those that stand under it.'
+        help_text='The runs in the order of the tree: each before its descendants.'
     )
 
     def get_count(self, workflow) -> int:
         return len(workflow.nodes)
 
-    def get_runs(self, workflow) -> WorkflowRunSerializer(many=True):
-        reader_of_context(self.context).load_runs(
-            filter(None, (node.run.quoted_id for node in workflow.nodes))
-        )
+    @extend_schema_field(WorkflowRunSerializer(many=True))
+    def get_runs(self, workflow):
+        reader = reader_of_context(self.context)
+        assert reader is not None  # there always is a request
+        reader.load_runs(filter(None, (node.run.quoted_id for node in workflow.nodes)))
         context = {**self.context, 'nodes': {node.run.pk: node for node in workflow.nodes}}
         return WorkflowRunSerializer([node.run for node in workflow.nodes], many=True, context=context).data
 
 
-class WorkflowMixin:
-    """The part of the viewset of runs that deals with whole workflows."""
+class WorkflowMixin(MixedInto):
+    """The action of the run viewset that returns a whole workflow."""
 
     @extend_schema(
         operation_id='plugins_celery_results_workflow',
-        description='The workflow that a run belongs to: its runs as a flat list in the order of the tree. A later '
-                    'step has a run when it is sent, or when it is certain that it will never be.',
+        description='The workflow of a run: its runs as a flat list in the order of the tree. A later step gets a run '
+                    'when it is sent, or when it is certain that it never will be.',
         responses={200: WorkflowSerializer},
         filters=False
     )

@@ -1,23 +1,24 @@
-"""The Celery app of this process: `netbox_celery.celery`, which the engine does not import, makes it and binds it."""
+"""The Celery app of this process. `netbox_celery.celery`, which the engine does not import, creates and binds it."""
+from typing import Any
 
 __all__ = (
     'bind',
     'get_app',
 )
 
-_bound = []
+_bound: list[Any] = []
 
 
-def bind(app):
-    """Let an app be that of this process."""
+def bind(app: Any) -> None:
+    """Make an app the one of this process."""
     _bound[:] = [app]
 
 
-def get_app():
+def get_app() -> Any:
     """Return the app of this process.
 
     Raises:
-        RuntimeError: NetBox has not been set up yet: `ready()` of the plugin makes the app.
+        RuntimeError: NetBox is not set up yet: `ready()` of the plugin creates the app.
     """
     if not _bound:
         raise RuntimeError('There is no Celery app yet: import netbox_celery.celery, or set up Django')

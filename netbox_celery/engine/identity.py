@@ -1,7 +1,8 @@
-"""Who this process is: a worker's main process, a child of its pool, or neither; and which threads in it are ours."""
+"""What this process is: a worker's main process, a child of its pool, or neither; and which of its threads are ours."""
 import os
 import time
-from uuid import uuid4
+from typing import Any
+from uuid import UUID, uuid4
 
 from ..config import get_config
 
@@ -11,62 +12,66 @@ __all__ = (
     'identity',
 )
 
-#: What the names of the engine's own threads begin with.
+#: Prefix of the names of the engine's own threads.
 OWN_THREADS = 'netbox-celery-'
 
 
 class Identity:
-    """Who this process is: the worker process group that it belongs to. Children inherit it, or are told of it."""
+    """The worker process group to which this process belongs. Children inherit it, or get it from their parent."""
 
-    def __init__(self):
-        self.key = None
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self.key: UUID | None = None
         self.name = ''
-        self.pid = None
+        self.pid: int | None = None
         self._last_beat = self._steady_since = float('-inf')
 
-    def take(self, name):
-        """Become a worker with a new key: what an earlier one of this name left is not this one's."""
+    def take(self, name: str) -> None:
+        """Become a worker, with a new key: runs of an earlier worker with this name do not belong to this one."""
         self.key, self.name, self.pid = uuid4(), name, os.getpid()
 
-    def describe(self):
-        """Return what another process needs to know to belong to this worker, `None` if this process is no worker's."""
+    def describe(self) -> Any:
+        """Return the argument for `join` by which another process joins this worker; `None` outside of a worker."""
         return self.key and (self.key, self.name, self.pid)
 
-    def join(self, described):
+    def join(self, described: Any) -> None:
         """Become a child of a worker."""
         self.key, self.name, self.pid = described
 
-    def leave(self):
-        """Be no worker any more: this process goes on as another program's."""
-        self.__init__()
+    def leave(self) -> None:
+        """Stop being a worker: this process continues as another program."""
+        self._reset()
 
     @property
-    def is_parent(self):
-        """Whether this is a worker's main process, which has a heartbeat."""
+    def is_parent(self) -> bool:
+        """Whether this is a worker's main process, which sends heartbeats."""
         return self.pid == os.getpid()
 
     @property
-    def is_child(self):
+    def is_child(self) -> bool:
         """Whether this is a process of a worker's pool."""
         return self.pid not in (None, os.getpid())
 
-    def note_beat(self):
-        """Note a heartbeat of this worker's that has reached the database."""
+    def note_beat(self) -> None:
+        """Record that a heartbeat of this worker has reached the database."""
         now = time.monotonic()
         if now - self._last_beat > get_config().worker_lost_after / 2:
             self._steady_since = now
         self._last_beat = now
 
     @property
-    def steady_for(self):
-        """For how long this worker was heard without a break, seconds; infinite in a process that is no worker."""
+    def steady_for(self) -> float:
+        """How long this worker's heartbeats have had no gap, seconds; infinite in a process that is not a worker."""
         return time.monotonic() - self._steady_since if self.key is not None else float('inf')
 
     @property
-    def can_judge(self):
-        """Whether this worker may take the silence of others for their death.
+    def may_declare_lost(self) -> bool:
+        """Whether this worker may consider silent workers lost.
 
-        When the database was away, everybody was silent: nobody is judged before all had the time to be heard again.
+        While the database is unavailable, all workers are silent. So after that, all of them first get the time to send
+        a heartbeat again.
         """
         now, lost_after = time.monotonic(), get_config().worker_lost_after
         return now - self._last_beat <= lost_after / 2 and now - self._steady_since >= lost_after

@@ -1,11 +1,13 @@
-"""The only door to private names of Celery and Kombu, and what is changed in Celery's own modules.
+"""The only access to private names of Celery and Kombu, and the only place that patches Celery's own modules.
 
-Read in Celery 5.7 and Kombu 5.7: `tests/engine/test_internals.py` fails when one of these names is gone, or takes other
-arguments, and when a module of ours uses another one. What our classes override of theirs is in `OVERRIDDEN`.
+Read in Celery 5.7 and Kombu 5.7. `tests/engine/test_internals.py` fails if one of these names is missing or takes other
+arguments, and if another module of ours uses a private name. `OVERRIDDEN` lists the methods that our classes override.
 """
 import sys
 import threading
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from celery import Celery, _state, canvas, result
 from celery.utils import functional
@@ -34,7 +36,7 @@ __all__ = (
     'task_stack',
 )
 
-#: Methods of theirs that our classes override: what they are called with.
+#: Methods of Celery's and Kombu's classes that ours override, with their signatures.
 OVERRIDDEN = {
     'celery.app.base:Celery': {
         '_get_backend': '(self)',
@@ -58,9 +60,9 @@ OVERRIDDEN = {
     },
     'kombu.transport.virtual.base:Transport': {'_deliver': '(self, message, queue)'},
 }
-#: Names of functions about waiting for results, which modules of Celery import from each other.
+#: Functions about waiting for results, which modules of Celery import from each other.
 JOINING = {'allow_join_result', 'denied_join_result', 'task_join_will_block'}
-#: What our classes use of theirs beside that.
+#: Other private names of theirs that our classes use.
 USED = {
     'celery.app.base:Celery': ('_conf', '_preconf', '_tasks'),
     'celery.backends.base:KeyValueStoreBackend': ('_get_result_meta', '_set_with_state'),
@@ -73,70 +75,70 @@ USED = {
 
 #: The tasks that this thread executes, the innermost last.
 task_stack = _state._task_stack
-#: Says for the whole process whether its tasks may wait for results.
+#: Sets for the whole process whether its tasks may wait for results.
 set_join_will_block = _state._set_task_join_will_block
 
 
-#: The class of chains, of which `celery.chain` makes one.
+#: The class of chains, which `celery.chain` creates.
 chain_type = canvas._chain
 
 
-def is_regenerated(value):
-    """Whether a list is one of Celery's that a generator is about to fill."""
+def is_regenerated(value: object) -> bool:
+    """Whether a list is one of Celery's that is filled from a generator."""
     return isinstance(value, functional._regen)
 
 
-def crontab_fields(when):
+def crontab_fields(when: Any) -> tuple[Any, ...]:
     """Return the five fields of a `celery.schedules.crontab` as they were given, in the order of a crontab."""
     return (
         when._orig_minute, when._orig_hour, when._orig_day_of_month, when._orig_month_of_year, when._orig_day_of_week,
     )
 
 
-def registered(app):
-    """Return the tasks of an app by name, as they are: without making tasks of what decorators have collected."""
+def registered(app: Any) -> dict[str, Any]:
+    """Return the tasks of an app by name, without finalizing those that decorators have collected."""
     return app._tasks
 
 
-def call_options(task):
-    """Return the options of a call that a task's own attributes give."""
+def call_options(task: Any) -> dict[str, Any]:
+    """Return the options of a call that come from the task's own attributes."""
     return task._get_exec_options()
 
 
-def context_of(request):
-    """Return what a worker's request of a task hands to the result backend."""
+def context_of(request: Any) -> Any:
+    """Return the context that a worker's request passes to the result backend."""
     return request._context
 
 
-def is_protected(request):
-    """Whether Celery has seen the body of a request begin."""
+def is_protected(request: Any) -> bool:
+    """Whether Celery has started the body of a request."""
     return request._protected
 
 
-def protect(request):
-    """Note that the body of a request begins, as `Task.__call__` does."""
+def protect(request: Any) -> None:
+    """Record that the body of a request starts, as `Task.__call__` does."""
     request._protected = 1
 
 
-def fixups(app):
-    """Return the fixups of an app, of which Django's is one."""
+def fixups(app: Any) -> list[Any]:
+    """Return the fixups of an app; Django's is one of them."""
     return app._fixups
 
 
-def takes_exception(backend, errback):
-    """Whether an error callback takes more than the ID of the failed run."""
+def takes_exception(backend: Any, errback: Any) -> bool:
+    """Whether an error callback takes more arguments than the ID of the failed run."""
     return backend._errback_arity_greater(errback, 1)
 
 
-def key_of_queue(channel, queue, priority):
-    """Return the key in Redis of the list that holds the messages of a queue with a priority."""
+def key_of_queue(channel: Any, queue: str, priority: int) -> str:
+    """Return the Redis key of the list that holds a queue's messages of one priority."""
     return channel.global_keyprefix + channel._q_for_pri(queue, priority)
 
 
-def forget_messages(backend, task_id):
-    """Leave out what this process was told of the earlier end of a task, and has not read.
+def forget_messages(backend: Any, task_id: str) -> None:
+    """Drop messages about the earlier end of a task that this process has received and not used.
 
-    Of Celery's Redis backend: what is on its way is read, and what nobody waits for is put aside.
+    Celery's Redis backend receives them on a channel, and keeps those for which no code waits yet.
     """
     consumer = backend.result_consumer
     if getattr(consumer, '_pubsub', None) is not None:
@@ -148,8 +150,8 @@ def forget_messages(backend, task_id):
 
 
 @contextmanager
-def replaced(owner, name, value):
-    """Let an attribute of an object be another one meanwhile."""
+def replaced(owner: Any, name: str, value: Any) -> Generator[None]:
+    """Replace an attribute of an object within the block."""
     is_there, before = name in vars(owner), vars(owner).get(name)
     setattr(owner, name, value)
     try:
@@ -161,19 +163,19 @@ def replaced(owner, name, value):
             delattr(owner, name)
 
 
-def producer_pool_replaced(app, pool):
-    """Let an app send its messages by another pool of producers meanwhile."""
+def producer_pool_replaced(app: Any, pool: Any) -> AbstractContextManager[None]:
+    """Let an app send its messages through another pool of producers within the block."""
     return replaced(app.amqp, '_producer_pool', pool)
 
 
-def backend_replaced(app, backend):
-    """Let an app have another result backend meanwhile: that of the process, or this thread's."""
+def backend_replaced(app: Any, backend: Any) -> AbstractContextManager[None]:
+    """Replace an app's result backend, of the process or of this thread, within the block."""
     is_shared = vars(app).get('_backend_cache') is not None
     return replaced(*((app, '_backend_cache') if is_shared else (app._local, 'backend')), backend)
 
 
-def drop_default_app():
-    """Forget the app that Celery has made for want of another one: it would be handed the tasks of all plugins."""
+def drop_default_app() -> None:
+    """Drop the app that Celery created because there was none: otherwise it would get the tasks of all plugins."""
     made = _state.default_app
     if made is not None and type(made) is Celery and made.main == 'default':
         _state._deregister_app(made)
@@ -182,21 +184,21 @@ def drop_default_app():
 # Waiting for results
 
 class _Thread(threading.local):
-    #: Whether a task of this thread may not wait for results; `None`: what Celery says of the whole process.
-    blocks = None
+    #: Whether waiting for results is denied in this thread; `None`: Celery's flag for the process applies.
+    blocks: bool | None = None
 
 
 _thread = _Thread()
-#: What Celery says of the whole process.
+#: Celery's function that returns the flag for the process.
 _process_join_will_block = _state.task_join_will_block
 
 
-def _task_join_will_block():
+def _task_join_will_block() -> bool:
     return _process_join_will_block() if _thread.blocks is None else _thread.blocks
 
 
 @contextmanager
-def _blocking(blocks):
+def _blocking(blocks: bool) -> Generator[None]:
     before, _thread.blocks = _thread.blocks, blocks
     try:
         yield
@@ -212,13 +214,14 @@ def _denied_join_result():
     return _blocking(True)
 
 
-def join_by_thread():
-    """Let each thread say for itself that it may wait for results, or may not.
+def join_by_thread() -> None:
+    """Allow or deny each thread separately to wait for results.
 
     `allow_join_result()` and `denied_join_result()` of `celery.result` set one flag for the whole process. In a pool of
-    threads, one that has put a chord together takes the permission of all others back: these then fail their chords.
+    threads, a thread that has collected the results of a chord then resets the flag for all others, and their chords
+    fail.
     """
-    ours = {
+    ours: dict[Any, Callable[..., Any]] = {
         result.allow_join_result: _allow_join_result, result.denied_join_result: _denied_join_result,
         _process_join_will_block: _task_join_will_block,
     }

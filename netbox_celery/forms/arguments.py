@@ -1,4 +1,6 @@
-"""The arguments of a task in a form: a field for each of its parameters."""
+"""The arguments of a task in a form, with a field for each parameter."""
+from typing import TYPE_CHECKING, Any
+
 from django import forms
 from django.utils.translation import gettext as _
 
@@ -11,24 +13,32 @@ __all__ = (
     'spread',
 )
 
-#: Fields of parameters are named apart from those of options: a task may well have a parameter `queue`.
+#: Prefix of the names of parameter fields. It keeps them apart from those of options: a parameter may be named `queue`.
 PREFIX = 'parameter_'
 
 
-class ArgumentsMixin:
+if TYPE_CHECKING:
+    from django.forms import Form as MixinBase
+
+    from ..models import CeleryTask
+else:
+    MixinBase = object
+
+
+class ArgumentsMixin(MixinBase):
     """A form with a field for each parameter of a task.
 
     Once `bind_arguments()` has found no error, `arguments` is the pair `(args, kwargs)`.
     """
-    task = None
-    arguments = ([], {})
+    task: 'CeleryTask | None' = None
+    arguments: tuple[list[Any], dict[str, Any]] = ([], {})
 
-    def add_parameters(self, task, values=None):
+    def add_parameters(self, task: 'CeleryTask', values: dict[str, Any] | None = None) -> None:
         """Add the fields.
 
         Args:
             task: The `CeleryTask`.
-            values: What to show instead of the defaults, by name of the parameter.
+            values: Values to show instead of the defaults, by parameter name.
         """
         self.task = task
         described = parameter_help(task.documentation)
@@ -39,12 +49,13 @@ class ArgumentsMixin:
                 present(field, values[name])
 
     @property
-    def parameter_fields(self):
+    def parameter_fields(self) -> list[str]:
         """The names of the fields."""
         return [PREFIX + parameter['name'] for parameter in self.task.parameters] if self.task else []
 
-    def bind_arguments(self):
-        """Make arguments out of what was entered, and check them against the task's signature."""
+    def bind_arguments(self) -> None:
+        """Build the arguments from the entered values and check them against the task's signature."""
+        assert self.task is not None
         try:
             self.arguments = _bind(self.task, {
                 parameter['name']: self.cleaned_data[PREFIX + parameter['name']] for parameter in self.task.parameters
@@ -57,15 +68,15 @@ class ArgumentsMixin:
 
 
 class ArgumentsForm(ArgumentsMixin, forms.Form):
-    """Nothing but the fields of the parameters of a task."""
+    """A form with only the parameter fields of a task."""
 
     def __init__(self, task, data):
         super().__init__(data)
         self.add_parameters(task)
 
 
-def as_entered(task, data):
-    """Return the arguments that somebody is entering, as far as they go: what is wrong stands there as its text.
+def as_entered(task: 'CeleryTask', data: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Return the arguments of an unfinished form. Invalid values are returned as the text that was entered.
 
     Args:
         task: The `CeleryTask`.
@@ -91,22 +102,24 @@ def as_entered(task, data):
         try:
             return _bind(task, values)
         except InvalidArguments as exc:
-            # What is missing before others leaves a gap; what repeats others cannot stand beside them
+            # A missing argument before others becomes `None`; one that repeats others is nested under its own name
             for name in exc.errors:
                 values[name] = None if values[name] is OMITTED else {name: values[name]}
 
 
 def _bind(task, values):
-    """Return positional and keyword arguments. By name wherever that is possible: a run shows what was what.
+    """Return positional and keyword arguments. Pass them by name if possible: the run then shows the names.
 
     Args:
         task: The `CeleryTask`.
         values: The argument for each parameter, by name, or `OMITTED`.
 
     Raises:
-        InvalidArguments: They cannot be passed together.
+        InvalidArguments: The values cannot be passed together.
     """
-    further, kwargs, by_position = [], {}, {}
+    further: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    by_position: dict[str, Any] = {}
     for parameter in task.parameters:
         if parameter['kind'] == 'var_positional' and values[parameter['name']] is not OMITTED:
             further = values[parameter['name']]
@@ -115,7 +128,7 @@ def _bind(task, values):
         if kind == 'positional_only' or kind == 'positional_or_keyword' and further:
             by_position[name] = parameter.get('default', OMITTED) if value is OMITTED else value
         elif kind == 'var_keyword' and value is not OMITTED:
-            # Always the last one
+            # Always the last parameter
             if twice := sorted(kwargs.keys() & value.keys()):
                 raise InvalidArguments({name: _('repeats {names}').format(names=', '.join(twice))})
             kwargs |= value
@@ -125,17 +138,17 @@ def _bind(task, values):
 
 
 def _in_order(by_position, further):
-    """Return arguments by position: the last ones can be left out, but none before another."""
+    """Return positional arguments. Trailing ones can be omitted, but none before another."""
     names = list(by_position)
     while names and not further and by_position[names[-1]] is OMITTED:
         names.pop()
     if missing := [name for name in names if by_position[name] is OMITTED]:
-        raise InvalidArguments({name: _('is required before the arguments after it') for name in missing})
+        raise InvalidArguments({name: _('is required because a later argument is set') for name in missing})
     return [by_position[name] for name in names]
 
 
-def spread(task, args, kwargs):
-    """Return arguments by name of the parameter, or `None` if they do not fit the task's parameters."""
+def spread(task: 'CeleryTask', args: Any, kwargs: Any) -> dict[str, Any] | None:
+    """Return the arguments by parameter name, or `None` if they do not match the task's parameters."""
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         return None
     kinds = {p['name']: p['kind'] for p in task.parameters}
@@ -146,7 +159,7 @@ def spread(task, args, kwargs):
         if 'var_positional' not in variadic:
             return None
         values[variadic['var_positional']] = further
-    rest = {}
+    rest: dict[str, Any] = {}
     for name, value in kwargs.items():
         is_named = kinds.get(name) in ('positional_or_keyword', 'keyword_only')
         if name in values if is_named else 'var_keyword' not in variadic:

@@ -1,4 +1,4 @@
-"""Changing several tasks or schedules at once."""
+"""Forms that edit several tasks or schedules together."""
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
@@ -52,7 +52,7 @@ class CeleryScheduleBulkEditForm(NetBoxModelBulkEditForm):
         required=False
     )
     missed_max = forms.IntegerField(
-        label=_('Most missed runs'),
+        label=_('Catch-up limit'),
         min_value=1,
         max_value=1000,
         required=False

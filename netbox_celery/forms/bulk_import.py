@@ -1,4 +1,4 @@
-"""Schedules from CSV, JSON and YAML."""
+"""The form that imports schedules from CSV, JSON or YAML."""
 from django import forms
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import ValidationError
@@ -34,15 +34,15 @@ class CeleryScheduleImportForm(NetBoxModelImportForm):
         help_text=_('Name of the task')
     )
     kind = CSVChoiceField(
-        label=_('Kind'),
+        label=_('Type'),
         choices=ScheduleKindChoices,
         required=False,
-        help_text=_('By default crontab')
+        help_text=_('Defaults to crontab')
     )
     timezone = forms.CharField(
         label=_('Time zone'),
         required=False,
-        help_text=_("By default NetBox's")
+        help_text=_('Defaults to the NetBox time zone')
     )
     args = PayloadField(
         label=_('Arguments'),
@@ -66,7 +66,7 @@ class CeleryScheduleImportForm(NetBoxModelImportForm):
         required=False
     )
     missed_max = forms.IntegerField(
-        label=_('Most missed runs'),
+        label=_('Catch-up limit'),
         required=False
     )
     overlap = CSVChoiceField(
@@ -83,16 +83,16 @@ class CeleryScheduleImportForm(NetBoxModelImportForm):
             'overlap', 'tags',
         )
         help_texts = {
-            # There it is not HTML
+            # The import page shows plain text
             'crontab': _('Minute, hour, day of the month, month, day of the week, such as 30 2 * * mon-fri'),
         }
 
     def __init__(self, data=None, *args, **kwargs):
         if data is not None and not data.get('id'):
-            # What a record leaves out is as it is in a new schedule: a box that nobody ticked would be "no"
+            # Omitted values default to those of a new schedule; an omitted boolean would be read as false
             data = {'enabled': True} | data
         if data is not None:
-            # A number in YAML is one already, and Django's field of a time takes text
+            # YAML yields numbers, but Django's time fields take text
             data = {name: str(value) if isinstance(value, int | float) and name in TIMES else value
                     for name, value in data.items()}
         super().__init__(data, *args, **kwargs)

@@ -1,4 +1,6 @@
-"""Filters of the lists of runs, tasks, schedules and workers."""
+"""The filter forms of the lists of runs, tasks, schedules and workers."""
+from typing import TYPE_CHECKING, Any
+
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
@@ -32,33 +34,39 @@ __all__ = (
 )
 
 
-def time_field(label):
+def time_field(label: Any) -> forms.DateTimeField:
     return forms.DateTimeField(label=label, required=False, widget=DateTimePicker())
 
 
-def boolean_field(label):
+def boolean_field(label: Any) -> forms.NullBooleanField:
     return forms.NullBooleanField(
         label=label, required=False, widget=forms.Select(choices=BOOLEAN_WITH_BLANK_CHOICES)
     )
 
 
-class StrictMixin:
-    """Says at the field what the filters say of a value, also of one that another lookup takes (`task_id__isw`).
+if TYPE_CHECKING:
+    from django.forms import Form as MixinBase
+else:
+    MixinBase = object
+
+
+class StrictMixin(MixinBase):
+    """Shows the errors of a filter at its field, including those of other lookups of the field (`task_id__isw`).
 
     Attributes:
         filterset: The class of the filters.
     """
-    filterset = None
+    filterset: Any = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        # The list names what it is filtered by, and the form too
+        # The list and the form show the names of the selected objects
         if (user := current_user()) is not None:
             for field in self.fields.values():
                 model = getattr(getattr(field, 'queryset', None), 'model', None)
                 if model in (User, CelerySchedule, CeleryTask):
                     field.queryset = nameable(model, user)
-                    # NetBox has put a widget around the one that shows what is selected
+                    # NetBox wraps the widget that shows the selected objects
                     getattr(field.widget, 'original_widget', field.widget).choices = field.choices
 
     def clean(self):
@@ -178,7 +186,7 @@ class CeleryTaskFilterForm(StrictMixin, NetBoxModelFilterSetForm):
         required=False
     )
     enabled = boolean_field(_('Enabled'))
-    present = boolean_field(_('Present'))
+    present = boolean_field(_('Registered'))
     tag = TagFilterField(model)
 
 
@@ -201,7 +209,7 @@ class CeleryScheduleFilterForm(StrictMixin, NetBoxModelFilterSetForm):
     owner_id = DynamicModelMultipleChoiceField(
         queryset=User.objects.all(),
         required=False,
-        null_option=_('Nobody'),
+        null_option=_('None'),
         label=_('Owner')
     )
     origin = forms.MultipleChoiceField(
@@ -209,9 +217,9 @@ class CeleryScheduleFilterForm(StrictMixin, NetBoxModelFilterSetForm):
         choices=ScheduleOriginChoices,
         required=False
     )
-    present = boolean_field(_('Present'))
+    present = boolean_field(_('Defined'))
     kind = forms.MultipleChoiceField(
-        label=_('Kind'),
+        label=_('Type'),
         choices=ScheduleKindChoices,
         required=False
     )
@@ -255,7 +263,7 @@ class CeleryWorkerFilterForm(StrictMixin, SavedFiltersMixin, FilterForm):
         FieldSet('q', 'filter_id'),
         FieldSet('running', 'name', 'host', name=_('Worker')),
     )
-    running = boolean_field(_('Has not stopped'))
+    running = boolean_field(_('Running'))
     name = forms.CharField(
         label=_('Name'),
         required=False

@@ -1,4 +1,4 @@
-"""Which lines of a run's log a reader wants to see."""
+"""The form that filters the log of a run."""
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
@@ -11,7 +11,7 @@ __all__ = (
 
 
 class LogForm(forms.Form):
-    """The controls above a log. Its fields are those of an address, so anything in them must do no harm."""
+    """The controls above a log. The values come from the URL, so invalid ones must do no harm."""
     level = forms.TypedChoiceField(
         label=_('Level'),
         coerce=int,
@@ -27,10 +27,10 @@ class LogForm(forms.Form):
         })
     )
     q = forms.CharField(
-        label=_('Search the log'),
+        label=_('Search log'),
         required=False,
         max_length=200,
-        widget=forms.TextInput(attrs={'type': 'search', 'autocomplete': 'off', 'placeholder': _('Search the log')})
+        widget=forms.TextInput(attrs={'type': 'search', 'autocomplete': 'off', 'placeholder': _('Search log')})
     )
 
     def __init__(self, data=None):
@@ -38,21 +38,21 @@ class LogForm(forms.Form):
         self.fields['level'].choices = [
             ('', _('All levels')),
             *(
-                (level, _('{level} and above').format(level=label)) for level, label in LogLevelChoices
-                if level != LogLevelChoices.LEVEL_DEBUG
+                (choice.value, _('{level} and above').format(level=choice.label)) for choice in LogLevelChoices.CHOICES
+                if choice.value != LogLevelChoices.LEVEL_DEBUG
             )
         ]
         self.fields['level'].widget.attrs['class'] = 'celery-log-filter no-ts'
         self.fields['grouping'].widget.attrs['class'] = 'celery-log-filter'
 
     @property
-    def following(self):
+    def following(self) -> bool:
         """Whether the reader follows the log."""
         return 'follow' in self.data
 
     @property
-    def wanted(self):
-        """The `LogFilter`; what does not validate filters nothing."""
+    def wanted(self) -> LogFilter:
+        """The `LogFilter`. Invalid values filter nothing."""
         self.is_valid()
         data = self.cleaned_data
         return LogFilter(

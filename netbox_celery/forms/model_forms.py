@@ -1,4 +1,4 @@
-"""What people may change of a task: the rest is in its code."""
+"""The form that edits a task. Everything else about a task is defined in its code."""
 from netbox.forms import NetBoxModelForm
 from utilities.forms.rendering import FieldSet
 

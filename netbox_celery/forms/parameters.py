@@ -1,7 +1,8 @@
-"""Form fields for the parameters of a task, by what the catalogue knows of them: annotation, default, docstring."""
+"""Form fields for the parameters of a task, chosen by their annotation, default and docstring in the catalogue."""
 import json
 import re
 from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.utils.html import escape, format_html
@@ -23,7 +24,7 @@ __all__ = (
 
 
 class _Omitted:
-    """Stands for a parameter that is left to its default."""
+    """Marks a parameter that is left at its default."""
 
     def __repr__(self):
         return 'OMITTED'
@@ -34,9 +35,15 @@ OMITTED = _Omitted()
 EMPTY = (None, '')
 
 
-class ParameterMixin:
-    """A field whose value is left out of the call if nothing was entered."""
-    if_empty = OMITTED
+if TYPE_CHECKING:
+    from django.forms import Field as MixinBase
+else:
+    MixinBase = object
+
+
+class ParameterMixin(MixinBase):
+    """A field whose value is omitted from the call if nothing was entered."""
+    if_empty: Any = OMITTED
 
     def clean(self, value):
         if value in EMPTY and not self.required:
@@ -49,7 +56,7 @@ class TextParameter(ParameterMixin, forms.CharField):
 
 
 class DefaultTextParameter(TextParameter):
-    """An empty text is a value where the default is a text."""
+    """Text whose default is text as well: here an empty text is a value."""
     if_empty = ''
 
 
@@ -71,7 +78,7 @@ class DateTimeParameter(ParameterMixin, forms.DateTimeField):
         try:
             return super().prepare_value(value)
         except OverflowError:
-            return value.isoformat()  # so near to the end of the calendar that it has no local time
+            return value.isoformat()  # so close to the end of the calendar that it has no local time
 
 
 class ChoiceParameter(ParameterMixin, forms.TypedChoiceField):
@@ -79,16 +86,16 @@ class ChoiceParameter(ParameterMixin, forms.TypedChoiceField):
 
 
 class JSONParameter(ParameterMixin, forms.CharField):
-    """JSON of one of some Python types.
+    """JSON of certain Python types.
 
     Args:
-        accepts: The types; all if there are none.
+        accepts: The accepted types; all if empty.
     """
     widget = forms.Textarea(attrs={'rows': 3, 'class': 'font-monospace'})
     default_error_messages = {
-        'invalid_json': _('Enter valid JSON: {error}'),
+        'invalid_json': _('Invalid JSON: {error}'),
         'invalid_type': _('Enter a JSON {expected}.'),
-        'too_deep': _('This is nested too deeply: more than {deepest} arrays and objects in each other.'),
+        'too_deep': _('The value is nested too deeply (limit: {deepest} levels of arrays and objects).'),
     }
     NAMES = {list: _('array, such as [1, 2]'), dict: _('object, such as {"name": "value"}')}
 
@@ -105,7 +112,7 @@ class JSONParameter(ParameterMixin, forms.CharField):
             return text
         try:
             value = json.loads(text)
-            # Python reads NaN and numbers that are too large; JSON has none
+            # Python also reads NaN and numbers that are too large for JSON
             json.dumps(value, allow_nan=False)
             to_jsonb(value, DEEPEST - 1)
         except RecursionError as exc:
@@ -114,7 +121,7 @@ class JSONParameter(ParameterMixin, forms.CharField):
             if is_deep(text, DEEPEST - 1):
                 raise self._too_deep() from exc
             raise forms.ValidationError(
-                self.error_messages['invalid_json'].format(error=exc), code='invalid_json'
+                self.error_messages['invalid_json'].format(error=_why_not_json(text, exc)), code='invalid_json'
             ) from exc
         if self.accepts and not isinstance(value, self.accepts):
             expected = self.NAMES[self.accepts[0]]
@@ -132,16 +139,16 @@ class JSONParameter(ParameterMixin, forms.CharField):
         return super().clean(value)
 
     def validate(self, value):
-        # `null`, `[]` and `{}` are values
+        # `null`, `[]` and `{}` are valid values
         pass
 
     def run_validators(self, value):
-        # Those of text do not apply to what it stands for
+        # Validators of text do not apply to the parsed value
         pass
 
 
 class FreeParameter(JSONParameter):
-    """A value of a type that nobody declared: JSON where it is JSON, and text where it is not."""
+    """A value of an undeclared type: JSON if it parses as JSON, otherwise text."""
     widget = forms.TextInput(attrs={'class': 'font-monospace'})
 
     def __init__(self, *args, initial=None, **kwargs):
@@ -149,7 +156,7 @@ class FreeParameter(JSONParameter):
 
     @staticmethod
     def quote(value):
-        # In quotes, or the text "5" would come back as the number
+        # Quoted, or the text "5" would be read back as a number
         return json.dumps(value, ensure_ascii=False) if isinstance(value, str) and _is_json(value) else value
 
     def to_python(self, value):
@@ -159,6 +166,18 @@ class FreeParameter(JSONParameter):
             if exc.code == 'too_deep':
                 raise
             return value
+
+
+def _why_not_json(text, exc):
+    """Return in words why a text is not valid JSON."""
+    if not isinstance(exc, json.JSONDecodeError):
+        return exc
+    rest = text[exc.pos:].strip()
+    if not rest or exc.msg.startswith('Unterminated string'):
+        return _('unexpected end after "{text}"').format(text=text.rstrip()[-30:])
+    return _('unexpected "{text}" in line {line}, column {column}').format(
+        text=rest[:30], line=exc.lineno, column=exc.colno
+    )
 
 
 def _is_json(text):
@@ -171,7 +190,7 @@ def _is_json(text):
 
 def _boolean(options):
     if options['required'] or 'initial' in options:
-        # A box is always answered
+        # A checkbox always has a value
         return forms.BooleanField(**options | {'required': False})
     choices = (('', '---------'), ('true', _('Yes')), ('false', _('No')))
     return ChoiceParameter(choices=choices, coerce=lambda value: value == 'true', **options)
@@ -206,22 +225,22 @@ FIELDS = {
 }
 
 
-def field_for(parameter, help_text=''):
+def field_for(parameter: dict[str, Any], help_text: str = '') -> forms.Field:
     """Return a form field for a parameter of a task.
 
     Args:
         parameter: One of `CeleryTask.parameters`.
-        help_text: What its docstring says about the parameter.
+        help_text: The description of the parameter in the task's docstring.
 
     Returns:
         A field whose cleaned value is the argument, or `OMITTED`.
     """
     options = {'label': parameter['name'], 'required': parameter['required'], 'help_text': escape(help_text)}
     if parameter['kind'] == 'var_positional':
-        options['help_text'] = options['help_text'] or _('Further positional arguments, as a JSON array')
+        options['help_text'] = options['help_text'] or _('Additional positional arguments, as a JSON array')
         return JSONParameter(accepts=(list,), **options | {'label': f'*{parameter["name"]}'})
     if parameter['kind'] == 'var_keyword':
-        options['help_text'] = options['help_text'] or _('Further keyword arguments, as a JSON object')
+        options['help_text'] = options['help_text'] or _('Additional keyword arguments, as a JSON object')
         return JSONParameter(accepts=(dict,), **options | {'label': f'**{parameter["name"]}'})
     if parameter.get('default') is not None:
         options['initial'] = parameter['default']
@@ -239,39 +258,39 @@ def _typed_field(parameter, options):
 
 
 def _kind(parameter):
-    """Return the type of a parameter beside `None`, an `Alternative`; of several, or of none, one without a name."""
+    """Return the type of a parameter besides `None`, an `Alternative`; it has no name unless there is exactly one."""
     found = [alternative for alternative in alternatives(parameter['annotation']) if alternative.name != 'None']
     if len(found) == 1:
         return found[0]
     if not parameter['annotation'] and parameter.get('default') is not None:
-        # Nothing is declared: the default tells
+        # Nothing is declared: use the type of the default
         return Alternative(type(parameter['default']).__name__)
     return Alternative('')
 
 
-def present(field, value):
-    """Show an argument in the field of its parameter, instead of the default."""
+def present(field: forms.Field, value: Any) -> None:
+    """Show an argument, instead of the default, in the field of its parameter."""
     if isinstance(field, ChoiceParameter):
         keys = {key for key, __ in field.choices}
         value = next((key for key in (str(value), str(value).lower()) if key in keys), '')
     elif isinstance(field, FreeParameter):
         value = field.quote(value)
     elif isinstance(field, forms.DateField | forms.DateTimeField):
-        # By REST or from a file it came as text
+        # Values from REST or a file are text
         with suppress(forms.ValidationError):
             value = field.to_python(value)
     field.initial = value
 
 
 def _with_note(help_text, annotation):
-    note = _('Text, or JSON such as 5, true, null, ["a"]')
+    note = _('Text or JSON (5, true, null, ["a"])')
     if annotation:
         note = format_html('<code>{}</code>: {}', annotation, note)
     return mark_safe(f'{help_text} ({note})') if help_text else note
 
 
-def parameter_help(documentation):
-    """Return what a docstring says about parameters, by name: the section `Args:` as Google's style has it."""
+def parameter_help(documentation: str) -> dict[str, str]:
+    """Return the descriptions of parameters in a docstring, by name, from its `Args:` section (Google style)."""
     found = re.search(r'^(Args|Arguments|Parameters):\s*\n((?:[ \t]+.*\n?|\s*\n)*)', documentation, re.MULTILINE)
     if not found:
         return {}

@@ -1,4 +1,4 @@
-"""A form field for arguments as JSON, as a message can hold them."""
+"""A form field for arguments as JSON that a message can hold."""
 import json
 
 from django import forms
@@ -15,9 +15,9 @@ __all__ = (
 
 
 class PayloadField(JSONField):
-    """JSON with Kombu's type markers. What cannot be read, or is nested too deeply, is an error of the field."""
+    """JSON with Kombu's type markers. Unreadable or too deeply nested JSON is an error of the field."""
     default_error_messages = {
-        'unreadable': _('This cannot be used: {error}'),
+        'unreadable': _('Invalid value: {error}'),
     }
 
     def __init__(self, **kwargs):
@@ -28,7 +28,7 @@ class PayloadField(JSONField):
             value = super().to_python(value)
             to_jsonb(value)
         except RecursionError as exc:
-            raise self._unreadable(_('it is nested too deeply')) from exc
+            raise self._unreadable(_('nested too deeply')) from exc
         except (TypeError, ValueError) as exc:
             raise self._unreadable(exc) from exc
         return value
@@ -53,7 +53,7 @@ class PayloadField(JSONField):
         try:
             return super().prepare_value(value)
         except (RecursionError, TypeError, ValueError):
-            # It was stored by others, and is more than can be entered
+            # Code has stored it; the form could not have accepted it
             return InvalidJSONInput(value) if isinstance(value, str) else super().prepare_value(plain(value))
 
     def has_changed(self, initial, data):

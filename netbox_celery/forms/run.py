@@ -1,4 +1,6 @@
-"""The form with which a person runs a task: its parameters, and how this run is to be sent."""
+"""The form that runs a task: its parameters, and the options of the run."""
+from typing import Any
+
 from django import forms
 from django.utils.html import format_html
 from django.utils.translation import gettext as _
@@ -22,13 +24,14 @@ __all__ = (
 class RunForm(ArgumentsMixin, forms.Form):
     """Arguments and options of a run.
 
-    Once it is valid, `arguments` is the pair `(args, kwargs)`, and `options` is for `netbox_celery.services.runs.run`.
+    Once the form is valid, `arguments` is the pair `(args, kwargs)`, and `options` is for
+    `netbox_celery.services.runs.run`.
     """
     name = forms.CharField(
         label=gettext_lazy('Name'),
         required=False,
         max_length=255,
-        help_text=gettext_lazy("What is shown for this run, instead of the task's name")
+        help_text=gettext_lazy('Display name; defaults to the task name')
     )
     schedule_at = forms.DateTimeField(
         label=gettext_lazy('Schedule at'),
@@ -40,17 +43,17 @@ class RunForm(ArgumentsMixin, forms.Form):
         label=gettext_lazy('Queue'),
         required=False,
         max_length=255,
-        help_text=gettext_lazy('By default what the task or the configuration says')
+        help_text=gettext_lazy("Leave blank for the task's default")
     )
     priority = forms.IntegerField(
         label=gettext_lazy('Priority'),
         required=False,
         min_value=0,
         max_value=255,
-        help_text=gettext_lazy('With Redis 0 is the highest, with RabbitMQ the lowest')
+        help_text=gettext_lazy('0 is highest on Redis, lowest on RabbitMQ')
     )
 
-    #: Options that stand under another name here than in `CeleryResult.enqueue`.
+    #: Options whose name here differs from that in `CeleryResult.enqueue`.
     RENAMED = {'name': 'netbox_name'}
     OPTIONS = ('name', 'schedule_at', 'queue', 'priority')
 
@@ -63,14 +66,14 @@ class RunForm(ArgumentsMixin, forms.Form):
         )[0 if task.parameters else 1:]
         self.fields['schedule_at'].help_text = format_html(
             '{} <strong>{}</strong>',
-            _('Earliest time of the start; by default at once. The time is now'),
+            _('Start no earlier than this time (default: now). Current time:'),
             local_now().strftime('%Y-%m-%d %H:%M:%S %Z')
         )
 
     def clean_schedule_at(self):
         time = self.cleaned_data['schedule_at']
         if time and time < local_now():
-            raise forms.ValidationError(_('The time must be in the future.'))
+            raise forms.ValidationError(_('Must be in the future.'))
         return time
 
     def clean_queue(self):
@@ -87,8 +90,8 @@ class RunForm(ArgumentsMixin, forms.Form):
             self.bind_arguments()
 
     @property
-    def options(self):
-        """The options that were given, for `netbox_celery.services.runs.run`."""
+    def options(self) -> dict[str, Any]:
+        """The options that were set, for `netbox_celery.services.runs.run`."""
         return {
             self.RENAMED.get(name, name): self.cleaned_data[name] for name in self.OPTIONS
             if self.cleaned_data[name] not in (None, '')

@@ -1,13 +1,14 @@
-"""The form with which a person makes or edits a schedule.
+"""The form that creates or edits a schedule.
 
-It has the fields of the chosen kind, and of the chosen task; a change of one of these has them rendered anew by htmx
-(`netbox_celery.views.schedules`). Arguments are entered by parameter or, where they do not fit or somebody prefers
-that, as JSON; what was entered goes along from one to the other.
+It has the fields of the selected kind and task; changing either re-renders them through htmx
+(`netbox_celery.views.schedules`). Arguments are entered by parameter or, if they do not match the parameters or the
+user prefers it, as JSON. Switching between the two keeps what was entered.
 """
 import json
 from functools import cache
 from math import isfinite
 from re import fullmatch
+from typing import Any
 from zoneinfo import available_timezones
 
 from django import forms
@@ -45,7 +46,7 @@ UNITS = {
     1: gettext_lazy('seconds'), 60: gettext_lazy('minutes'), 3600: gettext_lazy('hours'), 86400: gettext_lazy('days'),
 }
 
-#: The fields that say when, by kind.
+#: The fields of the timing, by kind.
 WHEN = {
     Kind.KIND_CRONTAB: ('crontab', 'timezone', 'start', 'end'),
     Kind.KIND_INTERVAL: ('interval', 'interval_unit', 'start', 'end'),
@@ -54,22 +55,22 @@ WHEN = {
 
 
 @cache
-def timezones():
-    """Return the choices of a time zone."""
+def timezones() -> list[tuple[str, str]]:
+    """Return the time zones as choices of a field."""
     return [(name, name) for name in sorted(available_timezones())]
 
 
-def descriptions(choices):
-    """Return the descriptions of choices, for a widget that shows them."""
+def descriptions(choices: Any) -> dict[Any, Any]:
+    """Return the descriptions of a choice set, for a widget that shows them."""
     return {choice.value: choice.description for choice in choices.CHOICES}
 
 
-def rendered_anew(target, include=None, **kwargs):
-    """Return a select whose change has a fieldset rendered anew.
+def rerendering_select(target: str, include: str | None = None, **kwargs: Any) -> HTMXSelect:
+    """Return a select that re-renders a fieldset when its value changes.
 
     Args:
         target: ID of the fieldset.
-        include: ID of the element whose fields it depends on; by default the fieldset.
+        include: ID of the element whose fields it depends on; defaults to the fieldset.
         **kwargs: Arguments of the widget.
     """
     return HTMXSelect(method='post', hx_include_id=include or target, hx_target_id=target, **kwargs)
@@ -78,13 +79,13 @@ def rendered_anew(target, include=None, **kwargs):
 class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm):
     """
     Args:
-        user: Who fills it in. They become the owner, if they change what runs.
+        user: The user who fills in the form. They become the owner if they change what runs.
     """
     kind = forms.ChoiceField(
-        label=gettext_lazy('Kind'),
+        label=gettext_lazy('Type'),
         choices=Kind,
         initial=Kind.KIND_CRONTAB,
-        widget=rendered_anew('schedule-when', descriptions=descriptions(Kind))
+        widget=rerendering_select('schedule-when', descriptions=descriptions(Kind))
     )
     timezone = forms.ChoiceField(
         label=gettext_lazy('Time zone'),
@@ -104,14 +105,14 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
         label=gettext_lazy('Task'),
         queryset=CeleryTask.objects.all(),
         query_params={'runnable': 'true', 'enabled': 'true', 'present': 'true'},
-        help_text=gettext_lazy('Tasks that you may run')
+        help_text=gettext_lazy('Only tasks you are allowed to run')
     )
     arguments_as = forms.ChoiceField(
         label=gettext_lazy('Arguments'),
         choices=((BY_PARAMETER, gettext_lazy('By parameter')), (AS_JSON, gettext_lazy('As JSON'))),
         initial=BY_PARAMETER,
         required=False,
-        widget=rendered_anew('schedule-what')
+        widget=rerendering_select('schedule-what')
     )
     args = PayloadField(
         label=gettext_lazy('Positional arguments'),
@@ -145,7 +146,7 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
         hx_method='post',
         hx_include_id='schedule-options',
         hx_target_id='schedule-options',
-        help_text=gettext_lazy('The NetBox object that the runs concern: they are listed on its page')
+        help_text=gettext_lazy('Related object; runs are listed on its page')
     )
 
     class Meta:
@@ -178,26 +179,27 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
             ]
         self.fieldsets = (*fieldsets, FieldSet('overlap', 'missed', 'missed_max', name=_('Policies')))
 
-    #: Whether what is stored can be shown by parameter.
+    #: Whether the stored arguments can be shown by parameter.
     is_fitting = True
 
     def _init_texts(self):
         fields = self.fields
-        now = _('In the time zone of NetBox, where it is {time}').format(
-            time=local_now().strftime('%Y-%m-%d %H:%M:%S %Z')
+        now = local_now()
+        server_time = _('Server time ({zone}); now {time}').format(
+            zone=now.strftime('%Z'), time=now.strftime('%Y-%m-%d %H:%M:%S')
         )
         for name in ('at', 'start', 'end'):
-            fields[name].help_text = f'{fields[name].help_text}. {now}'
+            fields[name].help_text = f'{fields[name].help_text}. {server_time}'
         fields['task'].help_text = no_tasks_text() or fields['task'].help_text
-        fields['task'].widget.attrs |= rendered_anew('schedule-what', 'id_task').attrs
-        fields['queue'].help_text = _('By default what the task or the configuration says')
+        fields['task'].widget.attrs |= rerendering_select('schedule-what', 'id_task').attrs
+        fields['queue'].help_text = _("Leave blank for the task's default")
 
     def _value(self, name):
-        """Return what a field holds, before it is cleaned."""
+        """Return the value of a field before it is cleaned."""
         return self.data.get(name) if self.is_bound else self.get_initial_for_field(self.fields[name], name)
 
     def _init_when(self):
-        """Leave the fields of the chosen kind, and return their names."""
+        """Keep only the fields of the selected kind, and return their names."""
         kind = self._value('kind')
         wanted = WHEN.get(kind, WHEN[Kind.KIND_CRONTAB])
         for name in set().union(*WHEN.values()) - set(wanted):
@@ -211,9 +213,9 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
         return wanted
 
     def _init_interval(self):
-        """Show an interval in its longest unit without a fraction; as 5, not as 5.0."""
+        """Show an interval in the longest unit that divides it, as 5 and not as 5.0."""
         try:
-            interval = float(self.initial.get('interval') or 'nan')  # of a clone it is text
+            interval = float(self.initial.get('interval') or 'nan')  # text in the form of a clone
         except ValueError:
             return
         if not isfinite(interval):
@@ -224,7 +226,7 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
         self.initial['interval'] = f'{interval:g}'
 
     def _init_what(self):
-        """Add the fields for the arguments of the chosen task, and return their names."""
+        """Add the fields for the arguments of the selected task, and return their names."""
         task = self._chosen_task()
         if task is None:
             return self._without('args', 'kwargs', 'arguments_as')
@@ -251,13 +253,13 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
             return self.instance.task
         if not fullmatch('[0-9]{1,18}', str(pk)):
             return None
-        # What one may not view does not show its parameters
+        # Do not reveal the parameters of a task that the user may not view
         return CeleryTask.objects.restrict(self.user, 'view').filter(pk=pk).first()
 
     def _values(self, task):
-        """Return what the fields of the parameters are to show, by name, or `None` if it takes JSON to show it.
+        """Return the values of the parameter fields, by name, or `None` if the arguments must be shown as JSON.
 
-        On the way, what was entered by parameter becomes JSON.
+        When the user switches to JSON, this also converts the values that were entered by parameter.
         """
         args, kwargs = ([], {}) if task.pk != self.instance.task_id else (self.instance.args, self.instance.kwargs)
         if self.is_bound:
@@ -281,7 +283,7 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
             args, kwargs = (value, kwargs) if name == 'args' else (args, value)
         return spread(task, args, kwargs)
 
-    # What was entered
+    # Validation
 
     def clean(self):
         schedule = self.instance
@@ -290,15 +292,15 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
         super().clean()
         data = self.cleaned_data
         if is_object_gone and schedule.object_id is None:
-            # The form has no way to show it, so nobody has taken it away
+            # The form cannot show a deleted object, so the user has not removed it
             schedule.object_type_id, schedule.object_id = about
         if schedule.is_read_only:
             return data
         if data.get('interval') is not None and data.get('interval_unit'):
             data['interval'] *= data['interval_unit']
             if data['interval'] < 1:
-                # The model says so of a number of seconds, whatever the unit
-                self.add_error('interval', _('An interval must be a second or longer.'))
+                # The message of the model counts seconds, whatever the unit
+                self.add_error('interval', _('The interval must be at least one second.'))
         for name, empty in (('crontab', ''), ('interval', None), ('at', None), ('start', None), ('end', None)):
             if name not in self.fields:
                 setattr(schedule, name, empty)
@@ -306,7 +308,7 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
             data['args'] = [] if data.get('args') is None else data['args']
             data['kwargs'] = {} if data.get('kwargs') is None else data['kwargs']
         elif self.task is not None and not self.errors:
-            # The defaults that the fields show are not written into a schedule of which nobody has touched them
+            # Do not write the defaults that the fields show into a schedule whose arguments were not changed
             is_another = schedule.task_id != self.task.pk or not self.is_fitting
             if is_another or set(self.changed_data) & set(self.parameter_fields):
                 self.bind_arguments()
@@ -325,12 +327,12 @@ class CeleryScheduleForm(GenericObjectFormMixin, ArgumentsMixin, NetBoxModelForm
             self._update_errors(exc)
 
     def _update_errors(self, errors):
-        """Show what the model finds wrong with a field that the form has not."""
+        """Show the errors of model fields that the form does not have."""
         if hasattr(errors, 'error_dict'):
-            shown = {}
+            shown: dict[str, list[Any]] = {}
             for name, messages in errors.error_dict.items():
                 if name in self.errors:
-                    continue  # what was entered is wrong, so the model has nothing there
+                    continue  # the form has rejected the value, so the model has none
                 name = 'object' if name in ('object_type', 'object_id') else name
                 shown.setdefault(name if name in self.fields else forms.forms.NON_FIELD_ERRORS, []).extend(messages)
             errors = ValidationError(shown)

@@ -37,7 +37,7 @@ __all__ = (
 
 
 def _beside(name, model, info, queryset, value, prefix):
-    """Filter rows by what stands beside them, where the user may view that."""
+    """Filter rows by a related object, limited to objects that the user may view."""
     queryset, matching = process_filters(value, queryset, info, prefix=f'{prefix}{name}__')
     return queryset, matching & is_viewable(name, model, info.context.request.user, prefix)
 
@@ -52,7 +52,9 @@ class CeleryResultFilter(NetBoxModelFilter):
 
     @strawberry_django.filter_field
     def error(self, info: Info, queryset: QuerySet, value: StrFilterLookup, prefix: str):
-        queryset, matching = process_filters(value, queryset, info, prefix=f'{prefix}error__')
+        queryset, matching = process_filters(
+            value, queryset, info, prefix=f'{prefix}error__'  # type: ignore[arg-type]  # strawberry defines it at run time
+        )
         return queryset, matching & error_is_readable(info.context.request.user, prefix)
 
     queue: StrFilterLookup | None = strawberry_django.filter_field()
@@ -109,7 +111,7 @@ class CeleryLogEntryFilter(BaseModelFilter):
     attempt: Annotated['IntegerLookup', strawberry.lazy('netbox.graphql.filter_lookups')] | None = (
         strawberry_django.filter_field()
     )
-    # A number, so that there is "this level and above"
+    # A number, to allow "this level and above"
     level: Annotated['IntegerLookup', strawberry.lazy('netbox.graphql.filter_lookups')] | None = (
         strawberry_django.filter_field()
     )

@@ -1,7 +1,7 @@
-"""What GraphQL shows: the same as REST, with the same permissions.
+"""GraphQL types, with the same data and permissions as REST.
 
-Queries load the columns that they ask for; resolvers of more than one column name them in `only`, or each row would
-cost a query of its own.
+Queries load only the columns that they request. A resolver names the columns that it needs in `only`; otherwise each
+row would cost another query.
 """
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
@@ -47,7 +47,7 @@ field_type_map.update(dict.fromkeys((MappingField, NamesField, ParametersField),
 
 
 def _reader(info):
-    """Return the reader of an answer, one for all its rows."""
+    """Return the reader of a response, one for all its rows."""
     request = info.context.request
     if not hasattr(request, 'celery_reader'):
         request.celery_reader = Reader(request.user)
@@ -55,7 +55,7 @@ def _reader(info):
 
 
 def _branch_name(info, branch):
-    """Return the name of a branch, or `None` for main and for one that was deleted; each is looked up once."""
+    """Return the name of a branch, or `None` for main and for deleted branches; each is looked up once."""
     if not branch:
         return None
     request = info.context.request
@@ -82,7 +82,7 @@ class CeleryResultType(NetBoxObjectType):
     object_id: BigInt | None
     value: BigInt | None
     value_max: BigInt | None
-    # Those that the reader may view, oldest first, a page of them
+    # A page of those that the reader may view, oldest first
     log_entries: list[Annotated['CeleryLogEntryType', strawberry.lazy('netbox_celery.graphql.types')]]
 
     @strawberry_django.field(only=['name', 'celery_name', 'task_id'])
@@ -97,7 +97,7 @@ class CeleryResultType(NetBoxObjectType):
     def percentage(self) -> float | None:
         return self.percentage
 
-    # Arguments as their caller wants them shown: `argsrepr` and `kwargsrepr` stand in for what is secret
+    # Redacted as the caller asked: `argsrepr` and `kwargsrepr` replace secret values
     @strawberry_django.field(only=['args', 'options'])
     def args(self) -> JSON | None:
         return self.display_args
@@ -155,7 +155,7 @@ class CeleryLogEntryType(BaseObjectType):
 )
 class CeleryScheduleType(NetBoxObjectType):
     owner: Annotated['UserType', strawberry.lazy('users.graphql.types')] | None
-    # There always is one, but not everybody may view it
+    # Every schedule has one, but not every user may view it
     task: Annotated['CeleryTaskType', strawberry.lazy('netbox_celery.graphql.types')] | None
     object_type: Annotated['ContentTypeType', strawberry.lazy('netbox.graphql.types')] | None
     object_id: BigInt | None

@@ -1,4 +1,6 @@
-"""The NetBox object that a row is about."""
+"""The reference from a row to the NetBox object that it is about."""
+from typing import TYPE_CHECKING
+
 from django.contrib.contenttypes.fields import GenericForeignKey, GenericForeignKeyDescriptor
 from django.contrib.contenttypes.models import ContentType
 from django.db import models
@@ -15,8 +17,8 @@ __all__ = (
 )
 
 
-def find_type(pk, using=None):
-    """Return a content type, or `None`: a line of a log may name one that has been deleted."""
+def find_type(pk: int, using: str | None = None) -> ContentType | None:
+    """Return a content type, or `None`: a log entry may refer to one that has been deleted."""
     try:
         return ContentType.objects.db_manager(using).get_for_id(pk)
     except ContentType.DoesNotExist:
@@ -31,9 +33,9 @@ class HistoricDescriptor(GenericForeignKeyDescriptor):
         )
 
     def fetch_one(self, instance):
-        """Load the object of a row: as it is in the row's branch, or in that in which this code runs.
+        """Load the object from the branch of the row, or from the branch in which this code runs.
 
-        Django would look for it where the row is, which is main.
+        Django would load it from where the row is stored, which is main.
         """
         if not self._has_model(instance):
             self.field.set_cached_value(instance, None)
@@ -41,7 +43,7 @@ class HistoricDescriptor(GenericForeignKeyDescriptor):
         type_id, pk = getattr(instance, self.field.ct_field_attname), getattr(instance, self.field.fk_field)
         model = None if type_id is None else self.field.get_content_type(id=type_id).model_class()
         using = None if model is None else branches.read_alias(getattr(instance, 'branch', ''), model)
-        if using is None:
+        if model is None or using is None:
             super().fetch_one(instance)
         else:
             self.field.set_cached_value(instance, model._base_manager.using(using).filter(pk=pk).first())
@@ -54,16 +56,16 @@ class HistoricDescriptor(GenericForeignKeyDescriptor):
 
 
 class HistoricGenericForeignKey(GenericForeignKey):
-    """A generic foreign key that is `None` where the model of the object is gone.
+    """A generic foreign key that is `None` if the model of the object no longer exists.
 
-    History outlives the plugins that it is about. Django fails on a content type without a model, and with it would
-    each list in which such a row stands.
+    History outlives the plugins that it refers to. Django raises an exception for a content type without a model, which
+    would break every list that contains such a row.
     """
 
     def get_content_type(self, obj=None, id=None, using=None, model=None):
         if id is None:
             return super().get_content_type(obj=obj, using=using, model=model)
-        return find_type(id, using) or ContentType()  # of no model
+        return find_type(id, using) or ContentType()  # without a model
 
     def contribute_to_class(self, cls, name, **kwargs):
         super().contribute_to_class(cls, name, **kwargs)
@@ -71,9 +73,9 @@ class HistoricGenericForeignKey(GenericForeignKey):
 
 
 class AboutObject(BaseModel):
-    """Rows about a NetBox object of any model, or about none.
+    """Base class of rows that may refer to a NetBox object of any model.
 
-    As a base class it stands behind NetBox's, so that its `clean()` is the last one before `BaseModel.clean()`.
+    List it after NetBox's base classes, so that its `clean()` is the last one before `BaseModel.clean()`.
     """
     object_type = models.ForeignKey(
         to='contenttypes.ContentType',
@@ -95,18 +97,21 @@ class AboutObject(BaseModel):
         for_concrete_model=False
     )
 
+    if TYPE_CHECKING:
+        object_type_id: int | None
+
     class Meta:
         abstract = True
 
     @property
-    def is_object_gone(self):
-        """Whether the object has been deleted since."""
+    def is_object_gone(self) -> bool:
+        """Whether the object has been deleted."""
         return self.object_id is not None and self.object is None
 
     def clean(self):
-        """Check that the object exists, as NetBox does, if it is another one than is stored.
+        """Check that the object exists, as NetBox does, unless it is the stored one.
 
-        One that is stored may be gone by now, and with it its model: that keeps nobody from changing the rest.
+        The stored object, or its whole model, may have been deleted. That must not prevent changes to other fields.
         """
         about = self.object_type_id, self.object_id
         if not self._is_stored_about(*about):

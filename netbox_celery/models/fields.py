@@ -1,8 +1,9 @@
-"""Columns whose values people and callers choose, and which every page can show."""
+"""Model fields for values that users and callers choose. Pages can display whatever the row holds."""
 import json
 import math
 from copy import copy
-from datetime import UTC
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ValidationError
 from django.db import models
@@ -25,14 +26,14 @@ __all__ = (
 )
 
 
-def validate_time(value):
-    """Refuse a time that not every time zone can show (see `netbox_celery.engine.store.times`)."""
+def validate_time(value: datetime) -> None:
+    """Reject a time that some time zones cannot display (see `netbox_celery.engine.store.times`)."""
     if not EARLIEST <= (make_aware(value, UTC) if is_naive(value) else value) <= LATEST:
-        raise ValidationError(_('A time must lie between the years 1970 and 9990.'), code='out_of_range')
+        raise ValidationError(_('The time must be between the years 1970 and 9990.'), code='out_of_range')
 
 
 def with_plain_payloads(instance, exclude=()):
-    """Return a copy of an object whose JSON is as people read it: what Django's serializers can write in any case."""
+    """Return a copy of an object with its JSON in display form, which Django's serializers can always write."""
     shown = copy(instance)
     for field in instance._meta.concrete_fields:
         if isinstance(field, models.JSONField) and field.name != 'custom_field_data' and field.name not in exclude:
@@ -45,11 +46,11 @@ def _number(text):
 
 
 class ShapedField(models.JSONField):
-    """JSON that the engine alone writes. Whatever the row holds, it is read in the shape that it has for the engine."""
+    """JSON that only the engine writes. Whatever the row holds, it is read in the shape that the engine expects."""
 
     @staticmethod
     def shape(value):
-        """Return what there is of that shape in JSON data."""
+        """Return the part of JSON data that has this shape."""
         raise NotImplementedError
 
     def from_db_value(self, value, expression, connection):
@@ -62,7 +63,7 @@ class ShapedField(models.JSONField):
 
 
 class AttemptsField(ShapedField):
-    """The history of a run's attempts: a list of dicts."""
+    """The attempts of a run so far: a list of dicts."""
 
     @staticmethod
     def shape(value):
@@ -70,7 +71,7 @@ class AttemptsField(ShapedField):
 
 
 class MappingField(ShapedField):
-    """Names and what they stand for: a dict."""
+    """Names and their values: a dict."""
 
     @staticmethod
     def shape(value):
@@ -78,7 +79,7 @@ class MappingField(ShapedField):
 
 
 class NamesField(ShapedField):
-    """A list of texts."""
+    """A list of strings."""
 
     @staticmethod
     def shape(value):
@@ -97,7 +98,7 @@ class ParametersField(ShapedField):
 
 
 class IntervalField(models.FloatField):
-    """A number of seconds. What is none (`NaN`, `Infinity`) no JSON can hold: it is read as if there was none."""
+    """A number of seconds. `NaN` and `Infinity`, which JSON cannot hold, are read as `None`."""
 
     def from_db_value(self, value, expression, connection):
         return value if value is None or math.isfinite(value) else None
@@ -108,17 +109,22 @@ class IntervalField(models.FloatField):
 
 
 class TimeField(models.DateTimeField):
-    """A time in the range of `netbox_celery.engine.store.times`; others, which SQL may have written, are read as the
-    nearest.
+    """A time in the range of `netbox_celery.engine.store.times`. A time outside it is read as the nearest one inside.
 
-    psycopg cannot read `infinity`, nor the years that Python's calendar lacks: one such row would end every list.
+    SQL can write such times, but psycopg cannot read `infinity` or years outside Python's calendar: one such row would
+    break every list.
     """
     default_validators = [validate_time]
+
+    if TYPE_CHECKING:
+        # On an instance Django stores the value itself
+        def __get__(self, instance: models.Model | None, owner: type) -> Any: ...
+        def __set__(self, instance: models.Model, value: Any) -> None: ...
 
     def select_format(self, compiler, sql, params):
         return nearest_sql(sql), params * 3
 
     def deconstruct(self):
-        # To the database it is nothing else
+        # To the database it is a plain `DateTimeField`
         name, __, args, kwargs = super().deconstruct()
         return name, 'django.db.models.DateTimeField', args, kwargs

@@ -1,4 +1,4 @@
-"""Leases: which process does what only one shall do (`netbox_celery.engine.schedules.leader`)."""
+"""Leases: which process holds a role that only one may hold (`netbox_celery.engine.schedules.leader`)."""
 from django.db import models
 
 __all__ = (
@@ -7,7 +7,7 @@ __all__ = (
 
 
 class Lease(models.Model):
-    """Who does something, and until when if it says nothing more. The engine's own, shown nowhere."""
+    """Which process holds a role, and until when unless it renews the lease. Internal to the engine; not shown."""
     name = models.CharField(
         max_length=50,
         primary_key=True

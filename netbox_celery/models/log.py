@@ -1,4 +1,4 @@
-"""The lines of a run's log. The engine's recorder writes them (`netbox_celery.engine.store.recorder`), by `COPY`."""
+"""The entries of a run's log. The engine's recorder (`netbox_celery.engine.store.recorder`) writes them with `COPY`."""
 from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
@@ -14,15 +14,15 @@ __all__ = (
 
 
 class CeleryLogEntry(AboutObject):
-    """A line of a run's log. Its primary key is the cursor of a reader who follows the log."""
+    """An entry of a run's log. Its primary key is the cursor with which readers follow the log."""
     result = models.ForeignKey(
         to='netbox_celery.CeleryResult',
-        # PostgreSQL deletes them (ON DELETE CASCADE, migration 0001): a million lines go without one being loaded.
-        # Django does not let DB_CASCADE stand beside the Python-level SET_NULL of its other relations.
+        # PostgreSQL deletes them (ON DELETE CASCADE, migration 0001): a million entries, without loading any. Django
+        # does not allow DB_CASCADE in a model that also has a relation with the Python-level SET_NULL.
         on_delete=models.DO_NOTHING,
         db_constraint=False,
         related_name='log_entries',
-        verbose_name=_('result'),
+        verbose_name=_('run'),
         db_index=False
     )
     attempt = models.PositiveIntegerField(

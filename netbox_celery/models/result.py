@@ -1,10 +1,12 @@
-"""A run: what was called, where it stands, how it ended.
+"""The runs: what was called, the current state, and how it finished.
 
-The rows are the truth about runs: who may write which column when is told in `netbox_celery.engine.store.lifecycle`.
-Nothing here changes a status.
+These rows are the source of truth. `netbox_celery.engine.store.lifecycle` defines who may write which column and when.
+Nothing in this module changes a status.
 """
 import re
-from datetime import timedelta
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
 
 from django.conf import settings
 from django.db import models
@@ -28,7 +30,7 @@ __all__ = (
 )
 
 
-#: Reasons that may lie in another run, and how the error names that.
+#: Reasons that another run can cause, and how the error refers to that run.
 BECAUSE_OF_OTHERS = (
     ResultReasonChoices.REASON_UPSTREAM_FAILED, ResultReasonChoices.REASON_CANCELLED,
     ResultReasonChoices.REASON_JOINED, ResultReasonChoices.REASON_SKIPPED,
@@ -37,13 +39,13 @@ NAMED_RUN = re.compile(r'\[([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\]')
 
 
 class CeleryResult(NetBoxModel, AboutObject):
-    """One run of a task, whatever its number of attempts."""
+    """One run of a task, with all its attempts."""
 
     # What was called
     task_id = models.UUIDField(
         verbose_name=_('task ID'),
         unique=True,
-        help_text=_("Celery's ID of this run")
+        help_text=_('ID of the run in Celery')
     )
     celery_name = models.CharField(
         verbose_name=_('task'),
@@ -53,7 +55,7 @@ class CeleryResult(NetBoxModel, AboutObject):
     name = models.CharField(
         verbose_name=_('name'),
         max_length=255,
-        help_text=_("What is shown; by default the task's name")
+        help_text=_('Display name; defaults to the task name')
     )
     args = models.JSONField(
         verbose_name=_('arguments'),
@@ -91,18 +93,18 @@ class CeleryResult(NetBoxModel, AboutObject):
         verbose_name=_('user'),
         blank=True,
         null=True,
-        help_text=_('Under whose name the task changes NetBox objects')
+        help_text=_('User the run acts as')
     )
     schedule = models.ForeignKey(
         to='netbox_celery.CelerySchedule',
         on_delete=models.SET_NULL,
-        # With a name, NetBox would save each run of a schedule that is deleted, one by one
+        # With a name, deleting a schedule would make NetBox save each of its runs, one by one
         related_name='+',
         verbose_name=_('schedule'),
         blank=True,
         null=True,
         db_index=False,
-        help_text=_('The schedule that started it')
+        help_text=_('Schedule that started the run')
     )
     branch = models.CharField(
         verbose_name=_('branch'),
@@ -141,7 +143,7 @@ class CeleryResult(NetBoxModel, AboutObject):
         verbose_name=_('step'),
         max_length=255,
         blank=True,
-        help_text=_('What the task is doing at the moment')
+        help_text=_('What the task is currently doing')
     )
     data = models.JSONField(
         verbose_name=_('data'),
@@ -155,18 +157,18 @@ class CeleryResult(NetBoxModel, AboutObject):
         verbose_name=_('worker'),
         max_length=255,
         blank=True,
-        help_text=_('Node name of the worker that runs, or last ran, the task')
+        help_text=_('Node name of the current or last worker')
     )
     attempt = models.PositiveIntegerField(
         verbose_name=_('attempt'),
         default=0,
-        help_text=_('Number of the current or last attempt; 0 before the first')
+        help_text=_('Current or last attempt (0 = not started)')
     )
     attempts = AttemptsField(
         verbose_name=_('attempts'),
         default=list,
         blank=True,
-        help_text=_('History: number, started, ended, worker and error of each attempt')
+        help_text=_('Number, start, end, worker and error of each attempt')
     )
 
     # When
@@ -174,7 +176,7 @@ class CeleryResult(NetBoxModel, AboutObject):
         verbose_name=_('scheduled'),
         blank=True,
         null=True,
-        help_text=_('Earliest time of the start, or of the next attempt')
+        help_text=_('Earliest start of the run or its next retry')
     )
     expires = TimeField(
         verbose_name=_('expires'),
@@ -201,7 +203,7 @@ class CeleryResult(NetBoxModel, AboutObject):
         verbose_name=_('cancelled'),
         blank=True,
         null=True,
-        help_text=_('When somebody asked for it to be cancelled')
+        help_text=_('When cancellation was requested')
     )
 
     # How it ended
@@ -221,12 +223,12 @@ class CeleryResult(NetBoxModel, AboutObject):
         blank=True
     )
 
-    # What it belongs to. Plain UUIDs, never foreign keys: a parent may never have been published.
+    # What it belongs to. Plain UUIDs instead of foreign keys: a parent may never have been published.
     request_id = models.UUIDField(
         verbose_name=_('request ID'),
         blank=True,
         null=True,
-        help_text=_("Joins the changes that the run made in NetBox's change log")
+        help_text=_('Request ID of the changes made by the run')
     )
     parent_id = models.UUIDField(
         verbose_name=_('parent ID'),
@@ -244,72 +246,72 @@ class CeleryResult(NetBoxModel, AboutObject):
         null=True
     )
 
-    # The engine's own, shown nowhere
+    # Internal to the engine; not shown
     message = models.TextField(
         editable=False,
         null=True,
-        help_text='Arguments to send (again) where `args` and `kwargs` do not hold them: they are redacted or cut.'
+        help_text='Arguments to send (again), if `args` and `kwargs` hold them redacted or truncated.'
     )
     exact_call = models.TextField(
         editable=False,
         null=True,
-        help_text='Arguments, keyword arguments and options as JSON, where their own columns hold other numbers, or '
-                  'keys in another order.'
+        help_text='Arguments, keyword arguments and options as JSON, if numbers or the order of keys differ in their '
+                  'own columns.'
     )
     exact_result = models.TextField(
         editable=False,
         null=True,
-        help_text='The result as JSON, where its own column holds other numbers, or keys in another order.'
+        help_text='The result as JSON, if numbers or the order of keys differ in its own column.'
     )
     holder = models.UUIDField(
         editable=False,
         null=True,
-        help_text='Key of the worker process group that claimed the run (`CeleryWorker.key`).'
+        help_text='Key of the worker that claimed the run (`CeleryWorker.key`).'
     )
     claims = models.PositiveIntegerField(
         editable=False,
         default=0,
-        help_text='Fencing token: counts the claims; only the last claim may end the run.'
+        help_text='Fencing token: number of claims. Only the last claim may finish the run.'
     )
     nesting = models.PositiveIntegerField(
         editable=False,
         default=0,
-        help_text='How often the task replaced itself; a higher number is a later message.'
+        help_text='How often the task has replaced itself. A higher number is a later message.'
     )
 
     in_backend = models.BooleanField(
         editable=False,
         default=False,
-        help_text="Celery's result backend holds more of the result than the row."
+        help_text="Celery's result backend holds more of the result than the row does."
     )
 
-    # With what it may not run at the same time (see `netbox_celery.engine.calls.policies`)
+    # What it may not run concurrently with (see `netbox_celery.engine.calls.policies`)
     concurrency_key = models.CharField(
         verbose_name=_('concurrency key'),
         max_length=255,
         blank=True,
         null=True,
-        help_text=_('Runs with the same key share a limit of how many there may be at a time')
+        help_text=_('Runs sharing this key share a concurrency limit')
     )
     concurrency_slot = models.PositiveIntegerField(
         editable=False,
         null=True,
-        help_text='Which of the places under its key the run has; 0: it waits in line for one.'
+        help_text='Slot of the run under its concurrency key. 0: the run is in the waiting line.'
     )
     concurrency_limit = models.PositiveIntegerField(
         editable=False,
         null=True,
-        help_text='How many runs with its key there may be at a time.'
+        help_text='Number of slots under the concurrency key.'
     )
     stale_after = TimeField(
         verbose_name=_('stale after'),
         blank=True,
         null=True,
-        help_text=_('When the run loses its place under its key to a new one; it is not ended for that')
+        help_text=_('When the run gives up its concurrency slot (it keeps running)')
     )
 
-    #: Of what `enqueue` returns: the call has become this run, which was under way already.
-    joined = False
+    #: Set on what `enqueue` returns: the call has joined this run, which was already active.
+    joined: bool = False
 
     objects = HistoryQuerySet.as_manager()
 
@@ -333,21 +335,21 @@ class CeleryResult(NetBoxModel, AboutObject):
                 condition=HAS_OTHER_ROOT,
                 name='netbox_celery_result_root'
             ),
-            # What the sweeps look at: few rows, whatever the length of the history. Status and holder are in no index,
-            # so that PostgreSQL can write a claim and each progress into the same page (HOT, with migration 0001's
-            # fill factor) without touching an index.
+            # For the sweeps: few rows, however long the history. Status and holder are in no index, so that PostgreSQL
+            # can write claims and progress into the same page (HOT, with the fill factor of migration 0001) without
+            # updating an index.
             models.Index(
                 fields=('id',),
                 condition=Q(completed__isnull=True),
                 name='netbox_celery_result_open'
             ),
-            # Parts of chords in the order of their ends: somebody looks whether what comes after them is there
+            # Parts of chords in the order in which they finished: the sweep checks that their callback exists
             models.Index(
                 fields=('completed',),
                 condition=Q(options__has_key='chord', completed__isnull=False),
                 name='netbox_celery_result_part'
             ),
-            # Who waits in line for a place
+            # The waiting lines
             models.Index(
                 fields=('concurrency_key', 'id'),
                 condition=Q(completed__isnull=True, concurrency_slot=0),
@@ -355,7 +357,7 @@ class CeleryResult(NetBoxModel, AboutObject):
             ),
         )
         constraints = (
-            # The guarantee of `unique` and `concurrency_key`: an end of the run frees its place in the same statement.
+            # The guarantee of `unique` and `concurrency_key`: the statement that finishes a run also frees its slot.
             models.UniqueConstraint(
                 fields=('concurrency_key', 'concurrency_slot'),
                 condition=Q(completed__isnull=True, concurrency_slot__gt=0),
@@ -366,8 +368,8 @@ class CeleryResult(NetBoxModel, AboutObject):
             ('cancel', 'Cancel a run'),
             ('rerun', 'Run again with the same arguments'),
         )
-        verbose_name = _('result')
-        verbose_name_plural = _('results')
+        verbose_name = _('run')
+        verbose_name_plural = _('runs')
 
     def __str__(self):
         return self.name or self.celery_name or str(self.task_id)
@@ -376,7 +378,7 @@ class CeleryResult(NetBoxModel, AboutObject):
         return ResultStatusChoices.colors.get(self.status)
 
     def serialize_object(self, exclude=None):
-        """Leave out of the change log what only the engine uses, what is secret, and what other runs have said."""
+        """Keep out of the change log: internal columns, secrets, and text quoted from other runs."""
         own = (
             'message', 'exact_call', 'exact_result', 'holder', 'claims', 'nesting', 'in_backend', 'concurrency_slot',
             'concurrency_limit',
@@ -389,26 +391,26 @@ class CeleryResult(NetBoxModel, AboutObject):
         return data | {name: value for name, value in unquoted.items() if name in data}
 
     @property
-    def is_finished(self):
-        """Whether the run has ended; nothing changes its status any more."""
+    def is_finished(self) -> bool:
+        """Whether the run has finished: its status no longer changes."""
         return self.status in ResultStatusChoices.FINISHED
 
     @property
-    def is_cancelling(self):
-        """Whether somebody asked to cancel the run and it has not ended yet."""
+    def is_cancelling(self) -> bool:
+        """Whether cancellation was requested and the run has not finished yet."""
         return self.cancelled is not None and not self.is_finished
 
     @property
-    def culprit_id(self):
-        """ID of another run because of which this one was not run or was ended, as the error names it, or `None`."""
+    def culprit_id(self) -> str | None:
+        """ID of the other run that prevented or ended this one, as the error names it, or `None`."""
         named = NAMED_RUN.search(self.error) if self.reason in BECAUSE_OF_OTHERS else None
         return named and named.group(1)
 
     @property
-    def quoted_id(self):
-        """ID of another run whose name and error this one's error repeats, or `None`.
+    def quoted_id(self) -> str | None:
+        """ID of another run whose name and error are quoted in this run's error, or `None`.
 
-        Who may not view that run may not read them here either: they read `error_without_quote`.
+        Users who may not view that run must not read the quote either: they get `error_without_quote`.
         """
         if self.reason != ResultReasonChoices.REASON_UPSTREAM_FAILED:
             return None
@@ -416,14 +418,14 @@ class CeleryResult(NetBoxModel, AboutObject):
         return quoted and (quoted.group(1) or quoted.group(2))
 
     @property
-    def error_without_quote(self):
-        """The error, without what it says of another run but its ID."""
+    def error_without_quote(self) -> str:
+        """The error without what it quotes of another run; only the ID of that run remains."""
         quoted = self.quoted_id
         return f'Not run, because [{quoted}] did not succeed' if quoted else self.error
 
     @property
-    def attempts_without_quote(self):
-        """The attempts, likewise."""
+    def attempts_without_quote(self) -> list[dict[str, Any]]:
+        """The attempts with quotes removed from their errors (see `error_without_quote`)."""
         error = self.error_without_quote
         if error == self.error:
             return self.attempts
@@ -434,17 +436,17 @@ class CeleryResult(NetBoxModel, AboutObject):
 
     @property
     def display_args(self):
-        """Arguments as a person reads them: the caller's `argsrepr` if one was given, else `args` as plain JSON."""
+        """Arguments for display: the caller's `argsrepr` if given, otherwise `args` as plain JSON."""
         return self._display('args')
 
     @property
     def display_kwargs(self):
-        """Keyword arguments as a person reads them (see `display_args`)."""
+        """Keyword arguments for display (see `display_args`)."""
         return self._display('kwargs')
 
     @property
     def display_options(self):
-        """Options as a person reads them: later steps and callbacks show their arguments as their `argsrepr` says."""
+        """Options for display. The `argsrepr` of later steps and callbacks replaces their arguments."""
         return shown({'options': hide_tracing(self.options or {})})['options']
 
     def _display(self, field):
@@ -453,52 +455,53 @@ class CeleryResult(NetBoxModel, AboutObject):
         return shown(getattr(self, field)) if redacted is None else plain(redacted)
 
     @property
-    def is_rerunnable(self):
-        """Whether the row still holds the arguments, so that the run can be repeated."""
+    def is_rerunnable(self) -> bool:
+        """Whether the row still holds the arguments, so that the task can be run again with them."""
         return isinstance(self.args, list) and isinstance(self.kwargs, dict)
 
     @property
-    def percentage(self):
-        """Progress in percent, between 0 and 100, or `None` while it is not known."""
+    def percentage(self) -> float | None:
+        """Progress in percent, between 0 and 100, or `None` if unknown."""
         if self.value is None or not self.value_max:
             return None
         return max(0.0, min(100.0, 100 * self.value / self.value_max))
 
     @property
-    def duration(self):
-        """Time from the first start to the end (or to now), a `timedelta`, or `None` before the start."""
+    def duration(self) -> timedelta | None:
+        """Time from the first start to the end (or to now), or `None` before the start."""
         if self.started is None:
             return None
         return max((self.completed or timezone.now()) - self.started, timedelta())
 
     @classmethod
-    def enqueue(cls, task_or_name, *, args=(), kwargs=None, user=None, instance=None, schedule_at=None, queue=None,
-                **options):
-        """Run a task in the background and return its row.
+    def enqueue(cls, task_or_name: Any, *, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None,
+                user: Any = None, instance: models.Model | None = None, schedule_at: datetime | None = None,
+                queue: str | None = None, **options: Any) -> 'CeleryResult':
+        """Run a task in the background and return the row of the run.
 
-        Inside a transaction the row is part of it and the message goes out on commit.
+        Inside a transaction, the row is part of the transaction and the message is sent on commit.
 
         Args:
-            task_or_name: A Celery task, or the name of one.
+            task_or_name: A Celery task or its name.
             args: Positional arguments of the task, without `task_id`.
             kwargs: Keyword arguments of the task.
-            user: Under whose name the task changes NetBox objects (a user, or a primary key).
+            user: The user the run acts as (a user or a primary key).
             instance: The NetBox object that the run concerns.
-            schedule_at: Earliest time of the start, an aware `datetime`.
-            queue: Name of the queue; by default what Celery's `task_routes` says.
+            schedule_at: Earliest start, an aware `datetime`.
+            queue: Name of the queue; defaults to Celery's `task_routes`.
             **options: Any option of Celery's `apply_async` and any `netbox_*` option.
 
         Returns:
-            The new `CeleryResult`, or that of the run which the call has joined: its `joined` is `True`.
+            The new `CeleryResult`, or that of the run that the call has joined, with `joined` set to `True`.
 
         Raises:
-            TypeError: The arguments do not fit the task's signature.
+            TypeError: The arguments do not match the task's signature.
             ValueError: `instance` has not been saved.
-            celery.exceptions.CeleryError: The task's policies keep it from being called (`TaskConflict`), or contradict
-                each other. Or there is no row to return: `task_always_eager` is set, or `task_id` is no UUID, nothing
-                having been done; or the row could not be made.
-            kombu.exceptions.EncodeError: An argument cannot be written as JSON (a model instance, for example).
-            kombu.exceptions.OperationalError: The broker refused the message (outside a transaction).
+            celery.exceptions.CeleryError: The policies of the call reject it (`TaskConflict`) or contradict each other.
+                Or there is no row to return: `task_always_eager` is set or `task_id` is not a UUID (in both cases
+                nothing was done), or the row could not be created.
+            kombu.exceptions.EncodeError: An argument cannot be encoded as JSON (a model instance, for example).
+            kombu.exceptions.OperationalError: The broker rejected the message (outside a transaction).
         """
         from ..engine.sending.api import enqueue
         return enqueue(
@@ -507,17 +510,19 @@ class CeleryResult(NetBoxModel, AboutObject):
         )
 
     @classmethod
-    def enqueue_many(cls, task_or_name, calls, *, user=None, instance=None, schedule_at=None, queue=None, **options):
-        """Run a task many times: one bulk insert, one producer.
+    def enqueue_many(cls, task_or_name: Any, calls: Iterable[Any], *, user: Any = None,
+                     instance: models.Model | None = None, schedule_at: datetime | None = None,
+                     queue: str | None = None, **options: Any) -> HistoryQuerySet:
+        """Run a task many times, with one bulk insert and one producer.
 
         Args:
-            task_or_name: A Celery task, or the name of one.
-            calls: An iterable with one item a run: a tuple or list of positional arguments, a dict of keyword
+            task_or_name: A Celery task or its name.
+            calls: An iterable with one item per run: a tuple or list of positional arguments, a dict of keyword
                 arguments, or a pair `(args, kwargs)` of a tuple or list and a dict.
-            user, instance, schedule_at, queue, **options: As for `enqueue`; they hold for all runs.
+            user, instance, schedule_at, queue, **options: As for `enqueue`; they apply to all runs.
 
         Returns:
-            A queryset of the new rows, in the order of `calls`; they are loaded when it is used.
+            A lazy queryset of the new rows, in the order of `calls`.
 
         Raises:
             Exception: As for `enqueue`.
@@ -528,14 +533,16 @@ class CeleryResult(NetBoxModel, AboutObject):
         )
 
     @classmethod
-    def enqueue_job(cls, celery_name, user, celery_kwargs=None, task_id=None, args=(), kwargs=None):
+    def enqueue_job(cls, celery_name: str, user: Any, celery_kwargs: Mapping[str, Any] | None = None,
+                    task_id: Any = None, args: Sequence[Any] = (),
+                    kwargs: Mapping[str, Any] | None = None) -> 'CeleryResult':
         """Run a task by name; the older signature of `enqueue`.
 
         Args:
             celery_name: Name of the task.
-            user: Under whose name the task changes NetBox objects.
+            user: The user the run acts as.
             celery_kwargs: Options of Celery's `apply_async`.
-            task_id: ID of the run; by default a new one.
+            task_id: ID of the run; defaults to a new one.
             args: Positional arguments of the task.
             kwargs: Keyword arguments of the task.
 
@@ -550,32 +557,32 @@ class CeleryResult(NetBoxModel, AboutObject):
             options['task_id'] = str(task_id)
         return cls.enqueue(celery_name, args=args, kwargs=kwargs, user=user, **options)
 
-    def cancel(self, user=None):
-        """Cancel the run: at once if it waits; one that has begun is terminated, or asked to stop.
+    def cancel(self, user: Any = None) -> bool:
+        """Cancel the run: a waiting run is revoked immediately, an active one is terminated or asked to stop.
 
         Args:
-            user: Who asks for it; the run's error says so.
+            user: Who requests the cancellation; the run's error names them.
 
         Returns:
-            Whether it was still to be cancelled: it had not ended, and nobody had asked before.
+            Whether this call requested it: the run had not finished, and cancellation had not been requested before.
         """
         from ..engine.sending.control import cancel
         return cancel(self, user=user)
-    cancel.alters_data = True
+    cancel.alters_data = True  # type: ignore[attr-defined]
 
-    def rerun(self, user=None):
-        """Run the task again with the same arguments and options, without its times.
+    def rerun(self, user: Any = None) -> 'CeleryResult':
+        """Run the task again with the same arguments and options, but without its times (ETA, expiry).
 
         Args:
-            user: Under whose name; by default that of this run.
+            user: The user the new run acts as; defaults to the user of this run.
 
         Returns:
-            The new `CeleryResult`, or that of the run which the call has joined (see `enqueue`).
+            The new `CeleryResult`, or that of the run that the call has joined (see `enqueue`).
 
         Raises:
-            NotRerunnable: The row does not hold the arguments: their caller has redacted them, or they are too large.
+            NotRerunnable: The row does not hold the arguments: the caller redacted them, or they are too large.
             Exception: As for `enqueue`.
         """
         from ..engine.sending.control import rerun
         return rerun(self, user=user)
-    rerun.alters_data = True
+    rerun.alters_data = True  # type: ignore[attr-defined]

@@ -1,9 +1,14 @@
-"""The schedules: what runs by itself, when, and in whose name.
+"""The schedules: which task runs, when, and as which user.
 
-Beat (`netbox_celery.scheduler`) goes by `next_run`. Two write it: beat, together with the run that was due, and
-`save()`, when somebody changes what says when. So what beat has done is never undone by a form that was open meanwhile.
-The same goes for `stopped`: beat sets it when it disables a schedule, and `save()` clears it when people take over.
+Beat (`netbox_celery.scheduler`) starts runs by `next_run`. Only two write it: beat, together with the run that was due,
+and `save()`, when a field that determines the timing changes. So a form that was open meanwhile never undoes what beat
+has done. The same holds for `stopped`: beat sets it when it disables a schedule, and `save()` clears it when a user
+enables the schedule or becomes its owner.
 """
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
@@ -30,17 +35,20 @@ from ..engine.store.redaction import hide, shown
 from .about import AboutObject
 from .fields import IntervalField, TimeField, with_plain_payloads
 
+if TYPE_CHECKING:
+    from .result import CeleryResult
+
 __all__ = (
     'CelerySchedule',
 )
 
 
-def default_timezone():
+def default_timezone() -> str:
     return settings.TIME_ZONE
 
 
 class CelerySchedule(NetBoxModel, AboutObject):
-    """A task that runs by itself: by a crontab, at intervals, or once."""
+    """When a task is run automatically: by a crontab, at an interval, or once."""
     name = models.CharField(
         verbose_name=_('name'),
         max_length=255,
@@ -54,7 +62,7 @@ class CelerySchedule(NetBoxModel, AboutObject):
     enabled = models.BooleanField(
         verbose_name=_('enabled'),
         default=True,
-        help_text=_('What was due while a schedule was disabled is not made up for')
+        help_text=_('Runs missed while disabled are not caught up')
     )
     origin = models.CharField(
         verbose_name=_('origin'),
@@ -62,13 +70,13 @@ class CelerySchedule(NetBoxModel, AboutObject):
         choices=ScheduleOriginChoices,
         default=ScheduleOriginChoices.ORIGIN_USER,
         editable=False,
-        help_text=_('Who says what it runs, and when')
+        help_text=_('Where the schedule is defined')
     )
     present = models.BooleanField(
-        verbose_name=_('present'),
+        verbose_name=_('defined'),
         default=True,
         editable=False,
-        help_text=_('Whether the settings, or the code, still have it; without them it does not run')
+        help_text=_('Still defined in settings or code; otherwise it does not run')
     )
     owner = models.ForeignKey(
         to=settings.AUTH_USER_MODEL,
@@ -77,12 +85,12 @@ class CelerySchedule(NetBoxModel, AboutObject):
         verbose_name=_('owner'),
         blank=True,
         null=True,
-        help_text=_('Under whose name it runs; they need the permission to run the task')
+        help_text=_('User the runs act as; must be allowed to run the task')
     )
 
     # When
     kind = models.CharField(
-        verbose_name=_('kind'),
+        verbose_name=_('type'),
         max_length=20,
         choices=ScheduleKindChoices,
         default=ScheduleKindChoices.KIND_CRONTAB
@@ -97,32 +105,32 @@ class CelerySchedule(NetBoxModel, AboutObject):
         verbose_name=_('time zone'),
         max_length=63,
         default=default_timezone,
-        help_text=_('Where the clock hangs that the crontab goes by')
+        help_text=_('Time zone in which the crontab is evaluated')
     )
     interval = IntervalField(
         verbose_name=_('interval'),
         validators=(MinValueValidator(1),),
         blank=True,
         null=True,
-        help_text=_('Seconds from one run to the next')
+        help_text=_('Seconds between runs')
     )
     at = TimeField(
         verbose_name=_('at'),
         blank=True,
         null=True,
-        help_text=_('The time of the only run')
+        help_text=_('Date and time of the run')
     )
     start = TimeField(
         verbose_name=_('start'),
         blank=True,
         null=True,
-        help_text=_('Not due before; an interval is counted from here')
+        help_text=_('First possible run; intervals are counted from this time')
     )
     end = TimeField(
         verbose_name=_('end'),
         blank=True,
         null=True,
-        help_text=_('Not due after')
+        help_text=_('No runs after this time')
     )
 
     # What
@@ -156,23 +164,23 @@ class CelerySchedule(NetBoxModel, AboutObject):
         validators=(MaxValueValidator(255),),
         blank=True,
         null=True,
-        help_text=_('With Redis 0 is the highest, with RabbitMQ the lowest')
+        help_text=_('0 is highest on Redis, lowest on RabbitMQ')
     )
     expires = models.PositiveIntegerField(
         verbose_name=_('expires'),
         validators=(MinValueValidator(1),),
         blank=True,
         null=True,
-        help_text=_('A run that no worker has begun so many seconds after it was due is given up')
+        help_text=_('Discard the run if not started within this many seconds of its due time')
     )
     options = models.JSONField(
-        verbose_name=_('further options'),
+        verbose_name=_('additional options'),
         encoder=PayloadEncoder,
         decoder=PayloadDecoder,
         default=dict,
         blank=True,
         editable=False,
-        help_text=_("Options of `apply_async` that Celery's settings give it")
+        help_text=_('Options of `apply_async` from the Celery settings')
     )
     branch = models.CharField(
         verbose_name=_('branch'),
@@ -181,29 +189,29 @@ class CelerySchedule(NetBoxModel, AboutObject):
         default='',
         db_default='',
         editable=False,
-        help_text=_('Schema ID of the branch that its runs read and change (NetBox Branching); empty for main')
+        help_text=_('Schema ID of the branch that the runs read and change (NetBox Branching); empty for main')
     )
 
-    # If not all goes by the clock
+    # Policies
     missed = models.CharField(
         verbose_name=_('missed runs'),
         max_length=20,
         choices=ScheduleMissedChoices,
         default=ScheduleMissedChoices.MISSED_RUN_ONCE,
-        help_text=_('What becomes of times that were due while no beat was running')
+        help_text=_('How to handle runs missed while beat was down')
     )
     missed_max = models.PositiveSmallIntegerField(
-        verbose_name=_('most missed runs'),
+        verbose_name=_('catch-up limit'),
         validators=(MinValueValidator(1), MaxValueValidator(1000)),
         default=10,
-        help_text=_('If all missed runs are made up for: how many of them at the most, the latest ones')
+        help_text=_('Maximum runs to catch up (latest first); applies to "Run all"')
     )
     overlap = models.CharField(
         verbose_name=_('overlap'),
         max_length=20,
         choices=ScheduleOverlapChoices,
         default=ScheduleOverlapChoices.OVERLAP_ALLOW,
-        help_text=_('What becomes of a run that is due while an earlier one has not ended')
+        help_text=_('What to do if the previous run is still in progress')
     )
 
     # Where it stands
@@ -219,27 +227,27 @@ class CelerySchedule(NetBoxModel, AboutObject):
         blank=True,
         null=True,
         editable=False,
-        help_text=_('When it is due next')
+        help_text=_('When the schedule is due next')
     )
     stopped = TimeField(
         verbose_name=_('stopped'),
         blank=True,
         null=True,
         editable=False,
-        help_text=_('When beat disabled it, because its owner could not run its task')
+        help_text=_('When beat disabled the schedule because its owner could not run the task')
     )
 
-    #: What says when it is due.
+    #: The fields that determine when it is due.
     TIMING = ('kind', 'crontab', 'timezone', 'interval', 'at', 'start', 'end', 'enabled', 'present')
-    #: What it runs, so far as the task's signature has a say in it.
+    #: The fields that are checked against the task's signature.
     CALL = ('task_id', 'args', 'kwargs')
-    #: What the settings, or the code, say of a schedule that comes from there.
+    #: The fields that the settings or the code define, if the schedule comes from there.
     SOURCED = (
         'name', 'origin', 'kind', 'crontab', 'timezone', 'interval', 'at', 'start', 'end', 'task', 'args', 'kwargs',
         'queue', 'priority', 'expires', 'options',
     )
 
-    #: NetBox's own is the address of a page that only NetBox's models have: a Help button that leads nowhere.
+    #: No Help button: NetBox's default is the address of a page that exists for NetBox's own models only.
     docs_url = None
 
     clone_fields = (
@@ -250,7 +258,7 @@ class CelerySchedule(NetBoxModel, AboutObject):
     class Meta:
         ordering = ('name',)
         indexes = (
-            # What beat looks at every few seconds
+            # Queried by beat every few seconds
             models.Index(
                 fields=('next_run',),
                 condition=Q(enabled=True),
@@ -276,7 +284,7 @@ class CelerySchedule(NetBoxModel, AboutObject):
         return ScheduleOriginChoices.colors.get(self.origin)
 
     def serialize_object(self, exclude=None):
-        """Leave out of the change log what beat writes, and what is secret."""
+        """Keep out of the change log what beat writes, and secrets."""
         exclude = [*(exclude or ()), 'last_run', 'next_run', 'stopped']
         return hide(super(CelerySchedule, with_plain_payloads(self, exclude)).serialize_object(exclude=exclude))
 
@@ -287,39 +295,39 @@ class CelerySchedule(NetBoxModel, AboutObject):
         }
         return super().clone() | arguments
 
-    def hides(self, field):
-        """Whether the options of a schedule of the settings hide its `args` or `kwargs` (`argsrepr`, `kwargsrepr`)."""
+    def hides(self, field: str) -> bool:
+        """Whether the options from the Celery settings hide `args` or `kwargs` (`argsrepr`, `kwargsrepr`)."""
         return isinstance(self.options, dict) and self.options.get(f'{field}repr') is not None
 
     @property
     def display_args(self):
-        """Arguments as a person reads them: the `argsrepr` of its options if there is one, else plain JSON."""
+        """Arguments for display: the `argsrepr` of the options if there is one, otherwise plain JSON."""
         return plain(self.options['argsrepr']) if self.hides('args') else shown(self.args)
 
     @property
     def display_kwargs(self):
-        """Keyword arguments as a person reads them (see `display_args`)."""
+        """Keyword arguments for display (see `display_args`)."""
         return plain(self.options['kwargsrepr']) if self.hides('kwargs') else shown(self.kwargs)
 
     @property
     def display_options(self):
-        """Options as a person reads them (see `CeleryResult.display_options`)."""
+        """Options for display (see `CeleryResult.display_options`)."""
         return shown({'options': self.options or {}})['options']
 
     @property
-    def is_read_only(self):
-        """Whether the settings, or the code, say what it runs, and when: the fields in `SOURCED` are theirs."""
+    def is_read_only(self) -> bool:
+        """Whether the schedule is defined in settings or code, so that the fields in `SOURCED` are read-only."""
         return self.origin != ScheduleOriginChoices.ORIGIN_USER
 
     @property
-    def in_words(self):
+    def in_words(self) -> str:
         """When it is due, in words."""
         return due.describe(self)
 
-    def due_times(self, after=None):
-        """Yield the times at which the schedule is due from now on, or after a time: aware `datetime`s.
+    def due_times(self, after: datetime | None = None) -> Iterator[datetime]:
+        """Yield the times at which the schedule is due, from now on or after a time, as aware `datetime`s.
 
-        They are those of a form that is being filled in as well, where there is no `next_run` yet.
+        This also works for an unsaved schedule without a `next_run`, such as that of a form being filled in.
         """
         if after is None:
             if not self._state.adding and self.next_run is not None:
@@ -330,33 +338,33 @@ class CelerySchedule(NetBoxModel, AboutObject):
     # Validation
 
     def clean_fields(self, exclude=None):
-        # What cannot be written as JSON nothing else is to descend into; `clean()` says what is wrong with it
+        # Other checks must not descend into a value that cannot be encoded as JSON; `clean()` reports the error
         super().clean_fields({*(exclude or ()), *self._unwritable()})
 
     def _unwritable(self):
-        """Return what is wrong with the fields that cannot be written as JSON, or are nested too deeply."""
+        """Return the errors, by field, of values that cannot be encoded as JSON or are nested too deeply."""
         errors = {}
         for name in ('args', 'kwargs', 'options'):
             try:
                 to_jsonb(getattr(self, name))
             except (TypeError, ValueError) as exc:
-                errors[name] = _('This cannot be sent: {error}').format(error=exc)
+                errors[name] = _('Cannot be sent: {error}').format(error=exc)
         return errors
 
     def clean(self):
         stored = self._stored()
-        # The code may have changed, a time zone be gone, or an earlier version have stored what cannot be sent: what
-        # nobody touches keeps nobody from switching it off
+        # The code may have changed, a time zone may have been removed, or an earlier version may have stored a value
+        # that cannot be sent. Fields that were not changed must not prevent users from disabling the schedule.
         is_resumed = self.enabled and not (stored and stored['enabled'])
-        is_called_otherwise = is_resumed or self._is_called_otherwise(stored)
-        if is_called_otherwise and (errors := self._unwritable()):
+        is_call_checked = is_resumed or self._is_call_changed(stored)
+        if is_call_checked and (errors := self._unwritable()):
             raise ValidationError(errors)
         super().clean()
         self._check_source()
         errors = {}
         if is_resumed or self._is_changed(stored, set(self.TIMING) - {'enabled'}):
             errors |= self._check_timing()
-        if is_called_otherwise:
+        if is_call_checked:
             errors |= self._check_arguments()
         if self.queue and self._is_changed(stored, ('queue',)):
             errors |= self._check_queue()
@@ -366,29 +374,29 @@ class CelerySchedule(NetBoxModel, AboutObject):
             self._check_future()
 
     def _check_source(self):
-        """Refuse to change what the settings, or the code, would change back."""
+        """Reject changes that the next synchronization with the settings or the code would revert."""
         before = None if self._state.adding else type(self).objects.filter(pk=self.pk).first()
         if before is None or not before.is_read_only:
             return
         fields = map(self._meta.get_field, self.SOURCED)
         if changed := [f.name for f in fields if getattr(before, f.attname) != getattr(self, f.attname)]:
             raise ValidationError({
-                name: _('This schedule comes from {origin}: this is changed there.').format(
+                name: _('This schedule is defined in {origin} and can only be changed there.').format(
                     origin=before.get_origin_display()
                 ) for name in changed
             })
 
     def _check_timing(self):
-        """Return what is wrong with the fields that say when, by field: a kind has what it needs and nothing else."""
+        """Return the errors of the timing, by field: each kind requires its own field and excludes those of others."""
         kind = self.kind
         own = {'crontab': 'crontab', 'interval': 'interval', 'once': 'at'}
         errors = {}
         for of_kind, name in own.items():
             is_given = getattr(self, name) not in (None, '')
             if of_kind == kind and not is_given:
-                errors[name] = _('A schedule of this kind needs it.')
+                errors[name] = _('Required for schedules of type {kind}.').format(kind=self.get_kind_display())
             elif of_kind != kind and is_given:
-                errors[name] = _('A schedule of this kind has none.')
+                errors[name] = _('Not used by schedules of type {kind}.').format(kind=self.get_kind_display())
         for name, parse in (
             ('crontab', due.parse_crontab), ('timezone', due.parse_timezone), ('interval', due.parse_interval),
         ):
@@ -409,10 +417,10 @@ class CelerySchedule(NetBoxModel, AboutObject):
             errors['kwargs'] = _('Keyword arguments must be an object.')
         for name in ('args', 'kwargs'):
             if to_jsonb(getattr(self, name))[1]:
-                errors[name] = _('It holds what cannot be stored, such as a NUL character or a number that is none.')
+                errors[name] = _('Contains unsupported values (NUL, NaN or infinity).')
             elif (number := other_number(getattr(self, name))) is not None:
                 errors[name] = _(
-                    'PostgreSQL would store the number {number} as another one. Give it as text, or another number.'
+                    'PostgreSQL would store the number {number} as a different one. Use text or another number.'
                 ).format(number=number)
         if errors or self.task_id is None:
             return errors
@@ -432,31 +440,31 @@ class CelerySchedule(NetBoxModel, AboutObject):
         return {}
 
     def _check_future(self):
-        """Refuse a schedule that is never due again, unless that is what became of it."""
+        """Reject a change after which the schedule would never be due again."""
         try:
             following = due.next_due(self, timezone.now())
         except ValueError:
-            return  # what is wrong has been said by the fields
+            return  # the fields have reported the error
         if following is None:
             field = 'at' if self.kind == ScheduleKindChoices.KIND_ONCE else 'end'
-            raise ValidationError({field: _('It would never be due: this must lie in the future.')})
+            raise ValidationError({field: _('Must be in the future: the schedule would never be due.')})
 
     # Saving
 
     def save(self, *args, update_fields=None, **kwargs):
         for name in ('args', 'kwargs', 'options'):
-            if getattr(self, name) is None:  # the `null` of JSON would be written as that of SQL
+            if getattr(self, name) is None:  # Django would write JSON's `null` as SQL's
                 setattr(self, name, self._meta.get_field(name).get_default())
         if self._state.adding and not self.is_read_only:
             self.branch = self.branch or branches.current()
-        following = self._following()  # reckoned before the row is locked
+        following = self._following()  # calculated before the row is locked
         with transaction.atomic():
-            # GUARANTEE: beat's writes are not undone, and nothing is due that was due under other times. The row is
-            # locked, so beat is not at it; what it writes is what is stored, whatever this instance holds.
+            # GUARANTEE: beat's writes are not undone, and no run is due by an earlier timing. Beat cannot write while
+            # the row is locked, and the stored values of its columns take precedence over those of this instance.
             stored = self._stored(lock=True)
             if stored is not None:
                 self.last_run, self.next_run = stored['last_run'], stored['next_run']
-                # Whoever enables it, or becomes its owner, decides from then on whether it is to run
+                # Enabling it, or changing its owner, overrides beat's decision to disable it
                 is_as_beat_left_it = not self.enabled and self.owner_id == stored['owner_id']
                 self.stopped = stored['stopped'] if is_as_beat_left_it else None
                 if update_fields is not None and self.stopped != stored['stopped']:
@@ -470,30 +478,30 @@ class CelerySchedule(NetBoxModel, AboutObject):
             super().save(*args, update_fields=update_fields, **kwargs)
 
     def _following(self):
-        """Return when it is due next, `None` if it is not, or the `ValueError` that says why nobody can tell."""
+        """Return when it is due next, `None` if never, or the `ValueError` if its timing is invalid."""
         try:
             return due.next_due(self, timezone.now()) if self.enabled and self.present else None
         except ValueError as exc:
             return exc
 
     def _stored(self, lock=False):
-        """Return what the stored schedule runs and when, a dict, or `None` if it is not stored."""
+        """Return the stored timing, call and state of the schedule, a dict, or `None` if it is not stored."""
         if self._state.adding:
             return None
         rows = type(self).objects.filter(pk=self.pk)
         if lock:
-            rows = rows.select_for_update(no_key=True)  # runs may be started that name the schedule
+            rows = rows.select_for_update(no_key=True)  # runs that refer to it can still be inserted
         return rows.values(*self.TIMING, *self.CALL, 'queue', 'owner_id', 'last_run', 'next_run', 'stopped').first()
 
     def _is_changed(self, stored, names):
         return stored is None or any(stored[name] != getattr(self, name) for name in names)
 
-    def _is_called_otherwise(self, stored):
-        # As text: in Python, `1` is the same as `True`
+    def _is_call_changed(self, stored):
+        # As text: in Python, `1` equals `True`
         return stored is None or any(repr(stored[name]) != repr(getattr(self, name)) for name in self.CALL)
 
-    def run_now(self, user):
-        """Run the task now, in the name of a user (`netbox_celery.engine.schedules.firing`). Returns the row."""
+    def run_now(self, user: Any) -> 'CeleryResult':
+        """Run the task now as a user (see `netbox_celery.engine.schedules.firing`), and return the row of the run."""
         from ..engine.schedules.firing import run_now
         return run_now(self, user)
-    run_now.alters_data = True
+    run_now.alters_data = True  # type: ignore[attr-defined]

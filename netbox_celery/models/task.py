@@ -1,4 +1,4 @@
-"""The catalogue of tasks: what can be run, and by whom."""
+"""The catalogue of tasks that can be run."""
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
@@ -12,10 +12,10 @@ __all__ = (
 
 
 class CeleryTask(NetBoxModel):
-    """A task that a worker or NetBox itself has registered with Celery.
+    """A task that NetBox or a worker has registered with Celery.
 
-    `netbox_celery.engine.schedules.sync` keeps the rows current. A task that is registered no more stays, marked
-    absent: its runs and the permissions on it keep their meaning.
+    `netbox_celery.engine.schedules.sync` keeps the rows up to date. A task that is no longer registered keeps its row,
+    with `present` set to false, so that its runs and permissions keep their meaning.
     """
     name = models.CharField(
         verbose_name=_('name'),
@@ -27,7 +27,7 @@ class CeleryTask(NetBoxModel):
         verbose_name=_('plugin'),
         max_length=100,
         blank=True,
-        help_text=_('Python package that the task comes from')
+        help_text=_('Python package that defines the task')
     )
     description = models.CharField(
         verbose_name=_('description'),
@@ -43,13 +43,13 @@ class CeleryTask(NetBoxModel):
     enabled = models.BooleanField(
         verbose_name=_('enabled'),
         default=True,
-        help_text=_('A disabled task cannot be run from the user interface or the API')
+        help_text=_('Disabled tasks cannot be run from the user interface or the API')
     )
     defaults = MappingField(
         verbose_name=_('default options'),
         blank=True,
         default=dict,
-        help_text=_('Execution options that the code sets: queue, retries, time limits, ...')
+        help_text=_('Execution options set in code: queue, retries, time limits, ...')
     )
     parameters = ParametersField(
         verbose_name=_('parameters'),
@@ -58,9 +58,9 @@ class CeleryTask(NetBoxModel):
         help_text=_("The task's parameters without `task_id`: name, kind, annotation, default")
     )
     present = models.BooleanField(
-        verbose_name=_('present'),
+        verbose_name=_('registered'),
         default=True,
-        help_text=_('Whether a worker or NetBox has the task registered')
+        help_text=_('Registered with NetBox or a worker')
     )
     last_seen = TimeField(
         verbose_name=_('last seen'),
@@ -69,7 +69,7 @@ class CeleryTask(NetBoxModel):
         help_text=_('When the task was last found registered')
     )
 
-    #: NetBox's own is the address of a page that only NetBox's models have: a Help button that leads nowhere.
+    #: No Help button: NetBox's default is the address of a page that exists for NetBox's own models only.
     docs_url = None
 
     class Meta:

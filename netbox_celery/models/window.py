@@ -1,4 +1,4 @@
-"""Ignore windows: how long a task that has succeeded does not run again (`netbox_celery.engine.sending.admission`)."""
+"""Ignore windows: how long a task does not run again after a success (`netbox_celery.engine.sending.admission`)."""
 from django.db import models
 
 __all__ = (
@@ -7,14 +7,14 @@ __all__ = (
 
 
 class IgnoreWindow(models.Model):
-    """Until when calls of a task with certain arguments are ignored. The engine's own, shown nowhere."""
+    """Until when calls of a task with certain arguments are ignored. Internal to the engine; not shown."""
     key = models.CharField(
         max_length=255,
         primary_key=True
     )
     until = models.DateTimeField()
     task_id = models.UUIDField(
-        help_text='The run that opened it, which it does not keep from going on.'
+        help_text='The run that opened the window, which does not apply to this run itself.'
     )
 
     def __str__(self):

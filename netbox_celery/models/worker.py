@@ -1,4 +1,6 @@
-"""The workers: who is alive, so that what dead ones left can be found."""
+"""The workers and whether they are alive, so that the runs of lost workers can be found."""
+from typing import Any
+
 from django.db import models
 from django.urls import reverse
 from django.utils import timezone
@@ -16,11 +18,11 @@ __all__ = (
 
 
 class CeleryWorker(models.Model):
-    """One start of a worker: its main process with the pool. `netbox_celery.engine.worker.presence` writes the rows."""
+    """One start of a worker (main process and pool). `netbox_celery.engine.worker.presence` writes the rows."""
     key = models.UUIDField(
         verbose_name=_('key'),
         unique=True,
-        help_text=_('Made anew at each start; claims on runs carry it')
+        help_text=_('Unique per worker start')
     )
     name = models.CharField(
         verbose_name=_('name'),
@@ -75,42 +77,46 @@ class CeleryWorker(models.Model):
         return reverse('plugins:netbox_celery:celeryworker', args=[self.pk])
 
     @property
-    def is_alive(self):
-        """Whether the worker's last heartbeat is recent enough and it has not stopped."""
+    def is_alive(self) -> bool:
+        """Whether the worker has not stopped and its last heartbeat is recent enough."""
         age = (timezone.now() - self.heartbeat).total_seconds()
         return self.stopped is None and age < self.lost_after
 
     @property
-    def lost_after(self):
-        """How long the worker may be silent, seconds: what its own settings say, as they say how often it is heard."""
-        own = self._beside_versions.get('lost_after')
+    def lost_after(self) -> float:
+        """Seconds without a heartbeat after which the worker counts as lost.
+
+        They come from the worker's own settings, as does the interval of its heartbeats.
+        """
+        own = self._state_of_worker.get('lost_after')
         return own if isinstance(own, int | float) else get_config().worker_lost_after
 
     @property
-    def package_versions(self):
-        """The versions of the software that the worker runs, a dict."""
+    def package_versions(self) -> dict[str, Any]:
+        """Versions of the software that the worker runs."""
         return {name: version for name, version in self.versions.items() if name != WORKER_STATE}
 
     @property
-    def _beside_versions(self):
+    def _state_of_worker(self) -> dict[str, Any]:
+        # Stored in the same column as the versions
         state = self.versions.get(WORKER_STATE)
         return state if isinstance(state, dict) else {}
 
     @property
-    def autoscale(self):
-        """Between how many tasks at a time the worker's pool is scaled: `min` and `max`, or `None` if it is not."""
-        limits = self._beside_versions.get('autoscale')
+    def autoscale(self) -> dict[str, Any] | None:
+        """The limits of an autoscaled pool, `min` and `max`, or `None` if the pool has a fixed size."""
+        limits = self._state_of_worker.get('autoscale')
         return limits if isinstance(limits, dict) and {'min', 'max'} <= limits.keys() else None
 
     @property
-    def display_concurrency(self):
-        """How many tasks the worker can run at a time, in words."""
+    def display_concurrency(self) -> str:
+        """Number of tasks that the worker can run at a time, for display."""
         if limits := self.autoscale:
             return _('{min} to {max}').format(min=limits['min'], max=limits['max'])
         return str(self.concurrency)
 
     @property
-    def not_loaded(self):
-        """What the worker could not import: a list of dicts of `plugin`, `module`, `error` and `place`."""
-        found = self._beside_versions.get('not_loaded')
+    def not_loaded(self) -> list[dict[str, Any]]:
+        """Modules that the worker could not import: dicts with `plugin`, `module`, `error` and `place`."""
+        found = self._state_of_worker.get('not_loaded')
         return [failure for failure in found if isinstance(failure, dict)] if isinstance(found, list) else []

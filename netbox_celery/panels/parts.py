@@ -1,4 +1,6 @@
-"""What panels of more than one page are made of."""
+"""Parts that the panels of several pages share."""
+from typing import TYPE_CHECKING
+
 from django.utils.html import format_html
 
 from netbox.ui import attrs, panels
@@ -19,12 +21,12 @@ __all__ = (
 
 
 def description_of(choices, value):
-    """Return the sentence that a `ChoiceSet` has about a value, or an empty string."""
+    """Return the description of a value in a `ChoiceSet`, or an empty string."""
     return next((choice.description for choice in choices.CHOICES if choice.value == value), '')
 
 
 def shown_arguments(obj):
-    """Return what the panel of the arguments of a run or a schedule shows, as their author wants them to be shown."""
+    """Return the arguments of a run or a schedule for display, redacted as the caller asked."""
     args, kwargs = obj.display_args, obj.display_kwargs
     return {
         'positional': list(enumerate(args, start=1)) if isinstance(args, list) else [],
@@ -33,8 +35,14 @@ def shown_arguments(obj):
     }
 
 
-class VisibleAttrMixin:
-    """An object beside the one on the page. Who may not view it learns that there is one."""
+if TYPE_CHECKING:
+    from netbox.ui.attrs import ObjectAttribute as MixedInto
+else:
+    MixedInto = object
+
+
+class VisibleAttrMixin(MixedInto):
+    """An object related to the one on the page. Users who may not view it see only that there is one."""
 
     def render(self, obj, context):
         if self.hidden(obj, context['perms'].user):
@@ -55,7 +63,7 @@ class VisibleGenericAttr(VisibleAttrMixin, attrs.GenericForeignKeyAttr):
 
 
 class BranchAttr(attrs.ObjectAttribute):
-    """The branch of a row: its name, and its status if nothing can run in it."""
+    """The branch of a row: its name, and its status if it is not ready."""
     template_name = 'netbox_celery/attrs/branch.html'
 
     def get_context(self, obj, attr, value, context):
@@ -63,7 +71,7 @@ class BranchAttr(attrs.ObjectAttribute):
 
 
 class SparseAttributesPanel(panels.ObjectAttributesPanel):
-    """Shows the attributes that have a value. Of a run most have none, and which ones those are tells nothing."""
+    """Shows only the attributes that have a value: most attributes of a run have none."""
 
     def get_context(self, context):
         ctx = super().get_context(context)
@@ -72,7 +80,7 @@ class SparseAttributesPanel(panels.ObjectAttributesPanel):
 
 
 class PayloadPanel(panels.JSONPanel):
-    """A JSON field that holds values as Celery sends them, shown as plain JSON; nothing if it is empty."""
+    """A JSON field with values in Celery's encoding, shown as plain JSON; hidden if it is empty."""
 
     def get_context(self, context):
         ctx = super().get_context(context)

@@ -1,7 +1,9 @@
 """The panels of the page of a run.
 
-They are *live*: each stands in an element of its own, which an answer to a poll replaces.
+Most are *live*: each has an element of its own, which the response to a poll replaces.
 """
+from typing import TYPE_CHECKING
+
 from django.utils.html import format_html
 from django.utils.safestring import mark_safe
 from django.utils.translation import gettext as _
@@ -43,33 +45,39 @@ __all__ = (
 
 
 def explain_status(result):
-    """Return in a sentence why a run is in its status, or what it waits for; an empty string if there is no more."""
+    """Return why a run has its status, or what it waits for, in one sentence; an empty string if nothing is known."""
     if result.is_cancelling:
-        return _('Somebody cancelled it. It ends as soon as its worker, or the task itself, takes note.')
+        return _('Cancellation requested; waiting for the task to stop')
     if result.reason:
         return description_of(ResultReasonChoices, result.reason)
     if result.status == ResultStatusChoices.STATUS_PENDING and not is_worker_alive():
-        return _('No worker is running: the run will start when one does.')
+        return _('No worker is running; the run starts when one does')
     return description_of(ResultStatusChoices, result.status)
 
 
-class LiveMixin:
+if TYPE_CHECKING:
+    from netbox.ui.panels import Panel as MixedInto
+else:
+    MixedInto = object
+
+
+class LiveMixin(MixedInto):
     """A panel that can be replaced while the page is open."""
-    #: ID of the element that it stands in.
-    live_id = None
+    #: ID of the panel's element.
+    live_id: str | None = None
 
     def render(self, context, live=False):
         """
         Args:
             context: The template context.
-            live: Whether this is to replace the panel on an open page.
+            live: Whether the result replaces the panel on an open page.
         """
         swap = mark_safe(' hx-swap-oob="true"') if live else ''
         return format_html('<div id="{}" class="celery-live"{}>{}</div>', self.live_id, swap, super().render(context))
 
 
 class ProgressAttr(attrs.ObjectAttribute):
-    """A bar, the numbers behind it, the rate and the time left."""
+    """A progress bar with its numbers, the rate and the time left."""
     template_name = 'netbox_celery/attrs/progress.html'
 
     def get_context(self, obj, attr, value, context):
@@ -77,7 +85,7 @@ class ProgressAttr(attrs.ObjectAttribute):
 
 
 class StatusAttr(attrs.ChoiceAttr):
-    """The status with its reason in words."""
+    """The status with an explanation."""
     template_name = 'netbox_celery/attrs/status.html'
 
     def get_context(self, obj, attr, value, context):
@@ -85,7 +93,7 @@ class StatusAttr(attrs.ChoiceAttr):
 
 
 class LaterAttemptAttr(attrs.NumericAttr):
-    """The number of an attempt, from the second on."""
+    """The number of the attempt; hidden for the first."""
 
     def get_value(self, obj):
         value = super().get_value(obj)
@@ -93,14 +101,14 @@ class LaterAttemptAttr(attrs.NumericAttr):
 
 
 class WaitingUntilAttr(attrs.DateTimeAttr):
-    """A time that matters until the run begins."""
+    """A time that is shown until the run starts."""
 
     def get_value(self, obj):
         return super().get_value(obj) if obj.status in ResultStatusChoices.WAITING else None
 
 
 class UnfinishedAttr(attrs.DateTimeAttr):
-    """A time that matters until the run ends."""
+    """A time that is shown until the run finishes."""
 
     def get_value(self, obj):
         return None if obj.is_finished else super().get_value(obj)
@@ -111,14 +119,14 @@ class ResultStatusPanel(LiveMixin, SparseAttributesPanel):
     title = gettext_lazy('Status')
     status = StatusAttr('status', label=gettext_lazy('Status'))
     culprit = attrs.TemplatedAttr(
-        'culprit_id', label=gettext_lazy('Because of'), template_name='netbox_celery/attrs/other_run.html'
+        'culprit_id', label=gettext_lazy('Caused by'), template_name='netbox_celery/attrs/other_run.html'
     )
     progress = ProgressAttr('value', label=gettext_lazy('Progress'))
     step = attrs.TextAttr('step', label=gettext_lazy('Step'))
     attempt = LaterAttemptAttr('attempt', label=gettext_lazy('Attempt'))
-    scheduled = WaitingUntilAttr('scheduled', label=gettext_lazy('Not before'))
+    scheduled = WaitingUntilAttr('scheduled', label=gettext_lazy('Earliest start'))
     started = attrs.DateTimeAttr('started', label=gettext_lazy('Started'))
-    completed = attrs.DateTimeAttr('completed', label=gettext_lazy('Ended'))
+    completed = attrs.DateTimeAttr('completed', label=gettext_lazy('Completed'))
     duration = attrs.DurationAttr('duration', label=gettext_lazy('Duration'))
     worker = attrs.TextAttr('worker', label=gettext_lazy('Worker'))
 
@@ -201,7 +209,7 @@ class ResultDataPanel(LiveMixin, PayloadPanel):
 
 
 class ResultOptionsPanel(PayloadPanel):
-    """The options of the call, without what other tools add to follow it."""
+    """The options of the call, without those that other tools add for tracing."""
     title = gettext_lazy('Options')
 
     def __init__(self, **kwargs):
@@ -212,7 +220,7 @@ class ResultOptionsPanel(PayloadPanel):
 
 
 class ResultArgumentsPanel(panels.ObjectPanel):
-    """What the task was called with, as its caller wants it to be shown."""
+    """The arguments of the call, redacted as the caller asked."""
     template_name = 'netbox_celery/panels/arguments.html'
     title = gettext_lazy('Arguments')
 
@@ -222,10 +230,10 @@ class ResultArgumentsPanel(panels.ObjectPanel):
 
 
 class ResultLogPanel(panels.ObjectPanel):
-    """The log, opened at its end and followed while the run goes on.
+    """The log, opened at its end and followed while the run is active.
 
     Args:
-        whole_page: Whether the log is all there is on the page.
+        whole_page: Whether the page shows nothing but the log.
     """
     template_name = 'netbox_celery/panels/log.html'
     title = gettext_lazy('Log')
@@ -247,7 +255,7 @@ class ResultLogPanel(panels.ObjectPanel):
         }
 
 
-#: What an open page has replaced when more than the progress of a run has changed.
+#: Panels that an open page replaces when more than the progress of the run has changed.
 LIVE = (
     ResultStatusPanel(),
     ResultErrorPanel(),

@@ -28,10 +28,10 @@ __all__ = (
 
 
 class PolicyAttr(attrs.ChoiceAttr):
-    """A policy, and what it means.
+    """A policy and its description.
 
     Args:
-        choices: Its `ChoiceSet`.
+        choices: The `ChoiceSet` of the policy.
     """
     template_name = 'netbox_celery/attrs/status.html'
 
@@ -46,14 +46,14 @@ class PolicyAttr(attrs.ChoiceAttr):
 
 
 class MissedMaxAttr(attrs.NumericAttr):
-    """How many missed runs are made up for, if more than one may be."""
+    """The catch-up limit; shown only if all missed runs are caught up."""
 
     def get_value(self, obj):
         return super().get_value(obj) if obj.missed == ScheduleMissedChoices.MISSED_RUN_ALL else None
 
 
 class OwnerAttr(attrs.RelatedObjectAttr):
-    """In whose name it runs, and what is wrong with that."""
+    """The user as whom the runs act, and why they cannot run if so."""
     template_name = 'netbox_celery/attrs/owner.html'
     placeholder = ''
 
@@ -66,7 +66,7 @@ class OwnerAttr(attrs.RelatedObjectAttr):
         }
 
     def get_value(self, obj):
-        # Nobody is somebody to tell of
+        # A schedule without an owner has a text to show, too
         return super().get_value(obj) or obj
 
 
@@ -76,7 +76,7 @@ class SchedulePanel(panels.ObjectAttributesPanel):
     description = attrs.TextAttr('description', label=gettext_lazy('Description'))
     enabled = attrs.BooleanAttr('enabled', label=gettext_lazy('Enabled'))
     task = VisibleRelatedAttr('task', label=gettext_lazy('Task'), linkify=True)
-    owner = OwnerAttr('owner', label=gettext_lazy('Runs act as'))
+    owner = OwnerAttr('owner', label=gettext_lazy('Runs as'))
     origin = attrs.TemplatedAttr(
         'origin', label=gettext_lazy('Origin'), template_name='netbox_celery/attrs/origin.html'
     )
@@ -84,18 +84,18 @@ class SchedulePanel(panels.ObjectAttributesPanel):
 
 class ScheduleTimesPanel(SparseAttributesPanel):
     title = gettext_lazy('When')
-    in_words = attrs.TextAttr('in_words', label=gettext_lazy('In words'))
-    kind = attrs.ChoiceAttr('kind', label=gettext_lazy('Kind'))
+    in_words = attrs.TextAttr('in_words', label=gettext_lazy('Schedule'))
+    kind = attrs.ChoiceAttr('kind', label=gettext_lazy('Type'))
     crontab = attrs.TextAttr('crontab', label=gettext_lazy('Crontab'), style='font-monospace', copy_button=True)
     start = attrs.DateTimeAttr('start', label=gettext_lazy('Start'))
     end = attrs.DateTimeAttr('end', label=gettext_lazy('End'))
-    last_run = attrs.DateTimeAttr('last_run', label=gettext_lazy('Last due'))
+    last_run = attrs.DateTimeAttr('last_run', label=gettext_lazy('Last scheduled time'))
     next_run = attrs.DateTimeAttr('next_run', label=gettext_lazy('Next run'))
     stopped = attrs.DateTimeAttr('stopped', label=gettext_lazy('Stopped'))
 
 
 class ScheduleNextPanel(panels.ObjectPanel):
-    """The next runs, by the clock of who looks."""
+    """The next runs, in the time zone of the browser."""
     template_name = 'netbox_celery/panels/next_runs.html'
     title = gettext_lazy('Next Runs')
 
@@ -120,7 +120,7 @@ class ScheduleOptionsPanel(SparseAttributesPanel):
     queue = attrs.TextAttr('queue', label=gettext_lazy('Queue'))
     priority = attrs.NumericAttr('priority', label=gettext_lazy('Priority'))
     expires = attrs.TextAttr(
-        'expires', label=gettext_lazy('Expires'), format_string=gettext_lazy('{} seconds after it was due')
+        'expires', label=gettext_lazy('Expires'), format_string=gettext_lazy('{} seconds after the scheduled time')
     )
 
     def should_render(self, context):
@@ -131,4 +131,4 @@ class SchedulePolicyPanel(SparseAttributesPanel):
     title = gettext_lazy('Policies')
     overlap = PolicyAttr('overlap', ScheduleOverlapChoices, label=gettext_lazy('Overlap'))
     missed = PolicyAttr('missed', ScheduleMissedChoices, label=gettext_lazy('Missed runs'))
-    missed_max = MissedMaxAttr('missed_max', label=gettext_lazy('Most missed runs'))
+    missed_max = MissedMaxAttr('missed_max', label=gettext_lazy('Catch-up limit'))

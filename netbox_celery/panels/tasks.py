@@ -21,7 +21,7 @@ class TaskPanel(panels.ObjectAttributesPanel):
     plugin = attrs.TextAttr('plugin', label=gettext_lazy('Plugin'))
     description = attrs.TextAttr('description', label=gettext_lazy('Description'))
     enabled = attrs.BooleanAttr('enabled', label=gettext_lazy('Enabled'))
-    present = attrs.BooleanAttr('present', label=gettext_lazy('Present'))
+    present = attrs.BooleanAttr('present', label=gettext_lazy('Registered'))
     last_seen = attrs.DateTimeAttr('last_seen', label=gettext_lazy('Last seen'))
 
 
@@ -36,7 +36,7 @@ class TaskDocumentationPanel(panels.ObjectPanel):
 class TaskParametersPanel(panels.ObjectPanel):
     template_name = 'netbox_celery/panels/parameters.html'
     title = gettext_lazy('Parameters')
-    #: How variadic parameters are written.
+    #: Prefixes of variadic parameters.
     STARS = {'var_positional': '*', 'var_keyword': '**'}
 
     def get_context(self, context):
@@ -52,7 +52,7 @@ class TaskParametersPanel(panels.ObjectPanel):
 
 
 class TaskSchedulesPanel(panels.ObjectsTablePanel):
-    """The schedules of a task, if there are any."""
+    """The schedules of a task; hidden if there are none."""
     title = gettext_lazy('Schedules')
 
     def get_context(self, context):
@@ -65,7 +65,7 @@ class TaskSchedulesPanel(panels.ObjectsTablePanel):
 
 
 class TaskUnloadedPanel(panels.ObjectPanel):
-    """Where the plugin of a task could not be imported, and why, if that is so."""
+    """Where and why modules of the task's plugin could not be imported; hidden if all were."""
     template_name = 'netbox_celery/panels/unloaded.html'
 
     def get_context(self, context):

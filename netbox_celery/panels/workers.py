@@ -1,4 +1,4 @@
-"""The panel of the page of a worker."""
+"""The panels of the page of a worker."""
 from django.utils.translation import gettext_lazy
 
 from netbox.ui import attrs, panels
@@ -15,7 +15,7 @@ __all__ = (
 class WorkerPanel(panels.ObjectAttributesPanel):
     title = gettext_lazy('Worker')
     name = attrs.TextAttr('name', label=gettext_lazy('Name'), style='font-monospace', copy_button=True)
-    is_alive = attrs.BooleanAttr('is_alive', label=gettext_lazy('Alive'))
+    is_alive = attrs.BooleanAttr('is_alive', label=gettext_lazy('Online'))
     host = attrs.TextAttr('host', label=gettext_lazy('Host'))
     pid = attrs.NumericAttr('pid', label=gettext_lazy('Process ID'))
     pool = attrs.TextAttr('pool', label=gettext_lazy('Pool'))
@@ -27,14 +27,14 @@ class WorkerPanel(panels.ObjectAttributesPanel):
 
 
 class VersionsPanel(PayloadPanel):
-    """The versions of the software that a worker runs."""
+    """The package versions of a worker."""
 
     def get_context(self, context):
         return super().get_context(context) | {'data': context['object'].package_versions}
 
 
 class NotLoadedPanel(panels.ObjectPanel):
-    """What a worker could not import, and why."""
+    """The modules that a worker could not import, and why."""
     template_name = 'netbox_celery/panels/not_loaded.html'
     title = gettext_lazy('Not Loaded')
 

@@ -1,1 +1,1 @@
-"""What pages and REST show of runs and schedules, as far as the reader may view it."""
+"""Read access: what pages and REST show of runs and schedules, limited to what the reader may view."""

@@ -1,15 +1,17 @@
-"""What the last runs of a schedule tell: how often it succeeds, and how long it takes.
+"""Success rate and durations of the last runs of a schedule.
 
-PostgreSQL reckons it, over no more than the last thousand runs, which an index finds: a schedule with a long history
-costs no more than one with a short one.
+PostgreSQL computes them over at most the last thousand runs, which it finds by an index: a long history costs no more
+than a short one.
 """
 from dataclasses import dataclass
 from datetime import timedelta
 
-from django.db.models import Aggregate, Avg, Count, DurationField, ExpressionWrapper, F, Max, Min, Q
+from django.db.models import Aggregate, Avg, Count, DurationField, ExpressionWrapper, F, Max, Min, Q, QuerySet
+
+from users.models import User
 
 from ..choices import ResultStatusChoices as Status
-from ..models import CeleryResult
+from ..models import CeleryResult, CelerySchedule
 
 __all__ = (
     'HISTORY',
@@ -18,10 +20,10 @@ __all__ = (
     'runs_of',
 )
 
-#: So many runs are looked at, the latest ones.
+#: Maximum number of runs that are measured, the latest ones.
 HISTORY = 1000
-#: Statuses that tell whether the task works: cancelled and ignored runs tell nothing of that.
-TELLING = (Status.STATUS_COMPLETED, Status.STATUS_FAILED, Status.STATUS_ERRORED)
+#: Statuses that count for the success rate: revoked and ignored runs do not show whether the task works.
+COUNTED = (Status.STATUS_COMPLETED, Status.STATUS_FAILED, Status.STATUS_ERRORED)
 
 
 class Percentile(Aggregate):
@@ -33,13 +35,14 @@ class Percentile(Aggregate):
 
 @dataclass(frozen=True)
 class History:
-    """What `measure()` found.
+    """The figures that `measure()` returns.
 
     Attributes:
-        count: How many runs were looked at.
-        statuses: How many of them have which status, those that there are.
-        success_rate: Per cent of those that completed, failed or errored that completed; `None` if there are none.
-        median, p95, shortest, mean, longest: Durations of those that have begun and ended; `None` without any.
+        count: Number of runs measured.
+        statuses: Number of runs by status, without statuses that do not occur.
+        success_rate: Percentage of completed runs among those that completed, failed or errored; `None` if there are
+            none.
+        median, p95, shortest, mean, longest: Durations of the runs that started and finished; `None` if there are none.
     """
     count: int
     statuses: dict[str, int]
@@ -52,20 +55,20 @@ class History:
 
     @property
     def is_cut(self):
-        """Whether there may be more runs than were looked at."""
+        """Whether there may be more runs than were measured."""
         return self.count >= HISTORY
 
 
-def runs_of(schedule, user):
-    """Return the runs of a schedule that a user may view, the latest first."""
+def runs_of(schedule: CelerySchedule, user: User) -> QuerySet:
+    """Return the runs of a schedule that a user may view, latest first."""
     return CeleryResult.objects.restrict(user, 'view').filter(schedule=schedule).order_by('-pk')
 
 
-def measure(runs):
-    """Measure the latest of some runs. Returns a `History`.
+def measure(runs: QuerySet) -> History:
+    """Measure the first runs of a queryset. Returns a `History`.
 
     Args:
-        runs: A queryset of results, ordered by what makes them the latest.
+        runs: A queryset of runs, latest first.
     """
     duration = ExpressionWrapper(F('completed') - F('started'), output_field=DurationField())
     found = runs.annotate(took=duration).values('status', 'took')[:HISTORY].aggregate(
@@ -76,10 +79,10 @@ def measure(runs):
     statuses = {
         status: count for status in Status.values() if (count := found.pop(f'status_{status}'))
     }
-    telling = sum(statuses.get(status, 0) for status in TELLING)
+    counted = sum(statuses.get(status, 0) for status in COUNTED)
     return History(
         count=sum(statuses.values()),
         statuses=statuses,
-        success_rate=100 * statuses.get(Status.STATUS_COMPLETED, 0) / telling if telling else None,
+        success_rate=100 * statuses.get(Status.STATUS_COMPLETED, 0) / counted if counted else None,
         **found
     )

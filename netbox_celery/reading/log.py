@@ -1,15 +1,15 @@
-"""Reading a run's log while it grows.
+"""Reads a run's log while it grows.
 
-Readers come again and again, with the primary key of the last line they have seen. What makes one poll enough:
+Readers poll with the primary key of the last line they have seen. One request per poll is enough:
 
-- The run is read before its lines. Its end is written after its last line (see `recorder`), so where the run has
-  ended, all its lines are there.
-- A poll costs the new lines only: the index on `(result, id)` starts at the cursor. With a filter the cursor moves past
-  the lines that do not match, so they are looked at once.
+- The run is read before its lines, and its end is written after its last line (`netbox_celery.engine.store.recorder`).
+  So if the run has finished, all its lines are there.
+- A poll reads only the new lines: the index on `(result, id)` starts at the cursor. With a filter, the cursor also
+  moves past the lines that do not match, so each line is read once.
 """
 from dataclasses import dataclass
 
-from django.db.models import Max
+from django.db.models import Max, QuerySet
 
 from ..models import CeleryLogEntry, CeleryResult
 
@@ -25,7 +25,7 @@ __all__ = (
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
 
-#: What a follower shows of a run beside its log: a poll does not load arguments, results and tracebacks.
+#: Columns of the run that are shown beside its log: a poll does not load arguments, results and tracebacks.
 FOLLOWED = (
     'id', 'task_id', 'name', 'celery_name', 'status', 'reason', 'attempt', 'value', 'value_max', 'step', 'worker',
     'scheduled', 'started', 'completed', 'cancelled',
@@ -34,20 +34,21 @@ FOLLOWED = (
 
 @dataclass(frozen=True)
 class LogFilter:
-    """Which lines of a log are wanted; by default all."""
+    """Selects lines of a log; by default all."""
     #: Lines of these levels.
-    levels: tuple = ()
+    levels: tuple[int, ...] = ()
     #: Lines of this level and above.
     min_level: int | None = None
     #: Lines of these groupings.
-    groupings: tuple = ()
-    #: Lines whose message contains this text, in upper or lower case.
+    groupings: tuple[str, ...] = ()
+    #: Lines whose message contains this text; not case-sensitive.
     search: str = ''
 
     def __bool__(self):
         return bool(self.levels or self.min_level is not None or self.groupings or self.search)
 
-    def apply(self, entries):
+    def apply(self, entries: QuerySet) -> QuerySet:
+        """Filter a queryset of log entries."""
         if self.levels:
             entries = entries.filter(level__in=self.levels)
         if self.min_level is not None:
@@ -61,30 +62,33 @@ class LogFilter:
 
 @dataclass(frozen=True)
 class LogPage:
-    """Some lines of a run's log, oldest first, and where the run stood before they were read."""
+    """Lines of a run's log, oldest first, and the run as it was before they were read."""
     #: The run, with the columns in `FOLLOWED`.
     result: CeleryResult
     #: The `CeleryLogEntry` rows.
-    entries: list
-    #: The cursor from which to read on.
+    entries: list[CeleryLogEntry]
+    #: The cursor for the next poll.
     next_after: int
     #: Whether there are more lines now.
     has_more: bool
 
     @property
     def finished(self):
-        """Whether the run has ended and this page is the end of its log: nothing is to come any more."""
+        """Whether the run has finished and this page is the end of its log, so that nothing more will come."""
         return self.result.is_finished and not self.has_more
 
 
-def read_log(results, pk, *, after=0, limit=DEFAULT_LIMIT, offset=0, wanted=LogFilter()):
+def read_log(
+    results: QuerySet, pk: int | str, *, after: int = 0, limit: int = DEFAULT_LIMIT, offset: int = 0,
+    wanted: LogFilter = LogFilter()
+) -> LogPage:
     """Read the lines of a run's log that follow a cursor.
 
     Args:
         results: The runs that the reader may see, a queryset.
         pk: Primary key of the run.
         after: Primary key of the last line read (`LogPage.next_after`); 0 for the beginning.
-        limit: Most lines to read.
+        limit: Maximum number of lines.
         offset: Lines to skip after the cursor.
         wanted: A `LogFilter`.
 
@@ -96,7 +100,7 @@ def read_log(results, pk, *, after=0, limit=DEFAULT_LIMIT, offset=0, wanted=LogF
     """
     result = results.only(*FOLLOWED).get(pk=pk)
     log = log_lines(pk, after)
-    # Read before the lines: what comes later than this is for the next poll.
+    # Read before the lines: whatever is written after this is left to the next poll.
     end = log.aggregate(end=Max('pk'))['end'] if wanted else None
     entries = list(wanted.apply(log)[offset:offset + limit + 1])
     has_more, entries = len(entries) > limit, entries[:limit]
@@ -106,7 +110,7 @@ def read_log(results, pk, *, after=0, limit=DEFAULT_LIMIT, offset=0, wanted=LogF
     )
 
 
-def log_lines(pk, after=0, wanted=LogFilter()):
+def log_lines(pk: int | str, after: int = 0, wanted: LogFilter = LogFilter()) -> QuerySet:
     """Return a queryset of the lines of a run's log that follow a cursor, oldest first, with their objects."""
     entries = CeleryLogEntry.objects.filter(result_id=pk, pk__gt=after).prefetch_related('object').order_by('pk')
     return wanted.apply(entries)

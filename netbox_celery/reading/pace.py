@@ -1,4 +1,4 @@
-"""How fast a run goes, and how long it will still take."""
+"""The rate of a run and the time left."""
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -10,15 +10,16 @@ from utilities.string import humanize_duration
 
 from ..choices import ResultStatusChoices
 from ..engine.store.times import moment
+from ..models import CeleryResult
 
 __all__ = (
     'Pace',
     'measure_pace',
 )
 
-#: Before so many seconds a rate says more about the start than about the run.
+#: Seconds before which a rate says more about the start than about the run.
 SETTLED_AFTER = 1
-#: A rate is told in the shortest of these units of time, in seconds, in which it is not below one.
+#: Units of a rate, by length in seconds: the shortest in which the rate is at least one is used.
 UNITS = (
     (1, '/s'),
     (60, '/min'),
@@ -29,9 +30,9 @@ UNITS = (
 @dataclass(frozen=True)
 class Pace:
     """The mean rate of the current attempt."""
-    #: Steps a second.
+    #: Steps per second.
     rate: float
-    #: Time left, a `timedelta`, or `None` if nobody knows how much there is to do.
+    #: Time left, or `None` if the maximum is unknown.
     left: timedelta | None
 
     @property
@@ -47,18 +48,18 @@ class Pace:
     def left_text(self):
         if self.left is None:
             return ''
-        # Nobody waits for the seconds of an hour
+        # Seconds do not matter beyond an hour
         precision = 60 if self.left > timedelta(hours=1) else 1
         rounded = timedelta(seconds=max(1, round(self.left.total_seconds() / precision)) * precision)
         return _('about {duration} left').format(duration=humanize_duration(rounded))
 
 
-def measure_pace(result):
-    """Return the `Pace` of a run, or `None` where it cannot be told (yet)."""
+def measure_pace(result: CeleryResult) -> Pace | None:
+    """Return the `Pace` of a run, or `None` if it is not known (yet)."""
     if result.status != ResultStatusChoices.STATUS_RUNNING or not result.value or result.value < 0:
         return None
-    begun = _begin_of_attempt(result)
-    elapsed = (timezone.now() - begun).total_seconds() if begun else 0
+    started = _start_of_attempt(result)
+    elapsed = (timezone.now() - started).total_seconds() if started else 0
     if elapsed < SETTLED_AFTER:
         return None
     rate = result.value / elapsed
@@ -71,10 +72,10 @@ def _time_left(result, rate):
     try:
         return timedelta(seconds=max(0, result.value_max - result.value) / rate)
     except OverflowError:
-        return None  # longer than people have counted the years
+        return None  # more than a timedelta can hold
 
 
-def _begin_of_attempt(result):
+def _start_of_attempt(result):
     if result.attempt > 1 and result.attempts:
         return moment(result.attempts[-1].get('started'))
     return result.started

@@ -1,5 +1,9 @@
-"""What NetBox and the workers could not import of plugins, for the pages: where a task is missing, and why."""
+"""Modules of plugins that NetBox or a worker could not import: pages show where tasks are missing, and why."""
+from typing import Any
+
 from django.utils.translation import gettext as _
+
+from users.models import User
 
 from ..engine.catalogue import discovery, registry
 from ..models import CeleryWorker
@@ -11,18 +15,18 @@ __all__ = (
 FIELDS = ('plugin', 'module', 'error', 'place')
 
 
-def unloaded_modules(user, plugin=None):
-    """Return which modules could not be imported, and where: by this process of NetBox, and by workers that are alive.
+def unloaded_modules(user: User, plugin: str | None = None) -> list[dict[str, Any]]:
+    """Return the modules that this NetBox process, or a worker that is online, could not import.
 
     Args:
-        user: Who is told; they hear of the workers that they may view.
-        plugin: The package in question; by default all.
+        user: The reader; only workers that they may view are included.
+        plugin: Only modules of this package; by default of all.
 
     Returns:
         A list of dicts of `plugin`, `module`, `error`, `place`, and `where`, a list of names.
     """
     registry.registered_tasks()
-    found: dict = {}
+    found: dict[tuple[str, ...], list[str]] = {}
     for failure in discovery.failures():
         _add(found, failure.as_dict(), _('NetBox'))
     for worker in CeleryWorker.objects.restrict(user, 'view').filter(stopped=None).only(

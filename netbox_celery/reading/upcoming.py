@@ -1,6 +1,7 @@
-"""The next runs of a schedule as a page shows them, also of one that is still being filled in."""
+"""The next runs of a schedule for display, also while it is being edited."""
 from datetime import timedelta
 from itertools import islice
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from django.utils import timezone
@@ -9,24 +10,25 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from ..choices import ScheduleKindChoices
+from ..models import CelerySchedule
 
 __all__ = (
     'upcoming',
 )
 
-#: So many are shown.
+#: Number of runs that are shown.
 SHOWN = 10
 
 
-def upcoming(schedule):
-    """Return what the template of the next runs needs, a dict.
+def upcoming(schedule: CelerySchedule) -> dict[str, Any]:
+    """Return the context for the template of the next runs.
 
-    The times are those of NetBox's time zone; the page's script shows them in the browser's. By a crontab in another
-    time zone than NetBox's, the time on the schedule's own clock stands beside them.
+    Times are in NetBox's time zone; the page's script converts them to the browser's. If a crontab has another time
+    zone than NetBox, each time is also given in the time zone of the schedule.
     """
     try:
         times = list(islice(schedule.due_times(), SHOWN))
-        obstacle = '' if times else _('It is not due any more.')
+        obstacle = '' if times else _('No further runs')
     except ValueError as exc:
         times, obstacle = [], str(exc)
     now = timezone.now()
@@ -45,14 +47,14 @@ def upcoming(schedule):
 
 def _why_idle(schedule):
     if not schedule.present:
-        return _('It is gone from where it came from: these would be its times.')
-    return '' if schedule.enabled else _('It is disabled: these would be its times.')
+        return _('The schedule is no longer defined at its origin; it would run at:')
+    return '' if schedule.enabled else _('The schedule is disabled; it would run at:')
 
 
 def _until(moment, now):
-    """Return in words how long it is until then: Django's own words know no seconds."""
+    """Return the time left as text, with seconds, which Django's `timeuntil` leaves out."""
     seconds = round((moment - now).total_seconds())
     if seconds >= 60:
-        # Django rounds down: of a minute that is a moment short it would say "0 minutes"
+        # Django rounds down: just under a minute would become "0 minutes"
         return timeuntil(now + timedelta(seconds=seconds), now)
     return ngettext('{count} second', '{count} seconds', seconds).format(count=seconds) if seconds > 0 else _('now')

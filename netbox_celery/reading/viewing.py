@@ -1,9 +1,13 @@
-"""Who may view what stands beside a row: its user, schedule, task and NetBox object, and the run that it names.
+"""Decides who may view the objects related to a row: its user, schedule, task, NetBox object, and quoted run.
 
-A run that a reader may view can concern objects that they may not. Of those they learn that there is one, and no name.
-Pages, lists, exports and REST ask a `Reader`, which looks up whole pages at once. (GraphQL restricts by itself.)
+A reader may view a run but not the objects related to it. They then see that there is such an object, but not its name.
+Pages, lists, exports and REST ask a `Reader`, which checks a whole page at a time. (GraphQL restricts by itself.)
 """
-from django.db.models import Exists, Func, OuterRef, Q, TextField, UUIDField, Value
+from collections.abc import Iterable, Sequence
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Exists, Func, Model, OuterRef, Q, QuerySet, TextField, UUIDField, Value
 from django.db.models.functions import Cast
 from django.utils.translation import gettext as _
 
@@ -33,13 +37,13 @@ __all__ = (
 )
 
 
-def hidden_text():
-    """Return what a page shows in the place of the name of an object that its reader may not view."""
+def hidden_text() -> str:
+    """Return what a page shows instead of the name of an object that the reader may not view."""
     return _('(hidden)')
 
 
-def no_tasks_text():
-    """Return why the catalogue of tasks is empty, for those who look for tasks; nothing if it is not."""
+def no_tasks_text() -> str:
+    """Return why the catalogue has no tasks, or an empty string if it has some."""
     if CeleryTask.objects.exists():
         return ''
     return _(
@@ -47,55 +51,57 @@ def no_tasks_text():
     )
 
 
-def viewable(model, user, action='view'):
-    """Return the objects of a model that a user may view, a queryset; also of a model without NetBox's manager."""
+def viewable(model: type[Model], user: User | None, action: str = 'view') -> QuerySet:
+    """Return a queryset of the objects of a model that a user may view, also for models without NetBox's manager."""
     manager = model._default_manager
     return (manager if hasattr(manager, 'restrict') else RestrictedQuerySet(model)).restrict(user, action)
 
 
-def is_unconstrained(user, model, action='view'):
-    """Whether a user may do something to all objects of a model, whatever they are."""
+def is_unconstrained(user: User | None, model: type[Model], action: str = 'view') -> bool:
+    """Whether a user has the permission for all objects of a model, without constraints."""
     return not viewable(model, user, action).query.has_filters()
 
 
-def in_sight(queryset, user):
-    """Restrict what somebody changes or deletes to what they may view, if they may view any of its kind.
+def in_sight(queryset: QuerySet, user: User) -> QuerySet:
+    """Restrict what a user changes or deletes to what they may view, if they may view any object of the model.
 
-    As everywhere in NetBox, the permission to change or to delete is enough for who may view nothing of that kind. Who
-    may view some, and so is kept from others, is kept from changing and deleting these, too.
+    A user without the view permission needs only the permission to change or delete, as everywhere in NetBox. A user
+    who may view some objects may change and delete only those.
     """
     permission = get_permission_for_model(queryset.model, 'view')
     return queryset.restrict(user, 'view') if user.has_perm(permission) else queryset
 
 
 class Reader:
-    """Says which objects a user may view. Each answer is remembered: a reader lives as long as a page.
+    """Tells which objects a user may view. Answers are cached: create one reader per response.
 
     Args:
-        user: The user, or `None` for who is nobody: they may view nothing.
+        user: The user, or `None` for no user, who may view nothing.
     """
 
-    def __init__(self, user):
+    def __init__(self, user: User | None):
         self.user = user
-        #: By model: whether all objects (`True`) or none (`False`) may be viewed, or `None` if it depends on them.
-        self._models = {}
-        #: By model: the primary keys that were looked up, and those of them that may be viewed.
-        self._known, self._viewable = {}, {}
-        self._known_runs, self._viewable_runs = set(), set()
+        #: By model: whether all (`True`) or no (`False`) objects may be viewed; `None` if it depends on the object.
+        self._models: dict[type[Model], bool | None] = {}
+        #: By model: the primary keys that were looked up, and which of them may be viewed.
+        self._known: dict[type[Model], set[Any]] = {}
+        self._viewable: dict[type[Model], set[Any]] = {}
+        self._known_runs: set[str] = set()
+        self._viewable_runs: set[str] = set()
 
-    def load(self, model, pks):
-        """Look objects up together, in one query at most."""
+    def load(self, model: type[Model], pks: Iterable[Any]) -> None:
+        """Look up objects in at most one query."""
         known = self._known.setdefault(model, set())
         if self._sees_all_or_none(model) is None and (new := {pk for pk in pks if pk is not None} - known):
             known |= new
             found = viewable(model, self.user).filter(pk__in=new).values_list('pk', flat=True)
             self._viewable.setdefault(model, set()).update(found)
 
-    def may_view(self, obj):
-        """Whether the user may view an object. Everybody may know their own name."""
+    def may_view(self, obj: Model) -> bool:
+        """Whether the user may view an object. Users may always view themselves."""
         return self.may_view_key(obj._meta.model, obj.pk)
 
-    def may_view_key(self, model, pk):
+    def may_view_key(self, model: type[Model], pk: Any) -> bool:
         """Whether the user may view the object of a model that has this primary key."""
         if self.user is not None and model._meta.concrete_model is User and pk == self.user.pk:
             return True
@@ -105,14 +111,14 @@ class Reader:
             answer = pk in self._viewable.get(model, ())
         return answer
 
-    def load_runs(self, task_ids):
-        """Look runs up together that other runs name."""
+    def load_runs(self, task_ids: Iterable[UUID | str]) -> None:
+        """Look up runs that other runs quote in at most one query."""
         if self._sees_all_or_none(CeleryResult) is None and (new := set(map(str, task_ids)) - self._known_runs):
             self._known_runs |= new
             found = viewable(CeleryResult, self.user).filter(task_id__in=new).values_list('task_id', flat=True)
             self._viewable_runs.update(map(str, found))
 
-    def may_view_run(self, task_id):
+    def may_view_run(self, task_id: UUID | str) -> bool:
         """Whether the user may view the run with this ID."""
         answer = self._sees_all_or_none(CeleryResult)
         if answer is None:
@@ -120,12 +126,12 @@ class Reader:
             answer = str(task_id) in self._viewable_runs
         return answer
 
-    def error_of(self, result):
-        """Return the error of a run as the user may read it: what it copies from another run, that must be visible."""
+    def error_of(self, result: CeleryResult) -> str:
+        """Return the error of a run, without the quote of another run if the user may not view that run."""
         culprit = result.quoted_id
         return result.error if culprit is None or self.may_view_run(culprit) else result.error_without_quote
 
-    def attempts_of(self, result):
+    def attempts_of(self, result: CeleryResult) -> list[dict[str, Any]]:
         """Return the attempts of a run as the user may read them (see `error_of`)."""
         culprit = result.quoted_id
         return plain(
@@ -139,17 +145,17 @@ class Reader:
         return self._models[model]
 
 
-#: What can stand beside a row.
+#: Names of what can be related to a row.
 BESIDE = frozenset(('user', 'schedule', 'owner', 'task', 'object', 'error'))
 
 
-def load_beside(reader, rows, names=BESIDE):
-    """Look up together what rows show beside them: a query for each model at most, none if the user may view all of it.
+def load_beside(reader: Reader, rows: Sequence[Model], names: Iterable[str] = BESIDE) -> None:
+    """Look up what is related to rows: at most one query per model, and none if the user may view all its objects.
 
     Args:
         reader: The `Reader`.
-        rows: Rows of one of our models, a list.
-        names: What they show; a name that their model has not counts for nothing.
+        rows: A list of rows of one of our models.
+        names: Related names that are shown; names that the model does not have are ignored.
     """
     if not rows:
         return
@@ -165,7 +171,7 @@ def load_beside(reader, rows, names=BESIDE):
 
 
 def _load_objects(reader, rows):
-    wanted = {}
+    wanted: dict[int, set[int]] = {}
     for row in rows:
         if row.object_type_id and row.object_id:
             wanted.setdefault(row.object_type_id, set()).add(row.object_id)
@@ -176,16 +182,16 @@ def _load_objects(reader, rows):
             reader.load(model, pks)
 
 
-def error_is_readable(user, prefix=''):
+def error_is_readable(user: User | None, prefix: str = '') -> Q:
     """Return the condition under which a user may read the errors of runs as they are stored (see `Reader.error_of`).
 
     Args:
-        user: The user, or `None` where nobody in particular asks, as in code.
-        prefix: How the rows that are filtered lead to the runs, such as `result__`.
+        user: The user, or `None` for no restriction, as in code.
+        prefix: Lookup path from the filtered rows to the runs, such as `result__`.
     """
     if user is None or is_unconstrained(user, CeleryResult):
         return Q()
-    # The pattern has a group for each way to name a run, of which one is filled
+    # The pattern has a group for each way to quote a run; only one of them matches
     quoted = Func(
         Func(OuterRef(f'{prefix}error'), Value(QUOTED_RUN.pattern), function='REGEXP_MATCH', output_field=TextField()),
         Value(''), function='ARRAY_TO_STRING', output_field=TextField()
@@ -197,22 +203,22 @@ def error_is_readable(user, prefix=''):
     )
 
 
-def is_viewable(name, model, user, prefix=''):
-    """Return the condition that what stands beside rows may be viewed by a user: names are not to be guessed."""
+def is_viewable(name: str, model: type[Model], user: User, prefix: str = '') -> Q:
+    """Return the condition that a user may view what is related to rows, so that filters do not reveal names."""
     own = Q(**{f'{prefix}{name}': user.pk}) if model is User else Q()
     return Q(**{f'{prefix}{name}__in': viewable(model, user)}) | own
 
 
-def order_by_visible(model, user, name):
-    """Return by what rows are ordered that are to be ordered by a column: an order tells of names.
+def order_by_visible(model: type[Model], user: User | None, name: str) -> str:
+    """Return the column to order by when a user asks for another one, since an order reveals names.
 
-    By the primary key of what stands beside them, and by their own in the place of their error, if the user may not
-    view all that these name.
+    If the user may not view all related objects, rows are ordered by the primary key of the related object; instead of
+    the error, by their own primary key.
 
     Args:
         model: One of our models.
-        user: Who reads, or `None`.
-        name: The column, perhaps with a `-` before it.
+        user: The reader, or `None`.
+        name: The requested column, optionally with a leading `-`.
     """
     column = name.removeprefix('-')
     if column not in BESIDE:
@@ -223,16 +229,16 @@ def order_by_visible(model, user, name):
     return name.replace(column, 'pk' if column == 'error' else field.attname)
 
 
-def nameable(model, user):
-    """Return the objects of a model that may be named to a user, a queryset: those that they may view, and they."""
+def nameable(model: type[Model], user: User) -> QuerySet:
+    """Return a queryset of the objects of a model whose names a user may see: those they may view, and themselves."""
     if is_unconstrained(user, model) and not viewable(model, user).query.is_empty():
         return model.objects.all()
     own = Q(pk=user.pk) if model is User else Q(pk__in=())
     return model.objects.filter(Q(pk__in=viewable(model, user)) | own)
 
 
-def reader_of_context(context):
-    """Return the reader of what a serializer answers, or `None` if it is not for a user, as with webhooks."""
+def reader_of_context(context: dict[str, Any]) -> Reader | None:
+    """Return the reader for a serializer's output, or `None` if it is not for a user, as with webhooks."""
     request = context.get('request')
     if request is None:
         return None

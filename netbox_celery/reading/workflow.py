@@ -1,18 +1,23 @@
-"""A workflow as people and programs see it: the tree of its runs, those of them that the reader may view.
+"""The tree of a workflow's runs, limited to those that the reader may view.
 
-A run stands under the one that started it. A run that the reader may not view is left out, and what it started moves
-up to the next one above that they may view. Runs that follow each other, as in a chain, stand below each other without
-an indent; only where a run starts several does the tree branch. Siblings of one group are kept together, so that a
-page can fold hundreds of them into a line.
+The parent of a run is the run that started it. A run that the reader may not view is left out, and the runs that it
+started move up to its nearest visible ancestor. Consecutive runs, as in a chain, are not indented; the tree branches
+only where a run starts several others. Siblings of one group are kept together, so that a page can fold hundreds of
+them into one line.
 """
+from collections.abc import Container
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.utils import timezone
+
+from users.models import User
 
 from ..choices import ResultStatusChoices
 from ..engine.store.times import moment
 from ..engine.workflows.family import members
+from ..models import CeleryResult
 
 __all__ = (
     'MAX_RUNS',
@@ -23,11 +28,11 @@ __all__ = (
     'load_workflow',
 )
 
-#: Most runs of a workflow that are looked at.
+#: Maximum number of runs that are read.
 MAX_RUNS = 5000
-#: Siblings of a group from which on it can be folded.
+#: Minimum number of siblings for a group to be folded.
 FOLD_FROM = 8
-#: What the tree and the timeline are made of.
+#: Columns that the tree and the timeline need.
 COLUMNS = (
     'id', 'task_id', 'celery_name', 'name', 'status', 'reason', 'error', 'parent_id', 'root_id', 'group_id', 'attempt',
     'attempts', 'created', 'scheduled', 'started', 'completed', 'cancelled',
@@ -36,17 +41,17 @@ COLUMNS = (
 
 @dataclass
 class Node:
-    """A run in its place in the tree."""
-    run: object
-    #: The nearest run above that the reader may view.
+    """A run in the tree."""
+    run: Any
+    #: The nearest ancestor that the reader may view.
     parent: 'Node | None' = None
-    children: list = field(default_factory=list)
-    #: How far it is indented.
+    children: 'list[Node]' = field(default_factory=list)
+    #: Level of indentation.
     depth: int = 0
 
     @property
     def group_key(self):
-        """What those siblings have in common that are kept together, or `None`."""
+        """The key that siblings of one group share, or `None`."""
         if self.run.group_id:
             return str(self.run.group_id)
         if self.parent is None and self.run.root_id != self.run.task_id:
@@ -56,9 +61,9 @@ class Node:
 
 @dataclass
 class Group:
-    """Siblings that belong together, folded into a line or not."""
+    """Siblings of one group, folded into a line or not."""
     key: str
-    nodes: list
+    nodes: list[Node]
     is_open: bool = False
     depth: int = 0
 
@@ -69,8 +74,8 @@ class Group:
 
     @property
     def statuses(self):
-        """Status, its label and colour, and the number of runs, of those that occur."""
-        count = {}
+        """Tuples of status, label, color and number of runs, for each status that occurs."""
+        count: dict[str, int] = {}
         for node in self.nodes:
             count[node.run.status] = count.get(node.run.status, 0) + 1
         labels = dict(ResultStatusChoices)
@@ -84,12 +89,12 @@ class Group:
 class Workflow:
     """The runs of a workflow that a reader may view."""
     root_id: object
-    #: Nodes in the order of the tree, each before what stands under it.
-    nodes: list
-    roots: list
-    #: Runs that the reader may not view.
+    #: Nodes in the order of the tree, each before its descendants.
+    nodes: list[Node]
+    roots: list[Node]
+    #: Number of runs that the reader may not view.
     hidden: int
-    #: Whether there are more runs than are looked at.
+    #: Whether the workflow has more than `MAX_RUNS` runs.
     is_cut: bool
     #: When it was read.
     now: datetime
@@ -99,28 +104,28 @@ class Workflow:
         return all(node.run.is_finished for node in self.nodes)
 
     @property
-    def begun(self):
+    def started(self):
         return min((node.run.created for node in self.nodes), default=self.now)
 
     @property
-    def ended(self):
-        """When the last run ended; while one has not, the time now."""
+    def finished(self):
+        """When the last run finished; the current time while one is active."""
         if not self.is_finished:
             return self.now
         return max((node.run.completed or node.run.created for node in self.nodes), default=self.now)
 
     @property
     def duration(self):
-        return max(self.ended - self.begun, timedelta())
+        return max(self.finished - self.started, timedelta())
 
 
-def is_workflow(result):
-    """Whether a run belongs to a workflow, of which there are more runs than itself."""
+def is_workflow(result: CeleryResult) -> bool:
+    """Whether a run belongs to a workflow with other runs."""
     return members(result).order_by()[:2].count() > 1
 
 
-def load_workflow(result, user):
-    """Return the workflow of a run, as a user may see it. It takes two queries, however many runs there are.
+def load_workflow(result: CeleryResult, user: User) -> Workflow:
+    """Return the workflow of a run, limited to what a user may view, in two queries for any number of runs.
 
     Args:
         result: A `CeleryResult` of the workflow.
@@ -130,7 +135,7 @@ def load_workflow(result, user):
     runs = list(everything.only(*COLUMNS)[:MAX_RUNS + 1])
     is_cut, runs = len(runs) > MAX_RUNS, runs[:MAX_RUNS]
     visible = set(everything.restrict(user, 'view').values_list('pk', flat=True)[:MAX_RUNS + 1])
-    roots = _plant(runs, visible)
+    roots = _build_tree(runs, visible)
     nodes = list(_walk(roots))
     return Workflow(
         root_id=result.root_id or result.task_id, nodes=nodes, roots=roots, hidden=len(runs) - len(nodes),
@@ -138,11 +143,11 @@ def load_workflow(result, user):
     )
 
 
-def _plant(runs, visible):
-    """Return the nodes without a parent, with what stands under them."""
+def _build_tree(runs, visible):
+    """Return the nodes without a parent, with their descendants attached."""
     by_id = {run.task_id: run for run in runs}
     nodes = {run.task_id: Node(run) for run in runs if run.pk in visible}
-    roots = []
+    roots: list[Node] = []
     for node in nodes.values():
         node.parent = _nearest(node.run, by_id, nodes)
         (node.parent.children if node.parent else roots).append(node)
@@ -150,7 +155,7 @@ def _plant(runs, visible):
 
 
 def _nearest(run, by_id, nodes):
-    """Return the node of the nearest run above one that is visible. Parents are older, so there is no way round."""
+    """Return the node of the nearest visible ancestor of a run. Parents are older, so there are no cycles."""
     while (above := by_id.get(run.parent_id)) is not None and above.pk < run.pk:
         if above.task_id in nodes:
             return nodes[above.task_id]
@@ -159,7 +164,7 @@ def _nearest(run, by_id, nodes):
 
 
 def _walk(roots):
-    """Return the nodes in the order of the tree, and set how far they are indented."""
+    """Yield the nodes in the order of the tree, and set their indentation."""
     waiting = list(reversed(roots))
     while waiting:
         node = waiting.pop()
@@ -171,14 +176,14 @@ def _walk(roots):
 
 # The page
 
-def rows(workflow, opened):
-    """Return what a page shows of a workflow, in order: nodes, and groups in the place of their nodes.
+def rows(workflow: Workflow, opened: Container[str]) -> list[Node | Group]:
+    """Return the lines of a workflow's page in order: nodes, and groups in place of their nodes.
 
     Args:
         workflow: The `Workflow`.
-        opened: Keys of the groups that are unfolded.
+        opened: Keys of the expanded groups.
     """
-    shown = []
+    shown: list[Node | Group] = []
     waiting = [*reversed(_folded(workflow.roots, opened))]
     while waiting:
         item = waiting.pop()
@@ -190,18 +195,19 @@ def rows(workflow, opened):
                 node.depth += 1
             waiting.extend(reversed(item.nodes))
         else:
-            # What follows some of them, such as the body of a chord, is not folded with them
+            # Their descendants, such as the body of a chord, are not folded with them
             rest = [child for node in item.nodes for child in node.children]
             waiting.extend(reversed(_folded(rest, opened)))
     return shown
 
 
 def _folded(siblings, opened):
-    """Return siblings with those of each larger group as a `Group`."""
-    groups = {}
+    """Return siblings, with those of each larger group replaced by a `Group`."""
+    groups: dict[str | None, list[Node]] = {}
     for node in siblings:
         groups.setdefault(node.group_key, []).append(node)
-    items, done = [], set()
+    items: list[Node | Group] = []
+    done = set()
     for node in siblings:
         key = node.group_key
         if key is None or len(groups[key]) < FOLD_FROM:
@@ -212,25 +218,25 @@ def _folded(siblings, opened):
     return items
 
 
-def bars(workflow, run):
+def bars(workflow: Workflow, run: CeleryResult) -> list[dict[str, str]]:
     """Return the bars of a run in the timeline: dicts with `kind`, and `left` and `width` in percent."""
     length = max(workflow.duration.total_seconds(), 0.001)
 
-    def bar(kind, begin, end):
-        left = 100 * (begin - workflow.begun).total_seconds() / length
-        width = 100 * (end - begin).total_seconds() / length
+    def bar(kind, start, end):
+        left = 100 * (start - workflow.started).total_seconds() / length
+        width = 100 * (end - start).total_seconds() / length
         return {'kind': kind, 'left': f'{max(0, min(left, 100)):.3f}', 'width': f'{max(0, min(width, 100)):.3f}'}
 
     end = run.completed or workflow.now
     found, before = [], run.created
     for attempt in run.attempts:
-        begun = moment(attempt.get('started')) or before
+        start = moment(attempt.get('started')) or before
         ended = moment(attempt.get('ended')) or end
         if ended < run.created:
-            continue  # of an earlier call with the ID of the run
-        if begun > before:
-            found.append(bar('wait', before, begun))
-        found.append(bar(_kind(run, attempt), begun, max(begun, ended)))
+            continue  # of an earlier call with the same task ID
+        if start > before:
+            found.append(bar('wait', before, start))
+        found.append(bar(_kind(run, attempt), start, max(start, ended)))
         before = ended
     if not run.is_finished and run.status != ResultStatusChoices.STATUS_RUNNING or not found:
         found.append(bar('wait', before, max(before, end)))
@@ -238,16 +244,16 @@ def bars(workflow, run):
 
 
 def _kind(run, attempt):
-    """Return how an attempt went: as the run did, if it is the last one; an earlier one failed."""
+    """Return the kind of an attempt's bar: the status of the run for the last attempt, `retrying` for earlier ones."""
     return 'retrying' if attempt is not run.attempts[-1] else run.status
 
 
-def span(workflow, nodes):
-    """Return the bar of a group: from the first creation to the last end."""
+def span(workflow: Workflow, nodes: list[Node]) -> dict[str, str]:
+    """Return the bar of a group, from the creation of its first run to the end of its last."""
     length = max(workflow.duration.total_seconds(), 0.001)
-    begin = min(node.run.created for node in nodes)
+    start = min(node.run.created for node in nodes)
     end = max(node.run.completed or workflow.now for node in nodes)
     return {
-        'kind': 'group', 'left': f'{100 * (begin - workflow.begun).total_seconds() / length:.3f}',
-        'width': f'{min(100, 100 * (end - begin).total_seconds() / length):.3f}',
+        'kind': 'group', 'left': f'{100 * (start - workflow.started).total_seconds() / length:.3f}',
+        'width': f'{min(100, 100 * (end - start).total_seconds() / length):.3f}',
     }

@@ -1,1 +1,1 @@
-"""What people do to tasks, runs and schedules, in the user interface and in REST: who may, and what happens then."""
+"""What users do with tasks, runs and schedules, in the user interface and in REST: permission checks and change log."""

@@ -1,10 +1,17 @@
-"""What people do to tasks and runs, from the user interface and from REST: run, cancel, run again.
+"""Runs tasks, cancels runs and runs them again on behalf of a user.
 
-The engine does it; here it gets its entry in the change log. Permissions are the caller's to check: on the objects,
-with `restrict()`.
+The engine does the work; these functions add the entry in the change log. The caller must check the permissions on the
+objects, with `restrict()`.
 """
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
 from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
+from django.http import HttpRequest
 from django.utils.translation import gettext as _
+
+from users.models import User
 
 from ..celery import app
 from ..choices import ResultStatusChoices
@@ -35,49 +42,51 @@ __all__ = (
 
 
 class NotRunnable(Exception):
-    """A task is disabled or absent; the text says so."""
+    """A task cannot be run; the text is the reason."""
 
 
-#: Runs that are cancelled in one statement.
+#: Maximum number of runs cancelled in one statement.
 BATCH = 500
 
 
-def why_not_runnable(task):
-    """Return in words why nobody may run a task of the catalogue, or an empty string."""
+def why_not_runnable(task: CeleryTask) -> str:
+    """Return why a task of the catalogue cannot be run by anyone, or an empty string."""
     if not task.enabled:
         return _('The task {task} is disabled.').format(task=task)
     if not task.present:
         absent = _(
-            'The task {task} is absent: no worker has it any more. Is its plugin installed, and a worker running?'
+            'The task {task} is not registered on any worker. Check that its plugin is installed and that a worker is '
+            'running.'
         ).format(task=task)
         why = discovery.why_unregistered(task.name, task.plugin)
         return f'{absent} {why}' if why else absent
     if strategy := task.defaults.get('strategy'):
         return _(
-            'The task {task} can be called from code alone: it has a strategy of its own ({strategy}), and its runs '
-            'cannot be tracked.'
+            'The task {task} can only be called from code: it has a custom strategy ({strategy}), so its runs cannot '
+            'be tracked.'
         ).format(task=task, strategy=strategy)
     return ''
 
 
-def may_run(user, task):
+def may_run(user: User, task: CeleryTask) -> bool:
     """Whether a user may run a task of the catalogue."""
     return user.has_perm('netbox_celery.run_celerytask', task)
 
 
-def check_rerun(user, *results):
-    """Check that a user may run each task that a repetition of runs would call, and that it can be run.
+def check_rerun(user: User, *results: CeleryResult) -> None:
+    """Check that a user may run each task that running some runs again would call, and that it can be run.
 
-    GUARANTEE: nobody runs a task again that they may not run. `celery.map` and its like are the tasks that they call;
-    no constraint says anything of what the catalogue does not have, so that is for those who may run all tasks.
+    GUARANTEE: users cannot run a task again that they are not allowed to run. For `celery.map` and the like, the tasks
+    that they call count. Constraints cannot match a task outside of the catalogue: only users who may run all tasks may
+    run it.
 
     Args:
-        user: Who wants to run them again.
+        user: The user who runs them again.
         *results: The runs.
 
     Raises:
-        django.core.exceptions.PermissionDenied: They may not run one of the tasks.
-        NotRunnable: One is disabled or absent.
+        django.core.exceptions.PermissionDenied: The user may not run one of the tasks.
+        NotRunnable: One of the tasks cannot be run.
     """
     for result in results:
         try:
@@ -87,12 +96,12 @@ def check_rerun(user, *results):
         check_calls(user, names)
 
 
-def check_calls(user, names):
-    """Check that a user may run tasks, by name, and that they can be run (see `check_rerun`)."""
+def check_calls(user: User, names: Iterable[str]) -> None:
+    """Check that a user may run the tasks with some names, and that they can be run (see `check_rerun`)."""
     names = set(names)
     catalogued = {task.name: task for task in CeleryTask.objects.filter(name__in=names)}
     for name in names:
-        # What calls others, and is none of what they are, is for those who may run all
+        # A task that calls others and cannot be resolved to these: only for users who may run all tasks
         task = None if name in CALLERS else catalogued.get(name)
         permitted = is_unconstrained(user, CeleryTask, 'run') if task is None else may_run(user, task)
         if not permitted:
@@ -102,8 +111,11 @@ def check_calls(user, names):
             raise NotRunnable(reason)
 
 
-def run(request, task, args=(), kwargs=None, **options):
-    """Run a task of the catalogue under the name of the request's user.
+def run(
+    request: HttpRequest, task: CeleryTask, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None,
+    **options: Any
+) -> CeleryResult:
+    """Run a task of the catalogue as the request's user.
 
     Args:
         request: The HTTP request.
@@ -113,11 +125,11 @@ def run(request, task, args=(), kwargs=None, **options):
         **options: As for `CeleryResult.enqueue`.
 
     Returns:
-        What `CeleryResult.enqueue` does.
+        The run that `CeleryResult.enqueue` returns.
 
     Raises:
-        django.core.exceptions.PermissionDenied: It is one of Celery's own, which calls what they may not run.
-        NotRunnable: What it calls is disabled or absent.
+        django.core.exceptions.PermissionDenied: One of Celery's own tasks calls a task that the user may not run.
+        NotRunnable: It calls a task that cannot be run.
     """
     if is_internal(task.name):
         check_calls(request.user, called_tasks(task.name, args, kwargs))
@@ -127,8 +139,8 @@ def run(request, task, args=(), kwargs=None, **options):
     return result
 
 
-def cancel(request, result):
-    """Cancel a run. Returns `False` if it had ended already (or was being cancelled), and then changes nothing."""
+def cancel(request: HttpRequest, result: CeleryResult) -> bool:
+    """Cancel a run. Returns `False`, without any change, if it had finished or was already being cancelled."""
     take_snapshot(result)
     if not control.cancel(result, user=request.user):
         return False
@@ -137,8 +149,8 @@ def cancel(request, result):
     return True
 
 
-def cancel_many(request, ids):
-    """Cancel runs by primary key (see `cancel`). Returns how many could be cancelled."""
+def cancel_many(request: HttpRequest, ids: Iterable[int]) -> int:
+    """Cancel runs by primary key (see `cancel`). Returns the number of runs cancelled."""
     ids, count = list(ids), 0
     for start in range(0, len(ids), BATCH):
         runs = CeleryResult.objects.prefetch_related('tags')
@@ -153,56 +165,56 @@ def cancel_many(request, ids):
     return count
 
 
-def cancel_workflow(request, result):
-    """Cancel all runs of a workflow that have not ended, and what they would start from now on.
+def cancel_workflow(request: HttpRequest, result: CeleryResult) -> tuple[int, int]:
+    """Cancel all active and waiting runs of a workflow, and keep them from starting others.
 
-    Those that the user may not cancel go on.
+    Runs that the user may not cancel continue.
 
     Returns:
-        How many could be cancelled, and how many go on.
+        The number of runs cancelled, and the number of runs that continue.
     """
     cancelled = 0
     while True:
         runs = workflow.members(result)
         permitted = _permitted(request, runs)
-        # What runs may have started another one before it was cancelled, or have ended meanwhile: look until there is
-        # nothing new. The parts of chords come last, since one that ended after the first look may be sending the body.
+        # A run may have started another one before it was cancelled, or have finished meanwhile: repeat until nothing
+        # new is found. Parts of chords come last: one that finished after the query may be sending the body.
         ids = list(_to_cancel(permitted).values_list('pk', flat=True))
         cancelled += cancel_many(request, ids) if ids else 0
         if not workflow.mark_parts(permitted.values_list('pk', flat=True)) and not ids:
             return cancelled, _to_cancel(runs).count()
 
 
-def cancellable(request, result):
-    """Return the runs of a run's workflow that its user may cancel and that can still be cancelled, a queryset."""
+def cancellable(request: HttpRequest, result: CeleryResult) -> QuerySet:
+    """Return a queryset of the runs in a run's workflow that the user may cancel and that can still be cancelled."""
     return _to_cancel(_permitted(request, workflow.members(result)))
 
 
-def is_under_way(request, result):
-    """Whether there is a run of a run's workflow that its user may cancel and that has not ended yet."""
+def is_under_way(request: HttpRequest, result: CeleryResult) -> bool:
+    """Whether a run's workflow has a run that the user may cancel and that has not finished."""
     return _permitted(request, workflow.members(result)).filter(
         status__in=ResultStatusChoices.UNFINISHED
     ).exists()
 
 
-def _permitted(request, runs):
-    """Return those of some runs that a request's user may cancel: they must be allowed to view them, too."""
+def _permitted(request: HttpRequest, runs: QuerySet) -> QuerySet:
+    """Return the runs that the request's user may cancel, which they must also be allowed to view."""
     return runs.restrict(request.user, 'cancel').restrict(request.user, 'view')
 
 
-def _to_cancel(runs):
+def _to_cancel(runs: QuerySet) -> QuerySet:
     return runs.filter(status__in=ResultStatusChoices.UNFINISHED, cancelled__isnull=True)
 
 
-def rerun(request, result):
-    """Run a task again with the same arguments, under the name of the request's user. Returns what `enqueue` does.
+def rerun(request: HttpRequest, result: CeleryResult) -> CeleryResult:
+    """Run a task again with the same arguments, as the request's user. Returns the run that `enqueue` returns.
 
     Raises:
-        netbox_celery.engine.sending.control.NotRerunnable: The row does not hold the arguments (too large, or hidden).
-        netbox_celery.engine.exceptions.QueueRefused: It went to a queue that people cannot send to.
+        netbox_celery.engine.sending.control.NotRerunnable: The arguments are not stored (too large, or redacted).
+        netbox_celery.engine.exceptions.QueueRefused: The run used a queue that users cannot choose.
     """
     check_repeated(app, result.celery_name, control.options_of_row(result))
     new = control.rerun(result, user=request.user)
     if not new.joined:
-        record_change(new, request, ACTION_CREATE, message=_('Run again from {result}').format(result=result.pk))
+        record_change(new, request, ACTION_CREATE, message=_('Run again from run {result}').format(result=result.pk))
     return new

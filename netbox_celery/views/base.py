@@ -1,6 +1,7 @@
-"""What the views of runs and tasks share: asking before doing, and saying why a task was not started."""
+"""What several views share: confirmation pages, visibility checks, and messages about tasks that did not start."""
 import re
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from amqp.exceptions import AMQPError
 from celery.exceptions import CeleryError, QueueNotFound
@@ -20,60 +21,65 @@ from ..engine.sending.control import NotRerunnable
 from ..reading.viewing import Reader, in_sight
 from ..services import runs as actions
 
+if TYPE_CHECKING:
+    from netbox.views.generic.base import BaseObjectView as MixedInto
+else:
+    MixedInto = object
+
 __all__ = (
     'ConfirmView',
     'FilteredMixin',
     'NotStarted',
+    'NumericPksMixin',
     'VisibleBulkMixin',
     'VisibleMixin',
-    'WholePksMixin',
+    'parse_number',
     'reload_page',
+    'report_started',
     'starting',
-    'tell_started',
     'visible_address',
-    'whole',
 )
 
 
 class NotStarted(Exception):
-    """A task was not started; the text tells the user why."""
+    """A task was not started; the text is the reason for the user."""
 
 
 @contextmanager
 def starting():
-    """Turn what may keep a task from being started into `NotStarted`."""
+    """Turn every error that prevents a task from being started into `NotStarted`."""
     try:
         yield
     except OperationalError as exc:
         raise NotStarted(_(
-            'The task was not started, because the message broker cannot be reached ({error}). Check that it is '
-            'running and that its address in the configuration is right, then try again.'
+            'The task was not started: the message broker cannot be reached ({error}). Check that it is running and '
+            'that its configured address is correct, then try again.'
         ).format(error=exc)) from exc
     except QueueNotFound as exc:
-        raise NotStarted(_('The task was not started, because there is no such queue.')) from exc
+        raise NotStarted(_('The task was not started: queue not found.')) from exc
     except AMQPError as exc:
-        raise NotStarted(_('The task was not started, because the message broker refuses it: {error}').format(
+        raise NotStarted(_('The task was not started: the message broker rejected it: {error}').format(
             error=exc
         )) from exc
     except (NotRerunnable, actions.NotRunnable) as exc:
         raise NotStarted(str(exc)) from exc
     except (CeleryError, EncodeError, TypeError, ValueError) as exc:
-        # Its policy says no; or the code has changed since the catalogue was brought up to date, or the earlier run
+        # Its policy forbids the run, or the code has changed since the last catalogue sync or since the earlier run
         raise NotStarted(_('The task was not started: {error}').format(error=exc)) from exc
 
 
-def tell_started(request, run, message):
-    """Tell who started a task what has become of it.
+def report_started(request, run, message):
+    """Show the user what happened to the task that they started.
 
     Args:
         request: The request.
         run: What `enqueue` returned.
-        message: What is said of a new run, with a place for `{run}`.
+        message: Text for a new run, with a placeholder `{run}`.
     """
     if run.joined and not Reader(request.user).may_view(run):
-        messages.info(request, _('A run with the same key is under way already, which you may not view'))
+        messages.info(request, _('A run with the same key is already active (no permission to view it)'))
     elif run.joined:
-        messages.info(request, _('{run} is under way already, with the same key').format(run=run))
+        messages.info(request, _('{run} is already active (same key)').format(run=run))
     elif run.status == ResultStatusChoices.STATUS_IGNORED:
         messages.warning(request, run.error)
     else:
@@ -81,7 +87,7 @@ def tell_started(request, run, message):
 
 
 def reload_page():
-    """Answer a poll to which there is no answer any more: the page is loaded anew, with the login form or why not."""
+    """Answer a poll that can no longer be served: the page reloads, and shows the login form or the reason."""
     return HttpResponse(headers={'HX-Refresh': 'true'})
 
 
@@ -92,37 +98,37 @@ def visible_address(user, *objects):
     ), '')
 
 
-def whole(text):
-    """Return the number in what a page sends back, or 0: what is not a number has not been written by us."""
+def parse_number(text):
+    """Return the number that a page sent back, or 0: our pages send nothing but numbers."""
     return int(text) if text and re.fullmatch('[0-9]{1,18}', text) else 0
 
 
-class WholePksMixin:
-    """For NetBox's views of many objects, which end for a primary key that is no number: it selects nothing."""
+class NumericPksMixin(MixedInto):
+    """For NetBox's bulk views, which crash on a primary key that is not a number: such a key selects nothing."""
 
     def post(self, request, *args, **kwargs):
         given = request.POST.getlist('pk')
-        selected = [pk for pk in given if whole(pk)]
+        selected = [pk for pk in given if parse_number(pk)]
         if selected != given:
             request.POST = request.POST.copy()
             request.POST.setlist('pk', selected)
         return super().post(request, *args, **kwargs)
 
 
-class FilteredMixin:
-    """For lists: if nothing is found because a filter has a wrong value, the page says so."""
+class FilteredMixin(MixedInto):
+    """For lists: a filter with an invalid value matches nothing, and the page says so."""
 
     def get(self, request, *args, **kwargs):
         if request.GET and not htmx_partial(request):
             form = self.filterset(request.GET, request=request).form
             for name, errors in form.errors.items():
-                messages.error(request, _('Nothing is found, because the filter "{name}" is wrong: {error}').format(
+                messages.error(request, _('Invalid filter "{name}": {error}').format(
                     name=form[name].label, error=' '.join(errors)
                 ))
         return super().get(request, *args, **kwargs)
 
 
-class VisibleMixin:
+class VisibleMixin(MixedInto):
     """For views that change and delete objects: the user must see them (`netbox_celery.reading.viewing.in_sight`)."""
 
     def get_queryset(self, request):
@@ -130,7 +136,8 @@ class VisibleMixin:
 
 
 class VisibleBulkMixin(VisibleMixin):
-    """Likewise for NetBox's view that deletes many: with filters, it asks for all that match, whosever they are."""
+    """Likewise for NetBox's bulk delete: with filters, NetBox takes all matching objects, also those out of sight."""
+    filterset: Any
 
     def post(self, request, **kwargs):
         filterset, permitted = self.filterset, self.queryset.values('pk')
@@ -143,18 +150,18 @@ class VisibleBulkMixin(VisibleMixin):
 
 
 class ConfirmView(GetReturnURLMixin, BaseObjectView):
-    """Ask before something is done to an object, on a page or, from one of its buttons, in a dialog.
+    """Ask for confirmation before acting on an object: on a page, or in a dialog if opened by a button.
 
-    Who does it must be allowed to view the object, too.
+    The user must also be allowed to view the object.
 
     Attributes:
         permission: The action that the user must be permitted on the object.
-        title: The question's heading.
-        button: Text of the button that does it.
-        color: Bootstrap's name of that button's colour.
+        title: Heading of the question.
+        button: Text of the button that confirms.
+        color: Bootstrap's name of that button's color.
     """
     template_name = 'netbox_celery/confirm.html'
-    permission = None
+    permission: str | None = None
     title = ''
     button = ''
     color = 'primary'
@@ -166,15 +173,15 @@ class ConfirmView(GetReturnURLMixin, BaseObjectView):
         return get_permission_for_model(self.queryset.model, self.permission)
 
     def why_not(self, request, obj):
-        """Return in words why it cannot be done as things stand, or an empty string."""
+        """Return why the action is not possible now, or an empty string."""
         raise NotImplementedError
 
     def describe(self, obj):
-        """Return what will happen, as a list of sentences."""
+        """Return what will happen as a list of sentences."""
         raise NotImplementedError
 
     def perform(self, request, obj):
-        """Do it, and tell the user. Returns the address to go to, or `None` to go back."""
+        """Do it and show a message. Returns the address to go to, or `None` to go back."""
         raise NotImplementedError
 
     def get(self, request, pk):

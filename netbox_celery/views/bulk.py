@@ -1,4 +1,4 @@
-"""What people do to many runs at once."""
+"""Bulk actions on runs: cancel, and run again."""
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.shortcuts import redirect, render
@@ -13,7 +13,7 @@ from .. import filtersets, tables
 from ..choices import ResultStatusChoices
 from ..models import CeleryResult
 from ..services import runs as actions
-from .base import NotStarted, starting, whole
+from .base import NotStarted, parse_number, starting
 from .results import listed
 
 __all__ = (
@@ -21,25 +21,25 @@ __all__ = (
     'CeleryResultBulkRerunView',
 )
 
-#: Rows that the question shows.
+#: Rows shown on the confirmation page.
 SHOWN = 50
 
 
 class BulkResultView(GetReturnURLMixin, BaseMultiObjectView):
-    """Ask, and then do something to the selected runs of a list, or to all that match its filters.
+    """Ask for confirmation, then act on the selected runs of a list, or on all that match its filters.
 
     Attributes:
-        permission: The action that the user must be permitted on each run; others are left alone.
-        statuses: Runs in other states are left alone, too.
-        limit: Most runs that are handled in one request, which has to end before the web server's patience does.
-        title, description, button, color: What the question looks like.
+        permission: The action that the user must be permitted on each run; other runs are skipped.
+        statuses: Runs with another status are skipped, too.
+        limit: Maximum number of runs per request, which has to finish before the web server times out.
+        title, description, button, color: Texts and color of the confirmation page.
     """
     queryset = CeleryResult.objects.all()
     filterset = filtersets.CeleryResultFilterSet
     table = tables.CeleryResultTable
     template_name = 'netbox_celery/bulk_confirm.html'
-    permission = None
-    statuses = ()
+    permission: str | None = None
+    statuses: tuple[str, ...] = ()
     limit = 0
     title = ''
     description = ''
@@ -47,25 +47,25 @@ class BulkResultView(GetReturnURLMixin, BaseMultiObjectView):
     color = 'primary'
 
     def get_queryset(self, request):
-        # One must be allowed to see what one acts on
+        # Users must be allowed to view what they act on
         return super().get_queryset(request).restrict(request.user, 'view')
 
     def get_required_permission(self):
         return get_permission_for_model(CeleryResult, self.permission)
 
     def perform(self, request, results):
-        """Do it to runs, a queryset, and tell the user."""
+        """Act on a queryset of runs, and show a message."""
         raise NotImplementedError
 
     def get_selected(self, request):
-        """Return the runs that are meant, of those that the user may do this to."""
+        """Return the selected runs that the user may act on."""
         if request.POST.get('_all'):
             results = self.filterset(request.GET, self.queryset, request=request).qs
-            # What came into being since the question was asked is not meant
+            # Not the runs that were created after the confirmation page was shown
             if newest := request.POST.get('newest', ''):
-                results = results.filter(pk__lte=whole(newest))
+                results = results.filter(pk__lte=parse_number(newest))
         else:
-            results = self.queryset.filter(pk__in=list(map(whole, request.POST.getlist('pk'))))
+            results = self.queryset.filter(pk__in=list(map(parse_number, request.POST.getlist('pk'))))
         return results.filter(status__in=self.statuses).order_by('-pk')
 
     def get(self, request):
@@ -74,12 +74,12 @@ class BulkResultView(GetReturnURLMixin, BaseMultiObjectView):
     def post(self, request):
         selected = self.get_selected(request)
         if '_confirm' in request.POST:
-            # The oldest first, as they were started
+            # Oldest first, in the order in which they were created
             self.perform(request, selected.order_by('pk')[:self.limit])
             return redirect(self.get_return_url(request))
         count = selected.count()
         if not count:
-            messages.warning(request, _('None of the selected runs can be handled like this.'))
+            messages.warning(request, _('This action is not possible for any of the selected runs.'))
             return redirect(self.get_return_url(request))
         shown = list(listed(selected).prefetch_related('user', 'object', 'tags')[:SHOWN])
         table = self.table(shown, orderable=False)
@@ -107,8 +107,8 @@ class CeleryResultBulkCancelView(BulkResultView):
     limit = 10_000
     title = gettext_lazy('Cancel runs?')
     description = gettext_lazy(
-        'Runs that have not begun will not begin. Of those that are running the process is ended, or, where a worker '
-        'cannot do that, the task is asked to stop. Runs that have ended are left alone.'
+        'Runs that have not started are revoked. Active runs are terminated, or asked to stop if their worker cannot '
+        'terminate them. Finished runs are not affected.'
     )
     button = gettext_lazy('Cancel Runs')
     color = 'warning'
@@ -126,12 +126,13 @@ class CeleryResultBulkRerunView(BulkResultView):
     limit = 1000
     title = gettext_lazy('Run again?')
     description = gettext_lazy(
-        'The tasks are started anew with the same arguments, under your name. Runs that have not ended are left alone.'
+        'Starts new runs as you with the same arguments. Runs that have not finished are not affected.'
     )
     button = gettext_lazy('Run Again')
 
     def perform(self, request, results):
-        started, failures = 0, {}
+        started = 0
+        failures: dict[str, int] = {}
         for result in results:
             try:
                 with starting():
@@ -139,7 +140,7 @@ class CeleryResultBulkRerunView(BulkResultView):
                     actions.rerun(request, result)
                 started += 1
             except PermissionDenied:
-                reason = _('You may not run the task {task}.').format(task=result.celery_name)
+                reason = _('You do not have permission to run the task {task}.').format(task=result.celery_name)
                 failures[reason] = failures.get(reason, 0) + 1
             except NotStarted as exc:
                 failures[str(exc)] = failures.get(str(exc), 0) + 1
@@ -147,4 +148,6 @@ class CeleryResultBulkRerunView(BulkResultView):
             message = ngettext('Started {count} run again', 'Started {count} runs again', started)
             messages.success(request, message.format(count=started))
         for reason, count in failures.items():
-            messages.error(request, _('{count} were not started: {reason}').format(count=count, reason=reason))
+            messages.error(request, ngettext(
+                '{count} run not started: {reason}', '{count} runs not started: {reason}', count
+            ).format(count=count, reason=reason))

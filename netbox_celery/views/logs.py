@@ -1,4 +1,4 @@
-"""The log of a run: on a page of its own, in the answers to polls, and as a file."""
+"""The log of a run: its page, the responses to polls, and the download."""
 import json
 
 from django.contrib.auth.context_processors import PermWrapper
@@ -26,7 +26,7 @@ from ..models.about import find_type
 from ..object_actions import CancelResult, RerunResult
 from ..reading.live import earlier_lines, follow_log, open_log
 from ..reading.log import log_lines
-from .base import reload_page, whole
+from .base import parse_number, reload_page
 
 __all__ = (
     'CeleryResultLogDownloadView',
@@ -35,14 +35,14 @@ __all__ = (
     'CeleryResultLogView',
 )
 
-#: HTTP status with which htmx stops polling.
+#: HTTP status that makes htmx stop polling.
 STOP_POLLING = 286
-#: Lines that a download holds in memory.
+#: Lines that a download holds in memory at a time.
 CHUNK = 2000
-#: Groups that are suggested.
+#: Maximum number of suggested groups.
 GROUPS = 200
 
-#: Columns that a part of a log's page needs of its run.
+#: Columns of the run that the parts of a log page need.
 SHOWN = (
     'id', 'task_id', 'celery_name', 'name', 'status', 'reason', 'attempt', 'value', 'value_max', 'started',
     'completed', 'cancelled',
@@ -68,12 +68,12 @@ class CeleryResultLogView(generic.ObjectView):
 
 
 class LogPartView(generic.ObjectView):
-    """Base class of what answers with a part of a page."""
+    """Base class for views that return a part of a page."""
     queryset = CeleryResult.objects.only(*SHOWN)
 
     def handle_no_permission(self):
         if htmx_partial(self.request) and not self.request.user.is_authenticated:
-            # The session has ended: the login form belongs to the page, not into the log
+            # The session has expired: the login form must replace the page, not the log
             return reload_page()
         return super().handle_no_permission()
 
@@ -83,8 +83,8 @@ class LogPartView(generic.ObjectView):
 class CeleryResultLogLinesView(LogPartView):
     """Lines of a log: those after a cursor (a poll), those before a line, or a window at the end (new filters).
 
-    A poll costs the new lines, and the columns of the run that its progress is made of. Only when its status or its
-    attempt is another one than on the page is the whole row read, for the other panels and the buttons.
+    A poll reads the new lines and the columns of the run that its progress needs. It reads the whole row, for the other
+    panels and the buttons, only if the status or the attempt differs from what the page shows.
     """
 
     def get(self, request, pk):
@@ -105,16 +105,16 @@ class CeleryResultLogLinesView(LogPartView):
         return render(request, 'netbox_celery/log/more.html', {
             'object': result,
             'window': earlier_lines(
-                result, request.user, before=whole(request.GET['before']), wanted=form.wanted
+                result, request.user, before=parse_number(request.GET['before']), wanted=form.wanted
             ),
         })
 
     def poll(self, request, pk, form):
         try:
             window = follow_log(
-                self.queryset, pk, request.user, after=whole(request.GET['after']), wanted=form.wanted,
+                self.queryset, pk, request.user, after=parse_number(request.GET['after']), wanted=form.wanted,
                 following=form.following, shown=(
-                    whole(request.GET.get('shown_attempt')) or 1, request.GET.get('shown_grouping', 'main')
+                    parse_number(request.GET.get('shown_attempt')) or 1, request.GET.get('shown_grouping', 'main')
                 )
             )
         except CeleryResult.DoesNotExist as exc:
@@ -131,7 +131,7 @@ class CeleryResultLogLinesView(LogPartView):
         return response
 
     def render_fragments(self, request, window):
-        """Return what is to be replaced outside of the log's lines."""
+        """Return the HTML that replaces parts of the page outside of the log lines."""
         context = {
             'request': request,
             'object': window.result,
@@ -141,7 +141,7 @@ class CeleryResultLogLinesView(LogPartView):
         is_whole_page = 'whole_page' in request.GET
         fragments = [render_to_string('netbox_celery/log/badge.html', context)] if is_whole_page else []
         if request.GET.get('state') == window.state:
-            shown = () if is_whole_page else (panels.ResultStatusPanel(),)
+            shown: tuple = () if is_whole_page else (panels.ResultStatusPanel(),)
         else:
             shown = () if is_whole_page else panels.LIVE
             context['object'] = get_object_or_404(
@@ -156,7 +156,7 @@ class CeleryResultLogLinesView(LogPartView):
 
 @register_model_view(CeleryResult, 'log_groups', path='log/groups')
 class CeleryResultLogGroupsView(LogPartView):
-    """The groups in a log, for suggestions."""
+    """The groups in a log, as suggestions for the filter."""
 
     def get(self, request, pk):
         result = self.get_object(pk=pk)
@@ -171,7 +171,7 @@ class CeleryResultLogGroupsView(LogPartView):
 @register_model_view(CeleryResult, 'log_download', path='log/download')
 @method_decorator(never_cache, name='dispatch')
 class CeleryResultLogDownloadView(generic.ObjectView):
-    """A run's whole log as a file, sent while it is read: it may have a million lines."""
+    """The whole log of a run as a file, streamed: a log may have a million lines."""
     queryset = CeleryResult.objects.only(*SHOWN)
 
     def get(self, request, pk):
@@ -192,7 +192,7 @@ COLUMNS = ('id', 'created', 'attempt', 'level', 'grouping', 'message', 'object_t
 
 
 def _chunks(pk):
-    """Yield the lines of a run's log as lists of tuples of `COLUMNS`. No cursor is kept open in between."""
+    """Yield the lines of a run's log as lists of tuples of `COLUMNS`. No database cursor stays open in between."""
     after = 0
     while chunk := list(log_lines(pk, after).values_list(*COLUMNS)[:CHUNK]):
         yield chunk
@@ -209,7 +209,7 @@ def _as_text(chunks):
 
 
 def _as_json(chunks):
-    labels = {value: str(label) for value, label in LogLevelChoices}
+    labels = {value: str(label) for value, label in dict(LogLevelChoices).items()}
     separator = '[\n'
     for chunk in chunks:
         yield separator + ',\n'.join(
@@ -234,7 +234,7 @@ def _type_name(pk):
     return found and '.'.join(found.natural_key())
 
 
-#: Names of levels as log files have them, whatever the reader's language.
+#: Level names as in log files, not translated.
 LEVEL_NAMES = {
     value: name.removeprefix('LEVEL_') for name, value in vars(LogLevelChoices).items() if name.startswith('LEVEL_')
 }

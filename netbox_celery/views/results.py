@@ -1,4 +1,4 @@
-"""Runs: list, detail, and what people do to them."""
+"""Runs: list, detail page, changes, delete, cancel and run again."""
 from django.contrib import messages
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -23,11 +23,11 @@ from .base import (
     ConfirmView,
     FilteredMixin,
     NotStarted,
+    NumericPksMixin,
     VisibleBulkMixin,
     VisibleMixin,
-    WholePksMixin,
+    report_started,
     starting,
-    tell_started,
     visible_address,
 )
 
@@ -42,7 +42,7 @@ __all__ = (
     'listed',
 )
 
-#: Columns that may be large. No list needs them.
+#: Columns that may be large and that no list needs.
 LARGE = (
     'args', 'kwargs', 'options', 'result', 'data', 'traceback', 'attempts', 'message', 'exact_call', 'exact_result',
 )
@@ -107,10 +107,10 @@ class CeleryResultView(generic.ObjectView):
 
 @register_model_view(CeleryResult, 'changes')
 class CeleryResultChangesView(generic.ObjectChildrenView):
-    """What a run changed in NetBox: the entries of the change log that its request ID joins.
+    """What a run changed in NetBox: the change log entries with its request ID.
 
-    Those of a run in a branch are in that branch until it is merged. Elsewhere the page counts them and leads there,
-    since the entries' own pages exist only there.
+    The entries of a run in a branch are in that branch until it is merged. If another branch is active, the page counts
+    them and links to theirs, since their own pages exist only there.
     """
     queryset = listed(CeleryResult.objects.all())
     child_model = ObjectChange
@@ -120,7 +120,7 @@ class CeleryResultChangesView(generic.ObjectChildrenView):
     actions = ()
     tab = ViewTab(
         label=gettext_lazy('Changes'),
-        # Before the end it would be wrong a moment later
+        # While the run is active, the count would soon be outdated
         badge=lambda result: _own_changes(result)[:1000].count() if result.is_finished else None,
         visible=lambda result: result.request_id is not None,
         permission='core.view_objectchange',
@@ -139,12 +139,12 @@ def _changes(result):
 
 
 def _own_changes(result):
-    """Return the changes of a run where they are: in its branch, while that is ready."""
+    """Return the changes of a run from where they are stored: its branch, while that is ready."""
     return _changes(result).using(branches.read_alias(result.branch, ObjectChange))
 
 
 def _elsewhere(result):
-    """Return what is shown of the branch that has the changes of a run, if it is ready and not the active one."""
+    """Return the display data of the branch that holds the changes of a run, if it is ready and not the active one."""
     if result.branch in ('', branches.current()) or branches.check(result.branch):
         return None
     return branches.shown([result.branch]).get(result.branch)
@@ -156,14 +156,14 @@ class CeleryResultDeleteView(VisibleMixin, generic.ObjectDeleteView):
 
 
 @register_model_view(CeleryResult, 'bulk_delete', path='delete', detail=False)
-class CeleryResultBulkDeleteView(WholePksMixin, VisibleBulkMixin, generic.BulkDeleteView):
+class CeleryResultBulkDeleteView(NumericPksMixin, VisibleBulkMixin, generic.BulkDeleteView):
     queryset = CeleryResult.objects.all()
     filterset = filtersets.CeleryResultFilterSet
     table = tables.CeleryResultTable
 
     def get_queryset(self, request):
         results = super().get_queryset(request)
-        # The question shows a list; the change log entries that the deletion makes hold whole rows
+        # The confirmation page shows a list; the change log entries of the deletion contain whole rows
         return results if '_confirm' in request.POST else listed(results)
 
 
@@ -175,24 +175,23 @@ class CeleryResultCancelView(ConfirmView):
     button = gettext_lazy('Cancel Run')
     color = 'warning'
 
-    #: What a cancel will do, by `netbox_celery.engine.sending.control.cancellation`.
+    #: What cancelling will do, by the answer of `netbox_celery.engine.sending.control.cancellation`.
     EFFECTS = {
-        'revoke': gettext_lazy('It has not begun, and will not.'),
+        'revoke': gettext_lazy('The run has not started and will be revoked.'),
         'terminate': gettext_lazy(
-            'It is running, and will be stopped immediately, in the middle of what it does. Changes that it has made '
-            'so far may remain.'
+            'The worker process will be terminated; changes already made may remain.'
         ),
         'cooperative': gettext_lazy(
-            'It is running in a worker that cannot end a single task. It is asked to stop, and does so when it next '
-            'looks whether it was cancelled.'
+            'Its worker cannot terminate a single task. The task is asked to stop, and stops at its next cancellation '
+            'check.'
         ),
     }
 
     def why_not(self, request, obj):
         if obj.is_finished:
-            return _('There is nothing to cancel: it has ended.')
+            return _('There is nothing to cancel: the run has already finished.')
         if obj.is_cancelling:
-            return _('It is being cancelled already.')
+            return _('Cancellation is already in progress.')
         return ''
 
     def describe(self, obj):
@@ -204,16 +203,16 @@ class CeleryResultCancelView(ConfirmView):
             messages.success(
                 request,
                 _('Cancelled {run}').format(run=obj) if obj.is_finished else
-                _('Asked {run} to stop').format(run=obj)
+                _('Cancellation requested for {run}').format(run=obj)
             )
         else:
             obj.refresh_from_db()
             messages.info(
                 request,
-                _('There was nothing to cancel: {run} has ended ({status})').format(
+                _('{run} has already finished ({status})').format(
                     run=obj, status=obj.get_status_display()
                 ) if obj.is_finished else
-                _('{run} is being cancelled already').format(run=obj)
+                _('Cancellation of {run} is already in progress').format(run=obj)
             )
 
 
@@ -221,12 +220,12 @@ class CeleryResultCancelView(ConfirmView):
 class CeleryResultRerunView(ConfirmView):
     queryset = CeleryResult.objects.all()
     permission = 'rerun'
-    title = gettext_lazy('Run this again?')
+    title = gettext_lazy('Run again?')
     button = gettext_lazy('Run Again')
 
     def why_not(self, request, obj):
         if not obj.is_rerunnable:
-            return _('Its arguments were not kept: they are hidden by its caller, or too large.')
+            return _('Its arguments are not stored (redacted or too large).')
         try:
             actions.check_rerun(request.user, obj)
         except actions.NotRunnable as exc:
@@ -234,9 +233,9 @@ class CeleryResultRerunView(ConfirmView):
         return ''
 
     def describe(self, obj):
-        sentences = [_('The task is started anew with the same arguments, under your name. This run stays as it is.')]
+        sentences = [_('Starts a new run as you with the same arguments.')]
         if not obj.is_finished:
-            sentences.append(_('This run has not ended yet: both may run at the same time.'))
+            sentences.append(_('This run has not finished yet: both may run at the same time.'))
         return sentences
 
     def perform(self, request, obj):
@@ -247,5 +246,5 @@ class CeleryResultRerunView(ConfirmView):
         except NotStarted as exc:
             messages.error(request, str(exc))
             return None
-        tell_started(request, new, _('Started {run} again'))
+        report_started(request, new, _('Started {run} again'))
         return visible_address(request.user, new)

@@ -1,4 +1,4 @@
-"""What people do to one schedule: run it now, enable, disable and take it over."""
+"""Actions on one schedule: run it now, enable it, disable it, take it over."""
 from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
@@ -11,7 +11,7 @@ from ..models import CelerySchedule
 from ..reading.viewing import Reader, hidden_text
 from ..services import runs as actions
 from ..services import schedules as scheduling
-from .base import ConfirmView, NotStarted, starting, tell_started, visible_address
+from .base import ConfirmView, NotStarted, report_started, starting, visible_address
 
 __all__ = (
     'CeleryScheduleDisableView',
@@ -22,7 +22,7 @@ __all__ = (
 
 
 class ScheduleConfirmView(ConfirmView):
-    """Ask before something is done to a schedule, by those who may run its task."""
+    """Ask for confirmation before acting on a schedule. The user must be allowed to run its task."""
     queryset = CelerySchedule.objects.select_related('task', 'owner')
     permission = 'change'
 
@@ -32,7 +32,7 @@ class ScheduleConfirmView(ConfirmView):
         return schedule
 
     def change(self, schedule):
-        """Do it."""
+        """Apply the change."""
         raise NotImplementedError
 
     def perform(self, request, obj):
@@ -53,7 +53,7 @@ class ScheduleConfirmView(ConfirmView):
 @register_model_view(CelerySchedule, 'run')
 class CeleryScheduleRunView(ScheduleConfirmView):
     permission = 'view'
-    title = gettext_lazy('Run this now?')
+    title = gettext_lazy('Run now?')
     button = gettext_lazy('Run Now')
 
     def why_not(self, request, obj):
@@ -61,7 +61,7 @@ class CeleryScheduleRunView(ScheduleConfirmView):
 
     def describe(self, obj):
         return [_(
-            'Its task is started with its arguments and options, under your name. When it is due next stays as it is.'
+            'Runs its task now as you, with its arguments and options. The schedule is not affected.'
         )]
 
     def perform(self, request, obj):
@@ -73,7 +73,7 @@ class CeleryScheduleRunView(ScheduleConfirmView):
         except NotStarted as exc:
             messages.error(request, str(exc))
             return None
-        tell_started(request, result, _('Started {run}'))
+        report_started(request, result, _('Started {run}'))
         return visible_address(request.user, result)
 
 
@@ -86,15 +86,15 @@ class CeleryScheduleEnableView(ScheduleConfirmView):
 
     def why_not(self, request, obj):
         if obj.enabled:
-            return _('It is enabled already.')
+            return _('The schedule is already enabled.')
         if why := scheduling.why_not_runnable_as_owner(obj, Reader(request.user)):
-            return _('{why} Take it over first.').format(why=why)
+            return _('{why} Take ownership first.').format(why=why)
         return ''
 
     def describe(self, obj):
         return [
-            _('It runs again at its times, as {owner}.').format(owner=obj.owner or _('nobody')),
-            _('What was due while it was disabled is not made up for.'),
+            _('Resumes its schedule, running as {owner}.').format(owner=obj.owner or _('no user')),
+            _('Runs missed while disabled are not caught up.'),
         ]
 
     def change(self, schedule):
@@ -109,10 +109,10 @@ class CeleryScheduleDisableView(ScheduleConfirmView):
     done = gettext_lazy('Disabled {schedule}')
 
     def why_not(self, request, obj):
-        return '' if obj.enabled else _('It is disabled already.')
+        return '' if obj.enabled else _('The schedule is already disabled.')
 
     def describe(self, obj):
-        return [_('It does not run until somebody enables it again. What runs at the moment goes on.')]
+        return [_('Stays off until re-enabled. Active runs continue.')]
 
     def change(self, schedule):
         scheduling.set_enabled(self.request.user, schedule, False)
@@ -120,24 +120,24 @@ class CeleryScheduleDisableView(ScheduleConfirmView):
 
 @register_model_view(CelerySchedule, 'take_over', path='take-over')
 class CeleryScheduleTakeOverView(ScheduleConfirmView):
-    title = gettext_lazy('Take this schedule over?')
-    button = gettext_lazy('Take Over')
-    done = gettext_lazy('You are the owner of {schedule} now')
+    title = gettext_lazy('Take ownership?')
+    button = gettext_lazy('Take Ownership')
+    done = gettext_lazy('You now own {schedule}')
 
     def why_not(self, request, obj):
-        return _('It is yours already.') if obj.owner_id == request.user.pk else ''
+        return _('You already own it.') if obj.owner_id == request.user.pk else ''
 
     def describe(self, obj):
         sentences = [
-            _('Its runs act as you from now on, no longer as {owner}.').format(
+            _('Future runs act as you instead of {owner}.').format(
                 owner=obj.owner if Reader(self.request.user).may_view(obj.owner) else hidden_text()
             ) if obj.owner else
-            _('Its runs act as you from now on.')
+            _('Future runs act as you.')
         ]
         if obj.stopped:
-            sentences.append(_('It was disabled because its owner could not run its task. It is enabled again.'))
+            sentences.append(_('The schedule was disabled because its owner could not run the task; it is re-enabled.'))
         elif not obj.enabled:
-            sentences.append(_('It stays disabled.'))
+            sentences.append(_('The schedule stays disabled.'))
         return sentences
 
     def change(self, schedule):

@@ -1,4 +1,4 @@
-"""Schedules: list, detail, history, and making and changing them."""
+"""Schedules: list, detail page, runs, and the forms that create and change them."""
 from copy import copy
 from functools import partial
 
@@ -33,7 +33,7 @@ from utilities.string import humanize_duration
 from utilities.views import ConditionalLoginRequiredMixin, ViewTab, register_model_view
 
 from .. import __version__, filtersets, forms, panels, tables
-from ..choices import ResultStatusChoices
+from ..choices import ResultStatusChoices, ScheduleOriginChoices
 from ..models import CeleryResult, CelerySchedule
 from ..object_actions import (
     BulkCancel,
@@ -48,7 +48,7 @@ from ..reading.history import HISTORY, measure, runs_of
 from ..reading.upcoming import upcoming
 from ..reading.viewing import Reader, hidden_text
 from ..services import schedules as scheduling
-from .base import FilteredMixin, VisibleBulkMixin, VisibleMixin, WholePksMixin, whole
+from .base import FilteredMixin, NumericPksMixin, VisibleBulkMixin, VisibleMixin, parse_number
 from .results import listed
 
 __all__ = (
@@ -64,12 +64,12 @@ __all__ = (
     'SchedulePreviewView',
 )
 
-#: The form's fields that say when. The preview tells what is wrong with them, and with no other.
+#: Form fields that define the timing. The preview shows the errors of these fields only.
 WHEN = ('kind', 'crontab', 'timezone', 'interval', 'interval_unit', 'at', 'start', 'end')
 
 
 def with_last_run(schedules, results):
-    """Annotate schedules with their last run, out of `results`."""
+    """Annotate schedules with their last run among `results`."""
     runs = results.filter(schedule=OuterRef('pk')).order_by('-pk')
     return schedules.annotate(
         last_result=Subquery(runs.values('pk')[:1]),
@@ -78,7 +78,7 @@ def with_last_run(schedules, results):
 
 
 class WithLastRunMixin:
-    """Schedules with what the user may see of their runs."""
+    """Schedules with the last run that the user may view."""
     queryset = with_last_run(CelerySchedule.objects.all(), CeleryResult.objects.all())
 
     def get_queryset(self, request):
@@ -117,7 +117,7 @@ class CeleryScheduleView(generic.ObjectView):
         bottom_panels=[
             ObjectsTablePanel(
                 model='netbox_celery.CeleryResult',
-                title=gettext_lazy('Last Runs'),
+                title=gettext_lazy('Recent Runs'),
                 filters={'schedule_id': lambda context: context['object'].pk},
                 exclude_columns=['schedule', 'celery_name'],
             ),
@@ -127,7 +127,7 @@ class CeleryScheduleView(generic.ObjectView):
 
 @register_model_view(CelerySchedule, 'runs')
 class CeleryScheduleRunsView(FilteredMixin, generic.ObjectChildrenView):
-    """The runs of a schedule: how often they succeed, how long they take, and each of them."""
+    """The runs of a schedule: success rate, durations, and a list."""
     queryset = CelerySchedule.objects.select_related('task', 'owner')
     child_model = CeleryResult
     table = tables.CeleryResultTable
@@ -171,7 +171,7 @@ def _words(duration):
 
 
 #
-# Making and changing them
+# Creating and changing
 #
 
 @register_model_view(CelerySchedule, 'add', detail=False)
@@ -187,13 +187,13 @@ class CeleryScheduleEditView(VisibleMixin, generic.ObjectEditView):
 
     def handle_no_permission(self):
         if htmx_partial(self.request) and not self.request.user.is_authenticated:
-            raise PermissionDenied  # what is filled in stays; the preview says that the session has ended
+            raise PermissionDenied  # keep what is filled in; the preview says that the session has expired
         return super().handle_no_permission()
 
     def post(self, request, *args, **kwargs):
         if not htmx_partial(request):
             return super().post(request, *args, **kwargs)
-        # Another kind, task or type of object was chosen: other fields, and nothing is saved
+        # Another kind, task or object type was chosen: render the fields for it, and save nothing
         form = self.form(instance=self.get_object(**kwargs), initial=normalize_querydict(request.POST))
         restrict_form_fields(form, request.user)
         response = render(request, self.htmx_template_name, {'form': form})
@@ -208,42 +208,43 @@ class CeleryScheduleEditView(VisibleMixin, generic.ObjectEditView):
         if not schedule.pk:
             return
         if schedule.is_read_only and schedule.present:
-            yield {'level': 'info', 'icon': 'lock-outline', 'text': _(
-                'This schedule comes from {origin}, where it is said what it runs, and when. It would come back if it '
-                'was deleted; it can be disabled.'
-            ).format(origin=schedule.get_origin_display())}
+            yield {'level': 'info', 'icon': 'lock-outline', 'text': (
+                _('Defined in the settings: timing and task are read-only. The schedule can be disabled, not deleted.')
+                if schedule.origin == ScheduleOriginChoices.ORIGIN_SETTINGS else
+                _('Defined in code: timing and task are read-only. The schedule can be disabled, not deleted.')
+            )}
         if schedule.is_object_gone:
             yield {'level': 'info', 'icon': 'link-off', 'text': _(
-                'The object that its runs concern was deleted. That stays noted until you choose another one.'
+                'The related object was deleted. The reference is kept until you change it.'
             )}
         if not scheduling.may_run(user, schedule.task_id):
             yield {'level': 'warning', 'icon': 'alert', 'text': _(
-                'You cannot save changes: you need the permission to run its task.'
+                'You cannot save changes: you do not have permission to run its task.'
             )}
         elif schedule.owner_id != user.pk:
-            owner = schedule.owner or _('nobody')
+            owner = schedule.owner or _('no user')
             if schedule.owner and not Reader(user).may_view(schedule.owner):
                 owner = hidden_text()
-            what = _('its object') if schedule.is_read_only else _('its task, arguments, options or object')
+            what = _('the object') if schedule.is_read_only else _('the task, arguments, options or object')
             yield {'level': 'info', 'icon': 'account-arrow-left', 'text': _(
-                'Its runs act as {owner}. If you change {what}, you become its owner, and its runs act as you.'
+                'Its runs act as {owner}. Changing {what} makes you the owner; runs will act as you.'
             ).format(owner=owner, what=what)}
 
 
 @register_model_view(CelerySchedule, 'preview', detail=False)
 class SchedulePreviewView(ConditionalLoginRequiredMixin, View):
-    """When a schedule would be due that is being filled in: a part of the form, asked for while somebody types."""
+    """The next runs of the schedule in the form, updated while the user types."""
 
     def handle_no_permission(self):
         return render(self.request, 'netbox_celery/schedule/preview.html', {
-            'errors': [_('Your session has ended: log in again to go on.')],
+            'errors': [_('Your session has expired. Log in again to continue.')],
         })
 
     def post(self, request):
         user = request.user
         schedule = CelerySchedule()
         if pk := request.GET.get('id', ''):
-            schedule = CelerySchedule.objects.restrict(user, 'change').filter(pk=whole(pk)).first()
+            schedule = CelerySchedule.objects.restrict(user, 'change').filter(pk=parse_number(pk)).first()
             if schedule is None:
                 raise Http404
         elif not user.has_perm('netbox_celery.add_celeryschedule'):
@@ -275,7 +276,7 @@ class CeleryScheduleBulkImportView(generic.BulkImportView):
         try:
             return super().post(request)
         except RecursionError:
-            # Parsers of JSON and YAML end with it
+            # The parsers of JSON and YAML raise it
             messages.error(request, _('The data cannot be imported: it is nested too deeply.'))
             return redirect(request.path)
 
@@ -285,7 +286,7 @@ class CeleryScheduleBulkImportView(generic.BulkImportView):
 
 
 @register_model_view(CelerySchedule, 'bulk_edit', path='edit', detail=False)
-class CeleryScheduleBulkEditView(WholePksMixin, VisibleMixin, WithLastRunMixin, generic.BulkEditView):
+class CeleryScheduleBulkEditView(NumericPksMixin, VisibleMixin, WithLastRunMixin, generic.BulkEditView):
     filterset = filtersets.CeleryScheduleFilterSet
     table = tables.CeleryScheduleTable
     form = forms.CeleryScheduleBulkEditForm
@@ -295,12 +296,12 @@ class CeleryScheduleBulkEditView(WholePksMixin, VisibleMixin, WithLastRunMixin, 
 
 
 @register_model_view(CelerySchedule, 'bulk_rename', path='rename', detail=False)
-class CeleryScheduleBulkRenameView(WholePksMixin, VisibleMixin, generic.BulkRenameView):
+class CeleryScheduleBulkRenameView(NumericPksMixin, VisibleMixin, generic.BulkRenameView):
     queryset = CelerySchedule.objects.all()
     filterset = filtersets.CeleryScheduleFilterSet
 
     def _rename_objects(self, form, selected_objects, field_names=None):
-        # NetBox saves them as they are. What it is told here it shows, and nothing is renamed
+        # NetBox saves them without validation. It shows the error that is raised here, and renames nothing
         pks = super()._rename_objects(form, selected_objects, field_names)
         for schedule in selected_objects:
             if schedule.has_changes:
@@ -308,14 +309,14 @@ class CeleryScheduleBulkRenameView(WholePksMixin, VisibleMixin, generic.BulkRena
                 renamed.name = schedule.new_names.name
                 try:
                     _authorize(self.request.user, renamed)
-                    renamed.full_clean(validate_unique=False)  # the database sees to that when all have their names
+                    renamed.full_clean(validate_unique=False)  # the database checks that once all have their new names
                 except ValidationError as exc:
                     raise AbortRequest(' '.join(exc.messages)) from exc
         return pks
 
 
 def _authorize(user, schedule):
-    """Check that a user may save one of several schedules; what is wrong is said with its name."""
+    """Check that a user may save one of several schedules; errors start with its name."""
     try:
         scheduling.authorize(user, schedule)
     except PermissionDenied as exc:
@@ -325,6 +326,6 @@ def _authorize(user, schedule):
 
 
 @register_model_view(CelerySchedule, 'bulk_delete', path='delete', detail=False)
-class CeleryScheduleBulkDeleteView(WholePksMixin, VisibleBulkMixin, WithLastRunMixin, generic.BulkDeleteView):
+class CeleryScheduleBulkDeleteView(NumericPksMixin, VisibleBulkMixin, WithLastRunMixin, generic.BulkDeleteView):
     filterset = filtersets.CeleryScheduleFilterSet
     table = tables.CeleryScheduleTable

@@ -1,4 +1,4 @@
-"""The catalogue of tasks: list, detail, and running one."""
+"""The catalogue of tasks: list, detail page, and the form that runs a task."""
 from django.contrib import messages
 from django.db.models import OuterRef, Subquery
 from django.db.models.functions import Coalesce
@@ -24,11 +24,11 @@ from ..services import runs as actions
 from .base import (
     FilteredMixin,
     NotStarted,
+    NumericPksMixin,
     VisibleBulkMixin,
     VisibleMixin,
-    WholePksMixin,
+    report_started,
     starting,
-    tell_started,
     visible_address,
 )
 
@@ -42,17 +42,17 @@ __all__ = (
     'CeleryTaskView',
 )
 
-#: Runs of a task are counted up to here, so that a long history does not slow the list down.
+#: Maximum number of runs counted per task, so that a long history does not slow down the list.
 COUNTED = 1000
 
 
 class Count(Subquery):
-    """The number of rows of a subquery, which may be sliced."""
+    """The number of rows of a subquery; the subquery may be sliced."""
     template = '(SELECT COUNT(*) FROM (%(subquery)s) AS counted)'
 
 
 def with_runs(tasks, results):
-    """Annotate tasks with their number of runs (up to 1,001) and their last run, out of `results`."""
+    """Annotate tasks with their number of runs (up to 1,001) and their last run among `results`."""
     runs = results.filter(celery_name=OuterRef('name')).order_by('-pk')
     return tasks.annotate(
         run_count=Coalesce(Count(runs.values('pk')[:COUNTED + 1]), 0),
@@ -62,7 +62,7 @@ def with_runs(tasks, results):
 
 
 class WithRunsMixin:
-    """Tasks with what the user may see of their runs."""
+    """Tasks with the number of runs and the last run that the user may view."""
     queryset = with_runs(CeleryTask.objects.all(), CeleryResult.objects.all())
 
     def get_queryset(self, request):
@@ -106,7 +106,7 @@ class CeleryTaskView(generic.ObjectView):
             ),
             ObjectsTablePanel(
                 model='netbox_celery.CeleryResult',
-                title=gettext_lazy('Last Runs'),
+                title=gettext_lazy('Recent Runs'),
                 filters={'celery_name': lambda context: context['object'].name},
                 exclude_columns=['celery_name'],
             ),
@@ -126,21 +126,21 @@ class CeleryTaskDeleteView(VisibleMixin, generic.ObjectDeleteView):
 
 
 @register_model_view(CeleryTask, 'bulk_edit', path='edit', detail=False)
-class CeleryTaskBulkEditView(WholePksMixin, VisibleMixin, WithRunsMixin, generic.BulkEditView):
+class CeleryTaskBulkEditView(NumericPksMixin, VisibleMixin, WithRunsMixin, generic.BulkEditView):
     filterset = filtersets.CeleryTaskFilterSet
     table = tables.CeleryTaskTable
     form = forms.CeleryTaskBulkEditForm
 
 
 @register_model_view(CeleryTask, 'bulk_delete', path='delete', detail=False)
-class CeleryTaskBulkDeleteView(WholePksMixin, VisibleBulkMixin, WithRunsMixin, generic.BulkDeleteView):
+class CeleryTaskBulkDeleteView(NumericPksMixin, VisibleBulkMixin, WithRunsMixin, generic.BulkDeleteView):
     filterset = filtersets.CeleryTaskFilterSet
     table = tables.CeleryTaskTable
 
 
 @register_model_view(CeleryTask, 'run')
 class CeleryTaskRunView(GetReturnURLMixin, BaseObjectView):
-    """Ask for the arguments of a task, and start it."""
+    """Ask for the arguments of a task, then run it."""
     queryset = CeleryTask.objects.all()
     template_name = 'netbox_celery/run.html'
 
@@ -165,8 +165,8 @@ class CeleryTaskRunView(GetReturnURLMixin, BaseObjectView):
             else:
                 is_scheduled = result.status == ResultStatusChoices.STATUS_SCHEDULED
                 message = _('Scheduled {run}') if is_scheduled else _('Started {run}')
-                tell_started(request, result, message)
-                # To run a task is all that somebody may be allowed: they stay here
+                report_started(request, result, message)
+                # Users who may only run the task stay on this page
                 return redirect(visible_address(request.user, result, task) or request.path)
         return self.ask(request, task, form)
 

@@ -1,4 +1,4 @@
-"""Workers: who is there to run tasks."""
+"""Workers: list and detail page."""
 from django.utils.translation import gettext_lazy as _
 
 from netbox.object_actions import BulkExport

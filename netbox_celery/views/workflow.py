@@ -1,4 +1,4 @@
-"""The workflow of a run: its tree, its timeline, and its cancel."""
+"""The workflow of a run: tree, timeline, and cancelling the whole workflow."""
 from dataclasses import dataclass
 
 from django.contrib import messages
@@ -20,30 +20,30 @@ from ..engine.workflows.family import members
 from ..models import CeleryResult
 from ..object_actions import CancelResult, RerunResult
 from ..reading.viewing import Reader, load_beside
-from ..reading.workflow import MAX_RUNS, Group, bars, is_workflow, load_workflow, rows, span
+from ..reading.workflow import MAX_RUNS, Group, Node, bars, is_workflow, load_workflow, rows, span
 from ..services import runs as actions
-from .base import ConfirmView, reload_page, whole
+from .base import ConfirmView, parse_number, reload_page
 
 __all__ = (
     'CeleryResultCancelWorkflowView',
     'CeleryResultWorkflowView',
 )
 
-#: Lines that a page shows, and by how many more on request.
+#: Lines that a page shows, and that "Show more" adds.
 PAGE = 200
-#: Indents that a page shows.
+#: Maximum indent on a page.
 MAX_DEPTH = 8
 
 
 @dataclass
 class Line:
-    """A line of the page: a run, or a group of them."""
-    item: object
-    bars: list
+    """A line of the page: a run or a group of runs."""
+    item: Node | Group
+    bars: list[dict[str, str]]
     duration: str
-    #: Address at which a group is unfolded, or folded again.
+    #: Address that expands or collapses a group.
     toggle: str = ''
-    #: Why a run ended, as the reader may read it.
+    #: Error of a run, as the reader may read it.
     error: str = ''
 
     @property
@@ -58,9 +58,9 @@ class Line:
 @register_model_view(CeleryResult, 'workflow')
 @method_decorator(never_cache, name='dispatch')
 class CeleryResultWorkflowView(generic.ObjectView):
-    """The runs of a workflow as a tree beside a timeline, which is replaced every two seconds until its end.
+    """The runs of a workflow as a tree beside a timeline, refreshed every two seconds until the workflow finishes.
 
-    What is unfolded stands in the address: it needs no script, and outlives a poll and a reload.
+    The address holds which groups are expanded: this needs no script and survives polls and reloads.
     """
     queryset = CeleryResult.objects.all()
     template_name = 'netbox_celery/workflow/page.html'
@@ -88,7 +88,7 @@ class CeleryResultWorkflowView(generic.ObjectView):
 
     def get_extra_context(self, request, instance):
         opened = {key for key in request.GET.get('open', '').split(',') if key}
-        limit = min(whole(request.GET.get('limit', '')), MAX_RUNS) or PAGE
+        limit = min(parse_number(request.GET.get('limit', '')), MAX_RUNS) or PAGE
         workflow = load_workflow(instance, request.user)
         shown = rows(workflow, opened)
         reader = Reader(request.user)
@@ -106,6 +106,7 @@ class CeleryResultWorkflowView(generic.ObjectView):
             'address': address(),
             'more': address(limit=limit + PAGE) if len(shown) > limit else '',
             'left_out': max(0, len(shown) - limit),
+            'max_runs': MAX_RUNS,
             'duration': humanize_duration(workflow.duration) if workflow.nodes else '',
             'can_cancel': not workflow.is_finished and request.user.has_perm(
                 'netbox_celery.cancel_celeryresult', instance
@@ -134,13 +135,13 @@ class CeleryResultCancelWorkflowView(ConfirmView):
 
     def why_not(self, request, obj):
         if not actions.cancellable(request, obj).exists():
-            return _('There is nothing to cancel: all its runs have ended, or are being cancelled already.')
+            return _('There is nothing to cancel: all runs have finished or are already being cancelled.')
         return ''
 
     def describe(self, obj):
         return [_(
-            'All runs of the workflow that you may cancel are cancelled: those that wait do not begin, those that '
-            'run are ended or asked to stop. Nothing that they would start later runs.'
+            'All cancellable runs of this workflow are cancelled: waiting runs are revoked, active ones terminated or '
+            'asked to stop. No further steps start.'
         )]
 
     def perform(self, request, obj):
@@ -153,5 +154,6 @@ class CeleryResultCancelWorkflowView(ConfirmView):
             messages.info(request, _('There was nothing to cancel'))
         if left:
             messages.warning(request, ngettext(
-                '{count} run goes on, which you may not cancel', '{count} runs go on, which you may not cancel', left
+                '{count} run continues (no permission to cancel)',
+                '{count} runs continue (no permission to cancel)', left
             ).format(count=left))

@@ -104,7 +104,9 @@ class RerunTest(ActionTestCases.ActionTestCase):
         grant(self.user, CeleryResult, actions=['view', 'rerun'])
         grant(self.user, CeleryTask, actions=['run'])
         task = make_task(enabled=False)
-        for reason, columns in (('disabled', {'enabled': False}), ('absent', {'enabled': True, 'present': False})):
+        for reason, columns in (
+            ('disabled', {'enabled': False}), ('not registered', {'enabled': True, 'present': False}),
+        ):
             CeleryTask.objects.filter(pk=task.pk).update(**columns)
             response = self.post()
             self.assertHttpStatus(response, status.HTTP_400_BAD_REQUEST)

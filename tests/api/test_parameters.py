@@ -60,7 +60,7 @@ def test_one_start(times):
 def test_misspelt_options_are_all_named():
     errors = errors_of(kwarg={}, que='x', name='right')
     assert set(errors) == {'kwarg', 'que'}
-    assert all('Options are: args, kwargs' in text for (text,) in errors.values())
+    assert all('Valid options are: args, kwargs' in text for (text,) in errors.values())
 
 
 @pytest.mark.parametrize('given, expected', [

@@ -68,7 +68,7 @@ class WriteTest(APITestCase):
         for queue in ('odd', 'unacked', '_kombu.x'):
             self.assertWrong(self.post(queue=queue), 'queue', 'There ')
         schedule = make_schedule(owner=self.user, queue='odd')
-        self.assertWrong(self.patch(schedule, queue='unacked_mutex'), 'queue', 'There can be no queue')
+        self.assertWrong(self.patch(schedule, queue='unacked_mutex'), 'queue', 'A queue cannot be named')
         self.assertWrong(self.patch(schedule, queue='other'), 'queue', 'Queues are: celery')
         # Fields that are not given stay; a null is written
         self.assertHttpStatus(self.patch(schedule, description='x', enabled=False), status.HTTP_200_OK)
@@ -103,7 +103,7 @@ class WriteTest(APITestCase):
             ({'args': ['Bob', 'Eve']}, 'kwargs', 'takes 1 positional argument, not 2'),
             ({'args': {'name': 'Bob'}}, 'args', 'must be a list'),
             ({'kwargs': ['Bob']}, 'kwargs', 'must be an object'),
-            ({'kwargs': {'name': 'a\0b'}}, 'kwargs', 'cannot be stored'),
+            ({'kwargs': {'name': 'a\0b'}}, 'kwargs', 'unsupported values'),
         ):
             with self.subTest(arguments):
                 self.assertWrong(self.post(**arguments), field, text)
@@ -143,7 +143,7 @@ class WriteTest(APITestCase):
     def test_object(self):
         site = Site.objects.create(name='Site 1', slug='site-1')
         about = {'object_type': 'dcim.site', 'object_id': site.pk}
-        self.assertWrong(self.post(**about), 'object_id', 'no such object')
+        self.assertWrong(self.post(**about), 'object_id', 'Object not found')
         grant(self.user, Site)
         response = self.post(**about)
         self.assertHttpStatus(response, status.HTTP_201_CREATED)
@@ -155,11 +155,11 @@ class WriteTest(APITestCase):
         schedule = make_schedule(origin='settings')
         for data in ({'crontab': '5 * * * *'}, {'kwargs': {'name': 'Bob'}}, {'queue': 'slow'}, {'name': 'x'}):
             with self.subTest(data):
-                self.assertWrong(self.patch(schedule, **data), *data, 'comes from Settings')
+                self.assertWrong(self.patch(schedule, **data), *data, 'is defined in Settings')
         self.assertHttpStatus(self.patch(schedule, enabled=False, overlap='skip'), status.HTTP_200_OK)
         response = self.client.delete(self._get_detail_url(schedule), **self.header)
         self.assertHttpStatus(response, status.HTTP_400_BAD_REQUEST)
-        self.assertIn('would come back', response.json()['detail'])
+        self.assertIn('would reappear', response.json()['detail'])
         CelerySchedule.objects.update(present=False)
         response = self.client.delete(self._get_detail_url(schedule), **self.header)
         self.assertHttpStatus(response, status.HTTP_204_NO_CONTENT)
@@ -205,7 +205,7 @@ class PreviewTest(APITestCase):
         CelerySchedule.objects.update(timezone='Gone/Away')
         response = self.get(schedule)
         self.assertHttpStatus(response, status.HTTP_400_BAD_REQUEST)
-        self.assertIn('There is no time zone', response.json()['detail'])
+        self.assertIn('is not a valid time zone', response.json()['detail'])
 
     def test_permission(self):
         schedule = make_schedule()

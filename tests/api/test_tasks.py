@@ -261,7 +261,9 @@ class RunTest(ActionTestCases.ActionTestCase):
         self.assertInvalid(self.run_task(object_type='contenttypes.contenttype', object_id=1), 'object_id')
 
     def test_disabled_and_absent_tasks(self):
-        for reason, columns in (('disabled', {'enabled': False}), ('absent', {'enabled': True, 'present': False})):
+        for reason, columns in (
+            ('disabled', {'enabled': False}), ('not registered', {'enabled': True, 'present': False}),
+        ):
             CeleryTask.objects.update(**columns)
             response = self.run_task()
             self.assertInvalid(response, 'detail')

@@ -125,11 +125,11 @@ def configured():
 def identity(monkeypatch):
     """Be the main process of a worker that has just started, to what speaks for it."""
     from netbox_celery.engine.identity import Identity
-    from netbox_celery.engine.runs import reports
+    from netbox_celery.engine.runs import ending, reports
     from netbox_celery.engine.worker import presence
 
     identity = Identity()
     identity.take('w@host')
-    for module in (reports, presence):
+    for module in (ending, reports, presence):
         monkeypatch.setattr(module, 'identity', identity)
     return identity

@@ -33,11 +33,11 @@ def clock(monkeypatch):
 
 def test_new_worker_does_not_judge(identity, config, clock):
     """A worker judges others once its own heartbeats have been steady for as long as theirs may be missing."""
-    assert not identity.can_judge
+    assert not identity.may_declare_lost
     beat(identity, clock, 0.5)
-    assert identity.can_judge
+    assert identity.may_declare_lost
     clock.now += 0.25
-    assert not identity.can_judge
+    assert not identity.may_declare_lost
 
 
 def test_worker_does_not_judge_after_an_outage(identity, config, clock):
@@ -45,9 +45,9 @@ def test_worker_does_not_judge_after_an_outage(identity, config, clock):
     beat(identity, clock, 0.5)
     clock.now += 0.25
     identity.note_beat()
-    assert not identity.can_judge
+    assert not identity.may_declare_lost
     beat(identity, clock, 0.5)
-    assert identity.can_judge
+    assert identity.may_declare_lost
 
 
 def beat(identity, clock, seconds):

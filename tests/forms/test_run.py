@@ -82,8 +82,8 @@ class TypeTest(RunFormTestCase):
         for annotation, entered, message in (
             ('int', 'x', 'Enter a whole number.'), ('float', 'x', 'Enter a number.'),
             ('list', '{}', 'Enter a JSON array'), ('dict', '[]', 'Enter a JSON object'),
-            ('dict', '{', 'Enter valid JSON'), ('list', '[NaN]', 'Enter valid JSON'),
-            ('list', '[1e999]', 'Enter valid JSON'), ('dict', '{"a": [-Infinity]}', 'Enter valid JSON'),
+            ('dict', '{', 'Invalid JSON'), ('list', '[NaN]', 'Invalid JSON'),
+            ('list', '[1e999]', 'Invalid JSON'), ('dict', '{"a": [-Infinity]}', 'Invalid JSON'),
             ('float', 'nan', 'Enter a number.'), ("Literal['a']", 'x', 'Select a valid choice'),
             ('datetime.date', 'x', 'Enter a valid date'),
         ):

@@ -176,11 +176,11 @@ class Beat(Program):
 
     @property
     def is_leader(self):
-        return 'this one sends what is due' in self.output
+        return 'this one is active' in self.output
 
     @property
     def is_standby(self):
-        return not self.is_leader and 'nothing is sent from here' in self.output
+        return not self.is_leader and 'this one is on standby' in self.output
 
 
 class Worker(Program):

@@ -87,7 +87,7 @@ def test_two_beats(make_beats, make_schedule):
     time.sleep(30)
     for schedule, first in zip(schedules, firsts):
         check_each_once(schedule, first, timezone.now() - timedelta(seconds=2))
-    assert 'nothing is sent from here, another beat sends' in standby.output
+    assert 'another beat is active, this one is on standby' in standby.output
     assert not standby.is_leader and 'netbox_test_plugin' not in standby.output
     assert not CeleryResult.objects.filter(sent=None, created__lt=timezone.now() - timedelta(seconds=5)).exists()
 
@@ -127,12 +127,12 @@ def test_hanging_leader(make_beats, make_schedule):
         until(lambda: standby.is_leader, TAKEOVER)
     finally:
         leader.signal(signal.SIGCONT)
-    leader.says('another beat has taken the place', 15)
+    leader.says('another beat has taken over', 15)
     time.sleep(5)
     times = due_times(schedule)
     assert times == sorted(set(times)) and times[0] == first
     assert times[-1] > timezone.now() - timedelta(seconds=4)
-    assert leader.output.count('this one sends') == 1
+    assert leader.output.count('this one is active') == 1
 
 
 class Cable:
@@ -252,7 +252,7 @@ def test_killed_before_the_message(services, prefork, make_beats, make_schedule)
 def test_run(prefork, make_beat, make_schedule, owner, tmp_path):
     """A schedule's run has its task, arguments, owner and object, names the schedule, and no file is left behind."""
     beat = make_beat(cwd=tmp_path)
-    beat.says('this one sends what is due')
+    beat.says('this one is active')
     schedule = make_schedule(
         args=['a', 1], kwargs={'when': datetime(2026, 1, 2)}, queue=prefork.queue, object=owner, expires=60
     )
@@ -280,7 +280,7 @@ def test_run_of_a_command(prefork, make_beat, make_schedule):
 def test_edits_take_effect(make_beat, make_schedule):
     """Changes take effect within five seconds, also for an idle beat."""
     beat = make_beat()
-    beat.says('this one sends what is due')
+    beat.says('this one is active')
     schedule = make_schedule(interval=86400)
     time.sleep(6)  # it now sleeps for the longest time
     schedule.interval = 1
@@ -303,7 +303,7 @@ def test_edits_take_effect(make_beat, make_schedule):
 def test_database_restarted(services, make_beat, make_schedule):
     """A beat whose sessions PostgreSQL closes keeps the lease, and misses and repeats nothing."""
     beat = make_beat()
-    beat.says('this one sends what is due')
+    beat.says('this one is active')
     schedule = make_schedule()
     first = schedule.next_run
     until(lambda: runs(schedule).exists())
@@ -313,7 +313,7 @@ def test_database_restarted(services, make_beat, make_schedule):
             " WHERE datname = 'netbox' AND pid <> pg_backend_pid() AND query LIKE '%celeryschedule%'"
         )
     time.sleep(8)
-    assert beat.output.count('this one sends') == 1
+    assert beat.output.count('this one is active') == 1
     check_each_once(schedule, first, timezone.now() - timedelta(seconds=2))
 
 

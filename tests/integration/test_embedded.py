@@ -209,8 +209,8 @@ def test_stopped_in_the_middle(queue, make_task):
 
 
 def test_the_row_was_deleted(queue, make_task, monkeypatch):
-    """Test cases empty all tables: a worker does not take its own runs for a dead worker's."""
-    monkeypatch.setattr(type(identity), 'can_judge', True)
+    """Test cases empty all tables between tests: a worker does not take its own runs for those of a dead one."""
+    monkeypatch.setattr(type(identity), 'may_declare_lost', True)
     begun, go_on = threading.Event(), threading.Event()
 
     def wait(self, task_id):
@@ -291,7 +291,7 @@ def test_as_celery_documents_it(greet):
 def test_with_beat(make_worker):
     """The beat inside a worker (`-B`) uses our scheduler, and stops with it."""
     worker = make_worker('beatful', options=['-B']).start().ready()
-    worker.says('this one sends what is due')
+    worker.says('this one is active')
     assert worker.run(hello_world, 'Bob').status == 'completed'
     children = worker.children
     worker.stop()

@@ -18,5 +18,5 @@ def test_prune(prefork):
     run = prefork.run(prune, kwargs={'days': 4})
     assert (run.status, run.result) == ('completed', {'runs': 3, 'lines': 6})
     assert (run.value, run.value_max) == (3, 3)
-    assert lines(run)[-1] == 'Deleted 3 runs and 6 lines of their logs'
+    assert lines(run)[-1] == 'Deleted 3 runs and 6 log entries'
     assert set(CeleryResult.objects.all()) == {kept, run}

@@ -24,7 +24,7 @@ def test_ways_to_log(worker):
     assert entries(result, 'level', 'grouping', 'message') == [
         (10, 'main', 'debug'), (20, 'group', 'info'), (25, 'main', 'success'), (30, 'main', 'warning'),
         (40, 'main', 'failure'), (50, 'main', 'critical'), (20, 'main', "['not', 'text']"),
-        (20, 'main', '<Unprintable, whose text could not be made: RuntimeError>'),
+        (20, 'main', '<Unprintable: str() raised RuntimeError>'),
         (20, 'main', 'two\nlines\tand a tab'),
     ]
     times = [created for created, in entries(result, 'created')]

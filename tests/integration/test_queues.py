@@ -38,8 +38,8 @@ def test_reserved_name(prefork, name):
         with pytest.raises(QueueRefused):
             tasks.echo.apply_async((), **options)
     (answer,) = app.control.add_consumer(name, destination=[prefork.row.name], reply=True, timeout=10)
-    assert 'There can be no queue' in str(answer)
-    with app.connection_for_write() as connection, pytest.raises(ValueError, match='There can be no queue'):
+    assert 'A queue cannot be named' in str(answer)
+    with app.connection_for_write() as connection, pytest.raises(ValueError, match='A queue cannot be named'):
         connection.default_channel.queue_purge(name)
     assert prefork.run(tasks.echo).status == 'completed'
     assert prefork.run(tasks.echo).status == 'completed'
@@ -48,7 +48,7 @@ def test_reserved_name(prefork, name):
 def test_worker_for_a_reserved_name(make_worker):
     worker = make_worker('reserved', queue='unacked').start()
     assert worker.wait(90) != 0
-    assert "There can be no queue 'unacked'" in worker.output
+    assert "A queue cannot be named 'unacked'" in worker.output
 
 
 def test_cancel_by_another_spelling(prefork, gate):

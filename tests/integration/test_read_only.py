@@ -70,7 +70,7 @@ def test_worker(services, worker, gate, has_key):
 def test_beat(services, make_beat):
     """What is due is sent when it can be; until then beat logs the reason every few seconds."""
     beat = make_beat('read-only-beat')
-    beat.says('this one sends what is due')
+    beat.says('this one is active')
     task, __ = CeleryTask.objects.get_or_create(name=tasks.echo.name)
     owner = User.objects.create_superuser('olga')
     schedule = CelerySchedule.objects.create(

@@ -55,6 +55,7 @@ CELLS = {
     ('group', 'refused first'): FAILED,
     ('group', 'fails first'): UPSTREAM,
     ('group', 'lost first'): UPSTREAM,
+    ('group', 'unknown first'): UPSTREAM,
     ('group', 'nobody first'): CANCELLED,
     ('group', 'gate first'): CANCELLED,
     # The replacement replaces itself
@@ -62,8 +63,22 @@ CELLS = {
         ('task', 'chain', 'chord'), ('task', 'chain', 'chord', 'group')
     )},
 }
-#: The arguments of the task that replaces itself: complete in its row, redacted, or too long for it.
+#: What takes the place, and the steps whose fate may be chosen: the last one of a group is made by Celery.
+PLACES = {'task': ('last',), 'chain': ('first', 'last'), 'chord': ('first', 'last'), 'group': ('first',)}
+#: Fates of any step; those that are the last step's own: it ends the row.
+FATES = ('refused', 'fails', 'lost', 'unknown', 'nobody', 'gate')
+LAST_FATES = ('untracked', 'redacted', 'retries', 'windowed')
+#: The arguments of the task that replaces itself: whole in its row, hidden, or too long for it.
 KEPT = ('kept', 'redacted', 'long')
+
+
+def test_table():
+    """It has each fate in each place."""
+    expected = {(how, 'completed') for how in PLACES} | {
+        (how, f'{fate} {place}') for how, places in PLACES.items() for place in places
+        for fate in (*FATES, *(LAST_FATES if place == 'last' else ()))
+    } | {(how, 'nested last', then) for how in PLACES if how != 'group' for then in PLACES}
+    assert CELLS.keys() == expected
 
 
 @pytest.fixture(scope='module')

@@ -72,7 +72,7 @@ def test_table_away_when_a_process_dies(services, prefork, gate):
     until(lambda: 'started' in noted(run.id))
     with table_away(services):
         os.kill(notes(run.id)[0][0], signal.SIGKILL)
-        until(lambda: f'What became of task {run.id} cannot be written yet' in prefork.output)
+        until(lambda: f'The end of task {run.id} cannot be written yet' in prefork.output)
 
     result = ended(run)
     assert (result.status, result.reason) == ('errored', 'worker_lost')

@@ -71,7 +71,7 @@ def test_worker_that_cannot_register(make_worker):
     worker.start()
 
     assert worker.wait(90) not in (0, None)
-    assert 'This worker ends, since it could not be registered: value too long' in worker.output
+    assert 'This worker stops, since it could not be registered: value too long' in worker.output
     assert notes(run.id) == []
 
 
@@ -144,11 +144,11 @@ def test_restart_by_hangup(make_worker):
 
 
 @pytest.mark.parametrize('config, message', [
-    ({'heartbeat': 1}, "heartbeat is unknown. Did you mean 'heartbeat_interval'?"),
+    ({'heartbeat': 1}, "heartbeat is not a setting. Did you mean 'heartbeat_interval'?"),
     ({'log_lines': 'many'}, "log_lines must be of type int, not str ('many')"),
     ({'celery': {'task_serializer': 'pickle'}}, 'only JSON is accepted from the broker'),
-    ({'celery': {'CELERY_TIMEZONE': 'UTC'}}, 'celery["CELERY_TIMEZONE"] is not a setting of Celery'),
-    ({'command_tasks': ['clearsession']}, "command_tasks names 'clearsession', which is no command"),
+    ({'celery': {'CELERY_TIMEZONE': 'UTC'}}, 'celery["CELERY_TIMEZONE"] is not a Celery setting'),
+    ({'command_tasks': ['clearsession']}, "command_tasks names 'clearsession', which is not a command"),
 ], ids=str)
 def test_wrong_settings_stop_the_start(make_instance, config, message):
     """An unknown or invalid setting stops NetBox and its workers, and the message says which and why."""

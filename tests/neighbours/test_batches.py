@@ -90,7 +90,7 @@ def test_unknown_here(batching, name):
     for number, result in zip((1, 2), results):
         row = ended(result)
         assert row.status == 'ignored'
-        assert row.error.startswith(f'Not followed: {name} has a Strategy of its own (celery_batches.Batches.Strategy)')
+        assert row.error.startswith(f'Not tracked: {name} has a Strategy of its own (celery_batches.Batches.Strategy)')
         assert result.get(timeout=20) == number * 2
         assert said(result) == ['one of 2']
 

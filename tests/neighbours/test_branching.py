@@ -333,7 +333,7 @@ def test_import_in_a_transaction(branch, sent, tmp_path, monkeypatch, is_caught)
     text = f'try:\n    {query}\nexcept DatabaseError:\n    pass\n' if is_caught else query
     (tmp_path / f'{name}.py').write_text(f'from django.db import DatabaseError\nfrom dcim.models import Site\n{text}')
     monkeypatch.syspath_prepend(tmp_path)
-    for kept in ('_failures', '_unsaid'):
+    for kept in ('_failures', '_unlogged'):
         monkeypatch.setattr(discovery, kept, {})
     with activate_branch(branch), transaction.atomic(using=branch.connection_name):
         app.loader.import_task_module(name)

@@ -206,9 +206,9 @@ def test_merge_while_a_run_is_at_work(worker, branch, user, gate):
     waiting(run, 'running', timeout=60)
     fresh = Branch.objects.get(pk=branch.pk)
 
-    assert 'at work' in str(fresh.can_merge.message)
+    assert 'is active in this branch' in str(fresh.can_merge.message)
     assert not fresh.can_archive
-    with pytest.raises(AbortRequest, match='at work'):
+    with pytest.raises(AbortRequest, match='is active in this branch'):
         fresh.delete()
 
     open_gate(gate)

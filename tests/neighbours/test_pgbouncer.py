@@ -111,8 +111,8 @@ def test_beat(make_beat, behind):
         owner=User.objects.create_superuser('olga'),
     )
     time.sleep(16)
-    assert not standby.is_leader and leader.output.count('this one sends') == 1
-    assert 'another beat has taken the place' not in leader.output
+    assert not standby.is_leader and leader.output.count('this one is active') == 1
+    assert 'another beat has taken over' not in leader.output
     leader.kill()
     until(lambda: standby.is_leader, LEASE + 2)
     time.sleep(3)

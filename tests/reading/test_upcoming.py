@@ -64,10 +64,10 @@ def test_changed_clocks():
 
 
 @pytest.mark.parametrize(('columns', 'obstacle'), [
-    ({'kind': 'once', 'at': NOW - timedelta(days=1)}, 'It is not due any more.'),
-    ({'kind': 'interval', 'interval': 60, 'end': NOW}, 'It is not due any more.'),
-    ({'kind': 'crontab', 'crontab': '61 * * * *'}, 'is no crontab'),
-    ({'kind': 'crontab', 'crontab': '0 * * * *', 'timezone': 'Gone/Away'}, 'There is no time zone'),
+    ({'kind': 'once', 'at': NOW - timedelta(days=1)}, 'No further runs'),
+    ({'kind': 'interval', 'interval': 60, 'end': NOW}, 'No further runs'),
+    ({'kind': 'crontab', 'crontab': '61 * * * *'}, 'is not a valid minute'),
+    ({'kind': 'crontab', 'crontab': '0 * * * *', 'timezone': 'Gone/Away'}, 'is not a valid time zone'),
 ])
 def test_obstacles(columns, obstacle):
     shown = show(**columns)
@@ -76,6 +76,6 @@ def test_obstacles(columns, obstacle):
 
 
 def test_idle():
-    """Why none of the times will come: an enabled schedule is not called disabled."""
-    assert 'is gone' in show(kind='interval', interval=60, present=False)['idle']
+    """Why none of the times will come: one that is enabled is not said to be disabled."""
+    assert 'no longer defined' in show(kind='interval', interval=60, present=False)['idle']
     assert 'is disabled' in show(kind='interval', interval=60, enabled=False)['idle']

@@ -314,7 +314,7 @@ def test_joined(actor, way, is_visible):
         assert 'Clandestine' in text
     else:
         assert 'Clandestine' not in text and 'hunter2' not in text
-        assert 'may not view' in text
+        assert 'no permission to view it' in text
     if 'page' not in way and not is_visible:
         assert set(response.json()) == {'id', 'task_id', 'detail'}
 

@@ -108,10 +108,10 @@ def test_times(family, user):
     for run, seconds in ((first, 60), (second, 10)):
         CeleryResult.objects.filter(pk=run.pk).update(completed=begin + timedelta(seconds=seconds))
     workflow = reader.load_workflow(first, user)
-    assert (workflow.is_finished, workflow.begun, workflow.duration) == (True, begin, timedelta(seconds=60))
+    assert (workflow.is_finished, workflow.started, workflow.duration) == (True, begin, timedelta(seconds=60))
     CeleryResult.objects.filter(pk=second.pk).update(status='running', completed=None)
     workflow = reader.load_workflow(first, user)
-    assert (workflow.is_finished, workflow.ended) == (False, workflow.now)
+    assert (workflow.is_finished, workflow.finished) == (False, workflow.now)
     assert workflow.duration >= timedelta(seconds=100)
 
 

@@ -41,7 +41,7 @@ def reloaded(user):
 # Who may, and what can be run
 
 @pytest.mark.parametrize('columns, expected', [
-    ({}, ''), ({'enabled': False}, 'is disabled'), ({'present': False}, 'is absent: no worker has it any more'),
+    ({}, ''), ({'enabled': False}, 'is disabled'), ({'present': False}, 'is not registered on any worker'),
     ({'enabled': False, 'present': False}, 'is disabled'), ({'defaults': {'strategy': 'own.Strategy'}}, 'own.Strategy'),
 ], ids=str)
 def test_not_runnable(columns, expected):
@@ -129,7 +129,7 @@ def test_rerun(request_of, user):
     done = make_result('failed', args=['you'], kwargs={})
     again = runs.rerun(request_of, done)
     assert (again.celery_name, again.args, again.user, again.status) == (HELLO_WORLD, ['you'], user, 'pending')
-    assert logged() == [(again.pk, 'create', f'Run again from {done.pk}')]
+    assert logged() == [(again.pk, 'create', f'Run again from run {done.pk}')]
 
 
 def test_rerun_on_an_unknown_queue(request_of):

@@ -146,12 +146,12 @@ class MakeTest(WaysMixin, PageTestCase):
         self.assertFalse(CelerySchedule.objects.exists())
 
     def test_reason(self):
-        """A refusal says why."""
-        self.assertIn('You need the permission to run its task.', self.make_by_form().content.decode())
-        self.assertIn('You need the permission to run its task.', self.make_by_import().content.decode())
+        """Who may not is told why."""
+        self.assertIn('You do not have permission to run the task.', self.make_by_form().content.decode())
+        self.assertIn('You do not have permission to run the task.', self.make_by_import().content.decode())
         response = self.make_by_rest()
         self.assertHttpStatus(response, 403)
-        self.assertIn('You need the permission to run its task.', response.json()['detail'])
+        self.assertIn('You do not have permission to run the task.', response.json()['detail'])
 
     def test_parameters_of_hidden_tasks_stay_hidden(self):
         """Neither the form nor an error shows parameters of a task that the user may not view, or not run."""
@@ -190,7 +190,7 @@ class HiddenObjectTest(WaysMixin, PageTestCase):
         )
         self.assertEqual(hidden.status_code, none.status_code)
         self.assertEqual(self.said(hidden), self.said(none))
-        self.assertIn('There is no such object.', str(self.said(none)))
+        self.assertIn('Object not found.', str(self.said(none)))
         self.assertEqual(CelerySchedule.objects.filter(object_id__in=(self.hidden.pk, 4711)).count(), 0)
 
     def test_made(self):
@@ -524,5 +524,5 @@ class TakeOverTest(PageTestCase):
         self.schedule.enabled = True
         with self.assertRaises(ValidationError) as caught:
             scheduling.authorize(self.user, self.schedule)
-        self.assertIn('Its owner is gone', caught.exception.message_dict['enabled'][0])
+        self.assertIn('Its owner was deleted', caught.exception.message_dict['enabled'][0])
         self.assertEqual(reverse('plugins:netbox_celery:celeryschedule_list'), LIST)

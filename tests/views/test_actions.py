@@ -32,11 +32,11 @@ class CancelTest(ConfirmTestCases.ConfirmTestCase):
         grant(self.user, CeleryResult, actions=['view', 'cancel'])
         prefork, threads = make_worker(), make_worker('celery@threads', pool='threads')
         for result, effect in (
-            (make_result('pending'), 'It has not begun, and will not.'),
-            (make_result('scheduled'), 'It has not begun, and will not.'),
-            (make_result('retrying'), 'It has not begun, and will not.'),
-            (make_result('running', holder=prefork.key), 'will be stopped immediately'),
-            (make_result('running', holder=threads.key), 'It is asked to stop'),
+            (make_result('pending'), 'The run has not started and will be revoked.'),
+            (make_result('scheduled'), 'The run has not started and will be revoked.'),
+            (make_result('retrying'), 'The run has not started and will be revoked.'),
+            (make_result('running', holder=prefork.key), 'will be terminated'),
+            (make_result('running', holder=threads.key), 'The task is asked to stop'),
         ):
             with self.subTest(effect):
                 page = self.page(f'{result.get_absolute_url()}cancel/')
@@ -46,8 +46,8 @@ class CancelTest(ConfirmTestCases.ConfirmTestCase):
     def test_nothing_to_cancel(self):
         grant(self.user, CeleryResult, actions=['view', 'cancel'])
         for result, reason in (
-            (make_result('completed'), 'it has ended'),
-            (make_result('running', cancelled=timezone.now()), 'It is being cancelled already.'),
+            (make_result('completed'), 'the run has already finished'),
+            (make_result('running', cancelled=timezone.now()), 'Cancellation is already in progress.'),
         ):
             with self.subTest(reason):
                 url = f'{result.get_absolute_url()}cancel/'
@@ -124,7 +124,7 @@ class RerunTest(ConfirmTestCases.ConfirmTestCase):
         self.assertNotStarted('is disabled')
         task.enabled, task.present = True, False
         task.save()
-        self.assertNotStarted('is absent')
+        self.assertNotStarted('is not registered')
 
     def test_needs_permission_to_run_the_task(self):
         """Also if the catalogue does not have the task."""
@@ -234,7 +234,7 @@ class BulkCancelTest(BulkTestCase):
         """More runs than one request can process are done in turn, the oldest first."""
         grant(self.user, CeleryResult, actions=['view', 'cancel'])
         with patch('netbox_celery.views.bulk.CeleryResultBulkCancelView.limit', 2):
-            self.assertIn('At most 2 are handled at once', self.post({'pk': self.pks}).content.decode())
+            self.assertIn('Only the oldest 2 will be processed', self.post({'pk': self.pks}).content.decode())
             self.post({'pk': self.pks, '_confirm': ''})
         self.assertEqual(self.statuses(*self.runs), ['revoked', 'revoked', 'pending'])
 
@@ -282,7 +282,7 @@ class BulkRerunTest(BulkTestCase):
         CeleryResult.objects.filter(pk__in=self.pks[:2]).update(celery_name='netbox_example_plugin:off')
         page = self.client.post(self.url, {'pk': self.pks, '_confirm': ''}, follow=True).content.decode()
         self.assertEqual(self.new().get().args, ['Bob 2'])
-        self.assertIn('2 were not started: The task netbox_example_plugin:off is disabled.', page)
+        self.assertIn('2 runs not started: The task netbox_example_plugin:off is disabled.', page)
         self.assertIn('Started 1 run again', page)
 
     def test_needs_permission_to_run_the_task(self):
@@ -291,4 +291,4 @@ class BulkRerunTest(BulkTestCase):
         make_task()
         page = self.client.post(self.url, {'pk': self.pks, '_confirm': ''}, follow=True).content.decode()
         self.assertFalse(self.new().exists())
-        self.assertIn(f'3 were not started: You may not run the task {HELLO_WORLD}.', page)
+        self.assertIn(f'3 runs not started: You do not have permission to run the task {HELLO_WORLD}.', page)

@@ -63,7 +63,7 @@ class LogPageTest(LogTestCase):
         self.result = make_result('completed')
         page = self.page(self.result.get_absolute_url())
         self.assertNotIn('every 1s', page)
-        self.assertIn('The run wrote no log.', page)
+        self.assertIn('No log entries', page)
 
     def test_filters_in_the_address(self):
         response = self.get(f'{self.result.get_absolute_url()}log/', {'level': 30})
@@ -167,7 +167,7 @@ class LogFilterTest(LogTestCase):
                 self.assertEqual(self.shown(self.poll(**params)), expected)
 
     def test_nothing_matches(self):
-        self.assertIn('No line matches.', self.page(self.url, {'q': 'nothing'}))
+        self.assertIn('No matching entries', self.page(self.url, {'q': 'nothing'}))
 
     def test_cursor_passes_what_does_not_match(self):
         """A poll with a filter reads each line once."""

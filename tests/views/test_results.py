@@ -112,7 +112,7 @@ class ResultListTest(PageTestCase):
             with self.subTest(name=name):
                 page = self.page(LIST, {name: value})
                 self.assertNotIn('Not meant', page)
-                self.assertIn('Nothing is found, because the filter &quot;', page)
+                self.assertIn('Invalid filter &quot;', page)
                 self.assertNotIn('Not meant', self.page(LIST, {name: value}, headers=self.htmx))
                 self.assertNotIn('Not meant', b''.join(self.get(LIST, {name: value, 'export': 'table'})).decode())
                 # Nothing is left to ask about
@@ -178,7 +178,7 @@ class ResultPageTest(PageTestCase):
         )
         page = self.show(result)
         for text in (
-            'Errored', 'It ran longer than its hard time limit', 'Berlin', 'slow', 'celery@one', 'deep', 'found',
+            'Errored', 'Exceeded its hard time limit', 'Berlin', 'slow', 'celery@one', 'deep', 'found',
             'mine', 'Took too long', 'Traceback (most recent call last)', 'First failure', 'celery@zero', 'priority',
             '2026-01-02', '1m 30s', str(result.task_id), 'testuser',
         ):
@@ -190,9 +190,9 @@ class ResultPageTest(PageTestCase):
             'errored', reason='upstream_failed', error=f'Not run, because Hello [{other.task_id}] is errored'
         )
         page = self.show(result)
-        self.assertIn('Because of', page)
+        self.assertIn('Caused by', page)
         self.assertIn(f'/plugins/celery/results/?task_id={other.task_id}"', page)
-        self.assertNotIn('Because of', self.show(other))
+        self.assertNotIn('Caused by', self.show(other))
 
     def test_schedule_and_key(self):
         grant(self.user, CelerySchedule)
@@ -226,19 +226,19 @@ class ResultPageTest(PageTestCase):
 
     def test_arguments_were_not_kept(self):
         page = self.show(make_result('completed', args=None, kwargs=None))
-        self.assertIn('Not kept', page)
+        self.assertIn('Not stored', page)
         self.assertNotIn('celery-action-rerun"><a', page)
 
     def test_waiting_for_a_worker(self):
         result = make_result('pending')
-        self.assertIn('No worker is running: the run will start when one does.', self.show(result))
+        self.assertIn('No worker is running; the run starts when one does', self.show(result))
         make_worker(stopped=timezone.now())
         make_worker(heartbeat=timezone.now() - timedelta(hours=1))
         self.assertIn('No worker is running', self.show(result))
         make_worker()
         page = self.show(result)
         self.assertIn('Waiting for a worker', page)
-        self.assertIn('No log yet: the run has not begun.', page)
+        self.assertIn('No log entries yet: run not started', page)
 
     def test_progress(self):
         result = make_result(

@@ -18,8 +18,8 @@ LIST = '/plugins/celery/schedules/'
 
 #: The permission on the schedule that each action needs; all need `run` on its task.
 ACTIONS = {'run': 'view', 'enable': 'change', 'disable': 'change', 'take-over': 'change'}
-#: The text of the button on the page.
-LABELS = {'run': 'Run Now', 'enable': 'Enable', 'disable': 'Disable', 'take-over': 'Take Over'}
+#: What the button on the page says.
+LABELS = {'run': 'Run Now', 'enable': 'Enable', 'disable': 'Disable', 'take-over': 'Take Ownership'}
 
 
 class ActionTestCase(PageTestCase):
@@ -218,7 +218,7 @@ class RunTest(ActionTestCase):
     def test_not_runnable(self):
         self.permit()
         for columns, reason in (
-            ({'enabled': False}, 'is disabled'), ({'present': False}, 'no worker'),
+            ({'enabled': False}, 'is disabled'), ({'present': False}, 'not registered'),
         ):
             with self.subTest(columns):
                 CeleryTask.objects.update(**{'enabled': True, 'present': True, **columns})
@@ -253,9 +253,9 @@ class EnableTest(ActionTestCase):
         self.assertEqual([change.prechange_data['enabled'] for change in changes], [True, False])
 
     def test_nothing_to_do(self):
-        self.assertIn('It is enabled already.', self.post('enable'))
+        self.assertIn('The schedule is already enabled.', self.post('enable'))
         self.post('disable')
-        self.assertIn('It is disabled already.', self.post('disable'))
+        self.assertIn('The schedule is already disabled.', self.post('disable'))
         self.assertEqual(ObjectChange.objects.count(), 1)
 
     def test_owner_may_not_run_it(self):
@@ -263,13 +263,14 @@ class EnableTest(ActionTestCase):
         grant(self.user, User)
         CelerySchedule.objects.update(enabled=False)
         for owner, reason in (
-            (None, 'Its owner is gone.'), (User.objects.create_user('guest'), 'Its owner guest may not run the task'),
-            (User.objects.create_superuser('left', is_active=False), 'Its owner left is not active any more.'),
+            (None, 'Its owner was deleted.'),
+            (User.objects.create_user('guest'), 'Its owner guest is not permitted to run the task'),
+            (User.objects.create_superuser('left', is_active=False), 'Its owner left is no longer active.'),
         ):
             with self.subTest(reason):
                 CelerySchedule.objects.update(owner=owner)
                 self.assertIn(reason, self.page(self.url('enable')))
-                self.assertIn('Take it over first', self.post('enable'))
+                self.assertIn('Take ownership first', self.post('enable'))
                 self.assertFalse(self.stored().enabled)
                 self.assertIn(reason, self.page(self.schedule.get_absolute_url()))
 
@@ -307,7 +308,7 @@ class EnableTest(ActionTestCase):
 
     def test_never_due_again(self):
         CelerySchedule.objects.update(kind='once', crontab='', at=timezone.now(), enabled=False)
-        self.assertIn('It would never be due', self.post('enable'))
+        self.assertIn('the schedule would never be due', self.post('enable'))
         self.assertFalse(self.stored().enabled)
 
     def test_sourced(self):
@@ -359,30 +360,30 @@ class TakeOverTest(ActionTestCase):
     def test_taken_over(self):
         grant(self.user, User)
         page = self.page(self.url('take-over'))
-        self.assertIn('no longer as olga', page)
-        self.assertIn('You are the owner of Hello now', self.post('take-over'))
+        self.assertIn('instead of olga', page)
+        self.assertIn('You now own Hello', self.post('take-over'))
         self.assertEqual((self.stored().owner, self.stored().enabled), (self.user, True))
         change = ObjectChange.objects.get()
         self.assertEqual(
             (change.prechange_data['owner'], change.postchange_data['owner']), (self.owner.pk, self.user.pk)
         )
-        self.assertIn('It is yours already.', self.post('take-over'))
+        self.assertIn('You already own it.', self.post('take-over'))
 
     def test_deleted_owner(self):
         """A schedule stopped for lack of an owner is enabled; one that was disabled by a user stays so."""
         self.owner.delete()
         CelerySchedule.objects.update(enabled=False)
-        self.assertIn('It stays disabled.', self.page(self.url('take-over')))
+        self.assertIn('The schedule stays disabled.', self.page(self.url('take-over')))
         CelerySchedule.objects.update(stopped=timezone.now())
         self.client.post(self.url('run'))  # to try it first
-        self.assertIn('It is enabled again.', self.page(self.url('take-over')))
+        self.assertIn('it is re-enabled.', self.page(self.url('take-over')))
         self.post('take-over')
         self.assertEqual((self.stored().owner, self.stored().enabled), (self.user, True))
         self.assertGreater(self.stored().next_run, timezone.now())
         # That is over: one that its new owner disables is not enabled by the next one
         self.post('disable')
         CelerySchedule.objects.update(owner=User.objects.create_user('eve'))
-        self.assertIn('It stays disabled.', self.page(self.url('take-over')))
+        self.assertIn('The schedule stays disabled.', self.page(self.url('take-over')))
         self.post('take-over')
         self.assertEqual((self.stored().owner, self.stored().enabled), (self.user, False))
 
@@ -418,7 +419,7 @@ class RenameTest(ActionTestCase):
                 self.assertHttpStatus(self.post_rename(find, replace), 200)
                 self.assertEqual(self.names(), {'Hello', 'Goodbye'})
         CelerySchedule.objects.filter(pk=self.other.pk).update(origin='code')
-        self.assertIn('comes from Code', self.post_rename('o', '0').content.decode())
+        self.assertIn('is defined in Code', self.post_rename('o', '0').content.decode())
         self.assertEqual(self.names(), {'Hello', 'Goodbye'})
         self.assertHttpStatus(self.post_rename('H', 'h'), 302)
         self.assertEqual(self.names(), {'hello', 'Goodbye'})

@@ -156,18 +156,18 @@ class FormTest(PageTestCase):
         """The errors are at their fields, and nothing is created."""
         make_schedule('Taken')
         for values, field, text in (
-            ({'crontab': '61 * * * *'}, 'crontab', 'is no crontab'),
+            ({'crontab': '61 * * * *'}, 'crontab', 'is not a valid minute'),
             ({'crontab': ''}, 'crontab', 'required'),
-            ({'crontab': '0 0 30 2 *'}, 'crontab', 'never occurs'),
-            ({'kind': 'interval', 'interval': '0.5', 'interval_unit': 1}, 'interval', 'a second or longer'),
-            ({'kind': 'interval', 'interval': '0.01', 'interval_unit': 60}, 'interval', 'a second or longer'),
-            ({'kind': 'interval', 'interval': '-5', 'interval_unit': 60}, 'interval', 'a second or longer'),
-            ({'kind': 'interval', 'interval': '0', 'interval_unit': 60}, 'interval', 'a second or longer'),
+            ({'crontab': '0 0 30 2 *'}, 'crontab', 'never matches'),
+            ({'kind': 'interval', 'interval': '0.5', 'interval_unit': 1}, 'interval', 'at least one second'),
+            ({'kind': 'interval', 'interval': '0.01', 'interval_unit': 60}, 'interval', 'at least one second'),
+            ({'kind': 'interval', 'interval': '-5', 'interval_unit': 60}, 'interval', 'at least one second'),
+            ({'kind': 'interval', 'interval': '0', 'interval_unit': 60}, 'interval', 'at least one second'),
             ({'kind': 'interval', 'interval': 'nan', 'interval_unit': 60}, 'interval', 'Enter a number'),
             ({'kind': 'interval', 'interval': '', 'interval_unit': 60}, 'interval', 'required'),
             ({'kind': 'interval', 'interval': '9e99', 'interval_unit': 86400}, 'interval', 'a hundred years'),
-            ({'kind': 'once', 'at': '2020-01-01 00:00:00'}, 'at', 'must lie in the future'),
-            ({'end': '2020-01-01 00:00:00'}, 'end', 'must lie in the future'),
+            ({'kind': 'once', 'at': '2020-01-01 00:00:00'}, 'at', 'Must be in the future'),
+            ({'end': '2020-01-01 00:00:00'}, 'end', 'Must be in the future'),
             ({'start': '2099-01-02 00:00:00', 'end': '2099-01-01 00:00:00'}, 'end', 'later than the start'),
             ({'timezone': 'Mars/Olympus'}, 'timezone', ''),
             ({'name': 'Taken'}, 'name', 'already exists'),
@@ -248,7 +248,7 @@ class FormTest(PageTestCase):
         """Only the fields that people decide are shown."""
         schedule = make_schedule(origin='settings', kwargs={'name': 'Bob'})
         page = self.page(f'{schedule.get_absolute_url()}edit/')
-        self.assertIn('This schedule comes from Settings', page)
+        self.assertIn('Defined in the settings', page)
         for name in ('enabled', 'overlap', 'missed', 'missed_max', 'description'):
             self.assertIn(f'name="{name}"', page)
         for name in ('name', 'crontab', 'task', 'kwargs', 'parameter_name', 'queue'):
@@ -298,7 +298,7 @@ class PreviewTest(PageTestCase):
         self.assertEqual(page.count('data-celery-time'), 10)
         page = self.post(kind='once', at='2099-01-01 00:00:00')
         self.assertEqual(page.count('data-celery-time'), 1)
-        self.assertIn('It is disabled', self.post(enabled=''))
+        self.assertIn('The schedule is disabled', self.post(enabled=''))
 
     def test_end(self):
         grant(self.user, CelerySchedule, actions=['add'])
@@ -312,11 +312,11 @@ class PreviewTest(PageTestCase):
     def test_invalid(self):
         """Errors of its times are shown, those of other fields are not."""
         grant(self.user, CelerySchedule, actions=['add'])
-        self.assertIn('is no crontab', self.post(crontab='61 * * * *'))
-        self.assertIn('A crontab has five fields', self.post(crontab='30 2'))
-        self.assertIn('must lie in the future', self.post(kind='once', at='2020-01-01 00:00:00'))
+        self.assertIn('is not a valid minute', self.post(crontab='61 * * * *'))
+        self.assertIn('A crontab has 5 fields', self.post(crontab='30 2'))
+        self.assertIn('Must be in the future', self.post(kind='once', at='2020-01-01 00:00:00'))
         for values in ({'crontab': ''}, {'kind': 'interval'}, {'kind': 'interval', 'interval': ''}, {'kind': 'once'}):
-            self.assertIn('Say when it shall run', self.post(**values))
+            self.assertIn('Enter a schedule to preview', self.post(**values))
 
     def test_permission(self):
         self.post(status=403)
@@ -326,7 +326,7 @@ class PreviewTest(PageTestCase):
     def test_session_has_ended(self):
         """The input stays: no login form replaces it."""
         self.client.logout()
-        self.assertIn('Your session has ended', self.post())
+        self.assertIn('Your session has expired', self.post())
         with disable_warnings('django.request'):
             response = self.client.post(f'{LIST}add/', self.data, headers=self.htmx)
         self.assertHttpStatus(response, 403)  # htmx leaves the form as it is
@@ -380,7 +380,7 @@ class ImportTest(PageTestCase):
         """If one is invalid none is imported, and the page says which."""
         good = {'name': 'A', 'task': HELLO_WORLD, 'crontab': '0 1 * * *'}
         for wrong, text in (
-            ({'crontab': '61 * * * *'}, 'is no crontab'), ({'kwargs': {'nobody': 1}}, 'is not a parameter'),
+            ({'crontab': '61 * * * *'}, 'is not a valid minute'), ({'kwargs': {'nobody': 1}}, 'is not a parameter'),
             ({'task': 'plugin:unknown'}, 'task'), ({'overlap': 'perhaps'}, 'overlap'),
         ):
             with self.subTest(wrong):
@@ -414,7 +414,7 @@ class BulkEditTest(PageTestCase):
         CelerySchedule.objects.update(enabled=False)
         CelerySchedule.objects.filter(pk=self.b.pk).update(owner=None)
         page = self.post(enabled=2).content.decode()
-        self.assertIn('B: Its owner is gone', page)
+        self.assertIn('B: Its owner was deleted', page)
         self.assertEqual(self.enabled(), [False, False])
         self.assertHttpStatus(self.post(timezone='Asia/Kolkata'), 302)
         CelerySchedule.objects.filter(pk=self.b.pk).update(origin='settings')

@@ -109,42 +109,43 @@ class SchedulePageTest(PageTestCase):
         )
         for text in (
             'At 02:30 (Asia/Kolkata)', '30 2 * * *', HELLO_WORLD, '&quot;Bob&quot;', 'slow',
-            '60 seconds after it was due', 'Site 1', 'Greets', 'A run for each, up to a limit', 'The new one waits',
+            '60 seconds after the scheduled time', 'Site 1', 'Greets', 'One run per missed time, up to the limit',
+            'Queue the new run',
         ):
             self.assertIn(text, page)
         self.assertEqual(page.count('data-celery-time'), 10)
         # The time in the schedule's zone is beside the reader's
         self.assertEqual(page.count('02:30:00</td>'), 10)
-        self.assertIn('Most missed runs', page)
-        self.assertNotIn('Most missed runs', self.show())
+        self.assertIn('Catch-up limit', page)
+        self.assertNotIn('Catch-up limit', self.show())
 
     def test_owner(self):
-        """A problem with the owner is shown before the schedule stops."""
-        self.assertIn('may not run the task', self.show())
-        self.assertIn('Its owner is gone. Somebody else may take it over.', self.show(owner=None))
+        """What is wrong with the owner is said before the schedule stops."""
+        self.assertIn('is not permitted to run the task', self.show())
+        self.assertIn('Its owner was deleted. Another user can take ownership.', self.show(owner=None))
         grant(self.user, CeleryTask, actions=['run'])
         page = self.show()
-        self.assertNotIn('may not run the task', page)
-        self.assertNotIn('Its owner is gone', page)
+        self.assertNotIn('is not permitted to run the task', page)
+        self.assertNotIn('Its owner was deleted', page)
 
     def test_disabled(self):
         page = self.show(enabled=False)
-        self.assertIn('It is disabled: these would be its times.', page)
+        self.assertIn('The schedule is disabled; it would run at:', page)
         self.assertEqual(page.count('data-celery-time'), 10)
 
     def test_nothing_left(self):
-        self.assertIn('It is not due any more.', self.show(kind='once', at=timezone.now() - timedelta(days=1)))
+        self.assertIn('No further runs', self.show(kind='once', at=timezone.now() - timedelta(days=1)))
 
     def test_sourced(self):
-        """Delete is not offered for a schedule that would come back, only for one that its source no longer has."""
-        for origin, text in (('settings', 'The settings say'), ('code', 'The task&#x27;s code says')):
+        """What would come back is not offered to be deleted; what is gone from its source is."""
+        for origin, text in (('settings', 'Defined in the settings.'), ('code', 'Defined in code.')):
             with self.subTest(origin):
                 page = self.show(origin=origin, owner=None)
                 self.assertIn(text, page.replace("'", '&#x27;'))
-                self.assertNotIn('Its owner is gone', page)
+                self.assertNotIn('Its owner was deleted', page)
                 self.assertNotIn(f'{self.schedule.get_absolute_url()}delete/', page)
                 page = self.show(origin=origin, owner=None, present=False)
-                self.assertIn('It is gone from there, so it does not run.', page)
+                self.assertIn('No longer defined there; inactive', page)
                 self.assertIn(f'{self.schedule.get_absolute_url()}delete/', page)
 
     def test_sourced_is_not_deleted(self):
@@ -154,7 +155,7 @@ class SchedulePageTest(PageTestCase):
             (f'{LIST}delete/', {'pk': [self.schedule.pk], 'confirm': True, '_confirm': True}),
         ):
             page = self.client.post(url, data, follow=True).content.decode()
-            self.assertIn('would come back', page)
+            self.assertIn('would reappear', page)
             self.assertTrue(CelerySchedule.objects.exists())
         CelerySchedule.objects.update(present=False)
         self.client.post(f'{self.schedule.get_absolute_url()}delete/', {'confirm': True})
@@ -188,14 +189,14 @@ class HistoryTest(PageTestCase):
         """It needs the permission to view runs, and shows those that it allows."""
         visible, hidden = self.run_for(2), self.run_for(8, 'errored')
         self.assertNotIn(self.url, self.page(self.schedule.get_absolute_url()))
-        self.assertIn('There are no runs yet, or none that you may view.', self.page(self.url))
+        self.assertIn('No runs yet, or none that you have permission to view.', self.page(self.url))
         grant(self.user, CeleryResult, constraints={'pk': visible.pk})
         self.assertIn(self.url, self.page(self.schedule.get_absolute_url()))
         page = self.page(self.url)
         self.assertIn(visible.get_absolute_url(), page)
         self.assertNotIn(hidden.get_absolute_url(), page)
-        self.assertIn('100.0 %', page)
-        self.assertIn('Of one run.', page)
+        self.assertIn('100%', page)
+        self.assertIn('Based on 1 run;', page)
 
     def test_figures(self):
         grant(self.user, CeleryResult)
@@ -206,17 +207,17 @@ class HistoryTest(PageTestCase):
         make_result('pending', schedule=self.schedule)
         make_result('completed')
         page = self.page(self.url)
-        for text in ('75.0 %', '5.50 s', '1.00 s', '53.00 s', '3m', 'Of all 6 runs.'):
+        for text in ('75%', '5.50 s', '1.00 s', '53.00 s', '3m', 'Based on 6 runs;'):
             self.assertIn(text, page)
 
     def test_empty(self):
         grant(self.user, CeleryResult)
         page = self.page(self.url)
-        self.assertIn('There are no runs', page)
-        self.assertIn('It is due next at', page)
+        self.assertIn('No runs yet', page)
+        self.assertIn('Next run: ', page)
         self.assertNotIn('succeeded', page)
         CelerySchedule.objects.update(enabled=False, next_run=None)
-        self.assertNotIn('It is due next at', self.page(self.url))
+        self.assertNotIn('Next run: ', self.page(self.url))
 
     def test_filters(self):
         grant(self.user, CeleryResult)

@@ -201,7 +201,7 @@ class TaskPageTest(PageTestCase):
         ):
             with self.subTest(url):
                 page = self.client.post(url, data, follow=True).content.decode()
-                self.assertIn('is registered and would come back', page)
+                self.assertIn('is registered and would reappear', page)
                 self.assertTrue(CeleryTask.objects.filter(pk=self.task.pk).exists())
 
 
@@ -279,12 +279,12 @@ class RunTest(PageTestCase):
         page = response.content.decode()
         self.assertIn('id="id_parameter_count_errors"', page)
         self.assertIn('id="id_schedule_at_errors"', page)
-        self.assertIn('The time must be in the future.', page)
+        self.assertIn('Must be in the future.', page)
         self.assertFalse(CeleryResult.objects.exists())
 
     def test_disabled_or_absent(self):
         grant(self.user, CeleryTask, actions=['view', 'run'])
-        for columns, reason in (({'enabled': False}, 'is disabled'), ({'present': False}, 'is absent')):
+        for columns, reason in (({'enabled': False}, 'is disabled'), ({'present': False}, 'is not registered')):
             with self.subTest(reason):
                 CeleryTask.objects.update(**{'enabled': True, 'present': True} | columns)
                 self.assertIn(reason, self.page(self.url))

@@ -1,7 +1,9 @@
-"""The arguments of a task whose function takes the ID of the run first: nobody passes it, and Celery does not know."""
+"""The arguments of a task whose function takes the ID of its run first, which callers do not pass."""
 import inspect
 import json
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
 
@@ -14,12 +16,12 @@ __all__ = (
     'merge_arguments',
 )
 
-#: Arguments that are longer are not compared with those of a row, characters of JSON.
+#: Longer arguments are not compared with those of a row, characters of JSON.
 MOST_COMPARED = 262_144
 
 
-def call_text(args, kwargs):
-    """Return the arguments of a message as JSON text to compare with its row's; `None` if that is not to be done."""
+def call_text(args: Any, kwargs: Any) -> str | None:
+    """Return the arguments of a message as JSON text to compare with its row's; `None`: they are not compared."""
     if not args and not kwargs:
         return '[[], {}]'
     call = [args or [], kwargs or {}]
@@ -35,11 +37,11 @@ def call_text(args, kwargs):
     return text if len(text) <= MOST_COMPARED else None
 
 
-def header(run, name):
+def header(run: Any, name: str) -> Callable[..., None]:
     """Return what checks the arguments of a call: a stub with the function's signature, less `task_id`.
 
-    It is compiled, as Celery's own headers are, since that is by far the fastest check; but other than theirs, it knows
-    what is positional only. For a bound task it is a `partial`, by which Celery tells how to call an errback.
+    It is compiled, as Celery's own headers are, since that is by far the fastest check; unlike those, it knows which
+    parameters are positional only. For a bound task it is a `partial`: by that, Celery decides how to call an errback.
 
     Args:
         run: The function of a task as its class has it: a `staticmethod` unless the task is bound.
@@ -51,37 +53,37 @@ def header(run, name):
     first = 1 if bound else 0
     if len(parameters) > first and parameters[first].kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD:
         del parameters[first]
-    namespace = {}
-    exec(f'def head{inspect.Signature(map(_bare, parameters))}: pass', namespace)
+    namespace: dict[str, Any] = {}
+    exec(f'def head{inspect.Signature([_bare(parameter) for parameter in parameters])}: pass', namespace)
     head = namespace['head']
     head.__qualname__ = name
     return partial(head, object()) if bound else head
 
 
-def _bare(parameter):
-    """Return a parameter as source code can say it: that it has a default, but not which, and no annotation."""
+def _bare(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Return a parameter that source code can express: with any default instead of its own, and no annotation."""
     default = parameter.empty if parameter.default is parameter.empty else None
     return parameter.replace(default=default, annotation=parameter.empty)
 
 
-def dump_after_task_id(dump):
+def dump_after_task_id(dump: Callable[..., Any]) -> Callable[[Any, Any], Any]:
     """Return what dumps the Pydantic models among a call's arguments, for a function that takes the ID before them.
 
     Args:
-        dump: What Celery has made for that.
+        dump: Celery's own function for that.
     """
-    def dump_call(args, kwargs):
+    def dump_call(args: Any, kwargs: Any) -> Any:
         if not isinstance(args, list | tuple | None):
-            return args, kwargs  # Celery says what is wrong
+            return args, kwargs  # Celery reports what is wrong
         dumped, kwargs = dump((None, *(args or ())), kwargs)
         return dumped[1:], kwargs
     return dump_call
 
 
-def merge_arguments(task, args, kwargs):
+def merge_arguments(task: Any, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
     """Return the arguments of a retry that names only some: those of the task's current request stay for the others.
 
-    Celery binds the request's arguments to the signature of `run`, where ours has the ID in the first place.
+    Celery binds the request's arguments to the signature of `run`, whose first parameter here is the ID.
 
     Args:
         task: The task.
@@ -89,7 +91,7 @@ def merge_arguments(task, args, kwargs):
         kwargs: Keyword arguments of the retry, or `None`.
     """
     request = task.request
-    # What is positional only has no name that a call could use
+    # A parameter that is positional only has no name that a call could use
     names = [parameter.name if parameter.kind == inspect.Parameter.POSITIONAL_OR_KEYWORD else None
              for parameter in _parameters(task.run)[1:]
              if parameter.kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD]
@@ -104,5 +106,5 @@ def merge_arguments(task, args, kwargs):
     }
 
 
-def _parameters(function):
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     return list(inspect.signature(function).parameters.values())

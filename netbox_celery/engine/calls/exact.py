@@ -1,4 +1,6 @@
 """A call as it was given, from its row: `jsonb` changes some numbers, and the order of keys."""
+from typing import Any
+
 from ..store.payload import read_value
 
 __all__ = (
@@ -7,7 +9,7 @@ __all__ = (
 )
 
 
-def call_of(exact_call, args, kwargs, options):
+def call_of(exact_call: str | None, args: Any, kwargs: Any, options: Any) -> list[Any]:
     """Return arguments, keyword arguments and options of a call as they were given.
 
     Args:
@@ -18,6 +20,6 @@ def call_of(exact_call, args, kwargs, options):
     return [part if part is not None else own for part, own in zip((*exact, None, None, None), (args, kwargs, options))]
 
 
-def options_of(exact_call, text):
+def options_of(exact_call: str | None, text: str) -> Any:
     """Return the options of a call as they were given, from what a row keeps of it as text and its own column."""
     return call_of(exact_call, None, None, read_value(text))[2]

@@ -1,13 +1,15 @@
 """IDs of tasks: one identity, one spelling.
 
 To Celery an ID is a text. In a row it is a UUID, and `uuid4().hex`, upper case, braces and `urn:uuid:` spell the same
-one: a worker that knew it by another spelling would not find it when it is to be terminated, and neither its result nor
-its message would be found by who knows it from the row. So all that a call or a lookup says is brought into the
-spelling of `str(UUID)`; and so is what another program has sent, when a worker receives it. What that program waits for
-has its own spelling, and it gets it (see `SPELLING`).
+one. A worker that knew a run by another spelling could not terminate it, and code that has the ID from the row would
+find neither its result nor its message. So the IDs in each call and each lookup are brought into the spelling of
+`str(UUID)`, and those in messages of other programs when a worker receives them. Such a program waits for a result
+under its own spelling, and gets it (see `SPELLING`).
 """
 import re
+from collections.abc import Callable, Mapping
 from functools import wraps
+from typing import Any
 from uuid import UUID
 
 from celery import bootsteps
@@ -27,17 +29,20 @@ __all__ = (
     'wrapped_once',
 )
 
-#: The message header that says how the ID was spelled by who sent the message.
+#: The message header with the spelling that the sender of the message has used for its ID.
 SPELLING = 'netbox_celery_spelling'
 
-#: Headers, and options of calls, that are IDs of runs. That of a group stays: Celery's counts go by its text.
+#: Headers, and options of calls, that are IDs of runs. That of a group stays: Celery counts by its text.
 IDS = ('task_id', 'id', 'root_id', 'parent_id')
+
+#: Options, or headers, by name.
+type Values = Mapping[str, Any]
 
 _is_canonical = re.compile(r'[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}').fullmatch
 
 
-def canonical(value):
-    """Return a UUID, given as such or as text in any spelling, as text in its own; what is none as it is."""
+def canonical(value: Any) -> Any:
+    """Return a UUID, given as such or as text in any spelling, in its canonical spelling; anything else as it is."""
     if isinstance(value, UUID):
         return str(value)
     if not isinstance(value, str) or _is_canonical(value):
@@ -48,52 +53,61 @@ def canonical(value):
         return value
 
 
-def canonical_ids(values):
-    """Bring the IDs of runs in a dict of ours into their spelling: those of a call's options or a message's headers."""
-    for name in IDS:
-        if (value := values.get(name)) is not None and (new := canonical(value)) is not value:
-            values[name] = new
+def canonical_ids(values: Values) -> Values:
+    """Return the options of a call, or the headers of a message, with the IDs of runs in their canonical spelling.
+
+    Returns:
+        A new dict, or `values` itself if there is nothing to change.
+    """
+    changes = {
+        name: new for name in IDS if (value := values.get(name)) is not None and (new := canonical(value)) is not value
+    }
+    return {**values, **changes} if changes else values
 
 
-def respell(headers):
-    """Do so for the headers of a message, and keep how its ID was spelled."""
+def respell(headers: Any) -> None:
+    """Bring the IDs in the headers of a received message into their canonical spelling; keep how its own was spelled.
+
+    Args:
+        headers: Those of Celery's message, which are changed.
+    """
     if not isinstance(headers, dict):
         return
     before = headers.get('id')
-    canonical_ids(headers)
+    headers.update(canonical_ids(headers))
     if headers.get('id') != before:
         headers[SPELLING] = before
 
 
-def wrapped_once(function, wrap):
-    """Return a function of Celery's in our wrapper, or as it is if it has that already."""
-    inner = function
+def wrapped_once(function: Callable[..., Any], wrap: Callable[[Any], Any]) -> Callable[..., Any]:
+    """Return a function of Celery's in our wrapper, or as it is if it has been wrapped already."""
+    inner: Any = function
     while inner is not None:
         if getattr(inner, 'is_netbox_celery', False):
             return function
         inner = getattr(inner, '__wrapped__', None)
     wrapper = wrap(function)
-    wrapper.is_netbox_celery = True
+    setattr(wrapper, 'is_netbox_celery', True)
     return wrapper
 
 
-def other_spelling(request, task_id):
-    """Return how the sender of a message spells the ID of its run, if that is another spelling of it, or `None`."""
+def other_spelling(request: Any, task_id: str) -> str | None:
+    """Return how the sender of a message spells the ID of its run, or `None` if that is the canonical spelling."""
     spelling = getattr(request, SPELLING, None)
     return spelling if spelling != task_id and canonical(spelling) == task_id else None
 
 
-def spell_results(app_class):
-    """Let each `AsyncResult` of our app know its run by the ID that results have.
+def spell_results(app_class: type) -> None:
+    """Give each `AsyncResult` of our app the canonical ID of its run.
 
-    Programs make them by `celery.result.AsyncResult(id)` as well, which no setting of the app reaches.
+    Programs also make them by `celery.result.AsyncResult(id)`, which no setting of the app affects.
 
     Args:
         app_class: The class of our apps; results of others stay as they are.
     """
-    def spell(init):
+    def spell(init: Callable[..., None]) -> Callable[..., None]:
         @wraps(init)
-        def init_with_canonical_id(self, *args, **kwargs):
+        def init_with_canonical_id(self: Any, *args: Any, **kwargs: Any) -> None:
             init(self, *args, **kwargs)
             if isinstance(self.app, app_class):
                 self.id = canonical(self.id)
@@ -102,19 +116,19 @@ def spell_results(app_class):
 
 
 class OneSpelling(bootsteps.Step):
-    """Lets a worker know a task by one ID, whatever the message, or a command, says."""
+    """Lets a worker know a run by one ID, however a message or a command spells it."""
 
-    #: That comes first, so that this one is around it.
+    #: That one comes first, so that this one wraps it.
     requires = ('netbox_celery.engine.worker.messages:Messages',)
 
-    def __init__(self, consumer, **kwargs):
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:
         super().__init__(consumer, **kwargs)
         create = consumer.create_task_handler
 
-        def create_task_handler(*args, **kwargs):
+        def create_task_handler(*args: Any, **kwargs: Any) -> Callable[[Any], Any]:
             handle = create(*args, **kwargs)
 
-            def on_task_received(message):
+            def on_task_received(message: Any) -> Any:
                 respell(message.headers)
                 return handle(message)
             return on_task_received
@@ -123,16 +137,15 @@ class OneSpelling(bootsteps.Step):
             Panel.data[command] = wrapped_once(Panel.data[command], _spelled)
 
 
-def _spelled(command):
-    """Wrap a command of Celery's remote control whose only, or first argument is an ID, or several."""
+def _spelled(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a command of Celery's remote control whose only or first argument is an ID, or several of them."""
     @wraps(command)
-    def command_with_canonical_ids(state, *args, **kwargs):
-        args = [respelled(arg) for arg in args]
-        kwargs = {name: respelled(value) if name in ('task_id', 'ids') else value for name, value in kwargs.items()}
-        return command(state, *args, **kwargs)
+    def command_with_canonical_ids(state: Any, *args: Any, **kwargs: Any) -> Any:
+        ids = {name: respelled(value) for name, value in kwargs.items() if name in ('task_id', 'ids')}
+        return command(state, *map(respelled, args), **kwargs | ids)
     return command_with_canonical_ids
 
 
-def respelled(ids):
-    """Return an ID, or several, in their spelling."""
+def respelled(ids: Any) -> Any:
+    """Return an ID, or several of them, in canonical spelling."""
     return [canonical(id) for id in ids] if isinstance(ids, list | tuple | set | frozenset) else canonical(ids)

@@ -1,9 +1,11 @@
-"""Calls that are put off until a transaction is committed, whose ID is known before.
+"""Calls that are deferred until a transaction is committed, and whose ID is known before.
 
-`apply_async` is part of a transaction by itself: its row is. These put off the whole call, row and all, as Celery's own
-do. Celery's return nothing.
+`apply_async` is part of the transaction anyway, by its row. These defer the whole call, with its row, as Celery's own
+`delay_on_commit` does; but they return a result, where Celery's return nothing.
 """
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 from uuid import uuid4
 
 from celery.contrib.django.task import DjangoTask
@@ -19,11 +21,13 @@ __all__ = (
 )
 
 
-def call_on_commit(task, call, options, using=None):
-    """Make a call when the transaction is committed, or at once if there is none.
+def call_on_commit(
+    task: Any, call: Callable[..., Any], options: Mapping[str, Any], using: str | None = None
+) -> AsyncResult:
+    """Make a call when the transaction is committed, or immediately if there is none.
 
-    GUARANTEE: who gets the ID before the commit learns by it how the call ended. So a call that then joins a run under
-    way does not become that run: its row says that it was ignored, and for which run.
+    GUARANTEE: the ID that the caller gets before the commit tells how the call ended. So a call that finds an active
+    run to join does not become that run: its row says that it was ignored, and for which run.
 
     Args:
         task: The task.
@@ -32,11 +36,11 @@ def call_on_commit(task, call, options, using=None):
         using: Alias of the database whose transaction it is; by default that in which the call is made.
 
     Returns:
-        What the call returned, or an `AsyncResult` of the run that it will be; after a rollback, of one that never was.
+        What the call returned, or an `AsyncResult` of its future run; after a rollback that run never exists.
     """
     using = caller().alias if using is None else using
     if not transaction.get_connection(using).in_atomic_block:
-        returned = []
+        returned: list[AsyncResult] = []
         # Without a transaction Django calls it now, or refuses: autocommit is off
         transaction.on_commit(lambda: returned.append(call(**options)), using=using)
         return returned[0]
@@ -51,10 +55,12 @@ class OnCommitTask(DjangoTask):
     """Celery's class of tasks under Django, whose calls on commit return what `delay` and `apply_async` return."""
     abstract = True
 
-    def delay_on_commit(self, *args, **kwargs) -> AsyncResult:
+    def delay_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult:
         """Call `delay` when the transaction is committed (see `celery.contrib.django.task.DjangoTask`)."""
         return self.apply_async_on_commit(args, kwargs)
 
-    def apply_async_on_commit(self, args=None, kwargs=None, using=None, **options) -> AsyncResult:
+    def apply_async_on_commit(
+        self, args: Any = None, kwargs: Any = None, using: str | None = None, **options: Any
+    ) -> AsyncResult:
         """Call `apply_async` when the transaction is committed (see `celery.contrib.django.task.DjangoTask`)."""
         return call_on_commit(self, partial(self.apply_async, args, kwargs), options, using)

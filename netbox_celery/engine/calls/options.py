@@ -1,10 +1,13 @@
 """The options of a call: which are ours (`netbox_*`), which go into the row, which stay in this process.
 
 A `netbox_*` option may stand in the call or in the decorator, by itself or in the dict `netbox_kwargs`. The call
-beats the decorator; in each, the option by itself beats the dict. Nobody's dict is changed.
+beats the decorator; in each, the option by itself beats the dict. No function here changes a dict that it is given.
 """
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from inspect import Parameter, signature
+from typing import Any, Self
 
 from django.contrib.auth import get_user_model
 from django.contrib.contenttypes.models import ContentType
@@ -13,26 +16,33 @@ from django.db.models import Model, Q
 
 from ..store.branches import current
 from ..store.headers import HEADER, without_tracing
+from ..store.times import aware, time_after
 
 __all__ = (
     'NOT_SENT',
+    'Options',
     'Own',
     'begun_of',
     'is_internal',
     'is_own',
     'lift',
-    'mark',
     'parameter_names',
     'sent_options',
     'split',
+    'start_time',
     'tag',
+    'with_fixed_times',
+    'with_header',
 )
+
+#: Execution options of a call, by name: Celery's, and in some places `netbox_*` ones.
+type Options = Mapping[str, Any]
 
 OWN_PREFIX = 'netbox_'
 OWN_DICT = 'netbox_kwargs'
 OWN_NAMES = ('name', 'user', 'object', 'value_max', 'data', 'tags', 'track', 'schedule')
 
-#: Options that mean something only in the process of the call, or that `send()` works out by itself.
+#: Options that have a meaning only in the process of the call, or that `send()` determines itself.
 NOT_SENT = frozenset((
     'producer', 'publisher', 'connection', 'router', 'result_cls', 'task_type', 'add_to_parent', 'route_name',
 ))
@@ -41,7 +51,7 @@ NOT_SENT = frozenset((
 FROM_TASK = frozenset(('serializer', 'ignore_result'))
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Own:
     """The `netbox_*` options of a call, merged with those of the decorator."""
     name: str | None = None
@@ -50,12 +60,12 @@ class Own:
     object_id: int | None = None
     value_max: int | None = None
     data: object = None
-    tags: tuple = ()
+    tags: tuple[Any, ...] = ()
     track: bool | None = None
     schedule_id: int | None = None
 
     @classmethod
-    def merge(cls, task, call):
+    def merge(cls, task: Any, call: Mapping[str, Any]) -> Self:
         """Merge the options of a call (as `split` returns them) over those of the task's decorator."""
         if task is not None:
             decorator = {
@@ -74,32 +84,31 @@ class Own:
         )
 
 
-def _flat(own):
-    """Return options with the dict among them spread out, under the others."""
-    own = dict(own)
-    spread = {
-        key.removeprefix(OWN_PREFIX): value for key, value in (own.pop('kwargs', None) or {}).items()
-    }
+def _flat(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options together with those of the dict among them, which the others beat."""
+    spread = {key.removeprefix(OWN_PREFIX): value for key, value in (own.get('kwargs') or {}).items()}
+    own = {name: value for name, value in own.items() if name != 'kwargs'}
     for name in (*spread, *own):
         if name not in OWN_NAMES:
             known = ', '.join(OWN_PREFIX + name for name in (*OWN_NAMES, 'kwargs'))
-            raise TypeError(f'{OWN_PREFIX}{name} is not an option of netbox-celery; there are {known}')
+            raise TypeError(f'{OWN_PREFIX}{name} is not an option of netbox-celery; the options are {known}')
     return spread | own
 
 
-def is_internal(name):
+def is_internal(name: str) -> bool:
     """Whether a task is one of Celery's own building blocks (`celery.map`, `celery.chord_unlock`, ...)."""
     return name.startswith('celery.')
 
 
-def is_own(name):
+def is_own(name: Any) -> bool:
     """Whether an option is one of ours."""
     return isinstance(name, str) and name.startswith(OWN_PREFIX)
 
 
-def split(options):
-    """Return `(options, own)`: copies of the options of Celery, and of ours without their prefix."""
-    celery_options, own = {}, {}
+def split(options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return `(options, own)`: new dicts of Celery's options, and of ours without their prefix."""
+    celery_options: dict[str, Any] = {}
+    own: dict[str, Any] = {}
     for key, value in options.items():
         if key.startswith(OWN_PREFIX):
             own[key[len(OWN_PREFIX):]] = value
@@ -108,18 +117,19 @@ def split(options):
     return celery_options, own
 
 
-def lift(task, kwargs, own):
-    """Take `netbox_*` options out of a task's keyword arguments, as `delay(netbox_name=...)` passes them.
+def lift(task: Any, kwargs: Any, own: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Separate `netbox_*` options from a task's keyword arguments, as `delay(netbox_name=...)` passes them.
 
-    A parameter of that very name is the task's and stays.
+    An argument for a parameter of the task with that name stays.
 
     Returns:
-        `(kwargs, own)`; `kwargs` itself if there was nothing to take.
+        `(kwargs, own)`; `kwargs` itself if there are none.
     """
     if not kwargs or not any(map(is_own, kwargs)):
         return kwargs, own
     parameters = parameter_names(task)
-    rest, lifted = {}, {}
+    rest: dict[str, Any] = {}
+    lifted: dict[str, Any] = {}
     for key, value in kwargs.items():
         if is_own(key) and key not in parameters:
             lifted[key[len(OWN_PREFIX):]] = value
@@ -128,25 +138,25 @@ def lift(task, kwargs, own):
     return rest, lifted | own
 
 
-def parameter_names(task):
-    """Return the names of the parameters that a task's function takes by name; none of an unknown task."""
+def parameter_names(task: Any) -> list[str]:
+    """Return the names of the parameters that a task's function takes by name; none for an unknown task."""
     if task is None:
-        return ()
+        return []
     return [
         name for name, parameter in signature(task.run).parameters.items()
         if parameter.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
     ]
 
 
-def _user_id(user):
-    """Return the primary key of a user, given as such, as a user, or by name; `None` for somebody not signed in."""
+def _user_id(user: Any) -> Any:
+    """Return the primary key of a user, given as such, as a user, or by name; `None` for an anonymous user."""
     if isinstance(user, str):
         return get_user_model().objects.values_list('pk', flat=True).get(username=user)
     return getattr(user, 'pk', user) if user is not None else None
 
 
-def _reference(obj):
-    """Return `(object_type_id, object_id)` of a NetBox object, or of a pair `('app.model', pk)`."""
+def _reference(obj: Any) -> tuple[int | None, int | None]:
+    """Return `(object_type_id, object_id)` for a NetBox object, or for a pair `('app.model', pk)`."""
     if obj is None:
         return None, None
     if isinstance(obj, Model):
@@ -157,27 +167,51 @@ def _reference(obj):
     return ContentType.objects.get_by_natural_key(*label.lower().split('.')).pk, int(pk)
 
 
-def mark(options, tracked=True):
-    """Say in the headers of a message whether its run has a row, in the caller's own dict of options.
+def with_header(options: Options, header: Any = True) -> dict[str, Any]:
+    """Return the options of a call whose message says whether its run has a row.
 
     Args:
-        tracked: Whether it has, or what the worker has to know of it beside that: a dict.
+        options: The options; they are left as they are.
+        header: Whether it has one, or, as a dict, what else a worker has to know of the run.
     """
     headers = options.get('headers') or {}
-    if tracked is True and isinstance(headers.get(HEADER), dict):
-        return  # it says so, and more: a retry, or a row that is sent again
-    options['headers'] = {**headers, HEADER: tracked}
+    if header is True and isinstance(headers.get(HEADER), dict):
+        header = headers[HEADER]  # it says so, and more: a retry, or a row that is sent again
+    return {**options, 'headers': {**headers, HEADER: header}}
 
 
-def begun_of(header):
-    """Return how often the row of a run had begun anew when a message with this header was sent (see `engine.used`)."""
+def start_time(options: Options) -> datetime | None:
+    """Return the time before which a run must not start, as an aware `datetime`, or `None`.
+
+    Raises:
+        ValueError: It is too close to an end of the calendar.
+    """
+    if countdown := options.get('countdown'):
+        return time_after(countdown)
+    return aware(options.get('eta'))
+
+
+def with_fixed_times(options: Options) -> Options:
+    """Return the options of a call with points in time where the caller gave lengths of time."""
+    changes: dict[str, Any] = {}
+    if eta := start_time(options):
+        changes['eta'] = eta
+    if isinstance(expires := options.get('expires'), int | float):
+        changes['expires'] = time_after(expires)
+    if not changes:
+        return options
+    return {name: value for name, value in options.items() if name != 'countdown' or not eta} | changes
+
+
+def begun_of(header: Any) -> int:
+    """Return how often a row had been used again when a message with this header was sent (see `sending.used`)."""
     return header.get('begun', 0) if isinstance(header, dict) else 0
 
 
-def sent_options(options, task):
-    """Return the options that a row keeps: all that it takes to send the message again.
+def sent_options(options: Options, task: Any) -> dict[str, Any]:
+    """Return the options that a row keeps: those that are needed to send the message again.
 
-    Left out are empty ones, and those that Celery adds from the task's own attributes.
+    It leaves out empty ones, and those that Celery takes from the task's own attributes.
     """
     kept = {}
     for key, value in options.items():
@@ -187,32 +221,32 @@ def sent_options(options, task):
             continue
         if key == 'headers' and isinstance(value, dict) and not (value := without_tracing(value)):
             continue
-        # Objects of Kombu's are declared by Celery's settings: their names find them again.
+        # Celery's settings declare the queue or exchange: its name is enough to find it again.
         kept[key] = getattr(value, 'name', value) if key in ('queue', 'exchange') else value
     return kept
 
 
-def _tags(tags):
+def _tags(tags: Iterable[Any]) -> tuple[Any, ...]:
     """Return tags that are given as such, or by name or slug.
 
     Raises:
-        ValueError: There is no such tag, or only in a branch.
+        ValueError: There is no such tag, or it exists only in a branch.
     """
     in_branch = current()
     return tuple(_tag(tag) if isinstance(tag, str) else _tag(tag.name) if in_branch else tag for tag in tags)
 
 
-def _tag(name):
+def _tag(name: str) -> Any:
     from extras.models import Tag
 
-    # Runs are main's, whatever branch this is, and so are their tags
+    # Runs belong to main, whatever branch this is, and so do their tags
     found = Tag.objects.using(DEFAULT_DB_ALIAS).filter(Q(name=name) | Q(slug=name)).first()
     if found is None:
         raise ValueError(f'netbox_tags: there is no tag {name!r}')
     return found
 
 
-def tag(ids, tags):
+def tag(ids: Iterable[int], tags: Iterable[Any]) -> None:
     """Give runs their tags (`netbox_tags`).
 
     Args:

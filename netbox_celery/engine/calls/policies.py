@@ -1,19 +1,21 @@
-"""What a call may say of other runs: that they must not be at work at the same time, or not so soon again.
+"""Concurrency and deduplication policies of a call.
 
 Each of these options may stand in the decorator, on the class, or in the call:
 
     unique                      one run at a time with these arguments; a second call joins it. Needs `stale_time_limit`
-    concurrency_key             at most `limit` runs at a time that have this key; `on_conflict` says what becomes of
+    concurrency_key             at most `limit` runs at a time that have this key; `on_conflict` says what happens to
                                 a call past the limit
-    stale_time_limit            after so long a run loses its place to a new one; it is not ended for that
+    stale_time_limit            after so many seconds a run gives up its slot to a new one; it keeps running
     ignore_task_after_success   after a success, calls with the same arguments are ignored for `ignore_task_timedelta`
 
-Here a call gets its `Policy`; `netbox_celery.engine.sending.admission` goes by it.
+Here a call gets its `Policy`; `netbox_celery.engine.sending.admission` applies it.
 """
 import inspect
 import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
 from celery.exceptions import CeleryError
@@ -34,80 +36,83 @@ __all__ = (
     'has_policy',
     'policy_of',
     'seconds',
-    'take_settings',
+    'split_settings',
     'unique_key',
     'window_key',
 )
 
-#: What becomes of a call past the limit: it is the run that is under way; it waits in line; it ends as ignored; it
-#: cancels the others and waits for their end; it raises `TaskConflict`.
+#: What happens to a call past the limit: it joins the active run; it waits in line; it ends as ignored; it cancels the
+#: others and waits for their end; it raises `TaskConflict`.
 ON_CONFLICT = ('join', 'queue', 'skip', 'replace', 'fail')
 
 UNIQUE = frozenset(('unique', 'stale_time_limit', 'concurrency_key', 'limit', 'on_conflict'))
 WINDOW = frozenset(('ignore_task_after_success', 'ignore_task_timedelta'))
 SETTINGS = UNIQUE | WINDOW
 
-#: Most runs at a time under a key: a call looks at each of their places.
+#: Most runs at a time under a key: a call looks at each of their slots.
 HIGHEST_LIMIT = 10_000
 #: Longest key that its column can hold, characters.
 LONGEST_KEY = 255
-#: How the keys begin that the engine makes itself, for unique tasks and for schedules. Anybody else's key that begins
-#: so gets a mark before it, and so does one that begins with that.
+#: Prefixes of the keys that the engine makes itself, for unique tasks and for schedules. Any other key that starts with
+#: one of them gets a mark before it, and so does one that starts with the mark.
 UNIQUE_KEYS, SCHEDULE_KEYS, MARK = 'unique:', 'schedule:', '='
 
 
 class EngineKey(str):
-    """A concurrency key of the engine's own: what a caller or a task says, also in a message, is none."""
+    """A concurrency key of the engine's own. What a caller, a task or a message gives is never one."""
 
     __slots__ = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Policy:
-    """What stands between a call and its run."""
+    """When a call may run, beside other runs."""
     #: Name of the task, for messages.
     task: str
     #: Runs with this key share the limit; `None`: there is none.
     key: str | None = None
     limit: int = 1
     on_conflict: str = 'join'
-    #: Whether the task itself says that its newest run replaces earlier ones, whosever they are.
+    #: Whether the task itself says that its newest run replaces earlier ones, also those of other users.
     replaces_any: bool = False
-    #: After how long the run loses its place, seconds; `None`: never.
+    #: After how long the run gives up its slot, seconds; `None`: never.
     stale_after: float | None = None
-    #: Key of the ignore window that calls look for; `None`: they look for none.
+    #: Key of the ignore window that calls look for, or `None`.
     window: str | None = None
-    #: How long a success keeps the window open, seconds; `None`: it opens none.
+    #: How long a success keeps the window open, seconds; `None`: it does not open it.
     window_length: float | None = None
 
 
-def take_settings(options):
-    """Take the settings of policies out of the options of a call (a dict of ours), and return them."""
+def split_settings(options: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Return `(options, settings)`: the options of a call without the settings of policies, and these."""
     if SETTINGS.isdisjoint(options):
-        return {}
-    return {name: options.pop(name) for name in SETTINGS & options.keys()}
+        return options, {}
+    settings = {name: options[name] for name in SETTINGS & options.keys()}
+    return {name: value for name, value in options.items() if name not in SETTINGS}, settings
 
 
-def has_key(task):
-    """Whether a task itself says that its runs have a concurrency key."""
+def has_key(task: Any) -> bool:
+    """Whether a task itself gives its runs a concurrency key."""
     return bool(getattr(task, 'unique', False) or getattr(task, 'concurrency_key', None))
 
 
-def has_policy(task, settings=()):
-    """Whether calls of a task may have a policy; those of most have none."""
+def has_policy(task: Any, settings: Collection[str] = ()) -> bool:
+    """Whether calls of a task may have a policy; those of most tasks have none."""
     return bool(settings) or has_key(task) or bool(
         getattr(task, 'ignore_task_after_success', False) or getattr(task, 'ignore_task_timedelta', None)
     )
 
 
-def policy_of(task, args, kwargs, settings=None, branch=None):
+def policy_of(
+    task: Any, args: Any, kwargs: Any, settings: Mapping[str, Any] | None = None, branch: str | None = None
+) -> Policy | None:
     """Return the policy of a call, or `None`.
 
     Args:
         task: The task, or `None` if this process does not know it.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
-        settings: What the call itself says (see `take_settings`).
+        settings: Those that the call itself gives (see `split_settings`).
         branch: The branch of the call; by default that in which this code runs.
 
     Raises:
@@ -120,12 +125,12 @@ def policy_of(task, args, kwargs, settings=None, branch=None):
     if task is None and (unknown := settings.keys() - {'concurrency_key', 'limit', 'on_conflict', 'stale_time_limit'}):
         raise CeleryError(f'{", ".join(sorted(unknown))}: for this the task must be registered where it is called')
 
-    def setting(name, default=None):
+    def setting(name: str, default: Any = None) -> Any:
         value = settings.get(name)
         return getattr(task, name, default) if value is None else value
 
     args, kwargs = tuple(args or ()), dict(kwargs or {})
-    found = {'task': getattr(task, 'name', 'the task')}
+    found: dict[str, Any] = {'task': getattr(task, 'name', 'the task')}
     if setting('unique') or setting('concurrency_key'):
         found |= _concurrency(task, args, kwargs, setting, branch)
     after_success, length = setting('ignore_task_after_success'), setting('ignore_task_timedelta')
@@ -139,7 +144,9 @@ def policy_of(task, args, kwargs, settings=None, branch=None):
     return Policy(**found) if len(found) > 1 else None
 
 
-def _concurrency(task, args, kwargs, setting, branch):
+def _concurrency(
+    task: Any, args: tuple[Any, ...], kwargs: dict[str, Any], setting: Callable[..., Any], branch: str
+) -> dict[str, Any]:
     key, stale_after = setting('concurrency_key'), setting('stale_time_limit')
     limit, on_conflict = setting('limit', 1), setting('on_conflict', 'join')
     if setting('unique') and key:
@@ -147,8 +154,8 @@ def _concurrency(task, args, kwargs, setting, branch):
     if not key:
         if stale_after is None:
             raise CeleryError(
-                f'{task.name}: a unique task needs stale_time_limit, the time after which a run does not keep others '
-                f'from running any more'
+                f'{task.name}: a unique task needs stale_time_limit, the time after which a run no longer keeps others '
+                f'from running'
             )
         key = _apart(_of_branch(unique_key(task, args, kwargs), branch), (MARK, SCHEDULE_KEYS))
     else:
@@ -166,7 +173,7 @@ def _concurrency(task, args, kwargs, setting, branch):
     }
 
 
-def seconds(value):
+def seconds(value: Any) -> float:
     """Return a length of time, a `timedelta` or a number of seconds, in seconds.
 
     Raises:
@@ -175,12 +182,12 @@ def seconds(value):
     try:
         return check_length(value.total_seconds() if isinstance(value, timedelta) else float(value))
     except (OverflowError, TypeError, ValueError) as exc:
-        raise CeleryError(f'{value!r} is not a length of time that a policy can have: {exc}') from exc
+        raise CeleryError(f'{value!r} is not a valid length of time for a policy: {exc}') from exc
 
 
 # Keys
 
-def default_unique_key_generator(task, prefix, task_args, task_kwargs):
+def default_unique_key_generator(task: Any, prefix: str, task_args: Any, task_kwargs: Any) -> str:
     """Return the key of a call: the same for the same task and arguments, however they are passed.
 
     Args:
@@ -193,47 +200,47 @@ def default_unique_key_generator(task, prefix, task_args, task_kwargs):
     return f'{prefix}:{uuid5(NAMESPACE_OID, values)}'
 
 
-def unique_key(task, args, kwargs):
+def unique_key(task: Any, args: Any, kwargs: Any) -> str:
     """Return the key under which a unique task runs once at a time with some arguments."""
     return _generated(task, 'unique', args, kwargs)
 
 
-def window_key(task, args, kwargs, branch=None):
+def window_key(task: Any, args: Any, kwargs: Any, branch: str | None = None) -> str:
     """Return the key of the window in which a task is ignored with some arguments, in a branch (by default this one).
     """
     return _fitting(_of_branch(_generated(task, 'ignore', args, kwargs), current() if branch is None else branch))
 
 
-def _of_branch(key, branch):
-    """Return a key that is a branch's own: what has run elsewhere has done nothing there."""
+def _of_branch(key: str, branch: str) -> str:
+    """Return a key that is a branch's own: runs elsewhere have changed nothing there."""
     return f'{key}@{branch}' if branch else key
 
 
-def _generated(task, prefix, args, kwargs):
+def _generated(task: Any, prefix: str, args: Any, kwargs: Any) -> str:
     generator = getattr(task, 'unique_key_generator', None) or default_unique_key_generator
     if isinstance(generator, str):
         generator = symbol_by_name(generator)
     return str(_unbound(generator)(task, prefix, tuple(args or ()), dict(kwargs or {})))
 
 
-def _key(task, key, args, kwargs):
+def _key(task: Any, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """Return the concurrency key of a call as its column has it.
 
-    GUARANTEE: no key that a task or a caller says, or that is made of arguments, is one of the engine's own.
+    GUARANTEE: no key that a task or a caller gives, or that is made of arguments, is one of the engine's own.
     """
     if isinstance(key, EngineKey):
         return str(key)
     return _apart(_made(task, key, args, kwargs), (MARK, UNIQUE_KEYS, SCHEDULE_KEYS))
 
 
-def _apart(key, prefixes):
-    """Return a key as its column has it, with a mark before it if it begins with a prefix that is not its own."""
+def _apart(key: str, prefixes: tuple[str, ...]) -> str:
+    """Return a key as its column has it, with a mark before it if it starts with a prefix that is not its own."""
     fitting = _fitting(key)
     return _fitting(MARK + key) if fitting.startswith(prefixes) else fitting
 
 
-def _made(task, key, args, kwargs):
-    """Return a concurrency key: as given, with the call's arguments in its braces, or from a function."""
+def _made(task: Any, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Return a concurrency key: as given, with the call's arguments in place of its braces, or from a function."""
     if callable(key):
         try:
             return str(_unbound(key)(task, args, kwargs))
@@ -250,12 +257,12 @@ def _made(task, key, args, kwargs):
         raise CeleryError(f'{task.name}: concurrency_key {key!r} cannot be made of the arguments: {exc}') from exc
 
 
-def _unbound(function):
+def _unbound(function: Any) -> Any:
     """Return a function as it was written: as an attribute of a task it is a method."""
     return getattr(function, '__func__', function)
 
 
-def _bound(task, args, kwargs):
+def _bound(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a call by the names of the task's parameters, those left out with their defaults."""
     signature = inspect.signature(task.run)
     parameters = list(signature.parameters.values())[1 if getattr(task, 'takes_task_id', False) else 0:]
@@ -267,10 +274,10 @@ def _bound(task, args, kwargs):
     return dict(bound.arguments)
 
 
-def _fitting(key):
-    """Return a key that fits its column: one that is too long, or has characters that it cannot hold, by its digest."""
+def _fitting(key: str) -> str:
+    """Return a key that fits its column: with a digest, if it is too long or has characters that cannot be stored."""
     shown = clean_text(key)
     if shown == key and len(key) <= LONGEST_KEY:
         return key
-    # Of the JSON, which writes each character as ASCII: what is cleaned alike stays apart
+    # A digest of the JSON, which writes each character as ASCII: keys that look alike once cleaned stay different
     return f'{shown[:200]}:{uuid5(NAMESPACE_OID, json.dumps(key))}'

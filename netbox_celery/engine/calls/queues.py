@@ -1,11 +1,13 @@
 """Where a call goes, and whether it may go there.
 
-Code sends to any queue whose name is not reserved (`netbox_celery.queuenames`). People send to queues that somebody
-reads, or has configured: those of the settings and of tasks' decorators, those that living workers consume from, and
-those that the setting `allowed_queues` names.
+Code sends to any queue whose name is not reserved (`netbox_celery.queuenames`). People send to queues that are in use
+or configured: those of the settings and of tasks' decorators, those from which online workers consume, and those that
+the setting `allowed_queues` names.
 """
 import re
+from collections.abc import Callable
 from functools import lru_cache, partial, wraps
+from typing import Any
 
 from celery import bootsteps, signals
 from celery.app import amqp
@@ -21,6 +23,7 @@ from ..exceptions import QueueRefused
 from ..store.headers import HEADER
 from .arguments import call_text
 from .ids import wrapped_once
+from .options import Options
 
 __all__ = (
     'AMQP',
@@ -34,7 +37,7 @@ __all__ = (
     'without_delay',
 )
 
-#: What a message that RabbitMQ held back has before its routing key, and the exchanges that do so.
+#: The prefix in the routing key of a message that RabbitMQ held back, and that of the exchanges that hold it back.
 HELD_BACK = re.compile(rf'^(?:[01]\.){{{MAX_NUMBER_OF_BITS_TO_USE}}}')
 HOLDING_BACK = 'celery_delayed_'
 
@@ -42,29 +45,29 @@ HOLDING_BACK = 'celery_delayed_'
 # Reserved names
 
 @lru_cache(maxsize=1)
-def reserved_keys():
+def reserved_keys() -> tuple[str, ...]:
     return taken_keys(get_config())
 
 
-def is_reserved(name):
-    """Whether a name is one that no queue can have."""
+def is_reserved(name: str) -> bool:
+    """Whether a name is reserved: no queue can have it."""
     return bool(why_reserved(name, reserved_keys()))
 
 
-def refuse_reserved(name):
-    """Refuse a name that no queue can have.
+def refuse_reserved(name: str) -> None:
+    """Refuse a reserved name.
 
     Raises:
-        QueueRefused: It is such a one.
+        QueueRefused: The name is reserved.
     """
     if why := why_reserved(name, reserved_keys()):
-        raise QueueRefused(f'There can be no queue {name!r}: {why}')
+        raise QueueRefused(f'A queue cannot be named {name!r}: {why}')
 
 
 class Queues(amqp.Queues):
-    """The queues that a process knows: those of the settings, those that it sends to or consumes from."""
+    """The queues that a process knows: those of the settings, and those that it sends to or consumes from."""
 
-    def __setitem__(self, name, queue):
+    def __setitem__(self, name: str, queue: Any) -> None:
         refuse_reserved(queue.name)
         exchange = getattr(queue.exchange, 'name', queue.exchange)
         # It may be the default one, or one of RabbitMQ's own
@@ -76,7 +79,7 @@ class Queues(amqp.Queues):
 
 
 class AMQP(amqp.AMQP):
-    """Celery's `app.amqp`, without reserved names: also for `celery worker -Q` and `celery control add_consumer`.
+    """Celery's `app.amqp`, which refuses reserved names, also for `celery worker -Q` and `celery control add_consumer`.
 
     And a message says if a handler of `before_task_publish` has given it other arguments than its row has.
     """
@@ -84,10 +87,10 @@ class AMQP(amqp.AMQP):
     Connection = BrokerConnection = Connection
     queues_cls = Queues
 
-    def _create_task_sender(self):
+    def _create_task_sender(self) -> Callable[..., Any]:
         send, receivers = super()._create_task_sender(), signals.before_task_publish.receivers
 
-        def send_task_message(producer, name, message, **options):
+        def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> Any:
             return send(_Watching(producer, message) if receivers else producer, name, message, **options)
         return send_task_message
 
@@ -95,38 +98,41 @@ class AMQP(amqp.AMQP):
 class _Watching:
     """A producer of a message, which handlers of `before_task_publish` may change."""
 
-    def __init__(self, producer, message):
+    def __init__(self, producer: Any, message: Any) -> None:
         self._producer = producer
         self._call = _text_of(message[2])
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._producer, name)
 
-    def publish(self, body, headers=None, **options):
+    def publish(self, body: Any, headers: Any = None, **options: Any) -> Any:
         if headers and (mark := headers.get(HEADER)) and (self._call is None or _text_of(body) != self._call):
             headers[HEADER] = {**(mark if isinstance(mark, dict) else {}), 'differs': True}
         return self._producer.publish(body, headers=headers, **options)
 
 
-def _text_of(body):
+def _text_of(body: Any) -> str | None:
     return call_text(*body[:2]) if isinstance(body, tuple) else None
 
 
 class RefuseReserved(bootsteps.Step):
-    """Lets a worker refuse a reserved name that `celery control add_consumer` gives it.
+    """Lets a worker refuse a reserved name in `celery control add_consumer`.
 
-    Celery adds the queue later on, in the worker's event loop, which an error ends.
+    Celery adds the queue later, in the worker's event loop, where an error would end the worker.
     """
 
-    def __init__(self, consumer, **kwargs):
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:
         super().__init__(consumer, **kwargs)
         add_consumer = Panel.data['add_consumer']
         Panel.data['add_consumer'] = wrapped_once(add_consumer, partial(_refusing, consumer.app))
 
 
-def _refusing(app, add_consumer):
+def _refusing(app: Any, add_consumer: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(add_consumer)
-    def add_consumer_if_free(state, queue, exchange=None, exchange_type=None, routing_key=None, **options):
+    def add_consumer_if_free(
+        state: Any, queue: str, exchange: str | None = None, exchange_type: str | None = None,
+        routing_key: str | None = None, **options: Any
+    ) -> Any:
         try:
             app.amqp.Queues({}).add(
                 queue, exchange=exchange or queue, exchange_type=exchange_type or 'direct', routing_key=routing_key
@@ -139,7 +145,7 @@ def _refusing(app, add_consumer):
 
 # Where a call goes
 
-def destination(app, name, args, kwargs, options, task):
+def destination(app: Any, name: str, args: Any, kwargs: Any, options: Options, task: Any) -> str:
     """Return the name of the queue that a message goes to, or an empty string if that cannot be told.
 
     Args:
@@ -151,15 +157,15 @@ def destination(app, name, args, kwargs, options, task):
         task: The task, or `None` if this process does not know it.
 
     Raises:
-        celery.exceptions.QueueNotFound: There is no such queue, and none is to be made.
+        celery.exceptions.QueueNotFound: There is no such queue, and Celery is not to create it.
     """
     queue, exchange, routing_key = options.get('queue'), options.get('exchange'), options.get('routing_key')
     if exchange is None and routing_key is None:
         if queue:
-            return getattr(queue, 'name', queue)
+            return _name_of(queue)
         if not app.conf.task_routes:
             return app.conf.task_default_queue
-    # The router takes the queue out of what it is given
+    # The router removes the queue from the dict
     routed = app.amqp.router.route(dict(options), name, args, kwargs, task)
     queue, exchange, routing_key = routed.get('queue'), routed.get('exchange'), routed.get('routing_key')
     # As `send_task_message` of Celery's AMQP has it
@@ -169,12 +175,17 @@ def destination(app, name, args, kwargs, options, task):
     if kind == 'direct' and not (exchange and routing_key) or exchange is None:
         if queue is None:
             raise QueueRefused(f'{name}: a call that names an exchange needs a routing key, or a queue')
-        return getattr(queue, 'name', queue)
+        return _name_of(queue)
     return _bound(app, exchange, routing_key)
 
 
-def _bound(app, exchange, routing_key):
-    """Return the name of the only queue that an exchange gives messages with a routing key to, or an empty string."""
+def _name_of(named: Any) -> str:
+    """Return the name of a queue or exchange that is given as an object of Kombu's or by name."""
+    return getattr(named, 'name', named)
+
+
+def _bound(app: Any, exchange: Any, routing_key: str | None) -> str:
+    """Return the name of the only queue to which an exchange routes a routing key, or an empty string."""
     exchange, routing_key = getattr(exchange, 'name', exchange) or '', routing_key or ''
     if not exchange:
         return routing_key  # the default exchange knows each queue by its name
@@ -186,8 +197,8 @@ def _bound(app, exchange, routing_key):
     return bound.pop() if len(bound) == 1 else ''
 
 
-def _takes(queue, exchange, routing_key):
-    """Whether a queue is bound to an exchange so that it gets what has a routing key."""
+def _takes(queue: Any, exchange: str, routing_key: str) -> bool:
+    """Whether a queue is bound to an exchange so that it gets messages with a routing key."""
     bindings = [(queue.exchange, queue.routing_key)]
     bindings += [(binding.exchange, binding.routing_key) for binding in queue.bindings or ()]
     return any(
@@ -197,39 +208,39 @@ def _takes(queue, exchange, routing_key):
     )
 
 
-def _matches(kind, key, routing_key):
+def _matches(kind: str, key: str, routing_key: str) -> bool:
     if kind != 'topic':
         return key == routing_key
-    # A star is a word, a hash any number of them
+    # A star stands for a word, a hash for any number of words
     pattern = '\\.'.join({'*': r'[^.]+', '#': r'.*'}.get(word, re.escape(word)) for word in key.split('.'))
     return re.fullmatch(pattern.replace('\\..*', '(?:\\..*)?'), routing_key) is not None
 
 
-def without_delay(routing_key):
-    """Return the routing key of a message without what RabbitMQ holds it back by."""
+def without_delay(routing_key: str | None) -> str:
+    """Return the routing key of a message without the prefix by which RabbitMQ holds it back."""
     return HELD_BACK.sub('', routing_key or '')
 
 
-def delivered_to(app, delivery_info):
+def delivered_to(app: Any, delivery_info: Any) -> str:
     """Return the name of the queue that a message was delivered from, or an empty string if that cannot be told."""
     info = delivery_info or {}
     return _bound(app, info.get('exchange'), info.get('routing_key'))
 
 
-def check_call(app, name, args, kwargs, options, task):
-    """Refuse a call that leads to a reserved name, and return where it goes (see `destination`).
+def check_call(app: Any, name: str, args: Any, kwargs: Any, options: Options, task: Any) -> str:
+    """Refuse a call that would go to a reserved name, and return where it goes (see `destination`).
 
     Raises:
-        QueueRefused: It does.
-        celery.exceptions.QueueNotFound: There is no such queue, and none is to be made.
+        QueueRefused: It would, or it leads to no queue.
+        celery.exceptions.QueueNotFound: There is no such queue, and Celery is not to create it.
     """
     if queue := options.get('queue'):
-        refuse_reserved(getattr(queue, 'name', queue))
+        refuse_reserved(_name_of(queue))
     for declared in maybe_list(options.get('declare')) or ():
-        refuse_reserved(getattr(declared, 'name', declared))
+        refuse_reserved(_name_of(declared))
     found = destination(app, name, args, kwargs, options, task)
     if found:
         refuse_reserved(found)
-    elif not getattr(exchange := options.get('exchange'), 'name', exchange) and not app.conf.task_routes:
+    elif not _name_of(options.get('exchange')) and not app.conf.task_routes:
         raise QueueRefused(f'{name}: the call leads to no queue')
     return found

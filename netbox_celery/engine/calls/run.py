@@ -1,11 +1,14 @@
-"""What a worker keeps in mind of the run that it executes: `self.request.netbox_run`.
+"""What a worker knows of the run that it executes: `self.request.netbox_run`.
 
-Celery's requests belong to a thread. A body may start threads of its own, as programs do that speak to many devices at
-once: what these say is said of its run, too.
+Celery's requests belong to a thread. A body may start threads of its own, as programs do that talk to many devices at
+a time: what these log, and the progress they report, belongs to its run, too.
 """
 import threading
 import time
 from contextvars import ContextVar
+from datetime import datetime
+from typing import Any
+from uuid import UUID
 
 from ..identity import OWN_THREADS
 from ..internals import task_stack
@@ -18,11 +21,6 @@ __all__ = (
     'leave',
     'run_of',
 )
-
-#: What this process executes, by thread: names of tasks, and runs.
-_executing = {}
-#: The same for what goes on in a copy of the body's context, as `asyncio.to_thread()` does.
-_inherited = ContextVar('netbox_celery_run', default=None)
 
 
 class Run:
@@ -61,111 +59,120 @@ class Run:
         'window',
     )
 
-    def __init__(self, task_id, id=None, claims=0, attempt=1, user_id=None, request_id=None):
+    def __init__(
+        self, task_id: str, id: int | None = None, claims: int = 0, attempt: int = 1, user_id: int | None = None,
+        request_id: UUID | str | None = None,
+    ) -> None:
         self.task_id = task_id
         #: Primary key of the row.
         self.id = id
         #: Fencing token: only the holder of the latest claim may end the run.
         self.claims = claims
         self.attempt = attempt
-        #: How often the row has begun anew with a new call (see `engine.used`), and when this process got hold of it.
+        #: How often the row was used again for a new call (see `sending.used`), and when this process claimed it.
         self.begun = 0
         self.claimed_at = time.time()
         self.user_id = user_id
         self.request_id = request_id
         #: The claim was refused: the body does not run, and nothing is written.
         self.refused = False
-        #: Its end is written, or is on its way to the database.
+        #: Its end is written, or will be as soon as the database takes it.
         self.ended = False
         #: The end that the task set itself (`self.celery_result.success()` and the like), which is kept: its status,
         #: and the result or the error.
-        self.own_end = None
-        #: The body has returned: what is sent now comes after it, such as the next step of a chain.
+        self.own_end: tuple[str, Any] | None = None
+        #: The body has returned: what is sent from now on comes after it, such as the next step of a chain.
         self.returned = False
         #: This process is done with it.
         self.left = False
-        #: The task replaced itself by another one, which goes on under the same ID.
+        #: The task replaced itself with another one, which goes on under the same ID.
         self.replaced = False
         #: The message for the next attempt, or for what replaces the task, is on its way.
         self.continued = False
-        #: The arguments of its message as JSON text, which its row has, too; `None`: nobody knows, or they are long.
-        self.call = None
+        #: The arguments of its message as JSON text, which its row has, too; `None`: unknown, or too long.
+        self.call: str | None = None
         #: Its row holds what the next attempt, or what replaces the task, is called with.
         self.remembered = False
         #: The retry is recorded.
         self.retried = False
         #: The time for which `retry()` sent the next attempt.
-        self.next_eta = None
+        self.next_eta: datetime | None = None
         #: Key of its ignore window, and the windows that its success opens: seconds by key.
-        self.window = None
-        self.opens = None
+        self.window: str | None = None
+        self.opens: dict[str, float] | None = None
         #: Whether anything of it went to the recorder.
         self.recorded = False
         #: Log lines taken, and those left out over the limit.
         self.lines = 0
         self.dropped = 0
-        #: The newest progress that `update_value` has left out: the end of the run does not.
-        self.left_out = None
-        #: The answer of the last look for a cancel, and when the next one is due (monotonic seconds).
+        #: The newest progress that `update_value` has not written: the end of the run does.
+        self.left_out: Any = None
+        #: The result of the last check for a cancel, and when the next one is due (monotonic seconds).
         self.is_cancelled = False
         self.next_look = 0.0
-        #: What has been said of it in the worker's log, and is not to be said again.
-        self.told = ()
-        #: Whether code that asks Celery is not told of its end (`ignore_result`).
+        #: What the worker's log has said of it, and is not to repeat.
+        self.told: tuple[str, ...] = ()
+        #: Whether Celery does not report its end to code that asks (`ignore_result`).
         self.untold = False
         #: The handle that the author gets as `self.celery_result`.
-        self.row = None
+        self.row: Any = None
 
-    def tell_once(self, what):
-        """Return whether something is told of the run for the first time: a loop may meet it at each turn."""
+    def tell_once(self, what: str) -> bool:
+        """Return whether something is reported of the run for the first time: a loop may meet it at each turn."""
         if what in self.told:
             return False
         self.told += (what,)
         return True
 
 
-def get_run(request):
+#: What this process executes, by thread: names of tasks, and runs.
+_executing: dict[int, tuple[str, Run]] = {}
+#: The same for code that runs in a copy of the body's context, as with `asyncio.to_thread()`.
+_inherited: ContextVar[tuple[str, Run] | None] = ContextVar('netbox_celery_run', default=None)
+
+
+def get_run(request: Any) -> Run | None:
     """Return the run that belongs to a request of Celery's, or `None` if it is not tracked (or was refused)."""
     run = getattr(request, 'netbox_run', None)
     return run if run is not None and not run.refused else None
 
 
-def current_run():
-    """Return the run that this thread executes, or works for, or `None`."""
+def current_run() -> Run | None:
+    """Return the run that this thread executes, or whose body started it, or `None`."""
     task = task_stack.top
     return get_run(task.request_stack.top) if task is not None else _worked_for()
 
 
-def run_of(task):
-    """Return the run that a task's `self` means in this thread, or `None`."""
+def run_of(task: Any) -> Run | None:
+    """Return the run that a task's `self` refers to in this thread, or `None`."""
     request = task.request_stack.top
     return get_run(request) if request is not None else _worked_for(task.name)
 
 
-def enter(task, run):
+def enter(task: Any, run: Run) -> None:
     """Note that this thread executes a run of a task, until `leave(run)`."""
     _executing[threading.get_ident()] = task.name, run
     _inherited.set((task.name, run))
 
 
-def leave(run):
-    """Note that this thread is done with a run."""
+def leave(run: Run) -> None:
+    """Note that this thread has finished with a run."""
     run.left = True
     _executing.pop(threading.get_ident(), None)
     _inherited.set(None)
 
 
-def _worked_for(name=None):
-    """Return the run whose body has started this thread: the one in whose context it is, or the only one there is.
+def _worked_for(name: str | None = None) -> Run | None:
+    """Return the run whose body has started this thread: that of its context, or the only one in this process.
 
     Args:
         name: Name of the task, if it is known.
     """
-    its_name, run = _inherited.get() or (None, None)
-    if run is not None and not run.left and name in (None, its_name):
-        return run
+    inherited = _inherited.get()
+    if inherited is not None and not inherited[1].left and name in (None, inherited[0]):
+        return inherited[1]
     thread = threading.current_thread()
     if not _executing or thread is threading.main_thread() or thread.name.startswith(OWN_THREADS):
         return None
-    runs = [run for its_name, run in list(_executing.values()) if name in (None, its_name)]
+    runs = [run for task_name, run in list(_executing.values()) if name in (None, task_name)]
     return runs[0] if len(runs) == 1 else None

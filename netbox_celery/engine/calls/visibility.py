@@ -1,11 +1,12 @@
-"""Redis delivers again what was not acknowledged within its visibility timeout, an hour by default.
+"""Warnings about calls and tasks that outlast the visibility timeout of Redis, an hour by default.
 
-That is so for late-acknowledged tasks that run longer, and for whatever has an ETA further away, since a worker holds
-it until then. The claim refuses the copies, so nothing runs twice; but they are useless work, and the authors of such
-tasks should hear of it.
+Redis delivers again what was not acknowledged within that time: messages of late-acknowledged tasks that run longer,
+and those with a later ETA, since a worker holds them until then. The claim refuses the copies, so nothing runs twice;
+but they are useless work, and the authors of such tasks should know.
 """
 import logging
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from ...broker import speaks_redis
 
@@ -22,19 +23,19 @@ ADVICE = (
     "Redis will deliver its message again and again, and the copies will be refused: raise broker_transport_options"
     "['visibility_timeout']"
 )
-#: Names of tasks whose calls have been warned of: once each in a process.
-_warned = set()
+#: Names of tasks of whose calls this process has warned: once each.
+_warned: set[str] = set()
 
 
-def _visibility_timeout(app):
+def _visibility_timeout(app: Any) -> float:
     """Return the visibility timeout of the broker in seconds, or infinity where there is none."""
     if not speaks_redis(str(app.conf.broker_write_url or app.conf.broker_url)):
         return float('inf')
     return (app.conf.broker_transport_options or {}).get('visibility_timeout', DEFAULT)
 
 
-def warn_of_limits(app):
-    """Warn of tasks of a worker that acknowledge late, and may take longer than the broker waits for that."""
+def warn_of_limits(app: Any) -> None:
+    """Warn of tasks that acknowledge late, and may take longer than the broker waits for the acknowledgement."""
     timeout = _visibility_timeout(app)
     for name, task in sorted(app.tasks.items()):
         limit = task.time_limit or app.conf.task_time_limit or task.soft_time_limit or app.conf.task_soft_time_limit
@@ -45,13 +46,13 @@ def warn_of_limits(app):
             )
 
 
-def warn_of_eta(app, name, eta):
-    """Warn of a call of a task that is to be held by a worker for longer than the broker waits for it.
+def warn_of_eta(app: Any, name: str, eta: Any) -> None:
+    """Warn of a call that a worker will hold for longer than the broker waits for its acknowledgement.
 
     Args:
         app: The Celery app.
         name: Name of the task.
-        eta: An aware `datetime`, or something else, which is not looked at.
+        eta: An aware `datetime`; anything else is ignored.
     """
     if name in _warned or not isinstance(eta, datetime) or not eta.tzinfo:
         return

@@ -1,4 +1,6 @@
-"""Which tasks there are (`discovery` finds them, `registry` has them), and what people may give them.
+"""The catalogue: which tasks exist, and which arguments and queues people may give them.
 
-`checking` is about arguments, `queues` about queues, `strategies` about tasks that cannot be tracked.
+`discovery` imports the task modules, `registry` lists and describes the tasks, `checking` (with `annotations`) checks
+arguments, `queues` checks queues, `commands` names the tasks of management commands, and `strategies` finds tasks that
+cannot be tracked.
 """

@@ -1,4 +1,7 @@
-"""Arguments that people call a task with, checked against its signature as the catalogue has it."""
+"""Checks the arguments with which people call a task against its signature in the catalogue."""
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
@@ -13,21 +16,21 @@ __all__ = (
     'check_number',
 )
 
-#: Arguments, and characters of their JSON, that people can call a task with: each is checked while they wait.
+#: The most arguments, and characters of their JSON, of a call by people: each is checked while they wait.
 MAX_ARGUMENTS = 1000
 MAX_LENGTH = 1_000_000
 
 
-def check_arguments(task, args, kwargs):
-    """Check arguments against the signature of a task of the catalogue.
+def check_arguments(task: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
+    """Check arguments against the signature of a task in the catalogue.
 
     Args:
         task: The `CeleryTask`.
-        args: Positional arguments, a list.
-        kwargs: Keyword arguments, a dict.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
 
     Raises:
-        InvalidArguments: They do not fit; `errors` says what is wrong with which parameter.
+        InvalidArguments: They do not fit; `errors` has the reasons by parameter.
     """
     check_number(args, kwargs)
     given, errors = _bind(task, args, kwargs)
@@ -55,7 +58,7 @@ def check_arguments(task, args, kwargs):
 
 
 def _unwritable(args, kwargs, given):
-    """Return what cannot be sent as JSON, or is nested too deeply, by the name of its parameter."""
+    """Return an error for each parameter whose value cannot be sent as JSON, or is nested too deeply."""
     try:
         to_jsonb(args)
         to_jsonb(kwargs)
@@ -71,11 +74,11 @@ def _unwritable(args, kwargs, given):
     return errors
 
 
-def check_number(args, kwargs):
-    """Check that there are not too many arguments to be checked one by one.
+def check_number(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Check that there are not too many arguments to check them one by one.
 
     Raises:
-        InvalidArguments: There are.
+        InvalidArguments: There are too many.
     """
     given = len(args) + len(kwargs)
     if given > MAX_ARGUMENTS:
@@ -85,7 +88,7 @@ def check_number(args, kwargs):
 
 
 def _bind(task, args, kwargs):
-    """Return which parameter of a task gets which argument, a list of pairs, and what is wrong with the others."""
+    """Return `(parameter, argument)` pairs, and errors for the arguments that have no parameter."""
     errors = {}
     by_position = [p for p in task.parameters if p['kind'] in ('positional_only', 'positional_or_keyword')]
     by_name = {p['name']: p for p in task.parameters if p['kind'] in ('positional_or_keyword', 'keyword_only')}
@@ -118,7 +121,7 @@ def _bind(task, args, kwargs):
 def _wrong_type(parameter, value):
     default = parameter.get('default')
     if 'default' in parameter and type(value) is type(default) and value == default:
-        return None  # whatever the annotation says, as in `items: list = None`
+        return None  # the default is always allowed, as in `items: list = None`
     if is_allowed(parameter['annotation'], value):
         return None
     return _('must be {annotation}, not {value}').format(annotation=parameter['annotation'], value=repr(value)[:100])

@@ -1,12 +1,13 @@
-"""The task modules of plugins, imported one by one: what is wrong with one does not keep the others from work.
+"""Imports the task modules of plugins one by one, so that an error in one module does not affect the others.
 
-Celery imports the `tasks` modules of all plugins in a row, and the modules that settings name (`imports`, `include`).
-An exception in one of them ends a worker at its start, and in NetBox every call by name. Here it ends that module
-alone, and is kept: with its plugin, its error and its place (`failures`). Each process imports for itself, and may lack
-what another has. A module is tried once: what half of it has done is not done again before a restart.
+Celery imports the `tasks` modules of all plugins in sequence, and the modules in its settings (`imports`, `include`).
+With Celery alone, an exception in one of them stops a worker at its start, and makes every call by name fail in NetBox.
+Here, only that module is skipped, and its plugin, its error and its place are kept (`failures`). Each process imports
+for itself, and may lack modules that another one has. A module is tried once: what its first part has done is not
+repeated before a restart.
 
-Tasks of a module that was executed only in part are not registered, since their bodies may use what was never defined.
-Those of other modules of the plugin are.
+Tasks of a module that was executed only in part are not registered, since their bodies may use names that were never
+defined. Tasks of the plugin's other modules are registered.
 """
 import importlib
 import logging
@@ -16,6 +17,7 @@ import traceback as traceback_module
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from typing import Any
 
 from celery import signals
 from celery.loaders.app import AppLoader
@@ -43,65 +45,65 @@ logger = logging.getLogger(__name__)
 
 IMPORTLIB = os.path.dirname(importlib.__file__)
 
-#: Longest error of a failure, characters.
+#: Length of the longest error of a failure, characters.
 MOST_TEXT = 500
 
-#: What could not be imported by this process, by name of the module.
-_failures: dict = {}
-#: What is to be said in the log, by name of the module: tracebacks, as text.
-_unsaid: dict = {}
-#: Names of modules that were executed in part.
-_halves: set = set()
+#: Modules that this process could not import, by name.
+_failures: dict[str, 'Failure'] = {}
+#: Tracebacks that are not logged yet, by name of the module.
+_unlogged: dict[str, str] = {}
+#: Names of modules that were executed only in part.
+_halves: set[str | None] = set()
 
 
 @dataclass(frozen=True)
 class Failure:
     """A module whose tasks this process does not have."""
-    #: Package that it belongs to.
+    #: Package of the module.
     plugin: str
     module: str
     #: Type and text of the exception.
     error: str
-    #: File and line of the plugin's where it was raised, or from where it came.
+    #: File and line in the plugin at which the exception was raised, or through which it passed.
     place: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f'{self.module}: {self.error}' + (f' ({self.place})' if self.place else '')
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, str]:
         return asdict(self)
 
 
-def failures():
-    """Return what this process could not import, a list of `Failure`s in the order of their modules."""
+def failures() -> list[Failure]:
+    """Return the modules that this process could not import, sorted by name."""
     return [failure for __, failure in sorted(dict(_failures).items())]
 
 
-def failed_plugins():
-    """Return the packages of which this process lacks tasks, a set of names."""
+def failed_plugins() -> set[str]:
+    """Return the names of the packages of which this process lacks tasks."""
     return {failure.plugin for failure in failures()}
 
 
-def why_unregistered(name, plugin=None):
-    """Return in words why this process does not know a task, or an empty string if nothing is known of that.
+def why_unregistered(name: str, plugin: str | None = None) -> str:
+    """Return the reason why this process does not know a task, or an empty string if it is unknown.
 
     Args:
-        name: The task's name, which begins with that of its plugin by convention.
-        plugin: The package that it comes from, if that is known.
+        name: The task's name, which starts with the name of its plugin by convention.
+        plugin: The package of the task, if it is known.
     """
     plugin = plugin or package_of(name)
     return '; '.join(str(failure) for failure in failures() if failure.plugin == plugin)
 
 
-def package_of(name):
-    """Return the package that a dotted name, of a module or of a task, begins with."""
+def package_of(name: str) -> str:
+    """Return the first part of the dotted name of a module or of a task: its package."""
     return name.split(':')[0].split('.')[0]
 
 
 class Loader(AppLoader):
-    """Celery's loader, which goes on without what cannot be imported."""
+    """Celery's loader, which skips modules that cannot be imported."""
 
-    #: Whether there is no log yet to say so in: a worker, or beat, sets it up after it has imported all.
+    #: Whether logging is not set up yet: a worker or beat does that after it has imported all modules.
     is_early = False
 
     def init_worker(self):
@@ -124,7 +126,7 @@ class Loader(AppLoader):
         for receiver, response in signals.import_modules.send(sender=self.app):
             if not isinstance(response, Exception):
                 continue
-            # Celery's own sets Django up
+            # Celery's Django fixup sets Django up: that must not fail
             if getattr(receiver, '__self__', None) in fixups(self.app):
                 raise response
             with self._noting(_name_of(receiver)):
@@ -132,18 +134,18 @@ class Loader(AppLoader):
         return [module for name in self.default_modules if (module := self.import_task_module(name))]
 
     def _attempt(self, module, function, *args):
-        """Return what `function` does, which imports a module, or `None` if that fails now or has failed before."""
+        """Return what `function` returns, which imports a module; `None` if that fails now or failed before."""
         if module in _failures:
             if module not in sys.modules:
                 return None
-            del _failures[module]  # somebody has imported it since
+            del _failures[module]  # other code has imported it since
         with self._noting(module):
             return _in_savepoint(function, *args)
         return None
 
     @contextmanager
     def _noting(self, module):
-        """Go on after what is raised, and note it under the name of a module."""
+        """Catch what is raised in the block, and record it under the name of a module."""
         try:
             yield
         except KeyboardInterrupt:
@@ -156,7 +158,7 @@ class Loader(AppLoader):
 
 
 def _in_savepoint(function, *args):
-    """Call a function whose queries must not break the transaction that the caller is in, in main or in a branch."""
+    """Call a function whose queries must not break the caller's transaction, in main or in a branch."""
     found = None
     try:
         with ExitStack() as savepoints:
@@ -165,14 +167,14 @@ def _in_savepoint(function, *args):
                     savepoints.enter_context(transaction.atomic(using=alias))
             found = function(*args)
     except DatabaseError:
-        # A module that knows how to do without the database has been imported
+        # A module that handles a failed query itself was imported
         if found is None:
             raise
     return found
 
 
-def note_failure(module, exc):
-    """Note that a module could not be imported, or that it has a task that cannot be made."""
+def note_failure(module: str, exc: BaseException) -> None:
+    """Record that a module could not be imported, or that it has a task that cannot be created."""
     traceback = exc.__traceback__
     _halves.update(
         frame.f_globals.get('__name__') for frame, __ in traceback_module.walk_tb(traceback)
@@ -184,40 +186,40 @@ def note_failure(module, exc):
     _failures[module] = Failure(
         plugin=plugin, module=module, error=cut_text(clean_text(error), MOST_TEXT), place=_place(plugin, exc)
     )
-    _unsaid[module] = ''.join(traceback_module.format_exception(exc))
+    _unlogged[module] = ''.join(traceback_module.format_exception(exc))
 
 
-def log_failures():
-    """Say in the log, with tracebacks, what could not be imported and has not been said yet."""
-    while _unsaid:
-        module, traceback = _unsaid.popitem()
+def log_failures() -> None:
+    """Log the modules that could not be imported and were not logged yet, with tracebacks."""
+    while _unlogged:
+        module, traceback = _unlogged.popitem()
         logger.error(
-            'The tasks of %s are not available in this process, which goes on without them: %s\n%s',
+            'The tasks of %s are not available in this process, which continues without them: %s\n%s',
             package_of(module), _failures.get(module, module), traceback.rstrip()
         )
 
 
-def is_half(target):
+def is_half(target: object) -> bool:
     """Whether a function comes from a module that was executed only in part."""
     name = getattr(target, '__module__', None)
     return name in _halves and name not in sys.modules
 
 
-def forget_halves(app):
-    """Take tasks out of the registry whose modules were executed only in part."""
+def forget_halves(app: Any) -> None:
+    """Remove tasks from the registry whose modules were executed only in part."""
     for name, task in list(registered(app).items()):
         if is_half(task):
             registered(app).pop(name, None)
 
 
 def _name_of(receiver):
-    """Return the module of a receiver of Celery's signal `import_modules`: of the packages that a promise is to ask."""
+    """Return the module of a receiver of Celery's signal `import_modules`; for a promise, that of its callback."""
     function = next(filter(callable, getattr(receiver, 'args', None) or ()), getattr(receiver, 'fun', receiver))
     return getattr(function, '__module__', None) or type(function).__module__
 
 
 def _place(plugin, exc):
-    """Return the file and the line of a plugin that an exception came from; elsewhere if it has none in it."""
+    """Return the file and line in a plugin from which an exception came; outside of it if no frame is in the plugin."""
     if isinstance(exc, SyntaxError) and exc.filename:
         return f'{_short(exc.filename)}:{exc.lineno}'
     frames = [
@@ -234,13 +236,13 @@ def _place(plugin, exc):
 def _folder(package):
     try:
         spec = find_spec(package)
-    except Exception:  # noqa: BLE001 - what is above it is imported for that
+    except Exception:  # noqa: BLE001 - this imports parent packages, which may raise anything
         return ''
     places = spec and spec.submodule_search_locations
     return os.path.join(next(iter(places)), '') if places else ''
 
 
 def _short(filename):
-    """Return a file's name from its package on: people see it in NetBox, who need not know where that is installed."""
+    """Return a file's path from its package on: users of NetBox see it, who need not know where it is installed."""
     places = [os.path.join(place, '') for place in sys.path if place and filename.startswith(os.path.join(place, ''))]
     return filename[len(max(places, key=len)):] if places else os.path.basename(filename)

@@ -1,6 +1,7 @@
-"""The queues that people can choose: those of tasks, settings and workers, and those that `allowed_queues` adds."""
+"""The queues that people can choose: those of tasks, settings and workers, and those in `allowed_queues`."""
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 from celery.app.routes import MapRoute
 from django.utils.translation import gettext as _
@@ -16,11 +17,11 @@ __all__ = (
     'offered',
 )
 
-#: Most queues that an error names.
+#: The most queues that an error lists.
 MOST_NAMED = 20
 
 
-def offered(app):
+def offered(app: Any) -> list[str]:
     """Return the names of the queues that people can send to, sorted."""
     from ...models import CeleryTask, CeleryWorker
     from .registry import registered_tasks
@@ -30,7 +31,7 @@ def offered(app):
     names = {conf.task_default_queue, *(getattr(queue, 'name', queue) for queue in queues)}
     names.update(_routed_to(app))
     names.update(getattr(task, 'queue', None) for task in registered_tasks().values())
-    # Of tasks, and queues, that workers alone know
+    # Queues of tasks that only workers know
     of_tasks = CeleryTask.objects.filter(present=True, defaults__has_key='queue').values_list(
         'defaults__queue', flat=True
     )
@@ -42,7 +43,7 @@ def offered(app):
 
 
 def _routed_to(app):
-    """Yield the names of the queues in the setting `task_routes`, as far as it is no function."""
+    """Yield the names of the queues in the setting `task_routes`, unless it is a function."""
     for route in app.amqp.router.routes:
         if isinstance(route, MapRoute):
             for target in (*route.map.values(), *route.patterns.values()):
@@ -56,11 +57,11 @@ def _target(target):
         return target
 
 
-def check_choice(app, name):
+def check_choice(app: Any, name: str) -> None:
     """Check a queue that a person has chosen.
 
     Raises:
-        QueueRefused: Its name is reserved, or nobody has such a queue. The text tells which there are.
+        QueueRefused: Its name is reserved, or there is no such queue. The message lists the existing ones.
     """
     refuse_reserved(name)
     if any(fnmatchcase(name, pattern) for pattern in get_config().allowed_queues):
@@ -71,8 +72,8 @@ def check_choice(app, name):
         raise QueueRefused(_('There is no queue "{queue}". Queues are: {queues}.').format(queue=name, queues=shown))
 
 
-def check_repeated(app, name, options):
-    """Check where a person sends a run again that may have been sent by code.
+def check_repeated(app: Any, name: str, options: Mapping[str, Any]) -> None:
+    """Check the destination of a run that a person runs again, but that code may have sent first.
 
     Args:
         app: The Celery app.
@@ -86,7 +87,7 @@ def check_repeated(app, name, options):
     if not given:
         return
     if not all(isinstance(value, str) for value in given.values()):
-        raise QueueRefused(_('The run cannot be sent again: the row does not hold the name of its queue.'))
+        raise QueueRefused(_('The run cannot be sent again: the name of its queue is not stored.'))
     task = app.tasks.get(name)
     if found := destination(app, name, (), {}, given, task):
         check_choice(app, found)
@@ -94,4 +95,4 @@ def check_repeated(app, name, options):
     exchange = given.get('exchange')
     known = {queue.exchange.name for queue in app.amqp.queues.values()}
     if exchange not in known and exchange != getattr(task, 'exchange', None):
-        raise QueueRefused(_('The run cannot be sent again: nobody knows to which queue its exchange leads.'))
+        raise QueueRefused(_('The run cannot be sent again: the queue of its exchange is unknown.'))

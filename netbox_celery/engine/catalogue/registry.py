@@ -1,6 +1,8 @@
-"""The tasks that this process has registered, and what their code says of them."""
+"""Lists the tasks that this process has registered, and describes them from their code."""
 import inspect
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from celery.app.registry import TaskRegistry
 
@@ -19,7 +21,7 @@ __all__ = (
 )
 
 
-#: Execution options of a task that the catalogue shows, if the code sets them.
+#: Execution options of a task that the catalogue shows if the code sets them.
 DEFAULTS = (
     'queue', 'priority', 'max_retries', 'default_retry_delay', 'retry_backoff', 'rate_limit', 'time_limit',
     'soft_time_limit', 'expires', 'acks_late', 'ignore_result', 'serializer', 'compression', 'typing',
@@ -27,10 +29,10 @@ DEFAULTS = (
 
 
 class Registry(TaskRegistry):
-    """The registry of an app, which says when there is a new task: a worker has to prepare each."""
+    """The registry of an app, which reports each new task: a worker must prepare it."""
 
     #: Called with each task that is registered from now on.
-    on_register = None
+    on_register: Callable[[Any], object] | None = None
 
     def __setitem__(self, name, task):
         super().__setitem__(name, task)
@@ -38,13 +40,13 @@ class Registry(TaskRegistry):
             self.on_register(task)
 
 
-def get_task(name):
+def get_task(name: str) -> Any:
     """Return the task that this process has registered under a name, or `None`."""
     return registered_tasks().get(name)
 
 
-def registered_tasks():
-    """Return the tasks of this process by name, with those of all plugins, without Celery's own."""
+def registered_tasks() -> dict[str, Any]:
+    """Return the tasks of this process by name: those of all plugins, but not Celery's own."""
     app = get_app()
     _import_task_modules(app)
     return {name: task for name, task in app.tasks.items() if not is_internal(name)}
@@ -52,9 +54,9 @@ def registered_tasks():
 
 @cache
 def _import_task_modules(app):
-    """Import what a worker imports at its start: the `tasks` modules of all plugins, and what settings name.
+    """Import what a worker imports at its start: the `tasks` modules of all plugins, and the modules in the settings.
 
-    Celery's own way to do that sets Django up again, and resets the logging of a worker by it.
+    Celery's own function for that sets Django up again, which resets a worker's logging.
     """
     app.autodiscover_tasks(host.plugin_packages, force=True)
     for module in app.loader.default_modules:
@@ -63,8 +65,8 @@ def _import_task_modules(app):
     discovery.log_failures()
 
 
-def describe_task(task):
-    """Return the fields of a task's row that its code decides."""
+def describe_task(task: Any) -> dict[str, Any]:
+    """Return the fields of a task's row that its code determines."""
     documentation = inspect.cleandoc(task.__doc__ or '') if _has_own_docstring(task) else ''
     return {
         'plugin': (getattr(task, '__module__', '') or '').split('.')[0][:100],
@@ -86,7 +88,7 @@ def _has_own_docstring(task):
 
 
 def _set_by_code(task, name):
-    """Return an option that the decorator or class of a task sets, leaving out what Celery's settings fill in."""
+    """Return an option that the decorator or class of a task sets, but not one that comes from Celery's settings."""
     for cls in type(task).__mro__:
         if cls.__module__.startswith(('celery.', 'netbox_celery.')):
             continue
@@ -106,11 +108,11 @@ _CONFIGURED = {
 }
 
 
-def parameters(task):
+def parameters(task: Any) -> list[dict[str, Any]]:
     """Return the parameters of a task as its callers see them: without `self` and `task_id`.
 
     Each is a dict of `name`, `kind` (as `inspect.Parameter.kind`, lower-case), `annotation` (text), `required` and,
-    where the default is JSON, `default`. A task whose function takes anything can say more by its `call_signature`.
+    if the default is JSON, `default`. A task whose function takes any arguments can describe them by `call_signature`.
     """
     if signature := getattr(task, 'call_signature', None):
         return [_describe_parameter(parameter) for parameter in signature.parameters.values()]

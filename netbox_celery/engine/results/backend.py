@@ -1,32 +1,25 @@
-"""The result backend hears every end of a task before anyone can see it: so this is where the row gets its end.
+"""Writes the end of each run into its row, because Celery reports every end to the result backend first.
 
-`netbox_celery.engine.results.layers` puts these layers over whatever backend is configured. Celery calls
-`mark_as_done`, `mark_as_failure`, `mark_as_retry` and `mark_as_revoked` in a worker's child (with the request that it
-traced, which carries the claimed run) and in its parent (with a context of its own, for a lost child, a time limit, a
-revoke), also when the result is ignored. The row is written first and the result second: what can be seen has been
-recorded.
+`netbox_celery.engine.results.layers` puts these layers over the configured backend. Celery calls `mark_as_done`,
+`mark_as_failure`, `mark_as_retry` and `mark_as_revoked` in a worker's child (with the request that it traced, which
+carries the claimed run) and in its parent (with a different context, for a lost child, a time limit, a revoke), also if
+the result is ignored. The row is written before the result, so every visible result is recorded.
 """
 import logging
 import sys
 import traceback as traceback_module
+from typing import TYPE_CHECKING
 
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from celery import states
 from celery.backends.base import decompress_payload
 from celery.exceptions import (
-    ChordError,
-    MaxRetriesExceededError,
     NotRegistered,
-    QueueNotFound,
-    Reject,
     Retry,
-    TaskRevokedError,
 )
 from django.db import DatabaseError
-from kombu.exceptions import EncodeError, OperationalError
 from kombu.utils.encoding import bytes_to_str
 
-from ...choices import ResultReasonChoices as Reason
 from ...choices import ResultStatusChoices as Status
 from ...config import get_config
 from ..app import get_app
@@ -34,17 +27,20 @@ from ..calls.ids import other_spelling
 from ..calls.run import get_run
 from ..catalogue import discovery
 from ..exceptions import (
-    BodyInterrupted,
-    BranchNotReady,
-    NotHandedOver,
-    OutOfRange,
-    QueueRefused,
     RetryNotSent,
-    TaskFailed,
 )
 from ..runs import reports
+from ..runs.ending import (
+    ENDS,
+    describe,
+    end_claimed,
+    end_from_outside,
+    end_unclaimed,
+    failure_of,
+    give_back,
+    record_retry,
+)
 from ..runs.errbacks import note_errbacks
-from ..runs.outcome import finish_run, finish_unclaimed, retry_run
 from ..store import lifecycle
 from ..store.database import get_connection
 from ..store.payload import (
@@ -62,6 +58,12 @@ from ..store.payload import (
 from ..store.recorder import recorder
 from .rowresults import RowResultsMixin
 
+# `layers` combines these classes with that of a backend
+if TYPE_CHECKING:
+    from celery.backends.base import KeyValueStoreBackend
+else:
+    KeyValueStoreBackend = object
+
 __all__ = (
     'StoringMixin',
     'TrackingMixin',
@@ -72,45 +74,17 @@ logger = logging.getLogger(__name__)
 
 PLUGIN = "SELECT plugin FROM netbox_celery_celerytask WHERE name = %s AND plugin <> ''"
 
-#: What Celery says of a task that a cold shutdown took from its process (`celery.worker.request.Request.cancel`).
+#: Celery's message for a task that a cold shutdown cancelled (`celery.worker.request.Request.cancel`).
 CANCELLED_BY_CELERY = 'cancelled by Celery'
 
-REVOKE_REASONS = {
-    'revoked': Reason.REASON_CANCELLED,
-    'terminated': Reason.REASON_TERMINATED,
-    'expired': Reason.REASON_EXPIRED,
-}
-
-#: What a body raises that has a meaning of its own.
-BODY_FAILURES = (
-    (TaskFailed, Status.STATUS_FAILED, ''),
-    (BranchNotReady, Status.STATUS_FAILED, Reason.REASON_BRANCH_NOT_READY),
-    (SoftTimeLimitExceeded, Status.STATUS_ERRORED, Reason.REASON_SOFT_TIME_LIMIT),
-    (MaxRetriesExceededError, Status.STATUS_ERRORED, Reason.REASON_MAX_RETRIES),
-    (Reject, Status.STATUS_FAILED, Reason.REASON_REJECTED),
-)
-#: What Celery says of a run. Raised by a body, such as one that has asked for the result of another run, it is an error
-#: like any other.
-FAILURES = (
-    *BODY_FAILURES,
-    (TimeLimitExceeded, Status.STATUS_ERRORED, Reason.REASON_TIME_LIMIT),
-    (WorkerLostError, Status.STATUS_ERRORED, Reason.REASON_WORKER_LOST),
-    (NotRegistered, Status.STATUS_ERRORED, Reason.REASON_UNREGISTERED),
-    (NotHandedOver, Status.STATUS_ERRORED, Reason.REASON_REJECTED),
-    (ChordError, Status.STATUS_ERRORED, Reason.REASON_UPSTREAM_FAILED),
-    (TaskRevokedError, Status.STATUS_REVOKED, Reason.REASON_CANCELLED),
-)
+REVOKES = {'revoked': ENDS['revoked'], 'terminated': ENDS['terminated'], 'expired': ENDS['expired']}
 
 
-#: Why `Task.retry()` could not send the next attempt.
-UNSENT = (OperationalError, EncodeError, QueueNotFound, QueueRefused, OutOfRange)
-
-
-class TrackingMixin:
+class TrackingMixin(KeyValueStoreBackend):
     """Writes the ends of runs into their rows."""
 
     def __reduce__(self, args=(), kwargs=None):
-        # A pickled backend becomes the app's again: its class was made at run time.
+        # Unpickle as the backend of the app, because this class is created at run time
         return _app_backend, ()
 
     def mark_as_done(self, task_id, result, request=None, store_result=True, state=states.SUCCESS):
@@ -119,21 +93,21 @@ class TrackingMixin:
             columns, __ = result_columns(result, get_config().payload_length)
             if not store_result:
                 columns['exact_result'] = untold(columns.get('exact_result'))
-            finish_unclaimed(task_id, Status.STATUS_COMPLETED, in_backend=store_result, **columns)
+            end_unclaimed(task_id, ENDS['returned_unclaimed'], in_backend=store_result, **columns)
         if run is None:
             return super().mark_as_done(task_id, result, request, store_result, state)
         columns, text = result_columns(self.prepare_value(result), get_config().payload_length)
         if text is None and (store_result or request.chord):
-            # Celery decides whether this result can be stored; if not, this raises, and the task fails.
+            # Celery decides whether this result can be stored; if not, this raises, and the task fails
             self.encode(self.encode_result(result, state))
-        # The row is enough, unless the backend holds an earlier state of the task that has to be replaced.
+        # The row is enough, unless the backend holds an earlier state of the task that must be replaced
         row_is_enough = (
             store_result and text is not None and not run.ended and run.claims == 1
             and not getattr(request, 'netbox_stored', False) and other_spelling(request, task_id) is None
             and isinstance(self, RowResultsMixin) and self.can_publish(request)
         )
-        status = self._finish(
-            run, Status.STATUS_COMPLETED, in_backend=store_result and not row_is_enough, **columns
+        status = self._end_claimed(
+            run, ENDS['returned'], in_backend=store_result and not row_is_enough, **columns
         )
         if status != Status.STATUS_COMPLETED:
             return self._mark_as_ended(task_id, status, request, store_result)
@@ -148,21 +122,22 @@ class TrackingMixin:
         if call_errbacks:
             note_errbacks(self, request)
         if run is not None:
-            status, reason, error = describe_failure(_raised(exc), by_body=True)
-            its_status = self._finish(
-                run, status, reason=reason, error=error, traceback=_text(traceback),
-                exact_result=self.exception_text(exc), in_backend=store_result
+            end, error = failure_of(_raised(exc), by_body=True)
+            row_status = self._end_claimed(
+                run, end, error=error, traceback=_text(traceback), exact_result=self.exception_text(exc),
+                in_backend=store_result
             )
-            if its_status != status:
-                return self._mark_as_ended(task_id, its_status, request, store_result)
+            if row_status != end.status:
+                return self._mark_as_ended(task_id, row_status, request, store_result)
         elif _goes_back(exc, request):
-            reports.requeue_run(
-                task_id, attempt=_attempt(request), reason=Reason.REASON_TIME_LIMIT, error=describe(exc)
+            give_back(
+                task_id, ENDS['time_limit_given_back'], ENDS['time_limit'], attempt=_attempt(request),
+                error=describe(exc)
             )
         elif getattr(request, 'netbox_unclaimed', False):
-            status, reason, error = describe_failure(_raised(exc), by_body=True)
-            finish_unclaimed(
-                task_id, status, reason=reason, error=error, traceback=_text(traceback),
+            end, error = failure_of(_raised(exc), by_body=True)
+            end_unclaimed(
+                task_id, end, error=error, traceback=_text(traceback),
                 exact_result=self.exception_text(exc) if store_result else untold(None), in_backend=store_result
             )
         elif isinstance(exc, NotRegistered) and is_of_another(
@@ -170,20 +145,20 @@ class TrackingMixin:
         ):
             return None
         elif not getattr(request, 'is_eager', False):
-            status, reason, error = describe_failure(exc)
+            end, error = failure_of(exc)
             if isinstance(exc, NotRegistered) and (why := why_not_here(exc)):
                 error = cut_text(f'{error}. {why}', get_config().log_message_length)
-            row = reports.close_run(
-                task_id, status, attempt=_attempt(request), reason=reason, error=error,
+            row = end_from_outside(
+                task_id, end, attempt=_attempt(request), error=error,
                 traceback=_text(traceback or getattr(request, 'netbox_traceback', None), exc),
                 exact_result=self.exception_text(exc) if store_result else untold(None), in_backend=store_result
             )
-            its_status = reports.status_of(task_id) if row is None else None
-            if its_status == Status.STATUS_REVOKED:
-                # The body had said so before its process was lost
+            row_status = reports.status_of(task_id) if row is None else None
+            if row_status == Status.STATUS_REVOKED:
+                # The body was revoked before its process was lost
                 return self._mark_as_ended(task_id, Status.STATUS_REVOKED, request, store_result)
-            if its_status == Status.STATUS_COMPLETED and not isinstance(exc, WorkerLostError | TimeLimitExceeded):
-                # Celery came to grief over a success that it has told already, as over a result without a text
+            if row_status == Status.STATUS_COMPLETED and not isinstance(exc, WorkerLostError | TimeLimitExceeded):
+                # Celery failed after it had reported a success, for example over a result whose `repr()` raises
                 return None
         return super().mark_as_failure(
             task_id, exc, traceback=traceback, request=request, store_result=store_result,
@@ -195,22 +170,23 @@ class TrackingMixin:
         if run is not None and not run.continued:
             return self.mark_as_failure(task_id, RetryNotSent(), traceback, request, store_result)
         if run is not None:
-            row = retry_run(run, describe(exc), _text(traceback), self.exception_text(exc))
+            row = record_retry(run, describe(exc), _text(traceback), self.exception_text(exc))
             if row is None or row[1] != Status.STATUS_RETRYING:
-                # The next attempt has begun already, and its states are later than this one. Or it was cancelled.
+                # The next attempt has already started, so its states are newer than this one; or it was cancelled
                 return self._mark_as_ended(task_id, row and row[1], request, store_result)
             if isinstance(self, RowResultsMixin) and not getattr(request, 'netbox_stored', False):
-                return exc  # the row says it
+                return exc  # the row is enough
         elif isinstance(exc, Retry) and CANCELLED_BY_CELERY in str(exc):
-            # It is acknowledged, so that nobody will deliver it again.
-            reports.close_run(
-                task_id, Status.STATUS_ERRORED, attempt=_attempt(request), reason=Reason.REASON_WORKER_LOST,
+            # The message is acknowledged, so the broker will not redeliver it
+            end_from_outside(
+                task_id, ENDS['shut_down'], attempt=_attempt(request),
                 error='The worker was shut down while the task was running'
             )
         elif isinstance(exc, WorkerLostError):
-            # `retry_on_worker_lost`: the parent has sent the next attempt.
-            reports.requeue_run(
-                task_id, attempt=_attempt(request), reason=Reason.REASON_WORKER_LOST, error=describe(exc)
+            # `retry_on_worker_lost`: the parent has sent the next attempt
+            give_back(
+                task_id, ENDS['process_lost_retried'], ENDS['process_lost_too_often'], attempt=_attempt(request),
+                error=describe(exc)
             )
         return super().mark_as_retry(
             task_id, exc, traceback=traceback, request=request, store_result=store_result, state=state
@@ -219,46 +195,46 @@ class TrackingMixin:
     def mark_as_revoked(self, task_id, reason='', request=None, store_result=True, state=states.REVOKED):
         run = get_run(request)
         if run is not None and run.ended:
-            # By the body itself, in the row as well, or as soon as the database takes it
+            # By the body itself; the row has it as well, or gets it as soon as the database is available
             return super().mark_as_revoked(task_id, reason, request=request, store_result=store_result, state=state)
         if reason == 'expired' and is_of_another(task_id, getattr(request, 'task', None)):
             return None
-        # Only what was terminated was running. A copy of its message may be revoked, or expire, while it runs.
-        row = reports.close_run(
-            task_id, Status.STATUS_REVOKED, attempt=_attempt(request) if reason == 'terminated' else None,
-            reason=REVOKE_REASONS.get(reason, Reason.REASON_CANCELLED),
-            error='' if reason in REVOKE_REASONS else reason, in_backend=store_result
+        # Only a terminated task was running. While a run is running, a copy of its message may be revoked, or expire
+        row = end_from_outside(
+            task_id, REVOKES.get(reason, ENDS['revoked']),
+            attempt=_attempt(request) if reason == 'terminated' else None,
+            error='' if reason in REVOKES else reason, in_backend=store_result
         )
         if row is None and reports.status_of(task_id) == Status.STATUS_RUNNING:
             return None
         return super().mark_as_revoked(task_id, reason, request=request, store_result=store_result, state=state)
 
     def exception_text(self, exc):
-        """Return an exception as those who ask are told of it, as JSON text for a row, from which they may get it."""
+        """Return an exception as JSON text for the row, in the form in which Celery's clients get it; or `None`."""
         if exc is None or not isinstance(self, RowResultsMixin):
             return None
         try:
-            text = dumps(told := self.prepare_exception(exc))
+            text = dumps(prepared := self.prepare_exception(exc))
             if len(text) <= get_config().payload_length:
                 return text
-            return dumps({**told, 'exc_message': [describe(exc)]})
+            return dumps({**prepared, 'exc_message': [describe(exc)]})
         except SoftTimeLimitExceeded:
             raise
         except Exception:  # noqa: BLE001 - an author's exception may raise anything
             return None
 
     def _mark_as_ended(self, task_id, status, request, store_result):
-        """Tell Celery how a run has ended that did not end as its body did."""
+        """Report to Celery the end of a run whose row has another end than its body."""
         if status == Status.STATUS_REVOKED:
             return super().mark_as_revoked(task_id, 'revoked', request, store_result)
-        # Whoever ended it, or holds it now, tells Celery.
+        # The process that finished the run, or holds it now, reports to Celery
         return None
 
     def store_result(self, task_id, result, state, traceback=None, request=None, **kwargs):
         if request is not None and getattr(request, 'id', None) == task_id:
             request.netbox_stored = True
             if spelling := other_spelling(request, task_id):
-                # Who sent the message waits for a result of that name
+                # The sender of the message waits for a result under that spelling of the ID
                 super().store_result(spelling, result, state, traceback=traceback, request=request, **kwargs)
         run = get_run(request)
         if run is None or run.task_id != task_id:
@@ -268,9 +244,9 @@ class TrackingMixin:
         return super().store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
 
     def decode(self, payload):
-        """Decode what the backend holds, also of a result that only looks like one of Kombu's type markers.
+        """Decode what the backend holds, also if a result only looks like one of Kombu's type markers.
 
-        Other results are on their way to this process, too: one that cannot be read would end the wait for them.
+        A result that cannot be decoded would end this process's wait for all other results, too.
         """
         try:
             return super().decode(payload)
@@ -279,34 +255,34 @@ class TrackingMixin:
                 raise
             try:
                 return read_value(bytes_to_str(decompress_payload(payload)))
-            except Exception:  # noqa: BLE001 - it is wrong in another way, which has been said
+            except Exception:  # noqa: BLE001 - it is invalid for another reason, which the first exception names
                 raise exc from None
 
-    def _finish(self, run, status, **values):
-        """End a run of this process.
+    def _end_claimed(self, run, end, **values):
+        """Finish a run of this process.
 
         Returns:
-            Its status now: another one if it was cancelled, or is not this process's any more; `None` if another claim
-            has brought it to the same end.
+            The status in its row now: a different one if the run was cancelled, or another process holds it; `None` if
+            another claim has finished it with the same status.
         """
         if run.ended:
-            return status
-        row = finish_run(run, status, **values)
+            return end.status
+        row = end_claimed(run, end, **values)
         if row is not None:
             return row[1]
         found = lifecycle.explain(get_connection(), run.task_id)
         if found is None:
-            return status
-        its_status, *__, claims = found
-        # The same end by the same claim is this one: its answer was lost with a connection, and it was written again.
-        return its_status if claims == run.claims or its_status != status else None
+            return end.status
+        row_status, *__, claims = found
+        # The same status by the same claim is this end: the answer was lost with a connection, and it was written again
+        return row_status if claims == run.claims or row_status != end.status else None
 
 
-class StoringMixin:
-    """Stores the result of a claimed run without asking for an earlier one.
+class StoringMixin(KeyValueStoreBackend):
+    """Stores the result of a claimed run without reading an earlier one.
 
-    Celery's key-value backends fetch what they hold of a task before they write, lest a copy of a message overwrite a
-    success. The row has ruled that out, which saves a round trip for each task.
+    Celery's key-value backends read their current value before they write, so that a copy of a message cannot overwrite
+    a success. The claim rules that out already, so this saves a round trip per task.
     """
 
     def _store_result(self, task_id, result, state, traceback=None, request=None, **kwargs):
@@ -329,7 +305,7 @@ def _attempt(request):
 
 
 def _goes_back(exc, request):
-    """Whether the parent is about to give the message of a task back that ran out of time (`acks_on_timeout`)."""
+    """Whether the parent is about to requeue the message of a task that exceeded its time limit (`acks_on_timeout`)."""
     if not isinstance(exc, TimeLimitExceeded):
         return False
     task = get_app().tasks.get(getattr(request, 'task', None))
@@ -337,38 +313,38 @@ def _goes_back(exc, request):
 
 
 def why_not_here(exc):
-    """Return in words why a worker has no task of a name, or an empty string: its plugin could not be imported."""
+    """Return why a worker has no task of this name, or an empty string: its plugin may have failed to import."""
     if not discovery.failures():
         return ''
     name = str(exc.args[0]) if exc.args else ''
     try:
-        found = get_connection().execute(PLUGIN, (name,))
+        rows = get_connection().execute(PLUGIN, (name,))
     except DatabaseError:
-        found = None
-    why = discovery.why_unregistered(name, found and found[0][0])
+        rows = []
+    why = discovery.why_unregistered(name, rows[0][0] if rows else None)
     return f'This worker could not import {why}' if why else ''
 
 
 def is_of_another(task_id, name):
-    """Whether the row with the ID of a message is that of another task than the one that the message names."""
+    """Whether the row with a message's ID belongs to another task than the message."""
     try:
         call = lifecycle.call_of(get_connection(), task_id) if is_uuid(task_id) else None
     except DatabaseError:
         return False
     if not name or call is None or is_named(name, call[0]):
         return False
-    logger.warning('A message with the ID of %s[%s] is of %s, and no worker can run it', call[0], task_id, name)
+    logger.warning('A message with the ID of %s[%s] is for %s, and no worker can run it', call[0], task_id, name)
     return True
 
 
 def _raised(exc):
-    """Return what the body raised: Celery hands over a stand-in for exceptions that cannot be pickled."""
+    """Return the exception that the body raised: Celery passes a substitute for one that cannot be pickled."""
     original = sys.exception()
     return exc if original is None or isinstance(exc, RetryNotSent) or type(original) is type(exc) else original
 
 
 def _record_custom_state(run, state, meta):
-    """Let a custom state (`update_state("PROGRESS", meta={...})`) move the row's progress."""
+    """Set the row's progress from a custom state (`update_state("PROGRESS", meta={...})`)."""
     if not isinstance(meta, dict):
         return
     value, value_max = meta.get('current'), meta.get('total')
@@ -382,44 +358,8 @@ def _record_custom_state(run, state, meta):
     )
 
 
-def describe_failure(exc, by_body=False):
-    """Return `(status, reason, error)` for an exception that ended a task.
-
-    Args:
-        exc: The exception.
-        by_body: Whether it is what the body raised, and not what Celery says of the run.
-    """
-    status, reason = Status.STATUS_ERRORED, ''
-    for cls, its_status, its_reason in BODY_FAILURES if by_body else FAILURES:
-        if isinstance(exc, cls):
-            status, reason = its_status, its_reason
-            break
-    if isinstance(exc, Reject) and isinstance(exc.reason, UNSENT):
-        # `Task.retry()` could not send the next attempt.
-        status, reason = Status.STATUS_ERRORED, Reason.REASON_PUBLISH_FAILED
-    return status, reason, describe(exc)
-
-
-def describe(exc):
-    """Return an exception as a line for people: its type, unless the text alone says it, and its message."""
-    if exc is None:
-        return ''
-    try:
-        text = str(exc.reason if isinstance(exc, Reject) else exc)
-    except Exception:  # noqa: BLE001 - an author's __str__ may raise anything
-        text = '<its text could not be made>'
-    name = type(exc).__name__
-    if text == f'{name}()':
-        line = name
-    elif isinstance(exc, TaskFailed | BodyInterrupted | BranchNotReady) or text.startswith(f'{name}('):
-        line = text
-    else:
-        line = f'{name}: {text}' if text else name
-    return cut_text(line, get_config().log_message_length)
-
-
 def _text(traceback, exc=None):
-    """Return a traceback as text: the one that Celery hands over, or the exception's own."""
+    """Return a traceback as text: the one that Celery passes, or the exception's own."""
     if not traceback and getattr(exc, '__traceback__', None) is not None:
         traceback = ''.join(traceback_module.format_exception(exc))
     return cut_text(text_of(traceback or ''), get_config().payload_length)

@@ -1,5 +1,6 @@
-"""The layers that lie over the configured result backend, in one list."""
+"""The layers over the configured result backend, in one list."""
 from functools import cache
+from typing import Any
 
 from celery.backends.base import Backend, BaseKeyValueStoreBackend
 from celery.backends.redis import RedisBackend
@@ -14,18 +15,18 @@ __all__ = (
     'tracked_backend',
 )
 
-#: From the outside in: a layer, the backends of Celery's that have it, and what it adds.
-LAYERS = (
-    (TrackingMixin, Backend),  # writes the outcome of a run into its row, before anybody hears of it
-    (StoringMixin, BaseKeyValueStoreBackend),  # stores the result of a claimed run without asking for an earlier one
-    (RowResultsMixin, RedisBackend),  # finds results in rows, and tells of them without storing them
-    (ChordsMixin, RedisBackend),  # keeps what it knows of a chord where that outlives Redis
-    (UpstreamMixin, Backend),  # closes the steps that will never run, since what they depend on did not succeed
+#: From the outermost to the innermost: the layer, the backends of Celery's that get it, and what it adds.
+LAYERS: tuple[tuple[type, Any], ...] = (
+    (TrackingMixin, Backend),  # writes the end of a run into its row, before it becomes visible elsewhere
+    (StoringMixin, BaseKeyValueStoreBackend),  # stores the result of a claimed run without reading an earlier one
+    (RowResultsMixin, RedisBackend),  # finds results in rows, and publishes them without storing them
+    (ChordsMixin, RedisBackend),  # keeps the state of a chord in a message, which outlives Redis
+    (UpstreamMixin, Backend),  # closes the steps that will never run, because a run that they depend on failed
 )
 
 
 @cache
-def tracked_backend(cls):
+def tracked_backend(cls: Any) -> type:
     """Return a class of Celery's result backends with our layers over it.
 
     Args:

@@ -1,16 +1,17 @@
-"""Results from rows: Redis tells those who wait that a task is done, and need not hold the result a second time.
+"""Reads results from rows: Redis only notifies those who wait for a task, and need not store the result again.
 
-Celery's Redis backend stores each result under a key and publishes it on a channel of that name. A run that completed
-has its result in its row, for longer than Redis would keep it. So for those only the publishing is done, which halves
-what a result costs, and whoever asks later gets it from the row. A retry is told by the row alone, since what Redis
-is told of it could come after the end. Redis holds what a row cannot: states of untracked tasks and custom states,
-exceptions, results too large for a row, and results with children.
+Celery's Redis backend stores each result under a key and publishes it on a channel of the same name. The row of a
+completed run holds its result for longer than Redis would. So a success is only published, which halves the cost of a
+result, and code that asks later gets it from the row. A retry is recorded only in the row, because in Redis it could
+arrive after the end. Redis stores what a row cannot hold: the states of untracked tasks, custom states, exceptions,
+results that are too large for a row, and results with children.
 """
 import json
 import logging
 import threading
 from datetime import UTC, datetime
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from billiard.exceptions import WorkerLostError
 from celery import states
@@ -28,18 +29,24 @@ from ..store import lifecycle
 from ..store.database import UNUSABLE, execute, get_connection
 from ..store.payload import UNTOLD, is_uuid, read_value, result_of
 
+# `layers` combines this class with that of a backend
+if TYPE_CHECKING:
+    from celery.backends.redis import RedisBackend
+else:
+    RedisBackend = object
+
 __all__ = (
     'RowResultsMixin',
 )
 
 logger = logging.getLogger(__name__)
 
-TOLD = f"""
+ENDS = f"""
     SELECT task_id::text, status, reason, result::text, exact_result, error, traceback, last_updated
     FROM {lifecycle.TABLE}
     WHERE task_id = ANY(%s::uuid[]) AND (
         status = 'retrying'
-        -- What the backend holds too, and better, it may be about to get. Later on, it has lost it.
+        -- If the backend is to hold more than the row, it may get that in a moment; after a minute, it has lost it
         OR completed IS NOT NULL AND (NOT in_backend OR completed < now() - interval '1 minute')
     )
 """
@@ -54,12 +61,12 @@ STATES = {
 }
 
 
-#: What code is not told of a run whose result is ignored: Celery leaves it at `PENDING`.
+#: States that code does not see of a run with `ignore_result`: Celery reports `PENDING` instead.
 HIDDEN = (states.SUCCESS, states.FAILURE, states.RETRY)
 
 
 class _Thread(threading.local):
-    #: Whether results of the parts of a chord are put together for its body.
+    #: Whether this thread collects the results of a chord's parts for its body.
     joins = False
 
 
@@ -67,73 +74,73 @@ _thread = _Thread()
 
 
 def _exception_for(status, reason, error):
-    """Return the exception for an end that an earlier version, or somebody by SQL, has written without one."""
+    """Return an exception for an end that was written without one, by an earlier version or by SQL."""
     if status == Status.STATUS_FAILED:
         return TaskFailed(error)
     return WorkerLostError(error) if reason == Reason.REASON_WORKER_LOST else Exception(error)
 
 
 def _exception_of(text):
-    """Return the exception that a row keeps as Redis would hold it (`exception_text`), or `None`."""
-    told = read_value(text) if text and text.startswith('{') else None
-    return told if isinstance(told, dict) and 'exc_type' in told else None
+    """Return the exception in a row, in the form in which Redis would hold it (`exception_text`), or `None`."""
+    stored = read_value(text) if text and text.startswith('{') else None
+    return stored if isinstance(stored, dict) and 'exc_type' in stored else None
 
 
 def _query(ids):
     """Read rows with the caller's connection; in a worker, whose parent keeps none of Django's, with the engine's.
 
-    What cannot be read is as good as unknown: no task fails for it.
+    Rows that cannot be read count as unknown: no task must fail because of them.
     """
     try:
         if identity.key is not None:
-            return get_connection().execute(TOLD, (ids,), patience=5)
-        return execute(connection, TOLD, (ids,))
+            return get_connection().execute(ENDS, (ids,), patience=5)
+        return execute(connection, ENDS, (ids,))
     except UNUSABLE as exc:
         logger.warning('Results cannot be read from rows: %s', exc)
         return []
 
 
-# A run that was ignored has ended. With Celery alone, who waits for its result waits for ever.
+# An ignored run is finished. With Celery alone, code that waits for its result would wait forever
 states.READY_STATES |= {states.IGNORED}
 
 
-class RowResultsMixin:
+class RowResultsMixin(RedisBackend):
     """Lets a Redis backend find results in rows, and publish results without storing them."""
 
     READY_STATES = states.READY_STATES
 
     def can_publish(self, request):
-        """Whether a row holds all that Celery would store of a success: it knows nothing of children."""
+        """Whether a row holds everything that Celery would store for a success; it does not hold children."""
         return not request.children and self._is_plain
 
     @cached_property
     def _is_plain(self):
-        """Whether results are what Celery makes of them if nobody says anything else."""
+        """Whether results have Celery's default form."""
         return not self.app.conf.result_extended and not getattr(self, 'compression', None)
 
     def publish_result(self, task_id, result, request):
-        """Tell those who wait that a task was successful; its row holds the result.
+        """Publish the success of a task whose row holds the result.
 
         Args:
             task_id: ID of the run.
-            result: Its result as JSON text, which is not encoded a second time.
+            result: Its result as JSON text, which is not encoded again.
             request: The request of the run.
         """
         message = f'{json.dumps(self._meta(task_id, states.SUCCESS, request))[:-1]}, "result": {result}}}'
         self.ensure(self.client.publish, (self.get_key_for_task(task_id), message))
 
     def tell_ignored(self, task_id, request):
-        """Tell those who wait that a task was ignored, for which Celery has no end.
+        """Publish that a task was ignored, which Celery itself does not report.
 
-        A Redis that is away is not waited for, as Celery would for 20 seconds: the row tells whoever asks later.
+        If Redis is unavailable, this does not wait for it, as Celery would for 20 seconds: the row has the end.
         """
         value = self.encode(self._meta(task_id, states.IGNORED, request) | {'result': None})
         try:
-            # It may hold that the task has started
-            tell = self._set if getattr(request, 'netbox_stored', False) else self.client.publish
-            self.ensure(tell, (self.get_key_for_task(task_id), value), max_retries=1)
+            # If Redis holds an earlier state, such as `STARTED`, that must be replaced
+            report = self._set if getattr(request, 'netbox_stored', False) else self.client.publish
+            self.ensure(report, (self.get_key_for_task(task_id), value), max_retries=1)
         except self.connection_errors as exc:
-            logger.warning('Nobody could be told that task %s was ignored: %s', task_id, exc)
+            logger.warning('The end of the ignored task %s could not be published: %s', task_id, exc)
 
     @staticmethod
     def _meta(task_id, state, request):
@@ -148,7 +155,7 @@ class RowResultsMixin:
         return meta
 
     def on_chord_part_return(self, *args, **kwargs):
-        # The body gets the results of parts that ignore them
+        # The body also gets the results of parts with `ignore_result`
         _thread.joins = True
         try:
             return super().on_chord_part_return(*args, **kwargs)
@@ -169,19 +176,19 @@ class RowResultsMixin:
         return [found.get(key, value) for key, value in zip(keys, values)]
 
     def _is_last(self, key, value):
-        """Whether what Redis holds is how a task ended: of others, a row may know the end.
+        """Whether Redis holds the final state of a task. Otherwise its row may have it.
 
-        Anybody can give a task a state of his own at any time, as `AbortableAsyncResult.abort()` does.
+        Any code can set a custom state at any time, as `AbortableAsyncResult.abort()` does.
         """
         if value is None or not self.key_t(key).startswith(self.task_keyprefix):
             return value is not None
         return self.decode(value).get('status') in states.READY_STATES
 
     def _from_rows(self, values):
-        """Return what rows tell of runs that have ended or will be retried, encoded as Redis would hold it.
+        """Return the states of finished and retrying runs from their rows, encoded as Redis would hold them.
 
         Args:
-            values: What Redis holds, by key; where rows tell nothing, that stays.
+            values: What Redis holds, by key. It is returned for keys without such a row.
         """
         by_id = {
             canonical(bytes_to_str(self.key_t(key))[len(self.task_keyprefix):]): key for key in values

@@ -1,12 +1,12 @@
-"""The claim: before a body runs, one statement makes the run this process's own, or says that it must not run.
+"""The claim: before a body runs, one statement makes the run this process's own, or refuses it.
 
-Signal handlers can stop nothing (Celery swallows their exceptions), so the claim is not one: it is taken in
-`before_start`, which runs inside the tracer's `try`, and refuses by raising `Ignore`. Every task that a worker knows is
-wrapped for it, and so that its row waits for what the task replaces itself with.
+A signal handler could not stop the body (Celery swallows its exceptions), so the claim is taken in `before_start`,
+which runs inside the tracer's `try`, and refuses by raising `Ignore`. Each task that a worker knows is wrapped for it,
+and so that its row waits for what the task replaces itself with.
 """
 import logging
 import time
-from functools import update_wrapper, wraps
+from functools import partial, update_wrapper, wraps
 from inspect import getattr_static
 from types import FunctionType, MethodType
 from weakref import WeakSet
@@ -23,7 +23,7 @@ from ..calls.run import Run, enter
 from ..exceptions import IgnoredByWindow
 from ..identity import identity
 from ..sending.admission import is_window_open
-from ..sending.enqueue import is_tracked
+from ..sending.describe import is_tracked
 from ..sending.replace import making_way, opened_by
 from ..sending.rows import INSERT, foreign_row, refused_row
 from ..store import lifecycle
@@ -31,7 +31,7 @@ from ..store.branches import enter_run
 from ..store.database import UNUSABLE, get_connection, is_read_only
 from ..store.headers import HEADER
 from ..store.payload import PayloadDecoder, dumps, is_named, is_uuid
-from .outcome import finish_run
+from .ending import ENDS, end_claimed
 
 __all__ = (
     'begin',
@@ -41,17 +41,17 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-#: What was put around handlers: each is wrapped once, also if a class inherits it.
-_wrappers = WeakSet()
-#: For how long a run waits to be claimed if the database is there, and cannot be used, seconds.
+#: The wrappers of handlers: each handler is wrapped once, also if a class inherits it.
+_wrappers: WeakSet[FunctionType] = WeakSet()
+#: For how long a run waits to be claimed if the database is there but cannot be used, seconds.
 PATIENCE = 5
 
 
 def track_all_tasks(app):
-    """Let every task claim its run first, and make way for what replaces it, whatever its class and its own handlers.
+    """Wrap each task so that it claims its run before the body and hands its row over on replace.
 
-    Whether it is tracked is decided at the claim: by the message's header, else by the setting `track`. Tasks that are
-    registered later on do so as well.
+    The class of the task and its own handlers do not matter. Whether the run is tracked is decided at the claim: by the
+    message's header, else by the setting `track`. Tasks that are registered later are wrapped as well.
     """
     app.tasks.on_register = _track
     for task in list(app.tasks.values()):
@@ -62,9 +62,9 @@ def _track(task):
     for handler, wrap in (('before_start', _claiming), ('on_replace', _making_way)):
         for owner in (type(task), task):
             # A class has its own or inherits it; that of an instance hides that of its class
-            its_own = getattr_static(owner, handler) if owner is not task else vars(task).get(handler)
-            if its_own is not None and not _is_wrapper(its_own):
-                wrapper = _without_origin(wrap(_as_method(its_own, owner is task)))
+            found = getattr_static(owner, handler) if owner is not task else vars(task).get(handler)
+            if found is not None and not _is_wrapper(found):
+                wrapper = _without_origin(wrap(_as_method(found, owner is task)))
                 _wrappers.add(wrapper)
                 setattr(owner, handler, MethodType(wrapper, task) if owner is task else wrapper)
 
@@ -75,9 +75,9 @@ def _is_wrapper(handler):
 
 
 def _as_method(handler, is_bound):
-    """Return a function `f(self, ...)` that calls a handler as Python does: with its decorators, whatever it is.
+    """Return a function `f(self, ...)` that calls a handler as Python does, with its decorators.
 
-    `Task.add_around` of Celery's would leave out the decorators.
+    Celery's `Task.add_around` would leave out the decorators.
     """
     if is_bound or not hasattr(handler, '__get__'):
         def method(self, *args):
@@ -91,7 +91,7 @@ def _as_method(handler, is_bound):
 
 
 def _without_origin(wrapper):
-    """Hide what a wrapper has around it, which `Task.add_around` would otherwise put in its place."""
+    """Hide what a wrapper wraps, which `Task.add_around` would otherwise use instead of the wrapper."""
     vars(wrapper).pop('__wrapped__', None)
     return wrapper
 
@@ -101,7 +101,7 @@ def begin(task):
 
     Raises:
         celery.exceptions.Ignore: The row says that this message must not run.
-        kombu.exceptions.EncodeError: A message that came without a row has arguments that no call could have.
+        kombu.exceptions.EncodeError: A message without a row has arguments that no call could have.
     """
     request = task.request_stack.top
     if request is None or request.called_directly or request.is_eager or 'netbox_run' in request.__dict__:
@@ -146,21 +146,22 @@ def _lines_before(id):
 
 
 def _look_at_window(run, header):
-    """Go no further if the task has succeeded since the call."""
+    """Stop if the task has succeeded since the call."""
     run.window = header.get('window')
     run.opens = opened_by(header)
     if run.window and is_window_open(get_connection().execute, run.window, run.task_id):
-        raise IgnoredByWindow('Not run: it succeeded only a short time ago')
+        raise IgnoredByWindow('Not run: the task succeeded within the ignore window')
 
 
 def _claim_patiently(task, request, tracked_by_caller):
-    """Claim a run, making its row if it comes without one; a database that is away is waited for.
+    """Claim a run, and make its row if there is none; wait for a database that is away.
 
     GUARANTEE: where the database is there and takes no writes, no body runs: its row would say for ever that it waits,
     and the sweep would send it again.
 
     Returns:
-        What `lifecycle.claim` does, and what a message without a row is refused with after all, or `None`.
+        What `lifecycle.claim` does, and the exception for a message without a row whose arguments are refused, or
+        `None`.
     """
     deadline, refusal = time.monotonic() + PATIENCE, None
     while True:
@@ -171,12 +172,12 @@ def _claim_patiently(task, request, tracked_by_caller):
                 try:
                     row = foreign_row(task, request)
                 except EncodeError as exc:
-                    # The row has no more than a text of them, to which the message is not compared
+                    # The row has them only as text, with which the message is not compared
                     row, refusal, call = refused_row(task, request), exc, None
                 get_connection().execute(INSERT, row, patience=float('inf'))
                 claimed = _claim(request, call)
             if claimed is None and call and not _differs(request):
-                # Only the text was another one
+                # Only the text differed
                 claimed = _claim(request)
             return claimed, refusal
         except UNUSABLE as exc:
@@ -194,13 +195,13 @@ def _is_tracked(task, request):
 
 
 def note_call(task, request):
-    """Note what a message says before handlers of `task_prerun` get its arguments, who may change them in place."""
+    """Note the arguments of a message before handlers of `task_prerun` get them, which may change them in place."""
     if _is_tracked(task, request):
         request.netbox_call = call_text(request.args, request.kwargs)
 
 
 def _call(request, tracked_by_caller):
-    """Return the arguments of a message as JSON text to compare with the row's; `None` if that is not to be done."""
+    """Return the arguments of a message as JSON text to compare with the row's; `None`: they are not compared."""
     if isinstance(tracked_by_caller, dict) and tracked_by_caller.get('differs'):
         return None
     if 'netbox_call' not in vars(request):
@@ -217,7 +218,7 @@ def _claim(request, call=None):
 
 
 def _differs(request):
-    """Whether a message is another call than its row's, in fact and not only as text. It is not if nobody can tell."""
+    """Whether a message is another call than its row's, and not only another text. It is not if that is unknown."""
     call = lifecycle.call_of(get_connection(), request.id)
     if call is None:
         return False
@@ -253,7 +254,7 @@ def _refuse(task, request):
     if found is not None and found[0] in Status.FINISHED and not request.get(HEADER):
         task.backend.end_unknown(request, Ignore(f'its ID is that of a run that {why.removeprefix("it ")}'))
     if found is None:
-        # Nobody else tells those who wait for it
+        # No other process tells those who wait for it
         task.backend.mark_as_revoked(request.id, 'deleted', request)
     elif found[0] == Status.STATUS_REVOKED:
         # Celery may have written since that it has started, or will be retried.
@@ -262,7 +263,7 @@ def _refuse(task, request):
 
 
 def _describe(request):
-    """Return what a row says that is another call than the message with its ID."""
+    """Return in words how a row differs from the message with its ID."""
     call = lifecycle.call_of(get_connection(), request.id)
     if call is not None and not is_named(request.task, call[0]):
         return f'of {call[0]}, and the message is of {request.task}'
@@ -270,7 +271,7 @@ def _describe(request):
 
 
 def _making_way(on_replace):
-    return making_way(on_replace, finish_run)
+    return making_way(on_replace, partial(end_claimed, end=ENDS['replaced_untracked']))
 
 
 def _claiming(before_start):

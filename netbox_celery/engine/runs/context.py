@@ -1,8 +1,8 @@
 """The user and request under which a task changes NetBox objects.
 
-A run may outlive its user. What it changes from then on is nobody's: the entry in the change log has the user's name,
-as those have that were made before, and no user. A reference to one who is gone would end the body, or worse, would
-keep the entry of a change that is made from being written.
+A run may outlive its user. The change log entries that it makes from then on have the user's name, as the earlier ones
+do, and no user. A reference to a deleted user would end the body or, worse, keep the entry of a change from being
+written.
 """
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -25,7 +25,7 @@ __all__ = (
 )
 
 LOCK_USER = f'SELECT id FROM {USERS} WHERE id = %s FOR KEY SHARE'
-GONE = 'The user of this run was deleted: what it changes from now on stands in the change log without a user'
+GONE = 'The user of this run was deleted: change log entries that it makes from now on have no user'
 UNMERGED = (
     'This run has no user, and its branch has no owner: NetBox records none of its changes, and NetBox Branching does '
     'not merge them'
@@ -37,9 +37,9 @@ _current: ContextVar = ContextVar('netbox_celery_acting', default=None)
 def change_context(run):
     """Return a context manager for the body of a run.
 
-    Changes of NetBox objects in it are recorded under the user who started the run, joined by the run's request ID.
-    Without a user they are NetBox's own, as those of its housekeeping: no change log entries. In a branch there are,
-    of the branch's owner, if it has one: what has none is not merged.
+    Changes of NetBox objects in it are recorded under the user who started the run, with the run's request ID. Without
+    a user there are no change log entries, as for NetBox's own housekeeping. In a branch there are entries of the
+    branch's owner, if it has one: changes without an entry are not merged.
 
     Args:
         run: The `Run`, or `None` for a body that is not tracked.
@@ -50,7 +50,7 @@ def change_context(run):
 
 
 def _is_of_owner(run):
-    """Whether the changes of a run that nobody has started are those of its branch's owner."""
+    """Whether the changes of a run without a user are recorded under the owner of its branch."""
     if not current():
         return False
     if owner_id() is None and run.tell_once('nobody'):
@@ -82,22 +82,22 @@ def _load_user(run):
         return model.objects.get(pk=_user_id(run))
     except model.DoesNotExist:
         _tell(run)
-        # Somebody has to have made the changes: `_check_user` takes the reference out
+        # Changes need a user: `_check_user` removes the reference
         return model(pk=_user_id(run), username=f'deleted user {_user_id(run)}')
 
 
 @receiver(pre_save, sender='core.ObjectChange')
 def _check_user(instance, using=DEFAULT_DB_ALIAS, **kwargs):
-    """Leave the user out of an entry of the change log if they are gone.
+    """Leave a deleted user out of a change log entry.
 
-    GUARANTEE: the lock keeps them from being deleted until the entry is committed, with what else the body does in its
-    transaction. It is the one that the foreign key takes in any case.
+    GUARANTEE: the lock keeps the user from being deleted until the entry is committed, with everything else in the
+    transaction of the body. It is the one that the foreign key takes in any case.
     """
     run = _current.get()
     if run is None or instance.user_id is None or instance.user_id != _user_id(run):
         return
     if not execute(connections[using], LOCK_USER, (instance.user_id,)):
-        # In a branch, NetBox Branching cannot merge what nobody has done
+        # In a branch, NetBox Branching cannot merge changes without a user
         instance.user_id = owner if (owner := owner_id()) != instance.user_id else None
         _tell(run)
 

@@ -1,4 +1,4 @@
-"""Callbacks for errors (`link_error`) that Celery calls in the process of the failure: the run's log names them.
+"""Error callbacks (`link_error`) that Celery calls in the process of the failure: the run's log names them.
 
 Those that it sends to a worker are runs of their own.
 """
@@ -24,8 +24,8 @@ ID_OF = f'SELECT id, attempt FROM {lifecycle.TABLE} WHERE task_id = %s'
 def note_errbacks(backend, request):
     """Write into a failed run's log which of its `link_error` are called here; the others are runs of their own.
 
-    That is done before its end is written, as long as somebody follows the log; and not for a run that was cancelled,
-    of whose failure nobody is told.
+    That happens before its end is written, while people may follow the log; and not for a run that was cancelled, whose
+    failure is not reported.
 
     Args:
         backend: The result backend.

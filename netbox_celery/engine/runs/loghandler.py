@@ -27,13 +27,13 @@ LEVELS = (
 
 
 class RunLogHandler(logging.Handler):
-    """Hands records to the log of the run that the thread executes; outside of a run it does nothing."""
+    """Adds records to the log of the run that the thread executes; outside of a run it does nothing."""
 
     def emit(self, record):
         run = current_run()
         if run is None or getattr(record, 'netbox_celery_handled', None) is run:
             return
-        record.netbox_celery_handled = run  # a logger below another of ours: once is enough
+        record.netbox_celery_handled = run  # loggers of ours may be nested: once is enough
         try:
             level = next(level for lower, level in LEVELS if record.levelno >= lower)
             recorder.log(run, self.format(record), level=level)
@@ -42,9 +42,9 @@ class RunLogHandler(logging.Handler):
 
 
 def _logger(name):
-    """Return a logger, without taking Celery's task loggers below it away from their parent.
+    """Return a logger, and leave Celery's task loggers below it with their own parent.
 
-    A logger that is new becomes the parent of those below it, also where Celery has given them another one.
+    A new logger becomes the parent of those below it, even if Celery has given them another one.
     """
     known = [found for found in logging.Logger.manager.loggerDict.values() if isinstance(found, logging.Logger)]
     parents = {found: found.parent for found in known if found.parent is task_logger}
@@ -57,7 +57,7 @@ def _logger(name):
 
 
 class ConsoleFilter(logging.Filter):
-    """Keeps what only the logs of runs are to have, by the setting `log_level`, from the worker's own log.
+    """Keeps records that only the logs of runs should have, by the setting `log_level`, out of the worker's own log.
 
     Args:
         levels: For each logger whose level was lowered, the one that held for it before.
@@ -101,12 +101,12 @@ def install_log_handler():
                 handler.addFilter(ConsoleFilter(lowered))
 
 
-#: The levels that loggers had before they were lowered, of each time that they were.
-_before = []
+#: The levels that loggers had before they were lowered, for each time.
+_before: list[dict[logging.Logger, int]] = []
 
 
 def remove_log_handler():
-    """Undo what `install_log_handler()` has done: this process does not run tasks any more."""
+    """Undo `install_log_handler()`: this process does not run tasks any more."""
     while _before:
         for target, level in _before.pop().items():
             target.setLevel(level)

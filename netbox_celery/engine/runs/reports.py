@@ -1,14 +1,14 @@
-"""Outcomes that a process reports of runs that another one executes: a worker's parent does, of its children.
+"""How a worker's parent writes ends of runs that its children execute: without waiting for the database.
 
-The parent also moves messages, so that it does not wait for a database that is away: the thread of its heartbeat writes
-then what it could not write, and another one sends what waited in line (`netbox_celery.engine.worker.presence`).
+The parent also moves messages. If the database is away, the thread of its heartbeat later writes what the parent could
+not, and another thread sends what waited in line (`netbox_celery.engine.worker.presence`).
 """
 import logging
 from collections import deque
-from functools import partial
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
+from typing import Any
 
-from ...choices import ResultStatusChoices as Status
 from ..identity import identity
 from ..sending.admission import advance_line
 from ..store import lifecycle
@@ -16,27 +16,27 @@ from ..store.database import UNUSABLE, get_connection
 from ..store.recorder import recorder
 
 __all__ = (
+    'advance',
     'advance_next',
-    'close_run',
-    'requeue_run',
     'status_of',
     'stop_waiting',
+    'write',
     'write_deferred',
 )
 
 logger = logging.getLogger(__name__)
 
 #: Writes of the parent that wait for the database: IDs of runs, and functions to call with a connection.
-_deferred = deque()
+_deferred: deque[tuple[str, Callable[[Any], Any]]] = deque()
 #: Concurrency keys of runs that the parent has ended; `None` wakes the thread that waits for them.
-_freed: SimpleQueue = SimpleQueue()
+_freed: SimpleQueue[str | None] = SimpleQueue()
 
 
 def write_deferred(connection):
     """Write what waits for the database, in order.
 
     Raises:
-        What `UNUSABLE` names: The database cannot be used yet; what waits waits on.
+        What `UNUSABLE` names: The database cannot be used yet; what waits goes on waiting.
     """
     while _deferred:
         task_id, function = _deferred[0]
@@ -46,7 +46,7 @@ def write_deferred(connection):
             raise
         except Exception:
             # What cannot be written at all must not keep back what comes after it.
-            logger.exception('What became of task %s could not be written', task_id)
+            logger.exception('The end of task %s could not be written', task_id)
         _deferred.popleft()
 
 
@@ -74,19 +74,26 @@ def stop_waiting():
     _freed.put(None)
 
 
-def _write(task_id, function):
-    """Write for a run from a worker's parent, at once or, while the database is away, from the heartbeat thread.
+def write(task_id, function):
+    """Write for a run from a worker's parent, now or, while the database is away, from the heartbeat thread.
 
-    Order is kept: what waits goes first. The parent also moves messages, so it must not wait long; and an error in it
-    would end the worker. A child, which comes here if it could not claim a run, has no heartbeat: its recorder writes.
+    Order is kept: what waits goes first. The parent must not wait long, and an error in it would end the worker. A
+    child, which comes here if it could not claim a run, has no heartbeat: its recorder writes.
+
+    Args:
+        task_id: ID of the run.
+        function: Called with a connection.
+
+    Returns:
+        What the function returned, or `None` if it is still to be called or has failed.
     """
     if not identity.is_parent or not _deferred:
         try:
             return function(get_connection())
         except UNUSABLE as exc:
-            logger.warning('What became of task %s cannot be written yet: %s', task_id, exc)
+            logger.warning('The end of task %s cannot be written yet: %s', task_id, exc)
         except Exception:
-            logger.exception('What became of task %s could not be written', task_id)
+            logger.exception('The end of task %s could not be written', task_id)
             return None
     if not identity.is_parent:
         recorder.end_later(task_id, function)
@@ -95,65 +102,19 @@ def _write(task_id, function):
     return None
 
 
-def close_run(
-    task_id, status, *, attempt=None, reason='', error='', traceback='', exact_result=None, in_backend=False
-):
-    """End a run from outside the process that runs it: one that nobody claimed, or one that this worker holds.
+def advance(connection, key):
+    """Send what waits in line for a run that was ended.
 
-    Args:
-        attempt: The attempt that this worker holds, if it may be ended too.
-        exact_result: The exception, as Celery's result backend tells it.
-        in_backend: Whether Celery's result backend is told as well.
+    A worker's parent leaves that to its thread: a slow broker must not hold it up.
     """
-    def write(connection):
-        end = partial(
-            _finish, connection, task_id, status, reason=reason, error=error, traceback=traceback,
-            exact_result=exact_result, in_backend=in_backend
-        )
-        row = None
-        if identity.key is not None and attempt is not None:
-            row = end(holder=identity.key, attempt=attempt)
-        return row or end()
-    return _write(task_id, write)
-
-
-def _finish(connection, task_id, status, **values):
-    """End a run, and send what waited in line for that.
-
-    A worker's parent leaves the sending to its thread: a slow broker must not hold it up.
-    """
-    row = lifecycle.finish(connection, task_id, status, **values, patience=0)
-    if row is not None and row[3]:
-        if identity.is_parent:
-            _freed.put(row[3])
-        else:
-            advance_line(connection, row[3])
-    return row
-
-
-def requeue_run(task_id, *, attempt, reason='', error=''):
-    """Put a run that this worker holds back into the queue, before the broker delivers its message again.
-
-    Returns:
-        How the run ended, if the message must not go back: it was cancelled, or has been given back too often.
-    """
-    def write(connection):
-        row = lifecycle.requeue(
-            connection, task_id, by='holder', holder=identity.key, attempt=attempt, reason=reason, error=error,
-            patience=0
-        )
-        if row is not None:
-            return row[1] if row[1] != Status.STATUS_PENDING else None
-        row = _finish(
-            connection, task_id, Status.STATUS_ERRORED, holder=identity.key, attempt=attempt, reason=reason,
-            error=f'{error}. It is not run again after {lifecycle.MOST_LOSSES} times'
-        )
-        return row and row[1]
-    return _write(task_id, write)
+    if identity.is_parent:
+        _freed.put(key)
+    else:
+        advance_line(connection, key)
 
 
 def status_of(task_id):
-    """Return the status of a run, as far as can be told at once; `None` if it cannot, or there is none."""
+    """Return the status of a run; `None` if there is none, or the database does not tell now."""
     try:
         found = lifecycle.explain(get_connection(), task_id)
     except UNUSABLE:

@@ -1,6 +1,7 @@
-"""`self.celery_result`: the row of the current run, as its task sees and changes it."""
+"""`self.celery_result`: the row of the current run, as its task reads and changes it."""
 import logging
 import time
+from typing import Any
 from uuid import UUID
 
 from celery.app.task import get_actual_ignore_result
@@ -17,37 +18,37 @@ from ..store import lifecycle
 from ..store.database import UNAVAILABLE, UNUSABLE, get_connection
 from ..store.payload import cut_text, dumps, result_columns, text_of, whole_number
 from ..store.recorder import recorder
-from .outcome import finish_run
+from .ending import ENDS, end_claimed
 
 __all__ = (
     'TrackedResult',
     'look_for_cancel',
-    'tell_own_end',
+    'report_own_end',
 )
 
 logger = logging.getLogger(__name__)
 
-#: How long an answer of `look_for_cancel()` holds, seconds: a tight loop may ask at every turn.
+#: For how long an answer of `look_for_cancel()` is used, seconds: a tight loop may ask at every turn.
 CANCEL_CHECK_INTERVAL = 0.5
 
 
 class TrackedResult:
     """The row of the run that is being executed.
 
-    Reads are those of the `CeleryResult`, loaded at the first of them, and at the first after `refresh_from_db()`. That
-    is a query of the task's own, which raises as its others do if the database is away; what was read before
-    `refresh_from_db()` holds then. `pk`, `id` and `task_id` need no query. Writes go through the recorder, which others
-    see within half a second, also while the task's transaction is open; they raise nothing.
+    Attributes are those of the `CeleryResult`, which is loaded when one is first read, and again after
+    `refresh_from_db()`. That query is part of the task, and raises as its others do if the database is away; after
+    `refresh_from_db()` it then keeps what it had. `pk`, `id` and `task_id` need no query. Writes go through the
+    recorder: others see them within half a second, also while the task's transaction is open, and they raise nothing.
     """
 
     def __init__(self, run):
         self._run = run
         self._row = None
         self._is_old = False
-        self._written = (float('-inf'), None)
+        self._written: tuple[float, int | None] = (float('-inf'), None)
 
-    def __getattr__(self, name):
-        # A copy, and what is unpickled, is asked for methods of its own before it has any attribute
+    def __getattr__(self, name: str) -> Any:
+        # Python looks up methods of a copy, or of an unpickled object, before that has any attribute
         if '_run' not in vars(self) or name.startswith('__') and name.endswith('__'):
             raise AttributeError(f'{type(self).__name__!r} object has no attribute {name!r}')
         return getattr(self.row, name)
@@ -59,24 +60,24 @@ class TrackedResult:
         return type(self)(self._run)
 
     def __reduce__(self):
-        # What it is elsewhere is a row as any other
+        # In another process it is a row like any other
         return _load_row, (self._run.id,)
 
     def __repr__(self):
         return f'<TrackedResult: {self._run.task_id}>'
 
     @property
-    def pk(self):
+    def pk(self) -> int:
         return self._run.id
 
     id = pk
 
     @property
-    def task_id(self):
+    def task_id(self) -> UUID:
         return UUID(self._run.task_id)
 
     @property
-    def row(self):
+    def row(self) -> Any:
         """The `CeleryResult`."""
         if self._row is None or self._is_old:
             recorder.flush(self._run, timeout=1)
@@ -103,18 +104,20 @@ class TrackedResult:
             connection.close_if_unusable_or_obsolete()
             return get(pk=self._run.id)
 
-    def refresh_from_db(self):
-        """Read anew at the next read."""
+    def refresh_from_db(self) -> None:
+        """Load the row again when an attribute is next read."""
         self._is_old = True
 
-    def update(self, *, value=None, value_max=None, step=None, data=None):
+    def update(
+        self, *, value: float | None = None, value_max: float | None = None, step: str | None = None, data: Any = None
+    ) -> None:
         """Set the progress, the step or the task's own data.
 
         Args:
-            value: How far the task is, a whole number; what is none is left out.
-            value_max: Where it ends, likewise.
+            value: Progress of the task, a whole number; anything else is ignored.
+            value_max: The value at which it is done, likewise.
             step: What it is doing, in a few words.
-            data: Data of its own that JSON can hold; it replaces the earlier data.
+            data: Data of the task that JSON can hold; they replace the earlier data.
 
         Raises:
             kombu.exceptions.EncodeError: JSON cannot hold the data (a `TypeError`, too), or it is nested too deeply.
@@ -127,23 +130,25 @@ class TrackedResult:
                 if new is not None:
                     setattr(self._row, name, new)
 
-    def increment_value(self, n=1):
+    def increment_value(self, n: float = 1) -> None:
         """Add `n` to the progress."""
         recorder.progress(self._run, value=n, increment=True)
         if self._row is not None:
             self._row.value = (self._row.value or 0) + (whole_number(n) or 0)
 
-    def update_value(self, value, value_step=None, rate_limit=None):
-        """Set the progress, but not at every call of a tight loop. What is left out last, the end of the run writes.
+    def update_value(
+        self, value: float, value_step: float | None = None, rate_limit: float | None = None
+    ) -> None:
+        """Set the progress, but not at every call of a tight loop. The end of the run writes the last value.
 
         Args:
-            value: How far the task is.
-            value_step: Write only if it is this much further than at the last write.
-            rate_limit: Write at most so often, in seconds between two writes.
+            value: Progress of the task.
+            value_step: Write only if the value has changed by this much since the last write.
+            rate_limit: Shortest time between two writes, seconds.
         """
         when, last = self._written
         now = time.monotonic()
-        # What is no number `update` leaves out
+        # `update` ignores what is not a number
         if (number := whole_number(value)) is not None:
             if (
                 value_step is not None and last is not None and abs(number - last) < value_step
@@ -154,9 +159,9 @@ class TrackedResult:
             self._written = (now, number)
         self.update(value=value)
 
-    # Ends that the task sets itself; they are kept, whatever comes after
+    # Ends that the task sets itself; the first one is kept
 
-    def success(self, value=None):
+    def success(self, value: Any = None) -> None:
         """End the run as completed.
 
         Args:
@@ -171,32 +176,31 @@ class TrackedResult:
                 dumps(value)
             except (TypeError, ValueError) as exc:
                 raise NotJSON(f'The result cannot be stored as JSON ({exc})') from exc
-        self._end(Status.STATUS_COMPLETED, value, **columns)
+        self._end(ENDS['set_success'], value, **columns)
 
-    def error(self, error='', traceback=''):
+    def error(self, error: object = '', traceback: object = '') -> None:
         """End the run as failed.
 
         Args:
             error: What went wrong, a text or an exception.
             traceback: Where, a text.
         """
-        said, where = _line(error), cut_text(text_of(traceback), get_config().payload_length)
-        self._end(Status.STATUS_FAILED, said, error=said, traceback=where, exact_result=_told(TaskFailed(said)))
+        text, where = _line(error), cut_text(text_of(traceback), get_config().payload_length)
+        self._end(ENDS['set_error'], text, error=text, traceback=where, exact_result=_exception_text(TaskFailed(text)))
 
-    def canceled(self, error=''):
+    def canceled(self, error: object = '') -> None:
         """End the run as revoked: the task was asked to stop and did.
 
         Args:
-            error: What is to be said about it.
+            error: Why, a text.
         """
-        said = _line(error)
-        told = _told(TaskRevokedError(said))
-        self._end(Status.STATUS_REVOKED, said, reason='cancelled', error=said, exact_result=told)
+        text = _line(error)
+        self._end(ENDS['set_canceled'], text, error=text, exact_result=_exception_text(TaskRevokedError(text)))
 
-    def _end(self, status, said, **values):
-        row = finish_run(self._run, status, **values)
+    def _end(self, end, outcome, **values):
+        row = end_claimed(self._run, end, **values)
         if row is not None:
-            self._run.own_end = row[1], said  # another one if somebody has cancelled it
+            self._run.own_end = row[1], outcome  # the status differs if the run was cancelled
         self._row = None
 
 
@@ -216,8 +220,8 @@ def _stores_results():
     )
 
 
-def _told(exc):
-    """Return an exception as the row tells those who ask before Celery does (`TrackingMixin.exception_text`)."""
+def _exception_text(exc):
+    """Return an exception as the row has it for code that asks before Celery tells (`TrackingMixin.exception_text`)."""
     return get_app().backend.exception_text(exc)
 
 
@@ -226,45 +230,47 @@ def _line(error):
 
 
 def look_for_cancel(run):
-    """Return whether somebody asked to cancel a run, as far as is known: no task fails for a look that cannot be had.
+    """Return whether a run was cancelled, as far as is known: no task fails because that cannot be checked.
 
     Args:
         run: The `Run`.
     """
-    begun = time.monotonic()
-    if run.is_cancelled or begun < run.next_look:
+    started = time.monotonic()
+    if run.is_cancelled or started < run.next_look:
         return run.is_cancelled
     pause = CANCEL_CHECK_INTERVAL
     try:
         run.is_cancelled = lifecycle.is_cancelled(get_connection(), run.id, patience=0)
     except UNUSABLE as exc:
-        # To find that a server does not answer may take long: a loop shall not spend its time on that
-        pause = max(pause, 10 * (time.monotonic() - begun))
+        # It may take long to find that a server does not answer: a loop must not spend its time on that
+        pause = max(pause, 10 * (time.monotonic() - started))
         if run.tell_once('cancel'):
             logger.warning('Task %s cannot see whether it was cancelled, and goes on: %s', run.task_id, exc)
     run.next_look = time.monotonic() + pause
     return run.is_cancelled
 
 
-def tell_own_end(task, request, status, said):
-    """Let Celery know of the end that a body has set itself, which the row keeps.
+def report_own_end(task, request, status, outcome):
+    """Report the end that a body has set itself, and that the row has, to Celery.
 
     Args:
         task: The task.
         request: Its current request.
         status: The end, a status of the row.
-        said: The result, or the error, that the body gave.
+        outcome: The result, or the error, that the body gave.
 
     Returns:
         The result, if the run is completed.
 
     Raises:
         TaskFailed: It failed.
-        celery.exceptions.Ignore: It was revoked, which the result backend has been told.
+        celery.exceptions.Ignore: It was revoked, which the result backend knows.
     """
     if status == Status.STATUS_COMPLETED:
-        return said
+        return outcome
     if status == Status.STATUS_FAILED:
-        raise TaskFailed(said)
-    task.backend.mark_as_revoked(request.id, said, request, store_result=not get_actual_ignore_result(task, request))
-    raise Ignore(said)
+        raise TaskFailed(outcome)
+    task.backend.mark_as_revoked(
+        request.id, outcome, request, store_result=not get_actual_ignore_result(task, request)
+    )
+    raise Ignore(outcome)

@@ -1,4 +1,4 @@
-"""Schedules: when they are due (`due`), what happens then (`firing`), which beat sends (`leader`), what declares them.
+"""Schedules: when they are due (`due`), what happens then (`firing`), and which beat sends (`leader`).
 
-`sync` writes which tasks and schedules a process has.
+`sources` reads the schedules of settings and code; `sync` writes which tasks and schedules a process has.
 """

@@ -1,14 +1,16 @@
 """When a schedule is due: pure functions from a time to times, without a database and without a clock.
 
-Celery reckons crontabs (month ends, leap years, ranges); what becomes of them when the clocks change is decided here,
-as cron has it: a time that does not exist on that day is due as much later as the clocks jump; one that exists twice
-is due once, the first time. A crontab for each hour goes by the hours that there are, so it is due in both of them.
+Celery evaluates crontabs (month ends, leap years, ranges). Clock changes are handled here, as cron does it: a time that
+does not exist on that day is due later, by as much as the clocks jump; a time that exists twice is due once, the first
+time. A crontab for every hour follows the real hours, so it is due in both of them.
 """
 import re
 from calendar import monthrange
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 from celery.schedules import ParseException, crontab
@@ -21,6 +23,9 @@ from django.utils.translation import gettext as _
 
 from ...choices import ScheduleKindChoices as Kind
 from ..store.times import LATEST, MAX_SECONDS
+
+if TYPE_CHECKING:
+    from ...models import CelerySchedule
 
 __all__ = (
     'describe',
@@ -35,95 +40,101 @@ __all__ = (
 TICK = timedelta(microseconds=1)
 MINUTE = timedelta(minutes=1)
 DAY = timedelta(days=1)
-#: Clocks jump by a day at the most.
+#: Clocks jump by a day at most.
 MARGIN = 2 * DAY
 
-#: The five fields, and what reads a name in one of them.
+#: The five fields in order: what messages call them, Celery's name, and the function that parses names in them.
 FIELDS = (
-    ('minute', None), ('hour', None), ('day of the month', None), ('month', yearmonth), ('day of the week', weekday),
+    ('minute', 'minute', None), ('hour', 'hour', None), ('day of month', 'day_of_month', None),
+    ('month', 'month_of_year', yearmonth), ('day of week', 'day_of_week', weekday),
 )
-#: An item of a field: `*` and `mon-fri`, each with `/2` or without, and `5`.
+#: An item of a field: `*` and `mon-fri`, each with or without `/2`, and `5`.
 ITEM = re.compile(r'(\*|[0-9A-Za-z]+-[0-9A-Za-z]+)(/[0-9]+)?|[0-9A-Za-z]+')
 NAME = re.compile(r'[A-Za-z]+')
 
 
 @lru_cache(maxsize=1024)
-def parse_crontab(text):
-    """Return the `celery.schedules.crontab` that five fields of text stand for.
+def parse_crontab(text: str) -> crontab:
+    """Return the `celery.schedules.crontab` of a text with five fields.
 
     Raises:
-        ValueError: The text is no crontab; the message says which field is wrong.
+        ValueError: The text is not a valid crontab; the message names the wrong field.
     """
     fields = text.split()
     if len(fields) != len(FIELDS):
         raise ValueError(_(
-            'A crontab has five fields: minute, hour, day of the month, month, day of the week; not {count}'
+            'A crontab has 5 fields (minute, hour, day of month, month, day of week), not {count}'
         ).format(count=len(fields)))
-    for field, (name, read) in zip(fields, FIELDS):
+    for field, (name, argument, read) in zip(fields, FIELDS):
         for item in field.split(','):
             if not ITEM.fullmatch(item):
-                raise ValueError(_('{item!r} is no {field}').format(item=item, field=name))
+                raise ValueError(_('"{item}" is not a valid {field}').format(item=item, field=name))
             for word in NAME.findall(item):
                 try:
                     read(word)
                 except (KeyError, TypeError):
-                    raise ValueError(_('{item!r} is no {field}').format(item=word, field=name)) from None
-    minute, hour, day_of_month, month, day_of_week = fields
+                    raise ValueError(_('"{item}" is not a valid {field}').format(item=word, field=name)) from None
+            try:
+                crontab(**{argument: item})
+            except (ParseException, ValueError) as exc:
+                raise ValueError(_('"{item}" is not a valid {field}').format(item=item, field=name)) from exc
+    never = _('The crontab "{crontab}" never matches: there is no such day').format(crontab=text)
     try:
-        cron = crontab(minute, hour, day_of_week, day_of_month, month)
-    except (ParseException, ValueError) as exc:
-        raise ValueError(_('{crontab!r} is no crontab: {error}').format(crontab=text, error=exc)) from exc
+        cron = crontab(**{argument: field for field, (__, argument, __) in zip(fields, FIELDS)})
+    except ValueError as exc:
+        raise ValueError(never) from exc
     if not _has_day(cron):
-        raise ValueError(_('{crontab!r} is never due').format(crontab=text))
-    cron.tz, cron.nowfun = UTC, lambda: datetime.now(UTC)  # or it would ask the current Celery app for both
+        raise ValueError(never)
+    cron.tz, cron.nowfun = UTC, lambda: datetime.now(UTC)  # otherwise it asks the current Celery app for both
     return cron
 
 
 def _has_day(cron):
-    """Whether there is a day that a crontab's fields allow: a 29th of February falls on each weekday in 28 years."""
+    """Whether any day matches a crontab: within 28 years, February 29 falls on every day of the week."""
     return any(
         day <= monthrange(year, month)[1] and datetime(year, month, day).isoweekday() % 7 in cron.day_of_week
         for year in range(2000, 2028) for month in cron.month_of_year for day in cron.day_of_month
     )
 
 
-def parse_timezone(name):
+def parse_timezone(name: str) -> ZoneInfo:
     """Return the `ZoneInfo` of a name such as `Europe/Berlin`.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no such time zone.
     """
     try:
         return ZoneInfo(name)
     except (KeyError, OSError, ValueError) as exc:
-        raise ValueError(_('There is no time zone {name!r}').format(name=name)) from exc
+        raise ValueError(_('"{name}" is not a valid time zone').format(name=name)) from exc
 
 
-def parse_interval(seconds):
+def parse_interval(seconds: float | None) -> timedelta:
     """Return the `timedelta` of an interval.
 
     Raises:
-        ValueError: It is none, or longer than a lifetime.
+        ValueError: It is not longer than 0 seconds, or longer than a hundred years.
     """
     if not seconds or not 0 < seconds <= MAX_SECONDS:
-        raise ValueError(_('An interval must be longer than 0 seconds, and not longer than a hundred years'))
+        raise ValueError(_('An interval must be longer than 0 seconds and at most a hundred years'))
     return max(timedelta(seconds=seconds), TICK)
 
 
-def next_due(schedule, after):
-    """Return the first time after another one at which a schedule is due, or `None` if there is none.
+def next_due(schedule: 'CelerySchedule', after: datetime) -> datetime | None:
+    """Return the first time after `after` at which a schedule is due, or `None` if there is none.
 
-    An interval with a start is due there and each interval later; one without, an interval after `after`.
+    An interval with a start is due at the start and after each interval from there; without a start, one interval after
+    `after`.
 
     Args:
         schedule: A `CelerySchedule`, saved or not.
-        after: An aware `datetime`; what is due at that very time is not meant.
+        after: An aware `datetime`, itself excluded.
 
     Returns:
         An aware `datetime` in UTC.
 
     Raises:
-        ValueError: The crontab, the time zone or the interval is wrong.
+        ValueError: The crontab, the time zone or the interval is not valid.
     """
     try:
         due = _next(schedule, after)
@@ -131,7 +142,7 @@ def next_due(schedule, after):
             return None
         return due.astimezone(UTC)
     except (OverflowError, RuntimeError):
-        return None  # the calendar ends with the year 9999; of a crontab Celery says so with a RuntimeError
+        return None  # the calendar ends with the year 9999; for a crontab Celery raises a RuntimeError
 
 
 def _next(schedule, after):
@@ -144,28 +155,32 @@ def _next(schedule, after):
     return _next_crontab(parse_crontab(schedule.crontab), parse_timezone(schedule.timezone), after)
 
 
-def due_times(schedule, after, until=None):
-    """Yield the times at which a schedule is due after `after`, up to and including `until` (without: for ever).
+def due_times(schedule: 'CelerySchedule', after: datetime, until: datetime | None = None) -> Iterator[datetime]:
+    """Yield the times at which a schedule is due after `after`, up to and including `until`, or without an end.
 
     Args:
         schedule, after: As for `next_due`.
         until: An aware `datetime`.
     """
-    while (after := next_due(schedule, after)) is not None and (until is None or after <= until):
-        yield after
+    due = next_due(schedule, after)
+    while due is not None and (until is None or due <= until):
+        yield due
+        due = next_due(schedule, due)
 
 
-def last_due(schedule, first, until, count=1):
-    """Return the last times at which a schedule was due, and the one that comes next.
+def last_due(
+    schedule: 'CelerySchedule', first: datetime, until: datetime, count: int = 1
+) -> tuple[list[datetime], datetime | None]:
+    """Return the last times at which a schedule was due, and the next one.
 
-    Takes no longer for a year than for a day: beat may have been down for that. What was due is looked for from the
-    end, day by day, and days on which nothing can be due cost next to nothing.
+    This takes no longer for a year than for a day: beat may have been down for that long. The search goes back from the
+    end, day by day, and days on which the schedule cannot be due cost almost nothing.
 
     Args:
         schedule: As for `next_due`.
         first: A time at which it was due, such as its `next_run`.
-        until: Not later than this: now, usually.
-        count: How many at the most.
+        until: Upper limit of the times, usually now.
+        count: Maximum number of times.
 
     Returns:
         A list of aware `datetime`s from `first` to `until`, the latest one last, and the first one after `until`, or
@@ -177,11 +192,11 @@ def last_due(schedule, first, until, count=1):
         return _last_interval(schedule, first, until, count)
     following = next_due(schedule, first)
     if following is None or following > until:
-        return [first], following  # nearly always
+        return [first], following  # the usual case
     earliest = max(first, schedule.start) if schedule.start else first
     latest = min(until, schedule.end) if schedule.end else until
     cron, zone = parse_crontab(schedule.crontab), parse_timezone(schedule.timezone)
-    # Its times may be others by now than when `first` was reckoned
+    # The schedule may have other times now than when `first` was calculated
     return _last_crontab(cron, zone, earliest, latest, count) or [first], next_due(schedule, until)
 
 
@@ -213,7 +228,7 @@ def _next_crontab(cron, zone, after):
     each_hour = len(cron.hour) == 24
     if each_hour and (due := _next_in_repeated_hour(cron, zone, after)):
         return due
-    # A time which the clocks have just jumped over is still to come: so begin where they stood before
+    # A time that the clocks have just skipped is still to come, so start from the earlier offset
     offset = min(local.utcoffset(), (after - DAY).astimezone(zone).utcoffset())
     walls = _wall_times(cron, after.astimezone(UTC).replace(tzinfo=None) + offset)
     skipped = None
@@ -229,7 +244,8 @@ def _next_crontab(cron, zone, after):
 
 def _last_crontab(cron, zone, first, until, count):
     """Return the last times from `first` to `until` at which a crontab is due, the latest one last."""
-    found, last_day = set(), None
+    found: set[datetime] = set()
+    last_day = None
     day, first_day = (until.astimezone(zone) + MARGIN).date(), (first.astimezone(zone) - MARGIN).date()
     while day >= (last_day or first_day):
         if day.month not in cron.month_of_year:
@@ -237,14 +253,14 @@ def _last_crontab(cron, zone, first, until, count):
         elif day.day in cron.day_of_month and day.isoweekday() % 7 in cron.day_of_week:
             found.update(due for due in _due_on(cron, zone, day) if first <= due <= until)
             if last_day is None and len(found) >= count:
-                # What the clocks jumped over on an earlier day may be due later than what has been found
+                # A time that the clocks skipped on an earlier day may be due later than those found so far
                 last_day = max(first_day, (sorted(found)[-count].astimezone(zone) - MARGIN).date())
         day -= DAY
     return sorted(found)[-count:]
 
 
 def _due_on(cron, zone, day):
-    """Yield when a crontab is due by the clock on the wall of a day."""
+    """Yield the times at which a crontab is due on a day, given in local time."""
     each_hour = len(cron.hour) == 24
     for hour in cron.hour:
         for minute in cron.minute:
@@ -258,7 +274,7 @@ def _due_on(cron, zone, day):
 
 
 def _next_in_repeated_hour(cron, zone, after):
-    """Return when a crontab for each hour is due next in an hour that the clocks repeat, if `after` lies in one."""
+    """Return when a crontab for every hour is due next in an hour that the clocks repeat, if `after` is in one."""
     moment = after.astimezone(UTC).replace(second=0, microsecond=0)
     while _is_ambiguous(local := (moment := moment + MINUTE).astimezone(zone), zone):
         if (local.minute in cron.minute and local.day in cron.day_of_month and local.month in cron.month_of_year
@@ -274,8 +290,8 @@ def _is_ambiguous(local, zone):
 
 
 def _wall_times(cron, wall):
-    """Yield the times on the clock on the wall after `wall`, without time zones, at which a crontab is due."""
-    wall = wall.replace(tzinfo=UTC)  # where no clock changes
+    """Yield the local times after `wall`, without time zones, at which a crontab is due."""
+    wall = wall.replace(tzinfo=UTC)  # which has no clock changes
     while True:
         last, delta, __ = cron.remaining_delta(wall, tz=UTC)
         wall = last + delta
@@ -284,8 +300,8 @@ def _wall_times(cron, wall):
 
 # Words
 
-def describe(schedule):
-    """Return in words when a schedule is due. A crontab that is wrong is returned as it is."""
+def describe(schedule: 'CelerySchedule') -> str:
+    """Return in words when a schedule is due. A crontab that is not valid is returned unchanged."""
     if schedule.kind == Kind.KIND_CRONTAB:
         return _('{crontab} ({timezone})').format(
             crontab=_describe_crontab(schedule.crontab), timezone=schedule.timezone
@@ -300,8 +316,8 @@ def describe(schedule):
 def _describe_crontab(text):
     try:
         parse_crontab(text)
-        # The library knows no long names, and has cron's reading of a day of the month beside a day of the week (either
-        # is enough), where Celery wants both: so each is described by itself.
+        # The library does not know long names. And it reads a day of the month with a day of the week as cron does
+        # (either matches), while Celery requires both, so each is described separately
         *others, day_of_week = NAME.sub(lambda name: name[0][:3], text).split()
         options = Options()
         options.locale_code = _locale(get_language() or 'en')
@@ -315,7 +331,7 @@ def _describe_crontab(text):
 
 @lru_cache
 def _locale(language):
-    """Return the name of the library's translation that is nearest to a language of Django's."""
+    """Return the name of the library's translation that is closest to a language of Django's."""
     locale = to_locale(language)
     known = sorted(file.name.removesuffix('.mo') for file in files('cron_descriptor').joinpath('locale').iterdir())
     return next(

@@ -1,9 +1,12 @@
-"""What happens when a schedule is due: its run, or a failed run that says why there is none, and its next time.
+"""Starts the run of a schedule that is due, or records a failed run that says why not, and sets its next time.
 
-Beat does this (`netbox_celery.scheduler`), in any number of processes: whoever locks the schedule's row starts its run.
+Beat does this (`netbox_celery.scheduler`), in any number of processes: the one that locks the schedule's row starts its
+run.
 """
 import logging
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from django.db import connection, transaction
@@ -26,6 +29,9 @@ from ..store.database import UNAVAILABLE, is_read_only
 from ..store.payload import clean_text, text_of
 from . import due
 
+if TYPE_CHECKING:
+    from ...models import CeleryResult, CelerySchedule
+
 __all__ = (
     'DUE_HEADER',
     'find_due',
@@ -37,24 +43,24 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-#: The message header that says for which time a run was due (ISO 8601, UTC); `self.request` has it.
+#: Message header with the time at which a run was due (ISO 8601, UTC); `self.request` has it.
 DUE_HEADER = 'netbox_celery_due'
-#: What is later than this was missed. Longer than a standby needs to take over.
+#: A time that is overdue for longer than this was missed. A standby beat takes over sooner.
 LATE = timedelta(seconds=60)
-#: When a schedule whose tick failed for a reason of our own is looked at again.
+#: When a schedule that failed because of an unexpected error is tried again.
 PUT_OFF = timedelta(seconds=60)
-#: What the times that are due are reckoned from.
-RECKONED_FROM = (
+#: The fields from which due times are calculated.
+TIMING_FIELDS = (
     'next_run', 'kind', 'crontab', 'timezone', 'interval', 'at', 'start', 'end', 'missed', 'missed_max',
 )
-#: Schedules that are looked for at a time.
+#: Schedules that are fetched at a time.
 BATCH = 100
-#: A transaction of a beat that hangs lets go of its schedule after so long.
+#: After this time the transaction of a beat that hangs releases its schedule.
 HANGING = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
 
 
-def find_due():
-    """Return the primary keys of schedules that are due, those that are due for longest first; not all if many are."""
+def find_due() -> list[int]:
+    """Return the primary keys of schedules that are due, the longest overdue first; at most a batch of them."""
     return list(_due().order_by('next_run').values_list('pk', flat=True)[:BATCH])
 
 
@@ -64,25 +70,27 @@ def _due():
     return CelerySchedule.objects.filter(enabled=True, next_run__lte=Now())
 
 
-def fire(pk, permissions, start=None):
-    """Start the run of a schedule that is due, and reckon when it is due next.
+def fire(
+    pk: int, permissions: dict[tuple[int, int], bool], start: Callable[['CelerySchedule', datetime], Any] | None = None
+) -> bool:
+    """Start the run of a schedule that is due, and calculate its next time.
 
-    GUARANTEE: each due time is acted upon once. The row of the schedule is locked, and its next time is written in the
-    transaction that makes the row of the run, whose message goes out on commit; one that did not is sent by the sweep.
-    So a beat that dies anywhere, or a second one at the same time, neither loses nor repeats a run.
+    GUARANTEE: each due time is handled once. The row of the schedule is locked, and its next time is written in the
+    transaction that makes the row of the run, whose message is sent on commit, or else by the sweep. So neither a beat
+    that dies at any point, nor a second one at the same time, loses or repeats a run.
 
-    GUARANTEE: no row is locked while times are reckoned. They hold if the row still says the same when it is locked.
+    GUARANTEE: no row is locked while times are calculated. They are valid if the row is still the same when locked.
 
     Args:
-        pk: Its primary key.
-        permissions: A dict that remembers who may run what, for as long as that may be remembered.
-        start: What starts a run, instead of `start_run`, in the end by calling it.
+        pk: Primary key of the schedule.
+        permissions: A dict that caches who may run what, for as long as the caller keeps it.
+        start: Called to start a run instead of `start_run`, which it has to call.
 
     Returns:
-        Whether it was due, and in nobody else's hands.
+        Whether the schedule was due, and not locked by another process.
 
     Raises:
-        django.db.OperationalError: The database is away; nothing has happened.
+        django.db.OperationalError: The database is unavailable; nothing has happened.
         django.db.InternalError: It is read-only, likewise.
     """
     from ...models import CelerySchedule
@@ -91,7 +99,7 @@ def fire(pk, permissions, start=None):
         seen = _due().filter(pk=pk).annotate(now=Now()).first()
         if seen is None:
             return False
-        reckoned = _reckon(seen)
+        times = _calculate(seen)
         with transaction.atomic():
             with connection.cursor() as cursor:
                 cursor.execute(HANGING)
@@ -101,17 +109,17 @@ def fire(pk, permissions, start=None):
             if schedule is None or _is_edited(schedule, seen):
                 return False
             schedule.now = seen.now
-            CelerySchedule.objects.filter(pk=pk).update(**_fire(schedule, reckoned, permissions, start or start_run))
+            CelerySchedule.objects.filter(pk=pk).update(**_fire(schedule, times, permissions, start or start_run))
     except Exception as exc:
         if isinstance(exc, UNAVAILABLE) and not connection.is_usable() or is_read_only(exc):
             raise
-        logger.exception('Schedule %s could not be run, it is tried again in %s', pk, PUT_OFF)
+        logger.exception('Schedule %s could not be run, trying again in %s', pk, PUT_OFF)
         CelerySchedule.objects.filter(pk=pk).update(next_run=Now() + PUT_OFF)
     return True
 
 
-def _reckon(schedule):
-    """Return the times to act upon and the next one (see `due.last_due`), or the `ValueError` that says why not."""
+def _calculate(schedule):
+    """Return the due times and the next one (see `due.last_due`), or the `ValueError` if its timing is not valid."""
     is_all = schedule.missed == Missed.MISSED_RUN_ALL
     try:
         return due.last_due(schedule, schedule.next_run, schedule.now, schedule.missed_max if is_all else 1)
@@ -120,23 +128,23 @@ def _reckon(schedule):
 
 
 def _is_edited(schedule, seen):
-    """Whether a schedule is due at other times than when it was seen."""
-    return any(getattr(schedule, name) != getattr(seen, name) for name in RECKONED_FROM)
+    """Whether a schedule's timing was changed since it was seen."""
+    return any(getattr(schedule, name) != getattr(seen, name) for name in TIMING_FIELDS)
 
 
-def _fire(schedule, reckoned, permissions, start):
-    """Start what is due, and return what is to be written to the schedule."""
-    if isinstance(reckoned, ValueError):
+def _fire(schedule, calculated, permissions, start):
+    """Start the runs that are due, and return the new values of the schedule's columns."""
+    if isinstance(calculated, ValueError):
         _fail(schedule, schedule.next_run, Reason.REASON_INVALID_CALL, _(
-            'The schedule was disabled: nobody can tell when it is due. {error}'
-        ).format(error=reckoned))
+            'The schedule was disabled: its timing is not valid. {error}'
+        ).format(error=calculated))
         return {'enabled': False, 'next_run': None, 'last_run': schedule.now}
-    times, following = reckoned
-    written = {'next_run': following}
+    times, following = calculated
+    written: dict[str, Any] = {'next_run': following}
     if following is None and schedule.kind == Kind.KIND_ONCE:
         written['enabled'] = False
     if schedule.missed == Missed.MISSED_SKIP and schedule.now - times[-1] > LATE:
-        logger.info('Schedule %s: skipped what was due until %s', schedule, times[-1])
+        logger.info('Schedule %s: skipped the runs that were due until %s', schedule, times[-1])
         return written
     written['last_run'] = schedule.now
     if why := branches.check(schedule.branch):
@@ -155,7 +163,10 @@ def _fire(schedule, reckoned, permissions, start):
 
 
 def _without_branch(schedule, moment, why):
-    """Say that the branch of a schedule is not ready. Returns what is to be written: if it is gone, that stops it."""
+    """Record that the branch of a schedule is not ready, and return the new values of the schedule's columns.
+
+    If the branch no longer exists, the schedule is disabled.
+    """
     if not branches.is_gone(schedule.branch):
         _fail(schedule, moment, Reason.REASON_BRANCH_NOT_READY, why)
         return {}
@@ -163,14 +174,14 @@ def _without_branch(schedule, moment, why):
     return {'enabled': False, 'next_run': None, 'stopped': schedule.now}
 
 
-def why_not_permitted(schedule, permissions):
-    """Return in words why a schedule may not run in the name of its owner, or an empty string.
+def why_not_permitted(schedule: 'CelerySchedule', permissions: dict[tuple[int, int], bool]) -> str:
+    """Return in words why a schedule is not permitted to run as its owner, or an empty string.
 
-    What the settings and the code schedule runs in nobody's name, unless somebody took it over.
+    Schedules from settings and code run without a user, unless a user took ownership.
 
     Args:
         schedule: The `CelerySchedule`.
-        permissions: A dict that remembers who may run what, for as long as that may be remembered.
+        permissions: A dict that caches who may run what, for as long as the caller keeps it.
     """
     from ...models import CeleryTask
 
@@ -178,21 +189,23 @@ def why_not_permitted(schedule, permissions):
     if owner is None:
         if schedule.origin != Origin.ORIGIN_USER:
             return ''
-        return _('Its owner is gone. Somebody else may take it over.')
+        return _('Its owner was deleted. Another user can take ownership.')
     if not owner.is_active:
-        return _('Its owner {owner} is not active any more.').format(owner=owner)
+        return _('Its owner {owner} is no longer active.').format(owner=owner)
     key = owner.pk, schedule.task_id
     if key not in permissions:
         permissions[key] = CeleryTask.objects.restrict(owner, 'run').filter(pk=schedule.task_id).exists()
     if not permissions[key]:
-        return _('Its owner {owner} may not run the task {task}.').format(
+        return _('Its owner {owner} is not permitted to run the task {task}.').format(
             owner=owner, task=schedule.task
         )
     return ''
 
 
-def start_run(schedule, moment, headers=None):
-    """Start a run; one that cannot be called like that ends here, and says so.
+def start_run(
+    schedule: 'CelerySchedule', moment: datetime, headers: dict[str, Any] | None = None
+) -> 'CeleryResult | None':
+    """Start a run. If the task cannot be called like that, record a failed run instead.
 
     Args:
         schedule: The `CelerySchedule`.
@@ -200,7 +213,7 @@ def start_run(schedule, moment, headers=None):
         headers: Further headers of its message, a dict.
 
     Returns:
-        The new `CeleryResult`, or `None`.
+        The new `CeleryResult`, or `None` if the call failed.
     """
     from ...models import CeleryResult
 
@@ -224,7 +237,7 @@ def start_run(schedule, moment, headers=None):
     return None
 
 
-def call_options(schedule, moment):
+def call_options(schedule: 'CelerySchedule', moment: datetime) -> dict[str, Any]:
     """Return the options of a run that is due at `moment`, for `CeleryResult.enqueue`."""
     options = dict(schedule.options)
     options['headers'] = {**(options.get('headers') or {}), DUE_HEADER: moment.isoformat()}
@@ -244,7 +257,7 @@ def call_options(schedule, moment):
 
 
 def _fail(schedule, moment, reason, error):
-    """Make the row of a run that ended before it was sent."""
+    """Make the row of a run that failed before it was sent."""
     from ...models import CeleryResult
 
     logger.error('Schedule %s: %s', schedule, error)
@@ -261,18 +274,18 @@ def _fail(schedule, moment, reason, error):
     )])
 
 
-def run_now(schedule, user):
-    """Run a schedule's task now, beside its times; its overlap policy holds.
+def run_now(schedule: 'CelerySchedule', user: Any) -> 'CeleryResult':
+    """Run a schedule's task now, in addition to its times. Its overlap policy applies.
 
     Args:
         schedule: The `CelerySchedule`.
-        user: In whose name. They need the permission to run its task, which the caller checks.
+        user: The user that the run acts as. The caller checks that they may run the task.
 
     Returns:
         The new `CeleryResult`.
 
     Raises:
-        TypeError: The arguments do not fit the task's signature.
+        TypeError: The arguments do not match the task's signature.
         BranchNotReady: It runs in a branch that is not ready.
         kombu.exceptions.OperationalError: The broker refused the message (outside a transaction).
     """
@@ -286,11 +299,11 @@ def run_now(schedule, user):
     )
 
 
-def resume_after_clock():
-    """Reckon anew when schedules are due that were written to in the future: the clock was wrong then.
+def resume_after_clock() -> None:
+    """Recalculate when schedules are due that were written in the future: the clock was wrong then.
 
-    One that goes back a little repeats nothing: what was due is not due again. One that was ahead by more than a minute
-    would keep them waiting until it is as late again.
+    A clock that goes back repeats no run: what was due is not due again. But if it was ahead by more than a minute,
+    schedules would wait until it is that late again.
     """
     from ...models import CelerySchedule
 
@@ -301,12 +314,12 @@ def resume_after_clock():
         try:
             following = due.next_due(seen, seen.now)
         except ValueError:
-            following = seen.now  # what is wrong with it is said there
+            following = seen.now  # `fire` then reports what is wrong
         with transaction.atomic():
             schedule = ahead.select_for_update(no_key=True).filter(pk=seen.pk).first()
             if schedule is None or _is_edited(schedule, seen):
-                continue  # at the next look
-            logger.warning('Schedule %s was written to in the future: the clock has changed', schedule)
+                continue  # until the next call
+            logger.warning('Schedule %s was written in the future: the clock has changed', schedule)
             CelerySchedule.objects.filter(pk=seen.pk).update(
                 last_run=schedule.last_run and min(schedule.last_run, schedule.now), last_updated=schedule.now,
                 next_run=following

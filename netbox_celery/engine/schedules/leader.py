@@ -1,9 +1,10 @@
-"""Which beat sends: one at a time, by a lease that a dead one cannot renew.
+"""Which beat sends: the one that holds the lease. A dead beat cannot renew it.
 
-The lease saves work, nothing else: schedules are safe with several leaders (`netbox_celery.engine.schedules.firing`).
-It is a row, and each statement about it a transaction of its own: so it holds whatever session of PostgreSQL's executes
-them, also behind a pooler that gives each transaction another one. Who sends renews it with each look at what is
-due. Who is dead, hangs, or is cut off from the network does not, and another takes over when it has run out.
+The lease only saves work: schedules are safe with several leaders (`netbox_celery.engine.schedules.firing`). It is a
+row, and each statement about it is a transaction of its own, so it does not depend on the PostgreSQL session, and works
+behind a pooler that gives each transaction a different session. The beat that sends renews the lease each time it asks
+what is due. A beat that is dead, hangs, or has lost the network does not, and another takes over when the lease has
+expired.
 """
 from uuid import uuid4
 
@@ -18,9 +19,10 @@ __all__ = (
 
 #: Name of the lease.
 NAME = 'beat'
-#: For how long one holds that is not renewed, seconds: longer than beat sleeps (`DatabaseScheduler.max_interval`).
+#: After this time a lease that is not renewed expires, seconds: longer than beat sleeps
+#: (`DatabaseScheduler.max_interval`).
 LEASE = 8
-#: How libpq finds out that the network is cut: after 10 s. As options of a connection, milliseconds in the last.
+#: Options of a connection with which libpq notices within 10 s that the network is down; the last is in milliseconds.
 CLIENT_SIDE = {
     'connect_timeout': 5, 'keepalives': 1, 'keepalives_idle': 4, 'keepalives_interval': 2, 'keepalives_count': 3,
     'tcp_user_timeout': 10_000,
@@ -28,15 +30,15 @@ CLIENT_SIDE = {
 LEASES = 'netbox_celery_lease'
 LAST = f'clock_timestamp() + make_interval(secs => {LEASE})'
 
-# GUARANTEE: of those that ask, one gets a lease that has run out. All times are PostgreSQL's. One that lies further in
-# the future than any lease can was written before its clock was set back, and has run out, too.
+# GUARANTEE: one of the beats that ask gets an expired lease. All times are PostgreSQL's. A lease that ends later than
+# possible was written before PostgreSQL's clock was set back, and has expired, too.
 ACQUIRE = f"""
     INSERT INTO {LEASES} AS lease (name, holder, until) VALUES ('{NAME}', %(holder)s, {LAST})
     ON CONFLICT (name) DO UPDATE SET holder = EXCLUDED.holder, until = EXCLUDED.until
     WHERE lease.holder = EXCLUDED.holder OR lease.until NOT BETWEEN clock_timestamp() AND {LAST}
     RETURNING true
 """
-# GUARANTEE: who finds that another holds the lease does not send.
+# GUARANTEE: a beat does not send if another one holds the lease.
 ASK = f"""
     WITH renewed AS (
         UPDATE {LEASES} SET until = {LAST} WHERE name = '{NAME}' AND holder = %(holder)s RETURNING true
@@ -50,8 +52,8 @@ LEFT = f"SELECT EXTRACT(EPOCH FROM until - clock_timestamp())::float FROM {LEASE
 RELEASE = f"DELETE FROM {LEASES} WHERE name = '{NAME}' AND holder = %(holder)s"
 
 
-def harden_connections():
-    """Let connections that this process makes from now on notice within seconds that the network is cut."""
+def harden_connections() -> None:
+    """Make new connections of this process notice within seconds that the network is down."""
     settings = connections.settings[DEFAULT_DB_ALIAS]
     settings['OPTIONS'] = connections[DEFAULT_DB_ALIAS].settings_dict['OPTIONS'] = {
         **settings.get('OPTIONS', {}), **CLIENT_SIDE
@@ -59,21 +61,22 @@ def harden_connections():
 
 
 class Leadership:
-    """The place of the beat that sends. Another that asks for it gets it when this one's lease has run out."""
+    """The lease of the beat that sends. Another beat that asks for it gets it when it has expired."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._connection = EngineConnection()
         self._holder = {'holder': uuid4()}
-        #: Whether this beat was the one that sends when it last asked.
+        #: Whether this beat held the lease when it last asked.
         self.is_held = False
 
-    def acquire(self):
-        """Try to become the one that sends. Returns whether that is so."""
+    def acquire(self) -> bool:
+        """Try to get the lease, and return whether this beat holds it."""
         self.is_held = bool(self._connection.execute(ACQUIRE, self._holder))
         return self.is_held
 
-    def seconds_to_next(self):
-        """Return in how many seconds a schedule is due next, `inf` if none is, or `None` if another beat sends now."""
+    def seconds_to_next(self) -> float | None:
+        """Return the seconds until a schedule is due next, `inf` if there is none, or `None` if another beat sends now.
+        """
         try:
             found = self._connection.execute(ASK, self._holder)
         except UNAVAILABLE:
@@ -85,17 +88,17 @@ class Leadership:
         ((seconds,),) = found
         return float('inf') if seconds is None else seconds
 
-    def seconds_left(self):
-        """Return for how many seconds the lease of the one that sends holds, at the most."""
+    def seconds_left(self) -> float:
+        """Return the maximum number of seconds until the lease expires."""
         found = self._connection.execute(LEFT)
         return min(max(found[0][0], 0), LEASE) if found else 0
 
-    def release(self):
-        """Let another one send."""
+    def release(self) -> None:
+        """Give the lease up, so that another beat can send."""
         if self.is_held:
             self.is_held = False
             try:
                 self._connection.execute(RELEASE, self._holder)
             except UNAVAILABLE:
-                pass  # it runs out
+                pass  # it expires
         self._connection.close()

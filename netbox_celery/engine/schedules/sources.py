@@ -1,13 +1,15 @@
-"""Schedules that nobody made in NetBox: those of `beat_schedule` in Celery's settings, and those of tasks themselves.
+"""Schedules that are not created in NetBox: those of `beat_schedule` in Celery's settings, and those of tasks.
 
-They are rows like all others, whose time and task are the source's and whose policies are people's. What is gone from
-its source stays, absent, and does not run: if it comes back, it is as people left it. Any process adds what is new to
-it, so that it can be seen before a beat runs; the beat that sends, which knows what it has, changes the others.
+They are rows like all others. Their timing and task come from the source, their policies can be edited in NetBox. A
+schedule that its source no longer has is kept, marked absent, and does not run; if it returns, its policies are
+unchanged. Every process adds new schedules, so that they can be seen before a beat runs. Only the beat that sends
+updates existing ones.
 """
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
+from typing import Any
 
 from celery.beat import BeatLazyFunc
 from celery.schedules import crontab, schedule
@@ -28,28 +30,28 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-#: Options of `beat_schedule` that a schedule has a field for.
+#: Options of `beat_schedule` for which a schedule has a field.
 OPTION_FIELDS = ('queue', 'priority', 'expires')
-#: What a `relative` interval is counted from: it falls on whole minutes, hours and days of the clock.
+#: Start of a `relative` interval: it is due at whole minutes, hours and days of the clock.
 EPOCH = datetime(2000, 1, 1)
 #: The highest number that the column of `expires` can hold.
 MAX_EXPIRES = 2 ** 31 - 1
 
-#: What could not be scheduled at the last look, and why.
-_refused: dict = {}
+#: Entries that could not be scheduled in the last call, and why, by name.
+_refused: dict[str, str] = {}
 
 
 class Unschedulable(ValueError):
-    """An entry cannot be a schedule of NetBox's; the message says why."""
+    """An entry cannot become a schedule in NetBox; the message says why."""
 
 
-def sync(app, beat_schedule, *, is_leader=False):
-    """Bring the schedules of the settings and of the code up to date.
+def sync(app: Any, beat_schedule: Mapping[str, Any], *, is_leader: bool = False) -> None:
+    """Update the schedules that come from the settings and the code.
 
     Args:
         app: The Celery app.
         beat_schedule: Celery's setting of that name, a dict.
-        is_leader: Whether this is the beat that sends; others only add what is new.
+        is_leader: Whether this is the beat that sends; others only add new schedules.
     """
     global _refused
     from ...models import CelerySchedule
@@ -63,43 +65,45 @@ def sync(app, beat_schedule, *, is_leader=False):
             _write(name, values, rows.get(name), is_leader)
         except Unschedulable as exc:
             refused[name] = str(exc)
-        except Exception as exc:  # noqa: BLE001 - one that cannot be written does not keep the others from being it
+        except Exception as exc:  # noqa: BLE001 - the others are written nevertheless
             refused[name] = f'{type(exc).__name__}: {exc}'
     if is_leader:
-        # Said once, not each minute
-        said, _refused = dict(_refused), refused
-        for name, why in refused.items() - said.items():
+        # Logged once, not every minute
+        logged, _refused = dict(_refused), refused
+        for name, why in refused.items() - logged.items():
             logger.error('beat: %r of the settings or the code is not scheduled: %s', name, why)
         for name, row in rows.items():
             if row.present and name not in wanted and not _is_unknown(row):
                 row.present = False
                 row.save()
-                logger.info('beat: %s is scheduled no more', name)
+                logger.info('beat: %s is no longer scheduled', name)
 
 
 def _is_unknown(row):
-    """Whether a schedule's source is a plugin whose tasks this process could not import: another one may have them."""
+    """Whether a schedule comes from a plugin whose tasks this process could not import: another process may have them.
+    """
     plugin = row.task.plugin or discovery.package_of(row.task.name)
     return row.origin == Origin.ORIGIN_CODE and plugin in discovery.failed_plugins()
 
 
 def _collect(app, beat_schedule):
-    """Return the columns of the schedules that there should be, and why others can't be, both by name."""
+    """Return the columns of the schedules that should exist, and why others cannot, both by name."""
     from ..catalogue.registry import registered_tasks
 
-    wanted, refused = {}, {}
+    wanted: dict[str, dict[str, Any]] = {}
+    refused: dict[str, str] = {}
     entries = [(name, entry, Origin.ORIGIN_SETTINGS) for name, entry in beat_schedule.items()]
     for task in registered_tasks().values():
         when = getattr(task, 'schedule', None)
-        # A method of that name is the task's own affair
+        # A method of that name is not ours
         if when is not None and not callable(when):
             entries.append((task.name, {'task': task.name, 'schedule': when}, Origin.ORIGIN_CODE))
     for name, entry, origin in entries:
         try:
             if name in wanted:
-                raise Unschedulable('the settings have a schedule of that name')
+                raise Unschedulable('the settings have a schedule of this name')
             wanted[name] = _columns(app, dict(entry)) | {'origin': origin}
-        except Exception as exc:  # noqa: BLE001 - one entry that cannot be read does not keep the others from running
+        except Exception as exc:  # noqa: BLE001 - the others are scheduled nevertheless
             refused[name] = str(exc)
     return wanted, refused
 
@@ -108,25 +112,25 @@ def _columns(app, entry):
     """Return the columns for an entry of `beat_schedule`.
 
     Raises:
-        Unschedulable: There are none that mean the same.
+        Unschedulable: A schedule cannot express the entry.
     """
     entry.pop('name', None)
     task = entry.pop('task', None)
     if not task:
-        raise Unschedulable('it names no task')
+        raise Unschedulable('it has no task')
     args, kwargs = list(entry.pop('args', None) or ()), dict(entry.pop('kwargs', None) or {})
     options = dict(entry.pop('options', None) or {})
     when = timing(app, entry.pop('schedule', None), entry.pop('relative', False))
     if entry:
-        raise Unschedulable(f'{", ".join(sorted(entry))} is nothing that a schedule has')
+        raise Unschedulable(f'schedules do not support {", ".join(sorted(entry))}')
     if any(isinstance(value, BeatLazyFunc) for value in (*args, *kwargs.values())):
-        raise Unschedulable('BeatCallBack: arguments are kept in the database, so they are the same for each run')
+        raise Unschedulable('BeatCallBack: arguments are stored in the database, and are the same for each run')
     fields = {name: options.pop(name) for name in OPTION_FIELDS if options.get(name) is not None}
     if 'expires' in fields and not isinstance(fields['expires'], int | float):
         raise Unschedulable('expires must be a number of seconds')
     if 'expires' in fields:
         fields['expires'] = _whole_seconds(fields['expires'])
-    # As the row will have them; a TypeError says what cannot be kept
+    # As the row will have them; a TypeError says what cannot be stored
     args, kwargs, options = (
         _as_stored(name, value) for name, value in (('args', args), ('kwargs', kwargs), ('options', options))
     )
@@ -140,25 +144,27 @@ def _as_stored(name, value):
     text, changed = to_jsonb(value)
     stored = read_value(text)
     if changed:
-        raise Unschedulable(f'{name}: it holds what cannot be stored, such as a NUL character or a number that is none')
+        raise Unschedulable(f'{name}: contains values that cannot be stored, such as a NUL character or NaN')
     if (number := other_number(stored)) is not None:
-        raise Unschedulable(f'{name}: PostgreSQL would store the number {number} as another one')
+        raise Unschedulable(f'{name}: PostgreSQL would store the number {number} as a different one')
     return stored
 
 
-def timing(app, when, relative=False):
-    """Return the columns that say the same as one of Celery's schedules, a number of seconds or a `timedelta`.
+def timing(app: Any, when: Any, relative: bool = False) -> dict[str, Any]:
+    """Return the columns for one of Celery's schedules, a number of seconds or a `timedelta`.
 
     Args:
         app: The Celery app.
         when: The `celery.schedules.crontab`, `celery.schedules.schedule`, number or `timedelta`.
-        relative: Whether an interval falls on whole minutes, hours and days, as Celery has it.
+        relative: Whether an interval is due at whole minutes, hours and days (see `celery.schedules.schedule`).
 
     Raises:
-        Unschedulable: There are none.
+        Unschedulable: A schedule cannot express it.
     """
-    columns = {'kind': Kind.KIND_INTERVAL, 'crontab': '', 'interval': None, 'at': None, 'start': None, 'end': None,
-               'timezone': str(app.timezone)}
+    columns: dict[str, Any] = {
+        'kind': Kind.KIND_INTERVAL, 'crontab': '', 'interval': None, 'at': None, 'start': None, 'end': None,
+        'timezone': str(app.timezone),
+    }
     if type(when) is crontab:
         text = ' '.join(map(_field, crontab_fields(when)))
         parse_crontab(text)
@@ -188,7 +194,7 @@ def _whole_seconds(expires):
 
 
 def _field(spec):
-    """Return a field of a crontab of Celery's as text."""
+    """Return a field of a Celery crontab as text."""
     if isinstance(spec, str):
         return ''.join(spec.split()).lower()
     return ','.join(map(str, sorted(spec))) if isinstance(spec, Iterable) else str(spec)
@@ -200,18 +206,18 @@ def _write(name, values, row, is_leader):
     if row is not None and not is_leader:
         return
     if row is None and CelerySchedule.objects.filter(name=name).exists():
-        raise Unschedulable('there is a schedule of that name, which somebody made in NetBox')
-    # A task that only workers know is in the catalogue as soon as one runs
+        raise Unschedulable('a schedule of this name was created in NetBox')
+    # A task that only workers know is in the catalogue as soon as a worker runs
     task, __ = CeleryTask.objects.get_or_create(name=values['task'], defaults={'present': False})
     values = {**values, 'task': task, 'present': True}
     if row is None:
         row = CelerySchedule(name=name, description=task.description, **values)
         row.next_run = next_due(row, timezone.now())
-        # Not by `save()`: whoever has a page open at the moment did not make it
+        # Not by `save()`: the user of the current request did not create it
         CelerySchedule.objects.bulk_create([row], ignore_conflicts=True)
         logger.info('%s is scheduled: %s', name, values['crontab'] or f'every {values["interval"]} s')
     elif any(getattr(row, field) != value for field, value in values.items()):
         for field, value in values.items():
             setattr(row, field, value)
         row.save()
-        logger.info('%s is scheduled otherwise now', name)
+        logger.info('%s has a new schedule', name)

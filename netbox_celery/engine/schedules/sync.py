@@ -1,4 +1,4 @@
-"""The catalogue of tasks and of declared schedules: rows for what this process has of them."""
+"""Updates the catalogue: rows for the tasks of this process, and for the schedules that code and settings declare."""
 import logging
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -18,14 +18,14 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-#: A task that nobody had registered for so long is marked absent. Workers say every minute what they have.
+#: A task that no process had registered for this long is marked absent. Workers write every minute what they have.
 ABSENT_AFTER = timedelta(minutes=10)
 
-#: What is raised by a description that a row cannot hold.
+#: Errors of a description that a row cannot hold.
 UNWRITABLE = (DataError, OverflowError, RecursionError, TypeError, ValueError)
 
 
-def sync_catalogue():
+def sync_catalogue() -> None:
     """Write which tasks this process has registered, and which schedules these and the settings declare."""
     app = get_app()
     now = datetime.now(UTC)
@@ -42,7 +42,7 @@ def sync_catalogue():
             if changed and _write(name, CeleryTask.objects.filter(pk=rows[name].pk).update, **changed):
                 touched.append(name)
     CeleryTask.objects.filter(name__in=tasks).update(last_seen=now, present=True)
-    # Nobody knows what this process would have of a plugin whose tasks it could not import
+    # It is unknown which tasks this process would have of a plugin that it could not import
     CeleryTask.objects.filter(present=True, last_seen__lt=now - ABSENT_AFTER).exclude(name__in=tasks).exclude(
         plugin__in=discovery.failed_plugins()
     ).update(present=False)
@@ -52,7 +52,7 @@ def sync_catalogue():
 
 
 def _described(task):
-    """Return what `describe_task` does, or `None`: one task's code does not keep the others out of the catalogue."""
+    """Return the columns of a task, or `None` if its code fails: the other tasks are written nevertheless."""
     try:
         return describe_task(task)
     except Exception:
@@ -61,7 +61,7 @@ def _described(task):
 
 
 def _create(rows):
-    """Write new rows, one by one if they cannot be written together; returns those that could be."""
+    """Write new rows, one by one if they cannot be written together. Returns those that were written."""
     create = partial(CeleryTask.objects.bulk_create, ignore_conflicts=True)
     try:
         with transaction.atomic():
@@ -72,11 +72,11 @@ def _create(rows):
 
 
 def _write(name, function, *args, **kwargs):
-    """Write what a task's code says of it; returns whether that could be."""
+    """Write the description of a task, and return whether that succeeded."""
     try:
         with transaction.atomic():
             function(*args, **kwargs)
     except UNWRITABLE:
-        logger.exception('What is known of the task %s cannot be written', name)
+        logger.exception('The description of the task %s cannot be written', name)
         return False
     return True

@@ -1,5 +1,6 @@
 """A call becomes a row and a message.
 
-`enqueue` is where every call comes through; `bulk` sends many at once, `api` is for NetBox code. `admission` decides
-whether a call may run now, `rows` makes the row, `publish` the message. `control` cancels runs and runs them again.
+Every call goes through `enqueue`, or through `bulk` for many of one task; `api` is for NetBox code. `describe` makes
+the call of what the caller gave, `admission` decides whether it may run now, `rows` makes the row, `publish` the
+message. `used` and `replace` say when a call gets a row that exists. `control` cancels runs and runs them again.
 """

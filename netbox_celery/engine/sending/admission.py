@@ -1,15 +1,16 @@
-"""Whether a call gets to run: the places under its concurrency key, the line before them, and ignore windows.
+"""Whether a call may run: the slots of its concurrency key, the waiting line of the key, and ignore windows.
 
-A place is a number in the row of a run. Of the runs under a key that have not ended, no two have the same: that is a
-unique index of PostgreSQL, so there is no lock that could outlive its owner, and whatever ends a run - itself, its
-worker's parent, a sweep, a cancel - frees its place in the same statement. A run without a place waits in line (place
-0), unsent; who ends a run gives its place to the next in line, and the sweep does if nobody else did.
+A slot is a number in the row of a run. No two unfinished runs under a key have the same one: a unique index of
+PostgreSQL sees to that, so there is no lock that could outlive its owner, and whatever ends a run - itself, its
+worker's parent, a sweep, a cancel - frees its slot in the same statement. A run without a slot waits in line (slot 0),
+unsent. Whatever ends a run gives its slot to the next in line; otherwise the sweep does.
 
 A window is a row of its own, written by the statement that ends a run with success.
 """
 import logging
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.db import DatabaseError, IntegrityError, transaction
@@ -23,11 +24,11 @@ from ..store.database import UNAVAILABLE, caller, execute
 from ..store.lifecycle import TABLE
 from ..store.times import time_after
 from .publish import COLUMNS, send_row
+from .replace import TAKE_OVER_COLUMNS, take_over_statement
 from .rows import INSERT, insert_statement
 from .used import BEGIN_ANEW, anew_statement
 
 __all__ = (
-    'TAKE_OVER_COLUMNS',
     'Admission',
     'admit',
     'advance',
@@ -43,7 +44,7 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-#: So often a place that was just freed may be gone again before a call gives up.
+#: Times that a slot which was just freed may be taken by another call, before a call gives up.
 ATTEMPTS = 100
 
 TAKEN = f'SELECT FROM {TABLE} WHERE concurrency_key = %(key)s::text AND concurrency_slot = slot AND completed IS NULL'
@@ -51,22 +52,14 @@ HOLDING = 'concurrency_key = %(key)s AND concurrency_slot > 0 AND completed IS N
 PLACE = {'concurrency_key': '%(key)s::text', 'concurrency_limit': '%(limit)s::int', 'stale_after': '%(stale_after)s'}
 
 
-#: What the row of a task that replaced itself has from the call that takes it over.
-TAKE_OVER_COLUMNS = ('message', 'queue', 'status', 'scheduled', 'expires', 'sent', 'last_updated')
-
-
 def _statements(*changed, **expressions):
-    """Return the statement for a new row, that for the row of a task which has replaced itself by this call, and that
-    for a row that begins anew."""
-    changes = ', '.join(f'{column} = EXCLUDED.{column}' for column in (*expressions, *changed))
-    return insert_statement(**expressions), insert_statement(
-        f'DO UPDATE SET {changes} WHERE run.nesting = EXCLUDED.nesting AND run.attempt = 0 AND run.completed IS NULL',
-        **expressions
-    ), anew_statement(**expressions)
+    """Return the statements for a new row, for that of a task which this call replaces, and for one that is used again.
+    """
+    return insert_statement(**expressions), take_over_statement(*changed, **expressions), anew_statement(**expressions)
 
 
-# GUARANTEE: of all calls and processes, `limit` at most have a place under a key. With none free this asks for the
-# first, which the unique index refuses; a call in a transaction that has not ended yet is waited for.
+# GUARANTEE: at most `limit` runs have a slot under a key, whatever calls and processes there are. With none free this
+# asks for the first, which the unique index refuses; it waits for a call in a transaction that has not ended yet.
 TAKE = _statements(*TAKE_OVER_COLUMNS, **PLACE, concurrency_slot=f'''COALESCE((
     SELECT min(slot) FROM generate_series(1, %(limit)s::int) AS slot
     WHERE NOT EXISTS ({TAKEN} AND task_id <> %(task_id)s::uuid)
@@ -76,27 +69,28 @@ CLOSED = _statements('status', 'message', reason='%(reason)s', error='%(error)s'
 
 HOLDER = f'SELECT task_id::text FROM {TABLE} WHERE {HOLDING} ORDER BY id LIMIT 1'
 UNDER_KEY = '''concurrency_key = %(key)s AND completed IS NULL AND concurrency_slot >= 0 AND cancelled IS NULL'''
-# GUARANTEE: of two runs that replace each other one goes on: who is replaced itself replaces none.
+# GUARANTEE: of two runs that replace each other one goes on: a run that is replaced itself replaces none.
 EARLIER = f'''
     SELECT id, schedule_id FROM {TABLE} WHERE {UNDER_KEY} AND id < %(id)s
         AND EXISTS (SELECT FROM {TABLE} WHERE id = %(id)s AND completed IS NULL AND cancelled IS NULL)
     ORDER BY id DESC OFFSET %(limit)s - 1
 '''
-# The row of a call with a used ID may be older than these are.
+# The row of a call with a used ID may be older than these.
 OTHERS = f'''
     SELECT id, schedule_id FROM {TABLE} WHERE {UNDER_KEY} AND task_id <> %(task_id)s::uuid
     ORDER BY id DESC OFFSET %(limit)s - 1
 '''
-# The step before in a chain, whose body has returned. It has yet to write its end.
+# The previous step of a chain: its body has returned, and its end is not written yet.
 HAND_OVER = f'UPDATE {TABLE} SET concurrency_slot = NULL WHERE task_id = %(predecessor)s AND {HOLDING}'
 UNDER_WAY = f'SELECT 1 FROM {TABLE} WHERE task_id = %(task_id)s AND {HOLDING}'
 EXISTS = f'SELECT 1 FROM {TABLE} WHERE task_id = %(task_id)s'
-# GUARANTEE: who lost its place does not get it back, and ends without touching that of its successor.
+# GUARANTEE: a run that gave up its slot does not get it back, and ends without touching that of its successor.
 EVICT = f'''
     UPDATE {TABLE} SET concurrency_slot = NULL, last_updated = now() WHERE {HOLDING} AND stale_after < now()
     RETURNING task_id::text
 '''
-# GUARANTEE: first in line, first served. Who else gives places away waits for the row of the first, and finds it gone.
+# GUARANTEE: first in line, first served. Another process that gives slots away waits for the row of the first one, and
+# then finds that it does not wait any more.
 GIVE = f'''
     UPDATE {TABLE} AS run SET
         concurrency_slot = (
@@ -112,7 +106,7 @@ GIVE = f'''
     RETURNING id, {COLUMNS}
 '''
 LINES = f'SELECT DISTINCT concurrency_key FROM {TABLE} WHERE completed IS NULL AND concurrency_slot = 0'
-# What somebody else sends meanwhile is sent twice at the worst, and claimed once.
+# What another process sends meanwhile is sent twice at worst, and claimed once.
 MARK_SENT = f'UPDATE {TABLE} SET sent = now() WHERE id = %(id)s AND sent IS NULL'
 
 IS_OPEN = f'''
@@ -121,18 +115,23 @@ IS_OPEN = f'''
 '''
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Admission:
-    """What became of a call."""
-    #: Primary key of its row; `None` if the ID was taken, or it is another run.
-    id: int | None = None
-    #: The run under way that it is: its ID.
+    """Whether a call gets to run, and how."""
+    #: What inserting its row has returned, if there was none: it has the primary key as `id`.
+    written: Any = None
+    #: ID of the active run that it joins.
     joined: str | None = None
-    #: It waits in line; its message goes out when it is its turn.
+    #: Whether it waits in line; its message goes out when it is its turn.
     waits: bool = False
     #: Why it has ended as ignored, and whether that is an ignore window.
     ignored: str = ''
     in_window: bool = False
+
+    @property
+    def id(self):
+        """Primary key of its row; `None` if the ID was taken, or it is another run."""
+        return None if self.written is None else self.written.id
 
     @property
     def is_refused(self):
@@ -146,10 +145,11 @@ def admit(policy, row, insert, cancel, *, id_is_known=False, predecessor=None):
     Args:
         policy: The `Policy`.
         row: The column values of the row.
-        insert: Called with an `INSERT` statement: executes it for the row, and returns the primary key, or `None`.
+        insert: Called with an `INSERT` statement and column values: inserts the row, and returns an object whose `id`
+            is its primary key, or `None` if there was one already.
         cancel: Cancels the runs that the call supersedes (`control.cancel_many`).
-        id_is_known: Whether somebody knows its ID already, and may wait for its end: it cannot become another run.
-        predecessor: ID of the run that it follows, and whose place it takes if the key is the same.
+        id_is_known: Whether code knows its ID already, and may wait for its end: it cannot become another run.
+        predecessor: ID of the run that it follows, and whose slot it takes if the key is the same.
 
     Returns:
         An `Admission`.
@@ -157,70 +157,77 @@ def admit(policy, row, insert, cancel, *, id_is_known=False, predecessor=None):
     Raises:
         TaskConflict: The policy says so.
     """
-    put = partial(_put, row, insert)
     start = max(filter(None, (row['created'], row['scheduled'])))
-    row |= {'key': policy.key, 'limit': policy.limit, 'stale_after': None if policy.stale_after is None else (
+    row = {**row, 'key': policy.key, 'limit': policy.limit, 'stale_after': None if policy.stale_after is None else (
         time_after(policy.stale_after, start)
     )}
+    put = partial(_put, insert, row)
     if policy.window and is_window_open(_execute, policy.window):
-        return _ignore(row, put, Reason.REASON_IGNORE_WINDOW, 'Not run: it succeeded only a short time ago')
+        return _ignore(row, insert, Reason.REASON_IGNORE_WINDOW, 'Not run: the task succeeded within the ignore window')
     if policy.key is None:
-        return Admission(insert(BEGIN_ANEW if 'seen' in row else INSERT))
+        return Admission(_with_id(insert(BEGIN_ANEW if 'seen' in row else INSERT, row)))
     if predecessor:
         _execute(HAND_OVER, {'predecessor': predecessor, 'key': policy.key})
     if policy.on_conflict in ('queue', 'replace'):
         replaces = policy.on_conflict == 'replace'
         if replaces and 'seen' in row:
             _supersede(policy, row, _execute(OTHERS, row), cancel)  # first: they are not to replace this one in turn
-        id, __ = put(LINE_UP)
-        if replaces and id is not None:
-            _supersede(policy, row, _execute(EARLIER, {**row, 'id': id}), cancel)
-        return Admission(id, waits=id is not None)
+        written, __ = put(LINE_UP)
+        if replaces and written is not None:
+            _supersede(policy, row, _execute(EARLIER, {**row, 'id': written.id}), cancel)
+        return Admission(written, waits=written is not None)
     for __ in range(ATTEMPTS):
-        id, is_settled = put(TAKE)
+        written, is_settled = put(TAKE)
         if is_settled:
-            return Admission(id)
+            return Admission(written)
         if not evict(_execute, policy.key) and (holders := _execute(HOLDER, row)):
-            return _settle(policy, row, put, holders[0][0], id_is_known)
-    raise TaskConflict(f'{policy.task}: no place under the key {policy.key} could be had')
+            return _settle(policy, row, insert, holders[0][0], id_is_known)
+    raise TaskConflict(f'{policy.task}: no slot under the key {policy.key} could be taken')
 
 
-def _put(row, insert, statements):
-    """Write the row of a call. Returns its primary key, or `None`, and whether it is not for want of a place."""
+def _put(insert, row, statements):
+    """Write the row of a call. Returns `(written, is_settled)`: what was written, and `False` for lack of a slot."""
     if not row['nesting'] and 'seen' not in row:
-        id = insert(statements[0])
-        return id, id is not None or bool(_execute(EXISTS, row))
+        written = _with_id(insert(statements[0], row))
+        return written, written is not None or bool(_execute(EXISTS, row))
     try:
         with transaction.atomic(using=caller().alias):
-            return insert(statements[1 if row['nesting'] else 2]), True  # `None` if it has ended, or has not
+            # `None` if it has ended, or has not
+            return _with_id(insert(statements[1 if row['nesting'] else 2], row)), True
     except IntegrityError:
         return None, False
+
+
+def _with_id(written):
+    return None if written.id is None else written
 
 
 def _execute(sql, params):
     return execute(caller(), sql, params)
 
 
-def _settle(policy, row, put, holder, id_is_known):
-    """Decide what becomes of a call whose key has no place left."""
+def _settle(policy, row, insert, holder, id_is_known):
+    """Decide what happens to a call whose key has no slot left."""
     if policy.on_conflict == 'fail':
         raise TaskConflict(f'{policy.task} is under way already, as {holder} (key {policy.key})', holder)
     if policy.on_conflict == 'skip':
-        return _ignore(row, put, Reason.REASON_SKIPPED, f'Not run: [{holder}] with the same key was under way')
+        return _ignore(row, insert, Reason.REASON_SKIPPED, f'Not run: [{holder}] with the same key was under way')
     if id_is_known:
-        # What is to happen after it cannot be hung on a run that was sent
-        return _ignore(row, put, Reason.REASON_JOINED, f'Not run: [{holder}] with the same arguments was under way')
+        # What is to happen after it cannot be attached to a run that was sent
+        return _ignore(row, insert, Reason.REASON_JOINED, f'Not run: [{holder}] with the same arguments was under way')
     return Admission(joined=holder)
 
 
-def _ignore(row, put, reason, error):
-    row |= {'status': Status.STATUS_IGNORED, 'reason': reason, 'error': error, 'message': None}
-    row.pop('seen', None)  # what has ended is not given up for what does not run
-    return Admission(put(CLOSED)[0], ignored=error, in_window=reason == Reason.REASON_IGNORE_WINDOW)
+def _ignore(row, insert, reason, error):
+    # Without `seen`: a finished run keeps its row if the call does not run
+    row = {column: value for column, value in row.items() if column != 'seen'} | {
+        'status': Status.STATUS_IGNORED, 'reason': reason, 'error': error, 'message': None
+    }
+    return Admission(_put(insert, row, CLOSED)[0], ignored=error, in_window=reason == Reason.REASON_IGNORE_WINDOW)
 
 
 def _supersede(policy, row, earlier, cancel):
-    """Cancel those that came before under a key, as far as the limit does not leave them their places.
+    """Cancel earlier runs under a key, as far as the limit does not leave them their slots.
 
     Args:
         policy: The `Policy`.
@@ -228,9 +235,9 @@ def _supersede(policy, row, earlier, cancel):
         earlier: Primary key and schedule of each of them.
         cancel: Cancels runs, given by their primary keys.
 
-    GUARANTEE: a schedule is no way to cancel what one may not cancel. Unless the task itself says that any of its runs
-    replaces earlier ones, a schedule's cancels those of that schedule, and those that its user may cancel. It waits for
-    the others.
+    GUARANTEE: a schedule is no way to cancel runs without the permission. Unless the task itself says that any of its
+    runs replaces earlier ones, the run of a schedule cancels those of that schedule, and those that its user may
+    cancel. It waits for the others.
     """
     ids = [id for id, __ in earlier]
     if row['schedule_id'] is not None and not policy.replaces_any:
@@ -252,49 +259,49 @@ def _cancellable(ids, user_id):
 
 
 def is_processing(policy):
-    """Whether a run with the key of a policy is under way, and not stale."""
+    """Whether a run with the key of a policy is active, and not stale."""
     evict(_execute, policy.key)
     return bool(_execute(HOLDER, {'key': policy.key}))
 
 
 def is_under_way(policy, task_id):
-    """Whether a run, given by its ID, is under way with the key of a policy."""
+    """Whether a run, given by its ID, is active with the key of a policy."""
     return policy.key is not None and bool(_execute(UNDER_WAY, {'key': policy.key, 'task_id': task_id}))
 
 
 def why_not_now(policy):
-    """Return why a call that makes no row must not run now, as the name of its hook; `None` if it may."""
+    """Return why a call without a row must not run now, as the name of its hook; `None` if it may."""
     if policy.window and is_window_open(_execute, policy.window):
         return 'ignored'
     return 'unique' if policy.key and is_processing(policy) else None
 
 
-# The line
+# The waiting line
 
 def evict(run_sql, key):
-    """Take the places of runs that are stale. Returns whether there were any."""
+    """Free the slots of stale runs. Returns whether there were any."""
     evicted = run_sql(EVICT, {'key': key})
     for (task_id,) in evicted:
-        logger.warning('Task %s is stale: it keeps no others with the key %s from running any more', task_id, key)
+        logger.warning('Task %s is stale: it no longer keeps others with the key %s from running', task_id, key)
     return bool(evicted)
 
 
-def advance(app, run_sql, key, but=None):
-    """Give free places under a key to those that are first in line, and send their messages.
+def advance(app, run_sql, key, except_id=None):
+    """Give free slots under a key to the runs that are first in line, and send their messages.
 
     Args:
         app: The Celery app.
         run_sql: Executes a statement, outside of transactions.
         key: The concurrency key.
-        but: Primary key of a run that the caller sends itself.
+        except_id: Primary key of a run that the caller sends itself.
 
     Returns:
-        Whether that run got a place.
+        Whether that run got a slot.
     """
     found = False
     while rows := _give(run_sql, key):
         id, *row = rows[0]
-        if id == but:
+        if id == except_id:
             found = True
             continue
         try:
@@ -307,7 +314,7 @@ def advance(app, run_sql, key, but=None):
 
 
 def advance_line(connection, key):
-    """Let those begin that wait in line for the end of a run with a concurrency key.
+    """Send the runs that wait in line for the end of a run with a concurrency key.
 
     Args:
         connection: The engine's connection.
@@ -316,7 +323,7 @@ def advance_line(connection, key):
     try:
         advance(get_app(), connection.execute, key)
     except DatabaseError as exc:
-        logger.warning('Who waits in line for %s waits for the next sweep: %s', key, exc)
+        logger.warning('The waiting line of the key %s cannot advance before the next sweep: %s', key, exc)
 
 
 def _give(run_sql, key):
@@ -324,12 +331,12 @@ def _give(run_sql, key):
         try:
             return run_sql(GIVE, {'key': key})
         except IntegrityError:
-            continue  # a call has just taken the place that was free
+            continue  # a call has just taken the free slot
     return []
 
 
 def advance_all(app, run_sql):
-    """Do so for every line: whoever should have done it may have died."""
+    """Advance every waiting line, in case the process responsible died."""
     for (key,) in run_sql(LINES, {}):
         try:
             evict(run_sql, key)
@@ -337,13 +344,13 @@ def advance_all(app, run_sql):
         except UNAVAILABLE:
             raise
         except Exception:
-            logger.exception('Who waits in line for %s waits for the next sweep', key)
+            logger.exception('The waiting line of the key %s cannot advance before the next sweep', key)
 
 
 # Ignore windows
 
 def is_window_open(run_sql, key, task_id=None):
-    """Whether calls with a key are to be ignored now. Windows of the run that asks (`task_id`) do not count."""
+    """Whether calls with a key are to be ignored now. Windows of the run itself (`task_id`) do not count."""
     return bool(run_sql(IS_OPEN, {'key': key, 'task_id': task_id}))
 
 

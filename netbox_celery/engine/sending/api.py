@@ -22,12 +22,12 @@ def enqueue(task_or_name, *, args=(), kwargs=None, user=None, instance=None, sch
     from ...models import CeleryResult
 
     _refuse_eager(get_app())
-    canonical_ids(options)
+    options = dict(canonical_ids(options))
     if options.get('task_id') and not is_uuid(options['task_id']):
         raise CeleryError(f'{task_or_name}: the ID of a run is a UUID, and {options["task_id"]!r} is none')
     options |= _given(user, instance, schedule_at, queue)
     result = _caller(task_or_name)(args, kwargs, **options)
-    # In the transaction of a branch, nobody else sees it before the commit
+    # In the transaction of a branch, no other connection sees it before the commit
     row = CeleryResult.objects.using(caller().alias).filter(task_id=result.id).first()
     if row is None:
         raise CeleryError(f'{task_or_name} was sent as {result.id}, and has no row: the log says why')
@@ -47,7 +47,7 @@ def _given(user, instance, schedule_at, queue):
 
 
 def _caller(task_or_name):
-    """Return what sends a task: its own `apply_async` if this process knows it, since that checks the arguments."""
+    """Return the function that sends a task: its own `apply_async`, which checks the arguments, if it is known here."""
     task = _task(task_or_name)
     if task is not None:
         return task.apply_async
@@ -69,7 +69,7 @@ def enqueue_many(task_or_name, calls, *, user=None, instance=None, schedule_at=N
     options |= _given(user, instance, schedule_at, queue)
     task, rows = _task(task_or_name), CeleryResult.objects.using(caller().alias).order_by('pk')
     if has_policy(task, SETTINGS & options.keys()) or getattr(task, 'hears_of_calls', False):
-        # Each call is asked for by itself, may be a run that is under way, and is told of
+        # Each call is admitted by itself, may join an active run, and has its hooks called
         call = _caller(task_or_name)
         results = [call(*arguments, **options) for arguments in checked(task, calls)]
         made = {result.id for result in results if not getattr(result, 'netbox_joined', False)}
@@ -81,7 +81,7 @@ def enqueue_many(task_or_name, calls, *, user=None, instance=None, schedule_at=N
 
 
 def _as_mains(rows):
-    """Let rows that are read in the transaction of a branch be main's, where they are saved and read again."""
+    """Make rows that were read in the transaction of a branch main's, where they are saved and read again."""
     if rows.db != DEFAULT_DB_ALIAS:
         for row in rows:
             row._state.db = DEFAULT_DB_ALIAS

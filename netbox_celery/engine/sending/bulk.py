@@ -1,8 +1,8 @@
-"""Many runs of one task at once: one bulk insert, one producer.
+"""Many runs of one task: one bulk insert, one producer.
 
-A call of `apply_async` costs a row, a round trip to the broker and Celery's work of making a message. Here the rows go
-in by one statement, whose constant columns are said once, and Kombu sends the messages in batches where the transport
-can do that.
+A call of `apply_async` costs a row, a round trip to the broker and Celery's work of making a message. Here one
+statement inserts the rows, with the columns that they share given once, and Kombu sends the messages in batches where
+the transport can do that.
 """
 import logging
 from functools import partial
@@ -11,10 +11,7 @@ from uuid import uuid4
 from celery.utils.saferepr import saferepr
 
 from ... import host
-from ..calls.ids import canonical_ids
-from ..calls.options import NOT_SENT, Own, mark, split, tag
-from ..calls.queues import check_call
-from ..calls.run import get_run
+from ..calls.options import tag
 from ..calls.visibility import warn_of_eta
 from ..catalogue.strategies import has_own_strategy, refuse_row
 from ..exceptions import DatabaseReadOnly
@@ -22,11 +19,11 @@ from ..internals import call_options
 from ..store import lifecycle
 from ..store.database import caller, execute, in_savepoint, on_commit, refuse_read_only
 from ..store.recorder import recorder
-from ..store.times import aware, check_limits
-from ..workflows.canvas import LINKS, make_portable, stamp_branch
+from ..store.times import aware
+from ..workflows.canvas import LINKS
 from ..workflows.family import are_orphans, refuse
-from .enqueue import complete, find_task, note_refusal
-from .publish import is_delayed, publish
+from .describe import describe, find_task
+from .publish import is_delayed, note_refusal, publish
 from .rows import COLUMNS, CONSTANTS, REFERENCES, build_row, copied, exact_call, payload_columns
 
 __all__ = (
@@ -39,7 +36,7 @@ logger = logging.getLogger(__name__)
 #: Columns that differ from call to call, with their types; `request_id` and `root_id` follow the task's ID.
 VARIABLE = {'task_id': 'uuid', 'args': 'jsonb', 'kwargs': 'jsonb', 'message': 'text', 'exact_call': 'text'}
 SAME = [column for column in COLUMNS if column not in {*VARIABLE, 'request_id', 'root_id'}]
-#: What a parameter of `SELECT` is taken for, if it is not text.
+#: Types of the parameters of `SELECT` that are not text.
 TYPES = {
     'created': 'timestamptz', 'last_updated': 'timestamptz', 'options': 'jsonb', 'user_id': 'bigint',
     'object_type_id': 'int', 'object_id': 'bigint', 'scheduled': 'timestamptz', 'expires': 'timestamptz',
@@ -81,19 +78,14 @@ def send_many(app, task_or_name, calls, options):
     calls = checked(task, calls)
     if dump := getattr(task, '_dump_pydantic_arguments', None):
         calls = [dump(*call) for call in calls]
-    options, own = split(options)
-    canonical_ids(options)
-    make_portable(options)
-    stamp_branch(options)
-    own = Own.merge(task, own)
-    options = _with_defaults(task, options)
-    check_limits(options)
-    check_call(app, name, (), {}, options, task)
-    # Before the first batch is sent: the last one may have an argument that cannot
-    payloads, ids = [payload_columns(name, list(args), kwargs, options) for args, kwargs in calls], []
+    # All but the arguments and the ID is the same for all of them
+    common = {option: value for option, value in _with_defaults(task, options).items() if option != 'task_id'}
+    call = describe(app, name, (), {}, common)
+    # Before the first batch is sent: the last one may have an argument that cannot be
+    payloads, ids = [payload_columns(name, list(args), kwargs, call.options) for args, kwargs in calls], []
     for start in range(0, len(calls), BATCH):
         batch = slice(start, start + BATCH)
-        ids += _send_batch(app, name, task, calls[batch], payloads[batch], options, own)
+        ids += _send_batch(call, calls[batch], payloads[batch])
     return ids
 
 
@@ -101,7 +93,7 @@ def checked(task, calls):
     """Return calls as pairs of arguments and keyword arguments.
 
     Raises:
-        TypeError: Those of a call do not fit the task's signature. Nothing has been sent then.
+        TypeError: The arguments of a call do not fit the task's signature. Nothing has been sent then.
     """
     calls = [_normalized(call) for call in calls]
     if task is not None and task.typing and (check := getattr(task, '__header__', None)):
@@ -127,35 +119,40 @@ def _with_defaults(task, options):
     return defaults | {'ignore_result': task.ignore_result} | options
 
 
-def _send_batch(app, name, task, calls, payloads, options, own):
-    parent = app.current_worker_task
-    options = complete(app, {**options, 'task_id': str(uuid4())}, parent)
+def _send_batch(call, calls, payloads):
+    """Send a batch.
+
+    Args:
+        call: The `Call` that they have in common.
+        calls: Arguments and keyword arguments of each.
+        payloads: The columns for these.
+
+    Returns:
+        The primary keys of the rows.
+    """
     task_ids = [str(uuid4()) for __ in calls]
-    run = get_run(parent.request_stack.top) if parent is not None else None
-    row = build_row(app, name, (), {}, options, own, task, run)
-    row['root_id'] = options.get('root_id')
-    mark(options)
+    row = build_row(call) | {'root_id': call.options.get('root_id')}
     if row['exact_call']:
         # Of the options, which are the same for all
         options_text = row['exact_call'].removeprefix('[null, null, ')[:-1]
         payloads = [{**payload, 'exact_call': exact_call(payload['exact_call'], options_text)} for payload in payloads]
-    not_sent = f'{len(calls)} runs of {name} were not sent'
+    not_sent = f'{len(calls)} runs of {call.name} were not sent'
     if host.is_in_maintenance():
         raise DatabaseReadOnly(not_sent)
     with refuse_read_only(not_sent), in_savepoint():
         ids = _insert(row, task_ids, payloads)
-    if own.tags:
-        tag(ids, own.tags)
+    if call.own.tags:
+        tag(ids, call.own.tags)
     messages = list(zip(task_ids, calls, ids))
     if caller().in_atomic_block:
-        # What the rows say is sent, whatever the caller does with its lists until then
-        on_commit(partial(_publish_on_commit, app, name, task, copied(name, messages), options))
+        # The messages have what the rows say, whatever the caller does with its lists until then
+        on_commit(partial(_publish_on_commit, call, copied(call.name, messages)))
     else:
-        accepted = set()
+        accepted: set[int] = set()
         try:
-            _publish(app, name, task, messages, options, accepted)
+            _publish(call, messages, accepted)
         except Exception as exc:
-            _note_refusal(app, name, [message for message in messages if message[-1] not in accepted], options, exc)
+            _note_refusal(call, [message for message in messages if message[-1] not in accepted], exc)
             raise
     return ids
 
@@ -168,38 +165,46 @@ def _insert(row, task_ids, payloads):
     return [id for (id,) in rows or execute(caller(), MADE, {'task_id': task_ids})]
 
 
-def _note_refusal(app, name, messages, options, exc):
+def _note_refusal(call, messages, exc):
     """Write that the broker refused messages, and that what depends on them will never run."""
     note_refusal([id for *__, id in messages], exc)
-    for task_id, *__ in messages if options.get('chain') else ():
-        app.backend.close_dependents(name, {**options, 'task_id': task_id}, exc)
+    for task_id, *__ in messages if call.options.get('chain') else ():
+        call.app.backend.close_dependents(call.name, {**call.options, 'task_id': task_id}, exc)
 
 
-def _publish_on_commit(app, name, task, messages, options):
+def _publish_on_commit(call, messages):
     try:
-        _publish(app, name, task, messages, options, set())
-    except Exception as exc:  # noqa: BLE001 - the caller's transaction is committed, there is nobody to tell
-        logger.error('%s runs of %s could not all be sent, they will be sent again: %s', len(messages), name, exc)
+        _publish(call, messages, set())
+    except Exception as exc:  # noqa: BLE001 - the caller's transaction is committed, and its code has gone on
+        logger.error(
+            '%s runs of %s could not all be sent, they will be sent again: %s', len(messages), call.name, exc
+        )
 
 
-def _publish(app, name, task, messages, options, accepted):
+def _publish(call, messages, accepted):
     """Publish the messages of a batch. What Celery's `send_task` works out for each call is worked out once.
 
     Args:
+        call: The `Call` that they have in common.
+        messages: The ID, the arguments and the primary key of each run.
         accepted: A set; gets the primary keys of the runs whose messages the broker has taken, also if one fails.
     """
+    app, name = call.app, call.name
+
     def note(id):
         accepted.add(id)
         recorder.sent(id)
 
-    if options.get('parent_id') and are_orphans([id for *__, id in messages], options['parent_id']):
+    parent_id = call.options.get('parent_id')
+    if parent_id and are_orphans([id for *__, id in messages], parent_id):
         for task_id, *__ in messages:
-            refuse(app, name, {**options, 'task_id': task_id})
+            refuse(app, name, {**call.options, 'task_id': task_id})
         return
-    options = {key: value for key, value in options.items() if key not in NOT_SENT and key != 'task_id'}
+    options = call.message_options(True, is_deferred=True)
+    del options['task_id']
     if is_delayed(app, options) or any(options.get(name) for name in LINKS):
-        # Its way through RabbitMQ, or what is to happen after it, is Celery's to know. By the queue itself, what is
-        # delayed would keep a place at a worker.
+        # Celery knows the way through RabbitMQ, and how to attach what is to happen afterwards. Sent to the queue
+        # itself, a delayed message would occupy a worker.
         for task_id, (args, kwargs), id in messages:
             publish(app, name, args, kwargs, **{**options, 'task_id': task_id})
             note(id)
@@ -209,7 +214,7 @@ def _publish(app, name, task, messages, options, accepted):
     in_message = {
         key: options.pop(key) for key in IN_MESSAGE if key in options
     }
-    options = app.amqp.router.route(options, name, (), {}, task)
+    options = app.amqp.router.route(options, name, (), {}, call.task)
     if (expires := aware(in_message.get('expires'))) is not None:
         options['expiration'] = max(0, (expires - app.now()).total_seconds())
     options['retry'] = False  # a batch is sent as a whole, when it is full
@@ -225,12 +230,12 @@ def _publish(app, name, task, messages, options, accepted):
             options['declare'] = ()  # the first message has declared the queue
             if not is_batch:
                 note(id)
-    # Of a batch that fails nobody knows what got through: a worker that has begun a run keeps it
+    # If a batch fails, it is unknown what got through: a worker that has started a run keeps it
     for __, __, id in messages if is_batch else ():
         note(id)
 
 
-#: Options that go into the message; the others say how it is published.
+#: Options that go into the message; the others control how it is published.
 IN_MESSAGE = (
     'eta', 'expires', 'group_id', 'time_limit', 'soft_time_limit', 'parent_id', 'shadow', 'ignore_result', 'argsrepr',
     'kwargsrepr',

@@ -1,4 +1,4 @@
-"""Cancel a run, run one again: what people and programs do to runs that exist."""
+"""Cancel runs, and run them again."""
 import logging
 from functools import partial
 
@@ -25,17 +25,17 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-#: Pools that can end a single run: its process, or its greenlet when that waits for something.
+#: Pools that can terminate a single run: its process, or its greenlet when that waits for something.
 TERMINABLE_POOLS = ('prefork', 'processes', 'gevent', 'eventlet')
 
-# Those that do not end by themselves within the time that it takes to tell a worker of it.
+# Those that have not ended within the time that it takes to reach a worker.
 CANCELLED = f"""
     SELECT task_id FROM {lifecycle.TABLE} AS run JOIN {lifecycle.WORKERS} AS worker ON worker.key = run.holder
     WHERE run.status = 'running' AND run.holder = %s AND run.cancelled < now() - interval '3 seconds'
         AND worker.pool = ANY(%s)
 """
 
-#: Options of a run that a repetition keeps; times, links and places in a workflow belong to that one run.
+#: Options that running a run again keeps; times, links and the position in a workflow belong to that one run.
 REPEATED = (
     'queue', 'exchange', 'routing_key', 'priority', 'serializer', 'compression', 'time_limit', 'soft_time_limit',
     'ignore_result', 'shadow', 'argsrepr', 'kwargsrepr',
@@ -46,8 +46,8 @@ def cancellation(result):
     """Return what a cancel would do to a run.
 
     Returns:
-        `none`: it has ended. `revoke`: it has not begun, and will not. `terminate`: its process, or its greenlet, will
-        be ended. `cooperative`: its worker cannot end it; the task itself must look at `self.is_cancelled()`.
+        `none`: it has finished. `revoke`: it has not started, and will not. `terminate`: its process, or its greenlet,
+        will be terminated. `cooperative`: its worker cannot do that; the task itself must check `self.is_cancelled()`.
     """
     from ...choices import ResultStatusChoices
 
@@ -67,22 +67,27 @@ def _is_terminable(holder):
 def cancel(result, user=None):
     """Cancel a run.
 
-    One that waits is revoked at once, whether or not a worker is up: no worker can claim it any more. One that runs
-    has its process or its greenlet ended where the pool can do that; elsewhere the task sees it in
-    `self.is_cancelled()`. Its row then ends as revoked, however the task ends.
+    A waiting run is revoked immediately, whether or not a worker is online: no worker can claim it any more. For a
+    running one its process or its greenlet is terminated where the pool can do that; elsewhere the task sees the cancel
+    in `self.is_cancelled()`. Its row then ends as revoked, however the task ends.
 
     Args:
         result: The `CeleryResult`; it is not refreshed.
-        user: Who cancels; the run's error says so.
+        user: The user who cancels; the run's error names them.
 
     Returns:
-        Whether there was anything to cancel: `False` if it had ended or was being cancelled already.
+        Whether there was anything to cancel: `False` if it had finished or was being cancelled already.
     """
     return bool(cancel_many([result.pk], user))
 
 
 def cancel_many(ids, user=None, error=None):
-    """Cancel runs by primary key (see `cancel`), with what is to be said of it, if not by whom.
+    """Cancel runs by primary key (see `cancel`).
+
+    Args:
+        ids: The primary keys.
+        user: The user who cancels, or `None`.
+        error: What the error of the runs says; by default who cancelled them.
 
     Returns:
         The primary keys of those that could be cancelled.
@@ -100,7 +105,7 @@ def cancel_many(ids, user=None, error=None):
 
 
 def _tell_workers(cancelled):
-    """Let Celery know. What fails here delays nothing that waits: the row alone keeps it from running."""
+    """Let Celery know. If that fails, waiting runs stay cancelled: the row alone keeps them from running."""
     app = get_app()
     waiting = [str(task_id) for __, task_id, status, *__ in cancelled if status != 'running']
     running = [(str(task_id), holder) for __, task_id, status, holder, __ in cancelled if status == 'running']
@@ -120,9 +125,9 @@ def _tell_workers(cancelled):
 
 
 def terminate_cancelled(connection, app, worker):
-    """Tell a worker once more to end the processes of its runs that are cancelled and still go on.
+    """Tell a worker once more to terminate its runs that are cancelled and still running.
 
-    Celery's broadcast of the cancel reaches nobody who is away from the broker at that moment.
+    Celery's broadcast of the cancel does not reach a worker that is disconnected from the broker at that moment.
 
     Args:
         connection: An `EngineConnection`.
@@ -141,12 +146,12 @@ def options_of_row(result):
 
 
 def _register_again(task_ids):
-    """Let this worker know of requests by their IDs that it is executing.
+    """Register the requests that this worker executes by their IDs again.
 
-    It forgets the one with an ID when another one with that ID is done: the attempt before this one, or the task that
-    this one replaces, whose end it may hear of after the message of the next.
+    Celery forgets the request with an ID when another one with that ID is done: the previous attempt, or the task that
+    this one replaces, whose end may be reported after the message of the next.
     """
-    from celery.worker import state  # whoever is no worker needs none of it
+    from celery.worker import state  # other processes need none of it
 
     for request in _copy_of(state.active_requests):
         if request.id in task_ids:
@@ -167,13 +172,13 @@ def rerun(result, user=None):
 
     Args:
         result: The earlier `CeleryResult`, fully loaded.
-        user: Under whose name; by default that of the earlier run.
+        user: The user that the new run acts as; by default that of the earlier run.
 
     Returns:
         The new `CeleryResult`.
 
     Raises:
-        NotRerunnable: The row does not hold the arguments, or its branch is not ready.
+        NotRerunnable: The row does not have the arguments, or its branch is not ready.
     """
     if not result.is_rerunnable:
         raise NotRerunnable(_(

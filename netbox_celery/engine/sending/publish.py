@@ -1,9 +1,10 @@
-"""Messages go out: by Celery's own `send_task`, with what it wants where RabbitMQ keeps them until their time.
+"""Messages are published by Celery's own `send_task`, with what that needs where RabbitMQ delays them.
 
-With quorum queues Celery sends what has an ETA to exchanges that hold it back ("native delayed delivery"), by whole
-seconds. For less than one it raises a `ValueError`. And a retry, which names the exchange and the routing key of the
-message that it repeats, but no queue, would go to the default queue.
+With quorum queues Celery sends messages with an ETA to exchanges that hold them back ("native delayed delivery"), for
+whole seconds. For less than one it raises a `ValueError`. And a retry, which names the exchange and the routing key of
+the message that it repeats, but no queue, would go to the default queue.
 """
+import logging
 from datetime import UTC, datetime, timedelta
 
 from amqp.exceptions import AMQPError, ChannelError
@@ -14,10 +15,12 @@ from kombu.exceptions import EncodeError, OperationalError
 from redis.exceptions import RedisError
 
 from ..calls.exact import call_of
-from ..calls.options import mark
+from ..calls.options import with_header
 from ..calls.queues import check_call, without_delay
 from ..calls.visibility import warn_of_eta
-from ..store.payload import read_value
+from ..store import lifecycle
+from ..store.database import caller
+from ..store.payload import read_value, text_of
 from ..store.times import check_limits, nearest_sql, time_after
 from .rows import check_payload
 
@@ -25,17 +28,20 @@ __all__ = (
     'COLUMNS',
     'is_away',
     'is_delayed',
+    'note_refusal',
     'publish',
     'send_row',
 )
 
-#: What no broker could send, however long one waits: arguments or options that are wrong, an unknown queue. Kombu takes
-#: some of them for errors of the connection. And what a broker has against a queue.
+logger = logging.getLogger(__name__)
+
+#: Errors that waiting does not cure: arguments or options that are wrong, an unknown queue, a queue that the broker
+#: refuses. Kombu takes some of them for errors of the connection.
 REFUSALS = (EncodeError, LookupError, TypeError, ValueError, ChannelError)
-#: So Redis says that a key is no list; whatever else it refuses, it refuses for all.
+#: How Redis says that a key is not a list; any other refusal of Redis concerns all messages.
 WRONG_TYPE = 'WRONGTYPE'
 AWAY = (OperationalError, DatabaseError, OSError, AMQPError, RedisError)
-#: The least that can be held back, with time for the call itself.
+#: The shortest delay that works, with time for the call itself.
 SHORTEST = timedelta(seconds=1.1)
 #: What `send_row` needs of a row. The message must ask for the attempt that is due, or no claim will take it.
 COLUMNS = '''
@@ -64,10 +70,10 @@ def publish(app, name, args=None, kwargs=None, **options):
 
 
 def is_away(exc):
-    """Whether it is for want of a broker, or of the database, that a message was not sent: then none can be.
+    """Whether a message was not sent because the broker, or the database, is away: then no message can be sent.
 
-    What a broker that is there refuses (a queue that exists with other arguments, a name of its own, a key that is no
-    list), or what is wrong with a message, holds up no other message.
+    If a broker that is there refuses one (a queue that exists with other arguments, a name of its own, a key that is
+    not a list), or something is wrong with the message, the others can be sent.
     """
     for error in (exc, exc.__cause__):
         if isinstance(error, REFUSALS) and not isinstance(error, OSError) or WRONG_TYPE in str(error):
@@ -93,7 +99,7 @@ def send_row(app, task_id, name, args, kwargs, options, message, exact_call, ret
     """Send the message of a row, given by its values of `COLUMNS`.
 
     Raises:
-        kombu.exceptions.EncodeError: No worker could hand it on to its processes; an earlier version took the call.
+        kombu.exceptions.EncodeError: No worker could hand it on to its processes; an earlier version accepted the call.
     """
     args, kwargs, options = call_of(exact_call, *map(read_value, (args or 'null', kwargs or 'null', options)))
     if message:
@@ -102,6 +108,13 @@ def send_row(app, task_id, name, args, kwargs, options, message, exact_call, ret
     check_limits(options)
     check_call(app, name, args, kwargs, options, app.tasks.get(name))
     check_payload(name, args, kwargs, options)
-    options |= {'retries': retries, 'eta': scheduled}
-    mark(options)
+    options = with_header({**options, 'retries': retries, 'eta': scheduled})
     publish(app, name, args, kwargs, task_id=str(task_id), add_to_parent=False, **options)
+
+
+def note_refusal(ids, exc):
+    """Write that the broker refused messages; the caller gets the exception in any case."""
+    try:
+        lifecycle.publish_failed(caller(), ids, f'The broker did not accept the message: {text_of(exc)}')
+    except DatabaseError:
+        logger.exception('Runs %s were not sent, which could not be written', ids)

@@ -1,15 +1,19 @@
-"""`self.replace()`: the row of a task that replaces itself, and what ends under its ID.
+"""`self.replace()`: what happens to the row of a task that replaces itself, each way in one table.
 
-A single task takes the row over at once. Of a chain the last step does, of a chord (or a group, of which Celery makes
-a chord) the body: it has the ID of the task that was replaced, and is sent by another process, later. So:
+A single task takes the row over immediately. Of a chain the last step does, of a chord (or a group, of which Celery
+makes a chord) the body: it has the ID of the task that was replaced, and is sent by another process, later. So:
 
-* Until what takes the row over is sent, the row holds no message, and nobody sends it again: `AWAITS_REPLACEMENT`. Who
-  ends a step before it without success closes it (`netbox_celery.engine.results.upstream`).
+* Until what takes the row over is sent, the row holds no message, and nothing sends it again: `AWAITS_REPLACEMENT`.
+  If a step before it ends without success, the result backend closes the row (`netbox_celery.engine.results.upstream`).
 * While the replacement is on its way, the worker holds the row. If the replacement cannot be sent, the run goes on as
-  if it had not been tried; if the worker dies, its sweep settles the row (`settle`).
+  if nothing had been tried; if the worker dies, the sweep settles the row (`settle`).
 * The ignore window that the success of the run opens stands in its row, from which the call that takes it over reads
-  it (`find`, `inherit`).
+  it (`find_replaced`, `inherited`).
+
+Elsewhere: `runs.claim` puts the wrapper of `on_replace` around each task, `describe` and `enqueue` send what replaces a
+task in the same steps as any other call, and `store.lifecycle` has the statements.
 """
+import dataclasses
 import json
 import logging
 from contextlib import contextmanager
@@ -21,7 +25,9 @@ from kombu.exceptions import EncodeError
 
 from ...choices import ResultReasonChoices as Reason
 from ...choices import ResultStatusChoices as Status
-from ..calls.options import Own, mark, sent_options
+from ..calls.arguments import call_text
+from ..calls.options import sent_options, start_time
+from ..calls.queues import delivered_to
 from ..calls.run import get_run
 from ..exceptions import DatabaseReadOnly
 from ..store import lifecycle
@@ -30,33 +36,91 @@ from ..store.database import UNUSABLE, CallersConnection, caller, execute, get_c
 from ..store.headers import HEADER
 from ..store.payload import dumps
 from ..store.recorder import recorder
-from .admission import TAKE_OVER_COLUMNS, advance_line
-from .rows import build_row, insert_statement
+from .rows import build_row, check_payload, insert_statement
 
 __all__ = (
     'INSERT_OR_TAKE_OVER',
-    'find',
-    'inherit',
+    'ON_ITS_WAY',
+    'TAKE_OVER_COLUMNS',
+    'WAYS',
+    'Way',
+    'find_replaced',
+    'inherited',
     'making_way',
     'message_of',
     'opened_by',
     'remember',
+    'send_next',
     'settle',
+    'take_over_statement',
+    'takes_over',
 )
 
 logger = logging.getLogger(__name__)
 
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Way:
+    """Something that happens to the row of a task that replaces itself, and how the row then is."""
+    status: str
+    reason: str
+    #: Whether the worker of the task that was replaced holds the row.
+    is_held: bool
+    #: Whether the row has the message of what takes it over, so that the sweep may send that.
+    has_message: bool
+    #: The statement, by its name in `store.lifecycle` unless it is one of this module's or of `admission`'s.
+    statement: str
+
+
+_PENDING, _ERRORED, _REPLACED = Status.STATUS_PENDING, Status.STATUS_ERRORED, Reason.REASON_REPLACED
+
+#: All of it. `runs.ending` has those of them that are ends, too.
+WAYS = {
+    # While the task replaces itself
+    'waits': Way(_PENDING, _REPLACED, True, False, 'REPLACE'),
+    'was_cancelled': Way(Status.STATUS_REVOKED, Reason.REASON_CANCELLED, True, False, 'REPLACE'),
+    'cannot_wait': Way(Status.STATUS_IGNORED, '', True, False, 'FINISH_BY'),
+    'remembers': Way(_PENDING, _REPLACED, True, True, 'REMEMBER'),
+    'goes_on': Way(Status.STATUS_RUNNING, '', True, False, 'TAKE_BACK'),
+    'is_released': Way(_PENDING, _REPLACED, False, False, 'RELEASE'),
+    # The call that takes the row over
+    'is_taken_over': Way(_PENDING, _REPLACED, False, True, 'INSERT_OR_TAKE_OVER'),
+    'is_taken_over_with_a_key': Way(_PENDING, _REPLACED, False, True, 'TAKE'),
+    'waits_in_line': Way(_PENDING, Reason.REASON_QUEUED, False, True, 'LINE_UP'),
+    # What replaces the task fails before, or is lost
+    'is_closed': Way(_ERRORED, Reason.REASON_UPSTREAM_FAILED, False, False, 'CLOSE_REPLACED'),
+    'is_cancelled': Way(Status.STATUS_REVOKED, Reason.REASON_CANCELLED, False, False, 'CANCEL'),
+    'is_sent_again': Way(_PENDING, _REPLACED, False, True, 'RESEND_REPLACEMENT'),
+    'is_lost': Way(_ERRORED, Reason.REASON_WORKER_LOST, True, False, 'CLOSE_REPLACED'),
+}
+
+#: What the row of a task that replaced itself has from the call that takes it over.
+TAKE_OVER_COLUMNS = ('message', 'queue', 'status', 'scheduled', 'expires', 'sent', 'last_updated')
+
+
+def take_over_statement(*columns, **expressions):
+    """Return the statement for the row of a call that may finish what replaced another task: that task's, or a new one.
+
+    Once the row was claimed, it is not taken over.
+
+    Args:
+        *columns: Those that it has from the call.
+        **expressions: SQL for the values of further ones.
+    """
+    changes = ', '.join(f'{column} = EXCLUDED.{column}' for column in (*expressions, *columns))
+    return insert_statement(
+        f'DO UPDATE SET {changes} WHERE run.nesting = EXCLUDED.nesting AND run.attempt = 0 AND run.completed IS NULL',
+        **expressions
+    )
+
+
+INSERT_OR_TAKE_OVER = take_over_statement(*TAKE_OVER_COLUMNS)
 FIND = f"""
     SELECT options #>> '{{headers,{HEADER}}}' FROM {lifecycle.TABLE}
     WHERE task_id = %s AND nesting = %s AND attempt = 0 AND completed IS NULL
 """
-#: The row of a call that may end what replaced another task: its own row, or that one's. Once it was claimed, not.
-INSERT_OR_TAKE_OVER = insert_statement(
-    'DO UPDATE SET ' + ', '.join(f'{column} = EXCLUDED.{column}' for column in TAKE_OVER_COLUMNS) +
-    ' WHERE run.nesting = EXCLUDED.nesting AND run.attempt = 0 AND run.completed IS NULL'
-)
-
-
+#: Rows whose replacement is on its way, by a worker that holds them until then.
+ON_ITS_WAY = f"{lifecycle.WAITING} AND nesting > 0 AND reason = 'replaced' AND holder IS NOT NULL"
 #: What `used.header_of` says.
 BEGINNING = ('begun', 'before', 'caller')
 
@@ -68,7 +132,7 @@ def making_way(on_replace, end):
 
     Args:
         on_replace: The method of the task.
-        end: Ends a run, given with its status, whose row could not be made to wait.
+        end: Ends a run whose row could not be made to wait; called with the run and `error`.
     """
     @wraps(on_replace)
     def on_replace_after_row(self, sig):
@@ -82,12 +146,12 @@ def making_way(on_replace, end):
 
 @contextmanager
 def _handing_over(task, run, end):
-    """Let the row of a run wait for what replaces it, which is sent meanwhile; if that fails, the run goes on."""
+    """Make the row of a run wait for what replaces it, which is sent meanwhile; if that fails, the run goes on."""
     before = _begin(task, run, end)
     try:
         yield
     except Ignore:
-        # So Celery says that the replacement is on its way. An author's own `on_replace` may have sent nothing.
+        # By this Celery says that the replacement is on its way. An author's own `on_replace` may have sent nothing.
         if before is not None and not run.continued:
             _take_back(run, before)
         raise
@@ -113,9 +177,9 @@ def _begin(task, run, end):
     except DatabaseError as exc:
         if is_read_only(exc):
             raise DatabaseReadOnly(f'Task {run.task_id} was not replaced') from exc
-        # It is worth more than the row, which ends here. What depends on the run is told by what replaces it.
+        # The replacement is worth more than the row, which ends here, and tells what depends on the run
         logger.exception('What replaces task %s is run without being tracked', run.task_id)
-        end(run, Status.STATUS_IGNORED, error='Replaced by a task that is not tracked')
+        end(run, error='Replaced by a task that is not tracked')
         return None
     run.replaced = True
     return found[2] if found is not None and found[1] == Status.STATUS_PENDING else None
@@ -142,9 +206,9 @@ def _release(run):
 
 @contextmanager
 def _outside_of_transactions():
-    """Let what is sent meanwhile be no part of a transaction of the body's: Celery leaves the body by an exception.
+    """Keep what is sent meanwhile out of a transaction of the body's: Celery leaves the body by an exception.
 
-    That rolls the transaction back, which the run has left for good; the replacement is to be there all the same.
+    That rolls the transaction back, which the run has left for good; the replacement has to stay.
     """
     if isinstance(get_connection(), CallersConnection):
         yield
@@ -161,50 +225,106 @@ def _outside_of_transactions():
             wrapper.close()
 
 
+# What goes on under the ID of the run: what replaces the task, and also its next attempt
+
+def send_next(call, publish):
+    """Send the next attempt of the current run, or what the task replaced itself with: its row exists."""
+    run, request = call.run, call.request
+    if call.options.get('serializer') in (None, 'json'):
+        check_payload(call.name, call.args, call.kwargs, call.options)
+    if not call.is_tracked:
+        return publish(call.name, call.args, call.kwargs, **call.message_options(False))
+    # The next attempt may start immediately, in another process: the log lines of this one come first.
+    recorder.flush(run)
+    run.next_eta = start_time(call.options)
+    header = request.get(HEADER) or True
+    if call.replaces or run.remembered or call.queue != delivered_to(call.app, request.delivery_info) or (
+        not _is_same_call(call)
+    ):
+        if not remember(call, header):
+            # The claim does not compare the message with the row then
+            header = {**(header if isinstance(header, dict) else {}), 'differs': True}
+        run.remembered = True
+    run.continued = True
+    result = publish(call.name, call.args, call.kwargs, **call.message_options(header))
+    if call.replaces:
+        recorder.sent(run.id)
+    return result
+
+
+def _is_same_call(call):
+    """Whether the next attempt of a run is the call that its row holds. The body may have changed its arguments."""
+    request = call.request
+    if call.name != (request.task or call.parent.name):
+        return False
+    if call.run.call is not None:
+        return call.run.call == call_text(call.args, call.kwargs)
+    return (list(call.args or ()), call.kwargs or {}) == (list(request.args or ()), request.kwargs or {})
+
+
 def message_of(name, args, kwargs, options):
-    """Return what it takes to send a message again that is not the one that its row was made for."""
+    """Return what a row keeps to send a message again that differs from the one it was made for."""
     return dumps([list(args or ()), kwargs or {}, name, sent_options(options, None)])
 
 
-def remember(app, run, name, args, kwargs, options, task, queue):
+def remember(call, header):
     """Keep the message of a single task that takes the place of a run's, or of its next attempt.
 
-    If that is not possible, the message says so in the caller's own options: the claim does not compare it to the row.
+    Args:
+        call: The `Call`.
+        header: What the message says of the run (see `with_header`).
+
+    Returns:
+        Whether the row holds it. If not, the message has to say so.
     """
+    run = call.run
+    options = call.message_options(header)
     try:
-        row = build_row(app, name, args, kwargs, {**options, 'task_id': run.task_id}, Own(), task, queue=queue)
+        row = build_row(dataclasses.replace(call, options={**options, 'task_id': run.task_id}))
         lifecycle.remember(
-            get_connection(), run.task_id, message_of(name, args, kwargs, options), claims=run.claims,
+            get_connection(), run.task_id, message_of(call.name, call.args, call.kwargs, options), claims=run.claims,
             queue=row['queue'], scheduled=row['scheduled'], expires=row['expires']
         )
     except (DatabaseError, EncodeError, LookupError, TypeError, ValueError):
-        # Whether it can be sent now is for the broker to say
-        logger.exception('Task %s[%s] could not be sent again, if that was necessary', name, run.task_id)
-        header = (options.get('headers') or {}).get(HEADER)
-        mark(options, {**(header if isinstance(header, dict) else {}), 'differs': True})
+        # Whether it can be sent now depends on the broker
+        logger.exception('Task %s[%s] could not be sent again, if that was necessary', call.name, run.task_id)
+        return False
+    return True
 
 
-# The call that ends under the ID of a task that replaced itself
+# The call that takes the row over
 
-def find(task_id, nesting):
+def takes_over(options):
+    """Whether a call finishes what replaced a tracked task. It ends the row of that, also if it is not tracked."""
+    return bool(options.get('replaced_task_nesting') and options.get('task_id')) and bool(
+        execute(caller(), f'SELECT 1 FROM {lifecycle.TABLE} WHERE task_id = %s', (options['task_id'],))
+    )
+
+
+def find_replaced(task_id, nesting):
     """Return whether a row waits for a call with its ID, and what the messages of that run say of it."""
     rows = execute(caller(), FIND, (task_id, nesting))
     return bool(rows), json.loads(rows[0][0]) if rows and rows[0][0] else None
 
 
-def inherit(options, header):
-    """Let the message of a call open the ignore windows of the run whose row it takes over."""
+def inherited(own, header):
+    """Return what the message of a call says whose success opens the ignore windows of the run whose row it takes over.
+
+    Args:
+        own: What the message says so far (see `with_header`).
+        header: What the messages of that run say.
+    """
     if not isinstance(header, dict):
-        return
+        return own
     opens, beginning = opened_by(header), _beginning(header)
-    if opens or beginning:
-        own = (options.get('headers') or {}).get(HEADER)
-        own = own if isinstance(own, dict) else {}
-        mark(options, {**own, **beginning, 'opens': opens | opened_by(own)})
+    if not opens and not beginning:
+        return own
+    own = own if isinstance(own, dict) else {}
+    return {**own, **beginning, 'opens': opens | opened_by(own)}
 
 
 def _beginning(header):
-    """Return what the header of a message says of the call with which its row has begun anew (see `used`)."""
+    """Return what the header of a message says of the call that uses its row again (see `used`)."""
     return {key: header[key] for key in BEGINNING if key in header} if isinstance(header, dict) else {}
 
 
@@ -220,7 +340,7 @@ def opened_by(header):
 # The sweep
 
 def settle(connection, task_id, claims, error):
-    """Settle a run whose worker was lost while its replacement was on its way: what is known of that is sent (again).
+    """Settle a run whose worker was lost while its replacement was on its way: if the row has that, it is sent again.
 
     Returns:
         What `lifecycle.close_replaced` does, or `None` if it goes on.
@@ -228,7 +348,4 @@ def settle(connection, task_id, claims, error):
     if lifecycle.resend_replacement(connection, task_id, claims=claims):
         logger.warning('What replaces task %s will be sent again: %s', task_id, error)
         return None
-    found = lifecycle.close_replaced(connection, task_id, error, reason=Reason.REASON_WORKER_LOST)
-    if found is not None and found[1]:
-        advance_line(connection, found[1])
-    return found
+    return lifecycle.close_replaced(connection, task_id, error, reason=Reason.REASON_WORKER_LOST)

@@ -1,7 +1,7 @@
 """Celery's `revoke` and `terminate`, so that they hold.
 
-Celery tells them to the workers that are up, which keep them in their memory. Here they are marks in the rows as well,
-as any cancel is: a worker that starts later does not run what was revoked.
+Celery sends them to the workers that are online, which keep them in memory. Here they are marks in the rows as well, as
+any cancel is: a worker that starts later does not run what was revoked.
 """
 import logging
 from functools import partial
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 COMMANDS = ('revoke', 'terminate')
 
-# To terminate is to end what runs; to revoke is to keep from running what waits.
+# `terminate` ends a run that is running; `revoke` keeps a waiting one from starting.
 REVOKABLE = f"""
     SELECT id FROM {lifecycle.TABLE}
     WHERE task_id = ANY(%s::uuid[]) AND completed IS NULL AND cancelled IS NULL AND ({lifecycle.WAITING} OR %s)
@@ -37,14 +37,14 @@ class Control(control.Control):
     def broadcast(self, command, arguments=None, destination=None, **options):
         """Broadcast a command to workers; see `celery.app.control.Control.broadcast`.
 
-        A `revoke` or `terminate` for all of them is written into the rows of the tasks first: in a transaction, on
-        commit, while the workers that are up are told at once.
+        A `revoke` or `terminate` without a destination is written into the rows of the runs first: in a transaction, on
+        commit, while the workers that are online get it immediately.
         """
         for name in ('task_id', 'ids'):
             if arguments and arguments.get(name):
                 arguments = {**arguments, name: respelled(arguments[name])}
         if command in COMMANDS and not destination:
-            # Others say it by a number (Flower), or a text
+            # Other programs pass a number (Flower), or a text
             terminate = command == 'terminate' or bool(arguments.get('terminate'))
             now_or_on_commit(partial(_cancel, maybe_list(arguments['task_id']), terminate))
         return super().broadcast(command, arguments, destination, **options)

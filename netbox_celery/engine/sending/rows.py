@@ -8,6 +8,7 @@ from kombu.exceptions import EncodeError
 
 from ... import host
 from ...config import get_config
+from ..calls.call import Call
 from ..calls.options import Own, sent_options
 from ..calls.queues import delivered_to, destination
 from ..exceptions import NotJSON
@@ -57,8 +58,8 @@ CONSTANTS = {
     'custom_field_data': "'{}'", 'reason': "''", 'step': "''", 'worker': "''", 'attempt': '0', 'attempts': "'[]'",
     'error': "''", 'traceback': "''", 'claims': '0', 'in_backend': 'false',
 }
-#: Who starts a run may have been deleted by now, and so may its schedule: then it is nobody's, and belongs to none. A
-#: foreign key would refuse the row instead, in a transaction with all else that is in it, and as late as its commit.
+#: The user who starts a run may have been deleted by now, and so may its schedule: the row then has none. The foreign
+#: key would refuse the row instead, and with it all else in its transaction, as late as its commit.
 REFERENCES = {
     'user_id': f'(SELECT id FROM {USERS} WHERE id = %(user_id)s::bigint FOR KEY SHARE)',
     'schedule_id': f'(SELECT id FROM {SCHEDULES} WHERE id = %(schedule_id)s::bigint FOR KEY SHARE)',
@@ -74,7 +75,7 @@ def insert_statement(conflict='DO NOTHING', **expressions):
     """Return the statement that inserts a row with the values of `build_row`, and returns its primary key.
 
     Args:
-        conflict: What becomes of it if there is such a row.
+        conflict: What happens if there is a row with that ID.
         **expressions: SQL for the values of further columns, or of those that are the same for every new row.
     """
     values = CONSTANTS | {column: f'%({column})s' for column in COLUMNS} | REFERENCES | expressions
@@ -89,19 +90,21 @@ def insert_statement(conflict='DO NOTHING', **expressions):
 INSERT = insert_statement()
 
 
-def build_row(app, name, args, kwargs, options, own, task, run=None, queue=None):
+def build_row(call, run=None):
     """Return the column values of a new run.
 
     Args:
-        queue: Name of the queue that its message goes to, if that is known.
+        call: The `Call`, with an ID.
+        run: The run that starts it, by default that which calls.
 
     Raises:
-        kombu.exceptions.EncodeError: An argument cannot be written as JSON, or the message is to be something else.
+        kombu.exceptions.EncodeError: An argument cannot be written as JSON, or the message is not to be JSON.
     """
-    if options.get('serializer') not in (None, *app.conf.accept_content):
+    name, options, own, queue = call.name, call.options, call.own, call.queue
+    if options.get('serializer') not in (None, *call.app.conf.accept_content):
         raise EncodeError(f'{name}: serializer {options["serializer"]!r} is not accepted by any worker; "json" is')
-    args, kwargs = list(args or ()), dict(kwargs or {})
-    payload = payload_columns(name, args, kwargs, options) | options_columns(name, options, task)
+    args, kwargs = list(call.args or ()), dict(call.kwargs or {})
+    payload = payload_columns(name, args, kwargs, options) | options_columns(name, options, call.task)
     payload['exact_call'] = exact_call(payload['exact_call'], payload.pop('exact_options'))
     now = datetime.now(UTC)
     eta = options.get('eta')
@@ -114,8 +117,10 @@ def build_row(app, name, args, kwargs, options, own, task, run=None, queue=None)
         'task_id': task_id,
         'celery_name': clean_text(name)[:255],
         'name': clean_line(text_of(own.name or options.get('shadow') or _default_name(name, kwargs)))[:255],
-        'queue': clean_text(destination(app, name, args, kwargs, options, task) if queue is None else queue)[:255],
-        'user_id': own.user_id if own.user_id is not None else _starter(run),
+        'queue': clean_text(
+            destination(call.app, name, args, kwargs, options, call.task) if queue is None else queue
+        )[:255],
+        'user_id': own.user_id if own.user_id is not None else _starter(run or call.run),
         'object_type_id': own.object_type_id,
         'object_id': own.object_id,
         'status': 'scheduled' if scheduled else 'pending',
@@ -134,10 +139,10 @@ def build_row(app, name, args, kwargs, options, own, task, run=None, queue=None)
 
 
 def payload_columns(name, args, kwargs, options):
-    """Return the columns for arguments: for people, and where that is not all of it, for sending again.
+    """Return the columns for arguments: as people see them and, where that is not all of it, as they are sent again.
 
-    `message` has what is redacted, cut or cleaned, until the run ends. `exact_call` has what `jsonb` keeps otherwise
-    than it was given, for as long as the row is there (see `exact_call`).
+    `message` has what is redacted, cut or cleaned, until the run ends. `exact_call` has what `jsonb` changes, for as
+    long as the row exists (see `exact_call`).
     """
     columns, message, exact = {}, False, []
     for column, value in (('args', args), ('kwargs', kwargs)):
@@ -155,7 +160,7 @@ def payload_columns(name, args, kwargs, options):
 
 
 def _argument_json(name, column, value):
-    """Return arguments as JSON text for `jsonb`, whether they were changed for it, and as text if that is not exact."""
+    """Return arguments as JSON text for `jsonb`, whether they were changed for it, and their own text if it differs."""
     try:
         text, changed = sendable_jsonb(value)
     except TypeError as exc:
@@ -168,9 +173,9 @@ def _argument_json(name, column, value):
 
 
 def options_columns(name, options, task):
-    """Return the column for options, and under `exact_options` their text if `jsonb` keeps other numbers than theirs.
+    """Return the column for options, and under `exact_options` their text if `jsonb` changes their numbers.
 
-    The order of their keys means nothing.
+    The order of their keys has no meaning.
     """
     options = sent_options(options, task)
     try:
@@ -185,7 +190,7 @@ def options_columns(name, options, task):
 def exact_call(payload, options):
     """Return what a row keeps of a call as text: an array of its arguments, its keyword arguments, and its options.
 
-    A part is `null`, or left out, if its own column has it exactly, or is not to have it.
+    A part is `null`, or left out, if its own column has it exactly, or must not have it.
 
     Args:
         payload: The first two, of `payload_columns`, or `None`.
@@ -195,7 +200,7 @@ def exact_call(payload, options):
 
 
 def check_payload(name, args, kwargs, options):
-    """Check a call of which no row is made.
+    """Check a call that gets no row.
 
     Raises:
         kombu.exceptions.EncodeError: An argument or an option cannot be sent as JSON.
@@ -208,10 +213,10 @@ def check_payload(name, args, kwargs, options):
 
 
 def copied(name, calls):
-    """Return a copy of arguments that does not change with what the caller does to them.
+    """Return a copy of arguments, which later changes by the caller do not affect.
 
     Raises:
-        kombu.exceptions.EncodeError: An author's type refuses to be copied.
+        kombu.exceptions.EncodeError: An author's type cannot be copied.
     """
     try:
         return deepcopy(calls)
@@ -224,10 +229,10 @@ def data_jsonb(data, subject='The data'):
 
     Args:
         data: The data.
-        subject: What the error is about.
+        subject: What an error message names.
 
     Raises:
-        NotJSON: They cannot be written as JSON, or are nested too deeply.
+        NotJSON: The data cannot be written as JSON, or are nested too deeply.
     """
     try:
         return None if data is None else limited_jsonb(data, get_config().payload_length)
@@ -242,7 +247,7 @@ def _default_name(name, kwargs):
 
 
 def _starter(run):
-    """Return who starts a run that names nobody: who started the run that calls it, else who asks NetBox for it."""
+    """Return the user of a run that names none: that of the run which calls it, else that of the request to NetBox."""
     if run is not None:
         return run.user_id
     user = host.current_user()
@@ -260,13 +265,13 @@ def foreign_row(task, request):
     """Return the column values for a run whose message came without a row.
 
     Raises:
-        kombu.exceptions.EncodeError: Its arguments are such as no call could have.
+        kombu.exceptions.EncodeError: Its arguments are ones that no call could have.
     """
     return _foreign_row(task, request, request.args, request.kwargs)
 
 
 def refused_row(task, request):
-    """Return the column values for a run that is refused for its arguments, which are there as text."""
+    """Return the column values for a run that is refused for its arguments, which the row has as text."""
     limit = get_config().payload_length
     return _foreign_row(task, request, (), {}) | {
         'args': shown_jsonb(request.args, limit), 'kwargs': shown_jsonb(request.kwargs, limit)
@@ -286,4 +291,4 @@ def _foreign_row(task, request, args, kwargs):
     else:
         queue = None
     name = getattr(request, 'task', None) or task.name
-    return build_row(task.app, name, args, kwargs, options, Own.merge(task, {}), task, queue=queue)
+    return build_row(Call(task.app, name, args, kwargs, options, Own.merge(task, {}), task=task, queue=queue))

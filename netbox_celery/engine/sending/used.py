@@ -1,16 +1,17 @@
 """A call with an ID that was used before: a signature that was frozen and sent twice, a chord applied again.
 
-To Celery that is a new call, and it runs. To a row it may be three things:
+To Celery that is a new call, and it runs. To a row it may be one of three things:
 
-* **The same call once more.** A run that was lost, or tries again, sends what it had sent: the next step of its chain,
-  or what its body calls by an ID of its own making. And of groups that follow each other in a chain, Celery lets each
+* **The same call once more.** A run that was lost, or is retried, sends what it had sent: the next step of its chain,
+  or a call of its body with an ID that the body made. And of groups that follow each other in a chain, Celery lets each
   member of one send all of the next. That ran, or will: the row stays as it is.
-* **A new call, and the first has ended.** The row begins anew: it is that of the new call, with the history and the log
-  of the earlier ones. Messages say which beginning they belong to (`begun`), and the claim compares that, so that no
-  message of an earlier call can get hold of it. Claims count on: what is left of an earlier call cannot end this one.
-* **A new call, and the first is under way.** One ID cannot be two runs at a time. The caller gets a `TaskConflict`.
+* **A new call, and the first has finished.** The row is used again: it becomes that of the new call, with the history
+  and the log of the earlier ones. Messages carry the number of the use that they belong to (`begun`), and the claim
+  compares it, so that no message of an earlier call can claim the row. Claims count on: what is left of an earlier call
+  cannot end this one.
+* **A new call, and the first is active.** One ID cannot be two runs at a time. The caller gets a `TaskConflict`.
 
-A message from elsewhere that has a used ID is taken for a copy: a broker, or a program whose connection broke, sends
+A message from another program with a used ID counts as a copy: a broker, or a program whose connection broke, sends
 those too, and what a row says is done is not done again.
 """
 import json
@@ -57,9 +58,9 @@ MADE = f'''
     WHERE task_id = %(task_id)s AND created = %(created)s
 '''
 
-#: What a row keeps of the calls before.
+#: Columns that a row keeps from earlier calls.
 KEPT = {'task_id', 'custom_field_data', 'attempts', 'claims'}
-#: What else no call gives a row.
+#: Further columns that no call sets.
 EMPTIED = (
     'result', 'exact_result', 'value', 'started', 'completed', 'cancelled', 'holder', 'sent',
     'concurrency_key', 'concurrency_limit', 'concurrency_slot', 'stale_after',
@@ -67,7 +68,7 @@ EMPTIED = (
 
 
 def anew_statement(**expressions):
-    """Return the statement that makes a row that has ended the row of a new call; arguments as `insert_statement`.
+    """Return the statement that turns a finished row into that of a new call; arguments as for `insert_statement`.
 
     GUARANTEE: of several calls that find the same end, one gets the row.
     """
@@ -81,16 +82,16 @@ def anew_statement(**expressions):
 
 BEGIN_ANEW = anew_statement()
 
-#: Since when what is sent may have been sent before; `None`: it was not.
-_repeating = ContextVar('netbox_celery_repeating', default=None)
+#: From when on calls may have been sent before; `None`: they were not.
+_repeating: ContextVar[datetime | None] = ContextVar('netbox_celery_repeating', default=None)
 
 
 @contextmanager
 def repeating(since=None):
-    """Let what is sent meanwhile be what may have been sent before.
+    """Treat what is sent meanwhile as something that may have been sent before.
 
     Args:
-        since: What ended before that time was another call; `None` if there was none.
+        since: A run that ended before that time was another call; `None` if there was none.
     """
     token = _repeating.set(since or datetime.min.replace(tzinfo=UTC))
     try:
@@ -100,7 +101,7 @@ def repeating(since=None):
 
 
 def find(row, run, request):
-    """Return what a new call has to know of the row that has its ID, or `None` if there is none, or it is that call.
+    """Return what a new call has to know of the row with its ID; `None` if there is none, or it is that of the call.
 
     Args:
         row: The column values of the call.
@@ -108,7 +109,7 @@ def find(row, run, request):
         request: The request of the task that makes it, or `None`.
 
     Raises:
-        TaskConflict: The run with that ID has not ended.
+        TaskConflict: The run with that ID has not finished.
     """
     found = _found(execute(caller(), FIND, row))
     if found is None:
@@ -132,7 +133,7 @@ def _found(rows):
 
 
 def find_earlier(connection, row, run):
-    """Return what the row of a step says that ended before the workflow was called again; else `None`.
+    """Return what the row of a step says if that ended before the workflow was called again; else `None`.
 
     Args:
         connection: The engine's connection.
@@ -148,7 +149,7 @@ def find_earlier(connection, row, run):
 
 
 def made(row):
-    """Return what a call has made of its row, if the answer to its statement was lost with a connection that broke.
+    """Return the row of a call, if the answer to its statement was lost with a broken connection.
 
     The statement was then executed again, and found the row there.
 
@@ -159,7 +160,7 @@ def made(row):
 
 
 def _is_repeated(found, row, run, request):
-    """Whether a call is one that the row knows already."""
+    """Whether a call is one that the row has already."""
     if since := _repeating.get():
         return found.completed is None or found.completed >= since
     if row['parent_id'] is None:
@@ -170,13 +171,13 @@ def _is_repeated(found, row, run, request):
             return request is not None and is_related
         return bool(request.retries or (request.delivery_info or {}).get('redelivered'))
     if found.header.get('caller', 0) != run.begun:
-        return False  # of the caller's row an earlier call was that
+        return False  # that was sent by an earlier call of the caller's row
     if run.returned and is_related:
         return True  # of groups in a chain each member of one sends all of the next
     if not is_child:
         return False
     if found.reason == Reason.REASON_UPSTREAM_FAILED:
-        return True  # the caller was taken for dead, and is none the wiser
+        return True  # the caller was taken for dead, and does not know
     return found.created.timestamp() < run.claimed_at and (run.returned or found.is_same)
 
 
@@ -184,17 +185,17 @@ def conflict(row, status='under way'):
     """Return the exception for a call whose ID is that of a run which has not ended."""
     return TaskConflict(
         f'{row["celery_name"]}: the ID {row["task_id"]} is that of a run that is {status}; a new call can use it '
-        'when that run has ended', row['task_id']
+        'when that run has finished', row['task_id']
     )
 
 
 def header_of(found, run, header):
-    """Return what the message of a new call says of its run: which beginning of the row it is, and of which caller's.
+    """Return what the message of a new call says of its run: which use of the row it is, and of the caller's row.
 
     Args:
         found: What `find` has returned.
         run: The run that makes the call, or `None`.
-        header: What it says else, a dict or `True`.
+        header: What else it says, a dict or `True`.
     """
     begun = found.header.get('begun', 0)
     return {
@@ -205,7 +206,7 @@ def header_of(found, run, header):
 
 
 def forget(backend, task_id):
-    """Let the result backend forget how an earlier call ended, lest who waits for the new one get that."""
+    """Let the result backend forget how an earlier call ended: code that waits for the new one must not get that."""
     try:
         backend.forget(task_id)
         if isinstance(backend, AsyncBackendMixin):

@@ -1,12 +1,15 @@
-"""In which branch of NetBox's data a call is made, and its body runs.
+"""The branch of NetBox's data in which a call is made and its body runs.
 
-NetBox by itself has no branches; a plugin may give it some, and then says so here (`install`). A branch is known by a
-short text, which goes with each message in a header of its own, so that every task of a call runs where that was made:
-its retries, the steps and callbacks after it, and what its body calls. The row of a run has it as well, for people and
-to run it again.
+NetBox itself has no branches; a plugin may add them, and then registers itself here (`install`). A branch is identified
+by a short text, which each message carries in a header of its own. So all tasks of a call run in the branch in which
+the call was made: its retries, the steps and callbacks after it, and what its body calls. The row of a run has the text
+as well, to show it and to run the call again.
 
-The rows themselves, and all that the engine does, belong to no branch: they are main's.
+The rows themselves, and everything that the engine does, belong to no branch: they are in main.
 """
+from collections.abc import Callable, Iterable
+from typing import Any
+
 from django.db import connections
 
 from ..exceptions import BranchNotReady
@@ -36,160 +39,163 @@ __all__ = (
     'warm_up',
 )
 
-#: The message header that names the branch of a call; without it, main is meant.
+#: The message header that names the branch of a call; without it, the call is in main.
 HEADER = 'netbox_branch'
-#: What the column of a row holds of a branch, characters.
+#: The longest identifier of a branch that the column of a row holds, characters.
 LONGEST = 100
 
 
 class Branches:
-    """What knows of branches. This one knows of none."""
+    """The interface to branches, for a NetBox without any: the plugin that has branches installs a subclass."""
 
-    def current(self):
-        """Return the branch in which this code runs, a text; empty in main."""
+    def current(self) -> str:
+        """Return the branch in which this code runs, empty in main."""
         return ''
 
-    def alias(self):
+    def alias(self) -> str | None:
         """Return the alias of the database connection of the branch in which this code runs, or `None` in main."""
+        return None
 
-    def aliases(self):
-        """Return the aliases of the connections of branches that this thread has made: Django knows nothing of them."""
+    def aliases(self) -> Iterable[str]:
+        """Return the aliases of the branch connections that this thread has opened: Django does not list them."""
         return ()
 
-    def owner_id(self):
+    def owner_id(self) -> int | None:
         """Return the primary key of the user who owns the branch in which this code runs, or `None`."""
+        return None
 
-    def enter(self, branch):
-        """Make a branch the one in which this code runs; returns what `leave` needs.
+    def enter(self, branch: str) -> Any:
+        """Let this code run in a branch from now on. Returns the argument for `leave`.
 
         Raises:
-            BranchNotReady: That cannot be.
+            BranchNotReady: The branch cannot be used.
         """
         raise BranchNotReady(self.check(branch))
 
-    def enter_main(self):
-        """Let no branch be the one in which this code runs; returns what `leave` needs."""
+    def enter_main(self) -> Any:
+        """Let this code run in main from now on. Returns the argument for `leave`."""
 
-    def leave(self, entered):
-        """Go back to where `enter` was called."""
+    def leave(self, entered: Any) -> None:
+        """Return to the branch, or to main, in which `enter` was called."""
 
-    def check(self, branch):
-        """Return in words why nothing can run in a branch, or an empty string."""
+    def check(self, branch: str) -> str:
+        """Return the reason why nothing can run in a branch, or an empty string."""
         return f'The branch {branch} is not known here: NetBox Branching is not installed'
 
-    def is_gone(self, branch):
-        """Whether nothing will ever run in a branch again."""
+    def is_gone(self, branch: str) -> bool:
+        """Whether a branch can never be used again."""
         return False
 
-    def read_alias(self, branch, model):
-        """Return the alias of the connection from which objects of a model are read for a row; `None`: as ever.
+    def read_alias(self, branch: str, model: Any) -> str | None:
+        """Return the alias of the connection from which objects of a model are read for a row; `None` for the default.
 
         Args:
-            branch: The branch of the row, a text.
-            model: The model. Not each has other objects in branches.
+            branch: The branch of the row.
+            model: The model. Not every model has separate objects in branches.
         """
+        return None
 
-    def shown(self, branches):
-        """Return what people are shown of branches, those that there still are.
+    def shown(self, branches: set[str]) -> dict[str, dict[str, Any]]:
+        """Return what pages show about branches, for those that still exist.
 
         Returns:
-            A dict by the texts that rows have, of dicts: `id`, `name`, `url`, and `status` with `label` and `color`.
+            Dicts by the texts in the rows: `id`, `name`, `url`, and `status` with `label` and `color`.
         """
         return {}
 
-    def named(self, names):
-        """Return the branches that have some names, a list of texts as rows have them."""
+    def named(self, names: Iterable[str]) -> list[str]:
+        """Return the branches with the given names, as a list of the texts in the rows."""
         return []
 
-    def mark_request(self, request):
-        """Note in the request under which a body makes changes, in which branch it does."""
+    def mark_request(self, request: Any) -> None:
+        """Record the branch in the request under which a body changes objects."""
 
-    def warm_up(self):
-        """Do in a worker, before its processes are made, what each of them would otherwise do by itself."""
+    def warm_up(self) -> None:
+        """Do once in a worker, before it forks, what each of its processes would otherwise do by itself."""
 
 
 _branches = Branches()
 
 
-def install(branches):
-    """Let somebody answer who knows of branches: a `Branches`."""
+def install(branches: Branches) -> None:
+    """Install the implementation that knows the branches."""
     global _branches
     _branches = branches
 
 
-def current():
-    """Return the branch in which this code runs, a text; empty in main."""
+def current() -> str:
+    """Return the branch in which this code runs, empty in main."""
     return _branches.current()
 
 
-def alias():
+def alias() -> str | None:
     """Return the alias of the database connection of the branch in which this code runs, or `None` in main."""
     return _branches.alias()
 
 
-def opened():
-    """Return the connections that this thread has made through Django, a list: also those of branches."""
+def opened() -> list[Any]:
+    """Return the connections that this thread has opened through Django, also those of branches."""
     return [*connections.all(initialized_only=True), *(connections[alias] for alias in _branches.aliases())]
 
 
-def owner_id():
+def owner_id() -> int | None:
     """Return the primary key of the user who owns the branch in which this code runs, or `None`."""
     return _branches.owner_id()
 
 
-def enter(branch):
-    """Make a branch the one in which this code runs (see `Branches.enter`)."""
+def enter(branch: str) -> Any:
+    """Let this code run in a branch from now on (see `Branches.enter`)."""
     return _branches.enter(branch)
 
 
-def leave(entered):
-    """Go back to where `enter` was called."""
+def leave(entered: Any) -> None:
+    """Return to the branch, or to main, in which `enter` was called."""
     _branches.leave(entered)
 
 
-def check(branch):
-    """Return in words why nothing can run in a branch, or an empty string; also for main (`''`)."""
+def check(branch: str) -> str:
+    """Return the reason why nothing can run in a branch, or an empty string; also for main (`''`)."""
     return _branches.check(branch) if branch else ''
 
 
-def is_gone(branch):
-    """Whether nothing will ever run in a branch again."""
+def is_gone(branch: str) -> bool:
+    """Whether a branch can never be used again."""
     return _branches.is_gone(branch)
 
 
-def read_alias(branch, model):
+def read_alias(branch: str, model: Any) -> str | None:
     """Return the alias of the connection from which objects of a model are read (see `Branches.read_alias`)."""
     return _branches.read_alias(branch, model)
 
 
-def shown(branches):
-    """Return what people are shown of branches, by the text that rows have (see `Branches.shown`)."""
+def shown(branches: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return what pages show about branches, by the text in the rows (see `Branches.shown`)."""
     wanted = {branch for branch in branches if branch}
     return _branches.shown(wanted) if wanted else {}
 
 
-def named(names):
-    """Return the branches that are meant by some names, or by the texts that rows have, a list of these texts."""
+def named(names: list[str]) -> list[str]:
+    """Return the branches that are given by their names or by the texts in the rows, as a list of these texts."""
     return [*names, *_branches.named(names)]
 
 
-def mark_request(request):
-    """Note in the request under which a body makes changes, in which branch it does."""
+def mark_request(request: Any) -> None:
+    """Record the branch in the request under which a body changes objects."""
     _branches.mark_request(request)
 
 
-def warm_up():
-    """Do in a worker, before its processes are made, what each of them would otherwise do by itself."""
+def warm_up() -> None:
+    """Do once in a worker, before it forks, what each of its processes would otherwise do by itself."""
     _branches.warm_up()
 
 
-def keep(function):
-    """Return a function that is called later, as one that is called in the branch in which this code runs now."""
+def keep[T](function: Callable[[], T]) -> Callable[[], T]:
+    """Return a function that calls another one later, in the branch in which this code runs now."""
     branch = current()
     if not branch:
         return function
 
-    def call_in_branch():
+    def call_in_branch() -> T:
         if current() == branch:
             return function()
         entered = enter(branch)
@@ -202,27 +208,27 @@ def keep(function):
 
 # Calls
 
-def is_branch(value):
-    """Whether a value can name a branch, or main."""
+def is_branch(value: object) -> bool:
+    """Whether a value can identify a branch, or main."""
     return value is None or isinstance(value, str) and len(value) <= LONGEST and value == clean_text(value)
 
 
-def branch_of(options):
-    """Return the branch that the options of a call name, a text; empty for main."""
+def branch_of(options: dict[str, Any]) -> str:
+    """Return the branch in the options of a call, empty for main."""
     headers = options.get('headers')
     return (headers.get(HEADER) or '') if headers else ''
 
 
 # Runs
 
-def enter_run(task):
+def enter_run(task: Any) -> None:
     """Let the body of a run, and what Celery does after it, run in the branch that its message names, or else in main.
 
-    GUARANTEE: it does so wherever the run before has left this thread: that may have been interrupted, as by a soft
-    time limit, while it entered its branch or left it.
+    GUARANTEE: this holds even if the previous run left this thread in another branch, because it was interrupted while
+    it entered or left its own, for example by a soft time limit.
 
     Raises:
-        BranchNotReady: It is not to be had any more: the body does not run.
+        BranchNotReady: The branch cannot be used any more: the body does not run.
     """
     request = task.request_stack.top
     if request is None or request.called_directly or request.is_eager:
@@ -235,7 +241,7 @@ def enter_run(task):
         request.netbox_branch_entered = _branches.enter_main()
 
 
-def leave_run(request):
-    """Go back to main at the end of a run."""
+def leave_run(request: Any) -> None:
+    """Return to main at the end of a run."""
     if (entered := request.__dict__.pop('netbox_branch_entered', None)) is not None:
         _branches.leave(entered)

@@ -1,11 +1,10 @@
-"""Connections of the engine's own, beside the ones that tasks and requests use.
+"""The engine's own database connections, separate from those that tasks and requests use.
 
-What the engine writes for a run must be visible while the task's transaction is still open and must survive its
-rollback, so it cannot share the task's connection. And it must be cheap: Celery's Django fixup closes Django's
-connections around every task (`celery.fixups.django`), these it does not know and they stay open, a few for all
-threads of a process. Nor do they come out of the pool that Django may be told to keep
-(`DATABASES['default']['OPTIONS']['pool']`): who holds a connection for good would take those that there are, and the
-tasks would wait for one in vain.
+What the engine writes for a run must be visible while the task's transaction is still open, and must survive its
+rollback, so the engine cannot share the task's connection. It must also be cheap: Celery's Django fixup closes Django's
+connections around every task (`celery.fixups.django`), but does not know these, so they stay open, a few for all
+threads of a process. They do not come from the pool that Django may keep (`DATABASES['default']['OPTIONS']['pool']`):
+connections that are never given back would exhaust the pool, and tasks would wait for one in vain.
 """
 import logging
 import os
@@ -13,8 +12,10 @@ import sys
 import threading
 import time
 from collections import deque
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import wraps
+from typing import Any, Protocol
 from weakref import WeakSet
 
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -36,7 +37,9 @@ from . import branches, greenlets
 
 __all__ = (
     'CallersConnection',
+    'Connection',
     'EngineConnection',
+    'Row',
     'before_dropping',
     'caller',
     'close_connections',
@@ -53,33 +56,45 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-# What is raised when PostgreSQL is gone, going or starting up; trying again makes sense.
+# Raised while PostgreSQL is down, shutting down or starting up: trying again makes sense.
 UNAVAILABLE = (OperationalError, InterfaceError)
-# Or it is there, and cannot be used at the moment: a table is away, a privilege is missing, a standby only reads.
+# Also raised while PostgreSQL is up but unusable: a table or a privilege is missing, or a standby only allows reads.
 UNUSABLE = (*UNAVAILABLE, ProgrammingError, InternalError)
-# What interrupts a task from outside, wherever it is: a soft time limit, or the end of its greenlet.
+# Interrupt a task from outside, wherever it is: a soft time limit, or the end of its greenlet.
 INTERRUPTS = (SoftTimeLimitExceeded, *greenlets.INTERRUPTS)
-# What leaves things to be written later: the database is away, or a task that writes itself is out of time.
+# Postpone a write: the database is unavailable, or the task that writes is out of time.
 LATER = (*UNAVAILABLE, *INTERRUPTS)
 
-#: PostgreSQL's code for "nothing can be written": on a standby, in a read-only transaction, in maintenance mode.
+#: PostgreSQL's code for "cannot write": on a standby, in a read-only transaction, in maintenance mode.
 READ_ONLY = DatabaseReadOnly.sqlstate
 
-#: What to say if a table or a column is not there.
+#: Hint for messages about a missing table or column.
 MIGRATE = 'Are all migrations applied (netbox migrate)?'
 
+#: A row that a statement returns.
+type Row = tuple[Any, ...]
+#: Parameters of a statement, by position or by name.
+type Params = Sequence[Any] | Mapping[str, Any] | None
 
-def execute(wrapper, sql, params=None):
-    """Execute a statement of the engine's on a connection of Django's, and return its rows (`[]` if it has none).
 
-    The same few statements run for every task, so PostgreSQL keeps them prepared: that takes two thirds off their
-    cost. Behind a connection pooler that switches sessions between transactions they would be missing, or be those of
-    another client; Django's setting for such poolers, `DISABLE_SERVER_SIDE_CURSORS`, says whether that is so. If it is
-    not set at all, nothing is prepared behind any pooler.
+class Connection(Protocol):
+    """What executes the engine's statements (see `get_connection`)."""
 
-    A kept connection may be broken without anybody's notice, as after a restart of PostgreSQL. Outside of a transaction
-    the statement is then executed again on a new one: every statement of the engine is guarded so that a second
-    execution changes nothing. In a transaction, what came before is lost with it, and the caller has to know.
+    def execute(self, sql: str, params: Params = None, patience: float = 0) -> list[Row]:
+        """Execute one statement (see `EngineConnection.execute`)."""
+
+
+def execute(wrapper: Any, sql: str, params: Params = None) -> list[Row]:
+    """Execute one of the engine's statements on a connection of Django's, and return its rows (`[]` if it has none).
+
+    The same few statements run for every task, so PostgreSQL keeps them prepared, which cuts their cost by two thirds.
+    Behind a connection pooler that switches sessions between transactions, a prepared statement might be missing, or
+    be one of another client. Django's setting for such poolers, `DISABLE_SERVER_SIDE_CURSORS`, tells whether there is
+    one. If it is not set at all, nothing is prepared behind any pooler.
+
+    A kept connection may be broken without notice, for example after a restart of PostgreSQL. Outside of a transaction
+    the statement is then executed again on a new connection: every statement of the engine is guarded so that a second
+    execution changes nothing. In a transaction, the earlier statements are lost with it, so the caller gets the error.
 
     Args:
         wrapper: A connection of Django's, such as `django.db.connection`.
@@ -98,7 +113,7 @@ def execute(wrapper, sql, params=None):
     return _execute(wrapper, sql, params)
 
 
-def _execute(wrapper, sql, params):
+def _execute(wrapper: Any, sql: str, params: Params) -> list[Row]:
     wrapper.ensure_connection()
     connection = wrapper.connection
     threshold = connection.prepare_threshold
@@ -106,34 +121,34 @@ def _execute(wrapper, sql, params):
         prepare = _may_prepare(wrapper, cursor)
         try:
             if prepare:
-                connection.prepare_threshold = 0  # Django's own cursors never prepare anything
+                connection.prepare_threshold = 0  # Django's own cursors never prepare
             cursor.execute(sql, params, prepare=prepare)
         finally:
             connection.prepare_threshold = threshold
-        return cursor.fetchall() if cursor.pgresult.nfields else []
+        return cursor.fetchall() if cursor.pgresult is not None and cursor.pgresult.nfields else []
 
 
-#: Whether a connection pooler stands between this process and PostgreSQL; `None`: that is still to be found out.
-_is_pooled = None
+#: Whether there is a connection pooler between this process and PostgreSQL; `None` until that is known.
+_is_pooled: bool | None = None
 
 
-def _may_prepare(wrapper, cursor):
+def _may_prepare(wrapper: Any, cursor: Any) -> bool:
     global _is_pooled
     setting = wrapper.settings_dict.get('DISABLE_SERVER_SIDE_CURSORS')
     if setting is not None:
         return not setting
     if _is_pooled is None:
-        # A pooler has told the client another ID than that of the session's process
+        # A pooler reports another process ID to the client than the session has
         cursor.execute('SELECT pg_backend_pid()')
         _is_pooled = cursor.fetchone()[0] != cursor.connection.info.backend_pid
     return not _is_pooled
 
 
-def caller():
-    """Return the connection of Django's on which a call is made: with what else its transaction does, if there is one.
+def caller() -> Any:
+    """Return Django's connection on which a call is made, so that its row is part of the caller's transaction.
 
-    In a branch that is the branch's, while a transaction is open there. Its schema has no tables of ours: under their
-    names, main's are found.
+    In a branch with an open transaction this is the branch's connection. A branch's schema has none of our tables, so
+    their names lead to main's.
     """
     main = connections[DEFAULT_DB_ALIAS]
     if (alias := branches.alias()) is not None and (branch := connections[alias]).in_atomic_block:
@@ -141,45 +156,45 @@ def caller():
     return main
 
 
-def in_savepoint():
-    """Return a context manager that rolls back what is done in it on the connection of a call, and no more of that."""
+def in_savepoint() -> AbstractContextManager[Any]:
+    """Return a context manager for a block on the caller's connection that can be rolled back by itself."""
     connection = caller()
     return transaction.atomic(using=connection.alias) if connection.in_atomic_block else nullcontext()
 
 
-def on_commit(function, robust=False):
-    """Call a function after the commit of the transaction in which a call is made; of both, if main has one as well."""
+def on_commit(function: Callable[[], object], robust: bool = False) -> None:
+    """Call a function after the caller's transaction was committed; after both, if main has an open one as well."""
     connection, main = caller(), connections[DEFAULT_DB_ALIAS]
     if connection is main:
         transaction.on_commit(function, robust=robust)
         return
 
-    def after_main():
-        # Also if main's has begun later, and has ended before
+    def after_main() -> None:
+        # Main's transaction may have started later, or may be over by now
         transaction.on_commit(function, robust=robust)
 
     transaction.on_commit(after_main, using=connection.alias, robust=robust)
 
 
 class WritesRefused(OperationalError):
-    """The engine's connection can read and not write. Whoever waits for a database that is away waits for this, too."""
+    """The engine's connection can read but not write. Callers handle this like an unavailable database, and retry."""
     sqlstate = READ_ONLY
 
 
-def is_read_only(exc):
-    """Whether an exception says that the database takes no writes at the moment (SQLSTATE 25006)."""
+def is_read_only(exc: BaseException) -> bool:
+    """Whether an exception means that the database allows no writes at the moment (SQLSTATE 25006)."""
     return READ_ONLY in (getattr(exc, 'sqlstate', None), getattr(exc.__cause__, 'sqlstate', None))
 
 
 @contextmanager
-def refuse_read_only(what):
-    """Say in words that something cannot be done if, in the block, the database takes no writes.
+def refuse_read_only(what: str) -> Generator[None]:
+    """Raise an error that people understand if the database refuses writes in the block.
 
     Args:
-        what: Begins the sentence, as in "The run was not cancelled".
+        what: Start of the message, such as "The run was not cancelled".
 
     Raises:
-        DatabaseReadOnly: So it is.
+        DatabaseReadOnly: The database is read-only.
     """
     try:
         yield
@@ -189,16 +204,16 @@ def refuse_read_only(what):
         raise DatabaseReadOnly(what) from exc
 
 
-def now_or_on_commit(function):
-    """Call a function at once, or, in a transaction, after its commit."""
+def now_or_on_commit(function: Callable[[], object]) -> None:
+    """Call a function immediately or, in a transaction, after its commit."""
     if caller().in_atomic_block:
         on_commit(function, robust=True)
     else:
         function()
 
 
-def without_pool(wrapper):
-    """Return a wrapper of the same database that makes a connection of its own, whatever pool Django keeps."""
+def without_pool(wrapper: Any) -> Any:
+    """Return a wrapper for the same database that opens its own connection, even if Django keeps a pool."""
     own = wrapper.copy()
     options = own.settings_dict.get('OPTIONS') or {}
     if options.get('pool'):
@@ -206,22 +221,22 @@ def without_pool(wrapper):
     return own
 
 
-def database_name():
-    """Return the name of the database: another one than that of the settings while Django tests."""
+def database_name() -> str:
+    """Return the name of the database, which differs from the one in the settings while Django's tests run."""
     return connections.settings[DEFAULT_DB_ALIAS]['NAME']
 
 
 #: The engine's connections of this process.
-_all = WeakSet()
+_all: WeakSet['EngineConnection'] = WeakSet()
 
 
-def close_connections():
-    """Close the engine's connections of all threads. Whoever goes on opens another one."""
+def close_connections() -> None:
+    """Close the engine's connections of all threads. The next statement opens a new one."""
     for own in _existing():
         own.close_if_idle()
 
 
-def _existing():
+def _existing() -> list['EngineConnection']:
     while True:
         try:
             return list(_all)
@@ -229,8 +244,8 @@ def _existing():
             continue  # another thread made one meanwhile
 
 
-def _let_go_after_fork():
-    """Let a child use connections that other threads of the parent used: those threads it has not."""
+def _let_go_after_fork() -> None:
+    """Let a child use connections that other threads of the parent held at the fork: the child has no such threads."""
     for own in _existing():
         own._in_use = threading.RLock()
 
@@ -238,59 +253,62 @@ def _let_go_after_fork():
 os.register_at_fork(after_in_child=_let_go_after_fork)
 
 
-_before_dropping: list = []
+_before_dropping: list[Callable[[], object]] = []
 
 
-def before_dropping(function):
-    """Let a function be called before Django drops the database of its tests, for what is still to be written."""
+def before_dropping(function: Callable[[], object]) -> None:
+    """Register a function that writes what is pending before Django drops its test database."""
     _before_dropping.append(function)
 
 
-def _close_before_dropping(creation):
-    """Let Django drop the database of its tests, to which nobody may be connected then.
+def _close_before_dropping(creation: Any) -> None:
+    """Close the engine's connections before Django drops its test database, which must have no connections then.
 
     Args:
-        creation: The class whose method drops it.
+        creation: The class whose method drops the database.
     """
     drop = creation.destroy_test_db
     if hasattr(drop, 'netbox_celery'):
         return
 
     @wraps(drop)
-    def destroy_test_db(self, *args, **kwargs):
+    def destroy_test_db(self: Any, *args: Any, **kwargs: Any) -> Any:
         for finish in _before_dropping:
             finish()
         close_connections()
         return drop(self, *args, **kwargs)
 
-    destroy_test_db.netbox_celery = True
+    setattr(destroy_test_db, 'netbox_celery', True)
     creation.destroy_test_db = destroy_test_db
 
 
 class EngineConnection:
-    """A connection in autocommit mode that is opened on first use and again after it broke.
+    """A connection in autocommit mode that is opened on first use, and again after it broke.
 
-    One thread uses it at a time; whoever shares it between threads locks.
+    One thread at a time can use it; code that shares it between threads must lock.
     """
 
-    def __init__(self):
-        self._wrapper = None
-        self._pid = None
-        #: Held while it is used, so that nobody else closes it meanwhile.
+    #: Whether a body is in a block that it may roll back: never here, since no body uses this connection.
+    is_nested = False
+
+    def __init__(self) -> None:
+        self._wrapper: Any = None
+        self._pid: int | None = None
+        #: Held while the connection is in use, so that no other thread closes it.
         self._in_use = threading.RLock()
         _all.add(self)
 
-    def __del__(self):
-        # That of a thread which has ended: Django's wrapper would keep it open until its reference cycles are collected
+    def __del__(self) -> None:
+        # After the end of its thread, Django's wrapper would keep it open until its reference cycles are collected
         if self._wrapper is not None:
-            with suppress(Exception):  # the interpreter may be on its way out
+            with suppress(Exception):  # the interpreter may be shutting down
                 self.close()
 
-    def _connection(self):
+    def _connection(self) -> Any:
         if self._wrapper is not None and self._wrapper.settings_dict['NAME'] != database_name():
             self.close()
         if self._wrapper is None or self._pid != os.getpid():
-            # After a fork the parent's socket is not ours to close: forget it.
+            # After a fork the socket belongs to the parent: do not close it, only forget it
             self._wrapper = without_pool(connections[DEFAULT_DB_ALIAS])
             if 'django.test.utils' in sys.modules:
                 _close_before_dropping(type(self._wrapper.creation))
@@ -299,13 +317,13 @@ class EngineConnection:
         self._wrapper.ensure_connection()
         return self._wrapper
 
-    def execute(self, sql, params=None, patience=0):
+    def execute(self, sql: str, params: Params = None, patience: float = 0) -> list[Row]:
         """Execute one statement, which is a transaction of its own, and return its rows (`[]` if it has none).
 
         Args:
             sql: The statement.
             params: Its parameters.
-            patience: For how long to try to reach a database that is unavailable, seconds.
+            patience: How long to try to reach a database that is unavailable, seconds.
 
         Raises:
             django.db.OperationalError: The database stayed unavailable.
@@ -313,7 +331,7 @@ class EngineConnection:
         with self._in_use:
             return self._execute_patiently(sql, params, patience)
 
-    def _execute_patiently(self, sql, params, patience):
+    def _execute_patiently(self, sql: str, params: Params, patience: float) -> list[Row]:
         deadline = time.monotonic() + patience
         wait = 0.1
         while True:
@@ -330,40 +348,40 @@ class EngineConnection:
                 self._abandon()
                 raise
 
-    def _execute(self, sql, params):
+    def _execute(self, sql: str, params: Params) -> list[Row]:
         try:
             return execute(self._connection(), sql, params)
         except InternalError as exc:
             if is_read_only(exc):
-                # The next connection may be one that can write: to another server, or made after the setting was
+                # A new connection may be able to write: to another server, or after a change of the settings
                 self.close()
                 raise WritesRefused(*exc.args) from exc
             raise
 
-    def _abandon(self):
-        """Stop the statement that was interrupted, as by a soft time limit, and close the connection.
+    def _abandon(self) -> None:
+        """Stop a statement that was interrupted, for example by a soft time limit, and close the connection.
 
-        PostgreSQL would carry it out all the same when it gets to it, and who was interrupted would not know. So it is
-        cancelled, and its end is waited for: what is looked at next stays as it is.
+        Otherwise PostgreSQL might still execute it later, unknown to the interrupted code. So this cancels the
+        statement and waits for its end: after that, the statement changes nothing any more.
         """
         if self._wrapper is not None:
             greenlets.stop_statement(self._wrapper)
         self.close()
 
     @contextmanager
-    def advisory_lock(self, key, hung_after):
-        """Hold a transaction that holds an advisory lock, on a connection of its own; yields whether it got it.
+    def advisory_lock(self, key: int, hung_after: float) -> Generator[bool]:
+        """Hold an advisory lock in a transaction on a separate connection; yields whether the lock was acquired.
 
-        The lock is gone with the transaction, whatever becomes of this process.
+        PostgreSQL releases the lock when the transaction ends, even if this process is killed.
 
         Args:
             key: The lock's number.
-            hung_after: After how long PostgreSQL takes who holds the lock for hung and gives it to the next, seconds.
-                So it only saves work: what is done under it must be safe without it.
+            hung_after: Seconds after which PostgreSQL considers an idle holder hung and releases its lock. So the lock
+                only saves work: what is done under it must be safe without it.
 
         Raises:
-            django.db.OperationalError: The database is away, or takes no writes: who holds a lock sends messages, and
-                would send them again and again if it cannot write that it did.
+            django.db.OperationalError: The database is unavailable or read-only. The holder of a lock sends messages,
+                and would send them repeatedly if it could not record that it did.
         """
         holder = EngineConnection()
         wrapper = holder._connection()
@@ -381,15 +399,15 @@ class EngineConnection:
             yield locked
         finally:
             with suppress(*UNUSABLE):
-                wrapper.rollback()  # a connection pooler would take a transaction that is left open for a broken one
+                wrapper.rollback()  # a connection pooler would consider a connection with an open transaction broken
             holder.close()
 
-    def copy(self, sql, rows):
+    def copy(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Execute `COPY ... FROM STDIN` with the given rows, in one transaction."""
         with self._in_use:
             self._copy(sql, rows)
 
-    def _copy(self, sql, rows):
+    def _copy(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         wrapper = self._connection()
         try:
             with wrapper.wrap_database_errors, wrapper.cursor() as cursor, cursor.copy(sql) as copy:
@@ -404,16 +422,16 @@ class EngineConnection:
                 raise WritesRefused(*exc.args) from exc
             raise
 
-    def close(self):
+    def close(self) -> None:
         """Close the connection; the next statement opens a new one."""
         wrapper, self._wrapper = self._wrapper, None
         if wrapper is not None and self._pid == os.getpid():
             try:
                 wrapper.close()
-            except Exception:  # noqa: BLE001 - it is broken, that is why it is closed
+            except Exception:  # noqa: BLE001 - it is closed because it is broken
                 logger.debug('Closing a broken connection failed', exc_info=True)
 
-    def close_if_idle(self):
+    def close_if_idle(self) -> None:
         """Close the connection from another thread, unless a statement is being executed."""
         if not self._in_use.acquire(blocking=False):
             return
@@ -429,37 +447,37 @@ class EngineConnection:
 
 
 class CallersConnection:
-    """Django's connection of this thread, used as the engine uses its own: what it writes is part of the transaction.
+    """Django's connection of this thread in place of the engine's own: the engine writes within its transaction.
 
-    So a run can be made and executed inside a transaction that nobody else sees into, such as that of a test. After
-    each statement of the engine's there is a savepoint. If the body then breaks the transaction, it goes back there,
-    and what the engine has written stays.
+    So a run can be created and executed within a transaction that is invisible to others, such as that of a test. The
+    engine sets a savepoint after each of its statements. If the body then breaks the transaction, it is rolled back to
+    that savepoint, and what the engine has written is kept.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._depth = len(connection.savepoint_ids)
         with connection.wrap_database_errors:
             self._run(f'SAVEPOINT {SAVEPOINT}')
 
     @property
-    def is_nested(self):
+    def is_nested(self) -> bool:
         """Whether the body is in a block of its own (`transaction.atomic()`), which it may roll back."""
         return len(connection.savepoint_ids) > self._depth
 
-    def execute(self, sql, params=None, patience=0):
+    def execute(self, sql: str, params: Params = None, patience: float = 0) -> list[Row]:
         """Execute one statement (see `EngineConnection.execute`)."""
         with self._kept():
             return execute(connection, sql, params)
 
-    def copy(self, sql, rows):
+    def copy(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Execute `COPY ... FROM STDIN` with the given rows."""
         with self._kept(), connection.cursor() as cursor, cursor.copy(sql) as copy:
             for row in rows:
                 copy.write_row(row)
 
     @contextmanager
-    def _kept(self):
-        """Undo a statement that fails, and nothing else; keep one that does not."""
+    def _kept(self) -> Generator[None]:
+        """Keep what a statement writes if it succeeds; if it fails, undo only that statement."""
         with connection.wrap_database_errors:
             broken = connection.connection.pgconn.transaction_status == TransactionStatus.INERROR
             if broken and not self.is_nested:
@@ -470,65 +488,65 @@ class CallersConnection:
             self._run(f'SAVEPOINT {SAVEPOINT}')
 
     @staticmethod
-    def _run(sql):
-        # Past Django's own cursor, by which tests count queries
+    def _run(sql: str) -> None:
+        # Not through Django's cursor, with which tests count queries
         with Cursor(connection.connection) as cursor:
             cursor.execute(sql)
 
-    def close(self):
-        """Nothing: it is the caller's."""
+    def close(self) -> None:
+        """Do nothing: the connection is the caller's."""
 
 
-#: What a broken transaction of the caller's goes back to.
+#: Savepoint to which a broken transaction of the caller is rolled back.
 SAVEPOINT = 'netbox_celery'
 
 
 class SharedConnection:
-    """The engine's connections that all threads of a process share: each takes one for a statement, and gives it back.
+    """The engine's connections that all threads of a process share: a thread takes one for the time of a statement.
 
-    Where there is one thread, that is always the same connection. Where there are many, as in a pool of threads or of
-    greenlets, which come and go with each run, a few are enough, and stay open.
+    A single thread always uses the same connection. For many threads, as in a pool of threads or greenlets that come
+    and go with each run, a few connections are enough, and they stay open.
 
-    A statement may have to wait for the transaction of a run that wants to execute one itself before it ends. So who
-    has waited for long gets a connection more; it is closed when as many as are kept have been given back.
+    A statement may wait for the transaction of a run that itself needs a connection before it can finish. So a thread
+    that has waited too long gets an additional connection, which is closed when it is given back to a full stock.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._reset()
 
-    def _reset(self):
-        """Start anew: at first, and in a child after a fork (the parent's connections are the parent's)."""
-        # The last one that was given back is taken first: those that are never needed are never opened
+    def _reset(self) -> None:
+        """Start with new connections: at first, and in a child after a fork (the old ones belong to the parent)."""
+        # The connection that was given back last is taken first, so that those that are never needed stay closed
         self._free = deque(EngineConnection() for __ in range(KEPT))
         self._given_back = threading.Condition()
         self._waiting = 0
 
-    def execute(self, sql, params=None, patience=0):
-        """Execute one statement; see `EngineConnection.execute`."""
+    def execute(self, sql: str, params: Params = None, patience: float = 0) -> list[Row]:
+        """Execute one statement (see `EngineConnection.execute`)."""
         connection = self._take()
         try:
             return connection.execute(sql, params, patience)
         finally:
             self._give_back(connection)
 
-    def close(self):
-        """Close the connections that no thread uses at the moment; the next statement opens a new one."""
+    def close(self) -> None:
+        """Close the connections that no thread is using; the next statement opens a new one."""
         for own in list(self._free):
             own.close_if_idle()
 
-    def _take(self):
+    def _take(self) -> EngineConnection:
         try:
             return self._free.pop()
         except IndexError:
             return self._wait()
 
-    def _wait(self):
+    def _wait(self) -> EngineConnection:
         deadline = time.monotonic() + WAIT_FOR_FREE
         with self._given_back:
             self._waiting += 1
             try:
                 while (left := deadline - time.monotonic()) > 0:
-                    # One may have been given back before it was known that somebody waits
+                    # A connection may have been given back before this thread was counted as waiting
                     if self._free or self._given_back.wait(left):
                         try:
                             return self._free.pop()
@@ -538,7 +556,7 @@ class SharedConnection:
                 self._waiting -= 1
         return EngineConnection()
 
-    def _give_back(self, connection):
+    def _give_back(self, connection: EngineConnection) -> None:
         if len(self._free) >= KEPT:
             connection.close()
             return
@@ -548,9 +566,9 @@ class SharedConnection:
                 self._given_back.notify()
 
 
-#: Connections that a process keeps open, at the most.
+#: Connections that a process keeps open, at most.
 KEPT = 8
-#: How long a thread waits for one of them to be free before it makes another, seconds.
+#: How long a thread waits for a free one before it opens another, seconds.
 WAIT_FOR_FREE = 1
 
 _shared = SharedConnection()
@@ -560,8 +578,8 @@ _local = threading.local()
 
 
 @contextmanager
-def use_connection(own):
-    """Let the engine use another connection in this thread for a while."""
+def use_connection[T: Connection](own: T) -> Generator[T]:
+    """Let the engine use another connection in this thread, within the block."""
     before = getattr(_local, 'connection', None)
     _local.connection = own
     try:
@@ -570,9 +588,9 @@ def use_connection(own):
         _local.connection = before
 
 
-def get_connection():
-    """Return the engine's connection of this process, which all of its threads may use at the same time.
+def get_connection() -> Connection:
+    """Return the connection that the engine uses in this thread.
 
-    Or the one that this thread uses instead (see `use_connection`).
+    That is the process's shared one, which all threads can use at the same time, unless `use_connection` is in effect.
     """
     return getattr(_local, 'connection', None) or _shared

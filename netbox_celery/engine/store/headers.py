@@ -1,12 +1,14 @@
-"""Headers of messages: the engine's own, and those by which other tools follow a call from process to process.
+"""Message headers: the engine's own, and those by which tracing tools follow a call across processes.
 
-The latter (of Sentry, OpenTelemetry, Datadog and the like) are about one message, and each tool sets its own whenever
-one is sent. So messages carry them and rows do not: a run that is sent again, run again, or repeated has those that are
-made then. Sentry sets them twice, among the headers and in a dict of that name in them, and the caller's own with them.
+Tracing headers (of Sentry, OpenTelemetry, Datadog and the like) concern one message, and the tool sets new ones
+whenever a message is sent. So messages carry them, but rows do not: a run that is sent again, rerun or repeated gets
+new ones. Sentry sets them twice, among the headers and in a dict named `headers` within them, together with the
+caller's own.
 
-What Sentry's monitor of a schedule needs to hear the end of a run, a row keeps, since nobody makes it a second time;
-people are not shown it.
+The headers that Sentry's monitor of a schedule needs at the end of a run are kept in the row, because they are set only
+once. Pages do not show them.
 """
+from typing import Any
 
 __all__ = (
     'HEADER',
@@ -14,10 +16,10 @@ __all__ = (
     'without_tracing',
 )
 
-#: The message header that says that a run has a row (or, if `False`, shall have none).
+#: The message header of a run that has a row; `False` means that the run must not get one.
 HEADER = 'netbox_celery'
 
-#: Names in lower case.
+#: Names of tracing headers, in lower case.
 NAMES = frozenset((
     'b3', 'baggage', 'correlation-context', 'dd-pathway-ctx', 'dd-pathway-ctx-base64', 'elastic-apm-traceparent',
     'elasticapm', 'grpc-trace-bin', 'newrelic', 'newrelicid', 'newrelicsynthetics', 'newrelictransaction', 'sw8',
@@ -26,19 +28,19 @@ NAMES = frozenset((
     'x-ot-span-context',
 ))
 PREFIXES = ('ot-baggage-', 'ot-tracer-', 'sentry-', 'uberctx-', 'x-b3-', 'x-datadog-', 'x-instana-', 'x-sentry-')
-#: What a run is to carry to its end.
+#: Headers that a run keeps until its end.
 MONITOR = frozenset(('sentry-monitor-check-in-id', 'sentry-monitor-config', 'sentry-monitor-slug'))
 
 
-def _is_tracing(name):
+def _is_tracing(name: object) -> bool:
     return isinstance(name, str) and ((lowered := name.lower()) in NAMES or lowered.startswith(PREFIXES))
 
 
-def without_tracing(headers):
-    """Return the headers of a call as a row keeps them: a new dict, or the same one if it has none of these.
+def without_tracing(headers: dict[str, Any]) -> dict[str, Any]:
+    """Return the headers of a call as a row keeps them: a new dict, or the same one if it has no tracing headers.
 
     Args:
-        headers: The option `headers` of the call, a dict.
+        headers: The option `headers` of the call.
     """
     inner = headers.get('headers')
     inner = inner if isinstance(inner, dict) else {}
@@ -49,7 +51,7 @@ def without_tracing(headers):
         name: value for name, value in headers.items()
         if name in MONITOR or name != 'headers' and not _is_tracing(name)
     }
-    # Without what is in there a second time
+    # Without the headers that are also in the outer dict
     rest = {
         name: value for name, value in inner.items()
         if not _is_tracing(name) and not (name in kept and kept[name] == value)
@@ -57,8 +59,8 @@ def without_tracing(headers):
     return kept | ({'headers': rest} if rest else {})
 
 
-def hide_tracing(options):
-    """Return the options of a row as people see them, also those of earlier versions."""
+def hide_tracing(options: Any) -> Any:
+    """Return the options of a row without the headers of this kind, also for rows of earlier versions."""
     headers = options.get('headers') if isinstance(options, dict) else None
     if not isinstance(headers, dict):
         return options

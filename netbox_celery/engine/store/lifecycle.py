@@ -1,25 +1,30 @@
 """The state machine of runs: the only writer of `status`.
 
-PostgreSQL is the truth and the broker is only transport. Every transition is one guarded `UPDATE`: it names the
-states that it may leave and, where a worker ends a run, the claim that it holds. Messages may arrive twice, late or
-never, and reports of the same event may come from a worker's child, its parent and a sweep: the guard lets one of
-them through and the others change nothing.
+PostgreSQL is the source of truth; the broker is only transport. Each transition is one guarded `UPDATE`: it names the
+statuses that it may leave and, where a worker finishes a run, the claim that the worker holds. Messages may arrive
+twice, late or never, and a worker's child, its parent and a sweep may all report the same event: the guard lets one of
+them through, and the others change nothing. All transitions are in this one module, so that they can be read together.
 
       enqueue ──> pending/scheduled ──claim──> running ──finish──> completed, failed, errored, revoked, ignored
                         ^   │                   │  │ ^
                         │   └── cancel, expire, │  │ │ claim of the next attempt
                         └───────requeue─────────┘  └─┴─> retrying
 
-A *claim* is what makes a run run once. It is taken before the body, counts up `claims` and returns the number: the
-fencing token with which alone the run can be ended. A message is refused if the row was cancelled or has ended, if
-a living worker holds the run, or if the message belongs to an earlier attempt than the row has seen.
+A *claim* ensures that an attempt runs only once. It is taken before the body starts, increments `claims` and returns
+that number: the fencing token that is needed to finish the run. A message gets no claim if the run is cancelled or
+finished, if its attempt is already claimed, or if the run has moved on to a later attempt.
 
-A row that has ended stays so, unless a new call with its ID begins it anew (`engine.used`). Claims count on then, so
-that the token of an earlier call is none, and only messages of the new call can claim it.
+A finished row does not change, unless a new call with the same ID reuses it (`engine.sending.used`). The number of
+claims continues across calls, so the token of an earlier call is never valid again, and only messages of the new call
+can claim the row.
 """
 import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
 
-from .database import execute
+from .database import Connection, Row, execute
 from .headers import HEADER
 from .payload import StrictDecoder, clean_text, is_jsonb
 
@@ -47,44 +52,45 @@ LOG = 'netbox_celery_celerylogentry'
 WORKERS = 'netbox_celery_celeryworker'
 WINDOWS = 'netbox_celery_ignorewindow'
 
-#: Where a worker's row, among its versions, says what else is to be known of it: a name that no package has.
+#: Key among the versions in a worker's row that holds other facts about the worker; no package has this name.
 WORKER_STATE = '@worker'
-#: How long a worker may be silent, seconds: what its own settings say, since these say how often it is heard as well.
+#: How long a worker may be silent, seconds: by its own settings, which also determine how often it sends heartbeats.
 SILENCE = f"COALESCE((versions #>> '{{{WORKER_STATE},lost_after}}')::float, %(lost_after)s)"
-# GUARANTEE: a worker is not taken for dead before it was silent for as long as its own settings allow, nor by a worker
-# that was not heard itself for so long without a break (`steady`, seconds).
+# GUARANTEE: a worker is considered lost only after it was silent for as long as its own settings allow, and only by a
+# worker whose own heartbeats reached the database without a gap for at least as long (`steady`, seconds).
 ALIVE = f'stopped IS NULL AND (heartbeat > now() - make_interval(secs => {SILENCE}) OR {SILENCE} > %(steady)s)'
 
-#: Claims that a run's history keeps: the first ones, and the latest in the place of the last.
+#: Claims that the history of a run keeps: the first ones, and the latest one as the last entry.
 MOST_ATTEMPTS = 100
-#: A run that was given back so often is not tried again: it may be what kills its workers.
+#: A run that lost its worker this many times is not requeued: the run itself may be what kills its workers.
 MOST_LOSSES = 5
 
 WAITING = "status IN ('pending', 'scheduled', 'retrying')"
-#: The row of a task that replaced itself, while nothing was sent under its ID: it waits for an earlier step of what
-#: replaces it. Every other row with a nesting holds its own message.
+#: The row of a task that replaced itself, as long as no message was sent under its ID: it waits for an earlier step of
+#: its replacement. Every other row with `nesting` > 0 holds its own message.
 AWAITS_REPLACEMENT = f'{WAITING} AND nesting > 0 AND message IS NULL'
-#: The row holds what it takes to send it, and does not wait in line for a place under its concurrency key.
+#: The row holds all that is needed to send its message, and does not wait for a slot of its concurrency key.
 SENDABLE = '(nesting = 0 OR message IS NOT NULL) AND concurrency_slot IS DISTINCT FROM 0'
-#: How often a row has begun anew with a new call, as text, and how many claims it had before the latest beginning.
+#: How many later calls have reused the row, as text; and (`BEFORE`) how many claims it had before the latest one did.
 BEGUN = f"COALESCE(options #>> '{{headers,{HEADER},begun}}', '0')"
 _BEFORE = f"options #>> '{{headers,{HEADER},before}}'"
-#: A header may hold anything: one row must not spoil a statement for many.
+#: A header may hold anything, and one odd row must not fail a statement that concerns many.
 BEFORE = f"CASE WHEN {_BEFORE} ~ '^[0-9]+$' AND length({_BEFORE}) < 10 THEN ({_BEFORE})::int ELSE 0 END"
-#: No worker has claimed the run: an earlier call with its ID does not count.
+#: No worker has claimed the run. Claims of earlier calls with its ID do not count.
 UNCLAIMED = f'claims = {BEFORE}'
 UNFINISHED = "status IN ('pending', 'scheduled', 'retrying', 'running')"
 
-# GUARANTEE: of all messages and copies of messages of an attempt, one gets to run, and none after a cancel or an end.
-# `nesting` orders what replaced itself, `attempt` the retries: a row never goes back. An attempt that is running may
-# be taken over by a later one: its message is sent before the end of the earlier one is written. A copy of its own
-# message gets nothing, also if its worker is dead. Whether that is so, and whether the task may be repeated, is for the
-# sweep to say, which gives the run back: nothing that was acknowledged early is run again.
-# And a message that is another call than the row's gets nothing: by its task, and by its arguments as far as those can
-# be compared. `message` holds the call if the row does not (see `rows.payload_columns` and `enqueue`): arguments, and
-# the name where that is another one. The row of a task that replaced itself learns of the call that takes its place
-# when that is sent.
-# A row that has begun anew with a new call (see `used`) is not for the messages of those before.
+# GUARANTEE: of all messages of an attempt, and all their copies, one can run, and none after the run was cancelled or
+# has finished.
+# - `nesting` orders the replacements of a task, and `attempt` its retries: a row never goes back to an earlier one.
+# - A later attempt may take over a running one: its message is sent before the end of the earlier attempt is written.
+# - A copy of the message of the claimed attempt gets nothing, even if the worker is lost. The sweep decides whether the
+#   worker is lost and whether the task may be repeated, and then requeues the run: so no task that was acknowledged
+#   early runs again.
+# - A message for another call than the row's gets nothing: the task is compared, and the arguments as far as they can
+#   be. `message` holds the call if the row does not (see `rows.payload_columns` and `enqueue`): the arguments, and the
+#   task's name if it differs. The row of a task that replaced itself learns which call replaces it when that is sent.
+# - Messages of earlier calls cannot claim a row that a new call has reused (see `engine.sending.used`).
 CLAIM = f"""
     UPDATE {TABLE} SET
         status = 'running', reason = '', worker = %(worker)s::text, holder = %(holder)s::uuid,
@@ -108,20 +114,22 @@ CLAIM = f"""
 """
 
 
-def claim(connection, *, task_id, attempt, nesting, worker, holder, name=None, call=None, begun=0):
+def claim(
+    connection: Connection, *, task_id: str | UUID, attempt: int, nesting: int, worker: str, holder: UUID | None,
+    name: str | None = None, call: str | None = None, begun: int = 0
+) -> Row | None:
     """Claim a run for this delivery of its message.
 
     Args:
-        connection: An `EngineConnection`; a database that is away is waited for.
+        connection: The engine's connection. While the database is unavailable, this waits for it, without limit.
         task_id: ID of the run.
-        attempt: Number of the attempt that the message asks for, from 1.
+        attempt: Number of the attempt that the message is for, from 1.
         nesting: How often the task had replaced itself when the message was sent.
         worker: Node name of the worker.
         holder: Key of the worker process group (`CeleryWorker.key`).
-        name: Name of the task that the message asks for, or `None` if that is not to be compared with the row's.
-        call: Its arguments as JSON text, `[args, kwargs]`, or `None` if they are not to be compared with the row's.
-
-        begun: How often the row had begun anew with a new call when the message was sent.
+        name: Name of the task in the message, or `None` to skip its comparison with the row's.
+        call: The message's arguments as JSON text, `[args, kwargs]`, or `None` to skip their comparison with the row's.
+        begun: How many later calls had reused the row when the message was sent.
 
     Returns:
         `(id, claims, attempt, user_id, request_id)`, or `None` if the claim is refused.
@@ -129,7 +137,7 @@ def claim(connection, *, task_id, attempt, nesting, worker, holder, name=None, c
     rows = connection.execute(CLAIM, {
         'task_id': task_id, 'attempt': attempt, 'nesting': nesting, 'worker': worker, 'holder': holder,
         'begun': str(begun), 'name': name and clean_text(name)[:255], 'renamed': f'}}, {json.dumps(name)}, {{',
-        # What `jsonb` does not take is in `message`: a row without one is another call, or has to be looked at
+        # Arguments that `jsonb` refuses are in `message`: a row without one is another call, or the caller compares it
         'call': call and (call if is_jsonb(call) else 'null'), 'beginning': call and call[:-1],
     }, patience=float('inf'))
     return rows[0] if rows else None
@@ -138,45 +146,49 @@ def claim(connection, *, task_id, attempt, nesting, worker, holder, name=None, c
 CALL = f'SELECT celery_name, args::text, kwargs::text, message, nesting, exact_call FROM {TABLE} WHERE task_id = %s'
 
 
-def call_of(connection, task_id):
-    """Return the call that a run is: name, arguments and keyword arguments of the task.
+def call_of(connection: Connection, task_id: str | UUID) -> tuple[Any, ...] | None:
+    """Return the call of a run: the task's name, its arguments and keyword arguments.
 
-    `None` if there is no such row, or that cannot be told.
+    Returns:
+        `(name, args, kwargs)`, or `None` if there is no such row, or if its call is unknown or not stored.
     """
     rows = connection.execute(CALL, (task_id,))
     try:
         return _call_of(*rows[0]) if rows else None
     except (RecursionError, TypeError, ValueError):
-        return None  # what it holds is no call
+        return None  # the row does not hold a valid call
 
 
-def _call_of(name, args, kwargs, message, nesting, exact):
+def _call_of(
+    name: str, args: str | None, kwargs: str | None, message: str | None, nesting: int, exact: str | None
+) -> tuple[Any, ...] | None:
     decode = StrictDecoder().decode
     if message is None:
         if nesting or args is None or kwargs is None:
             return None
-        exact = decode(exact)[:2] if exact else (None, None)
-        return name, *(decode(own) if part is None else part for part, own in zip(exact, (args, kwargs)))
-    args, kwargs, *instead = decode(message)
-    return instead[0] if instead else name, args, kwargs
+        parts = decode(exact)[:2] if exact else (None, None)
+        return name, *(decode(own) if part is None else part for part, own in zip(parts, (args, kwargs)))
+    args, kwargs, *replaced_by = decode(message)
+    return replaced_by[0] if replaced_by else name, args, kwargs
 
 
-def count_lines(connection, id):
-    """Return how many lines the log of a run, given by its primary key, has so far."""
+def count_lines(connection: Connection, id: int) -> int:
+    """Return how many lines the log of a run (given by its primary key) has so far."""
     return connection.execute(f'SELECT count(*) FROM {LOG} WHERE result_id = %s', (id,))[0][0]
 
 
-def explain(connection, task_id):
-    """Return `(status, reason, worker, claims)` of a run, to say why a claim or an end was refused.
+def explain(connection: Connection, task_id: str | UUID) -> Row | None:
+    """Return `(status, reason, worker, claims)` of a run, to explain why a transition was refused.
 
-    `None` if there is no such row.
+    Returns `None` if there is no such row.
     """
     rows = connection.execute(f'SELECT status, reason, worker, claims FROM {TABLE} WHERE task_id = %s', (task_id,))
     return rows[0] if rows else None
 
 
-# GUARANTEE: a run ends once. A child ends it with the token of its claim; its parent, which has none, as the holder
-# of that attempt; anybody else only while no worker has claimed it. Somebody's cancel wins over success.
+# GUARANTEE: a run finishes once. A worker's child finishes it with the token of its claim; the worker's parent process,
+# which has no token, as the holder of that attempt; any other process only while the run is waiting. A cancel overrides
+# every other final status, also success.
 FINISH = f"""
     UPDATE {TABLE} SET
         status = CASE WHEN cancelled IS NOT NULL AND %(status)s <> 'revoked' THEN 'revoked' ELSE %(status)s END,
@@ -189,7 +201,7 @@ FINISH = f"""
     WHERE task_id = %(task_id)s AND {{guard}}
     RETURNING id, status, reason, CASE WHEN concurrency_slot IS NOT NULL THEN concurrency_key END AS key
 """
-# One entry of the history a claim, in order: a claim's own entry is the one before its number.
+# The history has one entry per claim, in order: claim number n has index n - 1.
 END_ATTEMPT = """jsonb_set(jsonb_set(attempts, ARRAY[{index}, 'ended'], to_jsonb(now())),
         ARRAY[{index}, 'error'], to_jsonb(%(error)s::text))"""
 LAST_ATTEMPT = END_ATTEMPT.format(index="'-1'")
@@ -203,7 +215,7 @@ FINISH_BY = {
     ),
     'waiting': FINISH.format(attempts='attempts', guard=WAITING),
 }
-# GUARANTEE: an ignore window is in force no later than the success that opens it can be seen.
+# GUARANTEE: an ignore window takes effect no later than the success that opens it becomes visible.
 OPEN_WINDOW = f"""
     INSERT INTO {WINDOWS} (key, until, task_id) VALUES (%(key)s, %(until)s, %(task_id)s)
     ON CONFLICT (key) DO UPDATE SET until = EXCLUDED.until, task_id = EXCLUDED.task_id
@@ -224,31 +236,33 @@ FINISH_AND_OPEN_BY = {
 
 
 def finish(
-    connection, task_id, status, *, claims=None, holder=None, attempt=None, reason='', result='null', exact_result=None,
-    error='', traceback='', in_backend=False, windows=None, patience=60
-):
-    """End a run.
+    connection: Connection, task_id: str | UUID, status: str, *, claims: int | None = None, holder: UUID | None = None,
+    attempt: int | None = None, reason: str = '', result: str = 'null', exact_result: str | None = None,
+    error: str = '', traceback: str = '', in_backend: bool = False, windows: Mapping[str, float] | None = None,
+    patience: float = 60
+) -> Row | None:
+    """Finish a run. With `claims` or `holder` it must be running, without both it must be waiting.
 
     Args:
-        connection: An `EngineConnection`.
+        connection: The engine's connection.
         task_id: ID of the run.
-        status: The end status.
-        claims: Token of the claim, if a claimed run is ended by who claimed it.
-        holder: Key of the worker process group, if it ends what one of its processes held.
-        attempt: With `holder`: the attempt that it held.
-        reason: Why, a `ResultReasonChoices`.
-        result: What the task returned, as JSON text that `jsonb` accepts.
-        exact_result: The same as text, if `jsonb` does not keep it as it is; or the exception with which it ended, as
-            the result backend tells it.
-        error: What went wrong, in a line.
+        status: The final status.
+        claims: Token of the claim, if the process that claimed the run finishes it.
+        holder: Key of the worker process group, if the parent finishes a run that one of its processes held.
+        attempt: With `holder`: the attempt that was held.
+        reason: One of `ResultReasonChoices`, or empty.
+        result: The value that the task returned, as JSON text that `jsonb` accepts.
+        exact_result: The same as text, if `jsonb` would change it; or the exception that ended the run, as the result
+            backend reports it.
+        error: What went wrong, in one line.
         traceback: Where it went wrong.
         in_backend: Whether Celery's result backend will hold more of the result than the row.
         windows: The ignore windows that a success opens: seconds by key.
-        patience: For how long to try to reach the database, seconds.
+        patience: How long to try to reach the database, seconds.
 
     Returns:
-        `(id, status, reason, key)` as written, or `None` if the run was not in a state from which this end may be
-        reached. `key` is the concurrency key under which a place is free now.
+        `(id, status, reason, key)` as written, or `None` if the guard refused the transition. `key` is the concurrency
+        key that has a free slot now.
     """
     by = 'claim' if claims is not None else 'holder' if holder is not None else 'waiting'
     statement = (FINISH_AND_OPEN_BY if windows else FINISH_BY)[by]
@@ -261,8 +275,8 @@ def finish(
     return rows[0] if rows else None
 
 
-# GUARANTEE: only the attempt that holds the run can send it to its next attempt, and not if that one has begun
-# (Celery sends its message before this is written). Then only the history is completed. A cancel ends the run here.
+# GUARANTEE: only the attempt that holds the run can make it wait for its next attempt. If that one has already started
+# (Celery sends its message before this is written), only the history is completed. A cancelled run is revoked here.
 RETRY = f"""
     UPDATE {TABLE} SET
         status = CASE WHEN claims <> %(claims)s THEN status
@@ -279,17 +293,24 @@ RETRY = f"""
 """
 
 
-def retry(connection, task_id, *, claims, eta=None, error='', traceback='', exception=None, patience=60):
-    """Record that an attempt failed and the next one has been sent.
+def retry(
+    connection: Connection, task_id: str | UUID, *, claims: int, eta: datetime | None = None, error: str = '',
+    traceback: str = '', exception: str | None = None, patience: float = 60
+) -> Row | None:
+    """Record that an attempt failed and that the message of the next one was sent.
 
     Args:
+        connection: The engine's connection.
+        task_id: ID of the run.
+        claims: Token of the claim of the attempt that failed.
         eta: When the next attempt may start, an aware `datetime`.
-        error: Why it failed, in a line.
+        error: Why the attempt failed, in one line.
         traceback: Where it failed.
-        exception: The same as Celery's result backend tells it, as JSON text.
+        exception: The exception as Celery's result backend reports it, as JSON text.
+        patience: How long to try to reach the database, seconds.
 
     Returns:
-        `(id, status)`, or `None` if the run has ended.
+        `(id, status)`, or `None` if the run has finished or another claim holds it.
     """
     rows = connection.execute(RETRY, {
         'task_id': task_id, 'claims': claims, 'eta': eta, 'error': clean_text(error),
@@ -298,8 +319,9 @@ def retry(connection, task_id, *, claims, eta=None, error='', traceback='', exce
     return rows[0] if rows else None
 
 
-# GUARANTEE: a run goes back to the queue only from the claim that held it; the redelivery may then claim it anew. What
-# loses its worker again and again is not given back by others for ever; a body may reject its message as it likes.
+# GUARANTEE: only the claim that holds a run can put it back into the queue; the redelivered message may then claim it
+# again. A run that keeps losing its workers is requeued by others at most `MOST_LOSSES` - 1 times. There is no limit to
+# how often a body may reject its own message.
 REQUEUE = f"""
     UPDATE {TABLE} SET
         status = CASE WHEN cancelled IS NOT NULL THEN 'revoked' ELSE 'pending' END,
@@ -319,17 +341,27 @@ REQUEUE_BY = {
 
 
 def requeue(
-    connection, task_id, *, by, claims=None, holder=None, attempt=None, reason='', error='', resend=False, patience=5
-):
-    """Put a run that has not been finished back into the queue.
+    connection: Connection, task_id: str | UUID, *, by: Literal['body', 'claim', 'holder'], claims: int | None = None,
+    holder: UUID | None = None, attempt: int | None = None, reason: str = '', error: str = '', resend: bool = False,
+    patience: float = 5
+) -> Row | None:
+    """Put a running run back into the queue.
 
     Args:
-        by: Who does: the `body` itself, `claim` (somebody who knows the `claims` of a lost worker), or the `holder`,
-            a worker's parent that knows the `attempt`.
-        resend: Its message is gone: the sweep is to send it again. Otherwise the broker delivers it again.
+        connection: The engine's connection.
+        task_id: ID of the run.
+        by: Who requeues it: `body`, the run itself; `claim`, another process that knows the `claims` of a lost worker;
+            `holder`, a worker's parent that knows the `attempt`.
+        claims: Token of the claim.
+        holder: Key of the worker process group.
+        attempt: With `holder`: the attempt that was held.
+        reason: One of `ResultReasonChoices`, or empty.
+        error: Why, in one line, for the history.
+        resend: Whether the message is lost and the sweep must send it again. Otherwise the broker redelivers it.
+        patience: How long to try to reach the database, seconds.
 
     Returns:
-        `(id, status)`, or `None` if the run is not held as given, or was given back too often.
+        `(id, status)`, or `None` if the run is not held like this, or was requeued too often.
     """
     rows = connection.execute(REQUEUE_BY[by], {
         'task_id': task_id, 'claims': claims, 'holder': holder, 'attempt': attempt, 'reason': reason,
@@ -338,8 +370,8 @@ def requeue(
     return rows[0] if rows else None
 
 
-# GUARANTEE: after a cancel no claim succeeds. What waits is revoked at once; what runs keeps the mark, and ends as
-# revoked however it ends.
+# GUARANTEE: after a cancel no claim succeeds. A waiting run is revoked immediately; a running one is marked, and is
+# revoked whatever its body's result.
 CANCEL = f"""
     UPDATE {TABLE} SET
         cancelled = now(), last_updated = now(), error = %s,
@@ -352,28 +384,28 @@ CANCEL = f"""
 """
 
 
-def cancel(connection, ids, error=''):
+def cancel(connection: Any, ids: Iterable[int], error: str = '') -> list[Row]:
     """Cancel runs, in the caller's transaction.
 
     Args:
         connection: A connection of Django's.
         ids: Primary keys.
-        error: By whom, in a line.
+        error: Who cancelled them, in one line.
 
     Returns:
-        A list of `(id, task_id, status, holder, key)` of those that could still be cancelled. `key` is the concurrency
-        key under which a place may be free now.
+        A list of `(id, task_id, status, holder, key)` of the runs that could still be cancelled. `key` is the
+        concurrency key that may have a free slot now.
     """
     return execute(connection, CANCEL, (clean_text(error), list(ids)))
 
 
-def is_cancelled(connection, id, patience=5):
-    """Whether somebody asked to cancel a run (by its primary key), or its row is gone."""
+def is_cancelled(connection: Connection, id: int | None, patience: float = 5) -> bool:
+    """Whether a run (given by its primary key) was cancelled, or its row was deleted."""
     rows = connection.execute(f'SELECT cancelled IS NOT NULL FROM {TABLE} WHERE id = %s', (id,), patience=patience)
     return rows[0][0] if rows else True
 
 
-# GUARANTEE: a run that a worker got hold of, by whatever way, did not fail for want of a message.
+# GUARANTEE: a run that a worker has claimed, however it got the message, never ends as `publish_failed`.
 PUBLISH_FAILED = f"""
     UPDATE {TABLE} SET
         status = 'errored', reason = 'publish_failed', error = %s, completed = now(), last_updated = now(),
@@ -382,14 +414,14 @@ PUBLISH_FAILED = f"""
 """
 
 
-def publish_failed(connection, ids, error):
-    """End runs whose message the broker refused, by their primary keys, on a connection of Django's."""
+def publish_failed(connection: Any, ids: Iterable[int], error: str) -> None:
+    """Finish runs (given by their primary keys) whose message the broker refused, on a connection of Django's."""
     execute(connection, PUBLISH_FAILED, (clean_text(error), list(ids)))
 
 
-# GUARANTEE: a task that replaces itself keeps its row, which then waits for the other task; never after an end. Until
-# that was sent, the worker holds the row: should it die, its sweep finds the row. What the row knew of the first task's
-# message, it forgets: that is not sent again.
+# GUARANTEE: a task that replaces itself keeps its row, which then waits for the replacement; a finished row is not
+# changed. The worker holds the row until the replacement was sent: if the worker is lost before, the sweep finds the
+# row. The row drops the message of the first task, so that it is never sent again.
 REPLACE = f"""
     UPDATE {TABLE} SET
         status = CASE WHEN cancelled IS NOT NULL THEN 'revoked' ELSE 'pending' END,
@@ -403,21 +435,28 @@ REPLACE = f"""
         last_updated = now(), attempts = {OWN_ATTEMPT}
     WHERE task_id = %(task_id)s AND status = 'running' AND claims = %(claims)s AND nesting < %(nesting)s
     RETURNING id, status, (
-        -- As it was before
+        -- The row as it was before this update
         SELECT jsonb_build_array(message, sent, scheduled, expires, nesting, options)::text FROM {TABLE}
         WHERE task_id = %(task_id)s
     )
 """
 
 
-def replace(connection, task_id, *, claims, nesting, header=None):
+def replace(
+    connection: Connection, task_id: str | UUID, *, claims: int, nesting: int, header: str | None = None
+) -> Row | None:
     """Make the row of a task that is about to replace itself wait for its replacement.
 
     Args:
-        header: What the messages of the run say of it, as JSON text: what is sent under its ID later may not know.
+        connection: The engine's connection.
+        task_id: ID of the run.
+        claims: Token of the claim.
+        nesting: How often the task has replaced itself, with this time.
+        header: The engine's header of the run's messages, as JSON text: code that later sends a message under this ID
+            may not know it.
 
     Returns:
-        `(id, status, before)`, or `None` if the run has ended, or is held by somebody else. `before` is for
+        `(id, status, before)`, or `None` if the run has finished, or another claim holds it. `before` is for
         `take_back`.
     """
     rows = connection.execute(REPLACE, {
@@ -432,13 +471,13 @@ HANDED_OVER = f"""
 RELEASE = f'UPDATE {TABLE} SET holder = NULL, last_updated = now() WHERE {HANDED_OVER}'
 
 
-def release(connection, task_id, *, claims, patience=60):
-    """Write that the replacement of a task was sent: what becomes of the row is not this worker's affair any more."""
+def release(connection: Connection, task_id: str | UUID, *, claims: int, patience: float = 60) -> None:
+    """Record that the replacement of a task was sent: this worker no longer holds the row."""
     connection.execute(RELEASE, {'task_id': task_id, 'claims': claims}, patience=patience)
 
 
-# GUARANTEE: a task whose replacement could not be sent holds its row again, and may do something else; not if what was
-# sent has got hold of the row.
+# GUARANTEE: a task whose replacement could not be sent gets its claim back and can continue, unless a message that was
+# sent has claimed the row.
 TAKE_BACK = f"""
     UPDATE {TABLE} SET
         status = 'running', reason = '', attempt = %(attempt)s, last_updated = now(),
@@ -451,8 +490,16 @@ TAKE_BACK = f"""
 """
 
 
-def take_back(connection, task_id, *, claims, attempt, before):
-    """Make a run that was about to be replaced run on. Returns whether it does."""
+def take_back(connection: Connection, task_id: str | UUID, *, claims: int, attempt: int, before: str) -> bool:
+    """Let a run that was about to be replaced continue, and return whether it can.
+
+    Args:
+        connection: The engine's connection.
+        task_id: ID of the run.
+        claims: Token of the claim.
+        attempt: Number of the attempt that is running.
+        before: The last value that `replace` returned.
+    """
     return bool(connection.execute(TAKE_BACK, {
         'task_id': task_id, 'claims': claims, 'attempt': attempt, 'before': before,
     }, patience=60))
@@ -464,11 +511,13 @@ RESEND_REPLACEMENT = f"""
 """
 
 
-def resend_replacement(connection, task_id, *, claims):
-    """Let the sweep send what replaces a task, whose worker was lost meanwhile. Returns whether the row knows that."""
+def resend_replacement(connection: Connection, task_id: str | UUID, *, claims: int) -> bool:
+    """Let the sweep send the replacement of a task whose worker was lost, and return whether the row holds it."""
     return bool(connection.execute(RESEND_REPLACEMENT, {'task_id': task_id, 'claims': claims}))
 
 
+# GUARANTEE: only a row that still waits for its replacement is closed. As soon as the message of the replacement's last
+# step is stored, that step decides how the run ends.
 CLOSE_REPLACED = f"""
     UPDATE {TABLE} SET
         status = 'errored', reason = %(reason)s, error = %(error)s, completed = now(), last_updated = now(),
@@ -479,12 +528,21 @@ CLOSE_REPLACED = f"""
 
 
 def close_replaced(
-    connection, task_id, error, reason='upstream_failed', exact_result=None, in_backend=False
-):
-    """End a run that waits for what replaces it, of which an earlier step did not succeed, or was lost.
+    connection: Connection, task_id: str | UUID, error: str, reason: str = 'upstream_failed',
+    exact_result: str | None = None, in_backend: bool = False
+) -> Row | None:
+    """Finish a run that waits for its replacement, because an earlier step of that did not succeed or was lost.
+
+    Args:
+        connection: The engine's connection.
+        task_id: ID of the run.
+        error: Why, in one line.
+        reason: One of `ResultReasonChoices`.
+        exact_result: The exception as Celery's result backend reports it, as JSON text.
+        in_backend: Whether the result backend will hold more of it than the row.
 
     Returns:
-        `(id, key)`, or `None` if there is no such run. `key` is the concurrency key under which a place is free now.
+        `(id, key)`, or `None` if there is no such run. `key` is the concurrency key that has a free slot now.
     """
     rows = connection.execute(CLOSE_REPLACED, {
         'task_id': task_id, 'error': clean_text(error), 'reason': reason, 'exact_result': exact_result,
@@ -494,7 +552,7 @@ def close_replaced(
 
 
 REPLACED = "nesting > 0 AND attempt = 0 AND reason = 'replaced'"
-# GUARANTEE: only for who holds the run; an end forgets it.
+# GUARANTEE: only the claim that holds the run can change its message; a finished run has none (`FINISH`, `CANCEL`).
 REMEMBER = f"""
     UPDATE {TABLE} SET
         message = %(message)s, queue = COALESCE(%(queue)s, queue),
@@ -505,15 +563,20 @@ REMEMBER = f"""
 """
 
 
-def remember(connection, task_id, message, *, claims, queue=None, scheduled=None, expires=None):
-    """Keep a message that differs from what the row was made for: a retry's with other arguments, a replacement's.
+def remember(
+    connection: Connection, task_id: str | UUID, message: str, *, claims: int, queue: str | None = None,
+    scheduled: datetime | None = None, expires: datetime | None = None
+) -> None:
+    """Store a message that differs from the row's call: of a retry with other arguments, or of a replacement.
 
     Args:
+        connection: The engine's connection.
+        task_id: ID of the run.
         message: Arguments, keyword arguments, name and options, as JSON text.
         claims: Token of the claim under which it is sent.
-        queue: Name of the queue that it goes to, empty if that cannot be told; `None`: as the row has it.
-        scheduled: Of a replacement: the earliest time of its start.
-        expires: Of a replacement: when it expires.
+        queue: Name of its queue, empty if unknown; `None` keeps the row's.
+        scheduled: For a replacement: the earliest time of its start.
+        expires: For a replacement: when it expires.
     """
     connection.execute(REMEMBER, {
         'task_id': task_id, 'message': message, 'claims': claims, 'queue': queue, 'scheduled': scheduled,

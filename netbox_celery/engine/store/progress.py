@@ -1,20 +1,22 @@
-"""The progress of runs on its way into their rows: of what gathers between two writes, the newest values count."""
+"""Collects the progress of runs for their rows: of all values set between two writes, only the newest is written."""
 import logging
 import threading
+from typing import Any, Protocol
 
 from django.db import DatabaseError
 
-from .database import LATER
+from .database import LATER, Connection
 from .lifecycle import TABLE
 from .payload import clean_line, text_of, whole_number
 
 __all__ = (
     'Progress',
+    'RecordedRun',
 )
 
 logger = logging.getLogger(__name__)
 
-# Progress never touches a run that has ended, or one that another claim holds by now.
+# GUARANTEE: progress changes neither a finished run nor one that another claim holds by now.
 WRITE = f"""
     UPDATE {TABLE} SET
         value = CASE WHEN %(absolute)s THEN %(value)s
@@ -28,24 +30,55 @@ WRITE = f"""
 NOTHING = {'absolute': False, 'value': None, 'value_max': None, 'step': None, 'data': None}
 
 
-class Progress:
-    """What is to be written of each run's progress."""
+class RecordedRun(Protocol):
+    """What the recorder needs to know of a claimed run: `engine.calls.run.Run` has it."""
+    #: Whether the recorder was given anything for the run.
+    recorded: bool
+    #: Log lines accepted, and lines dropped because of the limit.
+    lines: int
+    dropped: int
+    #: The newest value of the progress that was not recorded, because another one was recorded shortly before.
+    left_out: Any
 
-    def __init__(self):
-        self._entries = {}
+    @property
+    def id(self) -> int | None:
+        """Primary key of its row."""
+
+    @property
+    def task_id(self) -> Any: ...
+
+    @property
+    def claims(self) -> int:
+        """Token of its claim."""
+
+    @property
+    def attempt(self) -> int: ...
+
+    def tell_once(self, what: str) -> bool:
+        """Return whether something is logged for this run for the first time."""
+
+
+class Progress:
+    """The progress that is still to be written, by run."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int | None, dict[str, Any]] = {}
         self._lock = threading.Lock()
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return bool(self._entries)
 
-    def set(self, run, *, value=None, value_max=None, step=None, data=None, increment=False):
+    def set(
+        self, run: RecordedRun, *, value: Any = None, value_max: Any = None, step: Any = None, data: str | None = None,
+        increment: bool = False
+    ) -> None:
         """Set the progress of a run.
 
         Args:
-            run: The `Run`.
-            value: How far it is, or with `increment` how much further; what is no number is left out.
-            value_max: Where it ends, likewise.
-            step: What it does at the moment.
+            run: The run.
+            value: The progress so far, or with `increment` an addition to it; ignored if it is not a number.
+            value_max: The value at which the run will be done; ignored if it is not a number.
+            step: What the run is doing.
             data: The task's own data, as JSON text that `jsonb` accepts.
         """
         value, value_max = _number(run, value), _number(run, value_max)
@@ -64,8 +97,8 @@ class Progress:
             if data is not None:
                 entry['data'] = data
 
-    def write(self, connection):
-        """Write all of it, run by run; what cannot be written now is kept, below what comes meanwhile."""
+    def write(self, connection: Connection) -> None:
+        """Write all progress, run by run. What cannot be written now is kept; newer values take precedence over it."""
         while self._entries:
             with self._lock:
                 id, entry = self._entries.popitem()
@@ -79,19 +112,19 @@ class Progress:
                 logger.exception('The progress of run %s could not be written', id)
 
 
-def _number(run, value):
-    """Return a number of progress as one that can be stored, or `None`."""
+def _number(run: RecordedRun, value: Any) -> int | None:
+    """Return a number as a column can store it, or `None`."""
     if value is None:
         return None
     number = whole_number(value)
     if number is None and run.tell_once('number'):
         shown = text_of(value)[:100]
-        logger.warning('Task %s: progress that is no number, or too large a one, is left out: %s', run.task_id, shown)
+        logger.warning('Task %s: progress is ignored, because it is not a number or too large: %s', run.task_id, shown)
     return number
 
 
-def _merged(entry, newer):
-    """Return an entry of progress that could not be written, with what has come since."""
+def _merged(entry: dict[str, Any], newer: dict[str, Any] | None) -> dict[str, Any]:
+    """Return an entry that could not be written, updated by a newer one."""
     if newer is None:
         return entry
     merged = {key: entry[key] if value is None else value for key, value in newer.items()}

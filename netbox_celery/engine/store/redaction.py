@@ -1,14 +1,15 @@
-"""What rows show of secret arguments: nothing, wherever they stand.
+"""Hides secret arguments in everything that shows a row.
 
-An author hides the arguments of a call by `argsrepr` and `kwargsrepr`. A row keeps later steps of its chain, the body
-of its chord and its callbacks as signatures, with all that it takes to send them; each of these hides its own arguments
-in the same way, at any depth. So pages, REST, GraphQL and the change log never show a payload as it is stored: they
-show what `shown` returns. Nor do they show the headers in which the engine keeps what it needs to know of a call.
+Authors hide the arguments of a call with `argsrepr` and `kwargsrepr`. A row stores the later steps of its chain, the
+body of its chord and its callbacks as signatures, with everything that is needed to send them. Each of these may hide
+its own arguments in the same way, at any depth. So pages, REST, GraphQL and the change log never show a payload as it
+is stored, but what `shown` returns. They do not show the headers either in which the engine keeps its own data.
 
-Likewise an error repeats what another run said of its own end. That is for those who may view that run.
+An error may quote the name and the error of another run. Only users who may view that run see the quoted text.
 """
 import json
 import re
+from typing import Any
 
 from .branches import HEADER as BRANCH
 from .headers import HEADER
@@ -20,31 +21,30 @@ __all__ = (
     'shown',
 )
 
-#: Headers that say nothing to people: what they tell, a run's page says in words.
+#: Headers for machines only: the page of a run shows their information in words.
 INTERNAL = frozenset((HEADER, BRANCH))
-#: What stands in the JSON of a payload that hides something; both `argsrepr` and `kwargsrepr` end like the first one.
+#: Parts of the JSON of every payload that hides something; the first one is the end of `argsrepr` and of `kwargsrepr`.
 SIGNS = ('argsrepr"', *(f'"{header}"' for header in INTERNAL))
 
 _UUID = '[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}'
-#: How an error names the run whose name or error it repeats: in our words, and in Celery's. It is Python's and
-#: PostgreSQL's alike.
+#: How an error names the run that it quotes, in our words and in Celery's; a pattern for both Python and PostgreSQL.
 QUOTED_RUN = re.compile(rf'\[({_UUID})\] (?:is|did not succeed)|Dependency ({_UUID}) raised')
 
 
-def shown(value):
-    """Return a payload as plain JSON data, with the arguments of the signatures in it as their authors show them."""
+def shown(value: Any) -> Any:
+    """Return a payload as plain JSON data, with the arguments of its signatures hidden as their authors want."""
     return hide(plain(value))
 
 
-def hide(data):
-    """Hide the arguments of the signatures in JSON data, and those of a row that stand beside their `options`."""
+def hide(data: Any) -> Any:
+    """Hide the arguments of the signatures in JSON data, and those of a row that is given with its `options`."""
     text = json.dumps(data)
-    # Most payloads have none of these, and are returned as they are
+    # Most payloads hide nothing, and are returned unchanged
     return json.loads(text, object_hook=_hide) if any(sign in text for sign in SIGNS) else data
 
 
-def _hide(mapping):
-    # A signature or a row. What is inside of it has been seen to before
+def _hide(mapping: dict[str, Any]) -> dict[str, Any]:
+    # A signature or a row; the objects inside of it were processed before
     options = mapping.get('options')
     if isinstance(options, dict):
         for name in ('args', 'kwargs'):
@@ -54,7 +54,7 @@ def _hide(mapping):
     return mapping
 
 
-def _drop_internal(options):
+def _drop_internal(options: dict[str, Any]) -> None:
     headers = options.get('headers')
     if isinstance(headers, dict) and not INTERNAL.isdisjoint(headers):
         if kept := {name: value for name, value in headers.items() if name not in INTERNAL}:

@@ -1,1 +1,1 @@
-"""A worker beside the tasks that it runs: set-up (`signals`), heartbeat (`presence`), `sweep`, what it refuses."""
+"""A worker besides its runs: set-up (`signals`), heartbeat (`presence`), `sweep`, messages it refuses (`messages`)."""

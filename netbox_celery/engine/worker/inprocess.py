@@ -1,11 +1,13 @@
-"""Runs of tasks in the process and thread that calls them, without a broker, a result backend and a worker.
+"""Runs tasks in the process and thread of the caller, without a broker, a result backend or a worker.
 
-`netbox_celery.testing` is made of it. All else is what a worker does: the call makes a row and a message, the message
-becomes a request of Celery's, its run is claimed, recorded and ended. What would go to the broker is kept here.
+`netbox_celery.testing` is built on it. Everything else is as in a worker: the call makes a row and a message, the
+message becomes a request of Celery's, its run is claimed, recorded and finished. Messages are kept here instead of
+being sent.
 """
 import logging
 import threading
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.app.trace import build_tracer, trace_task_ret
@@ -35,17 +37,17 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-#: Who executes the runs, in their rows.
+#: Name of the worker in the rows of such runs.
 NODE = 'in-process@test'
 
 
 class Producer:
-    """Takes the messages that tasks are sent by, in the place of a producer of Kombu's."""
+    """Collects the messages of tasks, in place of a producer of Kombu's."""
 
     supports_batch_publish = False
 
     def __init__(self, pool):
-        self.connection = pool.connections.connection  # which is opened by whoever uses it; nobody does
+        self.connection = pool.connections.connection  # opened on first use, and never used
         self._messages = pool.messages
 
     def __enter__(self):
@@ -59,7 +61,7 @@ class Producer:
         yield self
 
     def publish(self, body, headers=None, serializer=None, exchange='', routing_key='', **properties):
-        if headers and 'task' in headers:  # and no event
+        if headers and 'task' in headers:  # not an event
             content_type, content_encoding, data = dumps(body, serializer)
             self._messages.append(Message(
                 body=data, headers=dict(headers), content_type=content_type, content_encoding=content_encoding,
@@ -69,7 +71,7 @@ class Producer:
 
 
 class Pool:
-    """A worker's pool that executes at once what it is given. It has no time limits."""
+    """A worker's pool that executes each request immediately. It has no time limits."""
 
     @staticmethod
     def apply_async(target, args, *, callback, accept_callback, **options):
@@ -77,7 +79,7 @@ class Pool:
 
 
 class ProducerPool:
-    """Stands before the pool of producers of an app for one thread."""
+    """Replaces the pool of producers of an app for one thread."""
 
     def __init__(self, pool, messages):
         self._pool = pool
@@ -95,17 +97,17 @@ class ProducerPool:
 
 @contextmanager
 def in_process(app):
-    """Be a worker of the app for a while, in the transaction of the caller if there is one.
+    """Act as a worker of the app, in the transaction of the caller if there is one.
 
     Yields:
-        A list to which each message is added that is sent, a `kombu.Message`.
+        A list to which each sent message is added, a `kombu.Message`.
     """
-    messages = []
+    messages: list[Message] = []
     with ExitStack() as stack:
         if connection.in_atomic_block:
             own = stack.enter_context(use_connection(CallersConnection()))
             stack.enter_context(recorder.writing_with(own))
-        registry.registered_tasks()  # has imported the modules of all plugins
+        registry.registered_tasks()  # imports the modules of all plugins
         claim.track_all_tasks(app)
         if identity.key is None:
             identity.take(NODE)
@@ -118,11 +120,11 @@ def in_process(app):
         yield messages
 
 
-def commit(since):
-    """Do what is to be done on commit, if the transaction is one that is never committed.
+def commit(since: int) -> None:
+    """Call the functions that wait for the commit, if the transaction is one that is never committed.
 
     Args:
-        since: How many functions had been registered before; those are not ours.
+        since: How many functions were registered before; those are not ours.
     """
     while connection.in_atomic_block and len(connection.run_on_commit) > since:
         __, function, robust = connection.run_on_commit.pop(since)
@@ -131,25 +133,26 @@ def commit(since):
         except Exception:
             if not robust:
                 raise
-            logger.exception('What was to be done on commit has failed')
+            logger.exception('A function to be called on commit failed')
 
 
-def execute_message(app, message):
-    """Execute a message as a worker does: its request is claimed, traced and ended.
+def execute_message(app: Any, message: Message) -> BaseException | None:
+    """Execute a message as a worker does: its request is claimed, traced and finished.
 
     Returns:
-        The exception that the attempt has ended by, or `None`.
+        The exception with which the attempt ended, or `None`.
     """
     task = app.tasks[message.headers['task']]
-    outcome, left_by = [], []
+    traced: list[tuple[int, Any, float]] = []
+    raised: list[BaseException] = []
 
     def trace(*args, **kwargs):
         try:
-            outcome.append(trace_task_ret(*args, app=app, **kwargs))
+            traced.append(trace_task_ret(*args, app=app, **kwargs))
         except BaseException as exc:
-            left_by.append(exc)  # the pool keeps it to itself
+            raised.append(exc)  # the pool does not pass it on
             raise
-        return outcome[0]
+        return traced[0]
 
     cls = create_request_cls(tolerant(Request), task, Pool, NODE, None, trace=trace, app=app)
     with replaced(task, '__trace__', build_tracer(task.name, task, app=app)), denied_join_result():
@@ -157,8 +160,8 @@ def execute_message(app, message):
             cls(message, app=app, hostname=NODE, task=task).execute_using_pool(Pool)
         except (TaskRevokedError, SystemExit) as exc:
             return exc
-    if left_by:
-        return left_by[0]
-    failed, info, __ = outcome[0] if outcome else (0, None, None)
-    exc = info.exception if failed and isinstance(info, ExceptionInfo) else None
-    return exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
+    if raised:
+        return raised[0]
+    failed, info = traced[0][:2] if traced else (0, None)
+    error = info.exception if failed and isinstance(info, ExceptionInfo) else None
+    return error.exc if isinstance(error, ExceptionWithTraceback) else error

@@ -1,20 +1,21 @@
-"""A worker's main process outlives every message: what it cannot give to its pool ends that run, and not the worker.
+"""No message stops a worker: a message that its main process cannot hand to the pool ends its run, not the worker.
 
-Celery's main process decodes a message, makes a request of it and hands that to the pool. For what it expects to go
-wrong on the way it has handlers; anything else ends the process, which gives the message back on its way out, so that
-the next worker ends too. Here each such message is rejected, and its run ends as `errored`, `rejected`:
+Celery's main process decodes a message, makes a request of it and hands the request to the pool. It handles the errors
+that it expects on the way. Any other error ends the process, which returns the message to the queue, so that the next
+worker ends too. Here each such message is rejected, and its run finishes as `errored`, `rejected`:
 
-* `Messages` checks what a message says of its task (an ID that is a list, an attempt that is a text), and rejects what
-  Celery's own handler fails at.
-* `Worker` ends what cannot be handed to the pool (arguments nested too deeply to be pickled), at once, after an ETA or
-  from behind a rate limit.
-* The requests (`tolerant`) hear of a body that ran out of memory, or left by an exception that is no `Exception`,
-  without passing that on to the main process.
+* `Messages` checks the fields of a message (an ID that is a list, an attempt that is a text), and rejects a message at
+  which Celery's own handler fails.
+* `Worker` ends a run that cannot be handed to the pool (arguments nested too deeply to be pickled), whether it is
+  handed over immediately, after its ETA or after waiting for a rate limit.
+* The requests (`tolerant`) handle a body that ran out of memory, or raised what is not an `Exception`, without passing
+  that on to the main process.
 """
 import logging
 import traceback as traceback_module
 from datetime import datetime
 from functools import partial, wraps
+from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from billiard.pool import MaybeEncodingError
@@ -31,7 +32,8 @@ from ..catalogue import discovery
 from ..catalogue.strategies import has_own_strategy, strategy_of, why_not_in_branch, why_untracked
 from ..exceptions import BodyInterrupted, BranchNotReady, NotHandedOver, OutOfMemory
 from ..internals import context_of
-from ..runs.reports import close_run, status_of
+from ..runs.ending import ENDS, end_from_outside
+from ..runs.reports import status_of
 from ..store.branches import HEADER as BRANCH
 from ..store.branches import is_branch
 from ..store.headers import HEADER
@@ -51,11 +53,11 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-#: The highest number of an attempt: what a column holds, and one that is added to it.
+#: Highest number of an attempt: the column holds it after one is added.
 MOST_RETRIES = 2 ** 31 - 2
 
 
-# What a message says of its task
+# Fields of a message
 
 def _is_text(value):
     return isinstance(value, str) and value != ''
@@ -107,7 +109,7 @@ def _is_window_key(value):
     return value is None or isinstance(value, str) and value == clean_text(value)
 
 
-#: What a worker's main process, and the claim of a run, go by.
+#: Fields that a worker's main process and the claim of a run read.
 FIELDS = {
     'id': _is_text, 'task': _is_text,
     'retries': _is_count, 'replaced_task_nesting': _is_count,
@@ -117,7 +119,7 @@ FIELDS = {
     HEADER: _is_own_header,
     BRANCH: is_branch,
 }
-#: What depends on a task; the body of a message has it beside the arguments.
+#: Tasks that depend on this one; they are in the body of a message, next to the arguments.
 EMBEDDED = {'callbacks': _are_signatures, 'errbacks': _are_signatures, 'chain': _are_signatures, 'chord': _is_dict}
 
 
@@ -130,18 +132,18 @@ def _check(values, checks):
 
 
 def _check_message(message):
-    """Check what a message says of its task.
+    """Check the fields of a message.
 
     Raises:
-        celery.exceptions.InvalidTaskError: A worker cannot use it.
+        celery.exceptions.InvalidTaskError: A worker cannot process it.
     """
     headers = message.headers
     if not isinstance(headers, dict):
-        return  # Celery knows what to do with it
+        return  # Celery handles it
     if 'task' in headers:
         _check(headers, FIELDS)
         if (spelling := headers.get(SPELLING)) is not None and canonical(spelling) != canonical(headers['id']):
-            raise InvalidTaskError(f'{SPELLING} is not valid: it is another ID: {spelling!r:.200}')
+            raise InvalidTaskError(f'{SPELLING} is not valid, it is a different ID: {spelling!r:.200}')
         body = message.payload
         if isinstance(body, dict):
             _check_arguments(message, headers['task'], body.get('args'), body.get('kwargs'))
@@ -155,9 +157,9 @@ def _check_message(message):
         if embedded:
             _check(embedded, EMBEDDED)
             if not embedded.keys() <= EMBEDDED.keys() and (named := FIELDS.keys() & embedded.keys()):
-                raise InvalidTaskError(f'The body must not say what the headers say: {", ".join(sorted(named))}')
+                raise InvalidTaskError(f'The body repeats fields of the headers: {", ".join(sorted(named))}')
     elif isinstance(body := message.payload, dict) and 'task' in body:
-        # The protocol of Celery 3
+        # Celery's first protocol: all fields are in the body
         _check(body, FIELDS | EMBEDDED)
         _check_arguments(message, body['task'], body.get('args'), body.get('kwargs'))
 
@@ -167,17 +169,17 @@ def _check_arguments(message, name, args, kwargs):
         raise InvalidTaskError('The arguments are not a list')
     if not _is_dict(kwargs):
         raise InvalidTaskError('The keyword arguments are not a dict')
-    # Counting is done in C, and nearly always enough
+    # Counting runs in C, and is nearly always enough
     text = message.body
     opened = text.count('[') + text.count('{') if isinstance(text, str) else text.count(b'[') + text.count(b'{')
-    # Arguments of Celery's own tasks are calls, with arguments of their own
+    # The arguments of Celery's own tasks are calls, with arguments of their own
     deepest = DEEPEST_LINKS if name.startswith('celery.') else DEEPEST
     if opened > deepest and (_is_deeper(args, deepest) or _is_deeper(kwargs, deepest)):
         raise InvalidTaskError(f'The arguments are nested too deeply: more than {deepest} levels')
 
 
 def _is_deeper(value, deepest):
-    """Whether lists and dicts are nested more than so deep, without descending into them."""
+    """Whether lists and dicts are nested deeper than a limit, found without recursion."""
     level = [value]
     for __ in range(deepest):
         level = [
@@ -190,7 +192,7 @@ def _is_deeper(value, deepest):
 
 
 def _fields_of(message):
-    """Return what a message says of its task, as far as that can be read."""
+    """Return the fields of a message, as far as they can be read."""
     headers = message.headers
     if isinstance(headers, dict) and 'id' in headers:
         return headers
@@ -201,13 +203,13 @@ def _fields_of(message):
     return body if isinstance(body, dict) else {}
 
 
-def task_id_of(message):
-    """Return the task ID of a message that could not be made a request of, or `None`."""
+def task_id_of(message: Any) -> str | None:
+    """Return the task ID of a message that could not become a request, or `None`."""
     return canonical(_fields_of(message).get('id'))
 
 
-def arguments_of(message):
-    """Return the name of the task of such a message, its arguments and keyword arguments, as far as there are any."""
+def arguments_of(message: Any) -> tuple[str | None, list[Any] | tuple[Any, ...], dict[str, Any]]:
+    """Return the task's name, arguments and keyword arguments of such a message, as far as they can be read."""
     name = _fields_of(message).get('task')
     try:
         body = message.payload
@@ -222,8 +224,7 @@ def arguments_of(message):
 
 
 class Messages(bootsteps.Step):
-    """Lets a worker reject a message that its handler fails at, instead of ending, and take requests that are tolerant.
-    """
+    """Makes a worker reject a message at which its handler fails, instead of ending, and use `tolerant` requests."""
 
     def __init__(self, consumer, **kwargs):
         super().__init__(consumer, **kwargs)
@@ -245,14 +246,14 @@ class Messages(bootsteps.Step):
 
 
 def _rejecting(consumer, handle, unclaimed=frozenset()):
-    """Wrap the handler of messages: what it fails at is rejected.
+    """Wrap the handler of messages: messages at which it fails are rejected.
 
     Args:
-        consumer: Celery's.
+        consumer: Celery's consumer.
         handle: The handler.
         unclaimed: Names of the tasks that have strategies of their own.
     """
-    # To Kombu a key that is missing is an error of the connection: Celery would connect again, and get it again.
+    # Kombu takes a `KeyError` for a connection error: Celery would reconnect, and receive the message again
     errors = tuple(
         cls for cls in (*consumer.connection_errors, *consumer.channel_errors) if not issubclass(KeyError, cls)
     )
@@ -263,7 +264,7 @@ def _rejecting(consumer, handle, unclaimed=frozenset()):
                 _check_message(message)
             except InvalidTaskError as exc:
                 return consumer.on_invalid_task(None, message, exc)
-            except Exception:  # noqa: BLE001 - what cannot be decoded Celery's own handler meets as well
+            except Exception:  # noqa: BLE001 - Celery's own handler meets what cannot be decoded as well
                 logger.debug('A message cannot be decoded', exc_info=True)
             if unclaimed:
                 if why := _why_not_here(consumer.app, message, unclaimed):
@@ -274,18 +275,18 @@ def _rejecting(consumer, handle, unclaimed=frozenset()):
         except errors:
             raise
         except Exception as exc:
-            logger.exception('A message is rejected that cannot be handled')
+            logger.exception('Rejecting a message that cannot be handled')
             if not message.acknowledged:
                 consumer.on_invalid_task(None, message, exc)
-                # It may be on its way to be acknowledged, which must not be done twice
+                # An acknowledgement may already be under way, and there must not be a second one
                 message.ack = message.reject = message.requeue = lambda *args, **kwargs: None
     return on_message
 
 
 def _why_not_here(app, message, unclaimed):
-    """Return in words why a message cannot be given to the strategy of its task, or an empty string.
+    """Return in words why a message cannot be passed to the strategy of its task, or an empty string.
 
-    Its caller did not know the task, or knew another one of that name.
+    Its caller did not know the task, or knew a different one of that name.
     """
     headers = message.headers
     if not isinstance(headers, dict) or headers.get('task') not in unclaimed or not headers.get(BRANCH):
@@ -294,25 +295,25 @@ def _why_not_here(app, message, unclaimed):
 
 
 def _let_go(app, message, unclaimed):
-    """End the row of a run that nobody will claim: its caller did not know the task, and that it cannot be tracked.
+    """Close the row of a run that will not be claimed: its caller did not know that the task cannot be tracked.
 
     Returns:
-        Whether the message may go on to the strategy of its task: its run was not cancelled.
+        Whether to pass the message to the strategy of its task: its run was not cancelled.
     """
     headers = message.headers
     if not isinstance(headers, dict) or not headers.get(HEADER) or headers.get('task') not in unclaimed:
         return True
     name, task_id = headers['task'], canonical(headers['id'])
-    # Or a strategy that goes on to Celery's own would find the run ended
+    # Otherwise a strategy that passes the message on to Celery's would find the run finished
     headers[HEADER] = False
     if not is_uuid(task_id):
         return True
     task = app.tasks[name]
-    # Its result, if there is one, the task itself gives to the result backend
-    why = f'Not followed: {why_untracked(name, strategy_of(task))}'
-    ended = close_run(task_id, Status.STATUS_IGNORED, error=why, in_backend=True)
+    # The task itself stores a result, if there is one, in the result backend
+    why = f'Not tracked: {why_untracked(name, strategy_of(task))}'
+    ended = end_from_outside(task_id, ENDS['not_followed'], error=why, in_backend=True)
     if ended is None and status_of(task_id) == Status.STATUS_REVOKED:
-        logger.info('Task %s[%s] is not run: it is revoked', name, task_id)
+        logger.info('Task %s[%s] does not run: it was revoked', name, task_id)
         return False
     return True
 
@@ -320,7 +321,7 @@ def _let_go(app, message, unclaimed):
 # From a request to the pool
 
 class Worker(worker.Worker):
-    """Celery's own, which ends a run that cannot be handed to the pool, and says at its start what it lacks."""
+    """Celery's worker, which ends a run that cannot be handed to the pool, and whose banner lists missing modules."""
 
     def extra_info(self):
         lacking = ''.join(f'  . {failure}\n' for failure in discovery.failures())
@@ -336,17 +337,17 @@ class Worker(worker.Worker):
             end_for(request, exc)
             self._release()
         else:
-            # Nobody looks at what becomes of a thread's work
+            # Celery does not look at how the work of a thread ended
             if future := getattr(result, 'f', None):
                 future.add_done_callback(partial(_look_at_thread, request))
 
     def _release(self):
-        """Give back the place in the pool that was kept for a request."""
+        """Return the place in the pool that was reserved for a request."""
         release = getattr(self, '_quick_release', None)
         if release is None:
             return
         if self.hub is not None:
-            self.hub.call_soon(release)  # and not from here: the next in line may not be better
+            self.hub.call_soon(release)  # not from here: the next request may fail as well, and so on
         else:
             release()
 
@@ -356,13 +357,13 @@ def _look_at_thread(request, future):
         end_for(request, exc)
 
 
-def end_for(request, exc):
-    """End a run for what Celery's main process does not expect.
+def end_for(request: Any, exc: Exception) -> None:
+    """End a run because of an error that Celery's main process does not expect.
 
     Args:
         request: Its request.
-        exc: What was raised while it was handed to the pool, or, in a pool without processes, by Celery around the
-            body.
+        exc: What was raised while the request was handed to the pool, or, in a pool without processes, by Celery around
+            the body.
     """
     try:
         raise exc
@@ -377,36 +378,42 @@ def end_for(request, exc):
         try:
             request.on_failure(info)
         except Exception:
-            logger.exception('The end of task %s[%s] could not be told to all', request.name, request.id)
+            logger.exception('The end of task %s[%s] could not be fully reported', request.name, request.id)
 
 
 def _fail(request, exc, traceback):
-    """Tell the result backend, which ends the row and what depends on it, and who listens, that a run has failed."""
+    """Report the failure of a run to the result backend, which closes its row and its dependents, and to hooks."""
     try:
-        # What depends on it the row says better than a message that may be anything
+        # The row is the better source of its dependents: the message may contain anything
         context = (load_requests([request.id]) if is_uuid(request.id) else {}).get(request.id, context_of(request))
         request.task.backend.mark_as_failure(
             request.id, exc, traceback=''.join(traceback), request=context, store_result=request.store_errors
         )
     except Exception:
-        logger.exception('The end of task %s[%s] could not be told to all', request.name, request.id)
+        logger.exception('The end of task %s[%s] could not be fully reported', request.name, request.id)
     if status_of(request.id) != Status.STATUS_REVOKED:
         tell_of_failure(request.task, request.id, request.args, request.kwargs, exc)
 
 
-# What a request hears from the pool
+# What the pool reports to a request
 
-def tolerant(cls):
-    """Return a class of Celery's requests as one that passes nothing on to the worker's main process."""
+def tolerant(cls: type[Any]) -> type[Any]:
+    """Return a subclass of a Celery request that passes no error on to the worker's main process."""
     return cls if issubclass(cls, Tolerant) else type(cls.__name__, (Tolerant, cls), {'__module__': cls.__module__})
 
 
-class Tolerant:
-    """What Celery's requests do not expect to hear from a pool."""
+if TYPE_CHECKING:
+    Base: Any  # Celery's class of requests
+else:
+    Base = object
+
+
+class Tolerant(Base):
+    """Handles what Celery's requests do not expect from a pool."""
     __slots__ = ()
 
     def __init_subclass__(cls, **kwargs):
-        # Celery makes a subclass of its own for each task, with an `on_success` that knows nothing of its base
+        # Celery makes a subclass for each task, with an `on_success` that does not call the one of its base
         super().__init_subclass__(**kwargs)
         if on_success := vars(cls).get('on_success'):
             cls.on_success = _unless_interrupted(on_success)
@@ -415,45 +422,45 @@ class Tolerant:
         try:
             super().on_accepted(pid, time_accepted)
         except Exception:
-            # billiard would look for a list of exceptions that it does not have
-            logger.exception('Task %s[%s] has begun, which could not be told to all', self.name, self.id)
+            # billiard would look up a list of exceptions that it does not have
+            logger.exception('The start of task %s[%s] could not be fully reported', self.name, self.id)
 
     def on_timeout(self, soft, timeout):
         try:
             super().on_timeout(soft, timeout)
         except MemoryError:
-            logger.exception('Task %s[%s] is out of time, which could not be told to all', self.name, self.id)
+            logger.exception('The timeout of task %s[%s] could not be fully reported', self.name, self.id)
 
     def on_failure(self, exc_info, send_failed_event=True, return_ok=False):
         exc = exc_info.exception
         if isinstance(exc, ExceptionWithTraceback):
             exc = exc.exc
         if isinstance(exc, MemoryError):
-            # Celery takes it for its own
+            # Celery would take it for an error of the main process
             exc_info.exception = OutOfMemory(exc)
         elif isinstance(exc, MaybeEncodingError):
-            # What a body has left by cannot be pickled. Unless the process has ended with it, it has told of it.
+            # What the body raised cannot be pickled. The process has reported it, unless it ended with it
             return_ok = return_ok or status_of(self.id) != Status.STATUS_RUNNING
         elif not isinstance(exc, Exception | SystemExit | KeyboardInterrupt):
-            # The process or thread has told of it (`netbox_celery.engine.runs.interruption`)
+            # The process or thread has reported it (`netbox_celery.engine.runs.interruption`)
             exc_info.exception, return_ok = BodyInterrupted(exc), True
         if not return_ok and isinstance(exc, MemoryError | SystemExit | KeyboardInterrupt):
             context_of(self).netbox_traceback = exc_info.traceback
         try:
             super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
         except MemoryError:
-            logger.exception('Task %s[%s] has failed, which could not be told to all', self.name, self.id)
+            logger.exception('The failure of task %s[%s] could not be fully reported', self.name, self.id)
 
 
 def _unless_interrupted(on_success):
-    """Wrap `on_success`, which a pool without processes also calls of a body that left by no `Exception`."""
+    """Wrap `on_success`: a pool without processes also calls it if the body raised what is not an `Exception`."""
     @wraps(on_success)
-    def on_end(self, outcome, **kwargs):
-        if not isinstance(outcome, ExceptionInfo):
-            return on_success(self, outcome, **kwargs)
-        # A thread has told of it, as a process does of all but an exit
-        outcome.exception = BodyInterrupted(_cause_of(outcome))
-        return self.on_failure(outcome, return_ok=True)
+    def on_end(self, returned, **kwargs):
+        if not isinstance(returned, ExceptionInfo):
+            return on_success(self, returned, **kwargs)
+        # A thread has reported it, as a process reports anything but an exit
+        returned.exception = BodyInterrupted(_cause_of(returned))
+        return self.on_failure(returned, return_ok=True)
     return on_end
 
 

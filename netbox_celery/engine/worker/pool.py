@@ -1,10 +1,10 @@
-"""Celery's pool of processes, so that a worker outlives the loss of its broker while one of them ends.
+"""Celery's pool of processes, corrected so that a worker survives the loss of its broker while a process ends.
 
-A process is out of the pool's sight as soon as its files are closed, and out of the pool when it has ended, seconds
-later at the worst. Celery ends the whole worker if it connects to its broker again in between: it takes the mark that
-the process is out of sight, `None`, for the file by which it is watched.
+The pool stops watching a process as soon as the files of the process are closed, and removes it when it has ended,
+which may be seconds later. If the worker reconnects to its broker in between, Celery ends the whole worker: it mistakes
+the mark of a process that is not watched, `None`, for the file by which it watches the process.
 
-What cannot be pickled for a process is no job of the pool's (`netbox_celery.engine.worker.messages` ends it).
+And the pool forgets a job that cannot be pickled for a process (`netbox_celery.engine.worker.messages` ends its run).
 """
 from celery.concurrency import asynpool, prefork
 
@@ -15,13 +15,13 @@ __all__ = (
 
 
 class Pool(asynpool.AsynPool):
-    """Celery's own, which watches a process until it has ended, and forgets a job that it could not take."""
+    """Celery's pool, which watches a process until it has ended, and forgets a job that it could not accept."""
 
     def apply_async(self, *args, correlation_id=None, **kwargs):
         try:
             return super().apply_async(*args, correlation_id=correlation_id, **kwargs)
         except Exception:
-            # It was noted before it was pickled, and a worker that stops waits for what is noted
+            # The pool noted the job before it pickled it, and a stopping worker waits for all jobs that are noted
             job = next(reversed(self._cache.values()), None)
             if job is not None and job.correlation_id == correlation_id and not job.accepted():
                 job.discard()
@@ -29,9 +29,9 @@ class Pool(asynpool.AsynPool):
 
     def _untrack_child_process(self, proc, hub):
         super()._untrack_child_process(proc, hub)
-        vars(proc).pop('_sentinel_poll', None)  # it is watched again after the next connect, until it is gone
+        vars(proc).pop('_sentinel_poll', None)  # it is watched again after the next connect, until it has ended
 
 
-def install():
-    """Let workers use this pool."""
+def install() -> None:
+    """Make workers use this pool."""
     prefork.TaskPool.Pool = Pool

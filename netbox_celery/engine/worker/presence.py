@@ -1,10 +1,9 @@
-"""The heartbeat of a worker, and its other duties.
+"""The heartbeat of a worker, and the thread for its other duties.
 
-A worker's parent process writes every `heartbeat_interval` seconds that it is there, from a thread of its own: a busy
-pool or a slow broker does not silence it. The same thread writes what the parent could not write while the database was
-away (`netbox_celery.engine.runs.reports`). A second thread sweeps for what was lost
-(`netbox_celery.engine.worker.sweep`), for which it speaks to the broker too, and sends what waited in line for the end
-of a run that the parent wrote.
+A worker's parent process writes a heartbeat every `heartbeat_interval` seconds, from a thread of its own: neither a
+busy pool nor a slow broker delays it. The same thread writes what the parent could not write while the database was
+unavailable (`netbox_celery.engine.runs.reports`). A second thread, which also uses the broker, sweeps for lost runs and
+messages (`netbox_celery.engine.worker.sweep`), and advances the waiting line of a run whose end the parent wrote.
 """
 import logging
 import os
@@ -14,6 +13,7 @@ import threading
 import time
 from functools import cache
 from importlib.metadata import version
+from typing import Any
 
 from django.db import close_old_connections, connections
 
@@ -40,39 +40,39 @@ REGISTER = f"""
         concurrency = EXCLUDED.concurrency, versions = EXCLUDED.versions
 """
 BEAT = f'UPDATE {lifecycle.WORKERS} SET heartbeat = now() WHERE key = %s RETURNING id'
-#: Whether workers can be registered.
+#: Fails unless workers can be registered.
 LOOK = f'SELECT 1 FROM {lifecycle.WORKERS} LIMIT 1'
 STOP = f'UPDATE {lifecycle.WORKERS} SET heartbeat = now(), stopped = now() WHERE key = %s'
 
 
 class Presence:
-    """The heartbeat of a worker's parent process, and what it does beside it."""
+    """The heartbeat of a worker's parent process, and its other duties."""
 
     def __init__(self, worker, duties=()):
         """
         Args:
             worker: Celery's `WorkController`.
-            duties: Pairs of an interval in seconds and a function, called with a connection that often.
+            duties: Pairs of an interval in seconds and a function that is called at this interval, with a connection.
         """
         self.worker = worker
         self.connection = EngineConnection()
         self.duties = [[interval, function, 0.0] for interval, function in duties]
-        #: What its row says that may change, as it was written last.
-        self._said = None
+        #: The columns of its row that may change, as last written.
+        self._written: dict[str, Any] | None = None
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._beat, name=f'{OWN_THREADS}heartbeat', daemon=True),
             threading.Thread(target=self._work, name=f'{OWN_THREADS}sweep', daemon=True),
         ]
 
-    def start(self):
-        """Begin, unless that has been done."""
+    def start(self) -> None:
+        """Start the threads, unless they have been started."""
         for thread in self._threads:
             if thread.ident is None:
                 thread.start()
 
-    def stop(self):
-        """Say goodbye. What this worker still holds is not held any more."""
+    def stop(self) -> None:
+        """Sign off. From now on this worker counts as the holder of no run."""
         self._stopping.set()
         reports.stop_waiting()
         for thread in self._threads:
@@ -82,25 +82,25 @@ class Presence:
             reports.write_deferred(self.connection)
             self.connection.execute(STOP, (identity.key,), patience=2)
         except UNUSABLE as exc:
-            logger.warning('This worker could not sign off, it will be found lost: %s', exc)
+            logger.warning('This worker could not sign off, and will be considered lost: %s', exc)
 
-    def register(self):
-        """Write the worker's row, waiting for a database that is away: without it no claim would hold."""
+    def register(self) -> None:
+        """Write the worker's row, waiting for an unavailable database: without the row no claim would hold."""
         described = describe_worker(self.worker)
         self.connection.execute(REGISTER, described, patience=float('inf'))
-        self._said = _changing(described)
+        self._written = _changing(described)
 
     def _beat(self):
         while not self._stopping.is_set():
             try:
                 if not self.connection.execute(BEAT, (identity.key,)):
-                    self.register()  # somebody deleted the row
-                elif _changing(describe_worker(self.worker)) != self._said:
-                    self.register()  # its pool has grown or shrunk, or it consumes from another queue
+                    self.register()  # the row was deleted
+                elif _changing(describe_worker(self.worker)) != self._written:
+                    self.register()  # its pool has grown or shrunk, or it consumes from different queues
                 identity.note_beat()
                 reports.write_deferred(self.connection)
             except UNUSABLE as exc:
-                logger.warning('No heartbeat, or what waits to be written waits on: %s', exc)
+                logger.warning('The heartbeat, or what is still to be written, has to wait: %s', exc)
             except Exception:
                 logger.exception('The heartbeat failed')
             self._stopping.wait(get_config().heartbeat_interval)
@@ -115,7 +115,7 @@ class Presence:
 
     def _look_after(self, connection):
         while not self._stopping.is_set():
-            close_old_connections()  # those of the duties, and of what hooks do: this thread has no requests
+            close_old_connections()  # those of the duties and of hooks: this thread has no requests
             for duty in self.duties:
                 interval, function, due = duty
                 if time.monotonic() < due:
@@ -124,28 +124,28 @@ class Presence:
                 try:
                     function(connection)
                 except UNAVAILABLE as exc:
-                    logger.warning('The sweep waits, the database is unavailable: %s', exc)
+                    logger.warning('The sweep has to wait, the database is unavailable: %s', exc)
                 except Exception as exc:
                     if is_read_only(exc):
-                        logger.warning('The sweep waits, the database is read-only: %s', exc)
-                        connections.close_all()  # the next ones may be able to write
+                        logger.warning('The sweep has to wait, the database is read-only: %s', exc)
+                        connections.close_all()  # new ones may be able to write
                     else:
                         logger.exception('The sweep failed')
-            close_old_connections()  # into Django's pool, if it keeps one, before this thread waits
+            close_old_connections()  # back to Django's pool, if there is one, before this thread waits
             self._advance_lines(connection)
 
     def _advance_lines(self, connection):
-        """Send what waited in line for the runs that the parent ends, until the duties are to be looked at again."""
+        """Advance the waiting lines of runs whose end the parent writes, until the next round of duties."""
         end = time.monotonic() + get_config().heartbeat_interval
         while not self._stopping.is_set() and (left := end - time.monotonic()) > 0:
             try:
                 if not reports.advance_next(connection, timeout=left):
                     return
             except Exception:
-                logger.exception('Who waits in line for a run that has ended waits for the next sweep')
+                logger.exception('The waiting line of a finished run has to wait for the next sweep')
 
 
-def describe_worker(worker):
+def describe_worker(worker: Any) -> dict[str, Any]:
     """Return the column values of a worker's row."""
     from ..store.payload import dumps
 
@@ -180,11 +180,11 @@ def _changing(described):
     return {name: described[name] for name in ('concurrency', 'queues', 'versions')}
 
 
-def concurrency_of(worker, pool):
+def concurrency_of(worker: Any, pool: str) -> tuple[int, dict[str, int] | None]:
     """Return how many tasks a worker can run at a time, and the limits of its autoscaler.
 
     Args:
-        worker: Celery's `WorkController`, whose pool may not have been made yet.
+        worker: Celery's `WorkController`, whose pool may not exist yet.
         pool: The name of the pool.
 
     Returns:
@@ -198,6 +198,6 @@ def concurrency_of(worker, pool):
         return max(most, 1), {'min': least, 'max': most}
     try:
         number = worker.pool.num_processes
-    except (AttributeError, NotImplementedError):  # it has not started, or does not say
+    except (AttributeError, NotImplementedError):  # the pool has not started, or does not know it
         number = worker.concurrency
     return max(number or 1, 1), None

@@ -1,10 +1,11 @@
-"""Old runs go, with their logs: in batches, each a transaction of its own, so that nothing waits for it and nothing is
-lost if it is stopped in the middle. Whoever goes on with it, finds the rest.
+"""Deletes old runs and their logs.
 
-Nobody's change log is written, and no signal is sent: it is housekeeping, as that of NetBox's jobs.
+It does so in batches, each in its own transaction: nothing waits for it, nothing is lost if it is stopped, and the next
+call continues with the rest. As in NetBox's own housekeeping of jobs, no change log is written and no signal is sent.
 """
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
@@ -24,14 +25,14 @@ __all__ = (
 
 #: Key of the advisory lock ("prune" on a phone's keys).
 LOCK = 77863
-#: For how long others leave the work to one who may hang, seconds.
+#: A process that hangs for this long loses the lock to the next one, seconds.
 HUNG_AFTER = 3_600
 #: Runs that are deleted in one transaction.
 RUNS = 500
 #: Lines of logs that are deleted in one statement.
 LINES = 10_000
 
-#: The runs that ended before a time, in order: each statement goes on where the last one stopped.
+#: The runs that finished before a time, in order: each statement continues where the last one stopped.
 OLD = f"""
     SELECT id FROM {lifecycle.TABLE}
     WHERE id > %(after)s AND completed < %(before)s
@@ -46,35 +47,35 @@ DELETE_LINES = f"""
 
 @dataclass
 class Pruned:
-    """How much has gone so far."""
+    """How much has been deleted so far."""
     runs: int = 0
     lines: int = 0
-    #: Somebody else was at it: nothing was done.
+    #: Another process is deleting: nothing was done.
     is_busy: bool = False
 
 
-def retention_days():
-    """Return for how many days runs are kept after their end; 0: for ever."""
+def retention_days() -> int:
+    """Return for how many days finished runs are kept; 0: forever."""
     days = get_config().retention
     return host.job_retention() if days is None else days
 
 
-def cutoff(days=None):
-    """Return the time before which runs must have ended to be old, or `None` if none ever is.
+def cutoff(days: int | None = None) -> datetime | None:
+    """Return the time before which runs must have finished to be old, or `None` if runs are kept forever.
 
     Args:
-        days: For how long they are kept; by default what the settings say.
+        days: For how long runs are kept; by default according to the settings.
 
     Raises:
-        ValueError: There is no date so long ago.
+        ValueError: `datetime` does not go back that far.
     """
     days = retention_days() if days is None else days
     if days > MOST_DAYS:
-        raise ValueError(f'Runs are kept for {MOST_DAYS} days at most, or for ever, not for {days} days')
+        raise ValueError(f'Runs can be kept for {MOST_DAYS} days at most (or forever), not for {days} days')
     return timezone.now() - timedelta(days=days) if days > 0 else None
 
 
-def count_old(before, with_lines=True):
+def count_old(before: datetime, with_lines: bool = True) -> Pruned:
     """Return how many runs, and how many lines of their logs, `prune` would delete, as a `Pruned`."""
     from ...models import CeleryLogEntry, CeleryResult
 
@@ -83,13 +84,15 @@ def count_old(before, with_lines=True):
     return Pruned(runs=old.count(), lines=lines)
 
 
-def prune(before, report=None, is_cancelled=None):
-    """Delete the runs that ended before a time, with what belongs to them.
+def prune(
+    before: datetime, report: Callable[[Pruned], object] | None = None, is_cancelled: Callable[[], bool] | None = None
+) -> Pruned:
+    """Delete the runs that finished before a time, and everything that belongs to them.
 
     Args:
         before: An aware `datetime` (see `cutoff`).
         report: Called after each batch with the `Pruned` so far.
-        is_cancelled: Called after each batch: whether to stop there.
+        is_cancelled: Called after each batch; returns whether to stop.
 
     Returns:
         A `Pruned`.
@@ -116,7 +119,7 @@ def prune(before, report=None, is_cancelled=None):
 
 
 def _delete_lines(ids):
-    """Delete the lines of runs' logs, and yield how many went in each batch."""
+    """Delete the lines of runs' logs, and yield how many were deleted in each batch."""
     while True:
         with connection.cursor() as cursor:
             cursor.execute(DELETE_LINES, {'ids': ids})
@@ -127,7 +130,11 @@ def _delete_lines(ids):
 
 
 def _delete_runs(ids):
-    """Delete runs whose logs are empty, with their tags and whatever else NetBox has about them. Returns how many."""
+    """Delete runs whose logs are empty, with their tags and everything else that NetBox has about them.
+
+    Returns:
+        The number of deleted runs.
+    """
     from ...models import CeleryResult
 
     old = CeleryResult.objects.filter(pk__in=ids)
@@ -136,5 +143,5 @@ def _delete_runs(ids):
             host.delete_references(CeleryResult, ids)
             return old._raw_delete(old.db)
     except IntegrityError:
-        # Another plugin has rows that refer to runs: Django knows what becomes of them
+        # Another plugin has rows that refer to runs: Django knows how to delete them
         return old.delete()[1].get(CeleryResult._meta.label, 0)

@@ -1,7 +1,8 @@
-"""Celery's signals, in a worker's parent and children, translated into the lifecycle of runs.
+"""Translates Celery's signals, in a worker's parent and children, into the lifecycle of runs.
 
-The result backend (`netbox_celery.engine.results.backend`) hears most ends; here is what it does not hear: `Ignore` and
-`Reject`, a retry whose result is ignored, messages that go back to the queue, and the start and stop of workers.
+Celery reports most ends of runs to the result backend (`netbox_celery.engine.results.backend`). The others are handled
+here: `Ignore` and `Reject`, a retry whose result is ignored, messages that return to the queue, and the start and stop
+of workers.
 """
 import atexit
 import ctypes
@@ -13,6 +14,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import billiard
 import click
@@ -24,7 +26,6 @@ from celery.exceptions import Ignore, TaskRevokedError
 from django.db import ProgrammingError, connections
 from kombu.exceptions import DecodeError
 
-from ...choices import ResultReasonChoices as Reason
 from ...choices import ResultStatusChoices as Status
 from ..calls.hooks import tell_of_failure
 from ..calls.run import get_run, leave
@@ -33,13 +34,12 @@ from ..catalogue import discovery
 from ..exceptions import BranchNotReady, IgnoredByWindow, RetryNotSent
 from ..identity import identity
 from ..internals import fixups, set_join_will_block
-from ..results.backend import describe, describe_failure, is_of_another
+from ..results.backend import is_of_another
 from ..runs.claim import note_call, track_all_tasks
+from ..runs.ending import ENDS, describe, end_claimed, end_from_outside, failure_of, give_back, record_retry
 from ..runs.interruption import is_interruption, tell_of_interruption
 from ..runs.loghandler import install_log_handler, remove_log_handler
-from ..runs.outcome import finish_run, retry_run
-from ..runs.reports import close_run, requeue_run
-from ..sending.enqueue import is_tracked
+from ..sending.describe import is_tracked
 from ..sending.rows import INSERT, refused_row
 from ..store import greenlets, lifecycle
 from ..store.branches import leave_run, opened, warm_up
@@ -60,20 +60,20 @@ __all__ = (
 logger = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
-#: How long a process that is spawned may need to set NetBox up before its worker takes it for broken, seconds.
+#: How long a spawned process may take to set NetBox up before its worker considers it broken, seconds.
 SPAWNING_TIME = 120
 
 
-# Ends that the result backend does not hear
+# Ends that Celery does not report to the result backend
 
 @signals.task_postrun.connect
 def on_postrun(sender=None, state=None, retval=None, **kwargs):
-    """`Ignore` and `Reject` leave no trace in the result backend, nor does what is no `Exception`."""
+    """Record `Ignore`, `Reject` and exceptions that are not an `Exception`: the result backend does not see them."""
     request = sender.request_stack.top
     if state is None and is_interruption(exc := sys.exception()) and not request.is_eager:
         tell_of_interruption(sender, request, exc)
     if not request.is_eager:
-        _close_old_connections()  # or back into a pool: a thread that is idle keeps none for longer than it may
+        _close_old_connections()  # or return them to a pool: an idle thread keeps none beyond its maximum age
     run = get_run(request)
     if run is None:
         return
@@ -81,22 +81,22 @@ def on_postrun(sender=None, state=None, retval=None, **kwargs):
     if run.ended:
         return
     if state == states.IGNORED and not run.replaced:
-        reason = Reason.REASON_IGNORE_WINDOW if isinstance(retval, IgnoredByWindow) else ''
-        finish_run(run, Status.STATUS_IGNORED, reason=reason, error=_message(retval))
+        end = ENDS['ignored_at_start' if isinstance(retval, IgnoredByWindow) else 'ignored']
+        end_claimed(run, end, error=_message(retval))
         sender.backend.end_ignored(request, retval or Ignore('ignored'))
     elif state == states.REJECTED and retval is not None:
         if retval.requeue and sender.acks_late:
             recorder.flush(run)
             lifecycle.requeue(get_connection(), run.task_id, by='body', claims=run.claims, error=describe(retval))
         else:
-            status, reason, error = describe_failure(retval, by_body=True)
-            finish_run(run, status, reason=reason, error=error)
+            end, error = failure_of(retval, by_body=True)
+            end_claimed(run, end, error=error)
             sender.backend.end_dependents(request, retval)
 
 
 @signals.task_postrun.connect
 def on_left(sender=None, **kwargs):
-    """What Celery does after the body, as sending the next step, still belongs to the branch of the run."""
+    """Leave the branch of the run only now: what Celery does after the body, such as the next step, belongs to it."""
     leave_run(sender.request_stack.top)
 
 
@@ -106,31 +106,31 @@ def _message(exc):
 
 @signals.task_retry.connect
 def on_retry(sender=None, request=None, reason=None, einfo=None, **kwargs):
-    """With `ignore_result`, Celery does not tell the backend of a retry."""
+    """Record a retry: with `ignore_result`, Celery does not report it to the backend."""
     run = get_run(request)
     if run is None or run.retried or run.ended:
         return
     traceback = str(einfo.traceback) if einfo else ''
     if run.continued:
-        retry_run(run, describe(reason.exc), traceback)
+        record_retry(run, describe(reason.exc), traceback)
     else:
         sender.backend.mark_as_failure(run.task_id, RetryNotSent(), traceback, request, store_result=False)
 
 
 @signals.task_rejected.connect
 def on_rejected(sender=None, message=None, exc=None, **kwargs):
-    """A message that Celery could not make a task of."""
-    from .messages import arguments_of, task_id_of  # whoever is no worker needs none of it
+    """Close the run of a message that Celery could not process."""
+    from .messages import arguments_of, task_id_of  # needed in workers only
 
     task_id = task_id_of(message)
     name, args, kwargs = arguments_of(message)
-    if is_uuid(task_id) and not is_of_another(task_id, name):
+    if task_id and is_uuid(task_id) and not is_of_another(task_id, name):
         if isinstance(exc, BranchNotReady):
-            error, status, reason = str(exc), Status.STATUS_FAILED, Reason.REASON_BRANCH_NOT_READY
+            error, end = str(exc), ENDS['refused_in_branch']
         else:
             error = f'The message could not be read: {describe(exc)}' if exc else 'The message could not be read'
-            exc, status, reason = DecodeError(error), Status.STATUS_ERRORED, Reason.REASON_REJECTED
-        close = partial(close_run, task_id, status, reason=reason, error=error)
+            exc, end = DecodeError(error), ENDS['unreadable']
+        close = partial(end_from_outside, task_id, end, error=error)
         if close() or _insert_foreign(sender.app, message, task_id, name, args, kwargs) and close():
             sender.app.backend.tell_end(task_id, exc, states.FAILURE)
             if task := sender.app.tasks.get(name):
@@ -148,40 +148,40 @@ def _insert_foreign(app, message, task_id, name, args, kwargs):
     try:
         return bool(get_connection().execute(INSERT, refused_row(task, request)))
     except Exception:
-        logger.exception('Task %s[%s] was rejected, and has no row', name, task_id)
+        logger.exception('Task %s[%s] was rejected, and its row could not be written', name, task_id)
         return False
 
 
 class Undecodable(bootsteps.Step):
-    """Lets a worker send Celery's signal `task_rejected` of what it cannot decode as well.
+    """Makes a worker send Celery's signal `task_rejected` for messages that it cannot decode as well.
 
-    Celery itself only writes it to its log, and acknowledges the message.
+    Celery itself only logs and acknowledges them.
     """
 
     def __init__(self, consumer, **kwargs):
         super().__init__(consumer, **kwargs)
-        said = consumer.on_decode_error
+        original = consumer.on_decode_error
 
         def on_decode_error(message, exc):
-            said(message, exc)
+            original(message, exc)
             signals.task_rejected.send(sender=consumer, message=message, exc=exc)
         consumer.on_decode_error = on_decode_error
 
 
 @signals.task_received.connect
 def on_received(request=None, **kwargs):
-    """Write that a run goes back to the queue before the broker delivers its message again.
+    """Record that a run returns to the queue before the broker delivers its message again.
 
-    A worker's parent rejects a late-acknowledged message whose child died (`reject_on_worker_lost`) without any signal.
+    A worker's parent rejects a late-acknowledged message whose child died (`reject_on_worker_lost`) without a signal.
     """
     if not request.task.acks_late or not is_uuid(request.id):
         return
     reject = request.on_reject
 
     def on_reject(log, errors, requeue=False):
-        if requeue and (ended := requeue_run(
-            request.id, attempt=(request.request_dict.get('retries') or 0) + 1, reason=Reason.REASON_WORKER_LOST,
-            error=(lost := 'The process that ran it was lost')
+        if requeue and (ended := give_back(
+            request.id, ENDS['process_lost_given_back'], ENDS['process_lost_too_often'],
+            attempt=(request.request_dict.get('retries') or 0) + 1, error=(lost := 'The process that ran it was lost')
         )):
             requeue = False
             if ended == Status.STATUS_REVOKED:
@@ -198,7 +198,7 @@ def on_received(request=None, **kwargs):
 
 @signals.task_prerun.connect
 def on_prerun(sender=None, **kwargs):
-    """Keep Django's connections as long as NetBox's `CONN_MAX_AGE` says, instead of for one task."""
+    """Keep Django's connections for NetBox's `CONN_MAX_AGE`, instead of for one task."""
     request = sender.request_stack.top
     if not request.is_eager:
         note_call(sender, request)
@@ -206,32 +206,33 @@ def on_prerun(sender=None, **kwargs):
 
 
 def _close_old_connections():
-    """Do what Django does of this name, but for a connection in a transaction: a test may run the task in its own."""
+    """As Django's function of this name, except for connections in a transaction: a test may run the task in its own.
+    """
     for wrapper in opened():
         if not wrapper.in_atomic_block:
             wrapper.close_if_unusable_or_obsolete()
 
 
-#: The heartbeat of this process, and its workers that have been started: those of one process are one to the others.
-_presence = None
-_workers = []
+#: The heartbeat of this process, and its started workers, which share one identity.
+_presence: Presence | None = None
+_workers: list[Any] = []
 
 
 class Registration(bootsteps.StartStopStep):
-    """Prepares a worker before its pool forks, and signs it off when its pool has stopped, whoever starts and stops it.
+    """Prepares a worker before its pool forks, and signs it off when its pool has stopped, however it is started.
 
-    Of Celery's signals only the command line's worker sends all. One that another program runs, such as a test
-    (`celery.contrib.testing`), is stopped without any.
+    Only a worker of the command line sends all of Celery's signals. One that another program runs, such as a test
+    (`celery.contrib.testing`), is stopped without signals.
     """
 
-    #: Whether Celery keeps this process from waiting for results, also while it has no worker.
+    #: Whether Celery keeps this process from waiting for results even while it has no worker.
     _would_block = True
 
     def __init__(self, worker, **kwargs):
         super().__init__(worker, **kwargs)
         Registration._would_block &= task_join_will_block()
         with _ending():
-            # What keeps it from being registered, who makes it hears at once: it may be started in a thread
+            # Fail here, where the worker is made, if it cannot be registered: it may be started in a thread
             connection = EngineConnection()
             try:
                 connection.execute(LOOK, patience=float('inf'))
@@ -239,12 +240,12 @@ class Registration(bootsteps.StartStopStep):
                 connection.close()
 
     def include(self, worker):
-        worker.steps.insert(0, self)  # the first to be started, and the last to be stopped
+        worker.steps.insert(0, self)  # started first, and stopped last
         return True
 
     def start(self, worker):
         if why := _why_not(worker):
-            logger.critical('This worker ends: %s', why)
+            logger.critical('This worker stops: %s', why)
             raise SystemExit(os.EX_CONFIG)
         with _ending():
             _prepare(worker)
@@ -252,13 +253,13 @@ class Registration(bootsteps.StartStopStep):
     def stop(self, worker):
         _sign_off(worker)
         if not _workers:
-            set_join_will_block(self._would_block)  # who waits for a result now is no task of a worker's
+            set_join_will_block(self._would_block)  # code that waits for a result now is not a task of a worker
 
     terminate = stop
 
 
 class Heartbeat(bootsteps.StartStopStep):
-    """Begins a worker's heartbeat once its consumer is there: its pool has been forked, without any threads."""
+    """Starts a worker's heartbeat after its consumer: its pool has to fork before there are threads."""
 
     requires = ('celery.worker.consumer:Tasks',)
 
@@ -267,26 +268,26 @@ class Heartbeat(bootsteps.StartStopStep):
             _presence.start()
 
     def stop(self, consumer):
-        pass  # a consumer is stopped when the broker is away, too
+        pass  # a consumer is also stopped when the broker is unavailable
 
     terminate = stop
 
 
 @contextmanager
 def _ending():
-    """End a worker that cannot be prepared: its claims would not hold.
+    """Stop a worker that cannot be prepared: its claims would not hold.
 
     Raises:
-        SystemExit: It is a program of its own.
-        Exception: It is part of another program.
+        SystemExit: The worker was started from the command line.
+        Exception: The worker is part of another program.
     """
     try:
         yield
     except Exception as exc:
         if isinstance(exc, ProgrammingError):
-            logger.critical('This worker ends, since it could not be registered: %s %s', exc, MIGRATE)
+            logger.critical('This worker stops, since it could not be registered: %s %s', exc, MIGRATE)
         else:
-            logger.critical('This worker ends, since it could not be registered: %s', exc, exc_info=exc)
+            logger.critical('This worker stops, since it could not be registered: %s', exc, exc_info=exc)
         if click.get_current_context(silent=True) is None:
             raise
         raise SystemExit(os.EX_SOFTWARE) from None
@@ -296,13 +297,13 @@ def _why_not(worker):
     """Return in words why runs cannot be tracked in a worker's pool, or `None`."""
     if worker.pool.is_green and not greenlets.are_threads():
         return (
-            'its pool was named by the setting worker_pool, which is too late: Celery has to prepare Python for '
-            'greenlets before anything else. Name the pool on the command line, such as -P gevent.'
+            'its pool comes from the setting worker_pool, which is too late: Celery has to patch Python for '
+            'greenlets before anything else. Set the pool on the command line, as in -P gevent.'
         )
     if worker.pool_start_method == 'fork' and billiard.get_start_method() == 'forkserver':
         return (
-            'billiard was told to start processes by "forkserver" (set_start_method), which Celery cannot do. The '
-            'setting worker_pool_start_method takes "fork" and "spawn".'
+            'set_start_method of billiard was called with "forkserver", which Celery does not support. The setting '
+            'worker_pool_start_method takes "fork" and "spawn".'
         )
     return None
 
@@ -322,7 +323,7 @@ def _prepare(worker):
         conf = worker.app.conf
         conf.worker_proc_alive_timeout = max(conf.worker_proc_alive_timeout, SPAWNING_TIME)
     if worker.pool.is_green or threading.current_thread() is threading.main_thread():
-        # Those of a thread that ends would stay open; those of a greenlet are closed with it
+        # The connections of a thread that ends would stay open; those of a greenlet are closed with it
         _check_connections()
     warm_up()
     install_log_handler()
@@ -330,23 +331,23 @@ def _prepare(worker):
         identity.take(worker.hostname)
         _presence = Presence(worker, duties(worker.app))
     _workers.append(worker)
-    _presence.register()  # its row must exist before it claims anything
-    atexit.register(on_worker_shutdown)  # the process may end without stopping it
-    # NetBox's hundreds of thousands of objects stay for good: the children's garbage collector need not look at them.
+    _presence.register()  # the worker's row must exist before the worker claims anything
+    atexit.register(on_worker_shutdown)  # the process may end without stopping the worker
+    # NetBox's hundreds of thousands of objects are permanent: the children's garbage collector need not scan them
     gc.collect()
     gc.freeze()
 
 
-#: The app, in a process that a worker's parent has not forked.
-_joined = None
+#: The app, in a spawned process of a worker's pool.
+_joined: Any = None
 
 
 def join(app, of_worker):
-    """Become a process of a worker's pool that has inherited nothing: `worker_pool_start_method` is `spawn`.
+    """Make a spawned process, which inherits nothing, part of a worker's pool (`worker_pool_start_method`).
 
     Args:
         app: The Celery app of this process.
-        of_worker: What `Identity.describe` has returned in the worker; `None` if that was none.
+        of_worker: What `Identity.describe` returned in the worker's process; `None` if that was not a worker.
     """
     global _joined
     if of_worker is None or identity.key is not None:
@@ -358,13 +359,14 @@ def join(app, of_worker):
 
 @signals.worker_ready.connect
 def on_worker_ready(sender=None, **kwargs):
-    """Let a pool of greenlets end by the signals of its worker, once Celery has installed its own handlers."""
+    """Make signals to the worker end a pool of greenlets, once Celery has installed its own handlers."""
     if sender.controller.pool.is_green:
         greenlets.prepare_signals(sender.controller.pool)
 
 
 def _sign_off(worker):
-    """Sign a worker off, and let go of what was not finished. The process may go on, or start another one."""
+    """Sign a worker off, and release the runs that it has not finished. The process may continue, or start another one.
+    """
     from .sweep import release
 
     global _presence
@@ -373,6 +375,7 @@ def _sign_off(worker):
     _workers.remove(worker)
     if not _workers:
         presence, _presence = _presence, None
+        assert presence is not None  # there is one as long as there are workers
         presence.stop()
         try:
             release(presence.connection, worker.app)
@@ -386,7 +389,7 @@ def _sign_off(worker):
 
 @signals.worker_shutdown.connect
 def on_worker_shutdown(sender=None, **kwargs):
-    """Sign off workers that end without having been stopped, such as one that was not fully started."""
+    """Sign off workers that end without being stopped, such as one that did not fully start."""
     for worker in list(_workers):
         if sender in (None, worker):
             _sign_off(worker)
@@ -394,15 +397,15 @@ def on_worker_shutdown(sender=None, **kwargs):
 
 @signals.worker_process_init.connect
 def on_worker_process_init(**kwargs):
-    """Let a child die with its parent: a run whose worker is lost may be run again by another one.
+    """Make a child die with its parent: the run of a lost worker may be run again by another worker.
 
-    Linux means the thread that made the child, so this is for those that the parent's main thread has made: all of
-    them, where the broker is one that Celery has an event loop for.
+    On Linux the child dies with the thread that forked it. So this is for children of the parent's main thread, which
+    are all of them if Celery has an event loop for the broker.
     """
     if _joined is not None:
         _check_connections()
         install_log_handler()
-    # A pool that is no process sends this as well, before the worker has taken an identity
+    # A pool without processes sends this as well, before the worker has an identity
     if identity.pid is None:
         return
     if sys.platform == 'linux' and identity.is_child and threading.current_thread().name == 'MainThread':
@@ -425,16 +428,16 @@ def _check_connections():
 
 
 def _close_connections(app):
-    """Close what a worker leaves open whose process goes on: whoever drops its database, as tests do, waits for none.
+    """Close the connections of a stopped worker whose process continues: tests drop the database then.
 
-    And stop Celery's Django fixup, which knows no end of a worker, from closing connections of the rest of the process.
+    And stop Celery's Django fixup, which does not know that a worker stops, from closing other connections.
     """
     recorder.flush(timeout=2)
     close_connections()
     for wrapper in opened():
         if not wrapper.in_atomic_block:
             wrapper.close()
-    gc.collect()  # and those of threads that have ended
+    gc.collect()  # closes those of threads that have ended
     for fixup in fixups(app):
         if _workers or not (worker_fixup := getattr(fixup, 'worker_fixup', None)):
             continue

@@ -1,11 +1,13 @@
-"""Signatures inside of messages: what a call brings along that is to happen after it, or that it is a part of.
+"""Reads and writes the signatures inside of messages: what runs after a call, and what the call is a part of.
 
 A message holds the rest of its chain (`chain`, last step first), the body of its chord (`chord`) and its callbacks
-(`link`, `link_error`) as signatures. These may carry `netbox_*` options of their own, which are written in a portable
-form before the message is sent; and they tell to which workflow a call belongs before anything else of it is sent.
+(`link`, `link_error`) as signatures. These may have `netbox_*` options of their own, which are written in a portable
+form before the message is sent. The signatures also show to which workflow a call belongs, before any other message of
+the workflow is sent.
 """
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import wraps
+from typing import Any
 
 from celery.app.task import Context
 from celery.utils.functional import maybe_list
@@ -29,19 +31,19 @@ __all__ = (
     'first_steps',
     'forget_ids',
     'leaves',
-    'make_portable',
     'portable',
     'root_of',
-    'stamp_branch',
     'unsent',
+    'with_branch',
+    'with_portable_links',
 )
 
 #: Options that hold signatures.
 LINKS = ('chain', 'chord', 'link', 'link_error')
-#: How deep options with signatures may be nested in all: each chord within the body of another one takes five levels,
-#: as a chain of groups and single tasks has them. What the signatures hold goes no deeper than other arguments.
+#: How deep options with signatures may be nested in total. Each chord within the body of another one adds five levels,
+#: as in a chain of groups and single tasks. The arguments in the signatures have the same limit as all others.
 DEEPEST_LINKS = 3 * DEEPEST
-#: Signatures that are made of others, and under which keyword arguments those stand.
+#: Signatures that consist of others, with the keyword arguments that hold those.
 PARTS = {
     'celery.chain': ('tasks',),
     'celery.group': ('tasks',),
@@ -50,28 +52,29 @@ PARTS = {
     'celery.starmap': ('task',),
     'celery.chunks': ('task',),
 }
-#: Those of them that call one task for each of some items, which are data.
+#: Those of them that call one task for each of several items; the items are data.
 MAPPERS = ('celery.map', 'celery.starmap', 'celery.chunks')
-#: Tasks of Celery's own that call those which they are given, and do nothing else.
+#: Celery's own tasks that only call the tasks in their arguments.
 CALLERS = frozenset((*PARTS, 'celery.chord_unlock'))
-#: Signatures that are made of others, and call nothing else, whatever name they have.
+#: Subtask types of signatures that only call other signatures, whatever their names are.
 CANVASES = ('chain', 'group', 'chord')
 
 
-def called_tasks(name, args, kwargs):
-    """Yield the names of the tasks that a call of a task calls, for who has to know whether they may be called.
+def called_tasks(name: str, args: Any, kwargs: Any) -> Iterator[str]:
+    """Yield the names of the tasks that a call starts, so that the caller's permission for each can be checked.
 
-    That is the task itself. For those of Celery's own that call others (`celery.map`, `celery.chord`, ...) it is those,
-    with their callbacks. One of Celery's own inside of another is named as well: what it calls may come as an argument.
+    That is the task itself. For Celery's own tasks that call others (`celery.map`, `celery.chord`, ...) it is those
+    others, with their callbacks. A task of Celery's own within another one is included as well, because the tasks that
+    it calls may come as arguments.
 
     Args:
         name: Name of the task.
-        args: Its positional arguments, or what a row has of them.
-        kwargs: Its keyword arguments, or what a row has of them.
+        args: Its positional arguments, or what a row holds of them.
+        kwargs: Its keyword arguments, or what a row holds of them.
     """
-    inner = []
+    inner: list[str] = []
     if name in MAPPERS:
-        # Celery takes the name of a task as well as its signature. The items are data
+        # Celery accepts the name of a task instead of its signature. The items are data
         mapped = kwargs.get('task') if isinstance(kwargs, Mapping) else None
         if mapped is None and isinstance(args, list | tuple) and args:
             mapped = args[0]
@@ -81,7 +84,7 @@ def called_tasks(name, args, kwargs):
     yield from inner or [name]
 
 
-def _signed(value):
+def _signed(value: Any) -> Iterator[str]:
     """Yield the names of the tasks that the signatures in a value call."""
     if isinstance(value, list | tuple):
         for item in value:
@@ -96,10 +99,10 @@ def _signed(value):
 
 
 def forget_ids():
-    """Let a chain be started more than once.
+    """Allow a chain to be started more than once.
 
-    Celery keeps the ID of the last step of the first start in the chain, and gives it to that of the next. By our
-    claim, the last step would then run the first time only.
+    Celery stores the ID of its last step in the chain at the first start, and reuses it at the next one. Because of our
+    claim, the last step would then run only the first time.
     """
     if not hasattr(chain_type.run, '__wrapped__'):
         chain_type.run = _without_trace(chain_type.run)
@@ -119,21 +122,24 @@ def _without_trace(run):
 
 # Options of ours in signatures
 
-def make_portable(options):
-    """Write the signatures in the options of a call so that a message can hold them (see `portable`).
+def with_portable_links(options):
+    """Return the options of a call with signatures that a message can hold (see `portable`).
 
-    Args:
-        options: The options, a dict of ours; it is changed, but not what it holds.
+    Returns:
+        A new dict, or `options` itself if there is nothing to change.
 
     Raises:
-        kombu.exceptions.EncodeError: They are nested too deeply.
+        kombu.exceptions.EncodeError: A signature is nested too deeply.
     """
+    changes = {}
     for name in LINKS:
         if value := options.get(name):
             try:
-                options[name] = portable(value)
+                if (new := portable(value)) is not value:
+                    changes[name] = new
             except RecursionError as exc:
                 raise EncodeError(f'{name} cannot be sent as JSON (it is nested too deeply)') from exc
+    return {**options, **changes} if changes else options
 
 
 def portable(value):
@@ -162,24 +168,22 @@ def portable(value):
 
 
 def _portable_options(name, options):
-    """Return the options of a signature that have to be written differently.
+    """Return the options of a signature that must be written differently.
 
     Raises:
-        QueueRefused: It would be sent to a queue that there cannot be.
+        QueueRefused: The name of its queue is reserved.
     """
     links = {
         name: new for name in LINKS if (old := options.get(name)) and (new := portable(old)) is not old
     }
-    ids = dict(options)
-    if name != 'celery.group':  # whose ID Celery counts by
-        canonical_ids(ids)
+    ids = options if name == 'celery.group' else canonical_ids(options)  # Celery counts by the ID of a group
     if queue := ids.get('queue'):
         refuse_reserved(getattr(queue, 'name', queue))
     return links | _portable_own(options) | {name: ids[name] for name in IDS if ids.get(name) is not options.get(name)}
 
 
 def _portable_own(values):
-    """Return the `netbox_*` options among some values that have to be written differently."""
+    """Return those `netbox_*` options that must be written differently."""
     changed = {}
     for key, value in values.items():
         if not is_own(key):
@@ -204,16 +208,17 @@ def _write(name, value):
     return value
 
 
-def stamp_branch(options):
-    """Let a call, and all that comes after it, name the branch in which it is made, unless it names one itself.
+def with_branch(options):
+    """Return the options of a call with the branch in which it is made, in its headers and in its signatures.
 
-    What comes after it may be sent by who is in no branch, as a worker's main process.
+    An explicit branch is kept. The signatures name it since they may be sent by a process that is in no branch, such as
+    a worker's main process.
 
-    Args:
-        options: The options of the call, a dict of ours; it is changed, but not what it holds.
+    Returns:
+        A new dict, or `options` itself outside of branches.
 
     Raises:
-        ValueError: What it names itself can be no branch.
+        ValueError: The explicit branch is invalid.
     """
     headers = options.get('headers')
     if headers and BRANCH in headers:
@@ -221,9 +226,8 @@ def stamp_branch(options):
         if not is_branch(branch):
             raise ValueError(f'headers: {BRANCH} is not the schema ID of a branch: {branch!r:.200}')
     elif branch := current():
-        options['headers'] = {**headers, BRANCH: branch} if headers else {BRANCH: branch}
-    if branch:
-        options |= _stamped_links(options, branch)
+        options = {**options, 'headers': {**(headers or {}), BRANCH: branch}}
+    return {**options, **_stamped_links(options, branch)} if branch else options
 
 
 def _stamped_links(options, branch):
@@ -231,7 +235,7 @@ def _stamped_links(options, branch):
 
 
 def _stamped(value, branch):
-    """Return signatures as those of calls that name a branch."""
+    """Return signatures with the branch of their call."""
     if isinstance(value, list | tuple):
         return [_stamped(item, branch) for item in value]
     if not isinstance(value, Mapping) or 'task' not in value:
@@ -249,13 +253,13 @@ def _stamped(value, branch):
 
 
 def check_links(options):
-    """Check that options, and what signatures in them hold, are not nested too deeply, whatever the signatures are.
+    """Check that options, and the arguments of all signatures in them, are not nested too deeply.
 
     Args:
-        options: The options of a call, or of a signature; the whole is within `DEEPEST_LINKS`.
+        options: The options of a call, or of a signature; as a whole they are within `DEEPEST_LINKS`.
 
     Raises:
-        TypeError, ValueError: They are, or cannot be written as JSON.
+        TypeError, ValueError: They are, or they cannot be encoded as JSON.
     """
     check_depth(dumps({name: value for name, value in options.items() if name not in LINKS}))
     for name in LINKS:
@@ -281,15 +285,15 @@ def _check_signatures(value):
 # Workflows
 
 def root_of(options):
-    """Return the ID that all runs of a workflow have in common if it begins with several runs: its outermost group.
+    """Return the common root of a workflow that starts with several runs: the ID of its outermost group.
 
-    Celery gives each of them a root of its own, and to the body of a chord that of whichever part came last.
+    Celery gives each of these runs its own root, and the body of a chord the root of the part that finished last.
 
     Args:
         options: Options of the call of one of the first runs.
 
     Returns:
-        The ID of a group, or `None` if the call is no part of one.
+        The ID of a group, or `None` if the call is not part of one.
     """
     if not (options.get('group_id') or options.get('chain')):
         return None
@@ -305,7 +309,7 @@ def root_of(options):
 
 
 def _last_options(signature):
-    """Return the options of the task that ends a signature."""
+    """Return the options of the last task of a signature."""
     while (name := signature.get('task')) in ('celery.chain', 'celery.chord'):
         if rest := (signature.get('options') or {}).get('chain'):
             signature = rest[0]
@@ -319,22 +323,22 @@ def _last_options(signature):
 
 
 def leaves(signature, group_id=None):
-    """Return the signatures of single tasks that a signature is made of, in the order in which they run.
+    """Return the single tasks of a signature as signatures, in the order in which they run.
 
     Args:
         signature: Any signature, also as a dict.
         group_id: The group that it is a member of.
 
     Returns:
-        A list. What ends a member of a group knows that group, as it would if it had been sent.
+        A list. The last task of each member of a group has the ID of that group, as it would have if it were sent.
     """
     return unsent(signature, lambda leaf: True, group_id)
 
 
 def unsent(signature, is_unsent, group_id=None):
-    """Return the single tasks of a signature that were not sent, up to what was: what comes after that is to come.
+    """Return the single tasks of a signature that were not sent, up to the first stage that was: the rest follows that.
 
-    The body of a chord is to come if all parts of the header were sent, or at least begun.
+    The body of a chord still follows if all parts of the header were sent, at least their first steps.
 
     Args:
         signature: Any signature, also as a dict.
@@ -357,7 +361,7 @@ def unsent(signature, is_unsent, group_id=None):
 
 
 def first_steps(signature):
-    """Return the single tasks of a signature that are sent first: parts of it, and no copies."""
+    """Return the single tasks of a signature that are sent first: the objects in it, not copies."""
     stages = _stages(signature, None)
     if stages is None:
         return [signature]
@@ -365,9 +369,9 @@ def first_steps(signature):
 
 
 def _stages(signature, group_id):
-    """Return what a signature is made of: lists of what is sent together, each as `(signature, ID of its group)`.
+    """Return the stages of a signature: lists of what is sent together, each as `(signature, ID of its group)`.
 
-    It is `None` for a single task.
+    Returns `None` for a single task.
     """
     name, kwargs, options = signature.get('task'), signature.get('kwargs') or {}, signature.get('options') or {}
     if name == 'celery.chord':
@@ -384,7 +388,7 @@ def _stages(signature, group_id):
 
 
 def as_request(task_id, name, options):
-    """Return a call as the request that a worker would make of it, with what depends on its end."""
+    """Return a call as the request that a worker would create for it, with everything that depends on its end."""
     return Context({
         'id': str(task_id), 'task': name, 'chain': options.get('chain'), 'chord': options.get('chord'),
         'errbacks': maybe_list(options.get('link_error')) or [], 'group': options.get('group_id'),

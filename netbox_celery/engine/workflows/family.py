@@ -1,8 +1,8 @@
-"""The runs of a workflow as a whole: those that have a root in common.
+"""The runs of a workflow: those that have a root in common.
 
-A workflow that is cancelled stays cancelled. What waits is revoked, what runs is ended or asked to stop, and what a
-run starts after its cancel - the next step of its chain, the body of its chord, a callback - is born revoked: its row
-says so, and its message is not sent.
+A cancelled workflow stays cancelled. Waiting runs are revoked, running ones are terminated or asked to stop. Runs that
+a cancelled run starts later (the next step of its chain, the body of its chord, a callback) are created as revoked, and
+their messages are not sent.
 """
 import logging
 
@@ -19,7 +19,6 @@ __all__ = (
     'mark_parts',
     'members',
     'refuse',
-    'takes_over',
 )
 
 logger = logging.getLogger(__name__)
@@ -31,13 +30,13 @@ def members(result):
     return type(result).objects.filter(Q(task_id=root_id) | Q(root_id=root_id) & HAS_OTHER_ROOT)
 
 
-# GUARANTEE: of a cancel and of a call by the cancelled run, the later one knows of the other. The lock waits for a
-# cancel that is under way; who cancels a workflow looks for new rows until there are none. In a transaction of the
-# task's own there is no lock, since it would be in the way of what the engine writes for the run: the look is taken
-# again after the commit.
+# GUARANTEE: if a run is cancelled while it makes a call, the later of the two sees the other. The lock waits for a
+# cancel in progress, and code that cancels a workflow looks for new rows until there are none. Within a transaction of
+# the task's own there is no lock, since it would block what the engine writes for the run: the check is repeated after
+# the commit.
 PARENT_CANCELLED = f'(SELECT cancelled IS NOT NULL FROM {lifecycle.TABLE} WHERE task_id = %(parent_id)s {{lock}})'
 
-#: Parts of chords that are done may still be about to send the body.
+#: Completed parts of chords may still be about to send the body.
 MARK_PARTS = f"""
     UPDATE {lifecycle.TABLE} SET cancelled = now(), last_updated = now()
     WHERE id = ANY(%s) AND status = 'completed' AND cancelled IS NULL AND options ? 'chord'
@@ -47,26 +46,27 @@ BECAUSE = 'Not run: [{parent_id}], which started it, was cancelled'
 
 
 def insert_child(insert, row):
-    """Insert the row of a run that another run starts; revoked, if that one was cancelled.
+    """Insert the row of a run that another run starts; as revoked if that one was cancelled.
 
     Args:
-        insert: The statement for any row, up to what it returns.
-        row: The column values. `row['refused']` is set if its message must not be sent.
+        insert: The statement that inserts any row, up to the columns that it returns.
+        row: The column values.
 
     Returns:
-        The inserted row's primary key, as the first column of the first of the rows, if there was none.
+        `(rows, is_revoked)`: the inserted row, if there was none, with its primary key in the first column; and whether
+        it was revoked, so that its message must not be sent.
     """
     connection = caller()
     lock = '' if connection.in_atomic_block else 'FOR SHARE'
     rows = execute(connection, f'{insert.rstrip()}, {PARENT_CANCELLED.format(lock=lock)}', row)
-    if rows and rows[0][1]:
+    is_revoked = bool(rows) and bool(rows[0][1])
+    if is_revoked:
         lifecycle.cancel(connection, [rows[0][0]], BECAUSE.format(**row))
-        row['refused'] = True
-    return rows
+    return rows, is_revoked
 
 
 def are_orphans(ids, parent_id):
-    """Whether the run that started others was cancelled meanwhile; then these are revoked."""
+    """Revoke runs if the run that started them was cancelled meanwhile, and return whether it was."""
     connection = caller()
     rows = execute(connection, f'SELECT {PARENT_CANCELLED.format(lock="")}', {'parent_id': parent_id})
     if not rows[0][0]:
@@ -75,15 +75,8 @@ def are_orphans(ids, parent_id):
     return True
 
 
-def takes_over(options):
-    """Whether a call ends what took the place of a tracked task, whose row it is to end, tracked itself or not."""
-    return bool(options.get('replaced_task_nesting') and options.get('task_id')) and bool(
-        execute(caller(), f'SELECT 1 FROM {lifecycle.TABLE} WHERE task_id = %s', (options['task_id'],))
-    )
-
-
 def refuse(app, name, options):
-    """Let those who wait for the result of a run know that it was born revoked, and end what depends on it."""
+    """Report to the result backend that a run was created as revoked, and end what depends on it."""
     try:
         app.backend.mark_as_revoked(options['task_id'], 'revoked', as_request(options['task_id'], name, options))
     except Exception as exc:  # noqa: BLE001 - backends fail each in their own way
@@ -91,9 +84,9 @@ def refuse(app, name, options):
 
 
 def mark_parts(ids):
-    """Mark those of some runs as cancelled that have ended, but whose chord may be going on at this moment.
+    """Mark completed runs as cancelled if their chord may be continuing at this moment.
 
     Returns:
-        Whether there were any that had not been marked.
+        Whether any of them had not been marked before.
     """
     return bool(execute(caller(), MARK_PARTS, (list(ids),)))

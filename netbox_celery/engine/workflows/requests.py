@@ -1,4 +1,4 @@
-"""Requests of runs from their rows: what depends on a run, as Celery wants to be told."""
+"""Builds requests from rows: what depends on a run, in the form that Celery expects."""
 from ..calls.exact import options_of
 from ..store import lifecycle
 from ..store.database import get_connection
@@ -15,7 +15,7 @@ DEPENDENTS = f"""
 
 
 def load_requests(task_ids):
-    """Return the requests of those of some runs on whose end something depends, by ID."""
+    """Return the requests of runs by ID, without those of runs on which nothing depends."""
     return {
         task_id: as_request(task_id, name, options_of(exact_call, options))
         for task_id, name, options, exact_call in get_connection().execute(DEPENDENTS, ([str(id) for id in task_ids],))

@@ -6,14 +6,14 @@ from ...engine.worker import retention
 
 
 class Command(BaseCommand):
-    help = "Delete the results of Celery's tasks that have ended long ago, and their logs."
+    help = 'Delete old Celery runs and their logs.'
 
     def add_arguments(self, parser):
         parser.add_argument(
             '--days', type=int,
-            help='For how many days after their end they are kept; by default as the setting "retention" says'
+            help='Number of days to keep runs after they finish; defaults to the setting "retention"'
         )
-        parser.add_argument('--dry-run', action='store_true', help='Only say how many there are')
+        parser.add_argument('--dry-run', action='store_true', help='Only report how many runs would be deleted')
 
     def handle(self, *args, days, dry_run, **options):
         if days is not None and days < 1:
@@ -23,16 +23,16 @@ class Command(BaseCommand):
         except ValueError as exc:
             raise CommandError(str(exc)) from exc
         if before is None:
-            self.stdout.write('They are kept for ever: the setting "retention", or NetBox\'s JOB_RETENTION, is 0.')
+            self.stdout.write('Runs are kept forever: the setting "retention", or JOB_RETENTION of NetBox, is 0.')
             return
         when = f'{timezone.localtime(before):%Y-%m-%d %H:%M:%S %Z}'
         if dry_run:
             old = retention.count_old(before)
-            self.stdout.write(f'{old.runs} results that ended before {when}, with {old.lines} lines of their logs')
+            self.stdout.write(f'{old.runs} runs that finished before {when}, with {old.lines} lines of their logs')
             return
         pruned = retention.prune(before)
         if pruned.is_busy:
-            raise CommandError('They are being deleted already')
+            raise CommandError('Another process is already deleting old runs')
         self.stdout.write(
-            f'Deleted {pruned.runs} results that ended before {when}, with {pruned.lines} lines of their logs'
+            f'Deleted {pruned.runs} runs that finished before {when}, with {pruned.lines} lines of their logs'
         )

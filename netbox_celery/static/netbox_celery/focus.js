@@ -1,14 +1,14 @@
-// Keeps the keyboard where it was: what has a part of the form rendered anew lies in that part itself.
+// Restores the keyboard focus: the field that triggers a new rendering of a part of the form lies in that part itself.
 (() => {
   let id = '';
 
   const focus = id => {
     const element = document.getElementById(id);
-    // Unless somebody has gone on meanwhile
+    // Unless the user has moved on meanwhile
     if (!element || document.activeElement !== document.body) return;
     const list = document.getElementById(id.replace(/-ts-control$/, '')).tomselect;
     if (!list) return element.focus();
-    // NetBox's lists load and open as they get the focus: that is for who comes, not for who has just chosen
+    // NetBox's lists load and open when they receive the focus: not wanted by a user who has just made a choice
     const { openOnFocus, preload } = list.settings;
     Object.assign(list.settings, { openOnFocus: false, preload: false });
     list.focus();
@@ -21,7 +21,7 @@
   });
   document.addEventListener('htmx:afterSettle', () => {
     if (!id) return;
-    // NetBox makes its lists in a handler of this very event
+    // NetBox creates its lists in another handler of this event
     setTimeout(focus, 0, id);
     id = '';
   });

@@ -1,15 +1,15 @@
 /*
- * The log of a run, followed. htmx brings the lines; what is left to do here is what htmx cannot: stay at the end while
- * the reader follows, stay in place when earlier lines come in above, keep the page small, and say when a poll fails.
+ * Follows the log of a run. htmx loads the lines; this script does what htmx cannot: stay at the end while the reader
+ * follows, keep the position when earlier lines are inserted above, keep the page small, and report failed polls.
  */
 (() => {
   'use strict';
 
-  // Lines that stay on the page of a reader who follows; those before are loaded again on request.
+  // Lines kept on the page while the reader follows; earlier ones are loaded again on request.
   const KEPT = 3000;
-  // With this status of an answer htmx stops to poll: the run has ended.
+  // HTTP status that makes htmx stop polling: the run has finished.
   const ENDED = 286;
-  // Closer to the end than this is at the end, in pixels.
+  // Distance to the end that still counts as at the end, in pixels.
   const NEAR = 24;
 
   const get = (id) => document.getElementById(`celery-log-${id}`);
@@ -28,7 +28,7 @@
     lastTop = box.scrollTop;
   }
 
-  // The reader's own scrolling says whether they follow: up means no, down to the end means yes.
+  // The reader's scrolling decides whether they follow: scrolling up stops it, scrolling to the end resumes it.
   function onScroll(event) {
     const box = event.target;
     if (box.id !== 'celery-log-box') {
@@ -60,7 +60,7 @@
     earlier.hidden = false;
   }
 
-  // A page that opens shows the end to who follows, and of what is too long to be shown whole.
+  // A new page starts at the end if the reader follows, or if the log is too long to be shown whole.
   function open() {
     const box = get('box');
     if (box && (follows() || box.hasAttribute('data-cut'))) {
@@ -68,7 +68,7 @@
     }
   }
 
-  function tell(message) {
+  function notify(message) {
     const notice = get('notice');
     if (notice) {
       notice.textContent = message ? notice.dataset[message] : '';
@@ -99,7 +99,7 @@
     }
   });
 
-  // Once a request, and after its swap; `htmx:afterSwap` comes once a line.
+  // Fires once per request, after the swap; `htmx:afterSwap` fires once per line.
   document.addEventListener('htmx:afterOnLoad', (event) => {
     const { target, xhr } = event.detail;
     if (xhr.status >= 400) {
@@ -115,7 +115,7 @@
         removeOldest();
         goToEnd();
       }
-      tell('');
+      notify('');
       if (xhr.status === ENDED) {
         document.querySelector('.celery-log-follow')?.setAttribute('hidden', '');
       }
@@ -126,14 +126,14 @@
 
   document.addEventListener('htmx:sendError', (event) => {
     if (event.detail.elt.id === 'celery-log-poll') {
-      tell('lost');
+      notify('lost');
     }
   });
 
   document.addEventListener('htmx:responseError', (event) => {
     if (event.detail.elt.id === 'celery-log-poll') {
       const isGone = [403, 404].includes(event.detail.xhr.status);
-      tell(isGone ? 'gone' : 'lost');
+      notify(isGone ? 'gone' : 'lost');
       if (isGone) {
         get('poll').remove();
       }

@@ -1,9 +1,9 @@
-// Shows times in the time zone of whoever looks: NetBox knows only its own.
+// Shows times in the browser's time zone: NetBox knows only its own.
 (() => {
   const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
   const language = document.documentElement.lang || undefined;
   const weekday = new Intl.DateTimeFormat(language, { weekday: 'short' });
-  // The Swedish write times as NetBox does: 2026-11-21 02:30:00
+  // The Swedish locale formats times as NetBox does: 2026-11-21 02:30:00
   const time = new Intl.DateTimeFormat('sv-SE', { dateStyle: 'short', timeStyle: 'medium' });
 
   const show = root => {

@@ -1,4 +1,5 @@
-"""Options of a call: which are the plugin's and which Celery's, and which take precedence."""
+"""Options of a call: whose is which, and which wins."""
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -6,7 +7,7 @@ from django.contrib.auth.models import AnonymousUser
 
 from dcim.models import Site
 from extras.models import Tag
-from netbox_celery.engine.calls.options import Own, lift, sent_options, split
+from netbox_celery.engine.calls.options import Own, lift, sent_options, split, with_fixed_times, with_header
 from users.models import User
 
 
@@ -105,3 +106,34 @@ def test_sent_options():
     }
     kept = sent_options(options, SimpleNamespace(serializer='json', ignore_result=False))
     assert kept == {'queue': 'q', 'priority': 0, 'ignore_result': True, 'headers': {'a': 1}}
+
+
+@pytest.mark.parametrize('own, header, expected', [
+    (None, True, True), (None, False, False), (None, {'begun': 1}, {'begun': 1}), (False, True, True),
+    ({'window': 'a'}, True, {'window': 'a'}), ({'window': 'a'}, False, False), ({'window': 'a'}, {'b': 1}, {'b': 1}),
+], ids=str)
+def test_header(own, header, expected):
+    """What a message says of its run already, and more, stays if it is only to say that there is one."""
+    headers = {'mine': 'x'} if own is None else {'mine': 'x', 'netbox_celery': own}
+    options = {'queue': 'q', 'headers': headers}
+    before = repr(options)
+    assert with_header(options, header) == {'queue': 'q', 'headers': {'mine': 'x', 'netbox_celery': expected}}
+    assert repr(options) == before
+    assert with_header({}, True) == with_header({'headers': None}, True) == {'headers': {'netbox_celery': True}}
+
+
+LATER = datetime(2040, 1, 1, tzinfo=UTC)
+
+
+def test_times():
+    """Lengths of time become points in time, once."""
+    now = datetime.now(UTC)
+    given = {'countdown': 60, 'expires': 90.5, 'queue': 'q'}
+    options = with_fixed_times(given)
+    assert (options.keys(), given) == ({'eta', 'expires', 'queue'}, {'countdown': 60, 'expires': 90.5, 'queue': 'q'})
+    assert abs(options['eta'] - now - timedelta(seconds=60)) < timedelta(seconds=5)
+    assert abs(options['expires'] - now - timedelta(seconds=90)) < timedelta(seconds=5)
+    assert with_fixed_times({'eta': '2040-01-01T00:00:00Z'}) == {'eta': LATER}
+    assert with_fixed_times(options) == options
+    for nothing in ({}, {'countdown': 0}, {'expires': LATER}):
+        assert with_fixed_times(nothing) is nothing

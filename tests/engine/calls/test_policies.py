@@ -13,7 +13,7 @@ from netbox_celery.engine.calls.policies import (
     Policy,
     default_unique_key_generator,
     policy_of,
-    take_settings,
+    split_settings,
 )
 from netbox_celery.engine.store.database import execute
 from netbox_celery.engine.store.payload import PayloadEncoder
@@ -131,9 +131,11 @@ def test_unregistered_task():
 
 
 def test_settings_are_removed_from_the_options():
+    """The options of the caller stay as they are."""
     options = {'queue': 'x', 'unique': True, 'limit': 2}
-    assert take_settings(options) == {'unique': True, 'limit': 2}
-    assert options == {'queue': 'x'}
+    assert split_settings(options) == ({'queue': 'x'}, {'unique': True, 'limit': 2})
+    assert options == {'queue': 'x', 'unique': True, 'limit': 2}
+    assert split_settings(without := {'queue': 'x'}) == ({'queue': 'x'}, {}) and split_settings(without)[0] is without
 
 
 @pytest.mark.parametrize('settings,window,length', [

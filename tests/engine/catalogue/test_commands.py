@@ -18,8 +18,8 @@ def test_name(command, expected):
 
 @pytest.mark.parametrize('function', [task_name, command_task])
 def test_no_such_command(function):
-    """The error suggests a similar command."""
-    with pytest.raises(ImproperlyConfigured, match="names 'clearsession', which is no command.*clearsessions"):
+    """What was probably meant is said, too."""
+    with pytest.raises(ImproperlyConfigured, match="names 'clearsession', which is not a command.*clearsessions"):
         function('clearsession')
 
 

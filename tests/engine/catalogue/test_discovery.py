@@ -36,7 +36,7 @@ def nothing_failed(monkeypatch):
     """Start without failed imports, and leave none."""
     # Celery does so before it imports, which resets the log
     monkeypatch.setattr('django.setup', lambda: None)
-    for name in ('_failures', '_unsaid'):
+    for name in ('_failures', '_unlogged'):
         monkeypatch.setattr(discovery, name, {})
     monkeypatch.setattr(discovery, '_halves', set())
     # What an app looks for when it is finalized
@@ -79,7 +79,7 @@ def write_plugin(tmp_path, monkeypatch):
     ('assert False', 'AssertionError'),
     ('from {name}.nothing import x', 'ModuleNotFoundError: No module named'),
     ('from celery import shared_task\n@shared_task(base=int)\ndef task(): pass', 'AttributeError: '),
-    ('class Odd(Exception):\n    def __str__(self): raise ValueError\nraise Odd', 'Odd: <Odd, whose text'),
+    ('class Odd(Exception):\n    def __str__(self): raise ValueError\nraise Odd', 'Odd: <Odd: str() raised'),
 ])
 def test_other_modules_are_imported(text, error, write_plugin, caplog):
     """Whatever one module raises, the others are imported; the failure is logged once, with plugin, error and place."""

@@ -11,7 +11,7 @@ from celery.worker import strategy as celery_strategy
 from netbox_celery.celery import app
 from netbox_celery.engine.catalogue.registry import describe_task
 from netbox_celery.engine.catalogue.strategies import has_own_strategy, strategy_of
-from netbox_celery.engine.sending.enqueue import is_tracked
+from netbox_celery.engine.sending.describe import is_tracked
 from netbox_celery.engine.worker import messages as worker
 from netbox_celery.engine.worker.signals import on_rejected
 from netbox_celery.models import CeleryResult, CeleryTask
@@ -138,7 +138,7 @@ def test_not_runnable_by_people(task):
     CeleryTask.objects.filter(pk=row.pk).update(**describe_task(task))
     row.refresh_from_db()
     assert row.defaults['strategy'] == strategy_of(task)
-    assert f'it has a strategy of its own ({strategy_of(task)})' in actions.why_not_runnable(row)
+    assert f'it has a custom strategy ({strategy_of(task)})' in actions.why_not_runnable(row)
 
 
 def test_schedule(make_task, broker):
@@ -178,7 +178,7 @@ def test_caller_that_does_not_know(make_task, monkeypatch, shared):
     assert deliver(run.task_id) == (False, False)
     run.refresh_from_db()
     assert run.status == 'ignored'
-    assert run.error.startswith('Not followed: tests:batch has a Strategy of its own (')
+    assert run.error.startswith('Not tracked: tests:batch has a Strategy of its own (')
     # Once more
     assert deliver(run.task_id) == (False, False)
     assert deliver('not a UUID') == deliver(uuid4()) == (False, False)

@@ -5,77 +5,21 @@ from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
-from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
+from billiard.exceptions import WorkerLostError
 from celery import states
 from celery.app.task import Context
 from celery.backends.redis import RedisBackend
-from celery.exceptions import ChordError, MaxRetriesExceededError, NotRegistered, Reject, Retry, TaskRevokedError
+from celery.exceptions import Retry
 from django.utils import timezone
-from kombu.exceptions import EncodeError, OperationalError
+from kombu.exceptions import EncodeError
 
 from netbox_celery.celery import app
 from netbox_celery.config import get_config
 from netbox_celery.engine.calls.run import Run
 from netbox_celery.engine.exceptions import TaskFailed
-from netbox_celery.engine.results.backend import describe, describe_failure
 from netbox_celery.engine.store.recorder import recorder
 from tests.factories import make_result
-from tests.support import Unprintable, nested, now
-
-LIMIT = get_config().log_message_length
-
-
-class Textless(Exception):
-    def __str__(self):
-        return None
-
-
-class Failed(TaskFailed):
-    pass
-
-
-@pytest.mark.parametrize('exc, expected', [
-    (TaskFailed('The device is away'), ('failed', '', 'The device is away')),
-    (Failed('no'), ('failed', '', 'no')),
-    (TaskFailed(), ('failed', '', '')),
-    (ValueError('x'), ('errored', '', 'ValueError: x')),
-    (ValueError(), ('errored', '', 'ValueError')),
-    (KeyError('k'), ('errored', '', "KeyError: 'k'")),
-    (SoftTimeLimitExceeded(), ('errored', 'soft_time_limit', 'SoftTimeLimitExceeded')),
-    (TimeLimitExceeded(5), ('errored', 'time_limit', 'TimeLimitExceeded(5,)')),
-    (WorkerLostError('gone'), ('errored', 'worker_lost', 'WorkerLostError: gone')),
-    (MaxRetriesExceededError('3'), ('errored', 'max_retries', 'MaxRetriesExceededError: 3')),
-    (NotRegistered('tests:x'), ('errored', 'unregistered', "NotRegistered: 'tests:x'")),
-    (ChordError('a part'), ('errored', 'upstream_failed', 'ChordError: a part')),
-    (Reject('no use'), ('failed', 'rejected', 'Reject: no use')),
-    (Reject(OperationalError('away')), ('errored', 'publish_failed', 'Reject: away')),
-    (Reject(EncodeError('deep')), ('errored', 'publish_failed', 'Reject: deep')),
-    (TaskRevokedError('revoked'), ('revoked', 'cancelled', 'TaskRevokedError: revoked')),
-    (Unprintable(), ('errored', '', 'Unprintable: <its text could not be made>')),
-    (Textless(), ('errored', '', 'Textless: <its text could not be made>')),
-    (SystemExit(3), ('errored', '', 'SystemExit: 3')),
-], ids=lambda value: type(value).__name__)
-def test_failures(exc, expected):
-    """Each kind of failure has its status, its reason and a line of text, whatever the exception is."""
-    assert describe_failure(exc) == expected
-
-
-@pytest.mark.parametrize('exc, expected', [
-    (TaskFailed('no'), ('failed', '')), (Reject('no'), ('failed', 'rejected')),
-    (SoftTimeLimitExceeded(), ('errored', 'soft_time_limit')), (MaxRetriesExceededError(), ('errored', 'max_retries')),
-    (TimeLimitExceeded(5), ('errored', '')), (WorkerLostError('gone'), ('errored', '')),
-    (NotRegistered('tests:x'), ('errored', '')), (ChordError('a part'), ('errored', '')),
-    (TaskRevokedError('revoked'), ('errored', '')),
-], ids=lambda value: type(value).__name__)
-def test_failures_of_a_body(exc, expected):
-    """An exception by which Celery reports another run's end means nothing special when a body raises it."""
-    assert describe_failure(exc, by_body=True)[:2] == expected
-
-
-def test_describe():
-    assert describe(None) == ''
-    line = describe(ValueError('x' * (LIMIT + 500)))
-    assert line.startswith('ValueError: xxx') and len(line) < LIMIT + 100 and 'characters left out' in line
+from tests.support import nested, now
 
 
 def test_pickled():

@@ -73,7 +73,7 @@ def test_ends_of_parts(told, look):
     assert [part[1] for part in told] == [str(part.task_id) for part in parts]
     assert [part[2] for part in told] == ['SUCCESS', 'FAILURE', 'REVOKED', 'FAILURE', 'FAILURE']
     assert [str(part[3]) for part in told] == [
-        '0', 'ValueError: x', 'bob', 'Not run', 'Its result was lost: its row holds no more than the beginning'
+        '0', 'ValueError: x', 'bob', 'Not run', 'Its result is lost: the row does not hold all of it'
     ]
     assert type(told[4][3]) is ChordError
 
@@ -175,7 +175,7 @@ def test_chord_that_cannot_be_read(told, look, caplog):
     odd.save()
     make_part(0), make_part(1)
     assert look() == 1
-    assert f'Whether the chord {other} stands still cannot be told' in caplog.text
+    assert f'The state of the chord {other} is unknown' in caplog.text
 
 
 @pytest.mark.parametrize('untracked', ['call', 'task'])

@@ -234,6 +234,18 @@ def test_invalid_crontab(text):
         due.parse_crontab(text)
 
 
+@pytest.mark.parametrize('text, message', [
+    ('61 2 * * *', '"61" is not a valid minute'), ('1,61 2 * * *', '"61" is not a valid minute'),
+    ('0 3 * * sonday', '"sonday" is not a valid day of week'),
+    ('0 3 * *', 'A crontab has 5 fields (minute, hour, day of month, month, day of week), not 4'),
+    ('0 0 31 2 *', 'The crontab "0 0 31 2 *" never matches: there is no such day'),
+])
+def test_message_names_the_field(text, message):
+    with pytest.raises(ValueError) as caught:
+        due.parse_crontab(text)
+    assert str(caught.value) == message
+
+
 def test_describe():
     assert due.describe(cron('30 2 * * mon-fri')) == 'At 02:30, Monday through Friday (Europe/Berlin)'
     # The library would say "or on Friday", as cron has it

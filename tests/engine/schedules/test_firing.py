@@ -140,19 +140,19 @@ def check_stopped(schedule, words):
 def test_owner_deleted(make_due, owner):
     schedule = make_due()
     owner.delete()
-    check_stopped(schedule, 'Its owner is gone')
+    check_stopped(schedule, 'Its owner was deleted')
 
 
 def test_owner_inactive(make_due, owner):
     schedule = make_due()
     User.objects.filter(pk=owner.pk).update(is_active=False)
-    check_stopped(schedule, 'olga is not active')
+    check_stopped(schedule, 'olga is no longer active')
 
 
 def test_owner_without_permission(make_due, owner):
     schedule = make_due()
     owner.object_permissions.all().delete()
-    check_stopped(schedule, 'olga may not run the task')
+    check_stopped(schedule, 'olga is not permitted to run the task')
 
 
 def test_owner_may_run_other_tasks(make_due, owner):
@@ -160,7 +160,7 @@ def test_owner_may_run_other_tasks(make_due, owner):
     schedule = make_due()
     owner.object_permissions.all().delete()
     grant(owner, CeleryTask, actions=['run'], constraints={'name': 'another'})
-    check_stopped(schedule, 'olga may not run the task')
+    check_stopped(schedule, 'olga is not permitted to run the task')
 
 
 def test_taken_over(make_due, owner):

@@ -133,7 +133,7 @@ def test_refused_entries(caplog):
     said = '\n'.join(caplog.messages)
     for name, why in (
         ('sun', 'Solar'), ('lazy', 'BeatCallBack'), ('odd', 'colour'), ('object', 'object'), ('nothing', 'no task'),
-        ('taken', 'somebody made in NetBox'), ('until', 'expires'),
+        ('taken', 'was created in NetBox'), ('until', 'expires'),
     ):
         assert f"'{name}' of the settings" in said and why in said
     assert list(CelerySchedule.objects.filter(origin='settings').values_list('name', flat=True)) == ['fine']

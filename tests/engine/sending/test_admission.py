@@ -2,6 +2,7 @@
 import threading
 from datetime import timedelta
 from functools import partial
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
@@ -9,7 +10,7 @@ from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
 from netbox_celery.celery import app
-from netbox_celery.engine.calls.options import Own
+from netbox_celery.engine.calls.call import Call
 from netbox_celery.engine.calls.policies import Policy
 from netbox_celery.engine.exceptions import TaskConflict
 from netbox_celery.engine.sending import admission
@@ -40,12 +41,13 @@ def policy(**settings):
 
 def admit(policy, insert=None, id_is_known=False, **options):
     options = {'task_id': str(uuid4()), **options}
-    row = build_row(app, 'tests:x', (), {}, options, Own(), None)
-
-    def execute_insert(statement):
-        rows = run_sql(statement, row)
-        return rows[0][0] if rows else None
+    row = build_row(Call(app, 'tests:x', (), {}, options))
     return admission.admit(policy, row, insert or execute_insert, cancel_many, id_is_known=id_is_known)
+
+
+def execute_insert(statement, row):
+    rows = run_sql(statement, row)
+    return SimpleNamespace(id=rows[0][0] if rows else None)
 
 
 def make(slot=None, status='pending', **columns):
@@ -164,8 +166,8 @@ def test_replace_by_a_call_with_a_used_id():
     """Its row is older than the runs that it supersedes, and they do not supersede it in turn."""
     old = make(None, 'completed', completed=timezone.now(), concurrency_key=None)
     first, waits = make(1, 'running'), make(0)
-    row = build_row(app, 'tests:x', (), {}, {'task_id': str(old.task_id)}, Own(), None) | {'seen': old.completed}
-    admission.admit(policy(on_conflict='replace'), row, lambda statement: run_sql(statement, row)[0][0], cancel_many)
+    row = build_row(Call(app, 'tests:x', (), {}, {'task_id': str(old.task_id)})) | {'seen': old.completed}
+    admission.admit(policy(on_conflict='replace'), row, execute_insert, cancel_many)
     for run in (old, first, waits):
         run.refresh_from_db()
     assert [run.cancelled is not None for run in (old, first, waits)] == [False, True, True]
@@ -191,19 +193,13 @@ def test_row_of_a_task_that_replaced_itself(completed, taken, expected):
     replaced = make_result('revoked' if completed else 'pending', nesting=1, reason='replaced', completed=completed)
     if taken:
         make(taken, 'running')
-    row = build_row(
-        app, 'tests:x', (), {}, {'task_id': str(replaced.task_id), 'replaced_task_nesting': 1}, Own(), None
-    )
-
-    def insert(statement):
-        rows = run_sql(statement, row)
-        return rows[0][0] if rows else None
+    row = build_row(Call(app, 'tests:x', (), {}, {'task_id': str(replaced.task_id), 'replaced_task_nesting': 1}))
     if taken:
         with pytest.raises(TaskConflict):
-            admission.admit(policy(), row, insert, cancel_many)
-        assert admission.admit(policy(on_conflict='queue'), row, insert, cancel_many).waits
+            admission.admit(policy(), row, execute_insert, cancel_many)
+        assert admission.admit(policy(on_conflict='queue'), row, execute_insert, cancel_many).waits
     else:
-        assert admission.admit(policy(), row, insert, cancel_many).id == (None if completed else replaced.pk)
+        assert admission.admit(policy(), row, execute_insert, cancel_many).id == (None if completed else replaced.pk)
     replaced.refresh_from_db()
     assert (replaced.concurrency_slot, replaced.reason) == expected
 
@@ -212,8 +208,8 @@ def test_predecessor():
     """A run that follows another one under the same key takes its slot; other slots stay."""
     before, other = make(1, 'running'), make(2, 'running')
     own = {'predecessor': str(before.task_id)}
-    row = build_row(app, 'tests:x', (), {}, {'task_id': str(uuid4())}, Own(), None)
-    made = admission.admit(policy(limit=2), row, lambda sql: run_sql(sql, row)[0][0], cancel_many, **own)
+    row = build_row(Call(app, 'tests:x', (), {}, {'task_id': str(uuid4())}))
+    made = admission.admit(policy(limit=2), row, execute_insert, cancel_many, **own)
     assert CeleryResult.objects.get(pk=made.id).concurrency_slot == 1
     for run in (before, other):
         run.refresh_from_db()
@@ -222,8 +218,8 @@ def test_predecessor():
 
 def test_slot_that_is_always_taken():
     """A call that sees a free slot again and again, and never gets it, raises an error."""
-    with pytest.raises(TaskConflict, match='no place under the key'):
-        admit(policy(), insert=lambda statement: None)
+    with pytest.raises(TaskConflict, match='no slot under the key'):
+        admit(policy(), insert=lambda statement, row: SimpleNamespace(id=None))
 
 
 @pytest.mark.parametrize('rollback', [False, True])
@@ -291,10 +287,10 @@ def test_advance(sent):
 def test_own_turn(sent):
     """A caller that checks its own turn sends its message itself."""
     first, second = make(0), make(0)
-    assert admission.advance(app, run_sql, KEY, but=second.pk) is False
+    assert admission.advance(app, run_sql, KEY, except_id=second.pk) is False
     assert sent == [str(first.task_id)]
     CeleryResult.objects.filter(pk=first.pk).update(completed=timezone.now())
-    assert admission.advance(app, run_sql, KEY, but=second.pk) is True
+    assert admission.advance(app, run_sql, KEY, except_id=second.pk) is True
     assert len(sent) == 1
 
 

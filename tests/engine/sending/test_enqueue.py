@@ -14,7 +14,6 @@ from kombu import Queue
 from kombu.exceptions import EncodeError
 
 from netbox_celery.celery import app
-from netbox_celery.engine.sending.enqueue import complete, is_tracked
 from netbox_celery.engine.store.recorder import recorder
 from netbox_celery.models import CeleryResult
 from tests.support import nested, published
@@ -155,31 +154,6 @@ def test_without_a_row(task, queue, options, header):
     with pytest.raises(CeleryError, match='need a row'):
         task.apply_async((1,), queue=str(queue), concurrency_key='k', **options)
     assert len(queue()) == 1
-
-
-@pytest.mark.parametrize('name, track, expected', [
-    ('tests:base', {}, True), ('tests:base', {'netbox_track': False}, False), ('celery.backend_cleanup', {}, False),
-    (None, {}, True),
-])
-def test_tracked(make_task, name, track, expected):
-    task = None
-    if name == 'tests:base':
-        task = make_task(lambda self, task_id: None, name=name, **track)
-    elif name:
-        task = app.tasks[name]
-    assert is_tracked(task) is expected
-
-
-def test_times():
-    """Times are fixed when the call is made, not when its message is sent."""
-    now = datetime.now(UTC)
-    options = complete(app, {'countdown': 60, 'expires': 90.5}, None)
-    assert 'countdown' not in options
-    assert abs(options['eta'] - now - timedelta(seconds=60)) < timedelta(seconds=5)
-    assert abs(options['expires'] - now - timedelta(seconds=90)) < timedelta(seconds=5)
-    assert 'eta' not in complete(app, {'countdown': 0}, None)
-    assert complete(app, {'eta': '2040-01-01T00:00:00Z'}, None)['eta'] == LATER
-    assert complete(app, {'eta': LATER, 'task_id': uuid4()}, None)['eta'] == LATER
 
 
 def test_connection_of_the_caller(task, queue):

@@ -1,18 +1,21 @@
 """The row of a task that replaces itself waits for the replacement, continues if that is not sent, or is closed."""
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
+from celery.app.task import Context
 from celery.exceptions import Ignore, Retry
 from django.db import DEFAULT_DB_ALIAS, DataError, InternalError, connections, transaction
 
 from netbox_celery.celery import app
-from netbox_celery.engine.calls.run import get_run
+from netbox_celery.engine.calls.call import Call
+from netbox_celery.engine.calls.run import Run, get_run
 from netbox_celery.engine.exceptions import DatabaseReadOnly
 from netbox_celery.engine.runs import claim
-from netbox_celery.engine.sending import replace
-from netbox_celery.engine.store import lifecycle
+from netbox_celery.engine.sending import admission, replace
+from netbox_celery.engine.store import database, lifecycle
 from netbox_celery.engine.store.database import get_connection
 from netbox_celery.models import CeleryResult
 from tests.factories import make_result
@@ -139,10 +142,8 @@ def test_row_that_cannot_wait(begun, monkeypatch):
         raise DataError('odd')
     monkeypatch.setattr(lifecycle, 'replace', refuse)
     ends = hand_over(task, lambda: sent.append(1))
-    ((run, status), options), = ends
-    assert (run, status, options) == (
-        get_run(task.request_stack.top), 'ignored', {'error': 'Replaced by a task that is not tracked'}
-    )
+    ((run,), options), = ends
+    assert (run, options) == (get_run(task.request_stack.top), {'error': 'Replaced by a task that is not tracked'})
     assert sent == [1]
 
 
@@ -171,9 +172,9 @@ def test_ignore_window(begun):
 
     def send():
         get_run(task.request_stack.top).continued = True
-        assert replace.find(str(row.task_id), 1) == (True, {'opens': {'key': 60.0}})
+        assert replace.find_replaced(str(row.task_id), 1) == (True, {'opens': {'key': 60.0}})
     hand_over(task, send)
-    assert replace.find(str(row.task_id), 1) == (True, {'opens': {'key': 60.0}})
+    assert replace.find_replaced(str(row.task_id), 1) == (True, {'opens': {'key': 60.0}})
 
 
 @pytest.mark.parametrize('reason', ['replaced', ''])
@@ -184,25 +185,31 @@ def test_remember(begun, reason):
     if reason:
         CeleryResult.objects.filter(pk=row.pk).update(**WAITS)
     options = {'queue': 'q', 'priority': 3, 'expires': datetime(2031, 1, 1, tzinfo=UTC)}
-    replace.remember(app, run, 'tests:next', (2,), {'a': 1}, options, None, 'q')
+    assert replace.remember(Call(app, 'tests:next', (2,), {'a': 1}, options, queue='q', run=run), True)
     found = now(row)
     args, kwargs, its_name, its_options = json.loads(found.message)
     assert (args, kwargs, its_name, its_options['priority']) == ([2], {'a': 1}, 'tests:next', 3)
     assert found.queue == 'q'
     assert found.expires.year == (2031 if reason else 2030)
-    assert 'headers' not in options
+    assert its_options['headers'] == {'netbox_celery': True} and 'headers' not in options
 
 
 def test_what_cannot_be_remembered(begun):
-    """The message says that it differs from the row's."""
+    """Its message has to say that it differs from what the row was made for, and the row stays as it is."""
     task, row = begun
-    options = {'headers': {'x': 1, 'netbox_celery': {'window': 'a'}}}
-    replace.remember(app, get_run(task.request_stack.top), 'tests:next', (object(),), {}, options, None, 'q')
-    assert options['headers'] == {'x': 1, 'netbox_celery': {'window': 'a', 'differs': True}}
+    call = Call(app, 'tests:next', (object(),), {}, {}, queue='q', run=get_run(task.request_stack.top))
+    assert not replace.remember(call, {'window': 'a'})
     assert now(row).message == '[[1], {}]'
 
 
 # The call that takes the row over
+
+@pytest.mark.parametrize('nesting, has_row, expected', [(1, True, True), (0, True, False), (1, False, False)])
+def test_takes_over(nesting, has_row, expected):
+    """Tracked itself or not, as one of Celery's own tasks, it ends the row of what it replaced, if there is one."""
+    task_id = make_result('pending').task_id if has_row else uuid4()
+    assert replace.takes_over({'task_id': task_id, 'replaced_task_nesting': nesting}) is expected
+
 
 @pytest.mark.parametrize('changed, nesting, expected', [
     ({}, 1, True), ({}, 2, False), ({'attempt': 1}, 1, False), ({'completed': '2030-01-01T00:00:00Z'}, 1, False),
@@ -210,7 +217,7 @@ def test_what_cannot_be_remembered(begun):
 def test_find(changed, nesting, expected):
     """Only a row that waits for a call of that nesting, and is not started, is found."""
     run = make_result(**{**REPLACED, **changed})
-    assert replace.find(str(run.task_id), nesting) == (expected, None)
+    assert replace.find_replaced(str(run.task_id), nesting) == (expected, None)
 
 
 @pytest.mark.parametrize('header, own, expected', [
@@ -224,10 +231,8 @@ def test_find(changed, nesting, expected):
     }),
 ], ids=str)
 def test_inherit(header, own, expected):
-    """The windows of the run, and which call its row belongs to."""
-    options = {'headers': {'netbox_celery': own}} if own else {}
-    replace.inherit(options, header)
-    assert (options.get('headers') or {}).get('netbox_celery') == (expected if expected else own)
+    """The windows of the run, and the beginning that its row belongs to."""
+    assert replace.inherited(own, header) == (expected if expected else own)
 
 
 @pytest.mark.parametrize('header, expected', [
@@ -260,3 +265,125 @@ def test_settled_by_another():
     run = make_result(**{**REPLACED, 'status': 'running', 'attempt': 1}, holder=uuid4())
     assert replace.settle(get_connection(), str(run.task_id), 1, 'lost') is None
     assert columns(run, 'status', 'error') == {'status': 'running', 'error': ''}
+
+
+# The table: each way by its name, and how it comes about
+
+class Scene:
+    """A run that is executed here, and replaces itself, or one that has; `look` sees its row at the moment in question.
+    """
+
+    def __init__(self, begun, make_task, monkeypatch):
+        self.task, self.row = begun
+        self.run, self.make_task, self.patch = get_run(self.task.request_stack.top), make_task, monkeypatch
+        CeleryResult.objects.update(message=None)
+
+    def look(self):
+        self.seen = now(self.row)
+
+    def replace(self, act=lambda: None, is_sent=True):
+        def on_replace(task, sig):
+            act()
+            self.run.continued = is_sent
+            raise Ignore('replaced')
+        with suppress(Ignore):
+            claim._making_way(on_replace)(self.task, None)
+        return self
+
+    def waiting(self, **columns):
+        """Let the row be that of a task that has replaced itself."""
+        CeleryResult.objects.filter(pk=self.row.pk).update(**{**REPLACED, 'holder': None, **columns})
+        return self
+
+    def call(self, **policy):
+        """Send what takes the row over."""
+        task = self.make_task(lambda self, task_id: None, name='tests:last')
+        task.apply_async(task_id=str(self.row.task_id), replaced_task_nesting=1, queue='nobody', **policy)
+        return self
+
+
+def was_cancelled(scene):
+    now(scene.row).cancel()
+    scene.replace()
+
+
+def cannot_wait(scene):
+    def refuse(*args, **kwargs):
+        raise DataError('odd')
+    scene.patch.setattr(lifecycle, 'replace', refuse)
+    scene.replace()
+
+
+def remembers(scene):
+    def send():
+        call = Call(app, 'tests:next', (), {}, {}, queue='q', run=scene.run)
+        assert replace.remember(call, True)
+        scene.look()
+    scene.replace(send)
+
+
+def waits_in_line(scene):
+    make_result('running', concurrency_key='k', concurrency_slot=1, concurrency_limit=1)
+    scene.waiting().call(concurrency_key='k', on_conflict='queue')
+
+
+def is_closed(scene):
+    first, step = make_result('running', claims=1, attempt=1, attempts=[{}]), scene.waiting().row
+    request = Context(
+        id=str(first.task_id), task='tests:first', children=[], is_eager=False,
+        netbox_run=Run(str(first.task_id), id=first.pk, claims=1),
+        chain=[{'task': 'tests:last', 'args': [], 'kwargs': {}, 'options': {'task_id': str(step.task_id)}}],
+    )
+    app.backend.mark_as_failure(request.id, ValueError(), None, request)
+
+
+def settled(scene, **columns):
+    scene.waiting(holder=uuid4(), **columns)
+    replace.settle(get_connection(), str(scene.row.task_id), 1, 'its worker was lost')
+
+
+CASES = {
+    'waits': lambda scene: scene.replace(scene.look),
+    'was_cancelled': was_cancelled,
+    'cannot_wait': cannot_wait,
+    'remembers': remembers,
+    'goes_on': lambda scene: scene.replace(is_sent=False),
+    'is_released': lambda scene: scene.replace(),
+    'is_taken_over': lambda scene: scene.waiting().call(),
+    'is_taken_over_with_a_key': lambda scene: scene.waiting().call(concurrency_key='k', on_conflict='fail'),
+    'waits_in_line': waits_in_line,
+    'is_closed': is_closed,
+    'is_cancelled': lambda scene: now(scene.waiting().row).cancel(),
+    'is_sent_again': lambda scene: settled(scene, message='[[1], {}, "tests:next", {}]'),
+    'is_lost': settled,
+}
+
+
+def statements_of(way):
+    if way.statement == 'FINISH_BY':
+        return [lifecycle.FINISH_BY['claim']]
+    if way.statement in ('TAKE', 'LINE_UP'):
+        return [getattr(admission, way.statement)[1]]
+    return [getattr(replace if hasattr(replace, way.statement) else lifecycle, way.statement)]
+
+
+def test_table():
+    assert CASES.keys() == replace.WAYS.keys()
+
+
+@pytest.mark.parametrize('name', replace.WAYS)
+def test_way(begun, make_task, monkeypatch, name):
+    """The row is as the table says, by the statement that it names."""
+    way, executed, execute = replace.WAYS[name], [], database._execute
+
+    def note(wrapper, sql, params):
+        executed.append(sql)
+        return execute(wrapper, sql, params)
+    monkeypatch.setattr(database, '_execute', note)
+    scene = Scene(begun, make_task, monkeypatch)
+    scene.seen = None
+    CASES[name](scene)
+    row = scene.seen or now(scene.row)
+    assert (row.status, row.reason) == (way.status, way.reason)
+    assert (row.holder is not None, row.message is not None) == (way.is_held, way.has_message)
+    assert any(sql.startswith(statement.rstrip()) for sql in executed for statement in statements_of(way))

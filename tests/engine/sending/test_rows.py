@@ -12,6 +12,7 @@ from kombu.exceptions import EncodeError
 
 from netbox_celery.celery import app
 from netbox_celery.config import get_config
+from netbox_celery.engine.calls.call import Call
 from netbox_celery.engine.calls.options import Own
 from netbox_celery.engine.sending.rows import INSERT, aware, build_row, foreign_row, insert_statement
 from netbox_celery.engine.store.database import execute
@@ -27,7 +28,7 @@ LIMIT = get_config().payload_length
 
 def build(args=(), kwargs=None, *, name=NAME, own=None, task=None, run=None, **options):
     options = {'task_id': str(uuid4()), **options}
-    return build_row(app, name, args, kwargs, options, Own.merge(None, own or {}), task, run)
+    return build_row(Call(app, name, args, kwargs, options, Own.merge(None, own or {}), task=task, run=run))
 
 
 def insert(row, statement=INSERT):

@@ -7,7 +7,7 @@ from netbox_celery.celery import app
 from netbox_celery.engine.exceptions import BranchNotReady
 from netbox_celery.engine.store import branches, database
 from netbox_celery.engine.store.branches import HEADER, Branches
-from netbox_celery.engine.workflows.canvas import stamp_branch
+from netbox_celery.engine.workflows.canvas import with_branch
 from netbox_celery.models import CeleryResult
 from tests.factories import HELLO_WORLD, make_result
 
@@ -64,9 +64,7 @@ def test_no_branches():
     assert (branches.current(), branches.alias(), branches.check('')) == ('', None, '')
     assert branches.shown(['b1', '']) == {}
     assert branches.check('b1')
-    options = {}
-    stamp_branch(options)
-    assert options == {}
+    assert with_branch({}) == {}
 
 
 def test_stamp(known):
@@ -85,8 +83,7 @@ def test_stamp(known):
         'link_error': [step('elsewhere', **{HEADER: 'b2'}), step('main', **{HEADER: ''})],
     }
     before = repr(options)
-    given = dict(options)
-    stamp_branch(given)
+    given = with_branch(options)
 
     assert given['headers'] == {HEADER: 'b1'}
     assert repr(options) == before

@@ -15,6 +15,7 @@ from netbox_celery.engine.store.payload import (
     clean_text,
     cut_text,
     dumps,
+    is_deep,
     is_exact,
     is_uuid,
     limited_jsonb,
@@ -258,3 +259,9 @@ def test_sorted_text():
     assert sorted_text({10: 1, 9: 2}) == '{"9": 2, "10": 1}'
     with pytest.raises(TypeError):
         sorted_text({(1, 2): 1, 'b': 2})
+
+
+def test_depth_of_invalid_json():
+    """People can enter anything: the depth of text that is not JSON is known as well."""
+    assert is_deep('[' * 150 + '"')
+    assert not is_deep('[]' * 150 + '"')

@@ -117,21 +117,21 @@ def test_command():
         return out.getvalue()
 
     make_old(), make_old(days=5)
-    assert call('--dry-run').startswith('1 results')
+    assert call('--dry-run').startswith('1 runs')
     assert CeleryResult.objects.count() == 2
-    assert call().startswith('Deleted 1 results')
-    assert call('--days', '4').startswith('Deleted 1 results')
+    assert call().startswith('Deleted 1 runs')
+    assert call('--days', '4').startswith('Deleted 1 runs')
     for days in ('0', '365001', '99999999999'):
         with pytest.raises(CommandError, match='days'):
             call('--days', days)
-    assert call('--days', '365000').startswith('Deleted 0 results')
+    assert call('--days', '365000').startswith('Deleted 0 runs')
 
 
 def test_kept_for_ever(settings_of_the_plugin):
     settings_of_the_plugin(retention=0)
     make_old(days=9999)
     call_command('celery_prune', stdout=(out := StringIO()))
-    assert 'for ever' in out.getvalue() and CeleryResult.objects.exists()
+    assert 'forever' in out.getvalue() and CeleryResult.objects.exists()
 
 
 def test_system_job():

@@ -38,7 +38,9 @@ def registered(make_task):
 
 @pytest.fixture(autouse=True)
 def identity(monkeypatch):
-    monkeypatch.setattr(sweep, 'identity', SimpleNamespace(key=ME, name='me', can_judge=True, steady_for=float('inf')))
+    monkeypatch.setattr(sweep, 'identity', SimpleNamespace(
+        key=ME, name='me', may_declare_lost=True, steady_for=float('inf')
+    ))
 
 
 @pytest.fixture(autouse=True)
@@ -273,7 +275,7 @@ def test_resend(shared, sent):
     (ResourceLocked('exclusive'), True, 'errored'),
     (caused(OperationalError('x'), ResourceLocked('x')), True, 'errored'),
     (caused(OperationalError('x'), ResponseError('WRONGTYPE Operation against a key')), True, 'errored'),
-    (QueueRefused('There can be no queue'), True, 'errored'), (RuntimeError("an author's router"), True, 'errored'),
+    (QueueRefused('A queue cannot be named'), True, 'errored'), (RuntimeError("an author's router"), True, 'errored'),
     (struct.error('too long'), True, 'errored'), (MessageNacked(), True, 'pending'),
     # What it has against all
     (caused(OperationalError('x'), ResponseError('MISCONF')), False, 'pending'),
@@ -324,7 +326,7 @@ def test_nobody_is_judged_after_an_outage(monkeypatch):
     def lock(key, hung_after):
         yield True
     connection = SimpleNamespace(advisory_lock=lock, execute=lambda *args, **kwargs: [])
-    monkeypatch.setattr(sweep.identity, 'can_judge', False)
+    monkeypatch.setattr(sweep.identity, 'may_declare_lost', False)
     with (mock.patch.object(sweep, 'close_lost') as close_lost, mock.patch.object(sweep, 'find_fetched') as fetched,
           mock.patch.object(sweep, 'expire') as expire):
         sweep.sweep(connection, app, set())
@@ -418,7 +420,7 @@ def test_poisoned_rows_hold_up_no_others(shared, poison, monkeypatch, caplog, ma
     assert now(good).completed
     assert not any(now(run).completed for run in bad)
     assert [record.message for record in caplog.records if 'cannot be settled' in record.message] == [
-        f'Task {run.task_id} cannot be settled, and is left out: RecursionError(\'poison\')' for run in bad
+        f'Task {run.task_id} cannot be settled, and is skipped: RecursionError(\'poison\')' for run in bad
     ]
     poison.clear()
 

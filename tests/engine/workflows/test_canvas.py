@@ -10,7 +10,14 @@ from dcim.models import Site
 from extras.models import Tag
 from netbox_celery.celery import app
 from netbox_celery.engine.calls.options import Own
-from netbox_celery.engine.workflows.canvas import as_request, first_steps, leaves, make_portable, portable, root_of
+from netbox_celery.engine.workflows.canvas import (
+    as_request,
+    first_steps,
+    leaves,
+    portable,
+    root_of,
+    with_portable_links,
+)
 from users.models import User
 
 
@@ -72,8 +79,7 @@ def test_left_as_it_is(value):
     """Where nothing has to be changed, nothing is copied."""
     assert portable(value) is value
     options = {'link': value, 'queue': 'q'}
-    make_portable(options)
-    assert options['link'] is value
+    assert with_portable_links(options) is options
 
 
 @pytest.mark.parametrize('signature, names', [

@@ -5,9 +5,9 @@ import pytest
 from django.db import transaction
 
 from netbox_celery.celery import app
-from netbox_celery.engine.calls.options import Own
+from netbox_celery.engine.calls.call import Call
 from netbox_celery.engine.sending.rows import INSERT, build_row
-from netbox_celery.engine.workflows.family import BECAUSE, are_orphans, insert_child, mark_parts, members, takes_over
+from netbox_celery.engine.workflows.family import BECAUSE, are_orphans, insert_child, mark_parts, members
 from netbox_celery.models import CeleryResult
 from tests.factories import make_result
 from tests.support import in_thread
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 def child_of(parent_id):
     """Return the row of a call that another run makes."""
     options = {'task_id': str(uuid4()), 'parent_id': str(parent_id)}
-    return build_row(app, 'tests:child', (), {}, options, Own(), None)
+    return build_row(Call(app, 'tests:child', (), {}, options))
 
 
 def result(row):
@@ -37,11 +37,11 @@ def test_child(in_transaction):
     else:
         inserted = [insert_child(INSERT, row) for row in rows]
 
-    assert [found[0][0] for found in inserted] == [result(row).pk for row in rows]
+    assert [found[0][0] for found, __ in inserted] == [result(row).pk for row in rows]
     assert [(result(row).status, result(row).error) for row in rows] == [
         ('revoked', BECAUSE.format(parent_id=cancelled.task_id)), ('pending', ''), ('pending', '')
     ]
-    assert [row.get('refused', False) for row in rows] == [True, False, False]
+    assert [is_revoked for __, is_revoked in inserted] == [True, False, False]
 
 
 def test_same_child_twice():
@@ -50,8 +50,8 @@ def test_same_child_twice():
     row = child_of(parent.task_id)
     insert_child(INSERT, row)
     parent.cancel()
-    assert insert_child(INSERT, row) == []
-    assert result(row).status == 'pending' and 'refused' not in row
+    assert insert_child(INSERT, row) == ([], False)
+    assert result(row).status == 'pending'
 
 
 def test_child_waits_for_a_cancel():
@@ -64,7 +64,7 @@ def test_child_waits_for_a_cancel():
         thread.join(0.5)
         assert thread.is_alive()
     thread.join(30)
-    assert found and row['refused']
+    assert found[0][1]
     assert result(row).status == 'revoked'
 
 
@@ -77,7 +77,7 @@ def test_cancel_rolled_back():
         thread.join(0.3)
         transaction.set_rollback(True)
     thread.join(30)
-    assert found and 'refused' not in row
+    assert found and not found[0][1]
     assert result(row).status == 'pending'
 
 
@@ -86,7 +86,7 @@ def test_cancel_during_the_tasks_transaction():
     parent = make_result('running')
     row = child_of(parent.task_id)
     with transaction.atomic():
-        id = insert_child(INSERT, row)[0][0]
+        id = insert_child(INSERT, row)[0][0][0]
         thread, found = in_thread(parent.cancel)
         thread.join(30)
         assert found == [True]
@@ -129,10 +129,3 @@ def test_parts_that_are_done():
     assert not mark_parts(ids)
     assert not mark_parts([])
     assert list(CeleryResult.objects.filter(cancelled__isnull=False)) == [done]
-
-
-@pytest.mark.parametrize('nesting, has_row, expected', [(1, True, True), (0, True, False), (1, False, False)])
-def test_takes_over(nesting, has_row, expected):
-    """A call that replaces a task ends the row of that task, if there is one, tracked itself or not."""
-    task_id = make_result('pending').task_id if has_row else uuid4()
-    assert takes_over({'task_id': task_id, 'replaced_task_nesting': nesting}) is expected
