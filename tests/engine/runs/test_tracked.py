@@ -204,7 +204,7 @@ def test_progress_that_is_no_number(run, odd, is_read, caplog):
     tracked.update_value(4, value_step=1)
     recorder.flush(run)
     assert (row().value, row().value_max, row().step) == (tracked.value, tracked.value_max, tracked.step) == (4, 5, 's')
-    assert caplog.text.count('is left out') == 1
+    assert caplog.text.count('progress is ignored') == 1
 
 
 @pytest.mark.parametrize('data', [object(), {1, 2}, lambda: None])
