@@ -50,7 +50,7 @@ def pytest_configure(config):
     """Start NetBox, but not in a process that only hands the tests out to others, which come here themselves."""
     if config.getoption('numprocesses', None):
         return
-    # Being told to stop means to clean up first
+    # Clean up before stopping
     signal.signal(signal.SIGTERM, interrupt)
     running_services.options['branching'] = config.getoption('neighbours')
     running_services.__enter__()
@@ -158,23 +158,23 @@ def make_task():
 
 
 @pytest.fixture
-def eager():
-    """Let calls run here and now, as a setting of Celery's says."""
+def eager(monkeypatch):
+    """Run calls in this process, as with Celery's setting `task_always_eager`."""
     from netbox_celery.celery import app
 
-    app.conf.task_always_eager = True
-    yield
-    app.conf.task_always_eager = False
+    monkeypatch.setitem(app.conf.changes, 'task_always_eager', True)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """Put tests on real workers and browsers last: their workers live on until the end of the run, and help the others.
+    """Put tests with browsers behind the others, and those with workers last: workers run until the end of the session.
 
-    Within both halves `pytest-randomly` has shuffled files, classes and tests; `-p randomly_seed=N` repeats an order.
+    Within each part `pytest-randomly` has shuffled files, classes and tests; `-p randomly_seed=N` repeats an order.
     """
-    items.sort(key=is_real)
+    items.sort(key=place_of)
 
 
-def is_real(item):
-    return not {'integration', 'browser', 'neighbours'}.isdisjoint(item.path.parts)
+def place_of(item):
+    """Return 0 for a test that starts no program, and more for the others, in the order of the parts of a session."""
+    return next((place for place, name in enumerate(('browser', 'integration', 'neighbours'), 1)
+                 if name in item.path.parts), 0)

@@ -21,7 +21,7 @@ HELLO_WORLD = 'netbox_example_plugin:hello_world'
 
 
 def make_result(status=ResultStatusChoices.STATUS_COMPLETED, **columns):
-    """Make a run, which has ended if nothing else is said."""
+    """Make a run, by default a finished one."""
     columns = {'task_id': uuid4(), 'celery_name': HELLO_WORLD, 'name': 'Hello', 'status': status, **columns}
     if status in ResultStatusChoices.FINISHED:
         columns.setdefault('completed', timezone.now())
@@ -38,7 +38,7 @@ def make_log(result, *lines, **columns):
 
 
 def make_task(name=HELLO_WORLD, **columns):
-    """Make a task of the catalogue: by default that of `hello_world`."""
+    """Make a task of the catalogue, by default that of `hello_world`."""
     parameters = [{
         'name': 'name', 'kind': 'positional_or_keyword', 'annotation': 'str', 'required': False, 'default': 'World',
     }]
@@ -47,7 +47,7 @@ def make_task(name=HELLO_WORLD, **columns):
 
 
 def make_schedule(name='Hello', task=None, **columns):
-    """Make a schedule: by default of `hello_world`, every hour."""
+    """Make a schedule, by default of `hello_world` and every hour."""
     if task is None:
         task = CeleryTask.objects.filter(name=HELLO_WORLD).first() or make_task()
     if 'kind' not in columns:
@@ -56,7 +56,7 @@ def make_schedule(name='Hello', task=None, **columns):
 
 
 def make_worker(name='celery@test', **columns):
-    """Make a worker that is alive."""
+    """Make a worker that is online."""
     now = timezone.now()
     columns = {
         'key': uuid4(), 'host': name.partition('@')[2], 'pid': 4711, 'pool': 'prefork', 'concurrency': 2,
@@ -66,7 +66,7 @@ def make_worker(name='celery@test', **columns):
 
 
 def grant(user, *models, actions=('view',), constraints=None):
-    """Give a user permission for actions on models, on the objects that the constraints describe."""
+    """Give a user permission for actions on models, restricted by constraints."""
     permission = ObjectPermission.objects.create(
         name=f'{user}: {", ".join(actions)}', actions=list(actions), constraints=constraints
     )

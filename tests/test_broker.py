@@ -1,4 +1,4 @@
-"""NetBox's `REDIS["tasks"]` as Celery's settings; that servers of each kind let them in is tested with such servers."""
+"""NetBox's `REDIS["tasks"]` as Celery's settings; tests/integration/test_redis.py uses them with real servers."""
 import ssl
 import sys
 
@@ -21,7 +21,7 @@ def settings(redis, **config):
 
 
 def of_backend(redis, **config):
-    """Return how the result backend connects."""
+    """Return the connection parameters of the result backend."""
     app = Celery('t', set_as_current=False)
     app.conf.update(settings(redis, **config))
     cls, url = by_url(app.conf.result_backend, app.loader)
@@ -70,7 +70,7 @@ def test_credentials(place, user, secret):
     ({'SENTINELS': [], 'HOST': 'h'}, 'redis://h:6379/0'),
 ], ids=str)
 def test_urls(redis, url):
-    """A URL that NetBox takes is one that Kombu and the result backend can read."""
+    """A URL that NetBox accepts can be read by Kombu and the result backend."""
     made = settings(redis)
     assert made['broker_url'] == made['result_backend'] == url
     Connection(url)
@@ -92,7 +92,7 @@ def test_urls(redis, url):
     ({'KWARGS': {'ssl_certfile': '/c'}}, None),
 ], ids=str)
 def test_tls(redis, tls):
-    """Certificates are verified unless somebody says that they are not; no TLS where nobody asked for it."""
+    """Certificates are verified unless that is turned off; there is no TLS unless it is turned on."""
     made = settings(redis)
     assert made.get('broker_use_ssl') == made.get('redis_backend_use_ssl') == tls
 
@@ -101,7 +101,7 @@ def test_tls(redis, tls):
     ('broker_url', 'redis_backend_use_ssl'), ('result_backend', 'broker_use_ssl'),
 ])
 def test_tls_is_not_for_another_server(own, other):
-    """What `REDIS` says of certificates and of Sentinel is about the server in `REDIS`, and no other."""
+    """What `REDIS` says about certificates and Sentinel applies to the server in `REDIS` only."""
     redis = {'SENTINELS': [('a', 1)], 'SENTINEL_SERVICE': 's', 'SSL': True}
     made = settings(redis, **{own: 'redis://elsewhere/1'})
 
@@ -127,7 +127,7 @@ def test_options_by_broker(url, broker_options, is_redis):
 
 
 def test_passed_through():
-    """What `celery` says beats what is worked out, option by option."""
+    """Options in `celery` beat the computed ones, one by one."""
     made = settings({'SENTINELS': [('a', 1)], 'SSL': True}, celery={
         'timezone': 'Europe/Berlin', 'broker_use_ssl': False, 'worker_concurrency': 3,
         'broker_transport_options': {'global_keyprefix': 'x', 'visibility_timeout': 5},
@@ -145,7 +145,7 @@ SENTINELS = {'SENTINELS': [('a', 1)], 'SENTINEL_SERVICE': 's', 'SENTINEL_TIMEOUT
 
 @pytest.mark.parametrize('key', ['broker_transport_options', 'result_backend_transport_options'])
 def test_merged(key):
-    """Options inside of options are merged as well: the password of Sentinel does not take its timeout away."""
+    """Options inside options are merged as well: Sentinel's password does not remove its timeout."""
     theirs = {
         'sentinel_kwargs': {'password': 'p', 'ssl': True}, 'retry_policy': {'timeout': 5.0}, 'min_other_sentinels': 1,
     }
@@ -177,7 +177,7 @@ def test_merged(key):
 ])
 @pytest.mark.parametrize('key', ['broker_use_ssl', 'redis_backend_use_ssl'])
 def test_merged_tls(key, theirs, expected):
-    """So is what is said of TLS: a client certificate does not switch the check of the server's off."""
+    """So are those for TLS: a client certificate does not turn off the verification of the server."""
     redis = {'SSL': True, 'CA_CERT_PATH': '/ca'}
     assert settings(redis, celery={key: theirs})[key] == expected
     assert settings({}, celery={key: theirs}).get(key) == theirs

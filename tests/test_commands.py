@@ -1,4 +1,4 @@
-"""Django's commands as tasks: the setting, and what a command's parser tells of its calls."""
+"""Management commands as tasks: the setting, and what a command's parser says about its calls."""
 import io
 import json
 import sys
@@ -38,7 +38,7 @@ def configured():
 
 
 def test_task():
-    """The tests' own configuration names a command: its task is there, with the options of the setting."""
+    """The tests' own configuration lists a command: its task exists, with the options of the setting."""
     task = get_django_command_task('clearsessions')
 
     assert task.name == CLEARSESSIONS
@@ -51,7 +51,7 @@ def test_task():
 
 @pytest.mark.parametrize('command', ['clearsession', 'migrate'])
 def test_no_such_task(command):
-    """Neither what is no command, nor what the setting does not name."""
+    """Neither for an unknown command, nor for one that the setting does not list."""
     with pytest.raises(ImproperlyConfigured, match=f'command_tasks .*{command}'):
         get_django_command_task(command)
 
@@ -69,8 +69,8 @@ def test_no_such_task(command):
         "sets 'autoretry_for' to ['no.Such'], which are not exceptions",
     ),
 ])
-def test_wrong_setting(configured, value, message):
-    """A wrong setting stops the start: in NetBox's settings, or as soon as the commands are known."""
+def test_invalid_setting(configured, value, message):
+    """An invalid setting stops the start, in NetBox's settings or once the commands are known."""
     configured(value)
     with pytest.raises(ImproperlyConfigured) as caught:
         commands.register()
@@ -129,20 +129,20 @@ def test_parameters(described, names, options, expected):
     [(['two words'], {})],
     [(['--class'], {})],
 ])
-def test_parameters_that_cannot_be_told(described, arguments):
-    """Such a command takes anything; its own parser says what is wrong."""
+def test_unknown_parameters(described, arguments):
+    """Such a command accepts anything; its own parser reports errors."""
     assert [parameter[:2] for parameter in described(*arguments)] == [
         ('args', 'var_positional'), ('options', 'var_keyword')
     ]
 
 
 def test_hidden_parameters(described):
-    """What the command's author hides is not shown."""
+    """Parameters that the command's author hides are not shown."""
     assert described((['--secret'], {'help': '==SUPPRESS=='})) == []
 
 
 def test_every_command():
-    """Whatever Django, NetBox and its plugins have can be described, and what is shown of it is JSON."""
+    """All commands of Django, NetBox and its plugins can be described, and the description is JSON."""
     for command in get_commands():
         parser = commands._load(command).create_parser('', command)
         task = type('task', (), {
@@ -154,7 +154,7 @@ def test_every_command():
 
 
 def test_form():
-    """The form of a command is made of its options, with their help, and leaves out what was left empty."""
+    """A command's form has its options, with their help, and leaves out empty ones."""
     task = CeleryTask(name=CLEARSESSIONS, **describe_task(get_django_command_task('clearsessions')))
     form = RunForm(task, {'parameter_verbosity': '2'})
 

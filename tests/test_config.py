@@ -1,4 +1,4 @@
-"""The plugin's settings: what is unknown or wrong stops the start, and says which setting and what to do."""
+"""The plugin's settings: an unknown or invalid one stops the start, and the message says which and why."""
 from dataclasses import FrozenInstanceError, fields
 from datetime import timedelta
 
@@ -16,7 +16,7 @@ TIMES = ('flush_interval', 'heartbeat_interval', 'worker_lost_after', 'sweep_int
 
 @pytest.mark.parametrize('name', [field.name for field in fields(Config)])
 def test_defaults(name):
-    """Who writes a default down gets the same."""
+    """Defaults that are written out change nothing."""
     default = getattr(Config(), name)
     assert Config.from_dict({name: default}) == Config.from_dict({}) == Config()
 
@@ -137,7 +137,7 @@ def test_settings_are_not_changed():
 
 
 def test_read_once():
-    """One place reads them, and the Celery app runs by them."""
+    """The settings are read in one place, and the Celery app uses them."""
     assert get_config() is get_config()
     assert app.conf.broker_transport_options['global_keyprefix'] == get_config().key_prefix
     with override_settings(PLUGINS_CONFIG={'netbox_celery': {'track': 'all'}}):

@@ -1,4 +1,4 @@
-"""Each surface of each model is attacked by NetBox's own tests of that surface, as NetBox's models are."""
+"""Each surface of each model is tested by NetBox's own tests of that surface, like NetBox's models."""
 from importlib import import_module
 from pathlib import Path
 
@@ -42,7 +42,7 @@ ACTIONS = {
 
 @pytest.fixture(scope='module')
 def tested():
-    """Return all that our tests have as an attribute, such as `model`, by base class."""
+    """Return all values of an attribute of our tests, such as `model`, by base class."""
     here = Path(__file__).parent
     for path in (*here.glob('test_*.py'), *here.glob('api/test_*.py'), *here.glob('views/test_*.py')):
         if path != Path(__file__):

@@ -1,4 +1,4 @@
-"""What the documentation says about the code is so."""
+"""What the documentation says about the code is true."""
 import ast
 import importlib
 import re
@@ -69,7 +69,7 @@ def test_settings():
     if 'PLUGINS_CONFIG =' in example
 ])
 def test_examples_of_settings(example):
-    """What the guides write into the configuration is accepted."""
+    """The configuration in the guides is accepted."""
     namespace = {}
     exec(example, namespace)  # noqa: S102
     assert Config.from_dict(namespace['PLUGINS_CONFIG']['netbox_celery']) != Config()
@@ -98,7 +98,7 @@ def test_options():
 
 
 def test_addresses():
-    """REST's guide names each address, with the methods that it has."""
+    """The REST guide lists each URL, with its methods."""
     documented = {}
     for row in rows('docs/rest.md', 'Everything is under `/api/plugins/celery/`:'):
         methods = set(re.findall(r'`(\w+)`', row[1]))
@@ -115,7 +115,7 @@ def test_addresses():
 
 
 def test_public_names():
-    """The reference has all that plugin authors import."""
+    """The reference has everything that plugin authors import."""
     text = (ROOT / 'docs' / 'tasks.md').read_text()
     assert {name for name in tasks.__all__ if f'\n::: netbox_celery.tasks.{name}\n' not in text} == {
         'default_unique_key_generator',  # a page of its own: unique tasks
@@ -131,7 +131,7 @@ def test_examples_are_python(page):
 
 @pytest.fixture
 def own_tasks(monkeypatch):
-    """Tasks that a test makes are gone after it, and so is what it sets for the whole app."""
+    """Remove the tasks that a test makes, and what it sets for the whole app."""
     known = set(app.tasks)
     for name in ('task_cls', 'gen_task_name'):
         monkeypatch.setattr(app, name, getattr(app, name))
@@ -151,7 +151,7 @@ def own_tasks(monkeypatch):
     ]),
     ('docs/cancel.md', [('my_plugin:sweep', {}, [['switch1', 'switch2']])]),
     ('docs/workflows.md', [
-        # What begins at once; later steps get their rows when it is their turn
+        # Those that start immediately; later steps get their rows when it is their turn
         *(('my_plugin:fetch', {}, [number]) for number in range(1, 6)), ('my_plugin:fetch', {}, [1_000]),
     ]),
     ('docs/concurrency.md', [
@@ -160,7 +160,7 @@ def own_tasks(monkeypatch):
     ]),
 ])
 def test_examples_run(own_tasks, page, runs):
-    """The examples of a page run, from top to bottom, and make the runs that they say."""
+    """The examples of a page run, from top to bottom, and create the runs that it describes."""
     namespace = {
         '__name__': 'my_plugin.tasks', 'user': User.objects.create(username='ann'),
         'site': Site.objects.create(pk=1_000, name='ams', slug='ams'),
@@ -172,7 +172,7 @@ def test_examples_run(own_tasks, page, runs):
 
 
 def test_delays(own_tasks):
-    """The table of delays is what a task with these options waits."""
+    """The table shows the delays of tasks with these options."""
     for options, delays in rows('docs/retries.md', 'The delay before each attempt, in seconds:'):
         options = eval(f'dict({options.strip("| `").removeprefix("none")})')  # noqa: S307
         expected = ast.literal_eval(f'[{delays.strip("| ")}]')
@@ -253,7 +253,7 @@ def test_commands_of_celery_and_netbox_exist(page):
 
 
 def test_guarantees_are_attacked():
-    """Each guarantee names tests, and there are such."""
+    """Each guarantee lists tests that exist."""
     text = (ROOT / 'docs' / 'guarantees.md').read_text()
     guarantees = [line for line in re.findall(r'^\|.*$', text, re.MULTILINE) if not re.match(r'\| (When|---)', line)]
     for guarantee in guarantees:
@@ -265,7 +265,7 @@ def test_guarantees_are_attacked():
 
 
 def test_plugin_file():
-    """netbox-plugin.yaml says the same as the plugin's configuration."""
+    """netbox-plugin.yaml agrees with the plugin's configuration."""
     document = yaml.safe_load((ROOT / 'netbox-plugin.yaml').read_text())
     config = netbox_celery.config
     assert {

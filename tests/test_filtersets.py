@@ -1,4 +1,4 @@
-"""Each model field can be filtered by, and the filters find what they say."""
+"""Each model field has a filter, and filters find what they should."""
 from datetime import timedelta
 from types import SimpleNamespace
 from uuid import UUID, uuid4
@@ -25,13 +25,13 @@ from utilities.testing.filtersets import BaseFilterSetTestMixin, ChangeLoggedFil
 class FilterAssertions:
 
     def assertFinds(self, params, *expected):
-        """The filters find these rows and no others; lists are what a URL with repeated parameters gives."""
+        """The filters find these rows and no others; a list is a repeated URL parameter."""
         filterset = self.filterset(params, self.queryset)
         self.assertTrue(filterset.is_valid(), filterset.errors)
         self.assertEqual({row.pk for row in filterset.qs}, {row.pk for row in expected})
 
     def assertRejected(self, params):
-        """REST answers 400 to that, and a list that does not ask is empty: a wrong filter is not none."""
+        """REST answers 400, and a list without strict filters is empty: an invalid filter is not ignored."""
         self.assertFalse(self.filterset(params, self.queryset).is_valid())
         self.assertTrue(self.queryset.exists())
         self.assertQuerySetEqual(self.filterset(params, self.queryset).qs, [])
@@ -86,7 +86,7 @@ class CeleryResultFilterSetTest(FilterAssertions, TestCase, ChangeLoggedFilterSe
         self.assertRejected({'status': ['idle']})
 
     def test_unfinished_runs_are_found_by_their_index(self):
-        """What is going on must be found at once, among millions of runs that have ended."""
+        """Unfinished runs are found quickly among millions of finished ones."""
         for statuses, indexed in (
             (['running'], True), (['pending', 'retrying'], True), (['running', 'errored'], False), ([], False),
         ):
@@ -171,7 +171,7 @@ class CeleryResultFilterSetTest(FilterAssertions, TestCase, ChangeLoggedFilterSe
         self.assertFinds({'created__after': (self.now - timedelta(days=1)).isoformat()}, *CeleryResult.objects.all())
 
     def test_changed_by_request(self):
-        """`request_id` is that of the run; who started it in which request is in the change log."""
+        """`request_id` is the run's own; the request of the user who started it is in the change log."""
         request_id = uuid4()
         change = self.failed.to_objectchange('create')
         change.request_id, change.user = request_id, self.user
@@ -180,7 +180,7 @@ class CeleryResultFilterSetTest(FilterAssertions, TestCase, ChangeLoggedFilterSe
         self.assertFinds({'created_by_request': str(request_id)}, self.failed)
 
     def test_no_distinct(self):
-        """A filter of the table's own columns does not make PostgreSQL sort all rows that match."""
+        """A filter on the table's own columns does not make PostgreSQL sort all matching rows."""
         filterset = self.filterset({
             'celery_name': ['a', 'b'], 'status': ['running'], 'task_id': [str(uuid4())], 'error__ic': ['x'],
             'object_type': ['dcim.site'], 'user': ['alice'],
@@ -259,7 +259,7 @@ class CeleryTaskFilterSetTest(FilterAssertions, TestCase, ChangeLoggedFilterSetT
         self.assertFinds({'last_seen__lt': [(self.now - timedelta(hours=1)).isoformat()]}, self.gone)
 
     def test_runnable(self):
-        """What the user may run, and nobody else."""
+        """Tasks that the user may run."""
         user = User.objects.create_user('alice')
         grant(user, CeleryTask, actions=['run'], constraints={'name': 'plugin_a:backup'})
         for value, expected in ((True, [self.backup]), (False, [self.audit, self.gone])):

@@ -1,4 +1,4 @@
-"""The tables of the plugin that had our name before: `netbox migrate` replaces them, and loses nothing."""
+"""The tables of the earlier plugin of our name: `netbox migrate` replaces them, and loses nothing."""
 import json
 import os
 import subprocess
@@ -63,7 +63,7 @@ LINES = [
 
 
 class Database:
-    """A NetBox whose database has never had our tables."""
+    """A NetBox whose database never had our tables."""
 
     def __init__(self, services, name):
         self.name = name
@@ -80,7 +80,7 @@ class Database:
         return self.connection.execute(sql, params or None).fetchall()
 
     def forerun(self, *steps, recorded=None):
-        """Do what some of its migrations did."""
+        """Apply some of the earlier plugin's migrations."""
         for name in steps:
             self.run(STEPS[name])
         for name in steps if recorded is None else recorded:
@@ -94,7 +94,7 @@ class Database:
         )
 
     def migrate(self, target=None):
-        """Migrate as `netbox migrate` does, in this process: without what follows the migrations."""
+        """Migrate like `netbox migrate`, in this process and without what follows the migrations."""
         with alias_of(self):
             executor = MigrationExecutor(connections[self.name])
             leaves = [(app, name) for app, name in executor.loader.graph.leaf_nodes() if app == 'netbox_celery']
@@ -114,7 +114,7 @@ class Database:
 
 @contextmanager
 def alias_of(database):
-    """Let this process reach a database, by its name."""
+    """Let this process use a database, by its name."""
     connections.databases[database.name] = {**connections.databases['default'], 'NAME': database.name}
     try:
         yield
@@ -148,7 +148,7 @@ def database(services, django_db_blocker):
 
 
 def fill(database, kwargs='kwargs'):
-    """Put in a row of each status, with a log, a tag, a journal entry, a custom field and a plugin's own reference."""
+    """Insert a row of each status, with log, tag, journal entry, custom field and another plugin's reference."""
     database.run("INSERT INTO users_user (id, username, password, first_name, last_name, email, is_superuser,"
                  " is_active, date_joined) VALUES (77, 'alice', '', '', '', '', false, true, now())")
     for number, status in enumerate(STATUSES, start=1):
@@ -243,8 +243,8 @@ def test_partial_states(database, steps, recorded):
 
 
 @pytest.mark.parametrize('table', [TABLES[0], TABLES[1], None])
-def test_tables_that_are_gone(database, table):
-    """Of what remains, nothing is lost: a log without its runs is kept aside."""
+def test_missing_tables(database, table):
+    """The rest is kept: a log without its runs is set aside."""
     database.forerun(*STEPS)
     fill(database)
     database.run('DROP TABLE lab_backup')
@@ -258,7 +258,7 @@ def test_tables_that_are_gone(database, table):
 
 
 def test_a_fake_stops_with_the_statements(database):
-    """Where our migrations are recorded as applied over its tables, nothing would make ours."""
+    """If our migrations are recorded as applied over the earlier tables, ours would never be made."""
     database.forerun(*STEPS)
     fill(database)
     for name in ('0002_workflow_root', '0003_policies'):
@@ -296,7 +296,7 @@ def test_our_own_tables_are_left_alone(database):
 
 
 def test_what_fails_leaves_all_as_it_was(database):
-    """A name that is taken by somebody else's table, for one: the statement fails, and the migration with it."""
+    """If a name is taken by another table, for example, the statement fails, and so does the migration."""
     database.forerun(*STEPS)
     fill(database)
     # Whose own table it is no migration of ours can know

@@ -1,4 +1,4 @@
-"""What is reached of NetBox beyond its plugin documentation does what the rest of the plugin takes it to do."""
+"""What the plugin uses of NetBox beyond its plugin documentation works as the plugin expects."""
 from types import SimpleNamespace
 from uuid import uuid4
 
@@ -26,14 +26,14 @@ def user():
 
 @pytest.fixture
 def request_of():
-    """Serve a request of somebody."""
+    """Serve a user's request."""
     token = current_request.set(None)
     yield lambda **attributes: current_request.set(SimpleNamespace(**attributes))
     current_request.reset(token)
 
 
 def test_current_user(request_of, user):
-    """Outside of a request, before NetBox knows who it is, and for strangers there is none."""
+    """There is none outside a request, before NetBox has authenticated it, and for anonymous users."""
     assert host.current_user() is None
     for attributes in ({}, {'user': None}, {'user': AnonymousUser()}):
         request_of(**attributes)
@@ -43,7 +43,7 @@ def test_current_user(request_of, user):
 
 
 def test_changes_are_joined_by_the_request(user):
-    """By that of the run, be it text or a UUID, or else by the run itself."""
+    """By the run's request ID, as text or UUID, or else by the run's own ID."""
     request_id, task_id = uuid4(), uuid4()
     cases = (request_id, request_id), (str(request_id), request_id), (None, task_id)
     for number, (given, expected) in enumerate(cases):
@@ -56,7 +56,7 @@ def test_changes_are_joined_by_the_request(user):
 
 
 @pytest.mark.parametrize('run', [None, Run(str(uuid4()))], ids=['untracked', 'nobody'])
-def test_nobodys_changes_are_not_recorded(run):
+def test_changes_without_a_user_are_not_recorded(run):
     with change_context(run):
         Site.objects.create(name='Site', slug='site')
     assert not ObjectChange.objects.exists()
@@ -70,14 +70,14 @@ def test_request_ends_with_an_error(user):
 
 
 def test_user_is_loaded_when_needed(user, django_assert_num_queries):
-    """A run that changes nothing costs no query for it."""
+    """A run that changes nothing needs no query for it."""
     with django_assert_num_queries(0), change_context(Run(str(uuid4()), user_id=user.pk)):
         pass
 
 
 @pytest.mark.parametrize('length', [0, 200, 201, 5_000])
 def test_messages_of_any_length(user, length):
-    """A change log entry is written whatever the names in its message; what is too long is cut."""
+    """A change-log entry is written however long the names in its message are, cut if needed."""
     results = [make_result(name=f'run {number}') for number in range(2)]
     host.record_changes(results, SimpleNamespace(user=user, id=uuid4()), host.ACTION_UPDATE, 'x' * length)
     changes = list(ObjectChange.objects.all())
@@ -92,7 +92,7 @@ def test_own_package_is_a_plugin():
 
 
 def test_save_permitted(user):
-    """Event rules hear of what was saved, and nothing of what was refused."""
+    """Event rules get what was saved, and nothing that was refused."""
     grant(user, Site, actions=['change'], constraints={'description': ''})
     site = Site.objects.create(name='Site', slug='site')
     with host.change_tracking(user, uuid4()):
@@ -110,7 +110,7 @@ def test_save_permitted(user):
 
 @pytest.mark.parametrize('broken', ['to_objectchange', 'bulk_create'])
 def test_entry_that_cannot_be_written(user, monkeypatch, caplog, broken):
-    """What was done is done: its entry in the change log keeps nobody from being answered."""
+    """The action stays done, and its answer is sent, without an entry in the change log."""
     def fail(*args, **kwargs):
         raise ValueError('broken')
     monkeypatch.setattr(CeleryResult if broken == 'to_objectchange' else type(ObjectChange.objects), broken, fail)

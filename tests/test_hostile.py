@@ -1,4 +1,4 @@
-"""What nobody who means well sends, and what no engine writes: it is answered, and shown."""
+"""Hostile requests, and rows that no engine writes: they are answered, and shown."""
 import json
 from uuid import uuid4
 
@@ -68,7 +68,7 @@ class RowsTest(HostileTestCase):
                 'celery_log_entry_list { created } }'
             )
 
-    def test_type_of_a_line_that_is_gone(self):
+    def test_removed_type_of_a_line(self):
         result = make_result('running', started=timezone.now())
         (line,) = make_log(result, 'A line')
         write(line, object_type_id=99999, object_id=5)
@@ -79,7 +79,7 @@ class RowsTest(HostileTestCase):
         )
         self.query('{ celery_log_entry_list { message object_id } }')
 
-    def test_intervals_that_are_no_numbers(self):
+    def test_intervals_that_are_not_numbers(self):
         for value in ('NaN', 'Infinity', '-Infinity'):
             schedule = make_schedule(value, kind='interval', interval=60)
             write(schedule, interval=value)
@@ -136,7 +136,7 @@ class RowsTest(HostileTestCase):
 class BodiesTest(HostileTestCase):
 
     def test_answers_repeat_what_was_sent(self):
-        """Lone surrogates are JSON and no text: an error that repeats one is answered nevertheless."""
+        """Lone surrogates are valid JSON but not text: an error that repeats one is answered nevertheless."""
         url = f'/api{self.task.get_absolute_url()}run/'
         for body in (r'{"kwargs": {"\ud800": 1}}', r'{"\ud800": 1}', r'{"object_type": "\ud800.x", "object_id": 1}'):
             self.assertHttpStatus(self.post(url, body), 400)
@@ -166,7 +166,7 @@ class BodiesTest(HostileTestCase):
         self.assertLess(len(response.content), 100_000)
 
     def test_patterns(self):
-        """What is no regular expression finds nothing, and is said at its filter."""
+        """An invalid regular expression finds nothing, and is reported at its filter."""
         make_result()
         for pattern in ('(', '+', 'a{99999}', '[[:x:]]'):
             page = self.page('/plugins/celery/results/', {'name__regex': pattern})
@@ -178,7 +178,7 @@ class BodiesTest(HostileTestCase):
 
 
 class NamesTest(HostileTestCase):
-    """The names of what one may not view are not told by what is sent back of a question, nor by an order."""
+    """Names that a user may not view are disclosed neither by an answer that repeats the request, nor by an order."""
 
     def setUp(self):
         super().setUp()
@@ -232,7 +232,7 @@ class NamesTest(HostileTestCase):
         answer = self.client.get('/api/plugins/celery/results/', {'ordering': 'user'}).json()
         self.assertEqual([row['id'] for row in answer['results']], [run.pk for run in runs[::-1]])
 
-    def test_order_by_what_is_no_column(self):
+    def test_order_by_an_unknown_column(self):
         make_log(make_result(), 'A line')
         make_schedule()
         grant(self.user, CeleryWorker, CeleryLogEntry)
@@ -241,7 +241,7 @@ class NamesTest(HostileTestCase):
                 self.show(f'/api/plugins/celery/{name}/?ordering={column}')
 
     def test_tasks_by_name(self):
-        """A task that one may not view is answered like one that there is not."""
+        """A task that a user may not view is answered like one that does not exist."""
         body = {'name': 'A', 'crontab': '0 * * * *'}
         answers = [
             self.post('/api/plugins/celery/schedules/', body | {'task': {'name': name}})

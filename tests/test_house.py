@@ -1,4 +1,4 @@
-"""Where things are: imports go one way, without a circle, and tests stand where the code stands that they test."""
+"""The structure of the package: imports go one way, without circles, and tests mirror the code."""
 import tomllib
 from pathlib import Path
 
@@ -17,7 +17,7 @@ ELSEWHERE = {
 
 @pytest.fixture(scope='module')
 def imports():
-    """Which module imports which, also within functions; without what the models' facade imports."""
+    """Which module imports which, also within functions, without the imports of the models' facade."""
     graph = grimp.build_graph('netbox_celery', cache_dir=None)
     configuration = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['importlinter']
     for contract in configuration['contracts']:
@@ -53,7 +53,7 @@ def circles(imports):
 
 
 def test_circles():
-    """The search finds them."""
+    """The search finds circles."""
     assert circles({'a': {'b'}, 'b': {'c'}, 'c': {'b'}, 'd': {'a', 'd'}}) == [{'b', 'c'}, {'d'}]
 
 
@@ -75,7 +75,7 @@ def test_tests_mirror_the_package(folder):
 
 
 def test_rooms_are_small():
-    """Nobody has to know more than so many modules of a room of the engine at once."""
+    """A room of the engine has few enough modules to be understood at once."""
     rooms = [path for path in (PACKAGE / 'engine').iterdir() if path.is_dir() and path.name != '__pycache__']
     assert len(rooms) == 9
     assert {room.name: len([*room.glob('*.py')]) for room in rooms if len([*room.glob('*.py')]) > 12} == {}

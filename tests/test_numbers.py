@@ -1,4 +1,4 @@
-"""Numbers and times that no column can hold, wherever people can say one: an answer that says so, never an error."""
+"""Numbers and times that no column can hold get an answer that says so, wherever they are entered."""
 import json
 from urllib.parse import urlencode
 
@@ -90,7 +90,7 @@ class NumbersTest(PageTestCase):
                         if 'cancel' in url or 'rerun' in url:
                             self.assertAnswered(self.client.post(url, {'_all': '1', 'newest': value, **confirm}))
 
-    def test_newest_that_is_none(self):
+    def test_invalid_newest(self):
         for value in ('9' * 5000, '²', 'x'):
             self.client.post('/plugins/celery/results/cancel/', {'_all': '1', 'newest': value, '_confirm': '1'})
         self.run.refresh_from_db()
@@ -156,7 +156,7 @@ class NumbersTest(PageTestCase):
         self.assertEqual(CelerySchedule.objects.count(), 1)
 
     def test_number_of_arguments(self):
-        """Each is checked while somebody waits: so there is a limit, which the answer names."""
+        """Each argument is checked during the request, so there is a limit, which the answer names."""
         make_task('test:any', parameters=[
             {'name': 'args', 'kind': 'var_positional', 'annotation': '', 'required': False},
             {'name': 'kwargs', 'kind': 'var_keyword', 'annotation': '', 'required': False},

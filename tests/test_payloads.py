@@ -1,4 +1,4 @@
-"""Arguments that no message could hold, from every way in for people and programs: a 400, or an error at the field."""
+"""Arguments that no message could hold, wherever they are entered: a 400, or an error at the field."""
 import json
 
 import pytest
@@ -7,16 +7,13 @@ from rest_framework.test import APIClient
 
 from netbox_celery.models import CeleryResult, CelerySchedule
 from tests.factories import make_schedule, make_task
+from tests.support import nested_json
 from users.models import User
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 #: Just too deep, what ends a worker, and what Python cannot read.
 DEPTHS = [101, 750, 100_000]
-
-
-def nested(depth):
-    return '[' * depth + ']' * depth
 
 
 @pytest.fixture
@@ -57,7 +54,7 @@ def task():
 ])
 def test_run_by_rest(api, task, field, body, depth):
     """The field is named, unless the body cannot be read at all; nothing is called."""
-    response = api(f'tasks/{task.pk}/run/', body % nested(depth))
+    response = api(f'tasks/{task.pk}/run/', body % nested_json(depth))
     assert response.status_code == 400
     assert not field or field in response.json() or 'nested too deeply' in response.json()['detail']
     assert not CeleryResult.objects.exists()
@@ -66,9 +63,9 @@ def test_run_by_rest(api, task, field, body, depth):
 @pytest.mark.parametrize('depth', DEPTHS)
 @pytest.mark.parametrize('field, text', [('args', '%s'), ('kwargs', '{"x": %s}')])
 def test_schedule_by_rest(api, task, field, text, depth):
-    """Also of a schedule that is changed, by itself or with others."""
+    """Also if a schedule is changed, alone or in bulk."""
     schedule = make_schedule(task=task)
-    payload = f'"{field}": {text % nested(depth)}'
+    payload = f'"{field}": {text % nested_json(depth)}'
     for path, body, method in (
         ('schedules/', f'{{"name": "s", "task": {task.pk}, "crontab": "* * * * *", {payload}}}', 'post'),
         (f'schedules/{schedule.pk}/', f'{{{payload}}}', 'patch'),
@@ -86,7 +83,7 @@ def test_schedule_by_rest(api, task, field, text, depth):
     {'parameter_more': '{"a": {"b": %s}}'},
 ], ids=str)
 def test_run_form(ui, task, entered, depth):
-    data = {name: text % nested(depth) for name, text in entered.items()}
+    data = {name: text % nested_json(depth) for name, text in entered.items()}
     response = ui.post(f'/plugins/celery/tasks/{task.pk}/run/', data)
     assert response.status_code == 200
     assert set(response.context['form'].errors) == set(entered)
@@ -98,8 +95,8 @@ def test_run_form(ui, task, entered, depth):
     {'parameter_x': '%s'}, {'arguments_as': 'json', 'args': '%s'}, {'arguments_as': 'json', 'kwargs': '{"x": %s}'},
 ], ids=str)
 def test_schedule_form(ui, task, entered, depth):
-    """Neither saving nor rendering the form anew, nor opening it with such a value, ends in an error."""
-    data = {name: text % nested(depth) if '%s' in text else text for name, text in entered.items()} | {
+    """Neither saving nor rendering the form again, nor opening it with such a value, causes an error."""
+    data = {name: text % nested_json(depth) if '%s' in text else text for name, text in entered.items()} | {
         'name': 's', 'task': task.pk, 'kind': 'crontab', 'crontab': '* * * * *', 'timezone': 'UTC',
         'missed': 'run_once', 'missed_max': 1, 'overlap': 'allow',
     }
@@ -115,7 +112,7 @@ def test_schedule_form(ui, task, entered, depth):
 @pytest.mark.parametrize('depth', [101, 750, 20_000])
 @pytest.mark.parametrize('field, text', [('args', '%s'), ('kwargs', '{"x": %s}')])
 def test_import(ui, task, field, text, depth):
-    value = text % nested(depth)
+    value = text % nested_json(depth)
     quoted = value.replace('"', '""')
     for data_format, data in (
         ('json', f'[{{"name": "s", "task": "{task.name}", "crontab": "* * * * *", "{field}": {value}}}]'),
@@ -132,7 +129,7 @@ def test_import(ui, task, field, text, depth):
 
 @pytest.mark.parametrize('number', ['1e23', '1e+16', '-0.0', '[1, {"a": -1e300}]'])
 def test_numbers_that_a_schedule_cannot_keep(api, ui, task, number):
-    """Its runs would get others: they are refused, with the field."""
+    """Its runs would get other numbers, so they are refused, with the field."""
     body = {'name': 's', 'task': task.pk, 'crontab': '* * * * *'}
     for payload in ({'args': [json.loads(number)]}, {'kwargs': {'x': json.loads(number)}}):
         response = api('schedules/', json.dumps(body | payload))
@@ -142,9 +139,9 @@ def test_numbers_that_a_schedule_cannot_keep(api, ui, task, number):
 
 
 def test_deep_enough(api, task):
-    """What is nested as deep as is said gets there."""
-    response = api(f'tasks/{task.pk}/run/', json.dumps({'kwargs': {'x': json.loads(nested(99))}}))
+    """Values nested as deeply as allowed are accepted."""
+    response = api(f'tasks/{task.pk}/run/', json.dumps({'kwargs': {'x': json.loads(nested_json(99))}}))
     assert response.status_code in (201, 400)
     assert 'nested' not in response.content.decode()
-    schedule = {'name': 's', 'task': task.pk, 'crontab': '* * * * *', 'args': [json.loads(nested(99))]}
+    schedule = {'name': 's', 'task': task.pk, 'crontab': '* * * * *', 'args': [json.loads(nested_json(99))]}
     assert api('schedules/', json.dumps(schedule)).status_code == 201

@@ -45,7 +45,7 @@ BLIND = (*AS_IN_NETBOX, 'view of others')
 
 
 class Actor:
-    """Somebody with a browser and a token."""
+    """A user with a browser and a token."""
 
     def __init__(self):
         self.user = User.objects.create_user(f'actor-{uuid4()}')
@@ -60,7 +60,7 @@ class Actor:
             grant(self.user, model, actions=[action], constraints=constraints)
 
     def give(self, right, model, action, obj):
-        """Give them a kind of right to do something to an object."""
+        """Give a permission of some kind for an action on an object."""
         if right == 'superuser':
             User.objects.filter(pk=self.user.pk).update(is_superuser=True)
         own, view = RIGHTS[right]
@@ -79,21 +79,21 @@ def actor():
     return Actor()
 
 
-# Ways. Each is called with somebody and an object
+# Ways. Each is called with an actor and an object
 
 def page(name, **data):
     return lambda actor, obj: actor.browser.post(f'{obj.get_absolute_url()}{name}/', {'confirm': 'true', **data})
 
 
 def selected(name, **data):
-    """Of a list's buttons: the object is selected."""
+    """Buttons of a list, with the object selected."""
     return lambda actor, obj: actor.browser.post(reverse(f'plugins:netbox_celery:{obj._meta.model_name}_{name}'), {
         'pk': [obj.pk], '_confirm': '1', 'confirm': 'true', '_apply': '1', **data
     })
 
 
 def matching(name, **data):
-    """Likewise: all that match a filter."""
+    """Likewise, with all that match a filter."""
     return lambda actor, obj: actor.browser.post(
         reverse(f'plugins:netbox_celery:{obj._meta.model_name}_{name}') + f'?id={obj.pk}',
         {'_all': 'on', 'pk': [obj.pk], '_confirm': '1', 'confirm': 'true', '_apply': '1', **data}
@@ -333,7 +333,7 @@ def test_inner_task_that_may_not_be_run_at_all(actor, columns, way):
 
 
 def test_links_of_a_run_are_not_repeated(actor):
-    """Its callbacks are not called again, so nobody needs the right to run them."""
+    """Its callbacks are not called again, so the right to run them is not needed."""
     make_task()
     result = make_result('failed', args=[], kwargs={}, options={'link': [FORBIDDEN], 'chain': [FORBIDDEN]})
     grant(actor.user, CeleryResult, actions=['view', 'rerun'])

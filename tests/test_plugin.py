@@ -21,7 +21,7 @@ class PluginTest(TestCase):
         self.assertHttpStatus(self.client.get(reverse('core:plugin', args=['netbox_celery'])), 200)
 
     def test_no_dead_help(self):
-        """NetBox's forms have a Help button, to a page that NetBox does not have for the models of plugins."""
+        """NetBox's forms have a Help button, to a page that does not exist for the models of plugins."""
         self.user.is_superuser = True
         self.user.save()
         for page in (make_schedule().get_absolute_url(), make_task('tests:other').get_absolute_url()):
@@ -31,7 +31,7 @@ class PluginTest(TestCase):
 
 
 def test_migrations_are_of_main():
-    """NetBox Branching runs no migration of ours in the schema of a branch: each says so, those to come as well."""
+    """NetBox Branching runs none of our migrations in a branch's schema: each says so, also future ones."""
     from importlib import import_module
     from pkgutil import iter_modules
 

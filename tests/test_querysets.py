@@ -1,4 +1,4 @@
-"""Counting long histories, and whose lines of logs one may read."""
+"""Counts of long histories, and whose log lines a user may read."""
 from unittest.mock import patch
 
 from django.db import connection
@@ -24,7 +24,7 @@ class BoundedCountTest(TestCase):
             cursor.execute('ANALYZE netbox_celery_celeryresult')
 
     def test_exact_below_the_bound(self):
-        """Small tables, and filters that find little, are counted."""
+        """Small tables, and filters with few matches, are counted."""
         queryset = CeleryResult.objects.with_bounded_count()
         self.assertEqual(queryset.count(), 30)
         self.assertNotIsInstance(queryset.count(), Estimate)
@@ -32,7 +32,7 @@ class BoundedCountTest(TestCase):
         self.assertEqual(queryset.none().count(), 0)
 
     def test_estimate_above_the_bound(self):
-        """PostgreSQL counts no further than the bound, and estimates the rest."""
+        """PostgreSQL counts up to the bound, and estimates the rest."""
         with patch.object(querysets, 'EXACT_UP_TO', 10), CaptureQueriesContext(connection) as queries:
             count = CeleryResult.objects.with_bounded_count().order_by('name').count()
         self.assertIsInstance(count, Estimate)
@@ -54,8 +54,8 @@ class BoundedCountTest(TestCase):
             queryset = CeleryResult.objects.with_bounded_count().restrict(user).filter(name='x').order_by('pk')
             self.assertIsInstance(queryset.count(), Estimate)
 
-    def test_count_is_exact_where_nobody_asked(self):
-        """NetBox compares counts to find out whether a user may do what they ask for."""
+    def test_count_is_exact_by_default(self):
+        """NetBox compares counts to check what a user may do."""
         with patch.object(querysets, 'EXACT_UP_TO', 10):
             self.assertNotIsInstance(CeleryResult.objects.count(), Estimate)
             self.assertEqual(CeleryResult.objects.filter(name='x').count(), 30)
@@ -69,7 +69,7 @@ class BoundedCountTest(TestCase):
 
 
 class LogEntryRestrictTest(TestCase):
-    """Who reads lines of a log must be allowed to view lines, and to view the run."""
+    """To read lines of a log, users must be allowed to view lines, and to view the run."""
 
     @classmethod
     def setUpTestData(cls):

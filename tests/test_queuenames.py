@@ -1,4 +1,4 @@
-"""Names that no queue can have, whatever the broker."""
+"""Names that no queue can have, with any broker."""
 import pytest
 
 from netbox_celery.queuenames import why_reserved

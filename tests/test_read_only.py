@@ -1,4 +1,4 @@
-"""A database that can be read and not written: a standby, a read-only session, NetBox's maintenance mode."""
+"""A database that is read-only: a standby, a read-only session, NetBox's maintenance mode."""
 import json
 from contextlib import contextmanager
 from datetime import timedelta
@@ -34,7 +34,7 @@ def renew_connections():
 
 @contextmanager
 def read_only_session():
-    """As where the role, the database or the server has `default_transaction_read_only`: a standby answers the same."""
+    """As if the role, the database or the server had `default_transaction_read_only`; a standby answers alike."""
     options = connection.settings_dict['OPTIONS']
     connection.settings_dict['OPTIONS'] = {**options, 'options': '-c default_transaction_read_only=on'}
     try:
@@ -47,7 +47,7 @@ def read_only_session():
 
 @contextmanager
 def read_only_transaction():
-    """As a caller may ask for."""
+    """As a caller may request it."""
     with transaction.atomic():
         connection.cursor().execute('SET TRANSACTION READ ONLY')
         yield
@@ -55,7 +55,7 @@ def read_only_transaction():
 
 @contextmanager
 def maintenance_mode():
-    """NetBox makes the session of each request read-only, as it means to: it exempts `/` and so all addresses."""
+    """NetBox makes the session of each request read-only, as intended: it exempts `/` and so all URLs."""
     clear_config()
     with override_settings(MAINTENANCE_MODE=True, MAINTENANCE_EXEMPT_PATHS=('/login/',)):
         try:
@@ -67,7 +67,7 @@ def maintenance_mode():
 
 @contextmanager
 def maintenance_mode_with_writes():
-    """As NetBox 4.7 has it by its own settings: the database would take all."""
+    """NetBox 4.7 with its own settings: the database would accept writes."""
     clear_config()
     with override_settings(MAINTENANCE_MODE=True):
         yield
@@ -76,7 +76,7 @@ def maintenance_mode_with_writes():
 
 @pytest.fixture
 def sent():
-    """The names of the tasks of which a message was sent."""
+    """The names of the tasks whose messages were sent."""
     names = []
 
     def note(sender, **kwargs):
@@ -133,7 +133,7 @@ def rows():
 
 @pytest.mark.parametrize('call', CALLS)
 def test_calls_are_refused(task, unique, rows, sent, call):
-    """With words, the code of PostgreSQL, and nothing sent; afterwards the same call works."""
+    """With a message and PostgreSQL's code, and nothing is sent; later the same call works."""
     others = {'task': task, 'unique': unique, 'result': rows['celeryresult'], 'schedule': rows['celeryschedule']}
     for state in (read_only_session, read_only_transaction):
         with state():
@@ -141,7 +141,7 @@ def test_calls_are_refused(task, unique, rows, sent, call):
                 CALLS[call](**others)
             assert isinstance(caught.value, CeleryError) and isinstance(caught.value, InternalError)
             assert caught.value.sqlstate == caught.value.__cause__.__cause__.sqlstate == '25006'
-            # The caller's transaction goes on
+            # The caller's transaction continues
             assert CeleryResult.objects.count() == 1
     assert sent == []
     CALLS[call](**others)
@@ -162,8 +162,8 @@ def test_untracked_calls_are_sent(task, sent):
     assert sent == [task.name]
 
 
-def test_other_errors_are_as_they_were(task, sent):
-    """A row that cannot be made for another reason is worth less than the task."""
+def test_other_errors(task, sent):
+    """If a row cannot be made for another reason, the task matters more than its row."""
     with connection.cursor() as cursor:
         cursor.execute('ALTER TABLE netbox_celery_celeryresult RENAME TO away')
         try:
@@ -183,7 +183,7 @@ def browser(rows):
 
 
 def addresses(rows):
-    """Return the address of each page and each part of REST, by its name."""
+    """Return the URL of each page and each part of REST, by its name."""
     found = {}
     for namespace in ('plugins:netbox_celery', 'plugins-api:netbox_celery-api'):
         resolver = get_resolver()
@@ -204,7 +204,7 @@ ACTIONS_ONLY = (301, 302, 405)
 
 @pytest.mark.parametrize('state', [read_only_session, maintenance_mode])
 def test_nothing_is_written_by_a_get(rows, browser, state):
-    """Each page and each list is shown, and asks for no write: not even where it could."""
+    """Each page and each list is shown without a write, also on a writable database."""
     Site.objects.create(name='Ams', slug='ams')
     urls = addresses(rows)
     assert {'plugins:netbox_celery:celerytask_list', 'plugins:netbox_celery:celeryschedule_add',
@@ -270,8 +270,8 @@ def test_pages_say_so(rows, browser, sent, kind, suffix):
 @pytest.mark.parametrize('kind, suffix', [
     ('celerytask', 'run/'), ('celeryresult', 'rerun/'), ('celeryschedule', 'run/'),
 ])
-def test_maintenance_mode_means_it(rows, browser, sent, kind, suffix):
-    """Calls are refused though the session could write; workers and beat, which serve no requests, go on."""
+def test_calls_in_maintenance_mode(rows, browser, sent, kind, suffix):
+    """Calls are refused though the session is writable; workers and beat, which serve no requests, continue."""
     url = f'{rows[kind].get_absolute_url()}{suffix}'
     with maintenance_mode_with_writes():
         answer = browser.post(f'/api{url}', '{}', 'application/json')
@@ -293,7 +293,7 @@ def test_selected_runs_are_not_cancelled(rows, browser):
 
 
 def test_page_without_a_form(rows, browser):
-    """Schedules are renamed from their list alone."""
+    """Schedules are renamed from their list only."""
     with read_only_session():
         response = browser.post(reverse('plugins:netbox_celery:celeryschedule_bulk_rename'), {
             'pk': [rows['celeryschedule'].pk], '_apply': '1', 'find': 'Hello', 'replace': 'Bye',

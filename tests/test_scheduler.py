@@ -1,4 +1,4 @@
-"""Beat's scheduler, tick by tick: one sends, the others wait, and it goes on whatever is wrong."""
+"""Beat's scheduler, tick by tick: one sends, the others wait, and it continues whatever happens."""
 import logging
 import threading
 from datetime import timedelta
@@ -42,7 +42,7 @@ def make_beat():
 
 @pytest.fixture
 def make_due(make_task):
-    """Make a schedule that is due since so many seconds (or in so many, if negative), of a task that nobody runs."""
+    """Make a schedule that has been due for so many seconds (or will be, if negative), of a task that is never run."""
     make_task(lambda self, task_id: None, name='tests:due', queue='nobody')
     sync_catalogue()
     task = CeleryTask.objects.get(name='tests:due')
@@ -61,12 +61,12 @@ def runs():
 
 @pytest.mark.parametrize('given, used', [(None, 5), (300, 5), (2, 2)])
 def test_max_interval(make_beat, given, used):
-    """An edit takes effect within five seconds, also if somebody wants beat to sleep longer."""
+    """An edit takes effect within five seconds, even if beat is told to sleep longer."""
     assert make_beat(max_interval=given).max_interval == used
 
 
 def test_one_sends(make_beat, make_due, caplog):
-    """The other waits, says so once, and takes its place."""
+    """The other waits, logs that once, and replaces it later."""
     caplog.set_level(logging.INFO)
     make_due()
     first, second = make_beat(), make_beat()
@@ -84,7 +84,7 @@ def test_one_sends(make_beat, make_due, caplog):
 
 @pytest.mark.parametrize('since, at_least, at_most', [(-4, 1, 4), (-60, 5, 5), (None, 5, 5)])
 def test_nothing_is_due(make_beat, make_due, since, at_least, at_most):
-    """It comes back when something is due, and within five seconds in any case."""
+    """It wakes up when something is due, and within five seconds in any case."""
     if since is not None:
         make_due(since=since)
     assert at_least <= make_beat().tick() <= at_most
@@ -92,7 +92,7 @@ def test_nothing_is_due(make_beat, make_due, since, at_least, at_most):
 
 
 def test_each_once(make_beat, make_due):
-    """All that is due is sent in one go, once."""
+    """All that is due is sent at once, one run each."""
     for number in range(5):
         make_due(f'due {number}', since=10 - number)
     beat = make_beat()
@@ -101,8 +101,8 @@ def test_each_once(make_beat, make_due):
     assert runs() == [f'due {number}' for number in range(5)]
 
 
-def test_shows_that_it_is_alive(make_beat, make_due, monkeypatch):
-    """With much to send it asks the database in between, so that its lease does not run out."""
+def test_lease_is_renewed_between_sends(make_beat, make_due, monkeypatch):
+    """With much to send it renews its lease in between."""
     monkeypatch.setattr(module, 'SENDING_TIME', 0)
     for number in range(3):
         make_due(f'due {number}')
@@ -113,7 +113,7 @@ def test_shows_that_it_is_alive(make_beat, make_due, monkeypatch):
 
 
 def test_schedule_that_is_being_edited(make_beat, make_due):
-    """It is left for a moment, and keeps none of the others."""
+    """It is skipped for a moment, and does not delay others."""
     edited, __ = make_due('edited', since=5), make_due('other')
     beat = make_beat()
     locked, done = threading.Event(), threading.Event()
@@ -138,8 +138,8 @@ def test_schedule_that_is_being_edited(make_beat, make_due):
     assert runs() == ['other', 'edited']
 
 
-def test_lead_lost(make_beat, make_due, caplog):
-    """Who has lost the lease to another sends nothing before it has it again."""
+def test_lease_lost(make_beat, make_due, caplog):
+    """A beat without the lease sends nothing until it has it again."""
     beat = make_beat()
     beat.tick()
     make_due()
@@ -159,8 +159,8 @@ def test_lead_lost(make_beat, make_due, caplog):
     (OperationalError('away'), 'the database is unavailable: away'),
     (RuntimeError('odd'), 'unexpected error, trying again'),
 ], ids=['away', 'odd'])
-def test_goes_on(make_beat, make_due, monkeypatch, caplog, error, message):
-    """Neither a database that is away nor anything else ends it."""
+def test_errors_do_not_end_it(make_beat, make_due, monkeypatch, caplog, error, message):
+    """Neither a database that is down nor any other error ends it."""
     def fail():
         raise error
     make_due()
@@ -178,7 +178,7 @@ def test_goes_on(make_beat, make_due, monkeypatch, caplog, error, message):
 # What changes seldom
 
 def test_housekeeping(make_beat, monkeypatch):
-    """The first thing that who sends does, and again after a minute; whoever waits does not."""
+    """The sending beat does it first, and again after a minute; a waiting one does not."""
     times = []
     monkeypatch.setattr(schedules, 'resume_after_clock', lambda: times.append(1))
     beat, standby = make_beat(keeps_house=True), make_beat(keeps_house=True)
@@ -204,7 +204,7 @@ def test_housekeeping_that_fails(make_beat, make_due, monkeypatch, caplog):
 
 
 def test_apply_entry(make_beat, make_due, monkeypatch):
-    """What is due goes by `apply_entry`, as with Celery's beat: who listens there hears of it, and may add headers."""
+    """Runs are sent by `apply_entry`, as with Celery's beat: its listeners are called, and may add headers."""
     heard = []
     apply_entry = Scheduler.apply_entry
 
@@ -225,7 +225,7 @@ def test_apply_entry(make_beat, make_due, monkeypatch):
 
 
 def test_crontab_entry(make_beat, make_due, monkeypatch):
-    """A crontab is one there, too, in the time zone of its schedule; a single time is none."""
+    """A crontab is an entry's crontab, too, in the schedule's time zone; a single time is not."""
     heard = []
     monkeypatch.setattr(Scheduler, 'apply_entry', lambda self, entry: heard.append(entry.schedule))
     CelerySchedule.objects.filter(pk=make_due('crontab').pk).update(
@@ -236,13 +236,13 @@ def test_crontab_entry(make_beat, make_due, monkeypatch):
     cron, = (when for when in heard if when is not None)
     assert (cron._orig_minute, cron._orig_day_of_week, str(cron.tz)) == ('5', '1-5', 'Europe/Berlin')
     assert len(heard) == 2
-    # Who hears of it, and starts nothing, keeps nothing back
+    # A listener that starts nothing delays nothing
     assert sorted(runs()) == ['crontab', 'once']
 
 
 @pytest.mark.parametrize('when', ['before', 'after'])
 def test_apply_entry_fails(make_beat, make_due, monkeypatch, when):
-    """A listener that fails keeps no run back, and starts none twice."""
+    """A failing listener neither prevents a run, nor starts one twice."""
     apply_entry = Scheduler.apply_entry
 
     def failing(self, entry, producer=None):
@@ -257,7 +257,7 @@ def test_apply_entry_fails(make_beat, make_due, monkeypatch, when):
 
 
 def test_database_is_away_in_apply_entry(make_beat, make_due, monkeypatch):
-    """Celery's keeps errors to itself. That the database is away is none to be kept: the run is still due."""
+    """Celery's method hides errors. An outage of the database is not hidden: the run is still due."""
     schedule = make_due()
     monkeypatch.setattr(schedules, 'start_run', mock.Mock(side_effect=OperationalError('away')))
     make_beat().tick()

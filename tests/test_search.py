@@ -1,4 +1,4 @@
-"""NetBox's global search finds tasks, by name and by what their docstrings say, schedules, and no runs."""
+"""NetBox's global search finds tasks, by name and docstring, and schedules, but no runs."""
 from django.test import TestCase
 
 from netbox.registry import registry
@@ -26,7 +26,7 @@ class SearchTest(TestCase):
             self.assertEqual(self.search(value), [schedule])
 
     def test_runs_are_not_indexed(self):
-        """An index would cost a write each time the engine moves a run on."""
+        """An index would cost a write each time a run's status changes."""
         with self.captureOnCommitCallbacks(execute=True):
             make_result(name='needle')
         self.assertEqual(self.search('needle'), [])

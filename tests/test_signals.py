@@ -1,4 +1,4 @@
-"""Deleting rows by any way leads to no run that nobody sees, and takes nothing away that would come back."""
+"""Deleting rows in any way leaves no run that continues unseen, and deletes nothing that would come back."""
 import pytest
 from django.db import transaction
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture
 def revoked(monkeypatch):
-    """The IDs of the tasks of which the workers are told that they are cancelled."""
+    """The task IDs whose cancel is broadcast to workers."""
     revoked = []
     monkeypatch.setattr(app.control, 'revoke', lambda task_ids, **options: revoked.extend(task_ids))
     return revoked
@@ -34,7 +34,7 @@ def test_run(revoked, delete, status, is_cancelled):
 
 
 def test_running_one_is_terminated(monkeypatch):
-    """As people cancel it: where its process can be ended, it is."""
+    """As with a cancel, its process is terminated if it can be."""
     told = []
     monkeypatch.setattr(app.control, 'revoke', lambda task_ids, **options: told.append((task_ids, options)))
     worker = make_worker(pool='prefork')
@@ -45,7 +45,7 @@ def test_running_one_is_terminated(monkeypatch):
 
 
 def test_deletion_that_is_rolled_back(revoked):
-    """Then nobody has been told anything, and the run goes on."""
+    """Then nothing was broadcast, and the run continues."""
     run = make_result('pending')
     with transaction.atomic():
         CeleryResult.objects.all().delete()
@@ -55,7 +55,7 @@ def test_deletion_that_is_rolled_back(revoked):
 
 
 def test_object_that_is_behind(revoked):
-    """What its row says is what counts: a run that has ended since it was loaded is cancelled no more."""
+    """The row counts: a run that has finished since it was loaded is not cancelled."""
     run = make_result('pending')
     CeleryResult.objects.update(status='completed')
     run.delete()
@@ -68,7 +68,7 @@ def test_object_that_is_behind(revoked):
     (make_schedule, CelerySchedule, {'origin': 'code', 'present': True}),
 ], ids=['task', 'settings', 'code'])
 def test_what_would_come_back(make, model, columns):
-    """It is refused, with what is to be done instead and in text that harms no page; once absent, it goes."""
+    """It is refused, with advice, in text that is safe on a page; once absent, it can be deleted."""
     row = make('<b>bold</b>', **columns)
     for delete in (row.delete, model.objects.all().delete):
         with pytest.raises(AbortRequest) as refused:

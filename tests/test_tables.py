@@ -1,4 +1,4 @@
-"""Lists can be ordered by what they offer to be ordered by, and show and export what they offer to be shown."""
+"""Lists can be ordered by the columns that offer it, and can show and export all columns."""
 from datetime import timedelta
 
 from django.test import RequestFactory
@@ -11,7 +11,7 @@ from utilities.testing import TableTestCases
 
 
 class FilledTableMixin:
-    """A table with rows in it."""
+    """A table with rows."""
 
     def make_rows(self):
         raise NotImplementedError
@@ -39,7 +39,7 @@ class CeleryResultTableTest(FilledTableMixin, TableTestCases.StandardTableTestCa
         make_result('pending', schedule=make_schedule(), concurrency_key='k', stale_after=timezone.now())
 
     def test_names_break(self):
-        """A name that is long does not push what a run has become out of sight."""
+        """A long name does not push the status out of view."""
         table = self.table([make_result('completed', name='a:b')])
         self.assertIn('>a:<wbr>b</a>', table.rows[0].get_cell('name'))
 
@@ -62,7 +62,7 @@ class CeleryScheduleTableTest(FilledTableMixin, TableTestCases.StandardTableTest
         make_schedule('Never', enabled=False, kind='once', at=timezone.now(), origin='code')
 
     def test_names_break(self):
-        """Where their parts end, and nowhere in an export; what looks like HTML is none."""
+        """Between their parts, but not in an export; HTML in a name is escaped."""
         table = self.table([make_schedule('a:b<i>')])
         self.assertIn('>a:<wbr>b&lt;i&gt;</a>', table.rows[0].get_cell('name'))
         self.assertIn('a:b<i>', list(table.as_values())[1])

@@ -1,4 +1,4 @@
-"""What pages of NetBox show of runs."""
+"""Runs on pages of NetBox."""
 from django.contrib.contenttypes.models import ContentType
 
 from dcim.models import Site
@@ -8,7 +8,7 @@ from tests.views.bases import PageTestCase
 
 
 class ObjectRunsTest(PageTestCase):
-    """The page of an object lists the runs that concern it."""
+    """The page of an object lists the runs about it."""
 
     def setUp(self):
         super().setUp()

@@ -1,4 +1,4 @@
-"""What plugin authors test their tasks with."""
+"""The test helpers for plugin authors."""
 import os
 import re
 import subprocess
@@ -108,7 +108,7 @@ def test_failures(run_task, make_task):
 
 
 def test_retries(run_task, make_task):
-    """Retries follow at once, whatever time they are for."""
+    """Retries run immediately, whatever their time is."""
     def by_hand(self, task_id):
         self.log(f'Attempt {self.request.retries + 1}')
         if self.request.retries < 2:
@@ -132,7 +132,7 @@ def test_retries(run_task, make_task):
 
 
 def test_calls(run_task, make_task):
-    """What a task sends is kept, and run if the test says so."""
+    """What a task sends is collected, and run if the test asks for it."""
     add = make_task(lambda self, task_id, a, b=1: a + b, name='tests:add')
 
     def parent(self, task_id):
@@ -184,7 +184,7 @@ def test_workflows(run_task, make_task):
 
 
 def test_cancelled(run_task, make_task):
-    """A task sees that it was cancelled, and what was cancelled before it began does not run."""
+    """A task sees that it was cancelled, and a run that was cancelled before does not start."""
     ran = []
 
     def body(self, task_id):
@@ -202,7 +202,7 @@ def test_cancelled(run_task, make_task):
 
 
 def test_blocks_of_its_own(run_task, make_task):
-    """A block that the body rolls back takes nothing of the run with it."""
+    """An atomic block that the body rolls back takes nothing of the run with it."""
     def body(self, task_id):
         self.log('Before')
         with transaction.atomic():
@@ -218,7 +218,7 @@ def test_blocks_of_its_own(run_task, make_task):
 
 
 def test_broken_transaction(run_task, make_task):
-    """An error of the database outside of a block would break a test: it goes back to what was written last."""
+    """A database error outside an atomic block would break the test: it is rolled back to the last write."""
     def body(self, task_id):
         self.log('Before')
         with connection.cursor() as cursor:
@@ -291,7 +291,7 @@ def test_rolled_back(run_task, make_task):
 
 
 def test_waiting_inside(run_task, make_task):
-    """Nothing in a task waits for what is not run: Celery forbids it there as well."""
+    """A task cannot wait for what is not run: Celery forbids it here as well."""
     add = make_task(lambda self, task_id, a: a + 1, name='tests:add')
     run = run_task(make_task(lambda self, task_id: add.delay(1).get(), name='tests:waiting'))
     assert (run.status, len(run.calls)) == ('errored', 1)
@@ -309,7 +309,7 @@ def test_many(run_task, make_task):
 
 
 def test_what_the_test_has_called(run_task, make_task, django_capture_on_commit_callbacks):
-    """What the test itself leaves to its commit stays the test's."""
+    """Calls of the test itself stay part of its own transaction."""
     task = make_task(lambda self, task_id: transaction.on_commit(lambda: done.append('task')), name='tests:body')
     done = []
     with django_capture_on_commit_callbacks() as callbacks:
@@ -319,7 +319,7 @@ def test_what_the_test_has_called(run_task, make_task, django_capture_on_commit_
 
 
 def test_examples(run_task, make_task, monkeypatch):
-    """What the guide shows is so."""
+    """The examples of the guide work."""
     def backup(self, task_id, pk):
         if not Device.objects.filter(pk=pk).exists():
             mail.delay('alice')
@@ -345,7 +345,7 @@ def test_examples(run_task, make_task, monkeypatch):
 
 
 class CommittingTest(TransactionTestCase):
-    """Without a transaction the engine has connections of its own, as in a worker."""
+    """Without a transaction the engine uses its own connections, as in a worker."""
 
     def test_run(self):
         task = app.task(name='tests:committing', base=CeleryBaseTask, bind=True, shared=False)(committing)
@@ -422,7 +422,7 @@ SESSION_WORKER = {
 
 @pytest.fixture
 def author(services, tmp_path):
-    """Run a command of an author's, with a test database of its own; returns its output."""
+    """Run an author's command, with its own test database; returns its output."""
     def run(*command):
         instance = Instance(
             tmp_path / 'netbox', services.cluster, services.redis, redis_databases=(8, 9), for_tests=True,
@@ -433,7 +433,7 @@ def author(services, tmp_path):
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
         )
         assert process.returncode == 0, process.stdout
-        # Its database could be dropped: nobody was connected to it
+        # Its database could be dropped: there was no connection to it
         assert 'being accessed' not in process.stdout, process.stdout
         with services.cluster.connect('postgres') as cluster:
             assert cluster.execute("SELECT count(*) FROM pg_database WHERE datname = 'test_netbox'").fetchone() == (0,)
@@ -442,7 +442,7 @@ def author(services, tmp_path):
 
 
 def test_with_netbox(author):
-    """The example plugin's tests, by NetBox's own runner."""
+    """The example plugin's tests, with NetBox's own runner."""
     assert 'Ran 5 tests' in author('netbox', 'test', '--noinput', 'netbox_example_plugin')
 
 
@@ -451,7 +451,7 @@ def test_with_pytest(author):
 
 
 def test_with_celerys_fixtures(author, tmp_path):
-    """A worker of Celery's fixtures, and the database of pytest-django."""
+    """A worker of Celery's fixtures, with the database of pytest-django."""
     for name, text in SESSION_WORKER.items():
         (tmp_path / name).write_text(dedent(text))
     assert '3 passed' in author('pytest', '-p', 'no:cacheprovider', '-p', 'celery.contrib.pytest', str(tmp_path))

@@ -1,4 +1,4 @@
-"""The transports that take the place of Kombu's."""
+"""The transports that replace Kombu's."""
 import kombu
 import pytest
 
@@ -40,7 +40,7 @@ def test_client_is_kept(services):
 
 
 def test_fork_makes_a_new_client(services):
-    """A child has a pool of its own, as Kombu sees to: its client must not use the parent's connections."""
+    """A child gets its own pool from Kombu, so its client must not use the parent's connections."""
     with app.connection_for_write() as connection:
         channel = connection.default_channel
         with channel.conn_or_acquire() as ours:
@@ -65,8 +65,8 @@ def test_client_outlives_a_lost_connection(services):
 @pytest.mark.parametrize('queue', [
     'unacked', 'unacked_index', '_kombu.binding.x', 'celery\x06\x163', 'celery-task-meta-1', '',
 ])
-def test_what_is_no_list_is_left_alone(services, queue):
-    """Whoever sends there, takes from there or purges: the last line, behind what is refused at the call."""
+def test_keys_that_are_not_lists_are_left_alone(services, queue):
+    """Nothing is sent there, consumed or purged, even if the call's own check was bypassed."""
     with app.connection_for_write() as connection:
         channel = connection.default_channel
         for do in (

@@ -165,7 +165,7 @@ class ValuesTest(PageTestCase):
         self.assertEqual(ObjectChange.objects.filter(message='Cancelled').count(), len(ids))
 
     def test_rerun(self):
-        """A new run, or the reason why there is none; never a run of which nobody is told."""
+        """A new run, or the reason why there is none; never a run without an answer."""
         for result in self.make_results('completed', ARGUMENTS[:len(ZOO)]):
             for api in (False, True):
                 with self.subTest(pk=result.pk, api=api):

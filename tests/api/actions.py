@@ -1,4 +1,4 @@
-"""What holds for each POST action with a permission of its own."""
+"""What applies to each POST action with a permission of its own."""
 from django.urls import reverse
 from rest_framework import status
 
@@ -13,7 +13,7 @@ __all__ = (
 
 
 class ActionTestCases:
-    """Bases for tests. (Inside a class, so that they are not collected as tests themselves.)"""
+    """Base classes. (Inside a class, so that they are not collected as tests themselves.)"""
 
     class ActionTestCase(APITestCase):
         """
@@ -30,11 +30,11 @@ class ActionTestCases:
             raise NotImplementedError
 
         def assertDone(self, obj, response):
-            """What the action does has been done."""
+            """The action's effect has happened."""
             raise NotImplementedError
 
         def assertNotDone(self, obj):
-            """Nothing has been done."""
+            """Nothing has happened."""
             raise NotImplementedError
 
         def setUp(self):
@@ -73,13 +73,13 @@ class ActionTestCases:
             self.assertRefused(status.HTTP_403_FORBIDDEN)
 
         def test_constraint_excludes_the_object(self):
-            """Who sees it, but may not do this to it, is told so."""
+            """A user who may view it, but not do this to it, gets a 403."""
             grant(self.user, self.model)
             grant(self.user, self.model, actions=[self.action], constraints={'pk': 0})
             self.assertRefused(status.HTTP_403_FORBIDDEN)
 
         def test_object_is_not_visible(self):
-            """Who may not see it does not learn that it exists."""
+            """A user who may not view it does not learn that it exists."""
             grant(self.user, self.model, actions=[self.action])
             self.assertRefused(status.HTTP_404_NOT_FOUND)
             grant(self.user, self.model, constraints={'pk': 0})

@@ -26,14 +26,14 @@ class CancelTest(ActionTestCases.ActionTestCase):
         self.assertEqual((obj.status, obj.cancelled), ('pending', None))
 
     def test_change_log(self):
-        """Cancelling is something that people do: the change log says who did."""
+        """People cancel runs, so the change log records who did."""
         grant(self.user, CeleryResult, actions=['view', 'cancel'])
         self.post()
         change = ObjectChange.objects.get()
         self.assertEqual((change.user, change.changed_object_id, change.action), (self.user, self.obj.pk, 'update'))
 
     def test_running(self):
-        """A run that is being executed ends a little later; asking for it twice is no mistake."""
+        """An active run ends a little later; a second request is no error."""
         grant(self.user, CeleryResult, actions=['view', 'cancel'])
         running = make_result('running')
         for _ in range(2):
@@ -77,7 +77,7 @@ class RerunTest(ActionTestCases.ActionTestCase):
         self.assertEqual(CeleryResult.objects.count(), 1)
 
     def test_queue_of_code(self):
-        """Where code has sent a run, people send it only if there is such a queue."""
+        """A run on a queue that code chose is repeated there only if people can choose that queue."""
         grant(self.user, CeleryResult, actions=['view', 'rerun'])
         for options in ({'queue': 'odd'}, {'queue': 'unacked'}, {'exchange': 'odd', 'routing_key': 'odd'}):
             obj = make_result('completed', options=options)
@@ -87,7 +87,7 @@ class RerunTest(ActionTestCases.ActionTestCase):
         self.assertEqual(CeleryResult.objects.count(), 4)
 
     def test_needs_run_on_the_task(self):
-        """Who may not run the task may not run it again either, nor one that the catalogue does not know."""
+        """A user who may not run the task may not run it again, nor one that is not in the catalogue."""
         self.may_run.delete()
         grant(self.user, CeleryResult, actions=['view', 'rerun'])
         self.assertRefused(status.HTTP_403_FORBIDDEN)

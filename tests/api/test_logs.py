@@ -47,7 +47,7 @@ class LogsTest(APITestCase):
         })
 
     def test_following(self):
-        """A follower sees each line once, in order, and stops at the end."""
+        """A follower gets each line once, in order, and stops at the end."""
         make_log(self.result, 'one', 'two')
         page = self.poll()
         self.assertEqual(self.messages(page), ['one', 'two'])
@@ -99,7 +99,7 @@ class LogsTest(APITestCase):
             self.assertEqual(list(response.json()), list(params))
 
     def test_permissions(self):
-        """Who may view the run may read its log, and nobody else."""
+        """Only users who may view the run may read its log."""
         make_log(self.result, 'secret')
         self.remove_permissions('netbox_celery.view_celeryresult')
         self.assertHttpStatus(self.client.get(self.url(), **self.header), status.HTTP_403_FORBIDDEN)
@@ -125,7 +125,7 @@ class LogsTest(APITestCase):
             self.assertIn(response.status_code, (status.HTTP_403_FORBIDDEN, status.HTTP_405_METHOD_NOT_ALLOWED))
 
     def test_cost(self):
-        """A poll without news costs two queries beside NetBox's own for the token and the permissions."""
+        """A poll without new lines costs two queries beside NetBox's own for the token and the permissions."""
         make_log(self.result, 'one')
         self.poll()
         with CaptureQueriesContext(connection) as queries:
@@ -179,7 +179,7 @@ class LogEntryPermissionTest(APITestCase):
         self.assertEqual(self.messages(), ['mine', 'secret'])
 
     def test_nested_run(self):
-        """Lines show which run they belong to, and load no more of it than that."""
+        """Lines name their run, and load no more of it than that."""
         self.add_permissions('netbox_celery.view_celerylogentry', 'netbox_celery.view_celeryresult')
         with CaptureQueriesContext(connection) as queries:
             line = self.client.get(self._get_list_url(), **self.header).json()['results'][0]

@@ -1,4 +1,4 @@
-"""What a client sends is refused where it cannot be meant, and never breaks the run, or the request, later."""
+"""Invalid parameters are refused immediately, and never break the run, or the request, later."""
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 
@@ -21,7 +21,7 @@ def errors_of(**data):
 @pytest.mark.parametrize('text', [
     '1e400', '-1e400', '1e18', '1' + 400 * '0', str(MAX_SECONDS + 1), '"nan"', '"inf"', '"-Infinity"',
 ])
-def test_seconds_that_make_no_time(name, text):
+def test_seconds_that_are_not_a_time(name, text):
     data = JSONParser().parse(BytesIO(f'{{"{name}": {text}}}'.encode()))
     assert set(errors_of(**data)) == {name}
 
@@ -45,7 +45,7 @@ def test_seconds(name, value):
     ({'args': [None, {}], 'kwargs': {'a': None}}, {}),
 ])
 def test_options(given, expected):
-    """Each under its name in `CeleryResult.enqueue`; arguments are no options."""
+    """Each has its name in `CeleryResult.enqueue`; arguments are not options."""
     serializer = TaskRunSerializer(data=given)
     assert serializer.is_valid(), serializer.errors
     assert serializer.validated_options() == expected

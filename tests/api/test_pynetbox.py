@@ -1,4 +1,4 @@
-"""pynetbox, the client that people have, starts a run, follows it and reads what became of it.
+"""pynetbox, the common client, starts a run, follows it and reads its result.
 
 The worker's part is played by the test, with the engine's own functions; real workers are in tests/integration.
 """
@@ -26,14 +26,14 @@ class PynetboxTest(LiveServerTestCase):
         self.addCleanup(self.connection.close)
 
     def claim(self, task_id):
-        """Begin a run, as a worker does. Returns the token of the claim."""
+        """Claim a run, as a worker does. Returns the token of the claim."""
         claimed = lifecycle.claim(
             self.connection, task_id=task_id, attempt=1, nesting=0, worker='celery@test', holder=uuid4()
         )
         return claimed[1]
 
     def poll(self, run, after):
-        """Ask for news of a run as the documentation says."""
+        """Poll a run as the documentation says."""
         response = self.nb.http_session.get(
             f'{run.url}logs/', params={'after': after}, headers={'Authorization': f'Bearer {self.token}'}
         )
@@ -64,8 +64,8 @@ class PynetboxTest(LiveServerTestCase):
         run.full_details()
         self.assertEqual((run.status.value, run.result, run.worker), ('completed', 'Hello Bob!', 'celery@test'))
 
-    def test_wrong_arguments(self):
-        """What is wrong reaches the caller."""
+    def test_invalid_arguments(self):
+        """The error reaches the caller."""
         make_task()
         task = self.nb.plugins.celery.tasks.get(name='netbox_example_plugin:hello_world')
         with self.assertRaises(pynetbox.RequestError) as caught:
@@ -96,7 +96,7 @@ class PynetboxTest(LiveServerTestCase):
         self.assertEqual([line.message for line in lines], [str(number) for number in range(201, 250)])
 
     def test_lists(self):
-        """Rows of lists fetch what lists leave out when it is asked for."""
+        """Rows of lists load the columns that lists leave out when they are used."""
         for number in range(3):
             make_result('completed', args=[number])
         make_result('failed')

@@ -1,4 +1,4 @@
-"""`results/`: what NetBox's own tests ask of an endpoint, and what is different about rows that the engine writes."""
+"""`results/`: NetBox's own tests of an endpoint, and what differs for rows that the engine writes."""
 from datetime import datetime
 from unittest.mock import patch
 
@@ -86,7 +86,7 @@ class ResultRepresentationTest(APITestCase):
             self.assertNotIn('secret', str(data))
 
     def test_redacted_arguments(self):
-        """Where the caller says how arguments are to be shown, nothing else of them is."""
+        """If the caller gives a representation of the arguments, only that is shown."""
         result = make_result(
             args=['hunter2'], kwargs={'password': 'hunter2'},
             options={'argsrepr': "('***',)", 'kwargsrepr': "{'password': '***'}"}
@@ -157,7 +157,7 @@ class ResultRepresentationTest(APITestCase):
 
 
 class ResultPagesTest(APITestCase):
-    """Following `next` reaches every row, however wrong the estimate of their number is."""
+    """Following `next` reaches every row, even if the estimated count is wrong."""
     model = CeleryResult
     view_namespace = 'plugins-api:netbox_celery'
     user_permissions = ('netbox_celery.view_celeryresult',)
@@ -214,7 +214,7 @@ class ResultPagesTest(APITestCase):
 
 
 class ResultWriteTest(APITestCase):
-    """Nobody writes a run by REST but its tags and custom fields."""
+    """Only tags and custom fields of a run can be written by REST."""
     model = CeleryResult
     view_namespace = 'plugins-api:netbox_celery'
     user_permissions = tuple(
@@ -244,7 +244,7 @@ class ResultWriteTest(APITestCase):
             self.assertEqual(getattr(changed, name), getattr(result, name))
 
     def test_patch_does_not_undo_what_the_engine_writes_meanwhile(self):
-        """The request has read the row as running; before it saves, the run ends."""
+        """The request has read the row as running; before it saves, the run finishes."""
         result = make_result('running')
         tag, = create_tags('Alpha')
         original = CeleryResult.full_clean
@@ -270,7 +270,7 @@ class ResultWriteTest(APITestCase):
         self.assertFalse(CeleryResult.objects.exists())
 
     def test_unfinished_run_is_cancelled_when_it_is_deleted(self):
-        """Otherwise its message, or its process, would go on with nobody able to see or stop it."""
+        """Otherwise its message, or its process, would continue unseen."""
         with patch.object(control, 'cancel', wraps=control.cancel) as cancel:
             for state in ('pending', 'running', 'completed'):
                 response = self.client.delete(self._get_detail_url(make_result(state)), **self.header)
@@ -280,7 +280,7 @@ class ResultWriteTest(APITestCase):
 
 
 class ScheduledResultTest(APITestCase):
-    """A run says which schedule started it, and under which key it stands."""
+    """A run names the schedule that started it, and its concurrency key."""
     view_namespace = 'plugins-api:netbox_celery'
     model = CeleryResult
 
@@ -307,8 +307,8 @@ class RootTest(APITestCase):
         self.assertEqual(list(response.json()), ['log-entries', 'results', 'schedules', 'tasks', 'workers'])
         self.assertIn('/api/plugins/celery/results/', response.json()['results'])
 
-    def test_what_is_no_id_is_not_found(self):
-        """Whatever one asks of an object, with whatever in the place of its ID."""
+    def test_invalid_ids_are_not_found(self):
+        """Whatever is requested of an object, with anything in the place of its ID."""
         self.user.is_superuser = True
         self.user.save()
         addresses = [pattern for pattern in router.urls if 'pk' in pattern.pattern.regex.groupindex]

@@ -42,7 +42,7 @@ class CeleryScheduleTest(APIViewTestCases.APIViewTestCase):
 
 
 class WriteTest(APITestCase):
-    """What may be said of a schedule, and what is answered to what may not."""
+    """What can be written of a schedule, and the answers to invalid values."""
     view_namespace = 'plugins-api:netbox_celery'
     model = CelerySchedule
 
@@ -64,20 +64,20 @@ class WriteTest(APITestCase):
         self.assertIn(field, response.json())
         self.assertIn(text, str(response.json()[field]))
 
-    def test_queues_that_there_are_not(self):
+    def test_unknown_queues(self):
         for queue in ('odd', 'unacked', '_kombu.x'):
             self.assertWrong(self.post(queue=queue), 'queue', 'There ')
         schedule = make_schedule(owner=self.user, queue='odd')
         self.assertWrong(self.patch(schedule, queue='unacked_mutex'), 'queue', 'A queue cannot be named')
         self.assertWrong(self.patch(schedule, queue='other'), 'queue', 'Queues are: celery')
-        # What nobody touches stays; and what is taken away is
+        # Fields that are not given stay; a null is written
         self.assertHttpStatus(self.patch(schedule, description='x', enabled=False), status.HTTP_200_OK)
         self.assertHttpStatus(self.patch(schedule, enabled=True), status.HTTP_200_OK)
         self.assertHttpStatus(self.patch(schedule, queue='slow'), status.HTTP_200_OK)
         self.assertHttpStatus(self.patch(schedule, queue=''), status.HTTP_200_OK)
 
     def test_pages_by_cursor(self):
-        """NetBox's `start` is where a page begins, also of what has a time of that name."""
+        """NetBox's `start` is where a page starts, also for a model with a field of that name."""
         first, second = make_schedule('A'), make_schedule('B', start=timezone.now())
         response = self.client.get(f'{self._get_list_url()}?start={second.pk}&limit=1', **self.header)
         self.assertHttpStatus(response, status.HTTP_200_OK)
@@ -95,7 +95,7 @@ class WriteTest(APITestCase):
         self.assertEqual(data['in_words'], 'At 02:30 (Europe/Berlin)')
         self.assertGreater(datetime.fromisoformat(data['next_run']), timezone.now())
 
-    def test_wrong_arguments(self):
+    def test_invalid_arguments(self):
         for arguments, field, text in (
             ({'kwargs': {'greeting': 'Hi'}}, 'kwargs', 'greeting: is not a parameter of this task'),
             ({'kwargs': {'name': 1}}, 'kwargs', 'name: must be str, not 1'),
@@ -109,7 +109,7 @@ class WriteTest(APITestCase):
                 self.assertWrong(self.post(**arguments), field, text)
         self.assertFalse(CelerySchedule.objects.exists())
 
-    def test_wrong_times(self):
+    def test_invalid_times(self):
         for data, field in (
             ({'crontab': '0 25 * * *'}, 'crontab'),
             ({'crontab': ''}, 'crontab'),
@@ -128,8 +128,8 @@ class WriteTest(APITestCase):
         make_schedule('Nightly')
         self.assertWrong(self.post(), 'name')
 
-    def test_what_is_not_written(self):
-        """Beat's columns, the origin and the owner are not the client's."""
+    def test_read_only_fields(self):
+        """Beat's columns, the source and the owner cannot be written."""
         other = User.objects.create_user('other', is_superuser=True)
         response = self.post(owner=other.pk, origin='code', next_run='2020-01-01T00:00:00Z', present=False)
         self.assertHttpStatus(response, status.HTTP_201_CREATED)
@@ -151,7 +151,7 @@ class WriteTest(APITestCase):
         self.assertEqual(CelerySchedule.objects.get().object, site)
 
     def test_settings_and_code(self):
-        """Of what the settings and the code schedule, only what is people's is written; it stays where it is."""
+        """Of schedules from settings and code, only what people decide is written; they stay where they are."""
         schedule = make_schedule(origin='settings')
         for data in ({'crontab': '5 * * * *'}, {'kwargs': {'name': 'Bob'}}, {'queue': 'slow'}, {'name': 'x'}):
             with self.subTest(data):
@@ -215,7 +215,7 @@ class PreviewTest(APITestCase):
 
 
 class RunTest(APITestCase):
-    """`run/` needs to see the schedule and to run its task; it runs in the name of who asks."""
+    """`run/` needs the permissions to view the schedule and to run its task; it runs as the requesting user."""
     view_namespace = 'plugins-api:netbox_celery'
     model = CelerySchedule
 
@@ -278,7 +278,7 @@ class RunTest(APITestCase):
 
 
 class TakeOverTest(APITestCase):
-    """`take-over/` needs to change the schedule and to run its task."""
+    """`take-over/` needs the permissions to change the schedule and to run its task."""
     view_namespace = 'plugins-api:netbox_celery'
     model = CelerySchedule
 
@@ -317,8 +317,8 @@ class TakeOverTest(APITestCase):
         grant(self.user, CelerySchedule, actions=['change'], constraints={'name': 'another'})
         self.assertRefused(status.HTTP_403_FORBIDDEN)
 
-    def test_what_it_would_become(self):
-        """Constraints hold of the object before and after."""
+    def test_constraints_before_and_after(self):
+        """Constraints apply to the object before and after."""
         grant(self.user, CelerySchedule)
         grant(self.user, CeleryTask, actions=['view', 'run'])
         for constraints in ({'enabled': False}, {'owner': None}):

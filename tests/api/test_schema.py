@@ -1,4 +1,4 @@
-"""The OpenAPI schema describes our endpoints without a warning, and as they are."""
+"""The OpenAPI schema describes our endpoints without warnings, and correctly."""
 import io
 from contextlib import redirect_stderr
 
@@ -32,7 +32,7 @@ class SchemaTest(TestCase):
         validate_schema(self.schema)
 
     def test_methods(self):
-        """What is documented is what there is."""
+        """The documented methods are those that exist."""
         self.assertEqual({
             path.removeprefix(PREFIX): set(operations) for path, operations in self.schema['paths'].items()
         }, {
@@ -73,13 +73,13 @@ class SchemaTest(TestCase):
         self.assertEqual(list(operation['responses']), ['201'])
 
     def test_writable_fields(self):
-        """Clients are told what they can change of a run."""
+        """Clients see what they can change of a run."""
         reference = self.operation('results/{id}/', 'patch')['requestBody']['content']['application/json']['schema']
         request = self.schema['components']['schemas'][reference['$ref'].rpartition('/')[2]]
         self.assertEqual(set(request['properties']), {'tags', 'custom_fields'})
 
     def test_schedules(self):
-        """What beat writes, and the owner, are nobody's to write."""
+        """Beat's columns, and the owner, are not writable."""
         reference = self.operation('schedules/', 'post')['requestBody']['content']['application/json']['schema']
         one = reference.get('oneOf', [reference])[0]
         request = self.schema['components']['schemas'][one['$ref'].rpartition('/')[2]]

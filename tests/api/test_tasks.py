@@ -57,7 +57,7 @@ class TaskWriteTest(APITestCase):
                 response = getattr(self.client, method)(url, {'name': 'x'}, format='json', **self.header)
                 self.assertHttpStatus(response, status.HTTP_405_METHOD_NOT_ALLOWED)
 
-    def test_what_the_code_says_is_not_written(self):
+    def test_fields_from_the_code_are_not_written(self):
         task = make_task()
         data = {'enabled': False, 'name': 'x', 'parameters': [], 'present': False, 'description': 'x'}
         response = self.client.patch(self._get_detail_url(task), data, format='json', **self.header)
@@ -104,7 +104,7 @@ class RunTest(ActionTestCases.ActionTestCase):
         self.assertFalse(CeleryResult.objects.exists())
 
     def test_object_is_not_visible(self):
-        """Who may run it needs not see it in lists. Who may do neither does not learn that it exists."""
+        """A user who may run it need not view it in lists. One who may do neither does not learn that it exists."""
         for action in ('run', 'view'):
             grant(self.user, CeleryTask, actions=[action], constraints={'pk': 0})
             self.assertRefused(status.HTTP_404_NOT_FOUND)
@@ -115,8 +115,8 @@ class RunTest(ActionTestCases.ActionTestCase):
         grant(self.user, CeleryTask, actions=['view', 'run'])
         return self.post(data)
 
-    def assertWrong(self, response, *path):
-        """The answer says what is wrong where the request has it."""
+    def assertInvalid(self, response, *path):
+        """The answer has the error where the request has its cause."""
         self.assertHttpStatus(response, status.HTTP_400_BAD_REQUEST)
         errors = response.json()
         for name in path:
@@ -136,22 +136,22 @@ class RunTest(ActionTestCases.ActionTestCase):
             result = CeleryResult.objects.get(pk=response.json()['id'])
             self.assertEqual((result.args, result.kwargs), (args, kwargs))
 
-    def test_wrong_arguments(self):
-        self.assertWrong(self.run_task(kwargs={'greeting': 'Hi'}), 'parameters', 'greeting')
-        self.assertWrong(self.run_task(kwargs={'name': 1}), 'parameters', 'name')
-        self.assertWrong(self.run_task(args=['Bob'], kwargs={'name': 'Bob'}), 'parameters', 'name')
-        self.assertWrong(self.run_task(args=['Bob', 'Alice']), 'parameters', '__all__')
+    def test_invalid_arguments(self):
+        self.assertInvalid(self.run_task(kwargs={'greeting': 'Hi'}), 'parameters', 'greeting')
+        self.assertInvalid(self.run_task(kwargs={'name': 1}), 'parameters', 'name')
+        self.assertInvalid(self.run_task(args=['Bob'], kwargs={'name': 'Bob'}), 'parameters', 'name')
+        self.assertInvalid(self.run_task(args=['Bob', 'Alice']), 'parameters', '__all__')
         unreadable = {'__type__': 'uuid', '__value__': 'x'}
-        self.assertWrong(self.run_task(args=[unreadable]), 'parameters', '__all__')
+        self.assertInvalid(self.run_task(args=[unreadable]), 'parameters', '__all__')
 
     def test_options_among_the_arguments(self):
-        """Nobody reaches what only code may say, such as an object that he may not see, past what takes anything."""
+        """Options that only code may give, such as an invisible object, cannot be passed as arguments of any task."""
         CeleryTask.objects.update(parameters=[
             {'name': 'rest', 'kind': 'var_keyword', 'annotation': '', 'required': False},
         ])
         site = Site.objects.create(name='S', slug='s')
         response = self.run_task(kwargs={'netbox_object': ['dcim.site', site.pk]})
-        self.assertWrong(response, 'parameters', 'netbox_object')
+        self.assertInvalid(response, 'parameters', 'netbox_object')
 
     def test_missing_arguments(self):
         CeleryTask.objects.update(parameters=[
@@ -159,18 +159,18 @@ class RunTest(ActionTestCases.ActionTestCase):
             for name in ('site', 'device')
         ])
         response = self.run_task()
-        self.assertWrong(response, 'parameters', 'site')
-        self.assertWrong(response, 'parameters', 'device')
+        self.assertInvalid(response, 'parameters', 'site')
+        self.assertInvalid(response, 'parameters', 'device')
 
     def test_catalogue_behind_the_code(self):
-        """Where the catalogue allows what the code does not, the code has the last word."""
+        """Where the catalogue allows what the code does not, the code decides."""
         CeleryTask.objects.update(parameters=[
             {'name': 'greeting', 'kind': 'positional_or_keyword', 'annotation': '', 'required': True}
         ])
-        self.assertWrong(self.run_task(kwargs={'greeting': 'Hi'}), 'detail')
+        self.assertInvalid(self.run_task(kwargs={'greeting': 'Hi'}), 'detail')
 
     def test_command(self):
-        """A Django command is run like any other task, and takes its own options alone."""
+        """A management command is run like any other task, and accepts its own options only."""
         sync_catalogue()
         task = CeleryTask.objects.get(name='command.django.contrib.sessions.clearsessions')
         grant(self.user, CeleryTask, actions=['view', 'run'])
@@ -207,7 +207,7 @@ class RunTest(ActionTestCases.ActionTestCase):
             ({'tags': [{'slug': 'nonsense'}]}, 'tags'),
         ):
             with self.subTest(data):
-                self.assertWrong(self.run_task(**data), *path)
+                self.assertInvalid(self.run_task(**data), *path)
         self.assertHttpStatus(self.post(['Bob']), status.HTTP_400_BAD_REQUEST)
 
     def test_options(self):
@@ -226,14 +226,14 @@ class RunTest(ActionTestCases.ActionTestCase):
         self.assertEqual(result.options['priority'], 3)
         self.assertEqual((result.options['time_limit'], result.options['soft_time_limit']), (60, 50))
 
-    def test_queues_that_there_are_not(self):
-        """People send to queues that are configured, consumed or allowed, and never to a name that is taken."""
+    def test_unknown_queues(self):
+        """People send to queues that are configured, consumed or allowed, and never to a reserved name."""
         for queue in (
             'odd', 'unacked', 'unacked_index', '_kombu.binding.celery', 'celery-task-meta-5', 'amq.x', 'é' * 200,
         ):
             with self.subTest(queue):
                 response = self.run_task(queue=queue)
-                self.assertWrong(response, 'queue')
+                self.assertInvalid(response, 'queue')
                 self.assertIn('There ', str(response.json()['queue']))
         self.assertIn('Queues are: celery', str(self.run_task(queue='odd').json()['queue']))
         self.assertFalse(CeleryResult.objects.exists())
@@ -252,13 +252,13 @@ class RunTest(ActionTestCases.ActionTestCase):
             self.assertEqual(result.expires, later + timedelta(hours=1))
 
     def test_object_that_the_user_may_not_view(self):
-        """It is not to be found out that it exists, nor is a run to be hung on it."""
+        """Users cannot find out that it exists, nor start a run about it."""
         site = Site.objects.create(name='Site 1', slug='site-1')
-        self.assertWrong(self.run_task(object_type='dcim.site', object_id=site.pk), 'object_id')
+        self.assertInvalid(self.run_task(object_type='dcim.site', object_id=site.pk), 'object_id')
         grant(self.user, Site, constraints={'slug': 'other'})
-        self.assertWrong(self.run_task(object_type='dcim.site', object_id=site.pk), 'object_id')
+        self.assertInvalid(self.run_task(object_type='dcim.site', object_id=site.pk), 'object_id')
         # No object of NetBox's: there are no permissions to ask
-        self.assertWrong(self.run_task(object_type='contenttypes.contenttype', object_id=1), 'object_id')
+        self.assertInvalid(self.run_task(object_type='contenttypes.contenttype', object_id=1), 'object_id')
 
     def test_disabled_and_absent_tasks(self):
         for reason, columns in (
@@ -266,7 +266,7 @@ class RunTest(ActionTestCases.ActionTestCase):
         ):
             CeleryTask.objects.update(**columns)
             response = self.run_task()
-            self.assertWrong(response, 'detail')
+            self.assertInvalid(response, 'detail')
             self.assertIn(reason, response.json()['detail'])
 
     def test_change_log(self):
@@ -277,13 +277,13 @@ class RunTest(ActionTestCases.ActionTestCase):
         )
 
     def test_redacted_options_are_not_offered(self):
-        """`task_id`, `headers`, `argsrepr` and the like are no business of a client's."""
+        """Clients cannot give `task_id`, `headers`, `argsrepr` and the like."""
         for option in ('task_id', 'headers', 'argsrepr', 'netbox_user', 'user', 'routing_key', 'link'):
-            self.assertWrong(self.run_task(**{option: str(uuid4())}), option)
+            self.assertInvalid(self.run_task(**{option: str(uuid4())}), option)
 
 
 class BrokerDownTest(TransactionTestCase):
-    """Outside of a transaction the message goes out at once: who asked for the run is told that it did not."""
+    """Outside a transaction the message is sent immediately, and the client learns if it was not."""
 
     def test_broker_down(self):
         user = User.objects.create_superuser(username='admin')

@@ -41,7 +41,7 @@ class WorkerTest(APITestCase):
         })
 
     def test_state(self):
-        """A worker says between how many tasks its pool is scaled, and what it could not import."""
+        """A worker shows the limits of its autoscaler, and what it could not import."""
         failure = {'plugin': 'p', 'module': 'p.tasks', 'error': 'ImportError: no', 'place': 'p/tasks.py:1'}
         make_worker('celery@old', versions={'celery': '5.7.0'})
         make_worker('celery@scaled', concurrency=4, versions={

@@ -12,7 +12,7 @@ from utilities.testing import APITestCase
 
 
 def make_chain(count, **columns):
-    """Make a workflow of runs each of which was started by the one before it."""
+    """Make a workflow in which each run was started by the one before it."""
     runs = []
     for number in range(count):
         task_id = uuid4()
@@ -38,7 +38,7 @@ class WorkflowTestCase(APITestCase):
 class WorkflowTest(WorkflowTestCase):
 
     def test_tree(self):
-        """Whichever of its runs is asked: all of them, each with the one under which it stands."""
+        """Whichever of its runs is requested: all of them, each with its parent in the tree."""
         grant(self.user, CeleryResult)
         make_result('completed')
         first, second, third = make_chain(3)
@@ -61,7 +61,7 @@ class WorkflowTest(WorkflowTestCase):
         self.assertEqual((answer['count'], answer['finished']), (1, True))
 
     def test_hidden_runs_do_not_break_the_tree(self):
-        """What a run that the user may not view has started stands under the next one above."""
+        """Children of an invisible run are under the next one above."""
         first, second, third = make_chain(3)
         grant(self.user, CeleryResult, constraints=[{'pk': first.pk}, {'pk': third.pk}])
         answer = self.workflow(third)
@@ -113,7 +113,7 @@ class CancelWorkflowTest(WorkflowTestCase):
         self.assertEqual({change.user for change in changes}, {self.user})
 
     def test_permission_on_each(self):
-        """Those that the user may not cancel go on."""
+        """Runs that the user may not cancel continue."""
         runs = make_chain(3, status='pending')
         grant(self.user, CeleryResult)
         grant(self.user, CeleryResult, actions=['cancel'], constraints=[{'pk': runs[0].pk}, {'pk': runs[1].pk}])

@@ -5,6 +5,6 @@ from .site import Site
 
 @pytest.fixture(scope='session')
 def site(services):
-    """A whole NetBox that runs."""
+    """A complete NetBox that is running."""
     with Site(services) as site:
         yield site

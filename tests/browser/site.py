@@ -1,4 +1,4 @@
-"""A whole NetBox to look at: its web process and a worker, with a database of their own, and devices in it."""
+"""A complete NetBox for browsers: its web process and a worker, with their own database, and devices in it."""
 import json
 import os
 import subprocess
@@ -81,7 +81,7 @@ class Site:
         return ' ready.' in (self.logs / 'browser-worker.log').read_text(errors='replace')
 
     def open(self, path, data=None):
-        """Ask for an address, as a program with a token does."""
+        """Request a URL, as a program with a token does."""
         request = Request(
             f'{self.url}{path}',
             data=None if data is None else json.dumps(data).encode(),
@@ -91,7 +91,7 @@ class Site:
         return build_opener(ProxyHandler({})).open(request, timeout=30)
 
     def rest(self, path, data=None):
-        """Ask REST, and return the answer."""
+        """Send a REST request, and return the answer."""
         return json.load(self.open(f'/api/plugins/celery/{path}', data))
 
     def task(self, name):
@@ -103,7 +103,7 @@ class Site:
         return self.rest(f'tasks/{self.task(name)}/run/', {'kwargs': kwargs})['id']
 
     def wait(self, pk, timeout=30):
-        """Wait until a run has ended, and return it."""
+        """Wait until a run has finished, and return it."""
         return wait_until(
             lambda: (run := self.rest(f'results/{pk}/'))['completed'] and run, timeout=timeout, interval=0.2
         )

@@ -15,7 +15,7 @@ ARGUMENTS = (
 )
 DESKTOP = {'width': 1280, 'height': 900}
 PHONE = {'width': 390, 'height': 844}
-#: What htmx says of a request that a newer one replaces, or that ends with its page.
+#: What htmx logs for a request that is replaced by a newer one, or aborted with its page.
 ABORTED = re.compile('htmx:(sendAbort|afterRequest)')
 
 
@@ -41,7 +41,7 @@ def sign_in(page, site):
 
 @pytest.fixture(scope='module')
 def session(browser, site):
-    """The cookies of somebody who has signed in."""
+    """The cookies of a signed-in user."""
     context = browser.new_context()
     sign_in(context.new_page(), site)
     state = context.storage_state()
@@ -74,7 +74,7 @@ def open_page(browser, site, session):
 
 
 def test_task_is_run_and_watched_live(site, open_page):
-    """Somebody runs a task from its page and sees its lines while it runs, then its end and what it has changed."""
+    """A user runs a task from its page and sees its lines while it runs, then its end and its changes."""
     page = open_page('/plugins/celery/tasks/')
     page.get_by_role('link', name='netbox_example_plugin:audit_devices').first.click()
     page.get_by_role('button', name='Run', exact=True).click()
@@ -128,7 +128,7 @@ def test_run_is_cancelled(site, open_page):
 
 @pytest.fixture(scope='module')
 def runs(site):
-    """Runs that have ended in different ways, by the name of the task."""
+    """Runs that finished in different ways, by the name of the task."""
     runs = {
         'audit_devices': site.run('audit_devices', delay=0),
         'backup_configs': site.run('backup_configs', delay=0),
@@ -155,7 +155,7 @@ PAGES = {
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 @pytest.mark.parametrize('name', PAGES)
 def test_page_fits_a_phone(site, runs, open_page, name, scheme):
-    """No page is wider than a phone: what is wide scrolls by itself."""
+    """No page is wider than a phone: wide content scrolls by itself."""
     page = open_page(PAGES[name](site, runs), viewport=PHONE, color_scheme=scheme)
     expect(page.locator('html')).to_have_attribute('data-bs-theme', scheme)
     page.wait_for_load_state('networkidle')
@@ -171,7 +171,7 @@ TOO_WIDE = """() => document.documentElement.scrollWidth <= innerWidth ? [] :
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_log_can_be_read(site, runs, open_page, scheme):
-    """Text stands out from what is behind it: 4.5 to 1 (WCAG AA)."""
+    """Text contrasts with its background: 4.5 to 1 (WCAG AA)."""
     page = open_page(f'/plugins/celery/results/{runs["backup_configs"]}/log/', color_scheme=scheme)
     expect(page.locator('.celery-line').first).to_be_visible()
     assert page.evaluate(FAINT) == []

@@ -1,4 +1,4 @@
-"""The guide to REST says what works: its examples are run, one after the other, as a reader would."""
+"""The REST guide is correct: its examples are run, one after another, as a reader would."""
 import json
 import os
 import re
@@ -48,7 +48,7 @@ def test_graphql(site):
     assert answer['data']['celery_result_list'][0]['user']['username'] == site.username
 
 
-def test_wrong_arguments(site):
+def test_invalid_arguments(site):
     """The answer is the one that the guide shows."""
     from urllib.error import HTTPError
 

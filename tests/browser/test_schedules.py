@@ -16,7 +16,7 @@ from .test_pages import PHONE, TOO_WIDE, browser, open_page, session, sign_in  #
 pytestmark = pytest.mark.browser
 
 LIST = '/plugins/celery/schedules/'
-#: Where whoever looks sits. Half an hour apart from all the other clocks, so that none is taken for another.
+#: The reader's time zone, half an hour apart from all others, so that none is mistaken for another.
 HERE = 'Asia/Tehran'
 
 
@@ -29,19 +29,19 @@ def make(site, **values):
 
 
 def choose(page, field, option):
-    """Choose from one of NetBox's lists, as one does with the mouse."""
+    """Choose from one of NetBox's lists, as with the mouse."""
     box = page.locator(f'#id_{field} + .ts-wrapper')
     box.locator('.ts-control').click()
     box.get_by_role('option', name=option).first.click()
 
 
 def times(panel):
-    """Return the times that a table of next runs shows, as they are read."""
+    """Return the times in a table of next runs, as they are displayed."""
     return [text.split(' ', 1)[1] for text in panel.locator('[data-celery-time]').all_inner_texts()]
 
 
-def test_schedule_is_made(site, open_page):  # noqa: F811
-    """The preview follows what is entered, by the clock of who looks; what is saved is what was shown."""
+def test_schedule_is_created(site, open_page):  # noqa: F811
+    """The preview follows the input, in the reader's time zone; what is saved is what was shown."""
     page = open_page(LIST, timezone_id=HERE)
     page.get_by_role('link', name='Add', exact=True).last.click()
     page.wait_for_url('**/add/**')
@@ -62,7 +62,7 @@ def test_schedule_is_made(site, open_page):  # noqa: F811
     assert {(moment.hour, moment.minute) for moment in there} == {(2, 30)}
     assert all(moment.isoweekday() <= 5 for moment in there)
 
-    # What is wrong is said at once
+    # Errors are shown immediately
     page.locator('#id_crontab').fill('61 2 * * *')
     expect(preview).to_contain_text('is not a valid minute')
     page.locator('#id_crontab').fill('0 3 * * *')
@@ -93,13 +93,13 @@ def test_schedule_is_made(site, open_page):  # noqa: F811
     schedule = site.rest(f'schedules/{page.url.rstrip("/").rsplit("/", 1)[1]}/')
     assert (schedule['name'], schedule['owner']['username']) == (name, site.username)
     assert (schedule['interval'], schedule['kwargs']) == (7200, {'site': 'ams', 'delay': 0})
-    # The page shows the same times as REST, by the clock of who looks
+    # The page shows the same times as REST, in the reader's time zone
     due = datetime.fromisoformat(schedule['next_run']).astimezone(ZoneInfo(HERE))
     assert times(page.locator('.celery-next-runs'))[0] == f'{due:%Y-%m-%d %H:%M:%S}'
 
 
-def test_wrong_arguments(site, open_page):  # noqa: F811
-    """They are pointed out where they were entered, and all that was entered is still there."""
+def test_invalid_arguments(site, open_page):  # noqa: F811
+    """The errors are at their fields, and all input is still there."""
     page = open_page(f'{LIST}add/')
     page.get_by_label('Name', exact=True).fill('Wrong')
     page.locator('#id_crontab').fill('0 3 * * *')
@@ -114,7 +114,7 @@ def test_wrong_arguments(site, open_page):  # noqa: F811
 
 
 def test_form_by_keyboard(site, open_page):  # noqa: F811
-    """A schedule is made without a mouse: who chooses from a list goes on from there."""
+    """A schedule is created without a mouse: after choosing from a list the focus is there."""
     page = open_page(f'{LIST}add/')
     name = f'By keyboard {uuid4()}'
     page.get_by_label('Name', exact=True).focus()
@@ -201,7 +201,7 @@ def test_schedule_is_disabled_and_enabled(site, open_page):  # noqa: F811
     assert [site.rest(f'schedules/{key}/')['enabled'] for key in (pk, other)] == [False, False]
 
 
-#: Somebody who may make and change schedules, see all tasks, and run one of them.
+#: A user who may create and change schedules, view all tasks, and run one of them.
 SOMEBODY = '''
 import django; django.setup()
 from core.models import ObjectType
@@ -219,8 +219,8 @@ for model, actions, constraints in (
 
 
 @pytest.fixture(scope='module')
-def somebody(site, browser):  # noqa: F811
-    """The cookies of somebody who may run one task only."""
+def limited(site, browser):  # noqa: F811
+    """The cookies of a user who may run one task only."""
     subprocess.run([sys.executable, '-c', SOMEBODY], env={**os.environ, **site.environ}, check=True)
     context = browser.new_context()
     sign_in(context.new_page(), SimpleNamespace(url=site.url, username='bob', password='Bob-can-l00k'))
@@ -229,9 +229,9 @@ def somebody(site, browser):  # noqa: F811
     return {**state, 'origins': []}
 
 
-def test_somebody_may_run_one_task(site, somebody, open_page):  # noqa: F811
-    """They are offered that task alone, and of schedules of other tasks nothing but to look at them."""
-    page = open_page(f'{LIST}add/', storage_state=somebody)
+def test_user_who_may_run_one_task(site, limited, open_page):  # noqa: F811
+    """They are offered that task only, and can just view schedules of other tasks."""
+    page = open_page(f'{LIST}add/', storage_state=limited)
     page.locator('#id_task + .ts-wrapper .ts-control').click()
     options = page.locator('#id_task + .ts-wrapper').get_by_role('option')
     expect(options).to_have_count(1)
@@ -257,7 +257,7 @@ def test_somebody_may_run_one_task(site, somebody, open_page):  # noqa: F811
 
 @pytest.fixture(scope='module')
 def schedules(site):
-    """Schedules that are hard to show, by what they are."""
+    """Schedules that are hard to display, by what they are."""
     long = make(site, name=f'{"x" * 100} {"word " * 20}{uuid4()}', description='d' * 200, priority=3,
                 kwargs={'name': 'y' * 300}, timezone='America/Argentina/Buenos_Aires')
     site.wait(site.rest(f'schedules/{long}/run/', {})['id'])

@@ -1,4 +1,4 @@
-"""A workflow that is watched: its tree and timeline in a real browser."""
+"""The tree and the timeline of a workflow in a real browser."""
 import os
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from .test_pages import PHONE, TOO_WIDE, browser, open_page, session  # noqa: F4
 
 pytestmark = pytest.mark.browser
 
-#: Ten greetings at once, then something slow, then a last greeting.
+#: Ten simultaneous greetings, then something slow, then a last greeting.
 START = """
 import django; django.setup()
 from celery import chain, chord
@@ -35,7 +35,7 @@ def start(site, seconds):
 
 
 def test_workflow_is_watched(site, open_page):  # noqa: F811
-    """Its steps come and end while the page is open, and a group is unfolded from the keyboard and stays so."""
+    """Its steps appear and finish while the page is open, and a group that is unfolded by keyboard stays so."""
     page = open_page(start(site, 6))
     page.get_by_role('link', name='Workflow', exact=False).first.click()
     tree = page.locator('#celery-workflow')

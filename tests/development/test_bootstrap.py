@@ -1,4 +1,4 @@
-"""What `development/bootstrap.sh` promises to who calls it."""
+"""What `development/bootstrap.sh` guarantees its callers."""
 import shutil
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from development.stack.paths import ROOT
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A checkout in a folder of an odd name, whose venv is complete; the Python that would make another one says so."""
+    """A checkout in a folder with an odd name and a complete venv; a Python that would make another one reports it."""
     root = tmp_path / "it's a (new) $HOME & more"
     for name in ('development/bootstrap.sh', 'pyproject.toml', 'development/netbox_example_plugin/pyproject.toml'):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def checkout(tmp_path):
 
 
 def test_complete(checkout):
-    """Nothing is done again."""
+    """Nothing is done twice."""
     root, bootstrap = checkout
     assert bootstrap() == (0, '')
     (root / '.venv' / '.place').write_text(f'{root}\n')
@@ -44,7 +44,7 @@ def test_complete(checkout):
 
 
 def test_moved(checkout):
-    """In a checkout that was moved or copied, scripts in the venv would run another place's Python, with its code."""
+    """In a checkout that was moved or copied, the venv's scripts would run another folder's Python and code."""
     root, bootstrap = checkout
     (root / '.venv' / '.place').write_text(f'{root}-before\n')
     assert bootstrap() == (7, 'making\n')

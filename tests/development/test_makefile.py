@@ -1,4 +1,4 @@
-"""What the Makefile promises to who calls it."""
+"""What the Makefile guarantees its callers."""
 import os
 import re
 import subprocess
@@ -10,7 +10,7 @@ from development.stack.paths import ROOT
 
 
 def test_python_of_choice():
-    """`PYTHON=... make` says with which Python the venv is made: no variable of the Makefile's hides it."""
+    """`PYTHON=... make` chooses the Python of the venv: no variable of the Makefile overrides it."""
     make = subprocess.run(
         ['make', '--silent', '--eval', 'choice: ; @printenv PYTHON', 'choice'], cwd=ROOT, check=True, text=True,
         env={**os.environ, 'PYTHON': '/a/python'}, stdout=subprocess.PIPE,
@@ -19,7 +19,7 @@ def test_python_of_choice():
 
 
 def test_hooks():
-    """What git's hooks run is what CI runs, but for the tests."""
+    """Git's hooks run what CI runs, except the tests."""
     makefile, ci = (ROOT / 'Makefile').read_text(), (ROOT / '.ci/run').read_text()
     [checks] = re.findall(r'^check: (.*?) ##', makefile, re.MULTILINE)
     [targets] = re.findall(r'^for target in (.*); do$', ci, re.MULTILINE)
@@ -32,7 +32,7 @@ def test_hooks():
 
 
 def test_hook_runs_without_a_network(tmp_path):
-    """No hook is fetched from anywhere: git can run them wherever the project itself can be worked on."""
+    """No hook is downloaded: git can run them wherever the project can be worked on."""
     repositories = yaml.safe_load((ROOT / '.pre-commit-config.yaml').read_text())['repos']
     assert [repository['repo'] for repository in repositories] == ['local']
     assert subprocess.run(

@@ -1,4 +1,4 @@
-"""What the development stack promises: it leaves nothing behind, and never touches what is not its own."""
+"""The development stack leaves nothing behind, and never touches what is not its own."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ def sleeper(tmp_path):
 
 
 def test_a_process_ends_with_its_children(tmp_path):
-    """What a process has started ends with it, also if it ignores the signal that asks for it."""
+    """Processes that a process has started end with it, even if they ignore the signal."""
     process = Process.start(
         'family', ['sh', '-c', 'trap "" TERM; sleep 60 & echo $!; while :; do wait; done'], tmp_path / 'log'
     )
@@ -37,7 +37,7 @@ def test_a_process_ends_with_its_children(tmp_path):
 
 
 def test_a_stranger_with_the_same_id_is_left_alone(sleeper):
-    """Ids are used again: one that is written down may be that of somebody else by the time it is read."""
+    """Process IDs are reused: a recorded one may belong to another process by now."""
     namesake = Process(name='old', pid=sleeper.pid, birth=f'{sleeper.birth}0')
 
     assert not namesake.running
@@ -68,7 +68,7 @@ def test_a_process_runs_as_long_as_it_has_threads(tmp_path):
 
 @pytest.fixture
 def parent(tmp_path):
-    """Starts a process that starts `sleep 60` to die with it, and returns both: the second one by its id."""
+    """Start a process that starts `sleep 60` to die with it; returns both, the second one by its ID."""
     code = (
         'import time; from development.stack.processes import Process;'
         f'print(Process.start("x", ["sleep", "60"], "{tmp_path}/log", die_with_parent=True).pid, flush=True);'
@@ -89,7 +89,7 @@ def parent(tmp_path):
 
 
 def test_a_process_dies_with_its_parent(parent):
-    """Nothing outlives a run of the tests, also if that is killed."""
+    """Nothing outlives a test session, even if that is killed."""
     process, child = parent()
     assert wait_until(lambda: name_of(child) == 'sleep', 20)
 
@@ -100,7 +100,7 @@ def test_a_process_dies_with_its_parent(parent):
 
 
 def test_a_process_dies_with_its_parent_at_once(parent, tmp_path):
-    """Also if that is killed before the system has been told of the bond."""
+    """Even if the parent is killed before the system knows that they belong together."""
     slow = tmp_path / 'bin' / 'setpriv'
     slow.parent.mkdir()
     slow.write_text(f'#!/bin/sh\nsleep 1\nexec {shutil.which("setpriv")} "$@"\n')
@@ -115,7 +115,7 @@ def test_a_process_dies_with_its_parent_at_once(parent, tmp_path):
 
 
 def test_a_copy_leaves_the_original_alone(tmp_path):
-    """What a copied checkout has written down is what the original has started: it is not stopped from there."""
+    """A copied checkout has the original's records, but does not stop its processes."""
     demo = Demo()
     demo.ledger = tmp_path / 'processes.json'
     own, others = (Process.start('x', ['sleep', '60'], tmp_path / 'log', cwd=place) for place in (ROOT, tmp_path))
@@ -147,8 +147,8 @@ def test_a_copy_of_a_server_in_use(services):
         shutil.rmtree(copied.directory)
 
 
-def test_an_id_that_is_somebody_elses(services):
-    """After a crash of the machine the server's id may be that of any process, which lives on."""
+def test_an_id_of_another_process(services):
+    """After a crash the server's ID may belong to any process, which is left alone."""
     cluster = Cluster(services.directory / 'crashed' / 'postgres', services.cluster.password, durable=False)
     cluster.initialise()
     try:
@@ -167,7 +167,7 @@ def test_an_id_that_is_somebody_elses(services):
 
 
 def test_abandoned_folders_are_swept(tmp_path, monkeypatch):
-    """A folder whose owner is gone is removed at the next start; one that is in use stays."""
+    """A folder without a running owner is removed at the next start; one in use stays."""
     monkeypatch.setattr(scratch, 'STATE', tmp_path)
     monkeypatch.setattr(scratch, 'GATE', tmp_path / 'gate')
     (tmp_path / 'test-1-1').mkdir()

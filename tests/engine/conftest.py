@@ -1,22 +1,17 @@
+import json
+from contextlib import closing
 from uuid import uuid4
 
 import pytest
 from celery.app.task import Context
 from django.db import OperationalError
-from django.db import connection as django_connection
-
-from netbox_celery.engine.store import database
-
-
-class Shared:
-    """The test's own connection, used as the engine uses its own: what the test did is rolled back at its end."""
-
-    def execute(self, sql, params=None, patience=0):
-        return database.execute(django_connection, sql, params)
 
 
 @pytest.fixture
 def shared():
+    """The test's own connection in place of the engine's."""
+    from tests.support import Shared
+
     return Shared()
 
 
@@ -46,7 +41,7 @@ def deliver(make_task, worker):
         task = app.tasks.get('tests:delivered') or make_task(
             lambda self, task_id: None, name='tests:delivered', **(task_options or {})
         )
-        # Rows of the factory are of another task, unless a test says of which
+        # Rows of the factory have another task, unless a test gives one
         CeleryResult.objects.filter(task_id=task_id, celery_name=HELLO_WORLD).update(celery_name=task.name)
         task.request_stack.push(Context({
             'id': str(task_id or uuid4()), 'task': task.name, 'args': [], 'kwargs': {}, 'netbox_celery': True,
@@ -62,8 +57,26 @@ def deliver(make_task, worker):
 
 
 @pytest.fixture
+def queue():
+    """The name of a queue that no worker serves; called, it returns the messages in it, oldest first."""
+    from netbox_celery.celery import app
+    from netbox_celery.config import get_config
+
+    class Queue(str):
+        def __call__(self):
+            return [json.loads(message) for message in client.lrange(key, 0, -1)][::-1]
+    name = Queue(f'queue-{uuid4().hex}')
+    key = get_config().key_prefix + name
+    with closing(app.backend.client.__class__.from_url(app.conf.broker_url)) as client:
+        yield name
+        client.delete(key)
+
+
+@pytest.fixture
 def losing(monkeypatch):
     """Break the connection once, after a statement was executed and before its answer is there."""
+    from netbox_celery.engine.store import database
+
     execute, lost = database._execute, []
 
     def losing(part):

@@ -1,4 +1,4 @@
-"""What the exceptions of the engine are for those who catch them, and what they say."""
+"""The engine's exceptions: their base classes, and their texts."""
 import asyncio
 import pickle
 
@@ -22,20 +22,20 @@ class Unspeakable(BaseException):
 ], ids=lambda value: value if isinstance(value, str) else type(value).__name__)
 @pytest.mark.parametrize('cls', [exceptions.BodyInterrupted, exceptions.OutOfMemory])
 def test_stand_in(cls, original, expected):
-    """It says what it stands for, and no `str` of an author's keeps it from that."""
+    """Its text names the original, even if the original's `str` raises."""
     assert str(cls(original)) == expected
     assert not isinstance(cls(original), SystemExit | KeyboardInterrupt | MemoryError)
 
 
 def test_read_only():
-    """NetBox's maintenance mode knows it by its class, and programs by its SQLSTATE."""
+    """NetBox's maintenance mode recognizes it by its class, and programs by its SQLSTATE."""
     exc = exceptions.DatabaseReadOnly('Task x was not sent')
     assert isinstance(exc, InternalError) and isinstance(exc, DatabaseError) and isinstance(exc, CeleryError)
     assert str(exc).startswith('Task x was not sent: the database is read-only (SQLSTATE 25006)')
 
 
 def test_invalid_arguments():
-    """What is wrong stands by its parameter, and what is wrong with the call stands alone."""
+    """An error of a parameter names it; an error of the call stands alone."""
     errors = {'__all__': 'too many positional arguments', 'device': 'is required'}
     exc = exceptions.InvalidArguments(errors)
     assert (str(exc), exc.errors) == ('too many positional arguments; device: is required', errors)
@@ -52,7 +52,7 @@ def test_conflict():
     ('OutOfRange', ValueError), ('InvalidArguments', ValueError), ('IgnoredByWindow', Ignore),
     ('TaskConflict', CeleryError), ('BranchNotReady', CeleryError), ('OutOfMemory', exceptions.BodyInterrupted),
 ])
-def test_who_catches_it(name, base):
+def test_base_classes(name, base):
     assert issubclass(getattr(exceptions, name), base)
 
 
@@ -63,6 +63,6 @@ def test_who_catches_it(name, base):
     exceptions.InvalidArguments({'device': 'is required'}),
 ], ids=lambda exc: type(exc).__name__)
 def test_pickled(exc):
-    """It comes from a process of a pool to its parent as it was."""
+    """It passes unchanged from a pool's process to its parent."""
     again = pickle.loads(pickle.dumps(exc))
     assert (type(again), str(again)) == (type(exc), str(exc))

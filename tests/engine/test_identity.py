@@ -1,4 +1,4 @@
-"""Who a process is, and whether it may judge others."""
+"""The identity of a process, and whether it may declare other workers lost."""
 import os
 from types import SimpleNamespace
 
@@ -31,8 +31,8 @@ def clock(monkeypatch):
     return clock
 
 
-def test_nobody_judges_at_once(identity, config, clock):
-    """A worker judges others when it has been heard for as long as they may be silent, and no longer than that."""
+def test_new_worker_does_not_judge(identity, config, clock):
+    """A worker judges others once its own heartbeats have been steady for as long as theirs may be missing."""
     assert not identity.may_declare_lost
     beat(identity, clock, 0.5)
     assert identity.may_declare_lost
@@ -40,8 +40,8 @@ def test_nobody_judges_at_once(identity, config, clock):
     assert not identity.may_declare_lost
 
 
-def test_nobody_judges_after_an_outage(identity, config, clock):
-    """After a gap in its own heartbeats a worker waits anew: others had the same outage."""
+def test_worker_does_not_judge_after_an_outage(identity, config, clock):
+    """After a gap in its own heartbeats a worker waits again: others had the same outage."""
     beat(identity, clock, 0.5)
     clock.now += 0.25
     identity.note_beat()
@@ -64,8 +64,8 @@ def test_new_key_at_each_start(identity):
     assert not identity.is_child
 
 
-def test_who_it_is(identity, monkeypatch):
-    """The main process of a worker is its parent, a process that was forked from it a child; others are neither."""
+def test_parent_and_child(identity, monkeypatch):
+    """A worker's main process is a parent, a process forked from it a child; others are neither."""
     assert (identity.is_parent, identity.is_child) == (True, False)
     monkeypatch.setattr(identities.os, 'getpid', lambda own=os.getpid(): own + 1)
     assert (identity.is_parent, identity.is_child) == (False, True)

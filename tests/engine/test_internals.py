@@ -1,4 +1,4 @@
-"""What is changed in Celery's modules does what it is to do, and is still there to be changed."""
+"""Changes to Celery's modules work, and what they change still exists."""
 import ast
 import inspect
 import re
@@ -17,6 +17,7 @@ from celery.schedules import crontab
 from celery.utils.functional import regen
 
 from netbox_celery.engine import internals
+from tests.support import call_in_thread
 
 PACKAGE = Path(internals.__file__).parents[1]
 
@@ -37,16 +38,8 @@ def blocks():
     _state._set_task_join_will_block(before)
 
 
-def in_thread(function):
-    heard = []
-    thread = threading.Thread(target=lambda: heard.append(function()))
-    thread.start()
-    thread.join()
-    return heard[0]
-
-
 def test_join_by_thread(blocks):
-    """A thread that may wait, and no longer may, changes nothing for the others."""
+    """A thread that may wait for results, for a while, changes nothing for other threads."""
     inside, leave = threading.Event(), threading.Event()
 
     def other():
@@ -65,15 +58,15 @@ def test_join_by_thread(blocks):
         result.assert_will_not_block()
         with result.denied_join_result():
             assert redis.task_join_will_block()
-            assert in_thread(result.task_join_will_block)
+            assert call_in_thread(result.task_join_will_block)
         result.assert_will_not_block()
-    assert in_thread(result.task_join_will_block)
+    assert call_in_thread(result.task_join_will_block)
     with pytest.raises(RuntimeError):
         result.assert_will_not_block()
 
 
-def test_what_celery_says_of_the_process(blocks):
-    """It holds for each thread that says nothing else."""
+def test_setting_of_the_process(blocks):
+    """It applies to each thread without a setting of its own."""
     with result.allow_join_result():
         pass
     assert result.task_join_will_block()
@@ -85,7 +78,7 @@ def test_what_celery_says_of_the_process(blocks):
 
 
 def test_everywhere(app):
-    """No module of Celery's has the functions that it had, also one that is imported later on."""
+    """No module of Celery keeps the original functions, also not one that is imported later."""
     import_module('celery.backends.rpc')
     assert app.backend and {'celery.canvas', 'celery.app.task', 'celery.backends.redis'} <= sys.modules.keys()
     theirs = [
@@ -96,10 +89,10 @@ def test_everywhere(app):
     assert theirs == []
 
 
-def test_set_for_the_process(blocks):
-    """Celery's own test worker lets all threads of the process wait."""
+def test_setting_of_celerys_test_worker(blocks):
+    """It lets all threads of the process wait."""
     result._set_task_join_will_block(False)
-    assert not in_thread(result.task_join_will_block)
+    assert not call_in_thread(result.task_join_will_block)
 
 
 # Private names
@@ -110,7 +103,7 @@ def find(path):
 
 
 def signature_of(function):
-    """Return the signature of a function without types: these may change as they like."""
+    """Return the signature of a function without its annotations, which may change."""
     signature = inspect.signature(function)
     parameters = [parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()]
     return str(signature.replace(parameters=parameters, return_annotation=signature.empty))
@@ -118,14 +111,14 @@ def signature_of(function):
 
 @pytest.mark.parametrize('path', internals.OVERRIDDEN)
 def test_overridden(path):
-    """What our classes override is called as it was when they were written."""
+    """The signatures of what our classes override are as they were when these were written."""
     expected = internals.OVERRIDDEN[path]
     assert {name: signature_of(getattr(find(path), name)) for name in expected} == expected
 
 
 @pytest.mark.parametrize('path', internals.USED)
 def test_used(path):
-    """What our classes use is there: on the class, or set when an instance is made."""
+    """What our classes use exists on the class, or is set by its instances."""
     cls = find(path)
     known = {
         node.attr for base in cls.__mro__[:-1] for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(base))))
@@ -134,12 +127,9 @@ def test_used(path):
     assert [name for name in internals.USED[path] if not hasattr(cls, name) and name not in known] == []
 
 
-def test_functions(app):
-    """Each of the others does what it says."""
-    @app.task(name='tests:internals', queue='slow', shared=False)
-    def task():
-        pass
-
+def test_functions(app, make_task):
+    """Each function of the module does what it says."""
+    task = make_task(lambda self, task_id: None, name='tests:internals', queue='slow')
     assert task.name in app.tasks
     assert internals.registered(app)[task.name] is app.tasks[task.name]
     assert internals.call_options(task)['queue'] == 'slow'
@@ -158,7 +148,7 @@ def test_functions(app):
 
 
 def test_replaced(app):
-    """What is replaced meanwhile is as it was afterwards, also if it was not there."""
+    """What is replaced for a while is restored, also if it did not exist."""
     backend, pool = app.backend, app.amqp.producer_pool
     with internals.backend_replaced(app, other := object()), internals.producer_pool_replaced(app, third := object()):
         assert (app.backend, app.amqp.producer_pool) == (other, third)
@@ -170,7 +160,7 @@ def test_replaced(app):
 
 
 def private_names(tree):
-    """Yield names beginning with one underscore that a module takes from others, and those that it gives."""
+    """Yield the private names that a module takes from others, and those that it defines."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr):
             own = isinstance(node.ctx, ast.Store)
@@ -194,8 +184,8 @@ def is_private(name):
 THEIRS = {'celery', 'kombu', 'billiard', 'amqp', 'vine'}
 
 
-def names_of_theirs():
-    """Return each private name in the source of their packages."""
+def private_names_of_libraries():
+    """Return each private name in the source of the libraries."""
     folders = [Path(import_module(name).__file__).parent for name in THEIRS]
     return {
         name for folder in folders for path in folder.rglob('*.py')
@@ -203,15 +193,15 @@ def names_of_theirs():
     }
 
 
-def test_no_other_door():
-    """No other module uses a private name of theirs."""
+def test_no_other_module_uses_private_names():
+    """Only `internals` uses private names of Celery and its libraries."""
     modules = {
         path: list(private_names(ast.parse(path.read_text()))) for path in PACKAGE.rglob('*.py')
         if path.name != 'internals.py' and 'migrations' not in path.parts
     }
     ours = {name for names in modules.values() for kind, name in names if kind == 'given'}
     allowed = {name for names in (*internals.OVERRIDDEN.values(), *internals.USED.values()) for name in names}
-    theirs = names_of_theirs() - ours - allowed - {'_state', '_chain'}  # Django's, of models and querysets
+    theirs = private_names_of_libraries() - ours - allowed - {'_state', '_chain'}  # Django's, of models and querysets
     assert {
         str(path.relative_to(PACKAGE)): sorted(taken) for path, names in modules.items()
         if (taken := {name for kind, name in names if kind == 'taken'} & theirs)

@@ -1,4 +1,4 @@
-"""What holds for all forms."""
+"""Conventions of all forms."""
 from django.http import QueryDict
 
 from netbox_celery import forms
@@ -27,14 +27,14 @@ class FilterFormTest(TestCase):
         self.assertEqual({view.filterset_form: view.filterset for view in views}, self.FORMS)
 
     def test_fields_are_filters(self):
-        """A field that filters nothing misleads."""
+        """A field without a filter would mislead."""
         for form, filterset in self.FORMS.items():
             for name in form().fields:
                 if name != 'filter_id':
                     with self.subTest(form=form.__name__, field=name):
                         self.assertIn(name, filterset.base_filters)
 
-    def test_wrong_filters_are_said_at_their_fields(self):
+    def test_invalid_filters_are_reported_at_their_fields(self):
         for form, query, field, message in (
             (forms.CeleryResultFilterForm, 'task_id=abc', 'task_id', '“abc” is not a valid UUID.'),
             (forms.CeleryResultFilterForm, 'root_id__n=abc', 'root_id', '“abc” is not a valid UUID.'),
@@ -50,7 +50,7 @@ class FilterFormTest(TestCase):
                 with self.subTest(query, form=form):
                     self.assertEqual(form(QueryDict(query)).errors, {})
 
-    def test_every_list_says_that_a_filter_is_wrong(self):
+    def test_every_list_reports_an_invalid_filter(self):
         for view in vars(all_views).values():
             if getattr(view, 'filterset_form', None):
                 self.assertTrue(issubclass(view, FilteredMixin), view)
@@ -66,6 +66,6 @@ class FilterFormTest(TestCase):
                         self.assertIn(name, shown)
 
     def test_only_settings_of_a_task_can_be_changed(self):
-        """All else is in its code."""
+        """Everything else is defined by its code."""
         form = forms.CeleryTaskForm(instance=CeleryTask(name='plugin:task'))
         self.assertEqual(set(form.fields) - {'changelog_message', '_init_time'}, {'enabled', 'tags'})

@@ -1,4 +1,4 @@
-"""The form with which a person runs a task: fields by annotation, arguments as the task wants them."""
+"""The form with which people run a task: fields by annotation, arguments as the task expects them."""
 from datetime import date, datetime
 
 from django.utils import timezone
@@ -72,13 +72,13 @@ class TypeTest(RunFormTestCase):
         self.assertArgument({'a': 1}, parameter(default={}), '{"a": 1}')
 
     def test_optional_boolean(self):
-        """Yes, no, or what the task does without an answer."""
+        """Yes, no, or the task's default."""
         described = parameter(annotation='bool | None', default=None)
         self.assertArgument(True, described, 'true')
         self.assertArgument(False, described, 'false')
         self.assertOmitted(described)
 
-    def test_wrong_values(self):
+    def test_invalid_values(self):
         for annotation, entered, message in (
             ('int', 'x', 'Enter a whole number.'), ('float', 'x', 'Enter a number.'),
             ('list', '{}', 'Enter a JSON array'), ('dict', '[]', 'Enter a JSON object'),
@@ -133,7 +133,7 @@ class TypeTest(RunFormTestCase):
 
 
 class BindingTest(RunFormTestCase):
-    """Arguments go by name wherever that is possible: a run shows what was what."""
+    """Arguments are passed by name where possible: a run then shows what each one is."""
 
     def test_by_name(self):
         self.assertEqual(
@@ -170,7 +170,7 @@ class BindingTest(RunFormTestCase):
         self.assertEqual(list(self.errors(*described, a='1', rest='{}', more='[]')), ['rest', 'more'])
 
     def test_defaults_before_further_arguments(self):
-        """What stands before them must be passed, too: a default that the annotation does not allow is right."""
+        """Defaults before them must be passed, too, and are valid even if the annotation does not allow them."""
         described = (
             parameter('items', 'list', default=None), parameter('choice', "Literal['a']", default=None),
             parameter('more', 'int', kind='var_positional'), parameter('rest', 'int', kind='var_keyword'),
@@ -184,7 +184,7 @@ class BindingTest(RunFormTestCase):
         )
 
     def test_signature_is_checked(self):
-        """What the fields cannot know is said by the check that REST makes, too."""
+        """What fields cannot check is checked as in REST."""
         described = (
             parameter('a', 'int', 'positional_only'), parameter('b', 'int'), parameter('more', kind='var_keyword'),
         )
@@ -193,7 +193,7 @@ class BindingTest(RunFormTestCase):
         self.assertEqual(list(self.errors(untyped, flag='yes')), ['flag'])
 
     def test_names_of_options_are_free(self):
-        """A task may well have parameters that are called like options of the run."""
+        """A task may have parameters with the names of run options."""
         form = RunForm(
             CeleryTask(name='plugin:task', parameters=[parameter('queue', 'str'), parameter('name', 'str')]),
             {'parameter_queue': 'a', 'parameter_name': 'b', 'queue': 'slow', 'name': ''}
@@ -202,7 +202,7 @@ class BindingTest(RunFormTestCase):
         self.assertEqual(form.arguments, ([], {'queue': 'a', 'name': 'b'}))
         self.assertEqual(form.options, {'queue': 'slow'})
 
-    def test_queues_that_there_are_not(self):
+    def test_unknown_queues(self):
         for queue in ('odd', 'unacked', 'amq.gen'):
             form = RunForm(CeleryTask(name='plugin:task', parameters=[]), {'queue': queue})
             self.assertEqual(list(form.errors), ['queue'])

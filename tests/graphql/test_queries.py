@@ -1,4 +1,4 @@
-"""GraphQL shows what REST shows, to whom REST shows it. (NetBox's own tests of the types are beside those of REST.)"""
+"""GraphQL shows what REST shows, to the same users. (NetBox's own tests of the types are beside those of REST.)"""
 from datetime import datetime
 
 from django.db import connection
@@ -69,7 +69,7 @@ class GraphQLTest(APITestCase):
         })
 
     def test_schedule_and_key_of_a_run(self):
-        """The schedule is shown to those who may view it; the key to whoever may view the run."""
+        """The schedule is shown to users who may view it; the key to those who may view the run."""
         grant(self.user, CeleryResult)
         stale = timezone.now()
         make_result(schedule=make_schedule(), concurrency_key='device:7', stale_after=stale)
@@ -89,7 +89,7 @@ class GraphQLTest(APITestCase):
         ])
 
     def test_engine_columns_are_not_in_the_schema(self):
-        """Neither to look at nor to filter by: a filter on arguments would be a way to guess them."""
+        """Neither as fields nor as filters: arguments could be guessed by filtering."""
         text = str(schema)
         for kind, hidden in (
             ('type CeleryResultType', ('message', 'holder', 'claims', 'nesting', 'inBackend', 'in_backend')),
@@ -145,7 +145,7 @@ class GraphQLTest(APITestCase):
                 self.assertEqual([int(row['id']) for row in rows], [expected.pk])
 
     def test_only_what_is_asked_for_is_loaded(self):
-        """A query of many rows costs as much as one of few, and loads nothing large that nobody asked for."""
+        """A query of many rows costs as much as one of few, and loads no large column unasked."""
         grant(self.user, CeleryResult)
         for _ in range(5):
             make_result(args=[1], traceback='long')
@@ -158,7 +158,7 @@ class GraphQLTest(APITestCase):
             self.assertNotIn('"traceback"', loading[0])
 
     def test_log_entries_of_a_run(self):
-        """A run has its lines, oldest first, for those who may view them: filtered and in pages as all lists are."""
+        """A run has its lines, oldest first, for users who may view them, filtered and paginated like all lists."""
         other, run = make_result(), make_result()
         make_log(run, *(f'line {number}' for number in range(5)), (40, 'bad'))
         make_log(other, 'other')
@@ -180,7 +180,7 @@ class GraphQLTest(APITestCase):
         self.assertEqual([line['message'] for line in one['log_entries']], every)
 
     def test_constrained_lines_of_a_run(self):
-        """A constraint on lines holds there too."""
+        """A constraint on lines applies as well."""
         run = make_result()
         make_log(run, 'info', (40, 'bad'))
         grant(self.user, CeleryResult)

@@ -1,4 +1,4 @@
-"""Real workers, shared by all tests that leave them alive.
+"""Real workers, shared by all tests that do not stop them.
 
 They belong to a NetBox of their own, on the database and the Redis of the test process: it has one more plugin
 (`tests/testplugin`), and settings by which what is lost is found within seconds. What a test calls is committed and
@@ -39,7 +39,7 @@ sys.path.insert(0, str(TESTPLUGIN))
 
 @pytest.fixture(scope='session', autouse=True)
 def side(services):
-    """The folder in which tasks note what they did."""
+    """The folder in which tasks record what they did."""
     folder = services.directory / 'side'
     folder.mkdir()
     os.environ['NETBOX_TEST_SIDE'] = str(folder)
@@ -49,7 +49,7 @@ def side(services):
 
 @pytest.fixture(scope='session')
 def make_instance(services):
-    """Make a NetBox of the workers' with other settings for the plugin, on the same database and Redis."""
+    """Make a NetBox for workers with other plugin settings, on the same database and Redis."""
     def make(name='workers', redis=None, database_settings=None, branching=False, **config):
         return Instance(
             services.directory / name, services.cluster, redis or services.redis, for_tests=True,
@@ -71,14 +71,16 @@ def worker_log(services):
 
 @pytest.fixture(scope='session')
 def shared_workers(instance, worker_log, side, django_db_blocker):
-    """Start each worker that is asked for once; they end with the session."""
+    """Start each kind of worker once, when it is first needed; they stop with the session."""
     from .support import Worker
 
     workers = {}
 
     def get(pool):
         if pool not in workers or workers[pool].process.poll() is not None:
-            workers[pool] = Worker(instance, worker_log, pool, pool=pool, concurrency=4 if pool == 'threads' else 2)
+            workers[pool] = Worker(
+                instance, worker_log, pool, pool=pool, concurrency={'threads': 4, 'prefork': 2, 'solo': 1}[pool]
+            )
             with django_db_blocker.unblock():
                 workers[pool].start().ready()
         workers[pool].forget()
@@ -111,6 +113,18 @@ def worker(request, shared_workers):
     return shared_workers(request.param)
 
 
+@pytest.fixture(params=['prefork', 'threads', 'solo'])
+def any_worker(request, shared_workers):
+    """A worker of each kind in turn, with one that has no pool."""
+    return shared_workers(request.param)
+
+
+@pytest.fixture
+def on(prefork):
+    """Put a signature into the queue of the worker with processes."""
+    return lambda step: step.set(queue=prefork.queue)
+
+
 @contextmanager
 def workers_made(instance, worker_log):
     from .support import Worker
@@ -128,7 +142,7 @@ def workers_made(instance, worker_log):
 
 @pytest.fixture
 def make_worker(instance, worker_log, side):
-    """Make a worker of the test's own, which it may kill; it is gone after the test."""
+    """Make a worker for this test alone, which it may kill; it is stopped after the test."""
     with workers_made(instance, worker_log) as make:
         yield make
 
@@ -142,7 +156,7 @@ def make_module_worker(instance, worker_log, side):
 
 @pytest.fixture(scope='module')
 def without_shared_workers(shared_workers):
-    """Stop the workers that tests share: what a test sends by another broker is none of theirs to find again."""
+    """Stop the shared workers: messages that a test sends by another broker are not theirs to find."""
     shared_workers.stop()
 
 
@@ -161,7 +175,7 @@ def rabbitmq(services):
 
 @pytest.fixture
 def make_beat(instance, worker_log, side):
-    """Make a beat of the test's own, which it may kill; it is gone after the test."""
+    """Make a beat for this test alone, which it may kill; it is stopped after the test."""
     from .support import Beat
 
     made = []
@@ -177,7 +191,7 @@ def make_beat(instance, worker_log, side):
 
 @pytest.fixture(autouse=True)
 def committed(django_db_blocker, cleaner):
-    """Let the test commit, and clear what it left. Workers and their tasks stay: they live on."""
+    """Let the test commit, and delete what it leaves. Rows of workers and tasks stay, since workers go on running."""
     from netbox_celery.engine.store.recorder import recorder
 
     with django_db_blocker.unblock():
@@ -188,7 +202,7 @@ def committed(django_db_blocker, cleaner):
 
 @pytest.fixture
 def gate():
-    """The name of a gate at which tasks wait: `open_gate()` of the test plugin opens it; the end of the test does."""
+    """The name of a gate at which tasks wait: `open_gate()` opens it, and so does the end of the test."""
     from netbox_test_plugin.side import open_gate
 
     name = uuid4().hex

@@ -1,4 +1,4 @@
-"""Real workers for tests, and waiting for what they do."""
+"""Real workers for tests, and functions that wait for what they do."""
 import os
 import re
 import signal
@@ -37,27 +37,31 @@ def until(condition, timeout=20, what=None):
     return value
 
 
+def id_of(run):
+    return getattr(run, 'task_id', None) or getattr(run, 'id', None) or run
+
+
 def row(run):
     """Return the row of a run, given by itself, by its `AsyncResult` or by its ID."""
-    task_id = getattr(run, 'task_id', None) or getattr(run, 'id', None) or run
-    return CeleryResult.objects.get(task_id=task_id)
+    return CeleryResult.objects.get(task_id=id_of(run))
 
 
 def waiting(run, *statuses, timeout=20):
-    """Wait until a run has one of the statuses, and return its row."""
+    """Wait until a run has a row, with one of the statuses, and return it."""
+    runs = CeleryResult.objects.filter(task_id=id_of(run))
     return until(
-        lambda: (found := row(run)).status in statuses and found, timeout,
-        lambda: f'{run} is {row(run).status} {row(run).reason} {row(run).error}, not {" or ".join(statuses)}',
+        lambda: runs.filter(status__in=statuses).first(), timeout,
+        lambda: f'{run} is {list(runs.values_list("status", "reason", "error"))}, not {" or ".join(statuses)}',
     )
 
 
 def ended(run, timeout=20):
-    """Wait until a run has ended, and return its row."""
+    """Wait until a run has finished, and return its row."""
     return waiting(run, 'completed', 'failed', 'errored', 'revoked', 'ignored', timeout=timeout)
 
 
 def settled(run, timeout=20):
-    """Wait until a run and each of its attempts has ended, and return its row.
+    """Wait until a run and each of its attempts has finished, and return its row.
 
     The next attempt is sent before the end of the one before is written, and may overtake that.
     """
@@ -76,7 +80,7 @@ def lines(run):
 
 @contextmanager
 def speaking_to(broker_url, **settings):
-    """Let this process send to another broker than the one of NetBox's settings, with other settings of Celery's."""
+    """Let this process send to another broker, with other settings of Celery."""
     def renew():
         # As Celery does after a fork: what it has worked out from the settings, and its connections, are forgotten
         app._after_fork()
@@ -96,7 +100,7 @@ def speaking_to(broker_url, **settings):
 
 
 class Program:
-    """A real process of Celery's in a session of its own, with its output in a file."""
+    """A real process of Celery in a session of its own, with its output in a file."""
 
     def __init__(self, instance, log, command, *, env=None, cwd='/'):
         self.log = Path(log)
@@ -125,7 +129,7 @@ class Program:
         return self.log.read_bytes()[self._forgotten:].decode(errors='replace')
 
     def forget(self):
-        """Leave what it has written so far out of `output`: that was in other tests."""
+        """Leave what it has written so far, in other tests, out of `output`."""
         self._forgotten = self.log.stat().st_size
 
     @property
@@ -133,7 +137,7 @@ class Program:
         return self.process.pid
 
     def says(self, text, timeout=90):
-        """Wait until it has written something, and return all that it has written."""
+        """Wait until it has written a text, and return all of its output."""
         return until(lambda: text in self.output and self.output, timeout,
                      lambda: f'{text!r} is not in:\n{tail(self.log, 40)}')
 
@@ -141,16 +145,16 @@ class Program:
         os.kill(self.pid, number)
 
     def wait(self, timeout=60):
-        """Wait until it has ended by itself; returns its exit code."""
+        """Wait until it has stopped by itself; returns its exit code."""
         return self.process.wait(timeout)
 
     def kill(self):
-        """End its main process at once, as a power failure would; its children are left to themselves."""
+        """Kill its main process, as a power failure would; its children are left to themselves."""
         self.signal(signal.SIGKILL)
         self.process.wait(10)
 
     def stop(self):
-        """End it, gently if possible, and all that it left."""
+        """Stop it, gently if possible, and everything that it left."""
         if self.process is None:
             return
         if self.process.poll() is None:
@@ -193,7 +197,7 @@ class Worker(Program):
 
     @property
     def is_ready(self):
-        """Whether it has said so since its latest start."""
+        """Whether it has logged that it is ready since its latest start."""
         return b' ready.\n' in self.log.read_bytes()[self._began_at:]
 
     def ready(self, timeout=90):
@@ -220,11 +224,11 @@ class Worker(Program):
         return task.apply_async(args, options.pop('kwargs', None), queue=self.queue, **options)
 
     def run(self, task, *args, timeout=20, **options):
-        """Send a task to this worker's queue and return its row when it has ended."""
+        """Send a task to this worker's queue and return its row when it has finished."""
         return ended(self.send(task, *args, **options), timeout)
 
     def control(self, command, **arguments):
-        """Send it a command of Celery's remote control, again if it does not answer, and return what it answers.
+        """Send it a command of Celery's remote control until it answers, and return the answer.
 
         A worker that has just said that it is ready may not listen yet: Redis keeps no such message for later.
         """
@@ -235,5 +239,5 @@ class Worker(Program):
         return answer[name]
 
     def tracebacks(self):
-        """Return the lines of its output that tell of errors of the engine's own."""
+        """Return the lines of its output that report errors of the engine."""
         return re.findall(r'^.*netbox_celery\.engine.*(?:ERROR|CRITICAL).*$', self.output, re.M)

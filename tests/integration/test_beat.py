@@ -1,4 +1,4 @@
-"""Real beats: each due time is sent once, whoever dies when."""
+"""Real beats send each due time once, whenever one of them dies."""
 import copy
 import os
 import signal
@@ -15,7 +15,7 @@ import pytest
 from django.contrib.sessions.models import Session
 from django.utils import timezone
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes
+from netbox_test_plugin.side import noted
 
 from development.stack.instance import PLUGINS, Instance
 from netbox_celery.engine.schedules.firing import DUE_HEADER
@@ -38,7 +38,7 @@ def owner():
 
 @pytest.fixture
 def make_schedule(owner):
-    """Make a schedule of the task `echo`, every two seconds if nothing else is said; each time counts."""
+    """Make a schedule of the task `echo`, by default every two seconds and with all missed times."""
     def make(name='echo', task=tasks.echo, queue='nobody', **columns):
         task, __ = CeleryTask.objects.get_or_create(name=task.name)
         columns = {
@@ -51,7 +51,7 @@ def make_schedule(owner):
 
 @pytest.fixture
 def make_beats(make_beat):
-    """Start several beats, and return them when one of them sends: that one first."""
+    """Start several beats, and return them when one of them sends, with that one first."""
     def make(number):
         beats = [make_beat(f'beat-{index}') for index in range(number)]
         until(lambda: all(beat.is_leader or beat.is_standby for beat in beats), 120)
@@ -64,12 +64,12 @@ def runs(schedule):
 
 
 def due_times(schedule):
-    """Return for which times a schedule was run, in the order of the runs."""
+    """Return the due times for which a schedule was run, in the order of the runs."""
     return [datetime.fromisoformat(run.options['headers'][DUE_HEADER]) for run in runs(schedule)]
 
 
 def check_each_once(schedule, first, last):
-    """Check that each time at which a schedule was due from `first` to `last` was run, once and in order."""
+    """Check that each due time from `first` to `last` was run, once and in order."""
     times = due_times(schedule)
     wanted = []
     while first <= last:
@@ -80,7 +80,7 @@ def check_each_once(schedule, first, last):
 
 
 def test_two_beats(make_beats, make_schedule):
-    """Of two beats one sends, the other says that it does not, and each due time comes once."""
+    """One of two beats sends, the other logs that it does not, and each due time is sent once."""
     leader, standby = make_beats(2)
     schedules = [make_schedule('two'), make_schedule('three', interval=3)]
     firsts = [schedule.next_run for schedule in schedules]
@@ -93,7 +93,7 @@ def test_two_beats(make_beats, make_schedule):
 
 
 def test_killed_in_a_loop(make_beats, make_beat, make_schedule):
-    """Leader after leader is killed: the next one sends in time, each due time comes once, and there is no burst."""
+    """Leader after leader is killed: the next one sends in time, each due time is sent once, and there is no burst."""
     beats = make_beats(2)
     every, latest = make_schedule('all'), make_schedule('latest', missed='run_once')
     first = every.next_run
@@ -112,12 +112,12 @@ def test_killed_in_a_loop(make_beats, make_beat, make_schedule):
     created = list(runs(latest).values_list('created', flat=True))
     gaps = [(after - before).total_seconds() for before, after in zip(created, created[1:])]
     assert max(gaps) < TAKEOVER
-    # What was missed is made up for by one run, and then by the next one due
+    # Missed times are caught up by one run, which is followed by the next due one
     assert len([gap for gap in gaps if gap < 0.2]) <= 3
 
 
 def test_hanging_leader(make_beats, make_schedule):
-    """A leader that hangs loses its place, and sends nothing twice when it goes on."""
+    """A leader that hangs loses its lease, and sends nothing twice when it continues."""
     leader, standby = make_beats(2)
     schedule = make_schedule()
     first = schedule.next_run
@@ -136,7 +136,7 @@ def test_hanging_leader(make_beats, make_schedule):
 
 
 class Cable:
-    """A way to PostgreSQL that can be cut: nobody is told, nothing comes through any more."""
+    """A connection to PostgreSQL that can be cut without notice to either side."""
 
     def __init__(self, port):
         self.target = port
@@ -173,7 +173,7 @@ class Cable:
 
 
 def test_cut_network(services, make_beat, make_schedule):
-    """A leader whose network is cut keeps nobody waiting: its lease runs out, and so does a lock on a schedule."""
+    """A leader whose network is cut delays no one: its lease expires, and so does a lock on a schedule."""
     cable = Cable(services.cluster.port)
     cluster = copy.copy(services.cluster)
     cluster.port = cable.port
@@ -198,8 +198,8 @@ def test_cut_network(services, make_beat, make_schedule):
         cable.close()
 
 
-def test_lead_held_by_somebody(services, make_beat, make_schedule):
-    """A beat that cannot get the lead sends nothing and says so; it sends when nobody renews that any more."""
+def test_lease_held_by_another(services, make_beat, make_schedule):
+    """A beat without the lease sends nothing and logs that; it sends when the lease is no longer renewed."""
     schedule = make_schedule()
     somebody = {'holder': uuid4()}
     with psycopg.connect(services.cluster.url('netbox'), autocommit=True) as connection:
@@ -214,7 +214,7 @@ def test_lead_held_by_somebody(services, make_beat, make_schedule):
 
 
 def test_killed_before_the_commit(services, make_beats, make_schedule):
-    """A beat that dies with the run's row half made has done nothing: the next one makes it."""
+    """A beat that dies with a half-made run has done nothing: the next one makes it."""
     leader, standby = make_beats(2)
     with psycopg.connect(services.cluster.url('netbox')) as connection:
         connection.execute('LOCK TABLE netbox_celery_celeryresult IN SHARE MODE')
@@ -232,7 +232,7 @@ def test_killed_before_the_commit(services, make_beats, make_schedule):
 
 
 def test_killed_before_the_message(services, prefork, make_beats, make_schedule):
-    """A beat that dies between the commit and the message: the sweep sends it, and nobody makes a second run."""
+    """A beat dies between the commit and the message: the sweep sends it, and there is no second run."""
     leader, standby = make_beats(2)
     redis = services.redis.process.pid
     os.kill(redis, signal.SIGSTOP)
@@ -245,12 +245,12 @@ def test_killed_before_the_message(services, prefork, make_beats, make_schedule)
     finally:
         os.kill(redis, signal.SIGCONT)
     waiting(run, 'completed', timeout=60)
-    assert [what for __, what in notes(run.task_id)] == ['ran']
+    assert noted(run.task_id) == ['ran']
     assert due_times(schedule) == [schedule.at]
 
 
 def test_run(prefork, make_beat, make_schedule, owner, tmp_path):
-    """A schedule's run has its task, arguments, owner and object, names the schedule, and no file is left anywhere."""
+    """A schedule's run has its task, arguments, owner and object, names the schedule, and no file is left behind."""
     beat = make_beat(cwd=tmp_path)
     beat.says('this one is active')
     schedule = make_schedule(
@@ -265,7 +265,7 @@ def test_run(prefork, make_beat, make_schedule, owner, tmp_path):
 
 
 def test_run_of_a_command(prefork, make_beat, make_schedule):
-    """A Django command can be scheduled as any other task: it does its work, and its run names the schedule."""
+    """A management command can be scheduled like any other task."""
     make_beat()
     Session.objects.create(session_key='old', expire_date=timezone.now() - timedelta(days=1))
     schedule = make_schedule(
@@ -278,11 +278,11 @@ def test_run_of_a_command(prefork, make_beat, make_schedule):
 
 
 def test_edits_take_effect(make_beat, make_schedule):
-    """What people change holds within five seconds, also for a beat that has nothing to do."""
+    """Changes take effect within five seconds, also for an idle beat."""
     beat = make_beat()
     beat.says('this one is active')
     schedule = make_schedule(interval=86400)
-    time.sleep(6)  # it sleeps for as long as it ever does
+    time.sleep(6)  # it now sleeps for the longest time
     schedule.interval = 1
     schedule.save()
     until(lambda: runs(schedule).exists(), 7)
@@ -294,14 +294,14 @@ def test_edits_take_effect(make_beat, make_schedule):
     schedule.enabled = True
     schedule.save()
     until(lambda: runs(schedule).count() > number + 1, 8)
-    # What was due while it was disabled is not made up for
+    # Times that were missed while it was disabled are not caught up
     assert all(later - earlier >= timedelta(seconds=1) for earlier, later in zip(
         due_times(schedule), due_times(schedule)[1:]
     ))
 
 
 def test_database_restarted(services, make_beat, make_schedule):
-    """A beat whose sessions PostgreSQL ends keeps the lead, and loses and repeats nothing."""
+    """A beat whose sessions PostgreSQL closes keeps the lease, and misses and repeats nothing."""
     beat = make_beat()
     beat.says('this one is active')
     schedule = make_schedule()
@@ -318,7 +318,7 @@ def test_database_restarted(services, make_beat, make_schedule):
 
 
 def test_beat_in_a_worker(make_worker, make_schedule, tmp_path):
-    """`worker -B` sends as `beat` does, leaves no file, and its beat ends with it, even if it is killed."""
+    """`worker -B` sends like `beat`, leaves no file, and its beat stops with it, even if it is killed."""
     worker = make_worker('with-beat', options=('-B',), cwd=tmp_path).start().ready()
     schedule = make_schedule(queue=worker.queue)
     run = until(lambda: runs(schedule).first(), 30)

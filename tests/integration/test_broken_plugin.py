@@ -1,4 +1,4 @@
-"""A worker beside whose plugins there is one with tasks that cannot be imported; and what its row says of its pool."""
+"""A worker with a plugin whose tasks cannot be imported; and the pool's size in a worker's row."""
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ WHY = "ModuleNotFoundError: No module named 'library_that_nobody_has'"
 
 @pytest.fixture(scope='module')
 def broken(services):
-    """A NetBox whose workers lack a library, and whose settings name a module that there is not."""
+    """A NetBox whose workers lack a library, and whose settings name a missing module."""
     return Instance(
         services.directory / 'broken', services.cluster, services.redis, for_tests=True,
         plugins=[PLUGIN, *PLUGINS, 'netbox_test_plugin'],
@@ -32,8 +32,8 @@ def solo(broken, make_module_worker, django_db_blocker):
         return make_module_worker('broken', instance=broken, pool='solo').start().ready()
 
 
-def test_others_run(solo):
-    """It is ready, runs what it has, and says with the traceback, in its banner and in its row what it has not."""
+def test_other_tasks_run(solo):
+    """The worker runs the tasks that it has, and reports the missing ones in its log, banner and row."""
     assert solo.run(tasks.echo, 'here').status == 'completed'
     assert [(failure['plugin'], failure['module']) for failure in solo.row.not_loaded] == [
         (PLUGIN, MODULE), ('nowhere', 'nowhere.at_all')
@@ -46,8 +46,8 @@ def test_others_run(solo):
 
 
 def test_run_says_why(solo):
-    """A run of a task that it lacks ends in words; what was registered before the failure is not run by halves."""
-    # As another worker has left it in the catalogue, under a name that says nothing
+    """A run of a missing task finishes with a reason; a partly imported module's tasks are not run."""
+    # As another worker left it in the catalogue, under a name without the plugin
     CeleryTask.objects.get_or_create(name='half', defaults={'plugin': PLUGIN})
     for name in (f'{PLUGIN}:half', 'half'):
         row = ended(CeleryResult.enqueue(name, queue=solo.queue))
@@ -56,7 +56,7 @@ def test_run_says_why(solo):
 
 
 def test_commands(broken, solo):
-    """`netbox check` warns, and `celery report` tells of it; neither fails."""
+    """`netbox check` warns, and `celery report` lists it; neither fails."""
     env = {**solo.env, 'CELERY_SKIP_CHECKS': '1'}
 
     def output(*command):
@@ -70,7 +70,7 @@ def test_commands(broken, solo):
 
 
 def test_pool(make_worker):
-    """A worker's row says the limits of its autoscaler, and what they have become since."""
+    """A worker's row has the limits of its autoscaler, also after they changed."""
     worker = make_worker('scaled', options=['--autoscale=4,1']).start().ready()
     assert (worker.row.concurrency, worker.row.autoscale) == (4, {'min': 1, 'max': 4})
 
@@ -80,7 +80,7 @@ def test_pool(make_worker):
 
 
 def test_grown_pool(shared_workers):
-    """It also says how many processes it has been given, or has lost, since its start."""
+    """It also has the number of processes after the pool was grown or shrunk."""
     worker = shared_workers('prefork')
     assert (worker.row.concurrency, worker.row.autoscale) == (2, None)
     worker.control('pool_grow', n=2)

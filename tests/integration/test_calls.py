@@ -1,4 +1,4 @@
-"""What an author writes, and how it is called: shapes of tasks, options, the row as its task sees it."""
+"""Tasks as authors write and call them: shapes, options, and the row as the task sees it."""
 import json
 from contextlib import closing
 from unittest import mock
@@ -8,7 +8,7 @@ import pytest
 from celery import group
 from celery.exceptions import CeleryError
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
 
 from dcim.models import Site
 from extras.models import Tag
@@ -20,14 +20,14 @@ from .support import ended, lines, row, until
 
 
 def test_without_self(worker):
-    """Without `bind=True` the function is `f(task_id, ...)`, with arguments by position, by name and by default."""
+    """Without `bind=True` the function is `f(task_id, ...)`, with positional, keyword and default arguments."""
     result = worker.run(tasks.unbound, 1, kwargs={'third': 3})
 
     assert result.result == [str(result.task_id), 1, 'two', 3]
 
 
 def test_positional_only(worker):
-    """Names of what is positional only are free for further arguments, in the call as in the body."""
+    """Names of positional-only parameters are free for other arguments, in the call and in the body."""
     rest = {'first': 2, 'self': 3, 'task_id': 'x'}
     assert worker.run(tasks.positional, 1, kwargs=rest).result == [1, rest]
     result = CeleryResult.objects.get(task_id=tasks.positional.delay(1, **rest).id)
@@ -42,11 +42,11 @@ def test_callables(worker):
     assert worker.run(tasks.doubler, 21).result == 42
     result = worker.run(tasks.decorated)
     assert result.result == 'decorated'
-    assert [what for __, what in notes(result.task_id)] == ['decorated', 'decorated']
+    assert noted(result.task_id) == ['decorated', 'decorated']
 
 
 def test_class(worker):
-    """A class with `run` is made once in a process, whatever the number of its runs."""
+    """A class with `run` is instantiated once in a process, however many runs it has."""
     results = [worker.run(tasks.handlers, 'ok') for __ in range(3)]
 
     assert [result.result for result in results] == ['ok'] * 3
@@ -70,20 +70,20 @@ def test_arguments_are_checked_at_the_call(args, kwargs):
     lambda: tasks.whoami(),
 ], ids=['apply', 'direct'])
 def test_untracked_calls(call):
-    """`.apply()` and a direct call run here and now, without a row, and return the value."""
+    """`.apply()` and a direct call run in this process, without a row, and return the value."""
     assert call()['row'] is None
     assert not CeleryResult.objects.exists()
 
 
 def test_eager(eager):
-    """In eager mode calls run here and now, without a row."""
+    """In eager mode calls run in this process, without a row."""
     assert tasks.whoami.delay().get()['row'] is None
     assert tasks.echo.delay(1, netbox_name='n', a=2).get() == [[1], {'a': 2}]
     assert not CeleryResult.objects.exists()
 
 
 def test_enqueue_when_eager(eager):
-    """There is no row to return, which is said before anything is done."""
+    """There would be no row to return, so the call fails before anything is done."""
     with pytest.raises(CeleryError, match='task_always_eager'):
         CeleryResult.enqueue(tasks.echo)
     with pytest.raises(CeleryError, match='task_always_eager'):
@@ -91,21 +91,21 @@ def test_enqueue_when_eager(eager):
 
 
 def test_enqueue_without_a_row():
-    """A call that cannot have a row says so, and nothing is done."""
+    """A call that cannot have a row fails, and nothing is done."""
     with mock.patch.object(app, 'send_task') as send, pytest.raises(CeleryError, match="'not-a-uuid' is none"):
         CeleryResult.enqueue(tasks.echo, queue='nobody', task_id='not-a-uuid')
     assert not send.called
 
 
 def test_eager_failure():
-    """An eager run that fails says so to its caller."""
+    """An eager run that fails raises the error in its caller."""
     with pytest.raises(ValueError, match='wrong value'):
         tasks.fail.apply(('value',)).get()
     assert not CeleryResult.objects.exists()
 
 
 def test_calls_within_a_body(worker):
-    """Tasks that a body calls as functions or eagerly have no row, and do not disturb the row of the body."""
+    """Tasks that a body calls as functions or eagerly have no row, and leave the row of the body alone."""
     result = worker.run(tasks.call_directly)
 
     called, eager, mine = result.result
@@ -117,7 +117,7 @@ def test_calls_within_a_body(worker):
 
 
 def test_canvas_of_one_task(worker):
-    """`map`, `starmap` and `chunks` have a row for the whole; its items have none."""
+    """`map`, `starmap` and `chunks` have a row for the whole, and none for their items."""
     run = tasks.whoami.map([()] * 0)
     assert run
     result = ended(tasks.doubler.map([1, 2, 3]).apply_async(queue=worker.queue))
@@ -131,7 +131,7 @@ def test_canvas_of_one_task(worker):
 
 
 def test_link(worker):
-    """A linked task is a run of its own, below the one that it follows."""
+    """A linked task is a run of its own, under the one that it follows."""
     first = worker.run(tasks.echo, 1, link=tasks.echo.si('linked').set(queue=worker.queue))
     until(lambda: CeleryResult.objects.filter(status='completed').count() == 2)
 
@@ -140,7 +140,7 @@ def test_link(worker):
 
 
 def test_group(worker):
-    """Each task of a group is a run; they know their group."""
+    """Each task of a group is a run with the group's ID."""
     outcome = group(tasks.echo.s(number) for number in range(4)).apply_async(queue=worker.queue)
 
     assert outcome.get(timeout=20) == [[[number], {}] for number in range(4)]
@@ -152,7 +152,7 @@ def test_group(worker):
 #
 
 def test_options_of_the_call(worker, user):
-    """Our options stand in the row, and the function does not see them."""
+    """Our options are in the row, and are not passed to the function."""
     site = Site.objects.create(name='s', slug='s')
     tag = Tag.objects.create(name='Night shift', slug='night')
     result = worker.run(
@@ -168,7 +168,7 @@ def test_options_of_the_call(worker, user):
 
 
 def test_options_among_the_arguments_of_delay():
-    """`delay()` takes our options among its arguments, by themselves and as one dict."""
+    """`delay()` accepts our options among its arguments, one by one and as a dict."""
     options = {'value_max': 3, 'netbox_name': 'from the dict'}
     runs = [
         tasks.echo.delay(1, netbox_name='by itself', netbox_kwargs=options, a=2),
@@ -182,7 +182,7 @@ def test_options_among_the_arguments_of_delay():
 
 
 def test_same_signature_twice(worker):
-    """Nothing of a call leaks into a signature or a dict of its caller: the second call is as the first."""
+    """A call changes neither the caller's signature nor its dict: the second call equals the first."""
     options = {'netbox_name': 'twice', 'queue': worker.queue, 'headers': {'mine': 1}}
     signature = tasks.echo.s(1).set(**options)
     before = json.loads(json.dumps(signature))
@@ -195,7 +195,7 @@ def test_same_signature_twice(worker):
 
 
 def test_redacted_arguments(worker):
-    """A caller's `argsrepr` keeps its secrets out of the row, and from who reads it, but not from the task."""
+    """A caller's `argsrepr` keeps secrets out of the row and its pages, but not from the task."""
     run = worker.send(tasks.echo, 'secret', kwargs={'password': 'secret'}, argsrepr="('***',)", kwargsrepr='{...}')
 
     assert run.get(timeout=20) == [['secret'], {'password': 'secret'}]
@@ -206,7 +206,7 @@ def test_redacted_arguments(worker):
 
 
 def test_redacted_arguments_of_many():
-    """So it does in the messages of many, whose headers workers log and tell of."""
+    """They are also kept out of the headers of many messages, which workers log."""
     CeleryResult.enqueue_many(tasks.echo, [('secret',)], argsrepr="('***',)", queue='redacted')
     with app.connection_for_read() as connection:
         queue = connection.SimpleQueue('redacted')
@@ -219,7 +219,7 @@ def test_redacted_arguments_of_many():
 
 
 def test_large_arguments(worker):
-    """Arguments of any size reach the task; the row says what was cut."""
+    """Arguments of any size reach the task; the row says how much was cut."""
     run = worker.send(tasks.echo, 'x' * 200_000)
 
     assert len(run.get(timeout=20)[0][0]) == 200_000
@@ -228,7 +228,7 @@ def test_large_arguments(worker):
 
 
 def test_large_data(worker):
-    """So do data."""
+    """So does its data."""
     result = worker.run(tasks.echo, netbox_data={'x': 'y' * 200_000})
 
     assert 'cut:' in str(result.data)
@@ -236,7 +236,7 @@ def test_large_data(worker):
 
 
 def test_types_of_arguments(worker):
-    """What Kombu can write as JSON arrives as it was, and is readable in the row."""
+    """Types that Kombu can write as JSON arrive unchanged, and are readable in the row."""
     value = UUID(int=5)
     result = worker.run(tasks.echo, value, (1, 2), kwargs={'nested': {'id': value}})
 
@@ -274,14 +274,14 @@ def test_enqueue(worker, user):
 
 
 def test_enqueue_checks_arguments(worker):
-    """A task that this process knows has its arguments checked, also if it is named."""
+    """Arguments are checked if this process knows the task, also if it is given by name."""
     with pytest.raises(TypeError):
         CeleryResult.enqueue('netbox_test_plugin:unbound', queue=worker.queue)
     assert not CeleryResult.objects.exists()
 
 
 def test_enqueue_many(worker, user):
-    """A thousand runs are made at once, in order, with the arguments of each."""
+    """Hundreds of runs are created at once, in order, each with its arguments."""
     calls = [(number,) for number in range(300)] + [{'word': 'x'}, ((1, 2), {'a': 3})]
     results = CeleryResult.enqueue_many(tasks.echo, calls, user=user, queue=worker.queue)
 
@@ -294,7 +294,7 @@ def test_enqueue_many(worker, user):
 
 
 def test_enqueue_job(worker, user):
-    """The older signature."""
+    """The older signature works."""
     own = str(UUID(int=99))
     result = CeleryResult.enqueue_job(
         tasks.echo.name, user, celery_kwargs={'queue': worker.queue}, task_id=own, args=(1,), kwargs={'a': 2}
@@ -320,7 +320,7 @@ def test_rerun(worker, user):
 #
 
 def test_celery_result(worker, gate):
-    """What a body says of its progress is seen from outside while it runs."""
+    """The progress that a body sets is visible while it runs."""
     run = worker.send(tasks.measure, gate)
     until(lambda: ('measured',) in [(what,) for __, what in notes(run.id)])
     result = until(lambda: (found := row(run)).value == 4 and found)
@@ -340,7 +340,7 @@ def test_celery_result(worker, gate):
 
 
 def test_update_state(worker, gate):
-    """`update_state` with a percentage moves the row's progress, and the backend's state."""
+    """`update_state` with a percentage sets the row's progress, and the backend's state."""
     run = worker.send(tasks.percent, gate)
 
     result = until(lambda: (found := row(run)).value == 40 and found)
@@ -353,7 +353,7 @@ def test_update_state(worker, gate):
 
 
 def test_track_all(make_worker, make_instance, worker):
-    """With `track = "all"` tasks without the base class have rows, with their ends; else they have none."""
+    """With `track = "all"` tasks without the base class have rows with their ends; otherwise they have none."""
     assert tasks.plain.apply_async((5,), queue=worker.queue).get(timeout=20) == 5
     assert not CeleryResult.objects.exists()
     if worker.pool == 'threads':

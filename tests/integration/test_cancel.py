@@ -9,7 +9,7 @@ from celery.platforms import EX_UNAVAILABLE
 from celery.result import GroupResult
 from django.db import connection, transaction
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
 
 from netbox_celery.celery import app
 from netbox_celery.engine.sending.control import cancellation
@@ -27,7 +27,7 @@ def started(run):
 
 
 def test_cancel_without_a_worker(make_worker, user):
-    """What waits is revoked at once, and stays so when a worker comes: Celery alone would run it."""
+    """A waiting run is revoked immediately, and stays so when a worker starts: Celery alone would run it."""
     worker = make_worker('latecomer', concurrency=1)
     run, other = worker.send(tasks.echo), worker.send(tasks.echo)
 
@@ -48,7 +48,7 @@ def test_cancel_without_a_worker(make_worker, user):
 
 
 def test_cancel_of_a_process(prefork, gate, user):
-    """What runs in a process of its own is terminated, within moments; its lines up to then are there."""
+    """A run in a process is terminated within moments; its lines up to then are kept."""
     run = started(prefork.send(tasks.hold, gate, 3))
     until(lambda: len(lines(run)) == 3)
     assert row(run).cancel(user=user)
@@ -56,7 +56,7 @@ def test_cancel_of_a_process(prefork, gate, user):
     result = ended(run)
     assert result.status == 'revoked'
     assert result.reason in ('cancelled', 'terminated')
-    assert [what for __, what in notes(run.id)] == ['started']
+    assert noted(run.id) == ['started']
     assert 'Cancelled by alice' in result.error
     assert lines(run) == ['line 0', 'line 1', 'line 2']
     assert until(lambda: run.state == 'REVOKED')
@@ -69,11 +69,11 @@ def test_cancel_that_the_worker_does_not_hear_of(prefork, gate):
     assert lifecycle.cancel(connection, [row(run).pk], 'Cancelled by nobody')
 
     assert ended(run).status == 'revoked'
-    assert [what for __, what in notes(run.id)] == ['started']
+    assert noted(run.id) == ['started']
 
 
 def test_cancel_of_a_solo_worker(make_worker):
-    """A worker without a pool is told by the row as well: it does not hear a broadcast while it runs a task."""
+    """A worker without a pool learns it from the row, since it receives no broadcast while it runs a task."""
     solo = make_worker('solo-cancel', pool='solo', concurrency=1).start().ready()
     run = started(solo.send(tasks.cooperate))
     assert cancellation(row(run)) == 'cooperative'
@@ -84,30 +84,30 @@ def test_cancel_of_a_solo_worker(make_worker):
 
 
 def test_cancel_of_a_thread(threads):
-    """A thread cannot be ended: the task sees in `is_cancelled()` that it shall stop, and ends as revoked."""
+    """A thread cannot be terminated: the task sees in `is_cancelled()` that it should stop, and is revoked."""
     run = started(threads.send(tasks.cooperate))
     assert row(run).cancel()
     assert row(run).status in ('running', 'revoked')
 
     result = ended(run)
     assert (result.status, result.reason) == ('revoked', 'cancelled')
-    assert [what for __, what in notes(run.id)] == ['started', 'cancelled']
+    assert noted(run.id) == ['started', 'cancelled']
     assert until(lambda: run.state == 'REVOKED')
 
 
 def test_cancel_wins_over_success_and_failure(threads, gate):
-    """A task that does not look goes on to its end; its row ends as revoked, however the task does."""
+    """A task that does not check finishes; its row is revoked, however the task ends."""
     run = started(threads.send(tasks.hold, gate))
     assert row(run).cancel()
     assert row(run).is_cancelling
     open_gate(gate)
 
     assert (ended(run).status, row(run).reason) == ('revoked', 'cancelled')
-    assert [what for __, what in notes(run.id)] == ['started', 'ended']
+    assert noted(run.id) == ['started', 'ended']
 
 
 def test_cancel_in_a_transaction(prefork, gate):
-    """A cancel that is rolled back has not happened."""
+    """A cancel that is rolled back has no effect."""
     run = started(prefork.send(tasks.hold, gate))
     with transaction.atomic():
         assert row(run).cancel()
@@ -118,7 +118,7 @@ def test_cancel_in_a_transaction(prefork, gate):
 
 
 def test_celerys_revoke_before_the_start(make_worker, gate):
-    """`control.revoke` of what a worker holds in hand: the row says so when Celery drops it."""
+    """`control.revoke` of a run that a worker has fetched: the row is revoked when Celery drops it."""
     worker = make_worker('revoking', concurrency=1).start().ready()
     first = started(worker.send(tasks.hold, gate))
     run = worker.send(tasks.echo)
@@ -135,7 +135,7 @@ def test_celerys_revoke_before_the_start(make_worker, gate):
 
 @pytest.fixture
 def deaf(monkeypatch):
-    """No worker hears what this process broadcasts."""
+    """Broadcasts of this process reach no worker."""
     monkeypatch.setattr(Control, 'broadcast', lambda self, *args, **options: None)
 
 
@@ -146,7 +146,7 @@ def deaf(monkeypatch):
     lambda run: app.control.terminate(UUID(run.id)),
 ], ids=['result', 'terminate', 'group', 'control'])
 def test_celerys_revoke_without_a_worker(make_worker, deaf, revoke):
-    """Celery tells only the workers that are up: here it stands in the row, which the next worker looks at."""
+    """Celery tells only running workers: here the row has it, and the next worker looks there."""
     worker = make_worker('after-revoke')
     run, other = worker.send(tasks.echo), worker.send(tasks.echo)
     revoke(run)
@@ -168,7 +168,7 @@ def test_revoke_command(instance, tmp_path):
 
 
 def test_celerys_revoke_of_a_run_under_way(prefork, gate, deaf):
-    """Without `terminate` it goes on; with it, its process ends though no broadcast was heard."""
+    """Without `terminate` the run continues; with it, its process is terminated though no broadcast arrives."""
     goes_on, ends = started(prefork.send(tasks.hold, gate)), started(prefork.send(tasks.hold, 'never'))
     goes_on.revoke()
     ends.revoke(terminate=True)
@@ -180,7 +180,7 @@ def test_celerys_revoke_of_a_run_under_way(prefork, gate, deaf):
 
 @pytest.mark.parametrize('signal', ['SIGTERM', 'SIGKILL'])
 def test_celerys_terminate(prefork, gate, signal):
-    """`control.revoke(terminate=True)` ends the process; the row says that it was terminated."""
+    """`control.revoke(terminate=True)` terminates the process, and the row says so."""
     run = started(prefork.send(tasks.hold, gate))
     app.control.revoke(run.id, terminate=True, signal=signal)
 
@@ -197,11 +197,11 @@ def test_terminate_with_redelivery(prefork, gate):
 
     assert ended(run).status == 'revoked'
     assert [prefork.run(tasks.echo).status for __ in range(3)] == ['completed'] * 3
-    assert [what for __, what in notes(run.id)] == ['started']
+    assert noted(run.id) == ['started']
 
 
 def test_expires_in_the_queue(prefork):
-    """A message that expired is dropped by the worker that gets it."""
+    """A worker drops an expired message."""
     run = prefork.send(tasks.echo, expires=datetime.now(UTC) - timedelta(seconds=1))
 
     result = ended(run)
@@ -212,7 +212,7 @@ def test_expires_in_the_queue(prefork):
 
 @pytest.mark.parametrize('expires', [0.5, 1])
 def test_expires_without_a_worker(prefork, expires):
-    """What nobody fetches expires by the sweep: no worker of its queue is needed."""
+    """The sweep expires a run that is not fetched: no worker of its queue is needed."""
     run = tasks.echo.apply_async(queue=NOWHERE, expires=expires)
     assert row(run).status == 'pending'
     assert 0 < (row(run).expires - row(run).created).total_seconds() < 2
@@ -223,7 +223,7 @@ def test_expires_without_a_worker(prefork, expires):
 
 
 def test_copy_that_expires_does_not_end_the_run(prefork, gate):
-    """A copy of a running task's message (Redis' visibility timeout) may expire: that says nothing about the run."""
+    """A copy of an active run's message (Redis' visibility timeout) may expire without effect on the run."""
     run = started(prefork.send(tasks.hold, gate, expires=1.5))
     app.backend.client.delete('none')
     with app.connection_for_write() as connection:
@@ -244,7 +244,7 @@ def test_copy_that_expires_does_not_end_the_run(prefork, gate):
     {'countdown': 1}, {'eta': 'aware'}, {'eta': 'naive'}, {'eta': 'text'}
 ], ids=str)
 def test_eta(prefork, option):
-    """A run with an ETA is scheduled until then; a time without zone is the server's own, as Celery has it."""
+    """A run with an ETA is scheduled until then; a time without a zone is the server's, as in Celery."""
     when = datetime.now(UTC) + timedelta(seconds=1)
     if 'eta' in option:
         option = {'eta': {
@@ -261,7 +261,7 @@ def test_eta(prefork, option):
 
 
 def test_eta_in_the_past(prefork):
-    """There is nothing to wait for."""
+    """Such a run does not wait."""
     run = prefork.send(tasks.echo, eta=datetime.now(UTC) - timedelta(days=1))
 
     assert row(run).scheduled is None
@@ -269,7 +269,7 @@ def test_eta_in_the_past(prefork):
 
 
 def test_cancel_of_a_scheduled_run(prefork):
-    """A worker may hold it already: the claim refuses it when its time has come."""
+    """A worker may have fetched it: the claim is refused when its time comes."""
     run = prefork.send(tasks.echo, countdown=1.5)
     assert waiting(run, 'scheduled').cancel()
 
@@ -279,7 +279,7 @@ def test_cancel_of_a_scheduled_run(prefork):
 
 
 def test_deleted_run_is_not_run(make_worker):
-    """Without its row a run is not run."""
+    """A run whose row was deleted is not run."""
     worker = make_worker('after-delete', concurrency=1)
     run, other = worker.send(tasks.echo), worker.send(tasks.echo)
     row(run).delete()
@@ -291,7 +291,7 @@ def test_deleted_run_is_not_run(make_worker):
 
 
 def test_delete_of_a_running_run(prefork, gate):
-    """A run whose row is deleted does not go on unseen: its process is ended."""
+    """Its process is terminated, so that it does not continue unseen."""
     run = started(prefork.send(tasks.hold, gate))
     pid = notes(run.id)[0][0]
     assert pid in prefork.children

@@ -1,10 +1,10 @@
-"""Workflows on real workers: chains, groups, chords, callbacks, and what nests them."""
+"""Workflows on real workers: chains, groups, chords, callbacks, and nested ones."""
 import pytest
 from celery import chain, chord, group, signature
 from celery.exceptions import TimeoutError as CeleryTimeout
 from django.utils import timezone
-from netbox_test_plugin import canvas as tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
+from netbox_test_plugin.tasks import canvas as tasks
 
 from dcim.models import Site
 from netbox_celery.models import CeleryLogEntry, CeleryResult
@@ -19,7 +19,7 @@ def rows():
 
 
 def all_ended(count, timeout=20):
-    """Wait until there are so many runs, and all have ended."""
+    """Wait until there are so many runs, and all have finished."""
     def reached():
         found = rows()
         return len(found) == count and all(result.status in ENDS for result in found) and found
@@ -33,14 +33,8 @@ def by_status(runs):
     return found
 
 
-@pytest.fixture
-def on(prefork):
-    """Put a signature into the worker's queue."""
-    return lambda step: step.set(queue=prefork.queue)
-
-
 def test_chain(on, user):
-    """Three rows, one tree: each step under the one before it, all by who started the first."""
+    """Three rows, one tree: each step is under the one before it, all as the user of the first."""
     outcome = chain(on(tasks.add.s(1, netbox_user=user)), on(tasks.add.s(2)), on(tasks.add.s(3)))()
     assert outcome.get(timeout=20) == 6
     assert outcome.parent.parent.get() == 1
@@ -62,7 +56,7 @@ def test_chain(on, user):
     (lambda on: chord([on(tasks.add.s(1)), on(tasks.add.s(2))], on(tasks.add.s(3))), 3),
 ], ids=['chain', 'or', 'group in chain', 'chain in group', 'chord'])
 def test_started_twice(on, canvas, runs):
-    """What is made once can be started again: all of it runs again, under IDs of its own."""
+    """A workflow can be started again: all of it runs again, under new IDs."""
     canvas = canvas(on)
     first, second = canvas.delay(), canvas.delay()
 
@@ -72,7 +66,7 @@ def test_started_twice(on, canvas, runs):
 
 
 def test_options_of_steps(on, user):
-    """Later steps carry users and objects; the caller's signatures stay as they are, and can be used again."""
+    """Later steps keep users and objects; the caller's signatures are unchanged, and can be used again."""
     site = Site.objects.create(name='Berlin', slug='berlin')
     later = on(tasks.add.s(2)).set(netbox_user=user, netbox_object=site, netbox_name='Later')
     also = on(tasks.add.s(3, netbox_kwargs={'user': user, 'object': site}))
@@ -104,7 +98,7 @@ def test_options_of_the_whole(on, user, shape):
 
 
 def test_group(on):
-    """The runs of a group know it, and have a root in common."""
+    """The runs of a group have its ID, and a common root."""
     outcome = group(on(tasks.add.s(number)) for number in range(4))()
     assert outcome.get(timeout=20) == [0, 1, 2, 3]
     assert outcome.join() == [0, 1, 2, 3]
@@ -135,7 +129,7 @@ def test_chord(on, user):
     ('chord and chain after a group', 7, [13, 1]),
 ])
 def test_nested(on, shape, count, value):
-    """However they are nested, the values are Celery's, and all runs are one workflow."""
+    """However workflows are nested, the values are Celery's, and all runs are one workflow."""
     def add(*args):
         return on(tasks.add.s(*args))
 
@@ -165,7 +159,7 @@ def test_nested(on, shape, count, value):
 
 @pytest.mark.parametrize('kind', ['map', 'starmap', 'chunks'])
 def test_map(prefork, kind):
-    """One row for all items (for each chunk of them), with the name of the inner task."""
+    """There is one row for all items (for each chunk of them), with the name of the inner task."""
     items = [[number] for number in range(4)]
     whole = tasks.add.chunks(items, 2) if kind == 'chunks' else getattr(tasks.add, kind)(items)
     outcome = whole.apply_async(queue=prefork.queue)
@@ -185,7 +179,7 @@ def test_callbacks(on):
 
 
 def test_error_callbacks(on):
-    """One that takes an ID is a run of its own, one that takes the exception is noted in the failed run's log."""
+    """One that takes an ID is a run of its own; one that takes the exception is noted in the failed run's log."""
     outcome = on(tasks.break_.s()).apply_async(link_error=[on(tasks.errback.s()), tasks.inline_errback.s()])
     failed, called = all_ended(2)
     assert str(failed.task_id) == outcome.id
@@ -200,7 +194,7 @@ def test_error_callbacks(on):
     ('error', {}), ('kill', {}), ('slow', {'time_limit': 1}), ('slow', {'soft_time_limit': 1})
 ], ids=str)
 def test_log_of_an_error_callback(on, prefork, how, options):
-    """It is called once; the failed run's log names it before the end, and what it says is in the worker's log."""
+    """It is called once; the failed run's log names it before the end, its own lines are in the worker's log."""
     run = on(tasks.break_.s(how=how)).apply_async(link_error=tasks.inline_errback.s(), **options)
     failed = ended(run)
     noted, = CeleryLogEntry.objects.filter(result=failed)
@@ -213,7 +207,7 @@ def test_log_of_an_error_callback(on, prefork, how, options):
 
 
 def test_error_callback_of_a_cancelled_run(on, prefork, gate):
-    """A callback that is not called, as the run was cancelled before it failed, is not named."""
+    """It is not called, since the run was cancelled before it failed, and so it is not named."""
     run = on(tasks.break_at_gate.s(gate=gate)).apply_async(link_error=tasks.inline_errback.s())
     waiting(run, 'running')
     CeleryResult.objects.filter(task_id=run.id).update(cancelled=timezone.now())
@@ -223,7 +217,7 @@ def test_error_callback_of_a_cancelled_run(on, prefork, gate):
 
 @pytest.fixture(scope='module')
 def replacing(instance, worker_log, side, django_db_blocker):
-    """A worker for the default queue too, to which Celery sends a task of its own when a group replaces a task."""
+    """A worker for the default queue too: Celery sends a task of its own there when a group replaces a task."""
     worker = Worker(instance, worker_log, 'replacing')
     worker.command[worker.command.index('-Q') + 1] = 'replacing,celery'
     with django_db_blocker.unblock():
@@ -235,7 +229,7 @@ def replacing(instance, worker_log, side, django_db_blocker):
 @pytest.mark.parametrize('how', ['chain', 'group', 'chord'])
 @pytest.mark.parametrize('place', ['alone', 'chain', 'header'])
 def test_replace(replacing, how, place):
-    """A task that a workflow replaces keeps its row, and what follows it follows the workflow."""
+    """A task that is replaced by a workflow keeps its row, and what follows it follows the workflow."""
     def on(signature):
         return signature.set(queue=replacing.queue)
 
@@ -281,13 +275,13 @@ FAILURES = {
 
 @pytest.fixture(params=FAILURES)
 def broken(on, request):
-    """A step that does not succeed, and how its run will end."""
+    """A step that does not succeed, and the final status of its run."""
     how, options, status = FAILURES[request.param]
     return on(tasks.break_.s(how=how)).set(**options), status
 
 
 def test_chain_fails(on, broken):
-    """The steps after a failed one get rows that name it: whoever ends it, the child or its parent."""
+    """The steps after a failed one get rows that name it, whether the child or its parent ends it."""
     step, status = broken
     outcome = chain(on(tasks.add.s(1)), step, on(tasks.add.s(2)), on(tasks.add.s(3)))()
     with pytest.raises(Exception):
@@ -316,7 +310,7 @@ def test_chord_fails(on, broken):
 
 @pytest.mark.parametrize('shape', ['chain', 'chord'])
 def test_unregistered(on, shape):
-    """So do those after a task that the worker does not know."""
+    """So do the steps after a task that the worker does not know."""
     unknown, last = on(signature('netbox_test_plugin:no_such_task')), on(tasks.add.s(1))
     outcome = (chain(unknown, last) if shape == 'chain' else chord([unknown], last))()
     with pytest.raises(Exception) as caught:
@@ -328,7 +322,7 @@ def test_unregistered(on, shape):
 
 
 def test_nested_canvas_fails(on):
-    """All that was to come after a failure is closed, also within a group, and the body of a chord around it."""
+    """Everything that would follow a failure is closed, also within a group, and the body of a chord around it."""
     outcome = chord([
         chain(on(tasks.break_.s()), group(on(tasks.add.s(1)), on(tasks.add.s(2))), on(tasks.add.s(3))),
         on(tasks.add.s(4)),
@@ -361,7 +355,7 @@ def test_nested_canvas_fails(on):
     ('chord after it', 1),
 ])
 def test_chord_around_a_failure(on, shape, called):
-    """A chord that fails is a part that fails of the chord around it, and so on up to the outermost, once each."""
+    """A chord that fails is a failed part of the chord around it, and so on to the outermost, once each."""
     add, broken, unreached = on(tasks.add.si(1)), on(tasks.break_.si()), []
 
     def last():
@@ -389,7 +383,7 @@ def test_chord_around_a_failure(on, shape, called):
     found = []
     for run in CeleryResult.objects.filter(reason='upstream_failed'):
         assert (run.status, run.culprit_id) == ('errored', str(culprit.task_id))
-        found.append([what for __, what in notes(run.task_id)])
+        found.append(noted(run.task_id))
     assert sorted(found) == [[]] * (len(unreached) - called) + [['published']] * called
     until(lambda: outcome.state == 'FAILURE')
     with pytest.raises(Exception) as caught:
@@ -411,12 +405,12 @@ def test_chord_in_a_chord_fails(on, broken):
     assert len(unreached) == 2
     for run in unreached:
         assert run.culprit_id == str(culprit.task_id)
-        assert [what for __, what in notes(run.task_id)] == (['published'] if str(run.task_id) == outcome.id else [])
+        assert noted(run.task_id) == (['published'] if str(run.task_id) == outcome.id else [])
     until(lambda: outcome.state == 'FAILURE')
 
 
 def test_replacement_by_a_chord_fails(on, prefork):
-    """A part of a chord that replaced itself by a chord that fails has failed, and fails the body."""
+    """A part of a chord that replaced itself with a failing chord has failed, and fails the body."""
     part = on(tasks.replace_by.si(how='broken chord', queue=prefork.queue))
     outcome = chord([part, on(tasks.add.s(1))], on(tasks.add.s())).apply_async()
     runs = all_ended(5)
@@ -430,7 +424,7 @@ def test_replacement_by_a_chord_fails(on, prefork):
 
 @pytest.mark.parametrize('shape', ['chain', 'chord'])
 def test_untracked_step_fails(on, shape):
-    """What was to follow a run without a row is a part of its workflow all the same."""
+    """What would follow a run without a row belongs to its workflow all the same."""
     first, broken, last = on(tasks.add.s(1)), on(tasks.break_.s()).set(netbox_track=False), on(tasks.add.s())
     outcome = (chain(first, broken, last) if shape == 'chain' else chord([broken, first], last))()
     run, unreached = all_ended(2)
@@ -440,7 +434,7 @@ def test_untracked_step_fails(on, shape):
 
 
 def test_body_is_refused(on, prefork, gate):
-    """The body of a chord that is not sent, as another run has its concurrency key, says why."""
+    """A chord's body that is not sent, because its concurrency key is taken, says why."""
     holder = prefork.send(tasks.pass_gate, concurrency_key='body', kwargs={'gate': gate})
     waiting(holder, 'running')
     body = on(tasks.add.s()).set(concurrency_key='body', on_conflict='fail')
@@ -458,7 +452,7 @@ def test_body_is_refused(on, prefork, gate):
 
 
 def test_replacement_by_a_chain_fails(on, prefork):
-    """The row of a task that replaced itself ends with the chain that took its place, and so does what follows."""
+    """The row of a task that replaced itself ends with the replacing chain, and so does what follows."""
     outcome = chain(on(tasks.replace_by.si(how='broken', queue=prefork.queue)), on(tasks.add.s(1)))()
     with pytest.raises(Exception):
         outcome.get(timeout=20)
@@ -468,13 +462,13 @@ def test_replacement_by_a_chain_fails(on, prefork):
 
 
 def test_replacement_by_a_chain_loses_its_connection(prefork):
-    """A step that is sent when PostgreSQL has ended the connection ends the row that it takes over."""
+    """A step that is sent after PostgreSQL closed the connection ends the row that it takes over."""
     run = prefork.send(tasks.replace_by, kwargs={'how': 'stale', 'queue': prefork.queue})
     assert (ended(run).status, row(run).result) == ('completed', 2)
 
 
 def test_revoked_in_the_queue(make_worker):
-    """What waits for a run that is cancelled before a worker is up ends at once, the body of a chord too."""
+    """What waits for a run that is cancelled before a worker starts ends immediately, also a chord's body."""
     worker = make_worker('later')
     steps = [tasks.add.s(number).set(queue='later') for number in range(3)]
     outcome = chain(*steps)()
@@ -519,7 +513,7 @@ def test_not_published(on):
 
 
 def test_lost_worker(make_worker, prefork, gate):
-    """A chord part that is lost with its whole worker fails the bodies, by the sweep of another worker."""
+    """A chord part that is lost with its worker fails the bodies, by the sweep of another worker."""
     victim = make_worker('victim-canvas', concurrency=1).start().ready()
     add = tasks.add.s(1).set(queue=prefork.queue)
     inner = chord([tasks.pass_gate.s(gate=gate).set(queue=victim.queue), add], add.clone())
@@ -538,7 +532,7 @@ def test_lost_worker(make_worker, prefork, gate):
 
 
 def test_step_that_ran_is_not_closed(on):
-    """Reports of the same failure that come twice, and of one after the next step was sent, change nothing."""
+    """Repeated reports of a failure, and one after the next step was sent, change nothing."""
     from netbox_celery.celery import app
     from netbox_celery.engine.workflows.canvas import as_request
 

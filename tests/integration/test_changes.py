@@ -1,4 +1,4 @@
-"""Tasks that change NetBox's objects do so as the user who started them would."""
+"""Tasks change NetBox's objects as the user who started them."""
 import pytest
 from netbox_test_plugin import tasks
 
@@ -15,7 +15,7 @@ def changes(site):
 
 
 def test_changes_under_the_users_name(worker, user):
-    """What a task changes stands in the change log under its user's name, joined by the run's request ID."""
+    """Changes are in the change log under the user's name, joined by the run's request ID."""
     result = worker.run(tasks.change, 'new', netbox_user=user)
 
     assert result.status == 'completed'
@@ -29,7 +29,7 @@ def test_changes_under_the_users_name(worker, user):
 
 
 def test_changes_without_a_user(worker):
-    """Without a user they are NetBox's own, as those of its housekeeping: no entries."""
+    """Without a user there are no entries, as for NetBox's housekeeping."""
     result = worker.run(tasks.change, 'new')
 
     assert (result.status, result.user) == ('completed', None)
@@ -38,7 +38,7 @@ def test_changes_without_a_user(worker):
 
 
 def test_user_is_inherited(worker, user):
-    """What a task calls runs for the same user, unless it says another one."""
+    """Calls of a task run as the same user, unless they name another one."""
     first = worker.run(tasks.call, worker.queue, netbox_user=user)
 
     child = ended(first.result)
@@ -46,7 +46,7 @@ def test_user_is_inherited(worker, user):
 
 
 def test_users_do_not_mix(worker, user):
-    """Runs of several users, and of nobody, on the same processes and threads keep to their own."""
+    """Runs of several users, and of none, stay apart on the same processes and threads."""
     from users.models import User
 
     users = [user, User.objects.create_user('bob'), None]
@@ -59,7 +59,7 @@ def test_users_do_not_mix(worker, user):
 
 
 def test_changes_of_a_failing_task(worker, user):
-    """What was committed before a failure stands, with its entries."""
+    """Changes committed before a failure stay, with their entries."""
     result = worker.run(tasks.change, 'new', True, netbox_user=user)
 
     assert result.status == 'errored'
@@ -68,7 +68,7 @@ def test_changes_of_a_failing_task(worker, user):
 
 
 def test_deleted_user(worker, user):
-    """A user who is deleted before the run takes their name with them; the run goes on as nobody's."""
+    """If the user is deleted before the run, it runs without a user."""
     run = worker.send(tasks.change, 'new', netbox_user=user, countdown=1)
     user.delete()
 
@@ -79,7 +79,7 @@ def test_deleted_user(worker, user):
 
 @pytest.mark.parametrize('fails', [False, True])
 def test_event_rules(prefork, user, fails):
-    """Event rules see a task's changes as they see those from the user interface: when it is done, if it did not fail.
+    """Event rules see a task's changes like those of a request: when it is done, if it did not fail.
 
     The rule's webhook is queued as NetBox queues it, for its own workers.
     """
@@ -109,7 +109,7 @@ def test_event_rules(prefork, user, fails):
 
 
 def test_status_writes_make_no_changes(worker, user):
-    """A run's own way through its states is no change of NetBox's data."""
+    """A run's own status is not recorded as a change in NetBox."""
     worker.run(tasks.retry, 1, netbox_user=user)
 
     assert not ObjectChange.objects.exists()

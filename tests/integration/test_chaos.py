@@ -1,4 +1,4 @@
-"""Everything dies at random while tasks run, and at the end rows and side effects agree.
+"""Everything is killed at random while tasks run, and in the end rows and side effects agree.
 
 Three workers run a mix of tasks. Their processes, and they themselves, are killed again and again; PostgreSQL and the
 broker crash once each in the middle. What bodies really did stands in a journal that no server keeps, and is compared
@@ -18,8 +18,8 @@ from types import SimpleNamespace
 import pytest
 from celery import chain
 from django.db import DatabaseError, connection, transaction
-from netbox_test_plugin import chaos
 from netbox_test_plugin.side import folder
+from netbox_test_plugin.tasks import chaos
 
 from development.stack.redis import RedisServer
 from netbox_celery.models import CeleryLogEntry, CeleryResult
@@ -36,7 +36,7 @@ TASKS_PER_PROCESS_KILLED = 20
 TASKS_PER_WORKER_KILLED = 60
 WORKERS = 3
 CONFIG = {
-    # The machine may be slow: nobody who lives is to be taken for dead
+    # The machine may be slow: no living worker is to be declared lost
     'heartbeat_interval': 1, 'worker_lost_after': 10, 'sweep_interval': 1,
 }
 
@@ -63,7 +63,7 @@ def broker(request, services):
 
 @pytest.fixture
 def durable_commits(services):
-    """What was committed is there after a crash, as in production."""
+    """Commits survive a crash, as in production."""
     with services.cluster.connect() as admin:
         admin.execute('ALTER DATABASE netbox SET synchronous_commit = on')
         admin.execute('CHECKPOINT')
@@ -75,7 +75,7 @@ def durable_commits(services):
 
 
 class Chaos:
-    """Kills, and counts what it did."""
+    """Kills processes and servers, and counts that."""
 
     def __init__(self, services, server, workers, dice):
         self.services = services
@@ -85,7 +85,7 @@ class Chaos:
         self.counts = Counter()
 
     def plan(self):
-        """Return what happens after how many executions have begun, in order: pairs."""
+        """Return what is killed after how many starts, in order: pairs."""
         plan = [('postgresql', N * 2 // 5), ('broker', N * 3 // 5)]
         for what, each in (('process', TASKS_PER_PROCESS_KILLED), ('worker', TASKS_PER_WORKER_KILLED)):
             plan += [(what, self.dice.randrange(N // 20, N)) for __ in range(N // each)]
@@ -96,7 +96,7 @@ class Chaos:
         self.counts[f'{what} killed'] += 1
 
     def process(self):
-        """Kill a process of a worker's."""
+        """Kill a process of a worker."""
         worker = self.dice.choice(self.workers)
         # Celery ends a worker that loses a process before it is ready
         until(lambda: self.look_after_workers() or worker.is_ready, 90)
@@ -106,7 +106,7 @@ class Chaos:
             os.kill(pid, signal.SIGKILL)
 
     def worker(self):
-        """Kill a worker, whose processes die with it, and start it again."""
+        """Kill a worker, whose processes die with it, and restart it."""
         worker = self.dice.choice(self.workers)
         worker.signal(signal.SIGSTOP)  # it makes no further process
         children = worker.children
@@ -129,7 +129,7 @@ class Chaos:
         self.server.restart()
 
     def look_after_workers(self):
-        """Start workers again that have ended by themselves, and count them: none should."""
+        """Restart workers that stopped by themselves, and count them: there should be none."""
         for worker in self.workers:
             if worker.process.poll() is not None:
                 self.counts['worker ended by itself'] += 1
@@ -138,7 +138,7 @@ class Chaos:
 
 
 def send(dice, queue):
-    """Send the tasks, in transactions of ten, whatever is away; returns what it counted."""
+    """Send the tasks, in transactions of ten, whatever is down; returns counts."""
     counts, left = Counter(), [(number, dice.uniform(0.1, 0.7)) for number in range(N)]
     while left:
         batch = left[:10]
@@ -166,14 +166,14 @@ def send(dice, queue):
 
 
 class Account:
-    """The journal against the rows."""
+    """Compares the journal with the rows."""
 
     def __init__(self, rows, entries):
         self.rows = rows
         self.entries = entries
         self.wrong = []
         self.counts = Counter()
-        #: The end of each execution, by run and claim; the place of its start among the entries, and its process.
+        #: By run and claim: the end of the body, the place of its start among the entries, and its process.
         self.ends, self.started, self.processes = {}, {}, {}
         #: Where each process was killed, and the last entry that it made.
         self.killed, self.last = {}, {}
@@ -189,7 +189,7 @@ class Account:
         self.wrong.append((what, run, row and (row.celery_name, row.status, row.reason, row.error, row.claims)))
 
     def read(self):
-        """Follow the journal: nothing runs twice, at the same time or for the same claim."""
+        """Follow the journal: nothing runs twice, neither at the same time nor for the same claim."""
         open_by_run = {}
         for place, entry in enumerate(self.entries):
             if entry['what'] == 'kill':
@@ -214,7 +214,7 @@ class Account:
                 self.ends[key] = place, entry['what']
 
     def was_killed_at_its_end(self, key):
-        """Whether the process of an execution was killed after its body, before the row could say so."""
+        """Whether a process was killed after the body, before its row was written."""
         process = self.processes[key]
         return process in self.killed and self.last[process] == self.ends[key][0]
 
@@ -227,7 +227,7 @@ class Account:
                 if self.processes[key] not in self.killed:
                     self.complain(run, f'claim {key[1]} began, was not killed, and did not end')
             elif self.ends[key][1] == 'end' and not (row.status == 'completed' and key == last):
-                # The body was through, and the row says otherwise: that takes a kill in the very moment
+                # The body returned, and the row says otherwise: that takes a kill at that very moment
                 if not self.was_killed_at_its_end(key):
                     self.complain(run, f'claim {key[1]} ended, and the row does not say so')
                 self.counts['killed between the end of the body and its row'] += 1
@@ -253,7 +253,7 @@ class Account:
                 self.complain(run, f'has other attempts: {row.attempts}')
 
     def check_logs(self):
-        """A run that completed has all lines of the execution that did."""
+        """A completed run has all lines of the claim that completed it."""
         found = defaultdict(list)
         for run, message in CeleryLogEntry.objects.order_by('pk').values_list('result__task_id', 'message'):
             found[str(run)].append(message)
@@ -268,12 +268,12 @@ class Account:
 
 # A second try would hide what a first one has found
 def test_chaos(services, make_instance, make_worker, without_shared_workers, broker, durable_commits, capsys):
-    """Each run ends, nothing is executed by two at a time, and side effects are exactly as the rows say."""
+    """Each run finishes, none runs twice at the same time, and side effects are exactly as the rows say."""
     (folder() / 'journal').unlink(missing_ok=True)
     began, dice = time.monotonic(), random.Random(SEED)
     instance = make_instance(
         f'chaos-{broker.name.split()[0]}', broker_url=broker.url, **CONFIG,
-        # As long as the broker may be away, a retry or a next step is not given up
+        # A retry or a next step is not given up while the broker may be down
         celery={'task_publish_retry_policy': {'max_retries': 100, 'interval_start': 0, 'interval_step': 0.1,
                                               'interval_max': 0.5}},
     )

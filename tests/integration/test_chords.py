@@ -1,4 +1,4 @@
-"""Chords of which Celery has lost count go on, from the rows."""
+"""Chords that Celery has lost count of continue, from the rows."""
 from contextlib import closing
 from datetime import timedelta
 
@@ -6,8 +6,8 @@ import pytest
 from celery import chain, chord, group
 from django.db.models import F
 from django.utils import timezone
-from netbox_test_plugin import canvas as tasks
 from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.tasks import canvas as tasks
 from netbox_test_plugin.tasks import echo
 from redis import Redis
 
@@ -17,12 +17,6 @@ from netbox_celery.engine.store.database import EngineConnection
 from netbox_celery.models import CeleryResult
 
 from .support import ended, row, until
-
-
-@pytest.fixture
-def on(prefork):
-    """Put a signature into the worker's queue."""
-    return lambda step: step.set(queue=prefork.queue)
 
 
 @pytest.fixture
@@ -38,7 +32,7 @@ def look():
 
 
 def forget(services, group_id):
-    """Let Redis forget what it has counted."""
+    """Delete Redis' count of a chord."""
     with Redis.from_url(services.redis.url()) as client:
         keys = client.keys(f'*{group_id}*')
         assert keys
@@ -46,14 +40,14 @@ def forget(services, group_id):
 
 
 def at_the_gate(task, others):
-    """Wait until all parts of a chord but the one at the gate have ended; returns its row."""
+    """Wait until all parts of a chord but the one at the gate have finished; returns its row."""
     part = until(lambda: CeleryResult.objects.filter(celery_name=task.name, status='running').first())
     until(lambda: CeleryResult.objects.filter(status='completed').count() == others)
     return part
 
 
 def lose_count(services, gate, part):
-    """Let Redis forget what it has counted before the last part ends; returns the row of that."""
+    """Delete Redis' count before the last part finishes; returns that part's row."""
     forget(services, part.group_id)
     open_gate(gate)
     return ended(part.task_id)
@@ -81,7 +75,7 @@ CHORDS = {
 
 @pytest.mark.parametrize('kind', CHORDS)
 def test_count_lost(services, user, on, gate, look, kind):
-    """The body is sent once, with the results in order, when all parts have ended; not before."""
+    """The body is sent once all parts have finished, with their results in order, and only once."""
     waits = on(tasks.pass_gate.si(gate=gate))
     outcome = CHORDS[kind](on, waits).apply_async(netbox_user=user)
     part = until(lambda: CeleryResult.objects.filter(celery_name=tasks.pass_gate.name, status='running').first())
@@ -97,7 +91,7 @@ def test_count_lost(services, user, on, gate, look, kind):
     assert outcome.get(timeout=20) == 14
     after = CeleryResult.objects.count()
     assert after > before
-    # As if the part that ended last had sent it
+    # As if the part that finished last had sent it
     assert set(CeleryResult.objects.values_list('root_id', 'user')) == {(part.root_id, user.pk)}
     following = CeleryResult.objects.order_by('pk')[before]
     assert following.parent_id == part.task_id
@@ -106,7 +100,7 @@ def test_count_lost(services, user, on, gate, look, kind):
 
 
 def test_arguments_of_the_body(services, on, gate, look):
-    """What was counted before the loss, and what was not, come in the order of the parts."""
+    """Results from before and after the loss are in the order of the parts."""
     outcome = chord(
         [on(tasks.echo_list.s('a')), on(tasks.pass_gate.si(gate=gate)), on(tasks.echo_list.s('c'))],
         on(tasks.echo_list.s()),
@@ -118,7 +112,7 @@ def test_arguments_of_the_body(services, on, gate, look):
 
 @pytest.mark.parametrize('step', [1, -1])
 def test_shape_of_the_arguments(services, on, gate, look, step):
-    """Where a chain in the header ends in a group, the body gets a list of its results within the list."""
+    """If a chain in the header ends in a group, the body gets a list within the list."""
     header = [
         chain(on(tasks.add.s(1)), group(on(tasks.add.s(1)), on(tasks.add.s(2)))), on(tasks.pass_gate.si(gate=gate))
     ]
@@ -140,8 +134,8 @@ def test_failed_part(services, on, gate, look):
     assert look() == 0
 
 
-def test_nobody_counts_twice(on, look):
-    """A chord that went on by itself is left alone, and so is one whose body is not tracked."""
+def test_chord_that_is_not_stalled(on, look):
+    """A chord that continued by itself is left alone, and so is one with an untracked body."""
     outcome = chord([on(tasks.add.s(1)), on(tasks.add.s(2))], on(tasks.add.s(3)))()
     assert outcome.get(timeout=20) == 6
     chord([on(tasks.add.s(1)), on(tasks.add.s(2))], on(tasks.add.s(3, netbox_track=False)))()
@@ -159,7 +153,7 @@ def test_nobody_counts_twice(on, look):
 ], ids=['chain that ends in a group', 'group', 'chain in a chain'])
 @pytest.mark.parametrize('pool', ['prefork', 'threads'])
 def test_group_in_a_header(shared_workers, pool, header):
-    """The body is sent, with the results in their lists, however the part ends that is the last: no process waits."""
+    """The body gets the results in nested lists, whichever part finishes last, and no process waits."""
     worker = shared_workers(pool)
 
     def on(step):

@@ -1,4 +1,4 @@
-"""Django's commands as tasks, on real workers: what is given to them, what they write, how they end."""
+"""Management commands as tasks, on real workers: their arguments, their output, and how they end."""
 from datetime import timedelta
 
 import pytest
@@ -26,7 +26,7 @@ def log(run):
 
 
 def test_clearsessions(worker):
-    """A command of Django's own does its work, sent on commit, by the worker."""
+    """A command of Django, sent on commit, is run by the worker."""
     old = Session.objects.create(session_key='old', expire_date=timezone.now() - timedelta(days=1))
     kept = Session.objects.create(session_key='new', expire_date=timezone.now() + timedelta(days=1))
     task = get_django_command_task('clearsessions')
@@ -41,7 +41,7 @@ def test_clearsessions(worker):
 
 
 def test_unique(worker):
-    """A command that is unique runs once for all calls that find it waiting, and again after its end."""
+    """A unique command runs once for all calls while it waits, and again after it has finished."""
     task = get_django_command_task('clearsessions')
     first, second = (worker.send(task, countdown=1) for __ in range(2))
     other = worker.send(task, kwargs={'verbosity': 2})
@@ -53,7 +53,7 @@ def test_unique(worker):
 
 
 def test_arguments(worker):
-    """Positional arguments are the command's, by position, and its options are given by name."""
+    """Positional arguments are passed by position, options by name."""
     run = speak(worker, 'hello', 1, 'two', times=2, tone='loud', end='over', task_id='of its own')
 
     result = ended(run)
@@ -65,7 +65,7 @@ def test_arguments(worker):
 
 
 def test_output(worker):
-    """What it writes is in the log: errors as warnings, prints too, without colours; and nobody is asked anything."""
+    """Its output is in the log, errors as warnings, without colors; and it asks no questions."""
     run = speak(worker, 'hello', aside=True)
 
     assert ended(run).status == 'completed'
@@ -75,7 +75,7 @@ def test_output(worker):
 
 
 def test_output_while_it_runs(worker, gate):
-    """Lines are seen as they are written; one that was begun waits for its end."""
+    """Complete lines are visible as they are written."""
     run = speak(worker, 'hello', gate=gate)
     until(lambda: lines(run) == ['hello [] None'])
     open_gate(gate)
@@ -85,7 +85,7 @@ def test_output_while_it_runs(worker, gate):
 
 
 def test_output_of_commands_in_parallel(threads):
-    """Commands in the threads of one process print into their own logs."""
+    """Commands in threads of one process print into their own logs."""
     runs = [speak(threads, f'word {number}', times=20, aside=True) for number in range(12)]
 
     for number, run in enumerate(runs):
@@ -119,7 +119,7 @@ def test_ends(worker, how, status, error, attempts):
     (('hello',), {'stdout': 'x'}, "multiple values for keyword argument 'stdout'"),
 ])
 def test_wrong_arguments(prefork, args, kwargs, error):
-    """What the command does not take fails the run, with what Django says of it."""
+    """Arguments that the command does not accept fail the run, with Django's message."""
     result = ended(speak(prefork, *args, **kwargs))
 
     assert result.status == 'failed'
@@ -127,7 +127,7 @@ def test_wrong_arguments(prefork, args, kwargs, error):
 
 
 def test_registered(prefork):
-    """Commands are among the tasks of a worker and in the catalogue, with their help."""
+    """Commands are among a worker's tasks and in the catalogue, with their help."""
     said = prefork.log.read_text()
     assert f'  . {SPEAK}\n' in said
     assert '  . command.django.contrib.sessions.clearsessions\n' in said

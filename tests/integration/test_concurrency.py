@@ -1,4 +1,4 @@
-"""Concurrency keys: at most so many runs at a time, and what becomes of a call past the limit."""
+"""Concurrency keys limit how many runs are active at a time; and calls beyond the limit."""
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -7,8 +7,9 @@ from datetime import datetime
 import pytest
 from celery import chain
 from django.db import connection, transaction
-from netbox_test_plugin import policies, tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin import tasks
+from netbox_test_plugin.side import noted, notes, open_gate
+from netbox_test_plugin.tasks import policies
 
 from netbox_celery.engine.sending.admission import advance_all
 from netbox_celery.engine.store.database import EngineConnection
@@ -21,8 +22,8 @@ from .support import ended, row, until, waiting
 keyed = policies.keyed
 
 
-def test_line(worker, gate):
-    """One runs, the others wait in line, unsent; each end lets the next one begin, in the order of the calls."""
+def test_waiting_line(worker, gate):
+    """One runs, the others wait unsent; each end starts the next one, in the order of the calls."""
     runs = [worker.send(keyed, 'sw1', gate) for __ in range(4)]
     until(lambda: notes(runs[0].id))
     other = worker.send(keyed, 'sw2')
@@ -40,7 +41,7 @@ def test_line(worker, gate):
 
 
 def test_limit(threads, gate):
-    """With a limit of three there are three at a time, of whatever task."""
+    """With a limit of three there are three at a time, of any task."""
     runs = [threads.send(tasks.hold, gate, concurrency_key='site', limit=3, on_conflict='queue') for __ in range(3)]
     runs += [threads.send(tasks.echo, concurrency_key='site', limit=3, on_conflict='queue') for __ in range(3)]
     for run in runs[:3]:
@@ -52,7 +53,7 @@ def test_limit(threads, gate):
 
 @pytest.mark.parametrize('device, other', [('a\x00b', 'a\ufffdb'), ('\ud800', '\udfff')], ids=['nul', 'surrogates'])
 def test_odd_keys(threads, gate, device, other):
-    """A key of characters that PostgreSQL cannot hold is a key as well, and none of another's."""
+    """A key of characters that PostgreSQL cannot hold works, and differs from other keys."""
     runs = [threads.send(keyed, device, gate) for __ in range(2)]
     assert ended(threads.send(keyed, other)).status == 'completed'
     assert row(runs[1]).reason == 'queued'
@@ -61,7 +62,7 @@ def test_odd_keys(threads, gate, device, other):
 
 
 def test_skip(threads, gate):
-    """The call has a row that says so, and nobody waits for it."""
+    """The call has a row that says so, and its result is not awaited."""
     first = threads.send(keyed, 'sw1', gate, on_conflict='skip')
     second = threads.send(keyed, 'sw1', gate, on_conflict='skip')
     assert (second.state, second.get(timeout=5)) == ('IGNORED', None)
@@ -99,7 +100,7 @@ def test_fail_does_not_spoil_a_transaction(threads, gate):
 
 
 def test_replace(prefork, gate):
-    """The newest takes over: what runs is ended, what waits never starts."""
+    """The newest call takes over: the active run is terminated, waiting ones never start."""
     first = prefork.send(keyed, 'sw1', 'never', on_conflict='replace')
     until(lambda: notes(first.id))
     second = keyed.apply_async(('sw1', 'never'), queue='nobody', on_conflict='replace')
@@ -109,21 +110,21 @@ def test_replace(prefork, gate):
     for run in (first, second):
         assert ended(run).status == 'revoked'
     assert third.id in row(second).error
-    assert [what for __, what in notes(first.id)] == ['started']
+    assert noted(first.id) == ['started']
     assert notes(second.id) == []
     assert row(third).started >= row(first).completed
 
 
 @pytest.mark.parametrize('on_conflict', ['join', 'queue', 'skip', 'replace', 'fail'])
 def test_steps_of_a_chain(worker, on_conflict):
-    """A step is sent before the one before it has ended, whose body has returned: it takes over its place."""
+    """A step is sent before the step before it has finished, so it takes over its slot."""
     step = keyed.si('sw1').set(queue=worker.queue, on_conflict=on_conflict)
     result = chain(step, step.clone(), tasks.echo.si('end').set(queue=worker.queue)).apply_async()
 
     assert result.get(timeout=30) == [['end'], {}]
     rows = [row(result.parent.parent), row(result.parent), ended(result)]
     assert [found.status for found in rows] == ['completed'] * 3
-    assert [what for __, what in notes(rows[0].task_id)] == [what for __, what in notes(rows[1].task_id)]
+    assert noted(rows[0].task_id) == noted(rows[1].task_id)
 
 
 @pytest.mark.parametrize('on_conflict, status, reason', [
@@ -131,7 +132,7 @@ def test_steps_of_a_chain(worker, on_conflict):
     ('replace', 'completed', ''),
 ])
 def test_replacement(worker, gate, on_conflict, status, reason):
-    """A task that takes the place of another one has a place under its key, or none."""
+    """The task that replaces another one gets a slot under its key, or does not run."""
     first = worker.send(keyed, 'sw1', gate, on_conflict='skip')
     until(lambda: notes(first.id))
     second = worker.send(policies.become_keyed, kwargs={
@@ -143,7 +144,7 @@ def test_replacement(worker, gate, on_conflict, status, reason):
 
     result = ended(second)
     assert (result.status, result.reason) == (status, reason)
-    assert [what for __, what in notes(second.id)] == (['started', 'ended'] if status == 'completed' else [])
+    assert noted(second.id) == (['started', 'ended'] if status == 'completed' else [])
     if status == 'ignored':
         assert second.get(timeout=10) is None
     open_gate(gate)
@@ -153,16 +154,16 @@ def test_replacement(worker, gate, on_conflict, status, reason):
 
 
 def test_replacement_by_its_like(worker):
-    """Its key is the run's already."""
+    """The run has the key already."""
     run = worker.send(policies.become_keyed, concurrency_key='device-sw1', kwargs={
         'device': 'sw1', 'queue': worker.queue, 'on_conflict': 'skip',
     })
     assert ended(run).status == 'completed'
-    assert [what for __, what in notes(run.id)] == ['started', 'ended']
+    assert noted(run.id) == ['started', 'ended']
 
 
 def test_cancel_in_line(threads, gate):
-    """Who leaves the line lets others pass; who holds the place and has not begun gives it to the next."""
+    """A cancelled run in line is skipped; a cancelled holder that has not started gives its slot to the next."""
     holder = keyed.apply_async(('sw1',), queue='nobody')
     leaves = threads.send(keyed, 'sw1')
     last = threads.send(keyed, 'sw1')
@@ -175,7 +176,7 @@ def test_cancel_in_line(threads, gate):
 
 @pytest.mark.parametrize('how', ['child', 'worker'])
 def test_death_of_the_holder(make_worker, threads, how):
-    """The line goes on after what held the place was lost, and after the worker of those in it died, too."""
+    """The line advances after the holder was lost, and after its worker died."""
     victim = make_worker('victim-line').start().ready()
     first = victim.send(keyed, 'sw1', 'never')
     second = threads.send(keyed, 'sw1')
@@ -186,7 +187,7 @@ def test_death_of_the_holder(make_worker, threads, how):
 
 
 def test_transaction(threads, gate):
-    """In line since the commit; a rollback leaves nobody in it."""
+    """Runs wait in line from the commit on; a rollback leaves none."""
     with transaction.atomic():
         first = threads.send(keyed, 'sw1')
         second = threads.send(keyed, 'sw1')
@@ -199,7 +200,7 @@ def test_transaction(threads, gate):
 
 
 def test_many_in_line(threads):
-    """Many callers and many ends at once: never two at a time, nobody is forgotten, each runs once."""
+    """Many simultaneous calls and ends: never two at a time, none is forgotten, and each runs once."""
     def call(number):
         try:
             return threads.send(keyed, f'sw{number % 3}')
@@ -219,7 +220,7 @@ def test_many_in_line(threads):
 
 
 def test_line_is_found_by_the_sweep():
-    """Whoever should have let the next one begin may have died: before it gave the place away, or before it sent."""
+    """If the process died that should have started the next run, before or after giving the slot, the sweep does it."""
     holder = keyed.apply_async(('sw1',), queue='nobody')
     following = keyed.apply_async(('sw1',), queue='nobody-either')
     CeleryResult.objects.filter(task_id=holder.id).update(status='completed', completed='2026-01-01T00:00Z')
@@ -236,7 +237,7 @@ def test_line_is_found_by_the_sweep():
 
 
 def test_unsent_line_is_not_sent(threads):
-    """The sweep sends what was not sent, and that is not what waits in line."""
+    """The sweep sends unsent runs, but not those that wait in line."""
     keyed.apply_async(('sw1',), queue='nobody')
     following = threads.send(keyed, 'sw1')
     CeleryResult.objects.update(last_updated='2026-01-01T00:00Z')

@@ -1,4 +1,4 @@
-"""From a call to a claim: transactions, copies of messages, and what becomes of a call when something is missing."""
+"""From a call to a claim: transactions, copies of messages, and calls when something is missing."""
 import json
 import threading
 from contextlib import closing
@@ -10,7 +10,7 @@ import pytest
 from django.db import DatabaseError, connection, transaction
 from kombu.exceptions import EncodeError, OperationalError
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
 
 from dcim.models import Site
 from netbox_celery.celery import app
@@ -25,7 +25,7 @@ NOWHERE = 'a-queue-that-nobody-serves'
 
 
 def messages(queue):
-    """Return the messages that wait in a queue of the broker."""
+    """Return the messages in a queue of the broker."""
     with closing(app.backend.client.__class__.from_url(app.conf.broker_url)) as client:
         return [json.loads(message) for message in client.lrange(get_config().key_prefix + queue, 0, -1)]
 
@@ -37,7 +37,7 @@ def push(queue, message):
 
 @pytest.fixture
 def queue():
-    """A queue that nobody serves, empty."""
+    """A queue that no worker serves, empty."""
     name = f'{NOWHERE}-{uuid4().hex}'
     yield name
     with closing(app.backend.client.__class__.from_url(app.conf.broker_url)) as client:
@@ -45,7 +45,7 @@ def queue():
 
 
 def test_call_sends(make_worker):
-    """A call makes a row and a message; a worker that starts later runs it, in a process of its own."""
+    """A call makes a row and a message; a worker that starts later runs it, in a process of the pool."""
     worker = make_worker('later', concurrency=1)
     run = worker.send(tasks.echo, 'x')
 
@@ -60,7 +60,7 @@ def test_call_sends(make_worker):
 
 
 def test_transaction(prefork):
-    """In a transaction row and message wait for the commit; a savepoint that is rolled back takes its own with it."""
+    """In a transaction row and message wait for the commit; a savepoint that is rolled back drops its own."""
     with transaction.atomic():
         site = Site.objects.create(name='new', slug='new')
         kept = prefork.send(tasks.query, netbox_object=site)
@@ -93,7 +93,7 @@ def test_rollback(queue):
 
 
 def test_transaction_in_a_body(worker):
-    """What a body calls in a transaction goes out on its commit, and not if a savepoint takes it back."""
+    """What a body calls in a transaction is sent on commit, and not if a savepoint is rolled back."""
     result = worker.run(tasks.call, worker.queue, True)
 
     child = ended(result.result)
@@ -103,7 +103,7 @@ def test_transaction_in_a_body(worker):
 
 
 def test_run_that_sends_itself(worker):
-    """A task that sends itself starts new runs, with IDs of their own, below the first."""
+    """A task that sends itself starts new runs, with new IDs, under the first."""
     first = worker.run(tasks.call_itself, worker.queue)
     until(lambda: CeleryResult.objects.filter(status='completed').count() == 3)
 
@@ -114,7 +114,7 @@ def test_run_that_sends_itself(worker):
 
 
 def test_same_message_twice(worker, gate):
-    """A copy of a message does not run: neither while the run goes on, nor after its end."""
+    """A copy of a message does not run: neither while the run is active, nor after its end."""
     run = worker.send(tasks.hold, gate)
     until(lambda: notes(run.id))
     copy = message_of(run, tasks.hold, gate)
@@ -129,7 +129,7 @@ def test_same_message_twice(worker, gate):
     result = ended(run)
     push(worker.queue, copy)
     assert worker.run(tasks.echo).status == 'completed'
-    assert [what for __, what in notes(run.id)] == ['started', 'ended']
+    assert noted(run.id) == ['started', 'ended']
     assert (row(run).status, row(run).claims, row(run).completed) == ('completed', 1, result.completed)
     assert run.get(timeout=10) == gate
 
@@ -147,7 +147,7 @@ def message_of(run, task, *args, **changes):
 
 
 def test_message_that_cannot_be_read(worker):
-    """It ends its run, which is not sent again and again, and who waits for the result hears of it."""
+    """It ends its run, which is not sent again, and those who wait for the result get the error."""
     run = tasks.echo.apply_async(queue=NOWHERE)
     push(worker.queue, message_of(run, tasks.echo, {'__type__': 'uuid', '__value__': 'x'}))
 
@@ -172,7 +172,7 @@ def test_copy_of_an_earlier_attempt(prefork):
 
 
 def test_message_without_a_row(worker):
-    """A producer without the plugin makes no row: the worker makes it, and tracks the run to its end."""
+    """A producer without the plugin makes no row: the worker makes it, and tracks the run."""
     run = app.AsyncResult(str(uuid4()))
     with app.producer_or_acquire() as producer:
         message = app.amqp.create_task_message(
@@ -187,7 +187,7 @@ def test_message_without_a_row(worker):
 
 
 def test_one_of_many_claims_wins(prefork):
-    """Of fifty claims of a run at the same moment, from connections of their own, one is granted."""
+    """Of fifty simultaneous claims of a run, on separate connections, one is granted."""
     run = tasks.echo.apply_async(queue=NOWHERE, countdown=3600)
     barrier, granted = threading.Barrier(50), []
     holder = prefork.row.key
@@ -214,7 +214,7 @@ def test_one_of_many_claims_wins(prefork):
 
 
 def test_broker_refuses_the_call(queue):
-    """Outside a transaction the caller gets the error, and the row says so."""
+    """Outside a transaction the caller gets the error, and the row records it."""
     with app.connection_for_write('redis://127.0.0.1:1/0') as nobody, pytest.raises(OperationalError):
         tasks.echo.apply_async(queue=queue, producer=nobody.Producer(auto_declare=False), retry=False)
 
@@ -229,7 +229,7 @@ def no_broker():
 
 
 def test_broker_refuses_after_the_commit(prefork):
-    """After the commit there is nobody to tell: the row stays unsent, and is sent by the sweep, once."""
+    """After the commit no caller can be told: the row stays unsent, and the sweep sends it, once."""
     with no_broker(), transaction.atomic():
         run = prefork.send(tasks.echo, 'late')
     assert (row(run).status, row(run).sent) == ('pending', None)
@@ -282,7 +282,7 @@ def test_what_cannot_be_sent_is_closed(prefork):
 
 @pytest.mark.parametrize('in_transaction', [False, True])
 def test_row_cannot_be_made(worker, in_transaction):
-    """The task is worth more than its row: it runs untracked, and the caller's transaction is none the worse."""
+    """The task matters more than its row: it runs untracked, and the caller's transaction is unaffected."""
     with mock.patch('netbox_celery.engine.sending.enqueue.INSERT', 'INSERT INTO no_such_table VALUES (%(task_id)s)'):
         if in_transaction:
             with transaction.atomic():
@@ -297,7 +297,7 @@ def test_row_cannot_be_made(worker, in_transaction):
 
 
 def test_not_tracked(worker):
-    """Tracking can be turned off for a call: no row, and the body knows."""
+    """Tracking can be turned off for a call: there is no row, and the body knows."""
     run = worker.send(tasks.whoami, netbox_track=False)
 
     assert run.get(timeout=20)['row'] is None
@@ -312,7 +312,7 @@ def test_not_tracked(worker):
     lambda site, queue: CeleryResult.enqueue_many(tasks.echo, [(1,), (site,)], queue=queue),
 ], ids=['args', 'kwargs', 'delay', 'enqueue', 'enqueue_many'])
 def test_model_instance_as_argument(queue, send):
-    """A model instance is no JSON: the call says so and what to do, and leaves no row and no message."""
+    """A model instance is not JSON: the call says what to do, and leaves neither row nor message."""
     site = Site.objects.create(name='s', slug='s')
     with pytest.raises(EncodeError, match='primary keys'):
         send(site, queue)
@@ -326,8 +326,8 @@ def test_model_instance_as_argument(queue, send):
     ({'netbox_colour': 'red'}, TypeError),
     ({'netbox_kwargs': {'colour': 'red'}}, TypeError),
 ], ids=str)
-def test_wrong_option(queue, options, error):
-    """A wrong option is an error at the call, which leaves no row that would be sent later."""
+def test_invalid_option(queue, options, error):
+    """An invalid option is an error of the call, which leaves no row that would be sent later."""
     with pytest.raises(error):
         tasks.echo.apply_async(queue=queue, **options)
 
@@ -335,8 +335,8 @@ def test_wrong_option(queue, options, error):
     assert messages(queue) == []
 
 
-def test_deferred_constraint(queue):
-    """A user who does not exist, any more or ever, costs neither the row nor the task."""
+def test_user_that_does_not_exist(queue):
+    """A user who does not exist costs neither the row nor the task."""
     run = tasks.echo.apply_async(queue=queue, netbox_user=999_999)
 
     assert len(messages(queue)) == 1

@@ -1,12 +1,13 @@
-"""What tasks offer beside Celery's own: waiting for a result, sending on commit, delays between attempts."""
+"""What tasks have beyond Celery's: waiting for a result, sending on commit, delays between attempts."""
 from datetime import datetime
 from uuid import uuid4
 
 import pytest
 from celery.exceptions import TimeoutError
 from django.db import transaction
-from netbox_test_plugin import tasks, waiting
+from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes
+from netbox_test_plugin.tasks import delays
 
 from netbox_celery.models import CeleryResult
 
@@ -23,7 +24,7 @@ def gaps(result):
 
 def test_delays_between_attempts(worker):
     """Three delays make three gaps and four attempts."""
-    result = worker.run(waiting.delays)
+    result = worker.run(delays.delays)
 
     assert (result.status, result.error, result.attempt) == ('errored', 'ValueError: wrong', 4)
     assert len(notes(result.task_id)) == 4
@@ -31,7 +32,7 @@ def test_delays_between_attempts(worker):
 
 
 def test_delays_between_automatic_attempts(worker):
-    result = worker.run(waiting.delays_automatic)
+    result = worker.run(delays.delays_automatic)
 
     assert (result.status, result.attempt) == ('errored', 3)
 
@@ -42,14 +43,14 @@ def test_delays_between_automatic_attempts(worker):
     ({'countdown': 0}, 4),
 ])
 def test_delays_of_a_retry(worker, options, attempts):
-    """What `retry()` says itself beats the task's delays; a `countdown` replaces the gap and not the number."""
-    result = worker.run(waiting.delays, kwargs=options)
+    """Arguments of `retry()` beat the task's delays; a `countdown` replaces the gap, not the number."""
+    result = worker.run(delays.delays, kwargs=options)
 
     assert (result.status, result.attempt) == ('errored', attempts)
 
 
 def test_wait_for_the_result(worker):
-    """The value comes back; so does the error, raised or returned."""
+    """The value is returned; an error is raised or returned."""
     assert tasks.echo.apply_async_and_get_result(('hello',), timeout=20, queue=worker.queue) == [['hello'], {}]
     with pytest.raises(ValueError, match='wrong value'):
         tasks.fail.apply_async_and_get_result(('value',), timeout=20, queue=worker.queue)
@@ -59,14 +60,14 @@ def test_wait_for_the_result(worker):
 
 @pytest.mark.parametrize('timeout', [0, 0.2])
 def test_wait_too_long(worker, timeout):
-    """Who waits no longer is told so, and the run goes on."""
+    """The caller gets a `TimeoutError`, and the run continues."""
     with pytest.raises(TimeoutError):
         tasks.echo.apply_async_and_get_result(('late',), timeout=timeout, countdown=3, queue=worker.queue)
     assert ended(CeleryResult.objects.get().task_id).status == 'completed'
 
 
 def test_ignore_result_of_a_call(threads):
-    """`delay(ignore_result=True)` is an option, as in a signature's; the row is complete all the same."""
+    """`delay(ignore_result=True)` is an option, as in a signature; the row is complete all the same."""
     run = tasks.retry.delay(0, ignore_result=True)
     row = CeleryResult.objects.get()
     assert (row.args, row.kwargs, row.options['ignore_result']) == ([0], {}, True)
@@ -76,12 +77,12 @@ def test_ignore_result_of_a_call(threads):
 
 @pytest.mark.parametrize('pool', ['prefork', 'threads'])
 def test_wait_without_end_is_refused(make_worker, pool):
-    """Inside a task, and inside a transaction, nothing is sent and nobody waits.
+    """Inside a task and inside a transaction, nothing is sent and the call does not wait.
 
     On a worker of its own: Celery has one flag for all threads, which chords that end side by side may leave wrong.
     """
     worker = make_worker(f'waiting-{pool}', pool=pool).start().ready()
-    result = worker.run(waiting.waits)
+    result = worker.run(delays.waits)
     assert 'Never call result.get() within a task' in result.result
     with transaction.atomic(), pytest.raises(RuntimeError, match='committed'):
         tasks.echo.apply_async_and_get_result(('never',), queue=worker.queue)
@@ -89,7 +90,7 @@ def test_wait_without_end_is_refused(make_worker, pool):
 
 
 def test_on_commit_keeps_the_id(worker):
-    """Not before the commit, never after a rollback, and under the ID that was asked for."""
+    """Not before the commit, never after a rollback, and with the ID of the call."""
     ids = [str(uuid4()) for __ in range(3)]
     with transaction.atomic():
         tasks.echo.apply_async_on_commit(('sent',), using='default', task_id=ids[0], queue=worker.queue)

@@ -1,4 +1,4 @@
-"""Workers that are part of another program: Celery's for tests, `app.Worker()`, `app.worker_main()`.
+"""Workers inside another program: Celery's for tests, `app.Worker()`, `app.worker_main()`.
 
 Here that program is the test process itself.
 """
@@ -34,14 +34,14 @@ logger = get_task_logger(__name__)
 
 @pytest.fixture(autouse=True)
 def waits_for_results():
-    """Let this process wait for results again: Celery forbids it as soon as a worker is made, run or not."""
+    """Let this process wait for results again: Celery forbids it once a worker is made."""
     yield
     _set_task_join_will_block(False)
 
 
 @pytest.fixture(autouse=True)
 def as_before():
-    """Celery's set-up takes over logging and the queues of the app, and leaves both so."""
+    """Restore logging and the app's queues, which Celery's set-up changes."""
     root, task_logger = logging.getLogger(), logging.getLogger('celery.task')
     before = [(log, log.level, list(log.handlers)) for log in (root, task_logger, logging.getLogger('celery'))]
     queues = app.amqp.queues._consume_from
@@ -97,7 +97,7 @@ def opened(monkeypatch):
 
 
 @contextmanager
-def in_thread(worker):
+def started_in_thread(worker):
     """Run a worker as programs do that embed it."""
     thread = threading.Thread(target=worker.start, daemon=True)
     thread.start()
@@ -118,7 +118,7 @@ def celery_testing(queue, **options):
 
 @contextmanager
 def app_worker(queue, pool='solo', **options):
-    with in_thread(app.Worker(queues=[queue], pool=pool, quiet=True, loglevel='ERROR', **options)) as worker:
+    with started_in_thread(app.Worker(queues=[queue], pool=pool, quiet=True, loglevel='ERROR', **options)) as worker:
         yield worker
 
 
@@ -133,7 +133,7 @@ WAYS = {
 
 @pytest.mark.parametrize('way', WAYS)
 def test_runs(way, queue, greet, opened):
-    """Runs are claimed, logged and ended, and the worker's row comes and goes with it."""
+    """Runs are claimed, logged and finished, and the worker's row starts and stops with it."""
     threads = own_threads() - {f'{OWN_THREADS}recorder'}
     with WAYS[way](queue) as worker:
         entry = CeleryWorker.objects.get(name=worker.hostname, stopped=None)
@@ -159,7 +159,7 @@ def test_runs(way, queue, greet, opened):
 
 
 def test_again_and_again(queue, greet, opened):
-    """One process starts workers one after the other, each with a row of its own."""
+    """One process starts several workers one after another, each with a row of its own."""
     keys = set()
     for __ in range(3):
         with celery_testing(queue) as worker:
@@ -170,7 +170,7 @@ def test_again_and_again(queue, greet, opened):
 
 
 def test_side_by_side(queue):
-    """Workers of one process are one to the others: the first to stop takes nothing from the other one.
+    """Workers of one process share one identity: the first to stop does not affect the other.
 
     Celery's event loop is one for a process, too; so this is about who is registered.
     """
@@ -194,7 +194,7 @@ def test_side_by_side(queue):
 
 
 def test_stopped_in_the_middle(queue, make_task):
-    """What a worker is stopped in is ended, or let go of."""
+    """A run is finished or released when its worker is stopped."""
     begun, go_on = threading.Event(), threading.Event()
 
     def wait(self, task_id):
@@ -228,7 +228,7 @@ def test_the_row_was_deleted(queue, make_task, monkeypatch):
 
 
 def test_cannot_be_registered(queue, monkeypatch):
-    """Who starts a worker that cannot be registered gets the error, and nobody waits for it."""
+    """A worker that cannot be registered raises the error, and nothing waits for it."""
     monkeypatch.setattr(signals, 'LOOK', 'SELECT 1 FROM netbox_celery_nothing')
     with pytest.raises(ProgrammingError, match='netbox_celery_nothing'), celery_testing(queue):
         pass
@@ -237,7 +237,7 @@ def test_cannot_be_registered(queue, monkeypatch):
 
 
 def test_only_made(queue):
-    """A worker that is not started has no row, and takes nothing from the process."""
+    """A worker that is not started has no row, and changes nothing in the process."""
     worker = app.Worker(queues=[queue], pool='solo', quiet=True, loglevel='ERROR', hostname=f'{queue}@here')
     assert not CeleryWorker.objects.filter(name=worker.hostname).exists()
     assert identity.key is None
@@ -245,7 +245,7 @@ def test_only_made(queue):
 
 @contextmanager
 def stopping_after(run):
-    """Let the worker that the block runs stop by itself when a run has ended."""
+    """Let the worker that the block runs stop by itself when a run has finished."""
     def stop():
         ended(run)
         worker_state.should_stop = 0
@@ -257,7 +257,7 @@ def stopping_after(run):
 
 
 def test_worker_main(queue, greet):
-    """The program of the command line, called by another program: it runs in its main thread, and ends by itself."""
+    """The command line's program, called by another program: it runs in its main thread, and stops by itself."""
     run = greet.apply_async(queue=queue)
     with stopping_after(run):
         app.worker_main(['worker', '-P', 'solo', '-Q', queue, '-n', f'{queue}@%h', '-l', 'ERROR'])
@@ -267,7 +267,7 @@ def test_worker_main(queue, greet):
 
 
 def test_click(queue, greet):
-    """Celery's command line in the hands of a test."""
+    """Celery's command line, called by a test."""
     run = greet.apply_async(queue=queue)
     with stopping_after(run):
         result = CliRunner().invoke(celery_command, [
@@ -279,7 +279,7 @@ def test_click(queue, greet):
 
 
 def test_as_celery_documents_it(greet):
-    """With all defaults: the worker is pinged, and has the queues of the settings."""
+    """With all defaults: the worker is pinged, and serves the queues of the settings."""
     import celery.contrib.testing.tasks  # noqa: F401 - registers the ping
 
     with start_worker(app, shutdown_timeout=30) as worker:
@@ -289,7 +289,7 @@ def test_as_celery_documents_it(greet):
 
 
 def test_with_beat(make_worker):
-    """A beat that is part of a worker (`-B`) has our schedule, and ends with it."""
+    """The beat inside a worker (`-B`) uses our scheduler, and stops with it."""
     worker = make_worker('beatful', options=['-B']).start().ready()
     worker.says('this one is active')
     assert worker.run(hello_world, 'Bob').status == 'completed'

@@ -1,4 +1,4 @@
-"""What comes out of a run is what its task returned, and what goes into a repetition is what the call had."""
+"""A run's result is exactly what its task returned, and a repetition has exactly the call's arguments."""
 from uuid import uuid4
 
 import pytest
@@ -14,14 +14,14 @@ from .support import ended, row, until
 
 
 def asked_later(run):
-    """Return what who asks after the end gets, who has not heard of it."""
+    """Return what a caller gets that asks after the end, without having waited."""
     app.backend._cache.clear()
     return app.AsyncResult(str(run.task_id)).get(timeout=10)
 
 
 @pytest.mark.parametrize('what', ['floats', 'order', 'odd', 'uuid', 'marker', 'deep', 'none'])
 def test_results(worker, what):
-    """Who waits, and who asks later, get exactly what the task returned, as plain Celery would hand it over."""
+    """Those who wait, and those who ask later, get exactly what the task returned, as with plain Celery."""
     returned = tasks.RESULTS[what]()
     outcome = worker.send(tasks.answer, what)
 
@@ -32,7 +32,7 @@ def test_results(worker, what):
 
 
 def test_wait_beside_a_marker(prefork):
-    """What looks like a type marker of Kombu's does not end the wait for the results of others."""
+    """A result like one of Kombu's type markers does not interrupt the wait for others."""
     outcomes = [prefork.send(tasks.answer, what) for what in ('marker', 'floats', 'marker', 'none')]
 
     assert [outcome.get(timeout=20) for outcome in reversed(outcomes)] == [
@@ -42,7 +42,7 @@ def test_wait_beside_a_marker(prefork):
 
 @pytest.mark.parametrize('what', ['deep', 'digits', 'encoder', 'silent encoder', 'set'])
 def test_ignored_results(worker, what):
-    """A body that succeeded has succeeded, whatever it returned, and its worker goes on."""
+    """A body that returns succeeds, whatever it returns, and its worker continues."""
     result = worker.run(tasks.answer, what, ignore_result=True)
 
     assert (result.status, result.error) == ('completed', '')
@@ -52,7 +52,7 @@ def test_ignored_results(worker, what):
 
 @pytest.mark.parametrize('what', ['digits', 'encoder', 'silent encoder', 'set', 'deep'])
 def test_stored_results(prefork, what):
-    """Where Celery has to store what it cannot, it fails the task; the row says the same as Celery."""
+    """A result that Celery cannot store fails the task, in the row as in Celery."""
     outcome = prefork.send(tasks.answer, what)
     result = ended(outcome)
     try:
@@ -69,7 +69,7 @@ def test_stored_results(prefork, what):
     ([1e23, -0.0], {}), ([float('nan'), 'nul \x00'], {}), ([], {'z': 1, 'a': {'y': 1e16, 'x': 2}}),
 ], ids=['floats', 'unstorable', 'order'])
 def test_run_again(worker, args, kwargs):
-    """A repetition is called as the run was."""
+    """A repetition has the arguments of the run."""
     first = ended(worker.send(tasks.echo, *args, kwargs=kwargs))
     second = CeleryResult.objects.get(pk=first.pk).rerun()
 
@@ -81,7 +81,7 @@ def test_run_again(worker, args, kwargs):
 
 @pytest.mark.parametrize('depth', [90, 150, 300])
 def test_foreign_message(worker, depth):
-    """A program without the plugin may send what no call of ours could: it is refused, and the worker goes on."""
+    """A program without the plugin may send what our calls refuse: the run fails, and the worker continues."""
     sent = app.AsyncResult(str(uuid4()))
     with app.producer_or_acquire() as producer:
         message = app.amqp.create_task_message(sent.id, tasks.echo.name, (tasks.nested(depth),), {})
@@ -99,7 +99,7 @@ def test_foreign_message(worker, depth):
     ('state', 'completed'), ('success', 'completed'), ('log', 'completed'),
 ])
 def test_body_that_hands_on_what_is_too_deep(worker, how, status):
-    """What it asks to be sent is refused in its own body; what is only shown fails nothing. Its worker goes on."""
+    """What it tries to send is refused in its body; what is only shown does no harm. Its worker continues."""
     outcome = worker.send(tasks.go_deep, how)
     result = ended(outcome)
 

@@ -1,4 +1,4 @@
-"""Redis Sentinel, with TLS and access control lists everywhere, promotes a replica while runs go on."""
+"""Redis Sentinel, with TLS and access control lists, promotes a replica while runs are active."""
 import os
 import signal
 import subprocess
@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 from django.db import transaction
 from kombu.exceptions import OperationalError
-from netbox_test_plugin import canvas, tasks
+from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.tasks import canvas
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -32,7 +33,8 @@ CHORD = '''
 import django; django.setup()
 from celery import chord
 from kombu.exceptions import OperationalError
-from netbox_test_plugin import canvas, tasks
+from netbox_test_plugin import tasks
+from netbox_test_plugin.tasks import canvas
 parts = tasks.hold.s('{gate}'), canvas.add.s(1, 2)
 body = tasks.echo.s().set(queue='{queue}')
 print(chord([part.set(queue='{queue}') for part in parts], body).apply_async().id)
@@ -41,7 +43,7 @@ print(chord([part.set(queue='{queue}') for part in parts], body).apply_async().i
 
 @pytest.fixture
 def site(start, certificates):  # noqa: F811
-    """A master, a replica and three sentinels, and what NetBox has to be told of them."""
+    """A master, a replica and three sentinels, and the settings for NetBox."""
     tls = {'ssl_ca_certs': str(certificates / 'ca.pem')}
 
     def client(port, username, password):
@@ -104,7 +106,7 @@ def decoded(value):
 
 
 def test_failover(services, site, make_worker, without_shared_workers, gate):
-    """The master is killed: no run is lost, none is run twice, and a chord that was counted there goes on."""
+    """The master is killed: no run is lost, none runs twice, and a chord that was counted there continues."""
     instance = CustomInstance(
         services.directory / 'failover', services.cluster, services.redis, for_tests=True,
         plugins=['netbox_celery', 'netbox_example_plugin', 'netbox_test_plugin'],
@@ -133,7 +135,7 @@ def test_failover(services, site, make_worker, without_shared_workers, gate):
         os.kill(site.master.process.pid, signal.SIGKILL)
         with transaction.atomic():
             during = [worker.send(tasks.echo, number) for number in range(3)]
-        # Nobody is there yet, but on a slow machine
+        # There is no new master yet, except on a slow machine
         with suppress(OperationalError):
             worker.send(tasks.echo)
         until(lambda: site.current() == site.replica.port, 60)

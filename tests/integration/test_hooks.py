@@ -1,12 +1,12 @@
-"""Hooks of a task: what it hears of its calls and of its runs."""
+"""Hooks of a task, called for its calls and for its runs."""
 from uuid import UUID
 
 import pytest
 from celery.exceptions import TimeoutError
 from django.db import transaction
 from kombu.exceptions import OperationalError
-from netbox_test_plugin import policies
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, open_gate
+from netbox_test_plugin.tasks import policies
 
 from netbox_celery.celery import app
 from netbox_celery.models import CeleryResult
@@ -22,13 +22,9 @@ def heard():
     return policies.Telling.heard
 
 
-def told(run):
-    return [what for __, what in notes(run.id)]
-
-
 def whole(run, *last):
-    """Return what was told of a run when the last of it has come."""
-    return until(lambda: (found := told(run)) and found[-1].startswith(last) and found, 20, lambda: told(run))
+    """Return which hooks a run has called once the last of them was."""
+    return until(lambda: (found := noted(run.id)) and found[-1].startswith(last) and found, 20, lambda: noted(run.id))
 
 
 def test_run(worker, heard):
@@ -65,7 +61,7 @@ def test_retry_and_failure(worker):
     ('kill', {}, 'WorkerLostError'), ('long', {'time_limit': 1}, 'TimeLimitExceeded'),
 ])
 def test_failure_that_the_parent_tells(prefork, how, options, error):
-    """Once, also where Celery reports it twice."""
+    """The hook is called once, also where Celery reports the failure twice."""
     run = prefork.send(telling, how, **options)
     ended(run, 30)
     prefork.run(telling)
@@ -75,7 +71,7 @@ def test_failure_that_the_parent_tells(prefork, how, options, error):
 
 
 def test_failure_after_the_last_redelivery(prefork):
-    """Of a loss after which its message comes back nobody is told, but of the one that ends it."""
+    """The hook is not called for a loss with redelivery, but for the one that ends the run."""
     run = prefork.send(app.tasks['netbox_test_plugin:telling_late'], 'kill', countdown=1)
     CeleryResult.objects.filter(task_id=run.id).update(claims=3, attempts=[{}] * 3)
     ended(run, 40)
@@ -85,10 +81,10 @@ def test_failure_after_the_last_redelivery(prefork):
 
 
 def test_failure_that_another_worker_tells(make_worker, prefork):
-    """With its own killed as a whole, there is nobody else."""
+    """If the whole worker is killed, another worker calls the hook."""
     victim = make_worker('victim').start().ready()
     run = victim.send(telling, 'long', kwargs={'y': 1})
-    until(lambda: told(run))
+    until(lambda: noted(run.id))
     victim.kill()
     ended(run, 60)
     assert whole(run, 'failure') == [
@@ -97,7 +93,7 @@ def test_failure_that_another_worker_tells(make_worker, prefork):
 
 
 def test_commit(threads, heard):
-    """It has been called in the transaction, and is sent after it; or never."""
+    """One hook is called in the transaction, the other after the commit, or never."""
     with transaction.atomic():
         run = threads.send(telling)
         assert [entry[0] for entry in heard] == ['apply']
@@ -141,21 +137,21 @@ def test_timeout(threads, heard):
 def test_eager(heard):
     result = telling.apply(('x',))
     assert [entry[0] for entry in heard] == ['apply', 'trigger']
-    assert told(result) == ["start ['x'] {}", "success ['x'] {} x"]
+    assert noted(result.id) == ["start ['x'] {}", "success ['x'] {} x"]
     failed = telling.apply(('fail',))
-    assert told(failed)[-1] == "failure ['fail'] {} ValueError ExceptionInfo"
+    assert noted(failed.id)[-1] == "failure ['fail'] {} ValueError ExceptionInfo"
 
 
 def test_eager_retry(heard):
-    """All attempts are one call, as they are in a worker."""
+    """All attempts are one call, as in a worker."""
     result = telling.apply(('retry',))
     assert result.get() == 'retry'
-    assert [what.split()[0] for what in told(result)] == ['start', 'retry', 'start', 'success']
+    assert [what.split()[0] for what in noted(result.id)] == ['start', 'retry', 'start', 'success']
     assert [(entry[0], entry[4]) for entry in heard] == [('apply', result.id), ('trigger', result.id)]
 
 
 def test_many_calls(threads, heard):
-    """Each is told of, though there is one statement of the caller's."""
+    """Each call has its hooks, though there is one statement for all."""
     runs = list(CeleryResult.enqueue_many(telling, [('a',), {'how': 'b'}], queue=threads.queue))
     assert [(what, args, kwargs, task_id) for what, __, args, kwargs, task_id in heard] == [
         (what, args, kwargs, str(run.task_id))
@@ -166,7 +162,7 @@ def test_many_calls(threads, heard):
 
 
 def test_hook_that_raises(worker, heard):
-    """Changes nothing: neither the call, nor the run, nor that the next one may begin."""
+    """It affects neither the call, nor the run, nor the next run."""
     raising = app.tasks['netbox_test_plugin:raising']
     for __ in range(2):
         result = worker.run(raising)

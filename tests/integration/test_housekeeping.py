@@ -11,7 +11,7 @@ from .support import lines
 
 
 def test_prune(prefork):
-    """Its log says what went, its progress how far it is, its result how much it was."""
+    """Its log says what was deleted, its progress how far it is, its result how much was deleted."""
     for number in range(3):
         make_log(make_result(completed=timezone.now() - timedelta(days=5)), 'one', 'two')
     kept = make_result(completed=timezone.now() - timedelta(days=3))

@@ -1,32 +1,20 @@
-"""Bodies that leave by an exception that is no `Exception`, or for want of memory."""
+"""Bodies that end with a `BaseException` that is not an `Exception`, or without memory."""
 from uuid import uuid4
 
 import pytest
 from celery import chord
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes
+from netbox_test_plugin.side import noted, notes
 
 from netbox_celery.models import CeleryResult
 
 from .support import ended, until
 
-#: What the row says of each, if its process does not end with it.
+#: The error of each, if its process does not end with it.
 SAID = {
     'cancelled': 'CancelledError', 'exit': 'SystemExit: 3', 'interrupt': 'KeyboardInterrupt',
     'generator': 'GeneratorExit', 'own': 'OwnInterrupt: by hand',
 }
-
-
-@pytest.fixture(scope='module')
-def solo(make_module_worker, django_db_blocker):
-    worker = make_module_worker('solo-interruption', pool='solo', concurrency=1)
-    with django_db_blocker.unblock():
-        return worker.start().ready()
-
-
-@pytest.fixture(params=['prefork', 'threads', 'solo'])
-def any_worker(request):
-    return request.getfixturevalue(request.param)
 
 
 def heard(run):
@@ -36,7 +24,7 @@ def heard(run):
 @pytest.mark.parametrize('task', [tasks.leave, tasks.leave_late], ids=['early', 'late'])
 @pytest.mark.parametrize('how', [*SAID, 'memory'])
 def test_end_is_told(any_worker, how, task):
-    """The run ends with its traceback; who waits, the next step, error callbacks and hooks hear of it."""
+    """The run ends with its traceback; those who wait, the next step, error callbacks and hooks are informed."""
     pid = any_worker.pid
     errback = tasks.echo.si('errback').set(queue=any_worker.queue, task_id=str(uuid4()))
     result = (
@@ -62,7 +50,7 @@ def test_end_is_told(any_worker, how, task):
     assert any_worker.run(tasks.echo).status == 'completed'
     assert any_worker.process.poll() is None and any_worker.pid == pid
     assert len([what for __, what in notes(run.id) if what.startswith('on_task_failure')]) == 1
-    assert [what for __, what in notes(run.id)].count('ran') == 1
+    assert noted(run.id).count('ran') == 1
 
 
 @pytest.mark.parametrize('how', ['cancelled', 'exit', 'memory'])
@@ -81,7 +69,7 @@ def test_chord_is_told(any_worker, how):
 
 @pytest.mark.parametrize('how', SAID)
 def test_own_end_is_kept(any_worker, how):
-    """What the body has said of its end before holds, for the row and for Celery."""
+    """The end that the body set before stays, in the row and in Celery."""
     run = any_worker.send(tasks.leave, how, True)
     assert run.get(timeout=5) == 'its own'
     assert ended(run).status == 'completed'
@@ -89,7 +77,7 @@ def test_own_end_is_kept(any_worker, how):
 
 @pytest.mark.parametrize('how', [*SAID, 'memory'])
 def test_untracked(any_worker, how):
-    """A worker outlives such a task without a row, and who waits hears of it."""
+    """A worker survives such a task without a row, and those who wait get the error."""
     pid, run = any_worker.pid, any_worker.send(tasks.plain_leave, how)
     with pytest.raises(Exception):
         run.get(timeout=20)

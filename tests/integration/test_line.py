@@ -1,7 +1,7 @@
-"""Who is in line begins as soon as a run ends, whoever ends it: here nobody sweeps who could do it instead."""
+"""The waiting line advances as soon as a run ends, whatever ends it: here no sweep could do it instead."""
 import pytest
-from netbox_test_plugin.policies import keyed
 from netbox_test_plugin.side import notes
+from netbox_test_plugin.tasks.policies import keyed
 
 from .support import ended, row, until
 
@@ -16,7 +16,7 @@ def without_sweep(make_instance, make_worker):
 
 
 def test_ended_by_the_parent(without_sweep):
-    """A cancel that terminates, a hard time limit and a killed child are written by the worker's parent."""
+    """The worker's parent writes the end after a cancel that terminates, a hard time limit and a killed child."""
     for how, options, reason in (
         ('terminated', {}, 'terminated'), ('limit', {'time_limit': 2}, 'time_limit'), ('kill', {}, 'worker_lost'),
     ):

@@ -1,11 +1,11 @@
-"""The log of a run: whose lines, which text, when others see it, and what its limits are."""
+"""The log of a run: whose lines, which text, when they are visible, and their limits."""
 import json
 
 import pytest
 from django.contrib.contenttypes.models import ContentType
 from netbox_test_plugin import tasks
-from netbox_test_plugin import threads as share
 from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.tasks import threads as share
 
 from dcim.models import Site
 from netbox_celery.models import CeleryLogEntry, CeleryResult
@@ -18,7 +18,7 @@ def entries(run, *fields):
 
 
 def test_ways_to_log(worker):
-    """Each line has its text, its level, its heading and its time, in order, on the run's own row."""
+    """Each line has its text, level, heading and time, in order, in the run's own log."""
     result = worker.run(tasks.say_all)
 
     assert entries(result, 'level', 'grouping', 'message') == [
@@ -46,13 +46,13 @@ def test_runs_in_parallel_keep_their_lines(worker):
 
 
 def expected_of(run):
-    """What the threads of `share_out` say."""
+    """The lines of the threads of `share_out`."""
     return sorted(f'{run.id} {what} {number}' for number in range(share.COUNT) for what in ('logs', 'is heard'))
 
 
 @pytest.mark.parametrize('how', ['plain', 'context', 'asyncio'])
 def test_threads_of_a_body(worker, how):
-    """What threads say that a body has started is said of its run."""
+    """Lines of threads that a body starts are in its run's log."""
     run = worker.send(share.share_out, how)
 
     result = ended(run)
@@ -62,7 +62,7 @@ def test_threads_of_a_body(worker, how):
 
 @pytest.mark.parametrize('how', ['context', 'asyncio'])
 def test_threads_of_several_bodies(threads, gate, how):
-    """In a pool of threads each run has what was started in a copy of its context."""
+    """In a pool of threads each run has the lines of what was started in a copy of its context."""
     runs = [threads.send(share.share_out, how, gate) for __ in range(4)]
     until(lambda: all(row(run).status == 'running' for run in runs))
     open_gate(gate)
@@ -72,8 +72,8 @@ def test_threads_of_several_bodies(threads, gate, how):
         assert sorted(lines(run)) == expected_of(run)
 
 
-def test_threads_that_could_be_anybodys(threads, gate):
-    """Without that, nothing is said of another run."""
+def test_threads_without_a_context(threads, gate):
+    """Without the context, no line is in another run's log."""
     runs = [threads.send(share.share_out, 'plain', gate) for __ in range(4)]
     until(lambda: all(row(run).status == 'running' for run in runs))
     open_gate(gate)
@@ -84,7 +84,7 @@ def test_threads_that_could_be_anybodys(threads, gate):
 
 
 def test_threads_without_a_run(worker):
-    """What threads say of a task that is not under way is said of no run; nor is it of one that is over."""
+    """Lines for a task that is not active are in no run's log, also not in that of a finished run."""
     over = worker.run(share.share_out, 'context')
     outcome = share.share_out_untracked.apply_async(('context',), queue=worker.queue)
     assert outcome.get(timeout=20) == [False] * share.COUNT
@@ -92,7 +92,7 @@ def test_threads_without_a_run(worker):
 
 
 def test_python_logging(worker):
-    """Celery's task loggers and the loggers of plugins land in the run's log, at their levels, with tracebacks."""
+    """Records of Celery's task loggers and of plugins' loggers are in the run's log, with levels and tracebacks."""
     result = worker.run(tasks.use_logging)
 
     found = entries(result, 'level', 'message')
@@ -106,7 +106,7 @@ def test_python_logging(worker):
 
 
 def test_python_logging_on_a_quiet_worker(make_worker):
-    """What a worker writes to its console does not say what a run's log has, nor the other way round."""
+    """The level of a worker's console does not affect the runs' logs, nor the other way round."""
     worker = make_worker('quiet', concurrency=1, options=['-l', 'WARNING'])
     worker.command.remove('INFO')
     worker.command.remove('-l')
@@ -121,7 +121,7 @@ def test_python_logging_on_a_quiet_worker(make_worker):
 
 
 def test_seen_while_the_transaction_is_open(worker, gate):
-    """Lines and progress are seen within half a second while the task's transaction is open, and after its rollback."""
+    """Lines and progress are visible in half a second while the task's transaction is open, and after its rollback."""
     run = worker.send(tasks.open_transaction, gate, 'open')
     until(lambda: notes(run.id))
 
@@ -138,7 +138,7 @@ def test_seen_while_the_transaction_is_open(worker, gate):
 
 
 def test_broken_transaction(worker):
-    """After PostgreSQL refused a statement a body can still log, also about an object."""
+    """A body can still log after PostgreSQL refused a statement, also about an object."""
     result = worker.run(tasks.broken_transaction)
 
     assert (result.status, result.result) == ('completed', 'went on')
@@ -146,7 +146,7 @@ def test_broken_transaction(worker):
 
 
 def test_lines_about_objects(prefork):
-    """A line knows the object that it is about."""
+    """A line has the object that it is about."""
     site = Site.objects.create(name='s', slug='s')
     result = prefork.run(tasks.say_about, site.pk)
 
@@ -162,7 +162,7 @@ def test_lines_about_objects(prefork):
     ('émoji 🐘 <script>alert(1)</script>', 'émoji 🐘 <script>alert(1)</script>'),
 ], ids=['nul', 'ansi', 'copy', 'empty', 'unicode'])
 def test_odd_lines(prefork, message, expected):
-    """No text does harm: what PostgreSQL cannot hold is replaced, terminal control goes, line breaks stay."""
+    """No text does harm: what PostgreSQL cannot hold is replaced, control sequences are dropped, line breaks stay."""
     result = prefork.run(tasks.say, message)
 
     assert (result.status, lines(result)) == ('completed', [expected])
@@ -177,7 +177,7 @@ def test_line_of_ten_megabytes(worker):
 
 
 def test_too_many_lines(worker):
-    """A run's log has a limit; past it, the log says how many lines were left out."""
+    """A run's log has a limit, and says how many more lines were left out."""
     result = worker.run(tasks.say, 'line', 2_345)
 
     found = lines(result)
@@ -187,7 +187,7 @@ def test_too_many_lines(worker):
 
 
 def test_too_many_lines_over_all_attempts(worker):
-    """The limit is that of the run, whichever attempt writes the lines."""
+    """The limit applies to all attempts of the run together."""
     result = worker.run(tasks.say_and_retry, 1_500)
 
     found = entries(result, 'attempt', 'message')
@@ -203,7 +203,7 @@ def test_too_many_lines_over_all_attempts(worker):
     ({'level': -1}, (0, 'main')),
 ], ids=str)
 def test_odd_levels_and_headings(prefork, options, expected):
-    """A level that is none, and a heading without end, cost no line, and none of others."""
+    """An invalid level or a very long heading costs no line, neither of this run nor of others."""
     beside = [prefork.send(tasks.say, 'beside', 50) for __ in range(3)]
     result = prefork.run(tasks.say, 'x', kwargs=options)
 
@@ -212,7 +212,7 @@ def test_odd_levels_and_headings(prefork, options, expected):
 
 
 def test_log_of_a_deleted_run(worker, gate):
-    """Lines of a run that was deleted meanwhile are dropped; those of others beside them are not."""
+    """Lines of a run that was deleted meanwhile are dropped; those of other runs are not."""
     deleted, kept = worker.send(tasks.hold, gate, 3), worker.send(tasks.hold, gate, 3)
     until(lambda: notes(deleted.id) and notes(kept.id))
     CeleryResult.objects.filter(task_id=deleted.id).delete()
@@ -224,14 +224,14 @@ def test_log_of_a_deleted_run(worker, gate):
 
 
 def test_lines_of_a_failing_run(worker):
-    """The last line before the end is there when the end is seen."""
+    """The last line before the end is visible when the end is."""
     for __ in range(20):
         result = worker.run(tasks.fail, 'value')
         assert lines(result) == ['about to fail']
 
 
 def test_large_progress_data(prefork):
-    """Data of a run that are too large to show are cut, and say so."""
+    """Data that is too large to show is cut, and says so."""
     result = prefork.run(tasks.show, 200_000)
 
     assert 'cut:' in str(result.data)
@@ -240,7 +240,7 @@ def test_large_progress_data(prefork):
 
 @pytest.mark.parametrize('value', ['not a number', 10 ** 30, float('nan'), None, [1]])
 def test_odd_progress(prefork, value):
-    """Progress that cannot be shown is left out: no task fails for it."""
+    """Progress that cannot be shown is left out: no task fails because of it."""
     assert prefork.run(tasks.show_progress, value).status == 'completed'
     result = prefork.run(tasks.show_progress, 7.9)
 

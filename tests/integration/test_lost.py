@@ -1,10 +1,10 @@
-"""Workers that die or are shut down while they run tasks: no run stays `running`, none is run twice without need."""
+"""Workers are killed or shut down while they run tasks: no run stays `running`, none runs twice without need."""
 import os
 import signal
 
 import pytest
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
 
 from netbox_celery.celery import app
 from netbox_celery.engine.store import lifecycle
@@ -15,13 +15,13 @@ from .support import ended, lines, row, until, waiting
 
 
 def started(*runs):
-    """Wait until the bodies of runs have begun."""
+    """Wait until the bodies of runs have started."""
     for run in runs:
         until(lambda: notes(run.id))
 
 
 def test_worker_killed(make_worker, prefork, gate):
-    """SIGKILL of a worker's main process: others find its runs within the time set.
+    """SIGKILL of a worker's main process: other workers find its runs within the time that is set.
 
     An early-acknowledged run ends as errored; a late-acknowledged one is run again, on the next worker of its queue.
     The killed worker's processes die with it, so that nothing runs twice at the same time.
@@ -34,7 +34,7 @@ def test_worker_killed(make_worker, prefork, gate):
     until(lambda: len(lines(early)) == 5)
     children = victim.children
     assert len(children) == 3
-    # These it has fetched, and not begun
+    # These it has fetched, but not started
     waits = [victim.send(tasks.echo, number) for number in range(3)]
     until(lambda: all(f'{run.id}] received' in victim.output for run in waits))
 
@@ -50,24 +50,24 @@ def test_worker_killed(make_worker, prefork, gate):
         assert result.reason == 'worker_lost'
     assert not any(os.path.exists(f'/proc/{pid}/exe') for pid in children)
 
-    # Nobody has opened the gate: the bodies are dead
-    assert [what for __, what in notes(early.id)] == ['started']
+    # The gate is still shut: the bodies are dead
+    assert noted(early.id) == ['started']
     open_gate(gate)
     open_gate(f'{gate}-second')
     successor = victim.start().ready()
     assert ended(late).status == 'completed'
-    assert [what for __, what in notes(late.id)] == ['started', 'started', 'ended']
+    assert noted(late.id) == ['started', 'started', 'ended']
     # The second attempt is run again, with its own arguments
     result = ended(retried)
     assert (result.status, result.result) == ('completed', f'{gate}-second')
     assert [a['number'] for a in result.attempts] == [1, 2, 2]
     assert {ended(run).status for run in waits} == {'completed'}
-    assert [what for __, what in notes(early.id)] == ['started']
+    assert noted(early.id) == ['started']
     assert successor.run(tasks.echo).status == 'completed'
 
 
 def test_replacement_on_a_killed_worker(make_worker, prefork, gate):
-    """What replaced a task is run again as itself: its row holds the first task's arguments and knows the others."""
+    """The replacement of a task is run again with its own arguments, which the row remembers."""
     victim = make_worker('victim-replace', concurrency=1).start().ready()
     run = victim.send(tasks.replace_late, gate, kwargs={'queue': victim.queue})
     started(run)
@@ -80,12 +80,12 @@ def test_replacement_on_a_killed_worker(make_worker, prefork, gate):
     result = ended(run)
     assert (result.status, result.result) == ('completed', gate)
     assert result.celery_name == tasks.replace_late.name
-    assert [what for __, what in notes(run.id)] == ['started', 'started', 'ended']
+    assert noted(run.id) == ['started', 'started', 'ended']
 
 
 @pytest.mark.parametrize('pool', ['prefork', 'threads'])
 def test_cold_shutdown(make_worker, prefork, pool, gate):
-    """SIGQUIT takes tasks from their processes. What was acknowledged has ended; what was not is run again, once.
+    """SIGQUIT ends tasks in processes. Acknowledged runs fail; the others are run again, once.
 
     Threads cannot be taken from their bodies: those are waited for.
     """
@@ -111,13 +111,13 @@ def test_cold_shutdown(make_worker, prefork, pool, gate):
     worker.start().ready()
     assert ended(late).status == 'completed'
     assert worker.run(tasks.echo).status == 'completed'
-    assert [what for __, what in notes(late.id)] == ['started', 'started', 'ended']
-    assert [what for __, what in notes(early.id)] == ['started']
+    assert noted(late.id) == ['started', 'started', 'ended']
+    assert noted(early.id) == ['started']
 
 
 @pytest.mark.parametrize('pool', ['prefork', 'threads'])
 def test_warm_shutdown(make_worker, pool, gate):
-    """SIGTERM lets tasks finish, with all of their log; the worker signs off. What it had fetched waits for another."""
+    """SIGTERM lets tasks finish, with their logs; the worker signs off. What it had fetched waits for another."""
     worker = make_worker(f'warm-{pool}', pool=pool, concurrency=1).start().ready()
     running, fetched = worker.send(tasks.hold, gate, 3), worker.send(tasks.echo)
     started(running)
@@ -138,7 +138,7 @@ def test_warm_shutdown(make_worker, pool, gate):
 
 
 def test_remote_shutdown(make_worker):
-    """A worker that is told to stop by remote control signs off like one that is signalled."""
+    """A worker that is shut down by remote control signs off like one that gets a signal."""
     worker = make_worker('remote', pool='solo', concurrency=1).start().ready()
     assert worker.run(tasks.echo).status == 'completed'
 
@@ -149,13 +149,13 @@ def test_remote_shutdown(make_worker):
 
 
 def test_solo(make_worker, prefork, gate):
-    """A solo worker runs tasks in its main process; killed, its runs are found like others'."""
-    worker = make_worker('solo', pool='solo', concurrency=1).start().ready()
+    """A solo worker runs tasks in its main process; if it is killed, its runs are found like others."""
+    worker = make_worker('solo-lost', pool='solo', concurrency=1).start().ready()
     assert worker.run(tasks.fail, 'value').status == 'errored'
     heartbeat = worker.row.heartbeat
     run = worker.send(tasks.hold, gate)
     started(run)
-    # Busy, it cannot answer Celery; its heartbeat goes on
+    # While busy it cannot answer Celery, but its heartbeat continues
     until(lambda: worker.row.heartbeat > heartbeat)
     assert row(run).status == 'running'
 
@@ -165,7 +165,7 @@ def test_solo(make_worker, prefork, gate):
 
 
 def test_worker_of_the_same_name(make_worker, prefork, gate):
-    """A worker that starts under a dead one's name is another worker: it does not hold what that one left."""
+    """A worker with a dead worker's name is a new worker: it does not hold the old one's runs."""
     worker = make_worker('twin', concurrency=1).start().ready()
     run = worker.send(tasks.hold, gate)
     started(run)
@@ -178,7 +178,7 @@ def test_worker_of_the_same_name(make_worker, prefork, gate):
 
 
 def test_process_stopped_for_a_while(make_worker, prefork, gate):
-    """A worker that hangs for longer than it may is taken for dead; awake again, it cannot end what is not its own.
+    """A worker that hangs for too long is declared lost; when it continues, it cannot end a run it lost.
 
     Its run has ended as lost, and stays so, in the row and for those who wait for the result.
     """
@@ -194,7 +194,7 @@ def test_process_stopped_for_a_while(make_worker, prefork, gate):
     for pid in pids:
         os.kill(pid, signal.SIGCONT)
     open_gate(gate)
-    until(lambda: [what for __, what in notes(run.id)] == ['started', 'ended'])
+    until(lambda: noted(run.id) == ['started', 'ended'])
     assert worker.run(tasks.echo).status == 'completed'
 
     assert (row(run).status, row(run).completed) == ('errored', completed)
@@ -202,7 +202,7 @@ def test_process_stopped_for_a_while(make_worker, prefork, gate):
 
 
 def test_worker_stopped_while_it_sweeps(services, make_worker, shared_workers, gate):
-    """A worker that hangs with the sweep's lock in its hand keeps others from finding its runs only for a while."""
+    """A worker that hangs while it holds the sweep's lock delays others only for a while."""
     shared_workers.stop()
     worker = make_worker('sleeper-sweep', concurrency=1).start().ready()
     run = worker.send(tasks.hold, gate)
@@ -225,7 +225,7 @@ def test_worker_stopped_while_it_sweeps(services, make_worker, shared_workers, g
 
 
 def test_run_that_nobody_executes(prefork):
-    """A row that is `running` on a living worker which does not execute it is found: its claim's answer was lost."""
+    """A `running` row whose living worker does not execute it is found: the claim's answer was lost."""
     run = prefork.send(tasks.echo, countdown=3600)
     CeleryResult.objects.filter(task_id=run.id).update(
         status='running', claims=1, attempt=1, holder=prefork.row.key, worker=prefork.row.name,
@@ -238,7 +238,7 @@ def test_run_that_nobody_executes(prefork):
 
 
 def test_long_run_is_not_taken_for_lost(worker, gate):
-    """A run that takes longer than all of the sweep's patience stays where it is."""
+    """A run that takes longer than all timeouts of the sweep is left alone."""
     run = worker.send(tasks.hold, gate)
     started(run)
     before = worker.row.heartbeat

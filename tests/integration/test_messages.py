@@ -1,4 +1,4 @@
-"""Messages that no worker can use: they end their runs, and never the worker."""
+"""Messages that no worker can use end their runs, and never the worker."""
 import json
 from contextlib import closing
 from uuid import uuid4
@@ -10,19 +10,15 @@ from netbox_test_plugin.side import notes
 
 from netbox_celery.celery import app
 from netbox_celery.config import get_config
+from tests.support import nested_json
 
 from .support import ended, speaking_to, until
 
 NOWHERE = 'a-queue-that-nobody-serves'
 
 
-def nested(depth):
-    """JSON nested that deep, as text: Python's encoder would give up at a third of it."""
-    return '[' * depth + ']' * depth
-
-
 def publish(queue, task, task_id, /, body='[[], {}, {}]', broker=None, properties=None, **headers):
-    """Put a message on a queue as a program without the plugin does, unchecked."""
+    """Put a message on a queue without checks, as a program without the plugin does."""
     with Connection(broker or app.conf.broker_url, transport_options=app.conf.broker_transport_options) as connection:
         with connection.Producer() as producer:
             producer.publish(
@@ -38,41 +34,36 @@ def lpush(queue, text):
 
 
 def unacknowledged():
+    """Return the tags of the messages that workers hold, those of other tests with a time to come among them."""
     with closing(app.backend.client.__class__.from_url(app.conf.broker_url)) as client:
-        return client.hlen(get_config().key_prefix + 'unacked')
+        return set(client.hkeys(get_config().key_prefix + 'unacked'))
 
 
-@pytest.fixture(scope='module')
-def solo(make_module_worker, django_db_blocker):
-    worker = make_module_worker('solo-messages', pool='solo', concurrency=1)
-    with django_db_blocker.unblock():
-        return worker.start().ready()
-
-
-@pytest.fixture(params=['prefork', 'threads', 'solo'])
-def any_worker(request):
-    return request.getfixturevalue(request.param)
+def state_of(worker):
+    """Return what a worker that lives keeps: its process, and the messages that are held so far."""
+    return worker.pid, unacknowledged()
 
 
 def unsent(task, **options):
-    """Make the row of a call whose message is on no queue that a worker serves."""
+    """Make the row of a call whose message is in no queue that a worker serves."""
     return task.apply_async(queue=f'{NOWHERE}-{uuid4().hex}', **options)
 
 
-def lives(worker, pid):
-    """The worker goes on, as the process it was, and nothing comes back to it."""
+def check_worker_lives(worker, before):
+    """Check that the worker continues as the same process, and that no message comes back to it."""
     assert worker.run(tasks.echo, 'next').status == 'completed'
+    pid, held = before
     assert worker.process.poll() is None and worker.pid == pid
-    until(lambda: unacknowledged() == 0)
+    until(lambda: unacknowledged() <= held)
 
 
 @pytest.mark.parametrize('headers', [{}, {'eta': '2001-01-01T00:00:00+00:00'}], ids=['now', 'eta'])
 @pytest.mark.parametrize('task', [tasks.echo, tasks.echo_late], ids=['early', 'late'])
 @pytest.mark.parametrize('depth', [101, 750, 5_000])
 def test_nested_arguments(any_worker, depth, task, headers):
-    """Arguments that are nested too deeply end the run, and the message does not come back."""
-    pid, run = any_worker.pid, unsent(task)
-    for body in (f'[[{nested(depth)}], {{}}, {{}}]', f'[[], {{"x": {nested(depth)}}}, {{}}]'):
+    """Arguments that are nested too deeply end the run, and the message is not requeued."""
+    before, run = state_of(any_worker), unsent(task)
+    for body in (f'[[{nested_json(depth)}], {{}}, {{}}]', f'[[], {{"x": {nested_json(depth)}}}, {{}}]'):
         publish(any_worker.queue, task, run.id, body, **headers)
 
     result = ended(run)
@@ -81,24 +72,24 @@ def test_nested_arguments(any_worker, depth, task, headers):
     assert notes(run.id) == []
     with pytest.raises(Exception, match='could not be read'):
         run.get(timeout=20)
-    lives(any_worker, pid)
+    check_worker_lives(any_worker, before)
 
 
-def test_arguments_as_deep_as_may_be(any_worker):
-    """What is nested as deep as a call allows runs."""
-    run = unsent(tasks.echo, args=(json.loads(nested(98)),))
-    publish(any_worker.queue, tasks.echo, run.id, f'[[{nested(98)}], {{}}, {{}}]')
+def test_arguments_as_deep_as_allowed(any_worker):
+    """Arguments nested as deeply as a call allows run."""
+    run = unsent(tasks.echo, args=(json.loads(nested_json(98)),))
+    publish(any_worker.queue, tasks.echo, run.id, f'[[{nested_json(98)}], {{}}, {{}}]')
     assert ended(run).status == 'completed'
 
 
 @pytest.mark.parametrize('headers', [{}, {'eta': '2001-01-01T00:00:00+00:00'}], ids=['now', 'eta'])
 @pytest.mark.parametrize('task', [tasks.echo, tasks.told_echo, tasks.echo_slowly], ids=['early', 'late', 'limited'])
 def test_not_handed_over(prefork, task, headers):
-    """What cannot be pickled for a process ends the run: who waits, hooks and the next step of its chain hear of it."""
-    pid, free = prefork.pid, f'{NOWHERE}-{uuid4().hex}'
+    """A message that cannot be pickled for a process ends the run, for waiters, hooks and the next step too."""
+    before, free = state_of(prefork), f'{NOWHERE}-{uuid4().hex}'
     result = (task.s().set(queue=free) | tasks.echo.s().set(queue=free)).apply_async()
     run = result.parent
-    publish(prefork.queue, task, run.id, stamps={'x': json.loads(nested(900))}, **headers)
+    publish(prefork.queue, task, run.id, stamps={'x': json.loads(nested_json(900))}, **headers)
 
     errored = ended(run)
     assert (errored.status, errored.reason) == ('errored', 'rejected')
@@ -110,8 +101,8 @@ def test_not_handed_over(prefork, task, headers):
         run.get(timeout=20)
     if task is tasks.told_echo:
         until(lambda: ['on_task_failure'] == [what.split()[0] for __, what in notes(run.id)])
-    lives(prefork, pid)
-    # Both places in the pool are free
+    check_worker_lives(prefork, before)
+    # Both processes of the pool are free
     assert {ended(prefork.send(tasks.echo)).status for __ in range(6)} == {'completed'}
 
 
@@ -145,15 +136,15 @@ BODIES = [
 
 @pytest.mark.parametrize('task', [tasks.echo, tasks.echo_late, tasks.plain_leave], ids=['early', 'late', 'untracked'])
 def test_garbage_in_headers(any_worker, task):
-    """Whatever a header holds, the worker goes on; the run that the message names ends."""
-    pid, runs = any_worker.pid, []
+    """Whatever a header holds, the worker continues, and the run that the message names ends."""
+    before, runs = state_of(any_worker), []
     for name, values in GARBAGE.items():
         for value in values:
             run = unsent(tasks.echo if task is tasks.plain_leave else task)
             publish(any_worker.queue, task, run.id, **{name: value})
             if name not in ('id', 'task', 'eta') and task is not tasks.plain_leave:
                 runs.append(run)
-    lives(any_worker, pid)
+    check_worker_lives(any_worker, before)
     for run in runs:
         ended(run)
 
@@ -161,21 +152,21 @@ def test_garbage_in_headers(any_worker, task):
 @pytest.mark.parametrize('task', [tasks.echo, tasks.echo_late, tasks.plain_leave], ids=['early', 'late', 'untracked'])
 def test_garbage_in_the_body(any_worker, task):
     """The same for the body."""
-    pid, runs = any_worker.pid, [unsent(tasks.echo if task is tasks.plain_leave else task) for __ in BODIES]
+    before, runs = state_of(any_worker), [unsent(tasks.echo if task is tasks.plain_leave else task) for __ in BODIES]
     for run, body in zip(runs, BODIES):
         publish(any_worker.queue, task, run.id, body)
-    lives(any_worker, pid)
+    check_worker_lives(any_worker, before)
     if task is not tasks.plain_leave:
         for run in runs:
             ended(run)
 
 
 def test_no_message_at_all(any_worker):
-    """Entries of a queue in Redis that are no messages are left out, and said."""
-    pid = any_worker.pid
+    """Entries of a Redis queue that are not messages are skipped and logged."""
+    before = state_of(any_worker)
     for text in ENTRIES:
         lpush(any_worker.queue, text)
-    lives(any_worker, pid)
+    check_worker_lives(any_worker, before)
 
 
 ENTRIES = [
@@ -184,20 +175,20 @@ ENTRIES = [
     '{"properties": {"delivery_tag": "y", "delivery_info": 5}, "headers": {"id": "x", "task": "celery.chain"}}',
     '{"properties": {"delivery_tag": "z", "body_encoding": "base64"}, "body": "x", "headers": null}',
     '{"properties": {"delivery_tag": "z2", "body_encoding": "nothing"}, "body": "x", "headers": null}',
-    nested(750), nested(200_000),
+    nested_json(750), nested_json(200_000),
 ]
 
 
 @pytest.mark.parametrize('task', [tasks.echo, tasks.echo_late], ids=['early', 'late'])
 def test_rabbitmq(rabbitmq, make_instance, make_worker, without_shared_workers, task):
-    """RabbitMQ does not deliver such messages again either."""
+    """RabbitMQ does not redeliver such messages either."""
     instance = make_instance('rabbitmq-messages', broker_url=rabbitmq.url())
     worker = make_worker(f'rabbitmq-messages-{task.name[-4:]}', instance=instance)
     with speaking_to(rabbitmq.url()):
         worker.start().ready()
         runs = [unsent(task) for __ in range(3)]
         url = rabbitmq.url()
-        publish(worker.queue, task, runs[0].id, f'[[{nested(750)}], {{}}, {{}}]', url)
+        publish(worker.queue, task, runs[0].id, f'[[{nested_json(750)}], {{}}, {{}}]', url)
         publish(worker.queue, task, runs[1].id, broker=url, timelimit='xy')
         publish(worker.queue, task, runs[2].id, broker=url, eta='2001-01-01T00:00:00+00:00', body='[[], [], {}]')
         for run in runs:

@@ -17,7 +17,7 @@ NODES = 'multi-a', 'multi-b'
 
 
 class Multi:
-    """Two workers in the background, each of which takes from a queue of its own name."""
+    """Two workers in the background, each with a queue of its own name."""
 
     def __init__(self, instance, folder):
         self.instance = instance
@@ -45,7 +45,7 @@ class Multi:
 
     @property
     def rows(self):
-        """The rows of those that run."""
+        """The rows of running workers."""
         return {
             worker.name.partition('@')[0]: worker
             for worker in CeleryWorker.objects.filter(name__startswith='multi-', stopped=None) if worker.is_alive
@@ -61,7 +61,7 @@ class Multi:
     def kill(self):
         for pid in self.pids.values():
             with suppress(OSError):
-                # Its ID may be somebody else's by now
+                # Its ID may belong to another process by now
                 if str(self.folder).encode() in Path(f'/proc/{pid}/cmdline').read_bytes():
                     os.killpg(os.getpgid(pid), signal.SIGKILL)
 
@@ -74,7 +74,7 @@ def multi(instance, side, tmp_path):
 
 
 def test_start_restart_and_stop(multi, gate):
-    """Each start of a worker has its row, which says when it stopped, and what runs comes to its end before."""
+    """Each start of a worker has its row, with the time when it stopped, and runs finish before that."""
     multi('start')
     first = multi.ready()
     assert {name: worker.pid for name, worker in first.items()} == multi.pids

@@ -1,4 +1,4 @@
-"""PostgreSQL and Redis go away and come back while tasks run: no run is lost, none ends wrongly, none runs twice."""
+"""PostgreSQL and Redis stop and restart while tasks run: no run is lost, none ends wrongly, none runs twice."""
 import os
 import signal
 import time
@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from celery import chord
 from django.db import connection
-from netbox_test_plugin import canvas, policies, tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin import tasks
+from netbox_test_plugin.side import noted, notes, open_gate
+from netbox_test_plugin.tasks import canvas, policies
 from redis import Redis
 
 from netbox_celery.celery import app
@@ -27,7 +28,7 @@ def postgres_away(services):
     """Kill PostgreSQL as a power failure would, and start it again on the same port after the block."""
     cluster, port = services.cluster, services.cluster.port
     connection.close()
-    # The cluster of the tests does not wait for its log at each commit: what was committed so far shall be there
+    # The tests' cluster does not flush its log at each commit: keep what was committed so far
     with cluster.connect() as admin:
         admin.execute('CHECKPOINT')
     os.kill(cluster.process.pid, signal.SIGKILL)
@@ -55,7 +56,7 @@ def processes_in(directory):
 
 @contextmanager
 def redis_away(services, forgets=True):
-    """Kill Redis, which forgets everything or nothing, and start it again on the same port after the block."""
+    """Kill Redis, with or without its data, and start it again on the same port after the block."""
     redis, port = services.redis, services.redis.port
     if not forgets:
         with Redis.from_url(redis.url()) as client:
@@ -79,7 +80,7 @@ def all_workers(prefork, threads):
 
 
 def test_soft_limit_while_the_database_is_away(services, prefork, gate):
-    """A run that could not begin in its time ends with that reason once the database takes it; so do later ones."""
+    """Runs that could not start in time end with that reason when the database is back; later ones run."""
     runs = [prefork.send(tasks.hold, gate, countdown=2, soft_time_limit=1) for __ in range(4)]
     until(lambda: all(row(run).sent for run in runs))
     with postgres_away(services):
@@ -94,7 +95,7 @@ def test_soft_limit_while_the_database_is_away(services, prefork, gate):
 
 
 def test_postgresql_restarted(services, all_workers, gate):
-    """Tasks that run go on, log, end and are claimed across an outage; what happened in it is written after it."""
+    """Active tasks continue, log and finish across an outage, and its events are written afterwards."""
     runs = [worker.send(tasks.across, gate) for worker in all_workers]
     killed = all_workers[0].send(tasks.hold, 'never')
     due = [worker.send(tasks.echo, countdown=2) for worker in all_workers]
@@ -124,8 +125,8 @@ def test_postgresql_restarted(services, all_workers, gate):
         assert {ended(run, 60).status for run in again} == {'completed'}
 
 
-def test_looks_without_postgresql(services, all_workers, gate):
-    """Bodies that ask in a loop whether they are cancelled, and read their rows, go on at once and to their ends."""
+def test_cancellation_checks_without_postgresql(services, all_workers, gate):
+    """Bodies that check for cancellation in a loop, or read their rows, continue without delay and finish."""
     runs = [worker.send(tasks.look, gate) for worker in all_workers]
     reads = [worker.send(tasks.read, gate) for worker in all_workers]
     cancelled = all_workers[1].send(tasks.look, gate)
@@ -147,7 +148,7 @@ def test_looks_without_postgresql(services, all_workers, gate):
         assert (ended(run, 60).status, row(run).result[0]) == ('completed', tasks.read.name)
 
 
-def test_window_without_postgresql(services, prefork, gate):
+def test_ignore_window_without_postgresql(services, prefork, gate):
     """A body that opens an ignore window waits for the database, and does not fail."""
     run = prefork.send(policies.manual, kwargs={'gate': gate})
     until(lambda: notes(run.id))
@@ -160,7 +161,7 @@ def test_window_without_postgresql(services, prefork, gate):
 
 
 def test_connections_ended(services, worker):
-    """An administrator ends all connections: tasks and what they log do not notice."""
+    """Tasks and their logs are unaffected when an administrator closes all connections."""
     assert {worker.run(tasks.query).status for __ in range(4)} == {'completed'}
     connection.close()
     with services.cluster.connect() as admin:
@@ -172,7 +173,7 @@ def test_connections_ended(services, worker):
 
 
 def test_call_without_postgresql(services, prefork):
-    """A call that can make no row still sends its task, which then has none."""
+    """A call that cannot make a row still sends its task, which then has none."""
     with postgres_away(services):
         run = prefork.send(tasks.whoami)
 
@@ -180,8 +181,8 @@ def test_call_without_postgresql(services, prefork):
     assert not CeleryResult.objects.exists()
 
 
-def test_messages_in_hand_come_back(services, prefork, gate):
-    """What a worker had fetched but not begun when its broker went away comes back at once, and runs once.
+def test_fetched_messages_come_back(services, prefork, gate):
+    """Messages that a worker had fetched when its broker stopped come back immediately, and run once.
 
     Without that it would come back after the visibility timeout of Redis, which kept it: an hour.
     """
@@ -200,12 +201,12 @@ def test_messages_in_hand_come_back(services, prefork, gate):
     for run in (*running, *fetched):
         assert ended(run, 60).status == 'completed'
     assert prefork.process.pid == pid and prefork.process.poll() is None
-    assert [what for __, what in notes(running[0].id)] == ['started', 'ended']
+    assert noted(running[0].id) == ['started', 'ended']
     assert [len(notes(run.id)) for run in fetched] == [1, 1, 1]
 
 
 def test_redis_restarted(services, all_workers, gate):
-    """A run ends in its row though its result finds no backend; workers come back; lost messages are sent again."""
+    """A run ends in its row although Redis is down; workers reconnect; lost messages are sent again."""
     # One of each is acknowledged when it ends, when Redis does not know of it any more
     runs = [worker.send(task, gate, 2) for worker in all_workers for task in (tasks.hold, tasks.hold_late)]
     for run in runs:
@@ -224,7 +225,7 @@ def test_redis_restarted(services, all_workers, gate):
     assert [worker.process.pid for worker in all_workers] == pids
     for run in runs:
         assert lines(run) == ['line 0', 'line 1', 'after the gate']
-        assert [what for __, what in notes(run.id)] == ['started', 'ended']
+        assert noted(run.id) == ['started', 'ended']
     # As if a minute had passed
     old = datetime.now(UTC) - timedelta(minutes=2)
     CeleryResult.objects.filter(task_id=waiting.id).update(sent=old, last_updated=old, queue=all_workers[0].queue,
@@ -237,7 +238,7 @@ def test_redis_restarted(services, all_workers, gate):
 
 
 def test_chord_when_redis_is_restarted(services, prefork, gate):
-    """Its parts end while Redis is away, which has forgotten them when it is back: the body is sent all the same."""
+    """Its parts finish while Redis is down, which has lost the count: the body is sent all the same."""
     parts = [canvas.pass_gate.si(gate=gate).set(queue=prefork.queue) for __ in range(2)]
     outcome = chord(parts, canvas.add.s(3).set(queue=prefork.queue))()
     runs = until(lambda: (found := CeleryResult.objects.filter(status='running')).count() == 2 and list(found))
@@ -256,11 +257,11 @@ def test_chord_when_redis_is_restarted(services, prefork, gate):
 
 
 def test_connection_lost_while_a_process_dies(services, make_worker, gate):
-    """The worker connects again, and goes on with the other process and the successor of the dying one."""
+    """The worker reconnects, and continues with the other process and the replacement of the dying one."""
     worker = make_worker('fading', concurrency=2).start().ready()
     run = worker.send(tasks.fade, gate)
     until(lambda: notes(run.id))
-    time.sleep(1)  # its parent has seen that the files are closed
+    time.sleep(1)  # until its parent has seen that the files are closed
     with Redis.from_url(services.redis.url()) as client:
         for kind in ('normal', 'pubsub'):
             client.client_kill_filter(_type=kind, skipme=True)

@@ -1,4 +1,4 @@
-"""How a run ends: every end that a body can come to, in the row and in the result backend."""
+"""How a run ends: every end that a body can have, in the row and in the result backend."""
 import re
 
 import pytest
@@ -6,7 +6,7 @@ from celery import chain, chord
 from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes
+from netbox_test_plugin.side import noted, notes
 
 from netbox_celery.celery import app
 from netbox_celery.models import CeleryResult
@@ -34,7 +34,7 @@ def test_success(worker):
     ('value', 'errored', 'ValueError: wrong value'),
     ('failed', 'failed', 'the switch said no'),
     ('empty', 'errored', 'KeyError'),
-    # What cannot be pickled, printed or stored ends like anything else, under its own name
+    # An exception that cannot be pickled, printed or stored ends its run under its own name
     ('unpicklable', 'errored', 'Unpicklable: has a lock'),
     ('unpicklable_failure', 'failed', 'sw1 has no port 7'),
     ('unprintable', 'errored', 'Unprintable: <its text could not be made>'),
@@ -42,7 +42,7 @@ def test_success(worker):
     ('odd', 'errored', 'ValueError: nul \ufffd surrogate \ufffd end'),
 ])
 def test_exception(worker, how, status, error):
-    """An exception ends the run as errored, `TaskFailed` as failed, with what it says and where it was raised."""
+    """An exception ends the run as errored, `TaskFailed` as failed, with its text and traceback."""
     result = worker.run(tasks.fail, how)
 
     assert (result.status, result.reason, result.error) == (status, '', error)
@@ -51,8 +51,8 @@ def test_exception(worker, how, status, error):
     assert lines(result) == ['about to fail']
 
 
-def test_failure_that_a_task_means(worker):
-    """`TaskFailed` is no surprise, of which the worker's log would have a traceback; nor are a task's `throws`."""
+def test_expected_failure(worker):
+    """`TaskFailed` and a task's `throws` are expected: the worker logs no traceback."""
     runs = [worker.send(tasks.fail, how) for how in ('failed', 'expected', 'value')]
     until(lambda: all(f'[{run.id}] raised' in worker.output for run in runs))
     said = [re.search(rf'\[{run.id}\] raised (\w+)', worker.output)[1] for run in runs]
@@ -61,7 +61,7 @@ def test_failure_that_a_task_means(worker):
 
 
 def test_failure_is_celerys_failure(worker):
-    """The result backend tells those who wait of the same end."""
+    """The result backend reports the same end to those who wait."""
     outcome = worker.send(tasks.fail, 'value')
     with pytest.raises(ValueError, match='wrong value'):
         outcome.get(timeout=20)
@@ -76,7 +76,7 @@ def test_failure_is_celerys_failure(worker):
 
 @pytest.mark.parametrize('how', ['revoked', 'lost', 'unregistered'])
 def test_failure_over_another_run(worker, how):
-    """A body that lets out what it has heard of another run has failed: it was neither cancelled nor lost."""
+    """A body that raises another run's error has failed: it was neither cancelled nor lost."""
     outcome = worker.send(tasks.fail, how)
     result = ended(outcome)
     assert (result.status, result.reason) == ('errored', '')
@@ -97,7 +97,7 @@ def test_huge_error_is_cut(worker):
 
 @pytest.mark.parametrize('how', ['exit', 'interrupt'])
 def test_exit_ends_the_run(worker, how):
-    """A body that leaves by `sys.exit()` or an interrupt ends as errored, and its worker lives on.
+    """A body that calls `sys.exit()` or is interrupted ends as errored, and its worker continues.
 
     A process of the pool ends with it, which its parent reports; a thread has no parent.
     """
@@ -117,7 +117,7 @@ def test_exit_ends_the_run(worker, how):
     ('uuid', '00000000-0000-0000-0000-000000000001'),
 ])
 def test_result(worker, what, expected):
-    """What a task returns stands in the row, as far as PostgreSQL can hold it."""
+    """A task's result is in the row, as far as PostgreSQL can hold it."""
     result = worker.run(tasks.answer, what)
 
     assert result.status == 'completed'
@@ -126,7 +126,7 @@ def test_result(worker, what, expected):
 
 @pytest.mark.parametrize('what', ['set', 'object', 'unprintable'])
 def test_result_that_is_not_json(worker, what):
-    """A result that cannot be stored is the task's error, as Celery has it; the run does not hang."""
+    """A result that cannot be stored is an error of the task, as in Celery; the run does not hang."""
     outcome = worker.send(tasks.answer, what)
     result = ended(outcome)
 
@@ -137,7 +137,7 @@ def test_result_that_is_not_json(worker, what):
 
 @pytest.mark.parametrize('what', ['object', 'unprintable'])
 def test_ignored_result_that_is_not_json(worker, what):
-    """Nobody stores an ignored result, so it fails nothing; the row shows what can be shown."""
+    """An ignored result is not stored, so it fails nothing; the row shows a text."""
     result = worker.run(tasks.answer, what, ignore_result=True)
 
     assert result.status == 'completed'
@@ -145,7 +145,7 @@ def test_ignored_result_that_is_not_json(worker, what):
 
 
 def test_huge_result_is_cut_in_the_row_alone(prefork):
-    """A result of two million characters is whole for its caller; the row holds its beginning and says what is cut."""
+    """A result of two million characters is returned in full; the row has its beginning."""
     outcome = prefork.send(tasks.answer, 'huge')
 
     assert len(outcome.get(timeout=20)) == 2_000_000
@@ -156,7 +156,7 @@ def test_huge_result_is_cut_in_the_row_alone(prefork):
 
 
 def test_soft_time_limit(prefork):
-    """A soft limit is an ordinary error with a reason of its own; a task that catches it decides itself."""
+    """A soft limit is an ordinary error with its own reason; a task that catches it decides itself."""
     raising, catching = prefork.send(tasks.soft), prefork.send(tasks.soft, True)
 
     result = ended(raising)
@@ -165,7 +165,7 @@ def test_soft_time_limit(prefork):
 
 
 def test_hard_time_limit(prefork):
-    """A hard limit is told by the parent, twice: the run ends once, with its reason and the lines it had logged."""
+    """The parent reports a hard limit twice: the run ends once, with its reason and its lines."""
     outcome = prefork.send(tasks.hard)
 
     result = ended(outcome)
@@ -178,7 +178,7 @@ def test_hard_time_limit(prefork):
 
 
 def test_time_limit_of_the_call(prefork):
-    """Limits given with the call count, and stand in the row's options."""
+    """Limits of the call apply, and are in the row's options."""
     result = prefork.run(tasks.soft, soft_time_limit=0.3, time_limit=20)
 
     assert result.reason == 'soft_time_limit'
@@ -187,18 +187,18 @@ def test_time_limit_of_the_call(prefork):
 
 
 def test_hard_time_limit_with_redelivery(prefork):
-    """With `acks_on_timeout=False` the message goes back: the same row, a second attempt at it, one success."""
+    """With `acks_on_timeout=False` the message is requeued: the same row, two claims, one success."""
     outcome = prefork.send(tasks.hard_late)
     result = until(lambda: (found := row(outcome)).status == 'completed' and found, 30, lambda: row(outcome).status)
 
-    assert [what for __, what in notes(outcome.id)] == ['ran', 'ran']
+    assert noted(outcome.id) == ['ran', 'ran']
     assert result.result == 'in time'
     assert (result.attempt, result.claims) == (1, 2)
 
 
 @pytest.mark.parametrize('why', ['nothing to do', None])
 def test_ignore(worker, why):
-    """`Ignore` leaves no trace in Celery; the run ends as ignored, with what the task said."""
+    """Celery records nothing of an `Ignore`; the run ends as ignored, with the task's text."""
     result = worker.run(tasks.ignore, why)
 
     assert (result.status, result.error) == ('ignored', why or '')
@@ -206,7 +206,7 @@ def test_ignore(worker, why):
 
 
 def test_ignore_after_started(worker):
-    """The backend was told that it has started; with Celery alone it would hear nothing more."""
+    """The backend has STARTED, and with Celery alone would never change."""
     outcome = worker.send(tasks.ignore_started)
 
     assert ended(outcome).status == 'ignored'
@@ -216,7 +216,7 @@ def test_ignore_after_started(worker):
 
 @pytest.mark.parametrize('requeue', [False, True])
 def test_reject_after_early_acknowledgement(worker, requeue):
-    """The message is gone already, so that asking for it again is of no use: failed, reason rejected, run once."""
+    """The message is already acknowledged, so requeue has no effect: failed, reason rejected, run once."""
     result = worker.run(tasks.reject, requeue)
 
     assert (result.status, result.reason) == ('failed', 'rejected')
@@ -225,7 +225,7 @@ def test_reject_after_early_acknowledgement(worker, requeue):
 
 
 def test_reject_late(worker):
-    """A message that is rejected for good ends the run as failed."""
+    """A message that is rejected without requeue fails the run."""
     result = worker.run(tasks.reject_late)
 
     assert (result.status, result.reason) == ('failed', 'rejected')
@@ -233,7 +233,7 @@ def test_reject_late(worker):
 
 
 def test_reject_late_and_requeue(worker):
-    """A message that goes back to the queue is no end: the run waits, and is claimed anew at each delivery."""
+    """A message that is requeued does not end the run: it waits, and is claimed again at each delivery."""
     result = worker.run(tasks.reject_late, 3)
 
     assert (result.status, result.result) == ('completed', 'taken')
@@ -242,7 +242,7 @@ def test_reject_late_and_requeue(worker):
 
 
 def test_unregistered(worker):
-    """A name that the worker does not know ends the run as errored, and the backend hears of it."""
+    """A task that the worker does not know ends the run as errored, also in the backend."""
     outcome = app.send_task('netbox_test_plugin:no_such_task', args=(1,), queue=worker.queue)
 
     result = ended(outcome)
@@ -255,7 +255,7 @@ def test_unregistered(worker):
 
 @pytest.mark.parametrize('how', ['task', 'self'])
 def test_replace(worker, how):
-    """A task that replaces itself keeps its row, which ends as its replacement does."""
+    """A task that replaces itself keeps its row, which ends like its replacement."""
     outcome = worker.send(tasks.replace, how, kwargs={'queue': worker.queue})
 
     assert outcome.get(timeout=20) == [['replacement'], {}]
@@ -267,7 +267,7 @@ def test_replace(worker, how):
 
 
 def test_replace_with_a_chain(worker):
-    """The last step keeps the row; the first has one of its own, below it."""
+    """The last step keeps the row; the first has a row of its own, under it."""
     outcome = worker.send(tasks.replace, 'chain', kwargs={'queue': worker.queue})
 
     assert outcome.get(timeout=20) == [['last'], {}]
@@ -286,7 +286,7 @@ def test_replacement_fails(worker):
 
 
 def test_replacement_cannot_be_sent(worker):
-    """If the broker refuses the replacement, the run ends with that error and waits for nothing."""
+    """If the broker refuses the replacement, the run ends with that error."""
     result = worker.run(tasks.replace, 'unsent')
 
     assert result.status == 'errored'
@@ -295,7 +295,7 @@ def test_replacement_cannot_be_sent(worker):
 
 @pytest.mark.parametrize('how, status', [('success', 'completed'), ('error', 'failed'), ('canceled', 'revoked')])
 def test_end_set_by_hand_is_kept(worker, how, status):
-    """The end that a body sets itself holds, whatever it does or raises afterwards."""
+    """The end that a body sets itself stays, whatever it does or raises afterwards."""
     outcome = worker.send(tasks.end_itself, how)
     until(outcome.ready)
     # The last thing that a worker does for the run is its progress, which comes too late
@@ -315,7 +315,7 @@ def test_end_set_by_hand_is_kept(worker, how, status):
 
 @pytest.mark.parametrize('how', ['error', 'canceled'])
 def test_end_set_by_hand_ends_the_chain(worker, how):
-    """What comes after a step that says itself that it was no success is not run."""
+    """Steps after one that sets itself an end without success are not run."""
     outcome = chain(tasks.end_itself.s(how).set(queue=worker.queue), tasks.echo.si().set(queue=worker.queue))()
 
     until(lambda: CeleryResult.objects.filter(task_id=outcome.id).exists())
@@ -326,7 +326,7 @@ def test_end_set_by_hand_ends_the_chain(worker, how):
 
 @pytest.mark.parametrize('how, state', [('error', 'FAILURE'), ('canceled', 'REVOKED')])
 def test_process_killed_after_an_end_set_by_hand(prefork, how, state):
-    """The end is kept, and nobody waits for what the process would have sent next."""
+    """The end is kept, and nothing waits for the next step that the process would have sent."""
     step = tasks.end_itself.s(how, dies=True).set(queue=prefork.queue)
     ends = [chain(step, tasks.echo.si().set(queue=prefork.queue))(), chord([step.clone()], tasks.echo.si())()]
     for end in ends:
@@ -339,7 +339,7 @@ def test_process_killed_after_an_end_set_by_hand(prefork, how, state):
 
 
 def test_child_killed(prefork):
-    """A process that is killed (want of memory) ends the run in the parent, and the pool makes another."""
+    """A killed process (out of memory) ends the run in the parent, and the pool starts another one."""
     outcome = prefork.send(tasks.kill_self)
 
     result = ended(outcome)
@@ -351,7 +351,7 @@ def test_child_killed(prefork):
 
 
 def test_child_killed_with_redelivery(prefork):
-    """With `reject_on_worker_lost` Celery sends the message back without a word: the same row, run again."""
+    """With `reject_on_worker_lost` Celery requeues the message silently: the same row, run again."""
     result = prefork.run(tasks.kill_once)
 
     assert (result.status, result.result) == ('completed', 'survived')
@@ -361,7 +361,7 @@ def test_child_killed_with_redelivery(prefork):
 
 
 def test_task_that_kills_every_process(prefork):
-    """A task that kills whatever process it gets is not delivered for ever: five losses end it."""
+    """A task that kills every process is not redelivered for ever: five losses end it."""
     outcome = prefork.send(tasks.kill_always, countdown=1)
     earlier = [{'number': 1, 'started': None, 'ended': None, 'worker': '', 'error': 'lost'}] * 3
     CeleryResult.objects.filter(task_id=outcome.id).update(claims=3, attempts=earlier)
@@ -377,7 +377,7 @@ def test_task_that_kills_every_process(prefork):
 
 
 def test_chain_of_a_task_that_kills_every_process(prefork):
-    """What comes after it hears of its end as after any other: who waits for the chain does not wait for ever."""
+    """The next step is closed as after any other end, so that waiting for the chain ends."""
     chain = (tasks.kill_always.si().set(queue=prefork.queue) | tasks.echo.si().set(queue=prefork.queue)).apply_async(
         countdown=1
     )
@@ -391,7 +391,7 @@ def test_chain_of_a_task_that_kills_every_process(prefork):
 
 
 def test_child_killed_and_retried_by_celery(prefork):
-    """With `retry_on_worker_lost` Celery sends the next attempt itself: the run goes on to its end."""
+    """With `retry_on_worker_lost` Celery sends the next attempt itself, and the run continues."""
     result = prefork.run(tasks.retry_on_lost)
 
     assert (result.status, result.result) == ('completed', 'survived')
@@ -407,13 +407,13 @@ def test_child_killed_and_retried_by_celery(prefork):
     ]),
 ])
 def test_handlers_are_the_authors(worker, how, state, seen):
-    """An author's handlers are called once each, with Celery's arguments; tracking needs nothing of them."""
+    """An author's handlers are called once each, with Celery's arguments; tracking does not depend on them."""
     outcome = worker.send(tasks.handlers, how)
     result = ended(outcome)
     expected = ['before_start', *seen, f'after_return {state}']
-    noted = until(lambda: len(found := [what for __, what in notes(outcome.id)]) >= len(expected) and found)
+    called = until(lambda: len(found := noted(outcome.id)) >= len(expected) and found)
 
-    # The next attempt may begin before the handlers of the one before
-    assert sorted(noted) == sorted(expected)
+    # The next attempt may start before the handlers of the one before are called
+    assert sorted(called) == sorted(expected)
     assert result.status == ('errored' if how == 'fail' else 'completed')
     assert AsyncResult(outcome.id, app=app).state == state

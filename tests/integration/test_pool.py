@@ -1,4 +1,4 @@
-"""Workers and their connections, with a pool of Django's that is smaller than what they do at a time, and without."""
+"""Workers and their database connections, with a small connection pool of Django, and without."""
 import os
 import signal
 
@@ -21,7 +21,7 @@ def pooled(make_instance):
 
 
 def test_threads(make_worker, pooled, gate):
-    """Eight threads that run, write and query end, though the pool has two connections: the engine takes none."""
+    """Eight threads run, write and query with a pool of two connections: the engine uses none of them."""
     worker = make_worker('pool-threads', instance=pooled, pool='threads', concurrency=8)
     held = [worker.send(tasks.hold, gate, 3) for __ in range(7)]
     worker.start().ready()
@@ -37,7 +37,7 @@ def test_threads(make_worker, pooled, gate):
 
 
 def test_processes(make_worker, pooled, gate):
-    """Processes make pools of their own, also those that follow on one that was killed."""
+    """Processes have their own pools, also those that replace a killed one."""
     worker = make_worker('pool-prefork', instance=pooled, concurrency=2).start().ready()
     assert {worker.run(tasks.query).status for __ in range(6)} == {'completed'}
     for __ in range(2):
@@ -53,7 +53,7 @@ def test_processes(make_worker, pooled, gate):
 
 
 def test_many_threads(make_worker, make_instance, gate):
-    """What threads share are a few connections, and a thread that is idle keeps none for longer than it may."""
+    """Threads share a few connections, and an idle thread keeps none for longer than allowed."""
     instance = make_instance('many-threads', database_settings={
         'CONN_MAX_AGE': 0, 'OPTIONS': {'application_name': 'many-threads'}
     })

@@ -1,4 +1,4 @@
-"""What is sent where it must not go, and what comes under an ID that is known otherwise: with real workers."""
+"""Messages for forbidden queues, and messages with a known ID, with real workers."""
 import json
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -21,7 +21,7 @@ from .support import ended, row, until, waiting
 
 @pytest.fixture
 def elsewhere():
-    """A program that knows nothing of the plugin: an app of plain Celery's."""
+    """A program without the plugin: an app of plain Celery."""
     other = Celery('elsewhere', broker=app.conf.broker_url, backend=app.conf.result_backend, set_as_current=False)
     other.conf.update(
         broker_transport_options=app.conf.broker_transport_options,
@@ -33,7 +33,7 @@ def elsewhere():
 
 @pytest.mark.parametrize('name', ['unacked', '_kombu.binding.celery'])
 def test_reserved_name(prefork, name):
-    """No call goes there, whoever makes it, no worker takes from there, and the workers go on."""
+    """No call is sent there, no worker consumes from there, and workers continue."""
     for options in ({'queue': name}, {'exchange': Exchange(''), 'routing_key': name}):
         with pytest.raises(QueueRefused):
             tasks.echo.apply_async((), **options)
@@ -52,7 +52,7 @@ def test_worker_for_a_reserved_name(make_worker):
 
 
 def test_cancel_by_another_spelling(prefork, gate):
-    """A run whose caller chose an ID in a spelling of its own: it is terminated, and found by each."""
+    """A run with an ID in another spelling is terminated, and found by each spelling."""
     id = uuid4()
     run = prefork.send(tasks.hold, gate, task_id=id.hex.upper())
     until(lambda: row(id).status == 'running')
@@ -71,7 +71,7 @@ def test_result_by_another_spelling(worker):
 
 @pytest.mark.parametrize('spell', [str.upper, lambda id: id.replace('-', ''), '{{{}}}'.format, 'urn:uuid:{}'.format])
 def test_foreign_message_in_another_spelling(prefork, elsewhere, gate, spell):
-    """Its run is tracked, and who sent it gets its result by the ID that it knows; a cancel from here ends it."""
+    """Its run is tracked, the sender gets the result by its ID, and a cancel ends it."""
     ids = [str(uuid4()), str(uuid4())]
     result = elsewhere.send_task(tasks.echo.name, (5,), task_id=spell(ids[0]), queue=prefork.queue)
     assert result.get(timeout=30) == [[5], {}]
@@ -97,7 +97,7 @@ def test_revoked_from_elsewhere_in_another_spelling(prefork, elsewhere, gate):
     (tasks.hold, ('x',)), (tasks.echo, (6,)), (tasks.plain, (5,)), ('netbox_test_plugin:nobody', (5,)),
 ], ids=['task', 'arguments', 'untracked', 'unknown'])
 def test_known_id_of_another_call(prefork, elsewhere, task, args):
-    """A message with the ID of a run that waits, and with another task or other arguments, is not that run."""
+    """A message with a waiting run's ID, but another task or other arguments, is not that run."""
     run = tasks.echo.apply_async((5,), queue=prefork.queue, countdown=600)
     seen = len(prefork.output)
     elsewhere.send_task(getattr(task, 'name', task), args, task_id=run.id, queue=prefork.queue)
@@ -110,7 +110,7 @@ def test_known_id_of_another_call(prefork, elsewhere, task, args):
 
 
 def test_retry_in_another_queue(prefork, make_worker, monkeypatch):
-    """What is tried again in another queue is looked for there, and not taken for lost."""
+    """A retry in another queue is looked for there, and not declared lost."""
     run = prefork.send(tasks.retry_elsewhere, nowhere := f'nowhere-{uuid4().hex}')
     waiting(run, 'retrying')
     assert row(run).queue == nowhere
@@ -127,7 +127,7 @@ def test_retry_in_another_queue(prefork, make_worker, monkeypatch):
 
 
 def test_exchange_that_nobody_knows(prefork):
-    """Where it leads cannot be told: it is not sent again and again."""
+    """Its queue is unknown, so it is not sent again and again."""
     run = tasks.echo.apply_async((), exchange='somewhere', routing_key='else')
     until(lambda: row(run).sent)
     old = datetime.now(UTC) - timedelta(hours=1)

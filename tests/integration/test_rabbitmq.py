@@ -1,4 +1,4 @@
-"""RabbitMQ as the broker, with classic and with quorum queues: what holds with Redis holds there."""
+"""RabbitMQ as the broker, with classic and with quorum queues: what works with Redis works there."""
 import os
 import time
 from datetime import UTC, datetime, timedelta
@@ -10,8 +10,9 @@ from amqp.exceptions import PreconditionFailed
 from celery import chain, chord
 from django.db import transaction
 from kombu.exceptions import OperationalError
-from netbox_test_plugin import canvas, tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin import tasks
+from netbox_test_plugin.side import noted, notes, open_gate
+from netbox_test_plugin.tasks import canvas
 
 from netbox_celery.celery import app
 from netbox_celery.engine.store.database import EngineConnection
@@ -32,7 +33,7 @@ CONFIGURATIONS = {
 
 @pytest.fixture(scope='module', params=CONFIGURATIONS)
 def place(request, rabbitmq, make_instance, make_module_worker, without_shared_workers):
-    """A broker with queues of each kind in turn, a worker, and this process as its caller."""
+    """A broker with queues of each type in turn, a worker, and this process as the caller."""
     settings, kind = CONFIGURATIONS[request.param], request.param
     instance = make_instance(f'rabbitmq-{kind}', broker_url=rabbitmq.url(), celery=settings)
     worker = make_module_worker(f'rabbitmq-{kind}', instance=instance, concurrency=3)
@@ -43,7 +44,7 @@ def place(request, rabbitmq, make_instance, make_module_worker, without_shared_w
 
 
 def count(queue):
-    """Return how many messages a queue holds, and how many workers take from it."""
+    """Return how many messages and consumers a queue has."""
     with app.connection_for_write() as connection:
         declared = connection.default_channel.queue_declare(queue, passive=True)
     return declared.message_count, declared.consumer_count
@@ -55,7 +56,7 @@ def restart(place):
 
 
 def test_from_call_to_end(place):
-    """Runs are sent, claimed, tried again, logged and ended; results are found."""
+    """Runs are sent, claimed, retried, logged and finished; results are found."""
     send, queue = place.worker.send, place.worker.queue
     run = send(tasks.echo, 1, kwargs={'a': 2})
     assert run.get(timeout=30) == [[1], {'a': 2}]
@@ -78,7 +79,7 @@ def test_from_call_to_end(place):
 
 
 def test_many_at_once(place):
-    """A thousand runs go out together."""
+    """A thousand runs are sent at once."""
     CeleryResult.enqueue_many(tasks.echo, [(number,) for number in range(1_000)], queue=place.worker.queue)
 
     unfinished = CeleryResult.objects.exclude(status='completed')
@@ -87,7 +88,7 @@ def test_many_at_once(place):
 
 
 def test_workflow(place):
-    """A chord in a chain comes to its end, and its rows know each other."""
+    """A chord in a chain finishes, and its rows are related."""
     def add(*numbers):
         return canvas.add.s(*numbers).set(queue=place.worker.queue)
 
@@ -99,7 +100,7 @@ def test_workflow(place):
 
 
 def test_row_without_a_result_backend(place, make_instance, make_worker):
-    """Rows have their results, errors and retries, wherever Celery keeps its own, or if it keeps none."""
+    """Rows have their results, errors and retries, with any result backend of Celery, or none."""
     instance = make_instance(
         f'rowless-{place.kind}', broker_url=place.broker.url(), celery=CONFIGURATIONS[place.kind],
         result_backend={'classic': 'rpc://', 'quorum': 'disabled://'}[place.kind],
@@ -119,7 +120,7 @@ def test_row_without_a_result_backend(place, make_instance, make_worker):
 
 
 def test_late_ack_with_a_killed_worker(place, make_worker, gate):
-    """RabbitMQ gives the message of a dead worker to the next at once; it is run again, once, when it is known dead."""
+    """RabbitMQ redelivers a dead worker's message immediately; it runs again, once, when the worker is known dead."""
     victim = make_worker(f'victim-{place.kind}', instance=place.instance, concurrency=1).start().ready()
     late = victim.send(tasks.hold_late, gate)
     until(lambda: notes(late.id))
@@ -131,19 +132,19 @@ def test_late_ack_with_a_killed_worker(place, make_worker, gate):
 
     victim.kill()
 
-    # What had not begun is nobody's yet
+    # A run that had not started is not claimed
     assert ended(fetched).status == 'completed'
     until(lambda: len(notes(late.id)) == 2)
     assert row(late).worker.startswith(heir.name)
     open_gate(gate)
     assert ended(late).status == 'completed'
-    assert [what for __, what in notes(late.id)] == ['started', 'started', 'ended']
+    assert noted(late.id) == ['started', 'started', 'ended']
     assert heir.run(tasks.echo).status == 'completed'
     assert len(notes(late.id)) == 3
 
 
 def test_killed_process(place):
-    """A message that goes back because its process died is delivered again."""
+    """A message that is requeued because its process died is delivered again."""
     result = place.worker.run(tasks.kill_once)
 
     assert (result.status, result.result) == ('completed', 'survived')
@@ -151,7 +152,7 @@ def test_killed_process(place):
 
 
 def test_restart(place, gate):
-    """RabbitMQ crashes and comes back while tasks run and wait: all of them end, and each has run once.
+    """RabbitMQ crashes and restarts while tasks run and wait: all of them finish, and each has run once.
 
     What was not acknowledged is delivered again while it runs: the copy is refused.
     """
@@ -170,7 +171,7 @@ def test_restart(place, gate):
     open_gate(gate)
     for run in runs:
         assert (ended(run, 60).status, row(run).claims) == ('completed', 1)
-        assert [what for __, what in notes(run.id)] == ['started', 'ended']
+        assert noted(run.id) == ['started', 'ended']
     assert [len(notes(run.id)) for run in queued] == [1] * 3
     if place.kind == 'classic':
         # RabbitMQ 3 may forget a quorum queue that was declared a moment before a crash
@@ -180,7 +181,7 @@ def test_restart(place, gate):
 
 
 def test_worker_and_broker_killed(place, make_worker, gate):
-    """A worker and RabbitMQ are killed together: the next worker finds all that waits, and each run has one end."""
+    """A worker and RabbitMQ are killed together: the next worker finds all messages, and each run ends once."""
     victim = make_worker(f'both-{place.kind}', instance=place.instance).start().ready()
     late, early = victim.send(tasks.hold_late, gate), victim.send(tasks.hold, gate)
     until(lambda: notes(late.id) and notes(early.id))
@@ -201,7 +202,7 @@ def test_worker_and_broker_killed(place, make_worker, gate):
     open_gate(gate)
     assert ended(late, 60).status == 'completed'
     assert {len(notes(run.id)) for run in queued} == {1}
-    assert [what for __, what in notes(late.id)] == ['started', 'started', 'ended']
+    assert noted(late.id) == ['started', 'started', 'ended']
     assert heir.tracebacks() == []
 
 
@@ -227,7 +228,7 @@ def test_refused(place):
 
 
 def test_expires(place):
-    """RabbitMQ drops what has expired without a word; the row is revoked all the same."""
+    """RabbitMQ drops expired messages silently; the row is revoked all the same."""
     run = tasks.echo.apply_async(queue=(queue := f'nobody-{uuid4().hex}'), expires=0.5)
     assert count(queue)[0] == 1 or row(run).expires < datetime.now(UTC)
 
@@ -238,7 +239,7 @@ def test_expires(place):
 
 
 def test_cancel(place, make_worker, gate, user):
-    """A run that waits is revoked at once, and does not run; one that runs is terminated."""
+    """A waiting run is revoked immediately, and does not run; an active one is terminated."""
     run = tasks.echo.apply_async(queue=(queue := f'cancelled-{uuid4().hex}'))
     assert row(run).cancel(user=user)
     assert row(run).status == 'revoked'
@@ -250,11 +251,11 @@ def test_cancel(place, make_worker, gate, user):
     assert ended(running).status == 'revoked'
     assert worker.run(tasks.echo).status == 'completed'
     assert notes(run.id) == []
-    assert [what for __, what in notes(running.id)] == ['started']
+    assert noted(running.id) == ['started']
 
 
 def test_eta(place):
-    """A run does not start before its time; with quorum queues its message waits at RabbitMQ, not at the worker."""
+    """A run does not start before its time; with quorum queues its message waits in RabbitMQ, not in the worker."""
     run, far = place.worker.send(tasks.echo, countdown=3), place.worker.send(tasks.echo, countdown=3_000)
     assert (row(run).status, row(far).status) == ('scheduled', 'scheduled')
     if place.kind == 'quorum':
@@ -273,7 +274,7 @@ def test_eta(place):
 
 
 def test_many_with_an_eta(place):
-    """Runs that are due later leave the worker free for what is due now."""
+    """Runs that are due later leave the worker free for those that are due now."""
     many = CeleryResult.enqueue_many(
         tasks.echo, [(number,) for number in range(50)], queue=place.worker.queue, countdown=6
     )
@@ -283,7 +284,7 @@ def test_many_with_an_eta(place):
 
 
 def test_sent_again(place):
-    """What the sweep sends a second time runs once, at its time."""
+    """A run that the sweep sends a second time runs once, at its time."""
     run = place.worker.send(tasks.echo, countdown=3)
     until(lambda: row(run).sent)
     CeleryResult.objects.filter(task_id=run.id).update(sent=None, last_updated=datetime.now(UTC) - timedelta(minutes=1))
@@ -296,7 +297,7 @@ def test_sent_again(place):
 
 
 def test_refused_queues(place):
-    """What RabbitMQ has against a queue holds up no message for another one, and ends the run that is for it."""
+    """An error of one queue does not block messages for another one, and ends its own run."""
     with app.connection_for_write() as connection:
         # Declared with other arguments than ours
         connection.default_channel.queue_declare(other := f'other-{uuid4().hex}', arguments={'x-max-length': 5})
@@ -322,7 +323,7 @@ def test_refused_queues(place):
 
 
 def test_nothing_is_taken_for_missing(place):
-    """RabbitMQ's queues cannot be read: what waits long is not taken for lost."""
+    """RabbitMQ's queues cannot be read, so no waiting run is considered lost."""
     run = tasks.echo.apply_async(queue=f'long-{uuid4().hex}')
     old = datetime.now(UTC) - timedelta(hours=1)
     until(lambda: row(run).sent)
@@ -355,7 +356,7 @@ def test_priority(place, make_worker, gate):
 
 
 def test_private(rabbitmq):
-    """Nothing of it can be reached from another host."""
+    """It cannot be reached from another host."""
     pids = [rabbitmq.process.pid, rabbitmq.names.pid]
     sockets = {os.readlink(f'/proc/{pid}/fd/{fd}') for pid in pids for fd in os.listdir(f'/proc/{pid}/fd')}
     for table, local in (('tcp', '0100007F'), ('tcp6', '00000000000000000000000001000000')):

@@ -1,4 +1,4 @@
-"""Workers and beat on a server that takes no writes for a while, as on a standby before it is promoted."""
+"""Workers and beat on a server that is read-only for a while, as a standby is before its promotion."""
 import time
 from contextlib import contextmanager
 from datetime import timedelta
@@ -8,7 +8,7 @@ from celery import chain
 from django.db import connections
 from django.utils import timezone
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, open_gate
 
 from netbox_celery.engine.exceptions import DatabaseReadOnly
 from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
@@ -19,7 +19,7 @@ from .support import ended, row, until
 
 @contextmanager
 def read_only_server(services):
-    """Let the whole server take no writes, for the sessions that there are as well."""
+    """Make the whole server read-only, also for existing sessions."""
     def say(value):
         with services.cluster.connect() as admin:
             admin.execute('SET default_transaction_read_only = off')
@@ -39,40 +39,36 @@ def read_only_server(services):
         say('off')
 
 
-def happened(run):
-    return [what for __, what in notes(run.id)]
-
-
 @pytest.mark.parametrize('has_key', [False, True])
 def test_worker(services, worker, gate, has_key):
-    """What runs goes on, and its end and the next step wait; what was sent before does not begin, and runs once."""
+    """An active run continues, its end and the next step wait; a run that was sent before waits, and runs once."""
     run = chain(tasks.hold.si(gate).set(queue=worker.queue), tasks.echo.si('next').set(
         queue=worker.queue, **({'concurrency_key': f'read-only-{worker.name}', 'limit': 1} if has_key else {})
     )).delay()
     first = run.parent
-    until(lambda: 'started' in happened(first))
+    until(lambda: 'started' in noted(first.id))
     early = worker.send(tasks.echo, 'early', countdown=2)
     with read_only_server(services):
         with pytest.raises(DatabaseReadOnly):
             worker.send(tasks.echo, 'refused')
         worker.says('trying again in')
         open_gate(gate)
-        until(lambda: 'ended' in happened(first))
+        until(lambda: 'ended' in noted(first.id))
         time.sleep(6)
-        assert happened(early) == happened(run) == []
+        assert noted(early.id) == noted(run.id) == []
         # It waits, and is not sent again and again by a sweep that cannot write that it did
         assert worker.output.count(f'{early.id}] received') <= 2
         assert worker.output.count('trying again in') < 40
 
     assert [ended(each).status for each in (first, run, early)] == ['completed'] * 3
-    assert (happened(early), happened(run)) == (['ran'], ['ran'])
+    assert (noted(early.id), noted(run.id)) == (['ran'], ['ran'])
     assert [row(each).claims for each in (first, run, early)] == [1, 1, 1]
     assert CeleryResult.objects.count() == 3
     assert worker.run(tasks.echo, 'after').status == 'completed'
 
 
 def test_beat(services, make_beat):
-    """What is due is sent when it can be; until then beat says so every few seconds."""
+    """What is due is sent when it can be; until then beat logs the reason every few seconds."""
     beat = make_beat('read-only-beat')
     beat.says('this one is active')
     task, __ = CeleryTask.objects.get_or_create(name=tasks.echo.name)
@@ -92,7 +88,7 @@ def test_beat(services, make_beat):
 
 
 def test_worker_starts(services, make_worker):
-    """One that is started then waits, and works as soon as it can register."""
+    """A worker that starts meanwhile waits, and works as soon as it can register."""
     with read_only_server(services):
         worker = make_worker('read-only-start', concurrency=1).start()
         worker.says('trying again in')

@@ -1,10 +1,10 @@
-"""Pools whose processes come and go while they work: autoscaled ones, and those that recycle their processes."""
+"""Pools whose processes change while they work: autoscaled ones, and those that recycle their processes."""
 import os
 from collections import Counter
 
 import pytest
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
 
 from netbox_celery.models import CeleryLogEntry, CeleryResult
 
@@ -12,7 +12,7 @@ from .support import lines, until
 
 
 def all_ended(runs, timeout=60):
-    """Wait until each of the runs has ended, and return how many have which status."""
+    """Wait until each of the runs has finished, and return how many have which status."""
     found = CeleryResult.objects.filter(task_id__in=[run.id for run in runs])
     until(lambda: not found.filter(completed=None).exists(), timeout, lambda: counted(found))
     return counted(found)
@@ -28,7 +28,7 @@ def files(worker):
 
 @pytest.fixture
 def connections(services):
-    """Count the connections of PostgreSQL's."""
+    """Count PostgreSQL's connections."""
     with services.cluster.connect('netbox') as connection:
         def count():
             return connection.execute(
@@ -43,7 +43,7 @@ def connections(services):
     ('--max-tasks-per-child=3', 120), ('--max-memory-per-child=20000', 40),
 ], ids=['tasks', 'memory'])
 def test_recycled_processes(make_worker, connections, option, number):
-    """Processes make room for new ones: each run has run once, has its whole log, and nothing is left behind."""
+    """Processes are replaced by new ones: each run has run once, with its whole log, and nothing is left behind."""
     worker = make_worker('recycled', options=[option]).start().ready()
     assert all_ended([worker.send(tasks.say, 'x', 3) for __ in range(12)]) == {'completed': 12}
     before = files(worker), connections()
@@ -64,7 +64,7 @@ def test_recycled_processes(make_worker, connections, option, number):
 
 
 def test_autoscale(make_worker, connections, gate):
-    """Processes are added while there is more to do, and end when there is less, with nothing lost."""
+    """Processes are added under load and stopped afterwards, with nothing lost."""
     worker = make_worker(
         'scaled', options=['--autoscale=4,1'], env={'AUTOSCALE_KEEPALIVE': '1'}
     ).start().ready()
@@ -78,7 +78,7 @@ def test_autoscale(make_worker, connections, gate):
         quick = [worker.send(tasks.say, 'x', 2) for __ in range(40)]
         assert all_ended(held + quick) == {'completed': 44}
         assert {len(lines(run)) for run in quick} == {2}
-        assert [[what for __, what in notes(run.id)] for run in held] == [['started', 'ended']] * 4
+        assert [noted(run.id) for run in held] == [['started', 'ended']] * 4
         until(lambda: len(worker.children) == 1, 40)
         before = before or connections()
         gate = f'{gate}-again'

@@ -1,4 +1,4 @@
-"""NetBox's ways to say where Redis is, each with a real server of that kind: passwords, ACL users, TLS, Sentinel."""
+"""NetBox's ways to configure Redis, each with a real server: passwords, ACL users, TLS, Sentinel."""
 import os
 import shutil
 import ssl
@@ -24,7 +24,7 @@ DATABASE = 3
 
 @pytest.fixture(scope='module')
 def certificates(tmp_path_factory):
-    """A CA, a certificate of its own for 127.0.0.1, and a CA that has nothing to do with it."""
+    """A CA, its certificate for 127.0.0.1, and an unrelated CA."""
     folder = tmp_path_factory.mktemp('certificates')
 
     def openssl(*arguments):
@@ -80,7 +80,7 @@ def start(tmp_path_factory):
 
 
 def acl(user, password):
-    """Return the lines of a server that lets in one user."""
+    """Return the configuration of a server with one user."""
     from hashlib import sha256
 
     return f'user {user} on #{sha256(password.encode()).hexdigest()} ~* &* +@all', 'user default off'
@@ -108,7 +108,7 @@ def tls_server(start, certificates):
 
 
 def round_trip(redis, **config):
-    """Send a message and store a result by NetBox's settings for Redis, and read both back."""
+    """Send a message and store a result with NetBox's settings for Redis, and read both back."""
     app = Celery('round-trip', set_as_current=False)
     app.conf.update(celery_settings(redis, Config.from_dict(config)))
     app.conf.update(result_backend_transport_options={
@@ -152,7 +152,7 @@ def test_user(acl_server):
 
 
 def test_url(acl_server):
-    """A URL says all that the single settings say; they add what it leaves out."""
+    """A URL can have everything that the single settings have; they complete it."""
     credentials = f'{quote(USER, safe="")}:{quote(PASSWORD, safe="")}'
     round_trip({'URL': f'redis://{credentials}@127.0.0.1:{acl_server.port}/5'})
     round_trip({
@@ -175,7 +175,7 @@ def test_unix_socket(password_server):
 
 
 def test_tls(tls_server, certificates):
-    """TLS with the certificate of one's own CA."""
+    """TLS with the certificate of a private CA."""
     round_trip({
         'HOST': '127.0.0.1', 'PORT': tls_server.port, 'USERNAME': 'netbox', 'PASSWORD': 'secret', 'SSL': True,
         'CA_CERT_PATH': str(certificates / 'ca.pem'),
@@ -186,7 +186,7 @@ def test_tls(tls_server, certificates):
 
 
 def test_tls_without_verification(tls_server):
-    """A certificate that nobody has signed, if one says that it shall not be looked at."""
+    """A self-signed certificate is accepted if verification is turned off."""
     round_trip({
         'HOST': '127.0.0.1', 'PORT': tls_server.port, 'USERNAME': 'netbox', 'PASSWORD': 'secret', 'SSL': True,
         'INSECURE_SKIP_TLS_VERIFY': True,
@@ -195,7 +195,7 @@ def test_tls_without_verification(tls_server):
 
 @pytest.mark.parametrize('ca', [None, 'stranger.pem'])
 def test_tls_with_a_strangers_certificate(tls_server, certificates, ca):
-    """A certificate of somebody else's is refused."""
+    """A certificate of another CA is refused."""
     redis = {
         'HOST': '127.0.0.1', 'PORT': tls_server.port, 'USERNAME': 'netbox', 'PASSWORD': 'secret', 'SSL': True,
     } | ({'CA_CERT_PATH': str(certificates / ca)} if ca else {})
@@ -205,7 +205,7 @@ def test_tls_with_a_strangers_certificate(tls_server, certificates, ca):
 
 
 def test_client_certificate(start, certificates):
-    """A server that wants to know who calls, by what NetBox passes on to redis-py."""
+    """A server that asks for a client certificate, which NetBox passes to redis-py."""
     server = start(tls=certificates, clients='yes')
     redis = {'HOST': '127.0.0.1', 'PORT': server.port, 'SSL': True, 'CA_CERT_PATH': str(certificates / 'ca.pem')}
     mine = {'ssl_certfile': str(certificates / 'server.pem'), 'ssl_keyfile': str(certificates / 'server.key')}
@@ -215,7 +215,7 @@ def test_client_certificate(start, certificates):
 
 
 def test_overriding_urls(password_server, acl_server):
-    """`broker_url` and `result_backend` go elsewhere, with the same prefix."""
+    """`broker_url` and `result_backend` point elsewhere, with the same prefix."""
     url = f'redis://:{quote(PASSWORD, safe="")}@127.0.0.1:{password_server.port}'
     round_trip({'HOST': '127.0.0.1', 'PORT': 1}, broker_url=f'{url}/8', result_backend=f'{url}/9', key_prefix='mine:')
 
@@ -244,12 +244,12 @@ def sentinel_settings(sentinel):
 
 
 def test_sentinel(sentinel):
-    """Sentinel says which server is the master; one sentinel that is away does no harm."""
+    """Sentinel names the master; one sentinel that is down does no harm."""
     round_trip(sentinel_settings(sentinel))
 
 
 class CustomInstance(Instance):
-    """An instance whose `REDIS["tasks"]` is as given."""
+    """An instance with its own `REDIS["tasks"]`."""
     tasks = None
 
     def _redis(self, database):
@@ -269,7 +269,7 @@ print('ROW', result.status)
 
 @pytest.mark.parametrize('kind', ['tls', 'sentinel'])
 def test_worker(services, make_worker, request, certificates, kind):
-    """A real worker and a real caller meet there."""
+    """A real worker and a real caller use it."""
     instance = CustomInstance(services.directory / f'redis-{kind}', services.cluster, services.redis, for_tests=True)
     if kind == 'tls':
         instance.tasks = {

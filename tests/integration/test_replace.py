@@ -1,11 +1,11 @@
-"""Tasks that replace themselves: the row of such a run ends once, whatever becomes of what takes its place."""
+"""Tasks that replace themselves: the row of such a run ends once, however its replacement ends."""
 from itertools import product
 
 import pytest
 from celery import chain, chord
 from celery.exceptions import TimeoutError as CeleryTimeout
-from netbox_test_plugin import canvas as tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
+from netbox_test_plugin.tasks import canvas as tasks
 
 from netbox_celery.choices import ResultStatusChoices
 from netbox_celery.engine.calls.policies import window_key
@@ -19,7 +19,7 @@ COMPLETED, FAILED = ('completed', ''), ('errored', '')
 UPSTREAM, CANCELLED = ('errored', 'upstream_failed'), ('revoked', 'cancelled')
 NOT_SENT, LOST = ('errored', 'publish_failed'), ('errored', 'worker_lost')
 
-#: What takes the place of the task, how that ends, and how the run then does.
+#: What replaces the task, how that ends, and the run's final status then.
 CELLS = {
     ('task', 'completed'): COMPLETED,
     ('task', 'refused last'): FAILED,
@@ -58,7 +58,7 @@ CELLS = {
     ('group', 'unknown first'): UPSTREAM,
     ('group', 'nobody first'): CANCELLED,
     ('group', 'gate first'): CANCELLED,
-    # What replaces the task replaces itself
+    # The replacement replaces itself
     **{(how, 'nested last', then): COMPLETED for how, then in product(
         ('task', 'chain', 'chord'), ('task', 'chain', 'chord', 'group')
     )},
@@ -97,7 +97,7 @@ def describe(run):
 
 
 def waits(result):
-    """Return how somebody who waits for a run hears of its end: its result, or `Exception`."""
+    """Return how a caller who waits for a run learns of its end: its result, or `Exception`."""
     try:
         return result.get(timeout=30)
     except CeleryTimeout:
@@ -107,7 +107,7 @@ def waits(result):
 
 
 class Cell:
-    """One way to replace a task: in a chain, under a concurrency key, with somebody in line for its place."""
+    """One way to replace a task: in a chain, under a concurrency key, with another run in the waiting line."""
 
     def __init__(self, worker, how, fate, kept, window, gate, then=None, place='chain'):
         self.how, self.window, self.name = how, window, f'{how}, {fate}, {kept}, window {window}'
@@ -121,7 +121,7 @@ class Cell:
             step.set(argsrepr='***', kwargsrepr='***')
         if window:
             step.set(ignore_task_after_success=True, ignore_task_timedelta=60)
-            # Each with arguments of its own, so each has a window of its own
+            # Each has its own arguments, so each has its own window
             self.window = window_key(tasks.replace_with, padding, kwargs)
         after = tasks.add.si(10).set(queue=worker.queue)
         if place == 'chain':
@@ -134,14 +134,14 @@ class Cell:
 
     def check(self, end):
         result = ended(self.run, 30)
-        reason = 'cancelled' if result.reason == 'terminated' else result.reason  # a process that the worker ended
+        reason = 'cancelled' if result.reason == 'terminated' else result.reason  # a process that the worker terminated
         assert (result.status, reason) == end, (self.name, result.error)
         assert result.completed and result.message is None
         if end != COMPLETED:
             assert result.error, self.name
         assert (waits(self.run) is not Exception) == (end == COMPLETED), self.name
         assert (waits(self.after) is not Exception) == (end == COMPLETED), self.name
-        # A step that will never run gets its row after the end of that before it
+        # A step that will never run gets its row after the end of the step before it
         until(lambda: CeleryResult.objects.filter(task_id=self.after.id).exists(), 30)
         after = ended(self.after, 30)
         assert (after.status, after.reason) == (COMPLETED if end == COMPLETED else UPSTREAM), (self.name, after.error)
@@ -153,7 +153,7 @@ class Cell:
 
 @pytest.mark.parametrize('cell', CELLS, ids=', '.join)
 def test_ends(replacing, gate, cell):
-    """The row ends once, as what replaced the task did, or because of it; who depends on it or waits hears of that."""
+    """The row ends once, with or because of the replacement, and everything that depends on it is informed."""
     how, fate, *then = cell
     end, word = CELLS[cell], fate.split()[0]
     cells = []
@@ -165,18 +165,18 @@ def test_ends(replacing, gate, cell):
             waits_for = row(cell.run)
             if word == 'gate' and place == 'last':
                 until(
-                    lambda: [what for __, what in notes(cell.run.id)] == ['replaced', 'ran'], 30, lambda: describe(cell)
+                    lambda: noted(cell.run.id) == ['replaced', 'ran'], 30, lambda: describe(cell)
                 )
             else:
                 waits_for = waiting(cell.run, 'pending', 'running', timeout=30)
                 until(lambda: row(cell.run).reason == 'replaced' and row(cell.run).holder is None, 30)
                 if place == 'last':
-                    # It is looked for where its message is
+                    # The sweep looks for it in the queue of its message
                     until(lambda: row(cell.run).message and row(cell.run).sent, 30, lambda: describe(cell))
                     assert row(cell.run).queue == 'nobody'
             assert waits_for.cancel()
     if fate != 'gate last':
-        open_gate(gate)  # what was not cancelled goes on
+        open_gate(gate)  # runs that were not cancelled continue
     for cell in cells:
         cell.check(end)
     open_gate(gate)
@@ -186,7 +186,7 @@ def test_ends(replacing, gate, cell):
             lambda: describe(None)
         )
     opened = sum(1 for cell in cells if cell.window) if end == COMPLETED else 0
-    # What opens a window of its own has one for each run
+    # A replacement with a window of its own opens one for each run
     assert IgnoreWindow.objects.count() == opened + (len(cells) if word == 'windowed' else 0)
     assert not replacing.tracebacks()
 
@@ -194,7 +194,7 @@ def test_ends(replacing, gate, cell):
 @pytest.mark.parametrize('how', ['task', 'chain', 'chord', 'group'])
 @pytest.mark.parametrize('fate', ['completed', 'fails first'])
 def test_part_of_a_chord(replacing, how, fate):
-    """A part of a chord that replaces itself counts as one part, by its end."""
+    """A part of a chord that replaces itself counts as one part, with its final status."""
     cells = [Cell(replacing, how, fate, kept, True, None, place='chord') for kept in KEPT]
     for cell in cells:
         cell.check(COMPLETED if fate == 'completed' or how == 'task' else UPSTREAM)
@@ -203,7 +203,7 @@ def test_part_of_a_chord(replacing, how, fate):
 @pytest.mark.parametrize('how', ['task', 'chain', 'chord'])
 @pytest.mark.parametrize('otherwise', ['result', 'retry'])
 def test_not_sent(replacing, how, otherwise):
-    """A body whose replacement cannot be sent may do something else: return, or try again later."""
+    """A body whose replacement cannot be sent may continue: return, or retry."""
     run = replacing.send(tasks.replace_or, kwargs={'how': how, 'otherwise': otherwise}, argsrepr='***')
     assert run.get(timeout=30) == 'otherwise'
     assert (ended(run).status, row(run).reason, row(run).nesting) == ('completed', '', 0)
@@ -212,7 +212,7 @@ def test_not_sent(replacing, how, otherwise):
 
 @pytest.mark.parametrize('how', ['task', 'chain', 'chord', 'group'])
 def test_in_a_transaction(replacing, how):
-    """A body that leaves a transaction by `replace()` rolls that back; what replaces it is sent all the same."""
+    """`replace()` inside a transaction rolls it back; the replacement is sent all the same."""
     run = replacing.send(
         tasks.replace_with, kwargs={'how': how, 'fate': 'completed', 'queue': replacing.queue, 'atomic': True}
     )
@@ -223,7 +223,7 @@ def test_in_a_transaction(replacing, how):
 @pytest.mark.parametrize('how', ['task', 'chain', 'chord'])
 @pytest.mark.parametrize('times', [{'countdown': 100}, {'countdown': 100, 'expires': 200}, {'expires': 1}], ids=str)
 def test_times(replacing, how, times):
-    """The row of a run has the times of what replaces it: its own are over."""
+    """The row of a run gets the times of its replacement."""
     queue = 'nobody' if 'countdown' not in times else replacing.queue
     run = replacing.send(tasks.replace_by_later, kwargs={
         'how': how, 'queue': replacing.queue, 'last': {'queue': queue, **times},
@@ -241,7 +241,7 @@ def test_times(replacing, how, times):
 
 @pytest.mark.parametrize('how', ['task', 'chain'])
 def test_nothing_is_sent(replacing, how):
-    """A task whose own `on_replace` sends nothing is ignored, as it says."""
+    """A task whose `on_replace` sends nothing is ignored."""
     run = replacing.send(tasks.die_in_replace, kwargs={'how': how, 'queue': '', 'when': 'never', 'what': ''})
     assert (ended(run).status, row(run).error) == ('ignored', 'nothing replaces it')
     assert waits(run) is None
@@ -251,7 +251,7 @@ def test_nothing_is_sent(replacing, how):
 @pytest.mark.parametrize('when', ['before', 'after'])
 @pytest.mark.parametrize('what', ['process', 'worker'])
 def test_lost_on_the_way(make_worker, replacing, how, when, what):
-    """A worker that dies while it sends a replacement leaves no run behind that waits for ever."""
+    """A worker that dies while it sends a replacement leaves no run waiting for ever."""
     victim = make_worker('victim-replacing', concurrency=1).start().ready()
     outcome = chain(
         tasks.die_in_replace.si(how=how, queue=replacing.queue, when=when, what=what).set(queue=victim.queue),

@@ -1,4 +1,4 @@
-"""Retries: one row over all attempts, which end where the author said."""
+"""Retries: one row for all attempts, which end where the author says."""
 from datetime import datetime
 
 from netbox_test_plugin import tasks
@@ -11,7 +11,7 @@ from .support import ended, lines, row, settled, until, waiting
 
 
 def test_one_row_over_all_attempts(worker):
-    """A retried run keeps its row, its ID and its queue; the history tells of each attempt and why it failed."""
+    """A retried run keeps its row, ID and queue; the history has each attempt and its error."""
     result = settled(worker.run(tasks.retry, 2))
 
     assert (result.status, result.result, result.attempt) == ('completed', 3, 3)
@@ -29,7 +29,7 @@ def test_one_row_over_all_attempts(worker):
 
 
 def test_waiting_for_the_next_attempt(worker):
-    """Between two attempts a run says that it will be tried again, when, and what went wrong."""
+    """Between two attempts the row says that the run is retried, when, and what failed."""
     run = worker.send(tasks.retry, 1, 2)
 
     result = waiting(run, 'retrying')
@@ -47,7 +47,7 @@ def test_waiting_for_the_next_attempt(worker):
 
 
 def test_automatic_retries(worker):
-    """`autoretry_for` gives the same picture."""
+    """`autoretry_for` looks the same."""
     result = settled(worker.run(tasks.autoretry, 2))
 
     assert (result.status, result.result) == ('completed', 3)
@@ -55,7 +55,7 @@ def test_automatic_retries(worker):
 
 
 def test_automatic_retries_without_self(worker):
-    """A task without `self` cannot ask for a retry, but be retried."""
+    """A task without `self` can be retried automatically."""
     result = worker.run(tasks.autoretry_unbound, 1)
 
     assert (result.status, result.result, result.attempt) == ('completed', 2, 2)
@@ -73,7 +73,7 @@ def test_retries_exhausted(worker):
 
 
 def test_limit_of_a_call_does_not_leak(worker):
-    """`retry(max_retries=n)` holds for the run that says so: Celery keeps it on the task, for whoever runs next."""
+    """`retry(max_retries=n)` applies to that run only: Celery keeps it on the task, for the next runs."""
     limited = [worker.send(tasks.retry, 99, kwargs={'limit': 1}) for __ in range(4)]
     for run in limited:
         result = ended(run)
@@ -84,7 +84,7 @@ def test_limit_of_a_call_does_not_leak(worker):
 
 
 def test_limit_of_a_call_stops_automatic_retries(worker):
-    """As in Celery: when the body's own limit is reached, `autoretry_for` does not go on by the task's."""
+    """As in Celery: at the body's own limit, `autoretry_for` does not retry further."""
     run = worker.send(tasks.limits)
 
     assert ended(run).status == 'errored'
@@ -92,7 +92,7 @@ def test_limit_of_a_call_stops_automatic_retries(worker):
 
 
 def test_ignored_result(worker):
-    """With `ignore_result` Celery tells the backend of no retry; the row is complete all the same."""
+    """With `ignore_result` Celery reports no retry to the backend; the row is complete all the same."""
     result = settled(worker.run(tasks.retry_ignored))
 
     assert (result.status, result.result) == ('completed', 'second')
@@ -100,7 +100,7 @@ def test_ignored_result(worker):
 
 
 def test_immediate_retries_race(worker):
-    """The next attempt's message is sent before the end of the one before is written: the row never goes back."""
+    """The next attempt is sent before the end of the one before is written: the row never goes back."""
     runs = [worker.send(tasks.autoretry, number % 4) for number in range(60)]
 
     for number, run in enumerate(runs):
@@ -112,7 +112,7 @@ def test_immediate_retries_race(worker):
 
 
 def test_retry_in_a_transaction(worker):
-    """A retry rolls the body's transaction back, but not itself: its message is out and its row says so."""
+    """A retry rolls the body's transaction back, but not itself: its message is sent and its row says so."""
     result = worker.run(tasks.retry_in_transaction, 'racy')
 
     assert (result.status, result.result) == ('completed', 1)
@@ -121,7 +121,7 @@ def test_retry_in_a_transaction(worker):
 
 
 def test_untracked_run_stays_untracked(worker):
-    """A run that shall have no row gets none by being retried."""
+    """A run without a row gets none by being retried."""
     run = worker.send(tasks.autoretry, 1, netbox_track=False)
 
     assert run.get(timeout=20) == 2
@@ -130,7 +130,7 @@ def test_untracked_run_stays_untracked(worker):
 
 
 def test_cancel_while_waiting_for_the_next_attempt(worker):
-    """A cancelled run is not tried again, and those who wait for it hear so."""
+    """A cancelled run is not retried, and those who wait for it learn that."""
     run = worker.send(tasks.retry, 9, 1)
     assert waiting(run, 'retrying').cancel()
 

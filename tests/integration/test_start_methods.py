@@ -1,10 +1,10 @@
-"""Processes that inherit nothing from their worker: they know its settings, its claims and who it is all the same."""
+"""Processes that inherit nothing from their worker still know its settings, its identity and its claims."""
 import os
 import signal
 
 import pytest
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
 
 from core.models import ObjectChange
 
@@ -28,7 +28,7 @@ def worker(make_instance, make_module_worker, django_db_blocker):
 
 
 def test_tracked(worker, user):
-    """Bodies run once, in the name of their user, with their log, progress, retries and result."""
+    """Bodies run once, as their user, with log, progress, retries and result."""
     assert worker.run(tasks.say_all, timeout=SLOW).status == 'completed'
     result = settled(worker.run(tasks.retry, 2, timeout=SLOW))
     assert (result.status, result.result, result.attempt) == ('completed', 3, 3)
@@ -42,14 +42,14 @@ def test_tracked(worker, user):
     for __ in range(20):
         run = worker.send(tasks.echo)
         assert ended(run, SLOW).status == 'completed'
-        assert [what for __, what in notes(run.id)] == ['ran']
+        assert noted(run.id) == ['ran']
     assert row(run).worker == worker.row.name
     assert run.get(timeout=5) == [[], {}]
     assert worker.tracebacks() == []
 
 
 def test_ends(worker, gate):
-    """Cancel, time limits and killed processes end their runs, and other processes follow."""
+    """Cancel, time limits and killed processes end their runs, and new processes follow."""
     held = begun(worker.send(tasks.hold, gate))
     assert row(held).cancel()
     assert ended(held).status == 'revoked'
@@ -61,7 +61,7 @@ def test_ends(worker, gate):
 
 
 def test_worker_killed(worker, gate):
-    """Its processes end with it, and what it ran is found."""
+    """Its processes die with it, and its runs are found."""
     early = begun(worker.send(tasks.hold, gate))
     pid = notes(early.id)[0][0]
     worker.kill()
@@ -69,7 +69,7 @@ def test_worker_killed(worker, gate):
     worker.start().ready()
     open_gate(gate)
     assert ended(early, SLOW).reason == 'worker_lost'
-    assert [what for __, what in notes(early.id)] == ['started']
+    assert noted(early.id) == ['started']
 
 
 @pytest.mark.parametrize('config, environment', [
@@ -77,7 +77,7 @@ def test_worker_killed(worker, gate):
     ({}, {'NETBOX_TEST_START_METHOD': 'forkserver'}),
 ], ids=['setting', 'billiard'])
 def test_forkserver(make_worker, make_instance, config, environment):
-    """What Celery cannot do is refused at the start, with words."""
+    """A start method that Celery does not support is refused at the start, with a reason."""
     worker = make_worker('forkserver', instance=make_instance('forkserver', celery=config), env=environment).start()
     assert worker.wait(90) != 0
     assert 'worker_pool_start_method' in worker.output and 'forkserver' in worker.output

@@ -1,12 +1,13 @@
-"""What code that asks Celery is told of an end: once, as it was, and nothing of a run whose result is ignored."""
+"""What Celery's API reports of an end: once, exactly, and nothing of a run with an ignored result."""
 import json
 from contextlib import contextmanager
 
 import pytest
 from celery import chain, chord, group
 from celery.exceptions import ChordError
-from netbox_test_plugin import canvas, declared, tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin import tasks
+from netbox_test_plugin.side import open_gate
+from netbox_test_plugin.tasks import canvas, declared
 from redis import Redis
 
 from netbox_celery.celery import app
@@ -20,14 +21,9 @@ def named(value):
     return getattr(value, 'name', None) or str(value)
 
 
-@pytest.fixture
-def on(prefork):
-    return lambda step: step.set(queue=prefork.queue)
-
-
 @contextmanager
 def listening(services):
-    """Listen to all that Redis tells of ends meanwhile; yields a function that returns what it has told of a run."""
+    """Listen to all ends that Redis publishes meanwhile; yields a function for those of one run."""
     with Redis.from_url(services.redis.url()) as client, client.pubsub(ignore_subscribe_messages=True) as pubsub:
         pubsub.psubscribe('*celery-task-meta-*')
         pubsub.get_message(timeout=1)
@@ -41,7 +37,7 @@ def listening(services):
 
 
 def seen_of(result, timeout=20):
-    """Ask for a run as fast as possible until after its end; returns what code has seen, without repetition."""
+    """Poll a run until after its end; returns the different states that were seen."""
     seen = []
 
     def look():
@@ -59,7 +55,7 @@ def seen_of(result, timeout=20):
 
 @pytest.mark.parametrize('body', ['task', 'chain', 'group'])
 def test_end_of_a_body(services, on, body):
-    """The body of a chord that failed is told once: what the part has raised is named, with where."""
+    """The body of a failed chord is reported once, with the error of the failed part."""
     add = on(canvas.add.s(1))
     with listening(services) as told:
         outcome = chord([add.clone(), on(canvas.break_.s())], {
@@ -81,15 +77,16 @@ def test_end_of_a_body(services, on, body):
 
 
 def test_children_of_a_body(prefork, on):
-    """The error callback of a body is among the children of what was told."""
+    """The error callback of a body is among its children."""
     body = on(canvas.add.s(1)).on_error(on(tasks.echo.s()))
     outcome = chord([on(canvas.add.s(1)), on(canvas.break_.s())], body).apply_async()
     assert until(lambda: outcome.children)
 
 
+@pytest.mark.filterwarnings('ignore:task_allow_error_cb_on_chord_header')
 @pytest.mark.parametrize('order', ['inner_last', 'outer_last'])
 def test_error_callback_of_nested_chords(on, gate, order):
-    """A callback that is linked to a chord, and so to the one in its header, is called once."""
+    """A callback linked to a chord, and so to the one in its header, is called once."""
     add = on(canvas.add.s(1))
     failing = on(canvas.break_at_gate.s(gate)) if order == 'inner_last' else on(canvas.break_.s())
     other = add.clone() if order == 'inner_last' else on(tasks.hold.s(gate))
@@ -108,7 +105,7 @@ def test_error_callback_of_nested_chords(on, gate, order):
 
 
 def test_error_callbacks_of_its_own(on):
-    """Another callback of the outer chord is called as well."""
+    """A different callback of the outer chord is called as well."""
     add = on(canvas.add.s(1))
     inner = chord([add.clone(), on(canvas.break_.s())], add.clone().on_error(on(tasks.echo.si('inner'))))
     outcome = chord([add.clone(), inner], add.clone().on_error(on(tasks.echo.si('outer')))).apply_async()
@@ -120,7 +117,7 @@ def test_error_callbacks_of_its_own(on):
 
 @pytest.mark.parametrize('step', ['chain', 'chord'])
 def test_one_exception(on, step):
-    """Of a step that never runs code sees one end: it does not become another one after a moment."""
+    """A step that never runs has one final state, which does not change later."""
     add, broken = on(canvas.add.s(1)), on(canvas.break_.s())
     workflow = chain(broken, add.clone(), add.clone()) if step == 'chain' else chord([add.clone(), broken], add.clone())
     outcome = workflow.apply_async()
@@ -128,7 +125,7 @@ def test_one_exception(on, step):
     assert len(seen) == 1, seen
     kind = 'ValueError' if step == 'chain' else 'ChordError'
     assert seen[0][:2] == ('FAILURE', kind)
-    # And when Redis has lost it, the row says the same
+    # When Redis has lost it, the row reports the same
     app.backend.forget(outcome.id)
     CeleryResult.objects.filter(task_id=outcome.id).update(completed='2020-01-01T00:00:00Z')
     assert seen_of(outcome) == seen
@@ -136,7 +133,7 @@ def test_one_exception(on, step):
 
 @pytest.mark.parametrize('how', ['error', 'failed'])
 def test_type_after_redis_has_lost_it(on, how):
-    """The row keeps which exception it was."""
+    """The row keeps the type of the exception."""
     run = on(canvas.break_.s(how=how)).delay()
     before = seen_of(run)
     app.backend.forget(run.id)
@@ -146,7 +143,7 @@ def test_type_after_redis_has_lost_it(on, how):
 
 
 def test_type_during_a_retry(prefork):
-    """Code sees which exception the next attempt waits for."""
+    """The exception behind a retry is available."""
     run = prefork.send(tasks.retry, 2, kwargs={'countdown': 600})
     waiting(run, 'retrying')
     assert (run.state, type(run.result), run.result.args) == ('RETRY', ValueError, ('attempt 1 failed',))
@@ -159,7 +156,7 @@ def test_type_during_a_retry(prefork):
     (declared.ignored, {'ignore_result': False}, 'SUCCESS'), (tasks.echo, {}, 'SUCCESS'),
 ], ids=named)
 def test_ignored_result(worker, task, given, state):
-    """Code is told nothing of a run whose result is ignored; its row shows it to people."""
+    """Nothing is reported of a run whose result is ignored; its row has it."""
     run = worker.send(task, **given)
     result = ended(run)
     assert (result.status, result.result is not None) == ('completed', True)
@@ -171,7 +168,7 @@ def test_ignored_result(worker, task, given, state):
 
 @pytest.mark.parametrize('task, args', [(canvas.break_, ()), (tasks.retry, (1,)), (tasks.retry, (9,))], ids=named)
 def test_ignored_end(prefork, task, args):
-    """Nor of an error, or of a retry."""
+    """The same for an error, or a retry."""
     options = {'kwargs': {'countdown': 600}} if args == (9,) else {}
     run = prefork.send(task, *args, ignore_result=True, **options)
     waiting(run, 'completed', 'errored', *(['retrying'] if args == (9,) else []))
@@ -180,7 +177,7 @@ def test_ignored_end(prefork, task, args):
 
 
 def test_ignored_parts(on):
-    """The next step, and the body of a chord, get the results of steps that ignore them, as lists within lists too."""
+    """The next step, and a chord's body, get the results of steps that ignore them, also in nested lists."""
     add = on(canvas.add.s(1).set(ignore_result=True))
     last = on(canvas.add.s(1))
     assert chain(add.clone(), last.clone()).apply_async().get(timeout=20) == 2
@@ -191,8 +188,7 @@ def test_ignored_parts(on):
 
 
 def test_own_end(prefork):
-    """The same for an end that the task has set itself."""
+    """The same for an end that the task sets itself."""
     run = prefork.send(tasks.end_itself, 'success', ignore_result=True)
     ended(run)
     assert app.AsyncResult(run.id).state == 'PENDING'
-    assert notes(run.id) is not None

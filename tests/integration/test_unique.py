@@ -1,4 +1,4 @@
-"""Unique tasks: of all calls with the same arguments, in all processes, one runs at a time, and the others are it."""
+"""Unique tasks: of all calls with the same arguments, in all processes, one runs at a time; the others join it."""
 import os
 import signal
 import subprocess
@@ -12,8 +12,9 @@ from celery.exceptions import CeleryError
 from django.db import connection, transaction
 from django.urls import reverse
 from kombu.exceptions import EncodeError, OperationalError
-from netbox_test_plugin import policies, tasks
+from netbox_test_plugin import tasks
 from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.tasks import policies
 
 from core.models import ObjectChange
 from netbox_celery.celery import app
@@ -67,7 +68,7 @@ def test_free_after_a_hard_time_limit(prefork, gate):
 
 
 def test_free_after_a_cancel(prefork, gate):
-    """Of what waits at once; of what runs when its process has ended."""
+    """A waiting run is free immediately, an active one when its process has been terminated."""
     waits = unique.apply_async((), {'gate': gate}, queue='nobody', countdown=100)
     row(waits).cancel()
     run = prefork.send(unique, kwargs={'gate': gate})
@@ -109,14 +110,14 @@ def test_held_by_the_dead_until_found(make_worker, how):
 SCRIPT = '''
 import sys, django
 django.setup()
-from netbox_test_plugin.policies import unique
+from netbox_test_plugin.tasks.policies import unique
 sys.stdin.readline()
 print([unique.apply_async(("crowd",), queue="nobody").id for __ in range(int(sys.argv[1]))])
 '''
 
 
 def test_crowd(instance, side):
-    """Fifty calls from ten processes at once: one run."""
+    """Fifty calls from ten processes at once make one run."""
     env = {**os.environ, **instance.environ, 'DJANGO_SETTINGS_MODULE': 'netbox.settings'}
     crowd = [
         subprocess.Popen([sys.executable, '-c', SCRIPT, '5'], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -131,7 +132,7 @@ def test_crowd(instance, side):
 
 
 def test_crowd_of_threads(threads, gate):
-    """They meet in PostgreSQL at the same moment, over and over, while runs end."""
+    """Threads meet in PostgreSQL at the same moment, again and again, while runs finish."""
     def call(number):
         try:
             return threads.send(unique, number % 3).id
@@ -149,8 +150,8 @@ def test_crowd_of_threads(threads, gate):
         assert all(after[0] >= before[1] for before, after in zip(runs, runs[1:]))
 
 
-def test_stale_run_makes_way(threads, gate):
-    """A new run starts, the old one goes on to its end, and does not free what is not its own."""
+def test_stale_run_gives_up_its_slot(threads, gate):
+    """A new run starts, the old one continues, and does not free the new one's slot."""
     old = threads.send(unique, kwargs={'gate': gate})
     until(lambda: notes(old.id))
     CeleryResult.objects.update(stale_after=datetime.now(UTC) - timedelta(seconds=1))
@@ -203,7 +204,7 @@ def test_key_of_its_own(threads, gate):
 
 
 def test_in_a_transaction():
-    """A call joins what its own transaction has made; a rollback leaves nothing."""
+    """A call joins a run of its own transaction; a rollback leaves nothing."""
     with transaction.atomic():
         first = unique.apply_async(('tx',), queue='nobody')
         assert unique.apply_async(('tx',), queue='nobody').id == first.id
@@ -213,7 +214,7 @@ def test_in_a_transaction():
 
 
 def test_wait_for_another_transaction():
-    """Whether a call joins is known when the other's transaction has ended, and not before."""
+    """Whether a call joins is only known when the other transaction has ended."""
     def call(pool_number):
         try:
             return unique.apply_async(('both',), queue='nobody').id
@@ -257,7 +258,7 @@ def test_eager_calls_heed_it(gate):
     ),
 ])
 def test_head_of_a_workflow_that_joins(prefork, workflow):
-    """It cannot join, since what comes next cannot be hung on a run that was sent. So it ends, and nobody waits."""
+    """It cannot join, since its next steps cannot be linked to a run that was sent, so it ends as ignored."""
     unique.apply_async(('head',), queue='nobody')
     result = workflow(prefork).apply_async()
 
@@ -269,7 +270,7 @@ def test_head_of_a_workflow_that_joins(prefork, workflow):
 
 
 def test_last_step_that_joins(worker):
-    """Who started the chain knows the ID of its last step, which so cannot become another one."""
+    """The caller knows the ID of the last step, so it cannot become another run."""
     unique.apply_async(('last',), queue='nobody')
     result = chain(
         tasks.echo.si(1).set(queue=worker.queue), unique.si('last').set(queue=worker.queue)
@@ -280,7 +281,7 @@ def test_last_step_that_joins(worker):
 
 
 def test_chain_within_a_run(worker):
-    """What a body starts comes not after it, also if it is a chain: the body still goes on."""
+    """A chain that a body starts does not follow the body, which is still active."""
     run = worker.send(unique, 'again')
     assert ended(run).status == 'completed'
     head = CeleryResult.objects.get(parent_id=run.id)
@@ -288,7 +289,7 @@ def test_chain_within_a_run(worker):
 
 
 def test_group_that_joins():
-    """Its members have their IDs before they are sent: those that join are ignored, and nobody waits for them."""
+    """Its members' IDs are known before they are sent: those that join are ignored, and waiting ends."""
     unique.apply_async(('member',), queue='nobody')
     members = group(unique.s('member').set(queue='nobody') for __ in range(3)).apply_async()
     assert [row(member).reason for member in members.results] == ['joined'] * 3
@@ -296,7 +297,7 @@ def test_group_that_joins():
 
 
 def test_many_at_once():
-    """`enqueue_many` asks for each call."""
+    """`enqueue_many` checks each call."""
     runs = CeleryResult.enqueue_many(unique, [('one',), ('two',), ('one',)], queue='nobody')
     assert [run.args for run in runs] == [['one'], ['two']]
 
@@ -313,7 +314,7 @@ def admin(client):
     ('keyed', {'on_conflict': 'fail'}, 'is under way already, as', 400),
 ])
 def test_started_by_people_and_programs(admin, monkeypatch, name, policy, message, code):
-    """They are told which run it is, or why there is none; what was under way has no second entry in the change log."""
+    """The answer names the run, or the reason; a joined run gets no second change-log entry."""
     task = getattr(policies, name)
     for attribute, value in policy.items():
         monkeypatch.setattr(task, attribute, value)

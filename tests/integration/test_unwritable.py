@@ -1,4 +1,4 @@
-"""The database is there, and takes nothing: a table is away, or a privilege. No task fails for it."""
+"""The database is up, but a table or a privilege is missing. No task fails because of that."""
 import os
 import signal
 import time
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 from django.utils import timezone
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
 
 from netbox_celery.models import CeleryResult
 
@@ -19,7 +19,7 @@ WORKERS, SCHEDULES = 'netbox_celery_celeryworker', 'netbox_celery_celeryschedule
 
 @contextmanager
 def table_away(services, table=RESULTS):
-    """Rename a table for the duration of the block, as good as dropping it."""
+    """Rename a table for the duration of the block, which is like dropping it."""
     with services.cluster.connect('netbox') as admin:
         admin.execute(f'ALTER TABLE {table} RENAME TO away')
         try:
@@ -30,7 +30,7 @@ def table_away(services, table=RESULTS):
 
 @contextmanager
 def no_insert(services, table):
-    """Refuse inserts for the duration of the block, as a revoked privilege does: superusers have all of those."""
+    """Refuse inserts for the duration of the block, as without the privilege, which superusers always have."""
     with services.cluster.connect('netbox') as admin:
         admin.execute(f"""
             CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -44,10 +44,6 @@ def no_insert(services, table):
             admin.execute(f'DROP TRIGGER refuse ON {table}; DROP FUNCTION refuse();')
 
 
-def happened(run):
-    return [what for __, what in notes(run.id)]
-
-
 @pytest.mark.parametrize('task, status', [
     (tasks.hold, 'completed'), (tasks.hold_and_fail, 'errored'),
 ], ids=['completed', 'errored'])
@@ -55,17 +51,17 @@ def test_table_away_at_the_end(services, worker, gate, task, status):
     """The body goes on to its end, the log of the worker names the run, and the end is written when the table is back.
     """
     run = worker.send(task, gate, 2)
-    until(lambda: 'started' in happened(run))
+    until(lambda: 'started' in noted(run.id))
     until(lambda: len(lines(run)) == 2)
     with table_away(services):
         open_gate(gate)
-        until(lambda: 'ended' in happened(run))
+        until(lambda: 'ended' in noted(run.id))
         until(lambda: f'The end of task {run.id} ({status}) cannot be written yet' in worker.output)
 
     result = ended(run)
     assert (result.status, result.claims, result.reason) == (status, 1, '')
     assert result.error == ('' if status == 'completed' else 'ValueError: after the gate')
-    assert happened(run) == ['started', 'ended']
+    assert noted(run.id) == ['started', 'ended']
     assert lines(run) == ['line 0', 'line 1', 'after the gate']
     assert worker.run(tasks.echo).status == 'completed'
 
@@ -73,7 +69,7 @@ def test_table_away_at_the_end(services, worker, gate, task, status):
 def test_table_away_when_a_process_dies(services, prefork, gate):
     """The worker's main process writes the end when the table is back."""
     run = prefork.send(tasks.hold, gate)
-    until(lambda: 'started' in happened(run))
+    until(lambda: 'started' in noted(run.id))
     with table_away(services):
         os.kill(notes(run.id)[0][0], signal.SIGKILL)
         until(lambda: f'The end of task {run.id} cannot be written yet' in prefork.output)
@@ -87,9 +83,9 @@ def test_table_away_when_a_process_dies(services, prefork, gate):
     ('success', 'completed', 'SUCCESS'), ('error', 'failed', 'FAILURE'), ('canceled', 'revoked', 'REVOKED'),
 ])
 def test_table_away_at_an_end_of_the_tasks_own(services, worker, gate, how, status, state):
-    """Celery hears of the end that the task sets itself, and the row has the same one when the table is back."""
+    """Celery has the end that the task sets itself, and so has the row when the table is back."""
     run = worker.send(tasks.end_itself, how, gate)
-    until(lambda: 'started' in happened(run))
+    until(lambda: 'started' in noted(run.id))
     with table_away(services):
         open_gate(gate)
         until(lambda: f'The end of task {run.id} ({status}) cannot be written yet' in worker.output)
@@ -101,41 +97,41 @@ def test_table_away_at_an_end_of_the_tasks_own(services, worker, gate, how, stat
 
 
 def test_table_away_at_a_replacement(services, worker, gate):
-    """What takes the place of a task runs, if without a row; that of the task ends."""
+    """The replacement runs without a row; the task's own row is ended."""
     run = worker.send(tasks.replace_at, gate)
-    until(lambda: 'started' in happened(run))
+    until(lambda: 'started' in noted(run.id))
     with table_away(services):
         open_gate(gate)
-        until(lambda: 'replaced' in happened(run), 30)
+        until(lambda: 'replaced' in noted(run.id), 30)
         until(lambda: f'What replaces task {run.id} is run without being tracked' in worker.output)
 
     assert run.get(timeout=20) == run.id
     assert (ended(run).status, row(run).error) == ('ignored', 'Replaced by a task that is not tracked')
-    assert happened(run) == ['started', 'replaced']
+    assert noted(run.id) == ['started', 'replaced']
 
 
 def test_table_away_in_a_loop(services, worker, gate):
-    """A body that asks whether it is cancelled goes on, and sees the cancel when the table is back."""
+    """A body that checks for cancellation continues, and sees the cancel when the table is back."""
     run = worker.send(tasks.look, gate)
-    until(lambda: 'started' in happened(run))
+    until(lambda: 'started' in noted(run.id))
     with table_away(services):
         open_gate(gate)
-        until(lambda: 'ended' in happened(run))
+        until(lambda: 'ended' in noted(run.id))
     CeleryResult.objects.filter(task_id=run.id).update(cancelled=timezone.now())
     open_gate(f'{gate}-end')
 
     assert (ended(run).status, run.state) == ('revoked', 'REVOKED')
-    assert happened(run) == ['started', 'ended']
+    assert noted(run.id) == ['started', 'ended']
     assert worker.output.count(f'Task {run.id} cannot see whether it was cancelled') == 1
 
 
 def test_table_away_at_a_read(services, worker, gate):
-    """What a body has read of its row holds; its ID needs no look."""
+    """A body keeps what it has read of its row; its ID needs no query."""
     run = worker.send(tasks.read, gate)
-    until(lambda: 'started' in happened(run))
+    until(lambda: 'started' in noted(run.id))
     with table_away(services):
         open_gate(gate)
-        until(lambda: 'ended' in happened(run))
+        until(lambda: 'ended' in noted(run.id))
 
     name = tasks.read.name
     assert ended(run).result == [name, name, name, row(run).pk, run.id]
@@ -144,7 +140,7 @@ def test_table_away_at_a_read(services, worker, gate):
 def test_table_away_at_a_retry(services, worker, gate):
     """The next attempt is sent, and runs."""
     run = worker.send(tasks.hold_and_retry, gate)
-    until(lambda: 'started' in happened(run))
+    until(lambda: 'started' in noted(run.id))
     with table_away(services):
         open_gate(gate)
         until(lambda: f'The retry of task {run.id} cannot be written yet' in worker.output)
@@ -155,7 +151,7 @@ def test_table_away_at_a_retry(services, worker, gate):
 
 
 def test_table_away_at_the_claim(services, worker):
-    """A body that cannot be claimed runs without its row, which ends when the table is back: it is not run again."""
+    """A body that cannot be claimed runs without its row, which ends when the table is back, without a second run."""
     run = worker.send(tasks.whoami, countdown=1)
     until(lambda: row(run).sent)
     with table_away(services):
@@ -186,7 +182,7 @@ def test_table_away_at_the_call(services, worker):
 
 
 def test_insert_refused(services, worker):
-    """Calls, and what bodies call, go on without rows; so does a run whose message came without one."""
+    """Calls, also those of bodies, work without rows; so does a run whose message has no row."""
     with no_insert(services, RESULTS):
         run = worker.send(tasks.whoami)
         assert run.get(timeout=30)['row'] is None
@@ -199,9 +195,9 @@ def test_insert_refused(services, worker):
 
 
 def test_log_refused(services, worker, gate):
-    """Lines are lost, which the log of the worker says; the run is none the worse."""
+    """Lines are lost, which the worker's log says; the run is unaffected."""
     run = worker.send(tasks.hold, gate, 3)
-    until(lambda: 'started' in happened(run))
+    until(lambda: 'started' in noted(run.id))
     until(lambda: len(lines(run)) == 3)
     with no_insert(services, LOG):
         open_gate(gate)
@@ -217,7 +213,7 @@ def test_log_refused(services, worker, gate):
 ], ids=['table', 'row'])
 @pytest.mark.parametrize('task', [tasks.hold, tasks.hold_late], ids=['early', 'late'])
 def test_soft_limit_while_the_claim_waits(services, prefork, gate, lock, task):
-    """A soft limit that passes before the body has begun ends the run with that reason, and the worker goes on.
+    """A soft limit before the body starts ends the run with that reason, and the worker continues.
 
     The claim was sent: should PostgreSQL still carry it out, nobody would be there to end the run.
     """
@@ -226,34 +222,34 @@ def test_soft_limit_while_the_claim_waits(services, prefork, gate, lock, task):
     with services.cluster.connect('netbox') as admin, admin.transaction():
         admin.execute(lock)
         until(lambda: f'Soft time limit (1s) exceeded for {task.name}[{run.id}]' in prefork.output)
-        time.sleep(0.5)  # for who was interrupted to write what became of the run
+        time.sleep(0.5)  # so that the interrupted process can write the end of the run
 
     result = ended(run)
     assert (result.status, result.reason, result.claims) == ('errored', 'soft_time_limit', 0)
-    assert happened(run) == []
+    assert noted(run.id) == []
     assert prefork.run(tasks.echo).status == 'completed'
 
 
 @pytest.mark.parametrize('task', [tasks.hold, tasks.hold_late, tasks.hold_and_fail], ids=['early', 'late', 'failing'])
 def test_soft_limit_while_the_end_waits(services, prefork, gate, task):
-    """A soft limit that passes while the end is written fails the run as well, once: its row and Celery agree."""
+    """A soft limit while the end is written fails the run as well, once, in the row and in Celery."""
     run = prefork.send(task, gate, soft_time_limit=2)
-    until(lambda: 'started' in happened(run))
+    until(lambda: 'started' in noted(run.id))
     with services.cluster.connect('netbox') as admin, admin.transaction():
         admin.execute(f'SELECT FROM {RESULTS} FOR NO KEY UPDATE')
         open_gate(gate)
-        until(lambda: 'ended' in happened(run))
+        until(lambda: 'ended' in noted(run.id))
         until(lambda: f'Soft time limit (2s) exceeded for {task.name}[{run.id}]' in prefork.output)
         time.sleep(0.5)
 
     result = ended(run)
     assert (result.status, result.reason, result.claims) == ('errored', 'soft_time_limit', 1)
-    assert happened(run) == ['started', 'ended']
+    assert noted(run.id) == ['started', 'ended']
     until(lambda: run.state == 'FAILURE')
 
 
-def test_tables_are_not_there(services, make_worker, make_beat):
-    """A worker ends, and beat waits; both say what to do about it."""
+def test_missing_tables(services, make_worker, make_beat):
+    """A worker stops, and beat waits; both log what to do."""
     hint = 'Are all migrations applied (netbox migrate)?'
     with table_away(services, WORKERS):
         worker = make_worker('too-early', concurrency=1).start()

@@ -1,4 +1,4 @@
-"""Calls with an ID that was used before: each runs, or its caller hears of it at once; copies of messages do not."""
+"""Calls with a used ID: each runs, or its caller gets an error immediately; copies of messages do not run."""
 import json
 from base64 import b64encode
 from uuid import uuid4
@@ -7,8 +7,9 @@ import pytest
 from celery import chain, chord, group
 from celery.exceptions import TaskRevokedError
 from django.db import transaction
-from netbox_test_plugin import canvas, policies, tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin import tasks
+from netbox_test_plugin.side import noted, notes, open_gate
+from netbox_test_plugin.tasks import canvas, policies
 
 from netbox_celery.celery import app
 from netbox_celery.models import CeleryResult
@@ -45,12 +46,12 @@ WAYS = {
 
 @pytest.mark.parametrize('way', WAYS)
 def test_ended(prefork, way):
-    """A call with the ID of a run that has ended runs: its row begins anew, and keeps the history."""
+    """A call with the ID of a finished run is run: its row starts again, and keeps the history."""
     call, task_id = WAYS[way], str(uuid4())
     assert ended(call(prefork, tasks.echo, task_id, 'first')).result == [['first'], {}]
     before = row(task_id)
     call(prefork, tasks.echo, task_id, 'second')
-    # Nobody gets what the first one returned
+    # The first result is not returned
     assert app.AsyncResult(task_id).get(timeout=20) == [['second'], {}]
     after = ended(task_id)
     assert (after.pk, after.args, after.result, after.attempt) == (before.pk, ['second'], [['second'], {}], 1)
@@ -61,7 +62,7 @@ def test_ended(prefork, way):
 
 @pytest.mark.parametrize('how', ['error', 'failed', 'ignored'])
 def test_ended_otherwise(prefork, how):
-    """However the first one ended."""
+    """However the first run finished."""
     first = ended(prefork.send(canvas.break_, kwargs={'how': how}))
     again = prefork.send(canvas.add, 1, 2, task_id=str(first.task_id))
     assert again.get(timeout=20) == 3
@@ -70,7 +71,7 @@ def test_ended_otherwise(prefork, how):
 
 
 def test_cancelled(prefork):
-    """Celery's workers refuse the ID of what was revoked for some hours. Nobody waits for that."""
+    """Celery's workers refuse a revoked ID for some hours. The run does not wait for that."""
     first = prefork.send(tasks.echo, countdown=600)
     row(first).cancel()
     again = prefork.send(tasks.echo, task_id=first.id)
@@ -79,18 +80,18 @@ def test_cancelled(prefork):
 
 @pytest.mark.parametrize('way', WAYS)
 def test_under_way(prefork, gate, way):
-    """A call with the ID of a run that is under way is refused, and its caller hears of it."""
+    """A call with the ID of an unfinished run is refused with an error."""
     first = prefork.send(tasks.hold, gate)
     waiting(first, 'running')
     with pytest.raises(TaskConflict, match=f'the ID {first.id} is that of a run that is running'):
         WAYS[way](prefork, tasks.hold, first.id, gate)
     open_gate(gate)
     assert first.get(timeout=20) == gate
-    assert [what for __, what in notes(first.id)] == ['started', 'ended']
+    assert noted(first.id) == ['started', 'ended']
 
 
 def test_frozen_signature(prefork):
-    """A signature that was frozen once is sent twice, as a chain and a group."""
+    """A signature that was frozen once is sent twice, also in workflows."""
     signature = frozen(prefork, canvas.add, 1, 2)
     for __ in range(2):
         assert signature.apply_async().get(timeout=20) == 3
@@ -111,7 +112,7 @@ def test_frozen_signature(prefork):
 
 
 def test_chain_that_is_cancelled_when_it_is_sent_again(prefork):
-    """Who waits for its last step hears of that, and does not get the earlier result."""
+    """Those who wait for its last step learn that, and do not get the earlier result."""
     add = canvas.add.s(1).set(queue=prefork.queue)
     steps = chain(add.clone(), add.clone())
     last = steps.freeze()
@@ -125,7 +126,7 @@ def test_chain_that_is_cancelled_when_it_is_sent_again(prefork):
 
 
 def test_chord_with_an_id(prefork):
-    """The body of a chord has an ID that was used."""
+    """The body of a chord has a used ID."""
     add, task_id = canvas.add.s(1).set(queue=prefork.queue), str(uuid4())
     for __ in range(2):
         assert chord([add.clone(), add.clone()], add.clone()).apply_async(task_id=task_id).get(timeout=20) == 3
@@ -135,7 +136,7 @@ def test_chord_with_an_id(prefork):
 
 
 def test_copies(prefork, gate):
-    """No message of an earlier call gets hold of a row that has begun anew, neither before nor after the new one."""
+    """No message of an earlier call claims a row that was started again, neither before nor after the new run."""
     first = prefork.send(tasks.echo, 'x')
     ended(first)
     copy = message_of(first, tasks.echo, 'x')
@@ -150,7 +151,7 @@ def test_copies(prefork, gate):
 
 
 def test_retried(prefork):
-    """What has begun anew is tried again, replaces itself, and is given up after so many losses, as any other run."""
+    """A run that was started again is retried, replaced and limited in its losses like any other."""
     first = prefork.send(tasks.echo)
     for number in range(6):
         ended(first)
@@ -170,7 +171,7 @@ def test_retried(prefork):
 
 
 def test_unique(prefork, gate):
-    """A task with a policy begins anew under its key, or is refused for it."""
+    """A task with a policy is started again under its key, or refused because of it."""
     first = prefork.send(policies.unique)
     ended(first)
     holder = prefork.send(policies.unique, kwargs={'gate': gate})
@@ -188,7 +189,7 @@ def test_unique(prefork, gate):
 
 
 def test_foreign_message(prefork):
-    """A message from elsewhere with a used ID is taken for a copy; the steps that it brings along are closed."""
+    """A foreign message with a used ID counts as a copy; its further steps are closed."""
     first = prefork.send(canvas.add, 1)
     ended(first)
     step = str(uuid4())

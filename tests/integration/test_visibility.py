@@ -1,8 +1,8 @@
-"""Redis' visibility timeout: what takes longer is delivered again, and does not run again."""
+"""Redis' visibility timeout: a message that takes longer is redelivered, and does not run again."""
 import logging
 
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
 
 from netbox_celery.celery import app
 from netbox_celery.config import get_config
@@ -14,7 +14,7 @@ TIMEOUT = 2
 
 
 def test_delivered_again(make_instance, make_worker, gate, caplog, monkeypatch):
-    """A late-acknowledged run and one with an ETA take longer than the timeout: each runs once, and all are warned."""
+    """A late-acknowledged run and one with an ETA exceed the timeout: each runs once, with a warning."""
     instance = make_instance('visibility', celery={'task_time_limit': 600, 'broker_transport_options': {
         # Kombu looks every second, and not every 100, for what it has to deliver again
         'visibility_timeout': TIMEOUT, 'unacked_restore_interval': 1, 'unacked_restore_throttle': 1,
@@ -39,5 +39,5 @@ def test_delivered_again(make_instance, make_worker, gate, caplog, monkeypatch):
     for run in (long, later):
         assert (ended(run, 60).status, row(run).claims) == ('completed', 1)
     until(lambda: f'{later.id} is not run: it is completed' in worker.output)
-    assert [what for __, what in notes(long.id)] == ['started', 'ended']
+    assert noted(long.id) == ['started', 'ended']
     assert len(notes(later.id)) == 1

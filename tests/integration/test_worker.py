@@ -1,4 +1,4 @@
-"""`celery -A netbox_celery worker`: how it starts, what it says, what it writes about itself."""
+"""`celery -A netbox_celery worker`: how it starts, what it prints, and its row."""
 import os
 import re
 import signal
@@ -17,7 +17,7 @@ from .support import CELERY, ended, until
 
 
 def test_banner(make_worker, tmp_path):
-    """A worker starts from any folder with nothing but NetBox's environment, and says what it will do."""
+    """A worker starts in any folder with only NetBox's environment, and prints what it will do."""
     worker = make_worker('banner', cwd=tmp_path, concurrency=1)
     worker.command[worker.command.index('-Q') + 1] = 'banner,second'
     worker.start().ready()
@@ -43,14 +43,14 @@ def test_banner(make_worker, tmp_path):
 
 
 def test_tasks_are_registered(prefork):
-    """`inspect registered` knows the tasks of all plugins."""
+    """`inspect registered` lists the tasks of all plugins."""
     registered, = app.control.inspect([prefork.row.name]).registered().values()
 
     assert {'netbox_example_plugin:hello_world', 'netbox_test_plugin:echo'} <= set(registered)
 
 
 def test_worker_row(worker):
-    """A worker says who it is and what it serves, and that it is alive."""
+    """A worker's row has its identity and its queues, and its heartbeat continues."""
     found = worker.row
 
     assert (found.pid, found.pool, found.queues) == (worker.pid, worker.pool, [worker.queue])
@@ -64,7 +64,7 @@ def test_worker_row(worker):
 
 
 def test_worker_that_cannot_register(make_worker):
-    """A worker whose row PostgreSQL refuses takes no task: it ends, and says why."""
+    """A worker whose row PostgreSQL refuses runs no task: it stops, and says why."""
     worker = make_worker('refused', concurrency=1)
     worker.command[worker.command.index('-n') + 1] = 'refused@' + 'n' * 300
     run = worker.send(tasks.echo)
@@ -76,7 +76,7 @@ def test_worker_that_cannot_register(make_worker):
 
 
 def test_deleted_worker_row(prefork):
-    """A worker whose row somebody deleted makes itself known again; its runs are not taken for lost."""
+    """A worker whose row was deleted registers again; its runs are not declared lost."""
     CeleryWorker.objects.filter(pk=prefork.row.pk).delete()
 
     until(lambda: prefork.row, 5)
@@ -84,7 +84,7 @@ def test_deleted_worker_row(prefork):
 
 
 def test_catalogue(prefork):
-    """A worker writes down the tasks that it knows, with what their docstrings and signatures say."""
+    """A worker writes its tasks into the catalogue, with their docstrings and signatures."""
     until(lambda: CeleryTask.objects.filter(name='netbox_test_plugin:unbound').exists())
     echo = CeleryTask.objects.get(name='netbox_test_plugin:echo')
     unbound = CeleryTask.objects.get(name='netbox_test_plugin:unbound')
@@ -99,7 +99,7 @@ def test_catalogue(prefork):
 
 
 def test_children_inherit_no_connection(prefork):
-    """Each process has a connection of its own, which it keeps from task to task."""
+    """Each process has its own connection, which it keeps from task to task."""
     results = [prefork.run(tasks.query).result for __ in range(12)]
     by_process = {}
     for __, connection, pid in results:
@@ -110,7 +110,7 @@ def test_children_inherit_no_connection(prefork):
 
 
 def test_first_run_comes_soon(make_worker):
-    """A worker's first run comes within seconds of its start: NetBox's system checks are not run."""
+    """A worker's first run starts within seconds: NetBox's system checks are skipped."""
     worker = make_worker('soon', concurrency=1)
     run = worker.send(tasks.echo)
     worker.start()
@@ -121,7 +121,7 @@ def test_first_run_comes_soon(make_worker):
 
 
 def test_killed_children_die_with_their_parent(make_worker, gate):
-    """No process goes on with a run that others will be told is lost."""
+    """No process continues a run that other workers will declare lost."""
     worker = make_worker('orphans', concurrency=2).start().ready()
     run = worker.send(tasks.hold, gate)
     until(lambda: notes(run.id))
@@ -132,7 +132,7 @@ def test_killed_children_die_with_their_parent(make_worker, gate):
 
 
 def test_restart_by_hangup(make_worker):
-    """SIGHUP makes a worker start anew, under the same process ID: it signs off, and on again."""
+    """SIGHUP restarts a worker with the same process ID: it signs off, and on again."""
     worker = make_worker('again', concurrency=1).start().ready()
     first = worker.row
     worker.signal(signal.SIGHUP)
@@ -151,7 +151,7 @@ def test_restart_by_hangup(make_worker):
     ({'command_tasks': ['clearsession']}, "command_tasks names 'clearsession', which is not a command"),
 ], ids=str)
 def test_wrong_settings_stop_the_start(make_instance, config, message):
-    """A setting that is unknown or wrong stops NetBox and its workers, and the message says which and what to do."""
+    """An unknown or invalid setting stops NetBox and its workers, and the message says which and why."""
     instance = make_instance('wrong', **config)
     result = subprocess.run(
         [CELERY, '-A', 'netbox_celery', 'worker'], env={**os.environ, **instance.environ}, capture_output=True,
@@ -163,7 +163,7 @@ def test_wrong_settings_stop_the_start(make_instance, config, message):
 
 
 def test_settings_pass_through(make_worker, make_instance):
-    """Celery's own settings reach it: here the pool's size and the default queue."""
+    """Celery's own settings are applied: here the pool's size and the default queue."""
     instance = make_instance('through', celery={'worker_concurrency': 3, 'task_default_queue': 'elsewhere'})
     worker = make_worker('through', instance=instance)
     for option in ('-c', '-Q'):

@@ -1,9 +1,9 @@
-"""A workflow that is cancelled stays cancelled, whatever is under way at that moment."""
+"""A cancelled workflow stays cancelled, whatever is active at that moment."""
 import pytest
 from celery import chain, chord, group
 from django.db import transaction
-from netbox_test_plugin import canvas as tasks
 from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.tasks import canvas as tasks
 
 from core.models import ObjectChange
 from netbox_celery.models import CeleryResult
@@ -16,7 +16,7 @@ from .test_canvas import ENDS, all_ended, rows
 
 @pytest.fixture
 def request_(rf):
-    """A request of somebody who may cancel everything."""
+    """A request of a user who may cancel everything."""
     from uuid import uuid4
 
     request = rf.get('/')
@@ -32,7 +32,7 @@ def running(task=tasks.pass_gate, count=1):
 
 @pytest.mark.parametrize('shape', ['chain', 'chord'])
 def test_terminated(prefork, request_, gate, shape):
-    """What runs is ended, what was to follow gets its row, and those who wait for it an answer."""
+    """Active runs are terminated, later steps get their rows, and waiting for them ends."""
     step, last = tasks.pass_gate.s(gate=gate).set(queue=prefork.queue), tasks.add.s(1).set(queue=prefork.queue)
     outcome = chain(step, last)() if shape == 'chain' else chord([step, step.clone()], last)()
     held = running(count=1 if shape == 'chain' else 2)
@@ -48,7 +48,7 @@ def test_terminated(prefork, request_, gate, shape):
 
 @pytest.mark.parametrize('pool', ['prefork', 'threads'])
 def test_nested_chord(pool, request, request_, gate):
-    """A chord whose part is a chord that was cancelled ends, whether its parts can be terminated or not."""
+    """A chord with a part that is a cancelled chord ends, whether or not its parts can be terminated."""
     worker = request.getfixturevalue(pool)
     step, last = tasks.pass_gate.s(gate=gate).set(queue=worker.queue), tasks.add.s(1).set(queue=worker.queue)
     outcome = chord([chord([step, step.clone()], last), last.clone()], last.clone())()
@@ -67,7 +67,7 @@ def test_nested_chord(pool, request, request_, gate):
 
 @pytest.mark.parametrize('shape', ['chain', 'chord', 'group', 'link'])
 def test_born_revoked(threads, request_, gate, shape):
-    """A task that cannot be ended goes on to its end; what it sends then, or is to follow, never runs."""
+    """A task that cannot be terminated finishes; what it then sends, or what follows it, never runs."""
     step, last = tasks.pass_gate.s(gate=gate).set(queue=threads.queue), tasks.add.s(1).set(queue=threads.queue)
     outcome = {
         'chain': lambda: chain(step, last, last.clone()).apply_async(),
@@ -91,7 +91,7 @@ def test_born_revoked(threads, request_, gate, shape):
 
 @pytest.mark.parametrize('options', [{}, {'atomic': True}, {'many': True}, {'atomic': True, 'many': True}])
 def test_call_of_a_cancelled_run(threads, request_, gate, options):
-    """So does what its body starts, in a transaction too, and many at once."""
+    """Nor does what its body starts, also in a transaction, and in bulk."""
     run = threads.send(tasks.start_later, gate, threads.queue, kwargs=options)
     running(tasks.start_later)
     actions.cancel_workflow(request_, row(run))
@@ -103,7 +103,7 @@ def test_call_of_a_cancelled_run(threads, request_, gate, options):
 
 
 def test_waiting_workflow(request_):
-    """Without any worker: all that is queued is revoked at once."""
+    """Without any worker, everything that is queued is revoked immediately."""
     parts = [tasks.add.s(number).set(queue='nowhere') for number in range(20)]
     outcome = chord([chord(parts[1:], tasks.add.s()), parts[0]], tasks.add.s(1))()
     assert actions.cancel_workflow(request_, rows()[3]) == (20, 0)
@@ -114,7 +114,7 @@ def test_waiting_workflow(request_):
 
 
 def test_under_fire(prefork, threads, request_):
-    """Cancelled at any moment of its life, nothing of a workflow begins afterwards, and all of it ends."""
+    """At whatever moment a workflow is cancelled, none of its runs starts afterwards, and all of them end."""
     for number in range(8):
         part = chain(*(tasks.add.s(number).set(queue=prefork.queue) for number in range(3)))
         outcome = chord([part, part.clone()], tasks.add.s(1).set(queue=threads.queue))

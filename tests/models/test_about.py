@@ -1,4 +1,4 @@
-"""What a run is about may be gone, and with it the plugin that it came from."""
+"""The object of a run may be deleted, and so may the plugin that it belongs to."""
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import ValidationError
 from django.test import TestCase
@@ -40,7 +40,7 @@ class HistoricGenericForeignKeyTest(TestCase):
         self.assertEqual([line.object for line in lines], [None, self.site])
 
     def test_pages(self):
-        """None of the pages and answers in which such a row stands fails."""
+        """No page and no answer with such a row fails."""
         user = User.objects.create_superuser(username='admin')
         self.client.force_login(user)
         page, rest = self.about_gone.get_absolute_url(), f'/api/plugins/celery/results/{self.about_gone.pk}/'
@@ -66,7 +66,7 @@ class HistoricGenericForeignKeyTest(TestCase):
             self.assertIsNotNone(result.object_id)
             result.full_clean()
 
-    def test_another_that_is_gone(self):
+    def test_another_deleted_object(self):
         self.about_site.object_id = 4711
         with self.assertRaises(ValidationError):
             self.about_site.full_clean()

@@ -1,4 +1,4 @@
-"""What a run's row tells of itself."""
+"""What a run's row knows about itself."""
 from datetime import date, timedelta
 from decimal import Decimal
 from uuid import uuid4
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.django_db
     (15, 10, 100), (-5, 10, 0), (2 ** 62, 2 ** 63 - 1, 50), (5, -10, 0),
 ])
 def test_percentage(value, value_max, percentage):
-    """Between 0 and 100, whatever the task says; nothing while it is not known."""
+    """Between 0 and 100, whatever the task sets; nothing while it is unknown."""
     found = make_result(value=value, value_max=value_max).percentage
     assert found == (None if percentage is None else pytest.approx(percentage))
 
@@ -28,7 +28,7 @@ def test_percentage(value, value_max, percentage):
     (None, None, None), (None, 5, None), (0, 5, 5), (5, 0, 0), (0, 0, 0),
 ])
 def test_duration(started, completed, seconds):
-    """Never less than nothing, also where clocks disagree."""
+    """Never negative, even if clocks differ."""
     start = timezone.now()
     run = CeleryResult(
         started=None if started is None else start + timedelta(seconds=started),
@@ -61,7 +61,7 @@ OTHER = 'aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa'
     ('upstream_failed', '', None), ('', f'What a task says: [{OTHER}]', None),
 ])
 def test_culprit(reason, error, expected):
-    """Only where the words are the engine's own."""
+    """Only if the error text is the engine's own."""
     assert make_result('errored', reason=reason, error=error).culprit_id == expected
 
 
@@ -69,7 +69,7 @@ ODD = [Decimal('1.5'), date(2026, 1, 2), b'bytes \xff', {'a': [uuid4()]}]
 
 
 def test_arguments_for_people():
-    """As plain JSON, or as the caller wants them to be seen."""
+    """As plain JSON, or as the caller wants them to be shown."""
     shown = ['1.5', '2026-01-02', 'bytes \ufffd', {'a': [str(ODD[3]['a'][0])]}]
     run = CeleryResult.objects.get(pk=make_result(args=ODD, kwargs={'k': ODD}, options={}).pk)
     assert (run.display_args, run.display_kwargs) == (shown, {'k': shown})
@@ -89,7 +89,7 @@ def test_state(status, cancelled):
 
 
 def test_change_log():
-    """What only the engine uses is nothing for people: arguments that the caller hides least of all."""
+    """The engine's own columns are not shown, least of all arguments that the caller hides."""
     run = make_result(message='["secret"]', holder=uuid4(), claims=3, nesting=1, concurrency_slot=1)
     change = run.to_objectchange('delete')
     text = str(change.prechange_data) + str(change.postchange_data) + str(run.serialize_object())

@@ -1,4 +1,4 @@
-"""Schedules: what may be said, and what a change does to their times."""
+"""Schedules: what is valid, and how a change affects their times."""
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -61,7 +61,7 @@ def test_invalid(columns, field):
 
 
 def test_change_of_time():
-    """Whatever says when it is due, reckons anew; whatever does not, leaves the time alone."""
+    """A change of the timing recomputes the next time; other changes leave it."""
     schedule = make_schedule()
     soon = timezone.now() + timedelta(seconds=5)
     for name, value, is_reckoned in (
@@ -77,7 +77,7 @@ def test_change_of_time():
 
 
 def test_enabled_again():
-    """What was due while it was disabled is not made up for."""
+    """Times that were missed while it was disabled are not caught up."""
     schedule = make_schedule(kind='interval', interval=60)
     CelerySchedule.objects.update(next_run=timezone.now() - timedelta(hours=1))
     schedule.enabled = False
@@ -90,7 +90,7 @@ def test_enabled_again():
 
 
 def stop(schedule):
-    """Do what beat does when the owner may not run the task."""
+    """Do what beat does if the owner may not run the task."""
     now = timezone.now()
     CelerySchedule.objects.filter(pk=schedule.pk).update(enabled=False, next_run=None, stopped=now)
     return now
@@ -106,7 +106,7 @@ def stop(schedule):
     ({'owner': 'eve'}, ['owner'], False),
 ])
 def test_stopped(columns, update_fields, remains):
-    """Beat says so, and no form that was open meanwhile unsays it: only who enables it or becomes its owner."""
+    """Beat sets the mark, and no form that was open meanwhile removes it: only enabling it, or a new owner, does."""
     if 'owner' in columns:
         columns = {**columns, 'owner': User.objects.create_user(columns['owner'])}
     schedule = make_schedule(owner=User.objects.create_user('olga'), enabled=False)
@@ -119,7 +119,7 @@ def test_stopped(columns, update_fields, remains):
 
 
 def test_stopped_is_over():
-    """One that people enabled and disabled again was disabled by them."""
+    """A schedule that people enabled and disabled again was disabled by them."""
     schedule = make_schedule()
     stop(schedule)
     for enabled in (True, False):
@@ -130,7 +130,7 @@ def test_stopped_is_over():
 
 
 def test_due_times():
-    """What a preview shows: the stored next time first, or what a form would come to."""
+    """A preview shows the stored next time first, or the times of the form."""
     schedule = make_schedule(kind='interval', interval=60)
     first = timezone.now() + timedelta(seconds=5)
     CelerySchedule.objects.update(next_run=first)
@@ -145,7 +145,7 @@ def test_change_log_leaves_ticks_out():
 
 
 def test_deletion():
-    """Runs stay, and forget their schedule; an owner may go, a task that is scheduled may not."""
+    """Runs stay without their schedule; an owner can be deleted, a scheduled task cannot."""
     schedule = make_schedule(owner=User.objects.create_user('olga'))
     run = make_result(schedule=schedule)
     with pytest.raises(ProtectedError):

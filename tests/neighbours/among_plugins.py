@@ -1,4 +1,4 @@
-"""What the test of ten other plugins does in their NetBox: prints as JSON what it found.
+"""Runs in the NetBox with ten other plugins, and prints as JSON what it finds there.
 
     python among_plugins.py QUEUE
 """

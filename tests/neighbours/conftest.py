@@ -1,4 +1,4 @@
-"""Other software, real as it is installed: NetBox Branching, Flower, gevent, PgBouncer and the rest.
+"""Other software as it is installed: NetBox Branching, Flower, gevent, PgBouncer and more.
 
 The NetBox of the test process has NetBox Branching as well. Workers belong to the NetBox of the integration tests, on
 the same database, which has not: `make_instance(branching=True)` makes one for workers that has.
@@ -23,7 +23,7 @@ from tests.integration.conftest import (  # noqa: F401 - fixtures
 
 @pytest.fixture
 def make_branch(user):  # noqa: F811 - the fixture
-    """Make branches of NetBox Branching that are ready; their schemas are gone after the test."""
+    """Make branches of NetBox Branching that are ready; their schemas are dropped after the test."""
     from netbox_branching.models import Branch
 
     made = []

@@ -1,4 +1,4 @@
-"""Packages for one test alone, which are not for the environment of all: in a folder of their own in the cache."""
+"""Packages for one test only, in a folder of the cache instead of the environment of all tests."""
 import hashlib
 import shutil
 import subprocess
@@ -14,13 +14,13 @@ __all__ = (
 
 
 def digest(requirements):
-    """Return a short text that stands for requirements, and the Python that they are for."""
+    """Return a short text that identifies requirements, and the Python that they are for."""
     text = f'{sys.version_info[:2]} {sorted(requirements)}'
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def fetched(requirements):
-    """Return the folder of packages (`name==version`), without what they require: installed when first asked for."""
+    """Return the folder of packages (`name==version`), without their requirements: installed when first needed."""
     folder = CACHE / 'packages' / digest(requirements)
     with locked(folder.with_suffix('.lock')):
         if not folder.exists():

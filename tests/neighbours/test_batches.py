@@ -1,4 +1,4 @@
-"""celery-batches, whose tasks take messages by a `Strategy` of their own. Its metadata exclude Celery 5.7; it works."""
+"""celery-batches, whose tasks take messages by a `Strategy`. Its metadata excludes Celery 5.7; it works."""
 import os
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 from celery.exceptions import CeleryError
-from netbox_test_plugin.side import notes
+from netbox_test_plugin.side import noted
 
 from netbox_celery.celery import app
 from netbox_celery.models import CeleryResult, CeleryTask
@@ -55,7 +55,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def batching(folder, make_instance, worker_log, side, django_db_blocker):
-    """A worker that has them."""
+    """A worker with them."""
     instance = make_instance('batches', celery={'imports': ['batch_tasks']})
     worker = Worker(instance, worker_log, 'batches', env={'PYTHONPATH': f'{folder}:{os.environ["PYTHONPATH"]}'})
     with django_db_blocker.unblock():
@@ -80,12 +80,12 @@ def known(folder, monkeypatch):
 
 
 def said(result):
-    return [what for __, what in notes(result.id)]
+    return noted(result.id)
 
 
 @pytest.mark.parametrize('name', ['batches:plain', 'batches:ours'])
 def test_unknown_here(batching, name):
-    """Called by name where nobody knows the task, it runs once, and the rows say that they are not followed."""
+    """Called by name where the task is unknown, it runs once, and the rows say that they are not updated."""
     results = [app.send_task(name, (number,), queue=batching.queue) for number in (1, 2)]
     for number, result in zip((1, 2), results):
         row = ended(result)
@@ -107,7 +107,7 @@ def test_known(batching, known, name):
 
 
 def test_cancelled(batching):
-    """What was cancelled before a worker got it does not run."""
+    """A call that was cancelled before a worker got it does not run."""
     queue = f'batches-{uuid4().hex}'
     first, second = (app.send_task('batches:plain', (number,), queue=queue) for number in (1, 2))
     assert CeleryResult.objects.get(task_id=first.id).cancel()
@@ -118,5 +118,5 @@ def test_cancelled(batching):
 
 
 def test_catalogue(batching):
-    """The worker says in the catalogue that it is not for people."""
+    """The worker says in the catalogue that people cannot run it."""
     assert CeleryTask.objects.get(name='batches:plain').defaults['strategy'] == 'celery_batches.Batches.Strategy'

@@ -1,4 +1,4 @@
-"""NetBox Branching, and what people and programs do in a branch; nothing of it needs a worker."""
+"""NetBox Branching, and what people and programs do in a branch, without a worker."""
 import json
 import re
 from datetime import timedelta
@@ -14,7 +14,7 @@ from django.utils import timezone
 from netbox_branching.choices import BranchStatusChoices
 from netbox_branching.models import Branch
 from netbox_branching.utilities import activate_branch, get_tables_to_replicate, supports_branching
-from netbox_test_plugin import branches as tasks
+from netbox_test_plugin.tasks import branches as tasks
 from rest_framework.test import APIClient
 
 from core.models import ObjectChange, ObjectType
@@ -75,7 +75,7 @@ def browser(admin):
 
 @pytest.fixture
 def sent():
-    """What was sent: the names of tasks by the IDs of their messages, in the queue of a test that no worker takes."""
+    """What was sent: task names by message ID, on a queue of the test that no worker consumes."""
     def read():
         found = {}
         with app.connection_for_read() as broker:
@@ -95,7 +95,7 @@ def in_header(branch):
 # Ours are main's
 
 def test_models_are_exempt():
-    """No table of ours is copied to a branch, and no model is routed to one: those of migrations neither."""
+    """None of our tables is copied to a branch, and no model is routed to one, also in migrations."""
     ours = list(apps.get_app_config('netbox_celery').get_models())
     assert ours and not any(map(supports_branching, ours))
     assert not [name for name in get_tables_to_replicate() if name.startswith('netbox_celery')]
@@ -107,7 +107,7 @@ def test_models_are_exempt():
 
 
 def test_many_runs(branch, user, api):
-    """With 20,000 runs: lists in a branch are live, and a merge does not ask for what retention has deleted."""
+    """With 20,000 runs: lists in a branch are live, and a merge ignores what retention has deleted."""
     with connection.cursor() as cursor:
         cursor.execute(FILL, (MANY,))
         cursor.execute(
@@ -141,7 +141,7 @@ def test_many_runs(branch, user, api):
 
 
 def test_installed_while_a_branch_is_open(branch, user):
-    """A branch that was made before our tables were takes note of our migrations, and goes on."""
+    """A branch from before our tables records our migrations, and continues."""
     with connections[branch.connection_name].cursor() as cursor:
         cursor.execute("DELETE FROM django_migrations WHERE app = 'netbox_celery'")
     assert {app_label for app_label, __ in branch.pending_migrations} == {'netbox_celery'}
@@ -158,7 +158,7 @@ def test_installed_while_a_branch_is_open(branch, user):
 
 
 def test_copies_of_an_earlier_version(branch):
-    """Copies of our tables that a branch has from before are dropped by the next migration: they would hide main's."""
+    """A branch's old copies of our tables would hide main's, so the next migration drops them."""
     from django.core.management import call_command
 
     with connection.cursor() as cursor:
@@ -174,7 +174,7 @@ def test_copies_of_an_earlier_version(branch):
 # Calls
 
 def test_start_by_rest(branch, api, admin, sent):
-    """A run that is started by REST in a branch is answered with its row, which names the branch."""
+    """REST in a branch answers with the run's row, which names the branch."""
     task = CeleryTask.objects.get(name=HELLO)
     url = reverse('plugins-api:netbox_celery-api:celerytask-run', args=[task.pk])
 
@@ -194,7 +194,7 @@ def test_start_by_rest(branch, api, admin, sent):
 
 @pytest.mark.parametrize('chosen', ['cookie', 'query'])
 def test_start_by_the_page(branch, browser, chosen):
-    """So is one that is started on a page, whose page names it."""
+    """So does the run's page."""
     task = CeleryTask.objects.get(name=HELLO)
     url = reverse('plugins:netbox_celery:celerytask_run', args=[task.pk])
     if chosen == 'cookie':
@@ -213,7 +213,7 @@ def test_start_by_the_page(branch, browser, chosen):
 
 
 def test_branch_is_named(branch, api, browser):
-    """Lists, filters, exports and GraphQL name the branch of a run; one that was deleted by its schema ID."""
+    """Lists, filters, exports and GraphQL name the branch of a run, a deleted one by its schema ID."""
     in_main = CeleryResult.enqueue(HELLO)
     with activate_branch(branch):
         run = CeleryResult.enqueue(HELLO)
@@ -247,7 +247,7 @@ def test_branch_is_named(branch, api, browser):
 
 
 def test_changes_of_a_run(branch, user, browser):
-    """The page of what a run changed leads to the branch that has its changes, until that is merged."""
+    """The page of a run's changes links the branch that has them, until that is merged."""
     with activate_branch(branch):
         run = CeleryResult.enqueue(HELLO)
     CeleryResult.objects.filter(pk=run.pk).update(status='completed', completed=timezone.now(), request_id=run.task_id)
@@ -273,7 +273,7 @@ def test_changes_of_a_run(branch, user, browser):
 # Transactions
 
 def test_commit(branch, user, sent):
-    """In a transaction of the branch the row is part of it, and the message goes out on its commit."""
+    """The row is part of a transaction of the branch, and the message is sent on its commit."""
     with activate_branch(branch):
         with transaction.atomic(using=branch.connection_name):
             run = CeleryResult.enqueue(HELLO, user=user)
@@ -309,7 +309,7 @@ def test_rollback(branch, sent, make_task, how):
 
 
 def test_helper_for_tests(branch, sent):
-    """`run_task` runs a task in the branch in which it is called, and the test stays there; in main, in main."""
+    """`run_task` runs a task in the branch in which it is called, and the test stays there."""
     with activate_branch(branch):
         for task, status in (
             (tasks.site, 'completed'), (tasks.site_then_fail, 'errored'), (tasks.site_at_last, 'completed')
@@ -328,7 +328,7 @@ def test_helper_for_tests(branch, sent):
 
 @pytest.mark.parametrize('is_caught', [False, True])
 def test_import_in_a_transaction(branch, sent, tmp_path, monkeypatch, is_caught):
-    """A plugin's module that asks the branch in vain at its import does not break the branch's transaction."""
+    """A module with a failing query at import does not break the branch's transaction."""
     name, query = f'vain_tasks_{is_caught}'.lower(), "list(Site.objects.raw('SELECT nothing_of_the_kind'))"
     text = f'try:\n    {query}\nexcept DatabaseError:\n    pass\n' if is_caught else query
     (tmp_path / f'{name}.py').write_text(f'from django.db import DatabaseError\nfrom dcim.models import Site\n{text}')
@@ -344,7 +344,7 @@ def test_import_in_a_transaction(branch, sent, tmp_path, monkeypatch, is_caught)
 
 
 def test_both_transactions(branch, sent):
-    """With a transaction of main around it, as a script of NetBox's has, the message waits for both."""
+    """With a transaction of main around it, as in a script of NetBox, the message waits for both."""
     with activate_branch(branch):
         with transaction.atomic():
             with transaction.atomic(using=branch.connection_name):
@@ -354,7 +354,7 @@ def test_both_transactions(branch, sent):
 
 
 def test_on_commit_after_the_branch(branch, sent):
-    """What is to be called on commit is called in the branch of who said so, though that is not active any more."""
+    """A function on commit runs in the branch in which it was registered, though that is no longer active."""
     task = app.tasks[HELLO]
     with transaction.atomic():
         with activate_branch(branch):
@@ -367,7 +367,7 @@ def test_on_commit_after_the_branch(branch, sent):
 
 
 def test_wait_in_a_transaction(branch):
-    """Who waits inside of a transaction of the branch would wait for ever, and is told."""
+    """Waiting inside a transaction of the branch would never end, and is refused."""
     with activate_branch(branch), transaction.atomic(using=branch.connection_name):
         with pytest.raises(RuntimeError, match='commit'):
             app.tasks[HELLO].apply_async_and_get_result(timeout=1)
@@ -403,7 +403,7 @@ def test_unique(branch, make_branch, make_task):
 # What stands beside a run
 
 def test_object_in_the_branch(branch, api, browser):
-    """A run can concern an object that is nowhere else, and its page in the branch shows it."""
+    """A run can be about an object that exists only in the branch, whose page there shows it."""
     with activate_branch(branch):
         site = Site.objects.create(name='only here', slug='only-here')
         run = CeleryResult.enqueue(HELLO, instance=site)
@@ -422,7 +422,7 @@ def test_object_in_the_branch(branch, api, browser):
 
 
 def test_object_in_the_branch_of_a_schedule(branch, api):
-    """So can a schedule that is made in the branch."""
+    """So can a schedule that is created in the branch."""
     with activate_branch(branch):
         site = Site.objects.create(name='only here', slug='only-here')
     data = {
@@ -442,7 +442,7 @@ def test_object_in_the_branch_of_a_schedule(branch, api):
 
 
 def test_change_log(branch, api):
-    """What people do to our objects in a branch stands in main's change log, and is never merged."""
+    """Changes of our objects in a branch are in main's change log, and are never merged."""
     url = reverse('plugins-api:netbox_celery-api:celeryschedule-list')
     answer = api.post(url, {
         'name': 'nightly', 'kind': 'crontab', 'crontab': '0 3 * * *', 'task': {'name': HELLO},
@@ -490,7 +490,7 @@ def test_tags(branch, api, browser):
 # Schedules
 
 def test_schedule(branch, user, sent, admin):
-    """A schedule that is made in a branch runs there, whoever sends what is due; one of main in main."""
+    """A schedule that is created in a branch runs there, whichever process sends it; one of main in main."""
     task = CeleryTask.objects.get(name=HELLO)
 
     def make(name):
@@ -515,7 +515,7 @@ def test_schedule(branch, user, sent, admin):
 
 @pytest.mark.parametrize('status, goes_on', [('syncing', True), ('merged', False), ('archived', False), (None, False)])
 def test_schedule_of_a_branch_that_is_not_ready(branch, admin, sent, status, goes_on):
-    """What is due fails with words while a branch is not ready; if it never will be again, the schedule is stopped."""
+    """Its runs fail with a reason while the branch is not ready; if it never will be, the schedule is stopped."""
     with activate_branch(branch):
         schedule = CelerySchedule.objects.create(
             name='inside', task=CeleryTask.objects.get(name=HELLO), kind='interval', interval=60, owner=admin
@@ -536,8 +536,8 @@ def test_schedule_of_a_branch_that_is_not_ready(branch, admin, sent, status, goe
         schedule.run_now(admin)
 
 
-def test_run_again_in_a_branch_that_is_gone(branch, api):
-    """Who runs a run again whose branch is gone is told so."""
+def test_run_again_in_a_deleted_branch(branch, api):
+    """The user gets the reason."""
     with activate_branch(branch):
         run = CeleryResult.enqueue(HELLO)
     CeleryResult.objects.filter(pk=run.pk).update(status='completed', completed=timezone.now())
@@ -551,7 +551,7 @@ def test_run_again_in_a_branch_that_is_gone(branch, api):
 
 
 def test_hot_path_without_a_branch(django_assert_num_queries):
-    """Where no branch is active, a call costs no more than without NetBox Branching: its row."""
+    """Without an active branch, a call costs no more than without NetBox Branching: its row."""
     app.tasks[HELLO].delay()
     with django_assert_num_queries(0, connection=connections[DEFAULT_DB_ALIAS]):
         app.tasks[HELLO].delay()  # the row goes by the engine's own cursor, which Django does not count

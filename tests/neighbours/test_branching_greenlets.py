@@ -1,8 +1,8 @@
-"""NetBox Branching, and a pool of greenlets: a run in a branch has a connection of its own, which is gone with it."""
+"""NetBox Branching with a pool of greenlets: a run in a branch has its own connection, which it closes."""
 import pytest
 from django.db import connection
 from netbox_branching.utilities import activate_branch
-from netbox_test_plugin import branches as tasks
+from netbox_test_plugin.tasks import branches as tasks
 
 from dcim.models import Site
 from netbox_celery.engine.store.database import KEPT
@@ -37,7 +37,7 @@ def names(branch=None):
 
 
 def test_connections(worker, make_branch, user):
-    """Runs of two branches and of main, at the same time in one process: each is where it belongs, none stays open."""
+    """Runs of two branches and of main, at the same time in one process: each is in its branch, none stays open."""
     places = [make_branch('first'), make_branch('second'), None]
     for number in range(RUNS):
         with activate_branch(places[number % 3]):

@@ -1,4 +1,4 @@
-"""NetBox Branching, and real workers: a task that is called in a branch runs there."""
+"""NetBox Branching with real workers: a task that is called in a branch runs there."""
 from datetime import timedelta
 
 import pytest
@@ -7,8 +7,8 @@ from django.db import connections, transaction
 from django.utils import timezone
 from netbox_branching.models import Branch, ChangeDiff
 from netbox_branching.utilities import activate_branch
-from netbox_test_plugin import branches as tasks
 from netbox_test_plugin.side import open_gate
+from netbox_test_plugin.tasks import branches as tasks
 from netbox_test_plugin.tasks import kill_self
 
 from core.models import ObjectChange
@@ -21,7 +21,7 @@ from utilities.exceptions import AbortRequest
 
 @pytest.fixture(scope='module', params=['prefork', 'threads'])
 def worker(request, make_instance, make_module_worker, django_db_blocker):
-    """A worker of a NetBox that has NetBox Branching."""
+    """A worker of a NetBox with NetBox Branching."""
     worker = make_module_worker(
         f'branched-{request.param}', instance=make_instance(name='branched', branching=True), pool=request.param
     )
@@ -39,8 +39,8 @@ def called_in(branch, call):
         return call()
 
 
-def test_addresses_are_loaded_before_the_fork(worker):
-    """NetBox Branching asks for NetBox's addresses in each request: no process of a pool has to load them."""
+def test_urls_are_loaded_before_the_fork(worker):
+    """NetBox Branching needs NetBox's URLs in each request: no process of a pool has to load them."""
     if worker.pool != 'prefork':
         pytest.skip('A thread has no parent')
     loaded, parent = worker.run(tasks.loaded_by, timeout=60).result
@@ -49,7 +49,7 @@ def test_addresses_are_loaded_before_the_fork(worker):
 
 
 def test_runs_in_its_branch(worker, branch, user):
-    """What a task changes lands in its branch: the object, its change log, and its diff; a merge takes it to main."""
+    """A task's changes are in its branch: the object, its change log, and its diff; a merge takes them to main."""
     run = called_in(branch, lambda: worker.run(tasks.site, 'new', netbox_user=user, timeout=60))
 
     assert (run.status, run.branch) == ('completed', branch.schema_id), run.error
@@ -66,8 +66,8 @@ def test_runs_in_its_branch(worker, branch, user):
     assert names() == set()
 
 
-def test_nobody(worker, branch, user):
-    """What a run changes that nobody has started is the owner's of the branch; without one, the run's log says so."""
+def test_run_without_a_user(worker, branch, user):
+    """Its changes are recorded as the branch owner's; without an owner, the run's log says so."""
     run = called_in(branch, lambda: worker.run(tasks.site, 'old', timeout=60))
 
     assert (run.status, run.user, names(branch)) == ('completed', None, {'old'}), run.error
@@ -83,7 +83,7 @@ def test_nobody(worker, branch, user):
 
 
 def test_next_run_is_in_main(worker, branch, user):
-    """What runs next on the same process or thread is in main again, or in a branch of its own."""
+    """The next run on the same process or thread is in main again, or in its own branch."""
     for number in range(4):
         called_in(branch, lambda number=number: worker.run(tasks.site, f'b{number}', netbox_user=user, timeout=60))
         worker.run(tasks.site, f'm{number}', netbox_user=user, timeout=60)
@@ -103,7 +103,7 @@ def test_after_a_failure(worker, branch, user):
 
 
 def test_after_a_time_limit(worker, make_branch, user, gate):
-    """So does one that is out of time, and one of another branch is where it belongs."""
+    """So does one with a time limit, and the next run is in its own branch."""
     if worker.pool != 'prefork':
         pytest.skip('Threads have no time limits')
     places = [make_branch('first'), make_branch('second')]
@@ -156,7 +156,7 @@ def test_what_comes_after(worker, branch, user):
 
 
 def test_lost_process(worker, branch):
-    """What a worker's main process sends, which is in no branch, is in that of the run."""
+    """What a worker's main process sends, which is in no branch, is in the run's branch."""
     if worker.pool != 'prefork':
         pytest.skip('A thread is not lost by itself')
     run = called_in(branch, lambda: worker.run(
@@ -184,7 +184,7 @@ def test_sent_again(worker, branch):
 
 @pytest.mark.parametrize('status', ['merged', 'archived', 'syncing', 'pending-migrations', None])
 def test_branch_is_not_ready(worker, branch, user, status):
-    """A run whose branch is not ready any more fails with words, and its body does not run: not in main, either."""
+    """A run whose branch is no longer ready fails with a reason, and its body does not run, also not in main."""
     with activate_branch(branch):
         if status:
             Branch.objects.filter(pk=branch.pk).update(status=status)
@@ -201,7 +201,7 @@ def test_branch_is_not_ready(worker, branch, user, status):
 
 
 def test_merge_while_a_run_is_at_work(worker, branch, user, gate):
-    """A branch is not merged, archived or deleted while a run is at work in it."""
+    """A branch is not merged, archived or deleted while it has an active run."""
     run = called_in(branch, lambda: worker.send(tasks.site_at_gate, gate, 'new', netbox_user=user))
     waiting(run, 'running', timeout=60)
     fresh = Branch.objects.get(pk=branch.pk)
@@ -218,7 +218,7 @@ def test_merge_while_a_run_is_at_work(worker, branch, user, gate):
 
 
 def test_run_again(worker, branch, user):
-    """A run is run again where it was, from wherever; one of main where the call is made."""
+    """A run is run again in its branch, from anywhere; one of main where the call is made."""
     first = called_in(branch, lambda: worker.run(tasks.site, 'again', netbox_user=user, timeout=60))
     Site.objects.using(branch.connection_name).all().delete()
 
@@ -232,7 +232,7 @@ def test_run_again(worker, branch, user):
 
 
 def test_cancel(worker, branch, user, gate):
-    """A run in a branch is cancelled as any other, from the branch and from main."""
+    """A run in a branch is cancelled like any other, from the branch and from main."""
     with activate_branch(branch):
         waits = worker.send(tasks.site, 'new', countdown=600)
         assert row(waits).cancel(user)

@@ -81,7 +81,7 @@ def name(prefork):
 
 @pytest.mark.parametrize('terminate', ['0', '1', 'false', 'true', None])
 def test_revoke_without_a_worker(flower, terminate):
-    """A revoke holds though no worker is there to hear of it."""
+    """A revoke takes effect though no worker receives it."""
     run = CeleryResult.enqueue(tasks.echo, queue=f'nobody-{uuid4().hex}')
     flower.post(f'/api/task/revoke/{run.task_id}', **({} if terminate is None else {'terminate': terminate}))
     assert (row(run).status, row(run).reason) == ('revoked', 'cancelled')
@@ -89,14 +89,14 @@ def test_revoke_without_a_worker(flower, terminate):
 
 @pytest.mark.parametrize('signal', ['SIGTERM', 'SIGKILL', 'SIGUSR1'])
 def test_terminate(flower, prefork, gate, signal):
-    """A running task is ended, and its row says that it was cancelled."""
+    """An active run is terminated, and its row says that it was cancelled."""
     run = waiting(prefork.send(tasks.hold, gate), 'running')
     flower.post(f'/api/task/revoke/{run.task_id}', terminate='1', signal=signal)
     assert ended(run).status == 'revoked'
 
 
 def test_revoke_of_what_runs(flower, prefork, gate):
-    """A revoke that is no termination lets a run go on."""
+    """A revoke without `terminate` lets a run continue."""
     run = waiting(prefork.send(tasks.hold, gate), 'running')
     flower.post(f'/api/task/revoke/{run.task_id}', terminate='0')
     open_gate(gate)
@@ -104,7 +104,7 @@ def test_revoke_of_what_runs(flower, prefork, gate):
 
 
 def test_calls(flower, prefork):
-    """What is called from Flower has rows, as any call."""
+    """Calls from Flower have rows like any call."""
     path = quote(tasks.echo.name)
     body = {'args': [1], 'kwargs': {'a': 'b'}, 'queue': prefork.queue}
     answer = flower.call(f'/api/task/apply/{path}', **body)
@@ -118,7 +118,7 @@ def test_calls(flower, prefork):
 
 
 def test_pages(flower, prefork, name):
-    """Its pages show what Celery's events tell of our runs."""
+    """Its pages show our runs from Celery's events."""
     run = prefork.run(tasks.echo, 'shown')
     info = until(lambda: (answer := flower.open(f'/api/task/info/{run.task_id}'))[0] == 200 and json.loads(answer[1]))
     assert info['name'] == tasks.echo.name
@@ -138,7 +138,7 @@ def test_pages(flower, prefork, name):
 
 
 def test_pool(flower, prefork, name):
-    """A pool that grows, and shrinks, is that of the worker's row."""
+    """A pool that grows or shrinks is that of the worker's row."""
     flower.post(f'/api/worker/pool/grow/{name}', n=1)
     until(lambda: prefork.row.concurrency == 3)
     flower.post(f'/api/worker/pool/shrink/{name}', n=1)
@@ -149,7 +149,7 @@ def test_pool(flower, prefork, name):
 
 
 def test_queues(flower, prefork, name):
-    """So are the queues that it consumes from, and what is sent there runs."""
+    """So are the queues that it consumes, and what is sent there runs."""
     queue = f'flower-{uuid4().hex}'
     flower.post(f'/api/worker/queue/add-consumer/{name}', queue=queue)
     until(lambda: queue in prefork.row.queues)
@@ -159,7 +159,7 @@ def test_queues(flower, prefork, name):
 
 
 def test_limits(flower, prefork, name):
-    """Rate and time limits can be set, and runs go on. (Celery 5.7 goes on with the time limits of the start.)"""
+    """Rate and time limits can be set, and runs continue. (Celery 5.7 keeps the time limits of the start.)"""
     path = quote(tasks.hold.name)
     flower.post(f'/api/task/rate-limit/{path}', workername=name, ratelimit='100/s')
     flower.post(f'/api/task/timeout/{path}', workername=name, hard=300, soft=200)

@@ -1,11 +1,11 @@
-"""Pools of greenlets: gevent and eventlet. A run has a greenlet of its own, and no connection of PostgreSQL's stays."""
+"""Pools of greenlets: gevent and eventlet. A run has its own greenlet, and leaves no connection to PostgreSQL."""
 import signal
 import time
 
 import pytest
 from django.db import connection
 from netbox_test_plugin import tasks
-from netbox_test_plugin.side import notes, open_gate
+from netbox_test_plugin.side import noted, notes, open_gate
 
 from netbox_celery.engine.sending.control import cancellation
 from netbox_celery.engine.store.database import KEPT
@@ -26,7 +26,7 @@ def pool(request):
 
 @pytest.fixture(scope='module')
 def pooled(make_instance, pool):
-    """The NetBox of the pool's workers, by whose name their connections are known."""
+    """The NetBox of the pool's workers, whose name identifies their connections."""
     return make_instance(pool, database_settings={'OPTIONS': {'application_name': pool}})
 
 
@@ -54,7 +54,7 @@ def started(runs):
 
 
 def test_thousand_runs(worker, pool):
-    """A thousand runs that log and query end, with a connection for each run that is going on at the most."""
+    """A thousand runs that log and query finish, with at most one connection for each active run."""
     assert (worker.row.pool, worker.row.concurrency) == (pool, CONCURRENCY)
     most = 0
     runs = [worker.send(tasks.query if number % 2 else tasks.say_all) for number in range(1_000)]
@@ -73,7 +73,7 @@ def test_thousand_runs(worker, pool):
 
 
 def test_all_at_a_time(worker, pool, gate):
-    """As many runs as the pool has places go on at a time, each with its own log, while the worker keeps a few."""
+    """As many runs as the pool allows are active at a time, each with its own log."""
     runs = started([worker.send(tasks.hold, gate, 3) for __ in range(CONCURRENCY)])
     assert CeleryResult.objects.filter(status='running').count() == CONCURRENCY
     assert connections(pool) <= KEPT + OF_THE_WORKER
@@ -102,7 +102,7 @@ def test_progress_and_retries(worker):
 
 
 def test_bodies_that_leave(worker):
-    """What is no `Exception`, or no memory, ends its run and no other."""
+    """A `BaseException`, or a lack of memory, ends its run and no other."""
     for how, error in (('own', 'OwnInterrupt'), ('exit', 'SystemExit'), ('memory', 'no more of it')):
         result = worker.run(tasks.leave, how)
         assert result.status == 'errored' and error in result.error + result.traceback
@@ -110,7 +110,7 @@ def test_bodies_that_leave(worker):
 
 
 def test_cancel(worker, pool, gate, user):
-    """A greenlet is ended where it waits, also in the middle of a statement; others, and their logs, go on."""
+    """A greenlet is ended where it waits, also in a statement; others, and their logs, continue."""
     runs = started([worker.send(tasks.hold, gate, 3) for __ in range(10)])
     querying = started([worker.send(tasks.sleep_in_database, 60)])[0]
     cancelled = [*runs[:3], querying]
@@ -123,7 +123,7 @@ def test_cancel(worker, pool, gate, user):
     open_gate(gate)
     assert {ended(run).status for run in runs[3:]} == {'completed'}
     assert all(lines(run)[:3] == LINES for run in runs)
-    assert [what for __, what in notes(runs[0].id)] == ['started']
+    assert noted(runs[0].id) == ['started']
     assert worker.run(tasks.query).status == 'completed'
     until(lambda: connections(pool) <= KEPT + OF_THE_WORKER, 10, lambda: connections(pool))
     # PostgreSQL has stopped as well
@@ -131,31 +131,31 @@ def test_cancel(worker, pool, gate, user):
 
 
 def test_terminate(worker, gate):
-    """Celery's own `terminate` for one worker, of which the row hears from the worker."""
+    """Celery's own `terminate` for one worker, which writes the row."""
     from netbox_celery.celery import app
 
     run = started([worker.send(tasks.hold, gate)])[0]
     app.control.revoke(run.id, terminate=True, destination=[worker.row.name])
     result = ended(run, 10)
     assert (result.status, result.reason) == ('revoked', 'terminated')
-    assert [what for __, what in notes(run.id)] == ['started']
+    assert noted(run.id) == ['started']
 
 
 def test_time_limits(worker, pool):
-    """gevent raises a hard time limit in the body; nobody sees to a soft one, and eventlet sees to none."""
+    """gevent raises a hard time limit in the body and ignores a soft one; eventlet ignores both."""
     hard = worker.send(tasks.sleep_limited, 3, time_limit=1)
     soft = worker.send(tasks.sleep_limited, 3, soft_time_limit=1)
     result = ended(hard)
     if pool == 'gevent':
         assert (result.status, result.reason) == ('errored', 'time_limit')
-        assert [what for __, what in notes(hard.id)] == ['started']
+        assert noted(hard.id) == ['started']
     else:
         assert result.status == 'completed'
     assert ended(soft).status == 'completed'
 
 
 def test_soft_shutdown(make_worker, make_instance, pool, gate):
-    """With Celery's soft shutdown, what does not end in time is lost with the worker, and its row says so at once."""
+    """With Celery's soft shutdown, a run that does not finish in time is lost, and its row says so immediately."""
     instance = make_instance(f'{pool}-soft', celery={'worker_soft_shutdown_timeout': 2})
     worker = make_worker(f'{pool}-soft', instance=instance, pool=pool, concurrency=10).start().ready()
     run = started([worker.send(tasks.hold, gate)])[0]
@@ -166,7 +166,7 @@ def test_soft_shutdown(make_worker, make_instance, pool, gate):
 
 
 def test_kill(worker, make_worker, pooled, pool, gate):
-    """The runs of a worker that was killed are found by another one, and those that may be are sent again."""
+    """The runs of a killed worker are found by another one, and sent again if they may be."""
     lost = make_worker(f'{pool}-lost', instance=pooled, pool=pool, concurrency=10).start().ready()
     early, late = started([lost.send(tasks.hold, gate, 3), lost.send(tasks.hold_late, gate)])
     until(lambda: lines(early) == LINES)

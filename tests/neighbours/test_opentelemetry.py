@@ -32,7 +32,7 @@ def worker(make_instance, make_module_worker, django_db_blocker, side):
 
 @pytest.fixture(scope='module')
 def traced():
-    """The tasks of the worker's."""
+    """The worker's tasks."""
     sys.path.insert(0, str(INSTRUMENTED))
     import netbox_test_traced
 
@@ -42,7 +42,7 @@ def traced():
 
 @pytest.fixture
 def caller():
-    """Trace this process; yields what has been exported."""
+    """Trace this process; yields what was exported."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     CeleryInstrumentor().instrument(tracer_provider=provider)
@@ -54,7 +54,7 @@ def caller():
 
 @pytest.fixture
 def spans(side):
-    """Wait for spans of a run in the worker, and return them."""
+    """Wait for the spans of a run in the worker, and return them."""
     def find(run, number=1, what='run'):
         def found():
             path = side / 'spans'
@@ -68,19 +68,19 @@ def spans(side):
 
 
 def sent(caller, run):
-    """Return the one span in which this process has sent a run."""
+    """Return the one span in which this process sent a run."""
     span, = (span for span in caller.get_finished_spans() if span.attributes.get('messaging.message.id') == run.id)
     return trace.format_span_id(span.context.span_id)
 
 
 def check(caller, run, span):
-    """Look whether a span of the worker's hangs on the call."""
+    """Check that a span of the worker belongs to the call."""
     assert span['context']['trace_id'] == f'0x{caller.trace_id}'
     assert span['parent_id'] == f'0x{sent(caller, run)}'
 
 
 def test_run(worker, traced, caller, spans):
-    """The body runs in the trace of its caller; nothing of that is among the options of the run."""
+    """The body runs in the trace of its caller; the run's options have nothing of that."""
     run = worker.send(traced.where)
     result = ended(run)
 
@@ -92,7 +92,7 @@ def test_run(worker, traced, caller, spans):
 
 
 def test_failure(worker, traced, caller, spans):
-    """The span of a run that fails says why, as its row does."""
+    """The span of a failing run has the error, like its row."""
     run = worker.send(traced.fail)
     assert ended(run).error == 'ValueError: out of order'
 
@@ -122,7 +122,7 @@ def test_transaction(worker, traced, caller, spans):
 
 
 def test_workflow(worker, traced, caller, spans):
-    """Steps of a chain, and what a body calls, are in that trace too."""
+    """Steps of a chain, and calls of a body, are in that trace too."""
     step = traced.where.si().set(queue=worker.queue)
     outcome = chain(step, step.clone(), traced.parent.si(worker.queue).set(queue=worker.queue)).apply_async()
     until(lambda: CeleryResult.objects.filter(completed__isnull=False).count() == 4)

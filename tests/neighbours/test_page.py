@@ -1,4 +1,4 @@
-"""The compatibility page names the versions that the tests here use."""
+"""The compatibility page lists the versions that the tests here use."""
 import re
 import tomllib
 from importlib.metadata import version
@@ -35,7 +35,7 @@ def used(package):
 
 @pytest.mark.parametrize('row', ROWS + PLUGINS, ids=lambda row: row[0])
 def test_version(row):
-    """A row that links to PyPI names the versions that are installed, or their beginnings."""
+    """A row that links to PyPI has the installed versions, or their beginnings."""
     software, named = row[:2]
     packages = LINK.findall(software)
     if software.startswith(('Celery', '`celery')):
@@ -49,13 +49,13 @@ def test_version(row):
 
 
 def test_rows():
-    """Each row says what was tried, and what to know."""
+    """Each row says what was tested, and what to know."""
     assert all(len(row) == 4 and all(row) for row in ROWS)
     assert len(PLUGINS) == 10
 
 
 def test_every_package_is_named():
-    """What the extra `neighbours` installs, and what tests fetch, has its row."""
+    """Each package of the extra `neighbours`, and each that tests download, has its row."""
     extra = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies']['neighbours']
     installed = {re.match(r'[a-z0-9-]+', requirement).group() for requirement in extra}
     assert installed | {name for name in PINNED if name.startswith('netbox')} <= set(LINK.findall(PAGE))

@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode, and psycopg's pool: a session of PostgreSQL's is nobody's for longer than that."""
+"""PgBouncer in transaction mode, and psycopg's pool: a session of PostgreSQL is used for one transaction."""
 import time
 from collections import Counter
 from datetime import datetime
@@ -33,7 +33,7 @@ def bouncer(services):
 
 @pytest.fixture(scope='module')
 def behind(bouncer, make_instance):
-    """A NetBox that reaches PostgreSQL through PgBouncer, as the documentation says."""
+    """A NetBox that connects to PostgreSQL through PgBouncer, as documented."""
     def make(name='bouncer', options=None, **settings):
         return make_instance(name, database_settings={
             'PORT': bouncer.port, 'DISABLE_SERVER_SIDE_CURSORS': True,
@@ -56,7 +56,7 @@ def sessions():
 
 @pytest.mark.parametrize('setting', [None, True, False])
 def test_prepared_statements(bouncer, monkeypatch, setting):
-    """Nothing is prepared behind a pooler, unless the setting says that it may be; without one it is."""
+    """Statements are not prepared behind a pooler, unless the setting allows it."""
     for port, is_pooled in ((bouncer.port, True), (bouncer.cluster.port, False)):
         monkeypatch.setattr(database, '_is_pooled', None)
         wrapper = database.without_pool(connection)
@@ -74,7 +74,7 @@ def test_prepared_statements(bouncer, monkeypatch, setting):
 
 
 def test_runs(worker, bouncer):
-    """Hundreds of runs log, query and are tried again, in as many sessions as PgBouncer has."""
+    """Hundreds of runs log, query and are retried, in as many sessions as PgBouncer has."""
     runs = [worker.send((tasks.query, tasks.say_all, tasks.echo)[number % 3]) for number in range(300)]
     retried = settled(worker.run(tasks.retry, 2, timeout=60))
     assert (retried.status, retried.attempt, len(lines(retried))) == ('completed', 3, 3)
@@ -86,7 +86,7 @@ def test_runs(worker, bouncer):
 
 
 def test_sweep(worker, make_worker, behind, bouncer, gate):
-    """What a killed worker leaves is found, and a sweep breaks no session."""
+    """Runs of a killed worker are found, and a sweep breaks no session."""
     lost = make_worker('bounced-lost', instance=behind('bouncer-lost')).start().ready()
     early, late = lost.send(tasks.hold, gate, 3), lost.send(tasks.hold_late, gate)
     until(lambda: notes(early.id) and notes(late.id) and len(lines(early)) == 3)
@@ -101,7 +101,7 @@ def test_sweep(worker, make_worker, behind, bouncer, gate):
 
 
 def test_beat(make_beat, behind):
-    """A beat keeps the lead; when it is killed another one takes over, and each due time comes once."""
+    """A beat keeps the lease; when it is killed another one replaces it, and each due time is sent once."""
     beats = [make_beat(f'bounced-{number}', instance=behind(f'bouncer-beat-{number}')) for number in range(2)]
     until(lambda: all(beat.is_leader or beat.is_standby for beat in beats), 120)
     leader, standby = sorted(beats, key=lambda beat: not beat.is_leader)
@@ -124,7 +124,7 @@ def test_beat(make_beat, behind):
 
 
 def test_pool_of_psycopg(make_worker, behind, bouncer):
-    """Django's own pool in front of it: threads share fewer connections than they are."""
+    """With Django's own pool as well, threads share fewer connections than there are threads."""
     instance = behind(
         'bouncer-pool', options={'pool': {'min_size': 1, 'max_size': 3, 'timeout': 10}}, CONN_MAX_AGE=0
     )

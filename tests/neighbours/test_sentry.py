@@ -1,4 +1,4 @@
-"""Sentry's SDK in a worker with an embedded beat, which speak to a server of ours."""
+"""Sentry's SDK in a worker with an embedded beat, with a server of our own."""
 import gzip
 import json
 import threading
@@ -24,7 +24,7 @@ sentry_sdk.init(
 
 
 class Server(ThreadingHTTPServer):
-    """Takes what Sentry is told: `items` holds its parts, a type and a dict each."""
+    """Receives what is sent to Sentry: `items` holds the parts, a type and a dict each."""
 
     def __init__(self):
         super().__init__(('127.0.0.1', 0), Handler)
@@ -38,7 +38,7 @@ class Server(ThreadingHTTPServer):
         return [item for kind, item in self.items if kind == 'check_in' and item['monitor_slug'] == slug]
 
     def transactions(self, task_id):
-        """Return what was told of a run, with the trace that it belongs to."""
+        """Return what was sent about a run, with its trace."""
         return [item for kind, item in self.items if kind in ('transaction', 'event')
                 and (item.get('tags') or {}).get('celery_task_id') == str(task_id)]
 
@@ -62,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(b'{}')
 
     def log_message(self, *args):
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope='module')
@@ -75,7 +75,7 @@ def sentry():
 
 @pytest.fixture(scope='module')
 def traced(sentry, make_instance, worker_log, side, django_db_blocker):
-    """A worker, with beat in it, whose settings start Sentry's SDK."""
+    """A worker with beat, whose settings start Sentry's SDK."""
     instance = make_instance('sentry')
     with (instance.root / 'conf' / 'configuration.py').open('a') as configuration:
         configuration.write(INIT.format(dsn=sentry.dsn))
@@ -108,7 +108,7 @@ def make_due(user):
      'completed', 'ok', {'type': 'crontab', 'value': '5 4 * * 1-5'}),
 ], ids=['ok', 'error', 'crontab'])
 def test_beat_monitoring(sentry, traced, make_due, task, values, status, told, when, request):
-    """Beat checks in what it starts, and the end of the run checks it out; its row shows nothing of that."""
+    """Beat checks in what it starts, and the end of the run checks it out; its row has nothing of that."""
     name = f'monitored-{request.node.callspec.id}'
     schedule = make_due(name, task, traced, **values)
     CelerySchedule.objects.filter(pk=schedule.pk).update(next_run=timezone.now())
@@ -124,7 +124,7 @@ def test_beat_monitoring(sentry, traced, make_due, task, values, status, told, w
 
 
 def test_trace(sentry, traced):
-    """What a task calls belongs to its trace, which neither of the rows keeps."""
+    """Calls of a task belong to its trace, which is kept in neither row."""
     parent = traced.run(tasks.call, traced.queue)
     child = ended(until(lambda: CeleryResult.objects.filter(parent_id=parent.task_id).first()))
     first, second = (

@@ -1,4 +1,4 @@
-"""Ten other plugins in one NetBox with ours, as their authors have published them."""
+"""Ten other plugins in one NetBox with ours, as their authors published them."""
 import json
 import os
 import subprocess
@@ -35,7 +35,7 @@ TEN = {
 #: What they require and NetBox has not.
 REQUIRED = ['dnspython==2.9.2', 'qrcode==8.2']
 
-# Most of the time that migrating takes goes into collecting garbage that is none
+# Most of the time of a migration is spent in garbage collection that finds nothing
 MIGRATE = """
 import gc
 gc.set_threshold(200_000, 20, 1_000)
@@ -58,7 +58,7 @@ def environ(packages):
 
 @pytest.fixture(scope='module')
 def dump(environ):
-    """A dump of a database with the migrations of NetBox and of the ten: some minutes, once, as NetBox's own."""
+    """A database dump with the migrations of NetBox and of the ten plugins: some minutes, once."""
     names = digest([*TEN.values(), *REQUIRED])
     path = CACHE / f'plugins-{names}-netbox-{version("netbox")}-postgresql-{major_version()}.dump'
     with locked(CACHE / 'plugins.lock'):
@@ -77,7 +77,7 @@ def dump(environ):
 
 @pytest.fixture(scope='module')
 def crowded(services, dump, environ):
-    """A NetBox in which the ten were, and ours is new."""
+    """A NetBox with the ten plugins, in which ours is new."""
     services.cluster.create_database('crowded')
     services.cluster.restore('crowded', dump)
     instance = Instance(
@@ -107,14 +107,14 @@ def found(crowded, environ, worker_log, side):
 
 
 def test_start(found):
-    """NetBox and a worker start, with all of them."""
+    """NetBox and a worker start with all of them."""
     assert set(TEN) <= set(found['apps'])
     assert 'netbox_example_plugin:hello_world' in found['worker']
     assert found['errors'] == []
 
 
 def test_runs_on_their_objects(found):
-    """A run that is about an object of another plugin's comes to its end, its page leads there, and theirs lists it."""
+    """A run about another plugin's object finishes, its page links the object, and the object's page lists it."""
     assert set(found['runs']) == {
         'netbox_dns.View', 'netbox_inventory.Supplier', 'netbox_data_flows.Application', 'netbox_bgp.CommunityList',
     }
@@ -129,7 +129,7 @@ def test_pages(found):
 
 
 def test_interfaces(found):
-    """REST, its schema and GraphQL are built with all of them."""
+    """REST, its schema and GraphQL work with all of them."""
     assert found['rest'][0] == 201, found['rest']
     assert {'celery', 'netbox-dns', 'inventory', 'bgp', 'access-lists'} <= set(found['schema'])
     assert found['graphql'] == 5

@@ -1,4 +1,4 @@
-"""What the history of a schedule tells: how often it succeeds, and how long it takes."""
+"""The history of a schedule: how often it succeeds, and how long it takes."""
 from datetime import timedelta
 from unittest.mock import patch
 
@@ -45,8 +45,8 @@ def test_figures(schedule):
 
 
 @pytest.mark.parametrize('status', ['pending', 'scheduled', 'running', 'retrying', 'revoked', 'ignored'])
-def test_what_tells_nothing(schedule, status):
-    """Neither what has not ended nor what was cancelled or left out says whether the task works."""
+def test_runs_that_do_not_count(schedule, status):
+    """Unfinished, cancelled and ignored runs say nothing about whether the task works."""
     make_result(status, schedule=schedule)
     found = history.measure(runs(schedule))
     assert (found.count, found.success_rate, found.median) == (1, None, None)
@@ -72,7 +72,7 @@ def test_latest_runs_only(schedule):
 
 
 def test_runs_of(schedule):
-    """Those of that schedule, and of these those that the user may view."""
+    """The schedule's runs that the user may view."""
     user = User.objects.create_user('olga')
     hidden, visible = ran_for(schedule, 1), ran_for(schedule, 1)
     make_result(schedule=make_schedule('Another'))

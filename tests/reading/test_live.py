@@ -1,4 +1,4 @@
-"""The window in which a live page shows a run's log: where it opens, how it moves on, and what its lines say."""
+"""The window in which a live page shows a run's log: where it opens, how it moves, and what its lines show."""
 from datetime import timedelta
 
 import pytest
@@ -39,7 +39,7 @@ def follow(run, user, **options):
 
 
 def test_opens_at_the_end(run, user):
-    """With its last lines, and the cursors from which to read on, in both directions."""
+    """With the last lines, and the cursors for reading on, in both directions."""
     lines = make_log(run, *'abcde')
     make_log(make_result('running'), 'of another run')
     window = live.open_log(run, user)
@@ -58,7 +58,7 @@ def test_lines_before(run, user, count, has_earlier):
 
 
 def test_follow(run, user):
-    """Each poll brings what is new, until there is nothing."""
+    """Each poll returns new lines, until there are none."""
     make_log(run, 'a')
     window = live.open_log(run, user)
     make_log(run, 'b', 'c')
@@ -69,7 +69,7 @@ def test_follow(run, user):
 
 @pytest.mark.parametrize('following', [True, False])
 def test_log_that_grows_faster(run, user, following):
-    """Who follows is taken to its end; who does not gets line after line."""
+    """A following page jumps to the end; another one gets line after line."""
     make_log(run, *'abcdefgh')
     window = follow(run, user, after=0, following=following)
     assert texts(window) == (['f', 'g', 'h'] if following else ['a', 'b', 'c'])
@@ -85,7 +85,7 @@ def test_run_that_may_not_be_viewed(run, user):
     ('running', False, False), ('completed', False, True), ('errored', True, False), ('revoked', False, True),
 ])
 def test_is_complete(status, has_more, expected):
-    """The run has ended, and no line of it is still to come."""
+    """The run has finished, and all of its lines were read."""
     assert live.LogWindow(make_result(status), has_more=has_more).is_complete is expected
 
 
@@ -100,7 +100,7 @@ def test_state(run):
 
 
 def test_headings(run, user):
-    """Where an attempt or a group begins, also from poll to poll."""
+    """They show where an attempt or a group starts, also from poll to poll."""
     make_log(run, 'a', 'b')
     make_log(run, 'c', grouping='x')
     window = live.open_log(run, user)
@@ -117,7 +117,7 @@ def test_headings(run, user):
 
 
 def test_search(run, user):
-    """What was found is marked, as it is written there; all else is escaped."""
+    """Matches are marked as they are written; everything else is escaped."""
     make_log(run, 'one <b> and <B>', 'another')
     window = live.open_log(run, user, LogFilter(search='<b>'))
     line, = window.lines
@@ -128,7 +128,7 @@ def test_search(run, user):
 
 
 def test_objects(run, user, django_assert_num_queries):
-    """Those that the reader may view, however many there are in a query for each type."""
+    """Objects that the reader may view, with one query for each type."""
     sites = [Site.objects.create(name=name, slug=name) for name in ('seen', 'hidden')]
     region = Region.objects.create(name='region', slug='region')
     for thing in (*sites, region):

@@ -1,4 +1,4 @@
-"""Following a log by its cursor: each line once, in order, and the end is the end."""
+"""Following a log by its cursor: each line once, in order, and then the end."""
 from unittest.mock import patch
 
 from django.db import connection
@@ -45,7 +45,7 @@ class ReadLogTest(TestCase):
         self.assertEqual(self.messages(self.read(after=page.next_after)), [])
 
     def test_pages(self):
-        """A long log comes in pages; only the last of them is the end."""
+        """A long log is read in pages; only the last one is the end."""
         make_log(self.result, *'abcde')
         self.finish()
         seen, finished, after = [], [], 0
@@ -68,7 +68,7 @@ class ReadLogTest(TestCase):
         self.assertEqual((self.messages(page), page.has_more), (['c', 'd'], True))
 
     def test_status_is_read_before_the_lines(self):
-        """A line and the end that come while the log is being read: the line is shown, the end is for the next poll."""
+        """If a line and the end come while the log is read, the line is shown, and the end with the next poll."""
         original = reader.log_lines
 
         def meanwhile(*args):
@@ -97,7 +97,7 @@ class ReadLogTest(TestCase):
                 self.assertEqual([line.message for line in log_lines(self.result.pk, wanted=wanted)], expected)
 
     def test_filter_moves_the_cursor_past_what_does_not_match(self):
-        """Lines that a follower does not want are looked at once."""
+        """Lines that do not match are read only once."""
         lines = make_log(self.result, (30, 'warning'), 'info', 'info')
         page = self.read(wanted=LogFilter(min_level=30))
         self.assertEqual(page.next_after, lines[-1].pk)
@@ -114,7 +114,7 @@ class ReadLogTest(TestCase):
             read_log(CeleryResult.objects.none(), self.result.pk)
 
     def test_cost(self):
-        """Two queries a poll, on the index and without what is large; one more for each type of object."""
+        """Two queries a poll, on the index and without large columns; one more for each type of object."""
         make_log(self.result, 'one')
         with CaptureQueriesContext(connection) as queries:
             page = self.read()

@@ -1,4 +1,4 @@
-"""How fast a run goes, and how long it will still take, in words."""
+"""How fast a run is, and how long it will still take, in words."""
 from datetime import UTC, datetime, timedelta
 from unittest.mock import patch
 
@@ -47,12 +47,12 @@ def test_pace(seconds, value, value_max, rate, left):
     run(10, 10, 20, started=None),
     run(-10, 10, 20),
 ])
-def test_nothing_to_tell(result):
+def test_unknown_pace(result):
     assert measure_pace(result) is None
 
 
 def test_attempt():
-    """What an earlier attempt did does not make this one faster."""
+    """Progress of an earlier attempt does not make this one faster."""
     attempts = [
         {'number': 1, 'started': '2026-05-01T10:00:00+00:00'}, {'number': 2, 'started': '2026-05-01T11:59:50+00:00'},
     ]

@@ -1,4 +1,4 @@
-"""What could not be imported, and where: by NetBox itself, and by the workers that the reader may view."""
+"""What could not be imported, and where: in NetBox itself, and in workers that the reader may view."""
 from datetime import timedelta
 
 import pytest
@@ -41,13 +41,13 @@ def test_nothing(user):
 
 
 def test_where(user):
-    """A line for each failure, sorted by plugin, with all who have it; none twice."""
+    """One line for each failure, sorted by plugin, with all processes that have it."""
     worker('seen@a', FAILURE, FAILURE)
     worker('seen@b', FAILURE, OTHER)
     assert unloaded_modules(user) == [OTHER | {'where': ['seen@b']}, FAILURE | {'where': ['seen@a', 'seen@b']}]
 
 
-def test_who_is_not_told_of(user):
+def test_workers_that_are_left_out(user):
     """Workers that the reader may not view, that have stopped, or are silent."""
     worker('hidden@a', FAILURE)
     worker('seen@stopped', FAILURE, stopped=timezone.now())
@@ -56,14 +56,14 @@ def test_who_is_not_told_of(user):
 
 
 def test_plugin(user):
-    """Only what was asked for: its name, and no beginning of it."""
+    """Only the plugin with that exact name."""
     worker('seen@a', FAILURE, OTHER)
     assert [found['module'] for found in unloaded_modules(user, 'p')] == ['p.tasks']
     assert unloaded_modules(user, 'p.x') == unloaded_modules(user, '') == []
 
 
 def test_this_process(user, monkeypatch):
-    """NetBox comes first, where a worker has the same failure."""
+    """NetBox comes first if a worker has the same failure."""
     monkeypatch.setattr(discovery, '_failures', {'p.tasks': discovery.Failure(**FAILURE)})
     worker('seen@a', FAILURE)
     worker('seen@b', {**FAILURE, 'error': 'SyntaxError: no'})
@@ -76,7 +76,7 @@ def test_this_process(user, monkeypatch):
     None, 'odd', [], {'not_loaded': 'odd'}, {'not_loaded': [5, None]}, {'not_loaded': {'plugin': 'p'}},
 ], ids=str)
 def test_odd_rows(user, state):
-    """What no worker of this version writes tells nothing."""
+    """Values that no worker of this version writes are ignored."""
     make_worker('seen@a', versions={WORKER_STATE: state})
     assert unloaded_modules(user) == []
 

@@ -29,7 +29,7 @@ def test_times():
 
 
 def test_how_long():
-    """Down to the second, where that is what matters."""
+    """Down to the second where that matters."""
     shown = show(kind='interval', interval=30)
     assert [until for __, __, until in shown['times']][:3] == ['30 seconds', '1\xa0minute', '1\xa0minute']
     assert show(kind='interval', interval=1)['times'][0][2] == '1 second'
@@ -40,12 +40,12 @@ def test_how_long():
     (59.4, '59 seconds'), (59.7, '1\xa0minute'), (119.7, '2\xa0minutes'), (3599.9, '1\xa0hour'), (0.3, 'now'),
 ])
 def test_how_long_to_the_nearest_second(seconds, until):
-    """The clock has gone on since the times were counted: a minute from now is no "0 minutes"."""
+    """Time has passed since the times were computed: a minute from now is not "0 minutes"."""
     assert show(kind='once', at=NOW + timedelta(seconds=seconds))['times'][0][2] == until
 
 
 def test_clocks():
-    """The time on the schedule's own clock is shown if that is another one than NetBox's."""
+    """The time in the schedule's own zone is shown if that differs from NetBox's."""
     shown = show(kind='crontab', crontab='30 2 * * *', timezone='Asia/Kolkata')
     assert shown['other_zone'] == 'Asia/Kolkata'
     assert {(there.hour, there.minute) for __, there, __ in shown['times']} == {(2, 30)}
@@ -58,7 +58,7 @@ def test_clocks():
 
 
 def test_changed_clocks():
-    """The preview shows what will be: the night in which the clocks of Berlin leave 02:30 out."""
+    """The preview includes the night in which the clocks of Berlin skip 02:30."""
     shown = show(kind='crontab', crontab='30 2 28-30 3 *', timezone='Europe/Berlin')
     assert [f'{there:%d %H:%M}' for __, there, __ in shown['times'][:3]] == ['28 02:30', '29 03:30', '30 02:30']
 

@@ -1,4 +1,4 @@
-"""What stands beside a row, and what a row repeats of another one: names are for those who may view what has them."""
+"""Related objects beside a row, and what a row repeats of another one: names are only for those who may view them."""
 import json
 from unittest.mock import patch
 from uuid import uuid4
@@ -32,7 +32,7 @@ def actor():
 
 @pytest.fixture
 def rows():
-    """A schedule and one of its runs, with all that can stand beside them."""
+    """A schedule and one of its runs, with all related objects."""
     user = User.objects.create_user(NAMES[User])
     site = Site.objects.create(name=NAMES[Site], slug='atlantis')
     schedule = make_schedule(
@@ -81,7 +81,7 @@ def look(actor, result, schedule):
 
 
 def test_names_that_may_not_be_viewed(actor, rows):
-    """They stand nowhere, whatever else the reader may do to what they stand beside; that there is one is said."""
+    """They are shown nowhere, whatever else the reader may do; that there is an object is shown."""
     result, schedule = rows
     grant(actor.user, CeleryResult, actions=['view', 'change', 'delete', 'cancel', 'rerun'])
     grant(actor.user, CeleryLogEntry)
@@ -114,8 +114,8 @@ def test_names_that_may_be_viewed(actor, rows):
         assert NAMES[Site] in shown['runs'][way], way
 
 
-def test_what_rest_says_of_it(actor, rows):
-    """That it is there: IDs are no names, and what a client has read it can write back."""
+def test_hidden_names_in_rest(actor, rows):
+    """Their IDs are shown, and a client can write back what it has read."""
     result, schedule = rows
     grant(actor.user, CeleryResult, CelerySchedule)
     run = actor.api.get(f'/api{result.get_absolute_url()}').json()
@@ -126,7 +126,7 @@ def test_what_rest_says_of_it(actor, rows):
     assert (plan['owner'], plan['task']) == ({'id': schedule.owner_id}, {'id': schedule.task_id})
 
 
-def test_everybody_knows_their_own_name(actor):
+def test_own_name_is_shown(actor):
     grant(actor.user, CeleryResult)
     result = make_result(user=actor.user)
     assert actor.api.get(f'/api{result.get_absolute_url()}').json()['user']['username'] == actor.user.username
@@ -134,7 +134,7 @@ def test_everybody_knows_their_own_name(actor):
 
 
 def test_constraints(actor):
-    """Of each row what that row may show."""
+    """Each row shows what its reader may view of it."""
     sites = [Site.objects.create(name=f'Place {number}', slug=f's{number}') for number in range(2)]
     results = [make_result(object=site, name=f'R{number}') for number, site in enumerate(sites)]
     make_result(object=Region.objects.create(name='Somewhere', slug='somewhere'))
@@ -269,7 +269,7 @@ def test_error_of_another_run(actor, sentence):
 
 
 def test_other_errors_are_shown(actor):
-    """Those that are the run's own, or hold no more of another one than its ID."""
+    """The run's own errors, and those with no more of another run than its ID."""
     hidden = make_result('running')
     texts = ['ValueError: [x] is wrong', f'Not run: [{hidden.task_id}] with the same key was under way',
              f'Superseded by [{hidden.task_id}]', f'It said: [{uuid4()}] is wrong']
@@ -320,7 +320,7 @@ def test_joined(actor, way, is_visible):
 
 
 def test_run_now_of_one_of_celerys_own(actor):
-    """The settings can schedule `celery.map`; what it calls is what one must be allowed to run."""
+    """The settings can schedule `celery.map`; one must be allowed to run what it calls."""
     task = make_task('celery.map')
     make_task('plugin:forbidden')
     schedule = make_schedule(

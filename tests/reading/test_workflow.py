@@ -1,4 +1,4 @@
-"""The tree of a workflow, what of it a page shows, and the bars of its timeline."""
+"""The tree of a workflow, what a page shows of it, and the bars of its timeline."""
 from datetime import timedelta
 from uuid import uuid4
 
@@ -46,7 +46,7 @@ def outline(workflow):
 
 
 def test_chain(family, user, django_assert_num_queries):
-    """Runs that follow each other stand below each other without an indent; it takes two queries."""
+    """Successive runs are listed without an indent; it takes two queries."""
     for name, under in (('a1', None), ('a2', 'a1'), ('a3', 'a2')):
         last = family.make(name, under)
     user.get_all_permissions()
@@ -57,7 +57,7 @@ def test_chain(family, user, django_assert_num_queries):
 
 
 def test_branches(family, user):
-    """Only where a run starts several does the tree branch; each stands before what is under it."""
+    """The tree branches only where a run starts several; each is listed before what is under it."""
     for name, under in (('a', None), ('b1', 'a'), ('b2', 'a'), ('b1x', 'b1'), ('b2x', 'b2'), ('b2y', 'b2')):
         family.make(name, under)
     assert outline(reader.load_workflow(family.runs['b2'], user)) == [
@@ -66,7 +66,7 @@ def test_branches(family, user):
 
 
 def test_hidden(family, user):
-    """What a hidden run has started moves up to the next one that the reader may view, or to the top."""
+    """Children of a hidden run move up to the next visible one, or to the top."""
     names = ['hidden1', 'a', 'hidden2', 'hidden3', 'b']
     for name, under in zip(names, [None, *names]):
         family.make(name, under)
@@ -76,7 +76,7 @@ def test_hidden(family, user):
 
 
 def test_circle(family, user):
-    """Rows that name each other as parents, or themselves, end nobody's search."""
+    """Rows that name each other, or themselves, as parents end the search."""
     one, two = family.make('a1'), family.make('a2', 'a1')
     CeleryResult.objects.filter(pk=one.pk).update(parent_id=two.task_id)
     CeleryResult.objects.filter(pk=two.pk).update(parent_id=two.task_id)
@@ -101,7 +101,7 @@ def test_is_workflow(family):
 
 
 def test_times(family, user):
-    """It lasts from its first creation to its last end, and until now while a run of it goes on."""
+    """It lasts from its first creation to its last end, or until now while a run is unfinished."""
     begin = timezone.now() - timedelta(seconds=100)
     first, second = family.make('a'), family.make('b', 'a')
     CeleryResult.objects.update(created=begin)
@@ -116,7 +116,7 @@ def test_times(family, user):
 
 
 def test_nothing_to_see(family):
-    """Somebody who may view none of it."""
+    """A user who may view none of it."""
     workflow = reader.load_workflow(family.make('hidden'), User.objects.create_user('stranger'))
     assert (workflow.nodes, workflow.hidden, workflow.duration) == ([], 1, timedelta())
     assert reader.rows(workflow, ()) == []
@@ -145,7 +145,7 @@ def group(family):
 
 
 def test_folded(group, user):
-    """The parts of a group are a line; what follows one of them is shown all the same."""
+    """The parts of a group are one line; what follows one of them is shown all the same."""
     body, __ = group
     assert shown(reader.load_workflow(body, user)) == [
         ('a', None, 0), ('b x8', False, 1), ('body', None, 1), ('beside', None, 1)
@@ -161,7 +161,7 @@ def test_unfolded(group, user):
 
 
 def test_small_group(family, user):
-    """A few are not folded."""
+    """A small group is not folded."""
     family.make('a')
     group_id = uuid4()
     for number in range(reader.FOLD_FROM - 1):
@@ -170,7 +170,7 @@ def test_small_group(family, user):
 
 
 def test_group_of_chains(user):
-    """The first runs of several chains belong together, though nothing but their root says so."""
+    """The first runs of several chains are grouped, though only their root connects them."""
     root_id = uuid4()
     for __ in range(reader.FOLD_FROM):
         run = make_result(name='a', root_id=root_id)
@@ -179,7 +179,7 @@ def test_group_of_chains(user):
 
 
 def test_name_and_statuses():
-    """Some of the names, and how many of each status there are, in the order of the statuses."""
+    """Some of the names, and the number of runs by status, in the order of the statuses."""
     runs = [make_result(status, name=name) for status, name in (
         ('errored', 'd'), ('completed', 'c'), ('running', 'b'), ('completed', 'a'), ('completed', 'a')
     )]
@@ -195,7 +195,7 @@ def test_name_and_statuses():
 # The timeline
 
 def test_bars(family, user):
-    """What a run waited, and each of its attempts; the last one has the colour of the run."""
+    """The time that a run waited, and each of its attempts; the last one has the run's color."""
     begin = timezone.now() - timedelta(seconds=100)
 
     def at(seconds):
@@ -216,7 +216,7 @@ def test_bars(family, user):
 @pytest.mark.parametrize('status, kinds', [
     ('pending', ['wait']), ('revoked', ['wait']), ('running', ['running']), ('retrying', ['retrying', 'wait']),
 ])
-def test_bars_of_what_has_not_ended(family, user, status, kinds):
+def test_bars_of_unfinished_runs(family, user, status, kinds):
     started = timezone.now() - timedelta(seconds=50)
     attempts = {
         'running': [{'number': 1, 'started': started.isoformat(), 'ended': None}],

@@ -1,4 +1,4 @@
-"""What people do to tasks and runs: whether they may, what becomes of it, and what the change log says."""
+"""What people do to tasks and runs: permissions, effects, and the change log."""
 from uuid import uuid4
 
 import pytest
@@ -23,7 +23,7 @@ def user():
 
 @pytest.fixture
 def request_of(rf, user):
-    """A request of the user's, as NetBox's middleware leaves it."""
+    """A request of the user, as NetBox's middleware leaves it."""
     request = rf.post('/')
     request.user, request.id = user, uuid4()
     return request
@@ -33,8 +33,8 @@ def logged():
     return list(ObjectChange.objects.order_by('pk').values_list('changed_object_id', 'action', 'message'))
 
 
-def anew(user):
-    """Return the user as the next request has it: permissions are kept on the object."""
+def reloaded(user):
+    """Return the user as the next request has it: permissions are cached on the object."""
     return User.objects.get(pk=user.pk)
 
 
@@ -50,12 +50,12 @@ def test_not_runnable(columns, expected):
 
 
 def test_may_run(user):
-    """A permission of that name, on that task."""
+    """A permission with that action, on that task."""
     task, other = make_task(), make_task('plugin:other')
     grant(user, CeleryTask, actions=['view'])
     assert not runs.may_run(user, task)
     grant(user, CeleryTask, actions=['run'], constraints={'name': HELLO_WORLD})
-    user = anew(user)
+    user = reloaded(user)
     assert (runs.may_run(user, task), runs.may_run(user, other)) == (True, False)
 
 
@@ -64,7 +64,7 @@ def test_may_run(user):
     ([], True),
 ], ids=str)
 def test_check_calls(user, names, is_permitted):
-    """All of them; what the catalogue does not have, and what calls others, is for those who may run all."""
+    """All calls are checked; those without a catalogue entry, or that call others, need the right to run all tasks."""
     make_task(), make_task('plugin:other'), make_task('celery.map')
     grant(user, CeleryTask, actions=['run'], constraints={'name__in': [HELLO_WORLD, 'celery.map']})
     if is_permitted:
@@ -73,18 +73,18 @@ def test_check_calls(user, names, is_permitted):
         with pytest.raises(PermissionDenied):
             runs.check_calls(user, names)
     grant(user, CeleryTask, actions=['run'])
-    runs.check_calls(anew(user), names)
+    runs.check_calls(reloaded(user), names)
 
 
 def test_disabled(user):
-    """Also inside of another one; permission comes first."""
+    """Also inside another call; permission is checked first."""
     make_task(enabled=False)
     result = make_result(celery_name='celery.map', args=[], kwargs=MAP)
     with pytest.raises(PermissionDenied):
         runs.check_rerun(user, result)
     grant(user, CeleryTask, actions=['run'])
     with pytest.raises(runs.NotRunnable, match='is disabled'):
-        runs.check_rerun(anew(user), make_result(celery_name='plugin:unknown'), result)
+        runs.check_rerun(reloaded(user), make_result(celery_name='plugin:unknown'), result)
 
 
 def test_run_that_calls_itself_too_deeply(user):
@@ -106,7 +106,7 @@ def test_run(request_of, user):
 
 
 def test_run_of_what_calls_others(request_of, user):
-    """`celery.map` and its like are what they call."""
+    """`celery.map` and the like need the permission for what they call."""
     task = make_task('celery.map')
     make_task()
     grant(user, CeleryTask, actions=['run'], constraints={'name': 'celery.map'})
@@ -117,7 +117,7 @@ def test_run_of_what_calls_others(request_of, user):
 
 @pytest.mark.parametrize('joined', [False, True])
 def test_joined(request_of, monkeypatch, joined):
-    """A call that has joined another run has made none, for the change log."""
+    """A call that joined another run has created none, for the change log."""
     result = make_result('running')
     result.joined = joined
     monkeypatch.setattr(CeleryResult, 'enqueue', lambda *args, **kwargs: result)
@@ -132,7 +132,7 @@ def test_rerun(request_of, user):
     assert logged() == [(again.pk, 'create', f'Run again from run {done.pk}')]
 
 
-def test_rerun_into_a_queue_that_is_none(request_of):
+def test_rerun_on_an_unknown_queue(request_of):
     done = make_result('failed', args=[], kwargs={}, options={'queue': 'unacked'})
     with pytest.raises(QueueRefused):
         runs.rerun(request_of, done)
@@ -145,7 +145,7 @@ def test_rerun_into_a_queue_that_is_none(request_of):
     ('pending', 'revoked'), ('scheduled', 'revoked'), ('running', 'running'), ('completed', 'completed'),
 ])
 def test_cancel(request_of, status, expected):
-    """Once, as long as the run has not ended; its entry has what was before."""
+    """Once, as long as the run is unfinished; its entry has the values from before."""
     result = make_result(status)
     could = status != 'completed'
     assert [runs.cancel(request_of, result) for __ in range(2)] == [could, False]
@@ -157,7 +157,7 @@ def test_cancel(request_of, status, expected):
 
 
 def test_cancel_many(request_of, monkeypatch):
-    """In batches; those that have ended are left alone."""
+    """In batches; finished runs are left alone."""
     monkeypatch.setattr(runs, 'BATCH', 2)
     waiting, done = [make_result('pending') for __ in range(4)], make_result('completed')
     ids = [waiting[0].pk, done.pk, *(run.pk for run in waiting[1:])]
@@ -168,7 +168,7 @@ def test_cancel_many(request_of, monkeypatch):
 
 
 def test_cancel_workflow(request_of, user):
-    """What the user may view and cancel of it; the others go on, and other workflows too."""
+    """Runs that the user may view and cancel; others continue, and so do other workflows."""
     first = make_result('running', name='mine 1')
     CeleryResult.objects.filter(pk=first.pk).update(root_id=first.task_id)
     first.refresh_from_db()
@@ -195,7 +195,7 @@ def test_cancel_workflow(request_of, user):
 
 
 def test_chord_that_goes_on(request_of, user):
-    """A part that is done may be about to send the body: it counts as cancelled, too."""
+    """A finished part may be about to send the body: it is marked as cancelled, too."""
     grant(user, CeleryResult, actions=['view', 'cancel'])
     part = make_result('completed', options={'chord': {'task': 'body'}})
     assert runs.cancel_workflow(request_of, part) == (0, 0)

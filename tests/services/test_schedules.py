@@ -1,4 +1,4 @@
-"""Who may make and change schedules, and as whom their runs act: the same whichever way they are changed."""
+"""Who may create and change schedules, and as whom their runs act, however they are changed."""
 from functools import partial
 from uuid import uuid4
 
@@ -20,7 +20,7 @@ LIST = '/plugins/celery/schedules/'
 
 
 class WaysMixin:
-    """The ways to make and to change a schedule. Each returns the answer; what it did is to be looked up."""
+    """The ways to create and to change a schedule. Each returns the answer; the effect is looked up."""
 
     def setUp(self):
         super().setUp()
@@ -124,7 +124,7 @@ class MakeTest(WaysMixin, PageTestCase):
             schedule.delete()
 
     def test_run_alone_does_not_help(self):
-        """Schedules have permissions of their own."""
+        """Schedules have their own permissions."""
         self.user.object_permissions.all().delete()
         grant(self.user, CelerySchedule)
         grant(self.user, CeleryTask, actions=['view', 'run'])
@@ -133,8 +133,8 @@ class MakeTest(WaysMixin, PageTestCase):
                 self.assertHttpStatus(make(), 403)
                 self.assertFalse(CelerySchedule.objects.exists())
 
-    def test_nobody_makes_others_act(self):
-        """Whatever a request says of an owner: it is who asks."""
+    def test_owner_is_the_requesting_user(self):
+        """Whatever the request gives as owner."""
         boss = User.objects.create_superuser('boss')
         grant(self.user, CeleryTask, actions=['run'])
         for make in self.each(('make_by_form', 'make_by_rest')):
@@ -154,7 +154,7 @@ class MakeTest(WaysMixin, PageTestCase):
         self.assertIn('You do not have permission to run the task.', response.json()['detail'])
 
     def test_parameters_of_hidden_tasks_stay_hidden(self):
-        """Neither the form nor an error tells of parameters of a task that one may not see, or not run."""
+        """Neither the form nor an error shows parameters of a task that the user may not view, or not run."""
         self.user.object_permissions.all().delete()
         grant(self.user, CelerySchedule, actions=['view', 'add'])
         CeleryTask.objects.update(parameters=[
@@ -170,7 +170,7 @@ class MakeTest(WaysMixin, PageTestCase):
 
 
 class HiddenObjectTest(WaysMixin, PageTestCase):
-    """It is not to be found out whether an object exists that one may not view."""
+    """Users cannot find out whether an object exists that they may not view."""
 
     def setUp(self):
         super().setUp()
@@ -196,7 +196,7 @@ class HiddenObjectTest(WaysMixin, PageTestCase):
     def test_made(self):
         for make in self.each(('make_by_rest', 'make_by_import')):
             self.assertAlike(make, object_type='dcim.site', name='New')
-            # Also if something else is wrong, of which one of them would tell
+            # Also with another error, which one of them would reveal
             self.assertAlike(make, object_type='dcim.site', name='New', crontab='61 * * * *')
             make(object_type='dcim.site', object_id=self.known.pk, name='New')
             self.assertEqual(CelerySchedule.objects.get(name='New').object, self.known)
@@ -211,18 +211,18 @@ class HiddenObjectTest(WaysMixin, PageTestCase):
             change(object_type='dcim.site', object_id=self.known.pk)
             self.assertEqual(CelerySchedule.objects.get().object, self.known)
             self.assertAlike(change)
-            # Who may not view the one that it has leaves it alone
+            # A user who may not view the current one leaves it alone
             CelerySchedule.objects.update(object_id=self.hidden.pk)
             change(description=str(way))
             self.assertEqual(CelerySchedule.objects.get().object, self.hidden)
 
-    def test_type_of_a_plugin_that_is_gone(self):
+    def test_type_of_a_removed_plugin(self):
         ContentType.objects.create(app_label='gone_plugin', model='thing')
         for make in self.each(('make_by_rest', 'make_by_import')):
             self.assertAlike(make, object_type='gone_plugin.thing', name='New')
 
     def test_form(self):
-        """The form, also as it is rendered anew, knows of both the same."""
+        """The form, also when it is rendered again, treats both alike."""
         about = {'object_content_type': ContentType.objects.get_for_model(Site).pk}
         for change in (self.make_by_form, partial(self.change_by_form, self.schedule)):
             hidden, none = (
@@ -257,7 +257,7 @@ class ChangeTest(WaysMixin, PageTestCase):
             change(self.schedule, description='Changed')
             self.assertEqual(self.stored().description, '')
 
-    def test_without_run_nothing_is_switched(self):
+    def test_enabling_needs_run(self):
         for enabled in (True, False):
             CelerySchedule.objects.update(enabled=enabled)
             for change in self.each(self.CHANGING):
@@ -265,7 +265,7 @@ class ChangeTest(WaysMixin, PageTestCase):
                 self.assertEqual(self.stored().enabled, enabled)
 
     def test_renamed(self):
-        """To rename one is to change it, and changes nothing of what is run."""
+        """A new name is a change of the schedule, but not of what it runs."""
         ways = ('change_by_form', 'change_by_rest', 'change_by_bulk_rest', 'change_by_import', 'change_by_rename')
         for change in self.each(ways):
             change(self.schedule, name='Renamed')
@@ -276,8 +276,8 @@ class ChangeTest(WaysMixin, PageTestCase):
             self.assertEqual((self.stored().name, self.stored().owner), ('Renamed', self.owner))
             CelerySchedule.objects.update(name='Hello')
 
-    def test_wrong_by_now(self):
-        """A schedule whose arguments do not fit its task any more can be disabled and described, not enabled."""
+    def test_arguments_that_no_longer_fit(self):
+        """Such a schedule can be disabled and described, but not enabled."""
         grant(self.user, CeleryTask, actions=['run'])
         for change in self.each(self.CHANGING):
             CelerySchedule.objects.update(enabled=True, kwargs={'nobody': 1})
@@ -289,8 +289,8 @@ class ChangeTest(WaysMixin, PageTestCase):
             self.assertFalse(self.stored().enabled)
             self.assertEqual(self.stored().owner, self.owner)
 
-    def test_object_is_gone(self):
-        """It keeps nobody from changing the rest; it is dropped by nobody who does not say so."""
+    def test_deleted_object(self):
+        """The rest can be changed; the reference stays unless the user removes it."""
         grant(self.user, CeleryTask, actions=['run'])
         site = Site.objects.create(name='Site 1', slug='site-1')
         about_site = ContentType.objects.get_for_model(Site), site.pk
@@ -312,8 +312,8 @@ class ChangeTest(WaysMixin, PageTestCase):
             self.assertEqual(self.stored().name, f'Renamed {object_id}')
             self.schedule.refresh_from_db()
 
-    def test_object_that_is_gone_is_another(self):
-        """What does not exist cannot be chosen, also instead of what exists no more."""
+    def test_deleted_object_cannot_be_chosen(self):
+        """Nor can another object that does not exist replace it."""
         grant(self.user, CeleryTask, actions=['run'])
         grant(self.user, Site)
         CelerySchedule.objects.update(object_type=ContentType.objects.get_for_model(Site), object_id=4711)
@@ -330,7 +330,7 @@ class ChangeTest(WaysMixin, PageTestCase):
             self.assertEqual(self.stored().description, '')
 
     def test_without_change(self):
-        """`run` on the task does not make up for `change` on the schedule."""
+        """`run` on the task does not replace `change` on the schedule."""
         self.user.object_permissions.all().delete()
         grant(self.user, CelerySchedule, actions=['view', 'add'])
         grant(self.user, CeleryTask, actions=['view', 'run'])
@@ -339,8 +339,8 @@ class ChangeTest(WaysMixin, PageTestCase):
                 change(self.schedule, description='Changed')
             self.assertEqual(self.stored().description, '')
 
-    def test_what_it_would_become(self):
-        """Constraints hold of a schedule before and after, one or many."""
+    def test_constraints_before_and_after(self):
+        """Constraints apply to a schedule before and after a change, for one or many."""
         self.user.object_permissions.all().delete()
         grant(self.user, CelerySchedule, actions=['view', 'add'])
         grant(self.user, CeleryTask, actions=['view', 'run'])
@@ -355,7 +355,7 @@ class ChangeTest(WaysMixin, PageTestCase):
             CelerySchedule.objects.update(description='')
 
     def test_owner_stays(self):
-        """Who changes nothing of what is run does not become the owner."""
+        """A user who changes nothing of what is run does not become the owner."""
         grant(self.user, CeleryTask, actions=['run'])
         for number, change in enumerate(self.each(self.CHANGING)):
             change(self.schedule, description=f'Changed {number}', overlap='skip', enabled=False)
@@ -364,8 +364,8 @@ class ChangeTest(WaysMixin, PageTestCase):
             self.assertEqual(schedule.owner, self.owner)
             CelerySchedule.objects.update(enabled=True)
 
-    def test_what_is_run_is_whose_it_is(self):
-        """Who changes what is run becomes the owner: the runs do not act as somebody who wanted something else."""
+    def test_changing_what_is_run_changes_the_owner(self):
+        """The runs act as the user who changed what is run."""
         grant(self.user, CeleryTask, actions=['run'])
         grant(self.user, Site)
         for change in self.each(self.CHANGING):
@@ -384,7 +384,7 @@ class ChangeTest(WaysMixin, PageTestCase):
                 CelerySchedule.objects.filter(pk=self.schedule.pk).update(**before)
 
     def test_task_of_another(self):
-        """To put another task in the place of one, one must be allowed to run both."""
+        """To exchange the task, a user must be allowed to run both."""
         for name in (HELLO_WORLD, 'plugin:other'):
             permission = grant(self.user, CeleryTask, actions=['run'], constraints={'name': name})
             for change in self.each(('change_by_form', 'change_by_rest')):
@@ -396,7 +396,7 @@ class ChangeTest(WaysMixin, PageTestCase):
         self.assertEqual((self.stored().task, self.stored().owner), (self.other_task, self.user))
 
     def test_true_is_not_one(self):
-        """In Python they are the same; to a task they are not."""
+        """They are equal in Python; to a task they are not."""
         CeleryTask.objects.update(parameters=[
             {'name': 'value', 'kind': 'keyword_only', 'annotation': '', 'required': True}
         ])
@@ -407,7 +407,7 @@ class ChangeTest(WaysMixin, PageTestCase):
         self.assertEqual(self.stored().owner, self.user)
 
     def test_enabled_without_an_owner(self):
-        """A schedule whose owner may not run its task would only fail: it must be taken over first."""
+        """A schedule whose owner may not run its task would only fail, so it must be taken over first."""
         grant(self.user, CeleryTask, actions=['run'])
         for owner in (None, User.objects.create_user('guest')):
             CelerySchedule.objects.update(enabled=False, owner=owner)
@@ -417,7 +417,7 @@ class ChangeTest(WaysMixin, PageTestCase):
                 self.assertFalse(self.stored().enabled)
 
     def test_settings_and_code(self):
-        """Of those only what is people's is changed, whichever way."""
+        """Only what people decide is changed, in whichever way."""
         grant(self.user, CeleryTask, actions=['run'])
         for origin in ('settings', 'code'):
             CelerySchedule.objects.update(origin=origin, owner=None)
@@ -432,7 +432,7 @@ class ChangeTest(WaysMixin, PageTestCase):
 
 
 class StoppedTest(WaysMixin, PageTestCase):
-    """What beat has stopped is stopped until people enable it, in each way; then it is theirs to disable."""
+    """A schedule that beat stopped stays stopped until people enable it; then they can disable it."""
 
     def setUp(self):
         super().setUp()
@@ -455,7 +455,7 @@ class StoppedTest(WaysMixin, PageTestCase):
                 self.assertEqual((self.stored().enabled, self.stored().stopped), (enabled, None))
 
     def test_another_owner(self):
-        """Who changes what it runs and leaves it disabled has decided that it shall not run."""
+        """A user who changes what it runs and leaves it disabled has decided that it does not run."""
         for change in self.each(self.CHANGING):
             CelerySchedule.objects.update(enabled=False, next_run=None, stopped=timezone.now(), owner=None, queue='')
             self.schedule.refresh_from_db()
@@ -463,7 +463,7 @@ class StoppedTest(WaysMixin, PageTestCase):
             self.assertEqual((self.stored().owner, self.stored().enabled), (self.user, False))
             self.assertIsNone(self.stored().stopped)
 
-    def test_it_is_not_the_clients(self):
+    def test_clients_cannot_write_it(self):
         now = timezone.now()
         self.change_by_rest(self.schedule, enabled=False, stopped=now.isoformat())
         self.change_by_import(self.schedule, description='x', stopped=now.isoformat())
@@ -476,7 +476,7 @@ class StoppedTest(WaysMixin, PageTestCase):
 class ConcurrentTest(WaysMixin, PageTestCase):
 
     def test_owner_goes_with_what_is_run(self):
-        """Somebody who saves an old copy does not put words into the mouth of who came between."""
+        """Saving an old copy does not attribute its content to the user who changed it meanwhile."""
         grant(self.user, CeleryTask, actions=['run'])
         owner = User.objects.create_user('olga')
         schedule = make_schedule(owner=owner, kwargs={'name': 'Old'})
@@ -500,7 +500,7 @@ class TakeOverTest(PageTestCase):
         with self.assertRaises(PermissionDenied):
             scheduling.take_over(self.user, self.schedule)
 
-    def test_one_that_was_stopped_goes_on(self):
+    def test_stopped_schedule_is_enabled(self):
         """Whatever runs there have been since."""
         CelerySchedule.objects.update(stopped=timezone.now())
         make_result('completed', schedule=self.schedule)
@@ -512,7 +512,7 @@ class TakeOverTest(PageTestCase):
         self.assertIsNotNone(self.schedule.next_run)
         self.assertIsNone(self.schedule.stopped)
 
-    def test_one_that_somebody_disabled_stays_so(self):
+    def test_disabled_schedule_stays_disabled(self):
         make_result('failed', schedule=self.schedule, reason='not_permitted')
         grant(self.user, CeleryTask, actions=['run'])
         scheduling.take_over(self.user, self.schedule)

@@ -1,4 +1,4 @@
-"""What the tests of pages have in common."""
+"""Base classes for the tests of pages."""
 
 from tests.factories import grant
 from utilities.testing import TestCase, disable_warnings
@@ -11,7 +11,7 @@ __all__ = (
 
 
 class PluginURLMixin:
-    """Addresses of a plugin, for NetBox's bases."""
+    """The plugin's URLs, for NetBox's base classes."""
 
     def _get_base_url(self):
         return f'plugins:netbox_celery:{self.model._meta.model_name}_{{}}'
@@ -22,7 +22,7 @@ class PageTestCase(PluginURLMixin, TestCase):
     htmx = {'HX-Request': 'true'}
 
     def assertIn(self, member, container, msg=None):
-        """Like the original, but a page that lacks something is not printed in full."""
+        """Like the original, but without printing a whole page that lacks something."""
         if isinstance(container, str) and member not in container:
             self.fail(msg or f'{member!r} is not in the page')
         super().assertIn(member, container, msg)
@@ -44,7 +44,7 @@ class PageTestCase(PluginURLMixin, TestCase):
 
 
 class ConfirmTestCases:
-    """Bases for tests. (Inside a class, so that they are not collected as tests themselves.)"""
+    """Base classes. (Inside a class, so that they are not collected as tests themselves.)"""
 
     class ConfirmTestCase(PageTestCase):
         """
@@ -59,11 +59,11 @@ class ConfirmTestCases:
             raise NotImplementedError
 
         def assertDone(self, obj, response):
-            """What the action does has been done."""
+            """The action's effect has happened."""
             raise NotImplementedError
 
         def assertNotDone(self, obj):
-            """Nothing has been done."""
+            """Nothing has happened."""
             raise NotImplementedError
 
         def setUp(self):
@@ -99,7 +99,7 @@ class ConfirmTestCases:
             self.assertRefused(404)
 
         def test_object_is_not_visible(self):
-            """Who may not see it does not learn that it exists, whatever else they may do to it."""
+            """A user who may not view it does not learn that it exists, whatever else they may do to it."""
             self.user.object_permissions.filter(object_types__model=self.model._meta.model_name).delete()
             grant(self.user, self.model, actions=[self.action])
             self.assertRefused(404)

@@ -27,8 +27,8 @@ class CancelTest(ConfirmTestCases.ConfirmTestCase):
         obj.refresh_from_db()
         self.assertEqual((obj.status, obj.cancelled), ('pending', None))
 
-    def test_effect_is_told(self):
-        """Before it is done: what a cancel will do to this run."""
+    def test_effect_is_announced(self):
+        """The page says beforehand what a cancel will do to this run."""
         grant(self.user, CeleryResult, actions=['view', 'cancel'])
         prefork, threads = make_worker(), make_worker('celery@threads', pool='threads')
         for result, effect in (
@@ -104,7 +104,7 @@ class RerunTest(ConfirmTestCases.ConfirmTestCase):
         self.assertEqual(CeleryResult.objects.get(), obj)
 
     def assertNotStarted(self, reason):
-        """It is not offered, and not done when asked for all the same."""
+        """The action is neither offered, nor done if requested all the same."""
         page = self.page(self.url)
         self.assertIn(reason, page)
         self.assertNotIn('btn btn-primary', page.split('modal-footer')[1])
@@ -127,7 +127,7 @@ class RerunTest(ConfirmTestCases.ConfirmTestCase):
         self.assertNotStarted('is not registered')
 
     def test_needs_permission_to_run_the_task(self):
-        """Also where the catalogue does not know it."""
+        """Also if the catalogue does not have the task."""
         self.may_run.delete()
         grant(self.user, CeleryResult, actions=['view', 'rerun'])
         self.assertRefused(403)
@@ -156,7 +156,7 @@ class RerunTest(ConfirmTestCases.ConfirmTestCase):
         self.assertEqual((change.user, change.action), (self.user, 'create'))
 
     def test_running(self):
-        """A run that has not ended can be repeated; the user is told that both may run."""
+        """An unfinished run can be repeated; the user is told that both may run."""
         grant(self.user, CeleryResult, actions=['view', 'rerun'])
         running = make_result('running')
         self.assertIn('both may run at the same time', self.page(f'{running.get_absolute_url()}rerun/'))
@@ -215,7 +215,7 @@ class BulkCancelTest(BulkTestCase):
         self.assertEqual((change.prechange_data['status'], change.postchange_data['status']), ('pending', 'revoked'))
 
     def test_all_that_match(self):
-        """All that match the filters, and none that came into being since the question."""
+        """All that match the filters, and none created after the question."""
         grant(self.user, CeleryResult, actions=['view', 'cancel'])
         other = make_result('pending', queue='other')
         page = self.post({'_all': 'on'}, f'{self.url}?queue__empty=true').content.decode()
@@ -231,7 +231,7 @@ class BulkCancelTest(BulkTestCase):
                 self.assertHttpStatus(self.post(data), 302)
 
     def test_limit(self):
-        """More than fit into a request are done in turn, the oldest first."""
+        """More runs than one request can process are done in turn, the oldest first."""
         grant(self.user, CeleryResult, actions=['view', 'cancel'])
         with patch('netbox_celery.views.bulk.CeleryResultBulkCancelView.limit', 2):
             self.assertIn('Only the oldest 2 will be processed', self.post({'pk': self.pks}).content.decode())
@@ -275,7 +275,7 @@ class BulkRerunTest(BulkTestCase):
         self.assertEqual({run.user for run in self.new()}, {self.user})
 
     def test_some_cannot_be_started(self):
-        """The others are, and each reason is told once."""
+        """The others are, and each reason is shown once."""
         grant(self.user, CeleryResult, actions=['view', 'rerun'])
         make_task('netbox_example_plugin:off', enabled=False)
         grant(self.user, CeleryTask, actions=['run'])

@@ -1,4 +1,4 @@
-"""The log of a run: what a page shows of it, what a poll brings, and what a download holds."""
+"""The log of a run: what a page shows, what a poll returns, and what a download contains."""
 import json
 from datetime import timedelta
 from unittest.mock import patch
@@ -19,7 +19,7 @@ STOP_POLLING = 286
 
 
 class LogTestCase(PageTestCase):
-    """A log of five lines, of a run that goes on."""
+    """A log of five lines, of an active run."""
 
     def setUp(self):
         super().setUp()
@@ -49,7 +49,7 @@ class LogTestCase(PageTestCase):
 
 
 class LogPageTest(LogTestCase):
-    """What is there when a page opens."""
+    """What a page shows when it opens."""
 
     def test_lines_are_on_the_page(self):
         for url in (self.result.get_absolute_url(), f'{self.result.get_absolute_url()}log/'):
@@ -59,7 +59,7 @@ class LogPageTest(LogTestCase):
                 self.assertEqual(self.cursor(response), self.lines[-1].pk)
                 self.assertIn('hx-trigger="every 1s"', response.content.decode())
 
-    def test_ended_run_is_not_polled(self):
+    def test_finished_run_is_not_polled(self):
         self.result = make_result('completed')
         page = self.page(self.result.get_absolute_url())
         self.assertNotIn('every 1s', page)
@@ -103,7 +103,7 @@ class LogPageTest(LogTestCase):
         self.assertNotIn(xss.format('q'), self.page(f'{self.result.get_absolute_url()}log/', {'q': xss.format('q')}))
 
     def test_objects(self):
-        """Lines link the objects that they are about, if the reader may view them; a query for each type."""
+        """Lines link their objects, if the reader may view them, with one query for each type."""
         visible, hidden = (Site.objects.create(name=f'{name} site', slug=name) for name in ('visible', 'hidden'))
         grant(self.user, Site, constraints={'name__startswith': 'visible'})
         for site in (visible, hidden):
@@ -135,7 +135,7 @@ class LogPageTest(LogTestCase):
         self.assertNotIn('data-celery-group="main"', page)
 
     def test_group_without_a_name(self):
-        """Its heading is no empty button, with which nothing could be chosen."""
+        """Its heading is not an empty button, which could not be chosen."""
         make_log(self.result, 'a')
         make_log(self.result, 'b', grouping='')
         page = self.page(self.url)
@@ -170,10 +170,10 @@ class LogFilterTest(LogTestCase):
         self.assertIn('No matching entries', self.page(self.url, {'q': 'nothing'}))
 
     def test_cursor_passes_what_does_not_match(self):
-        """A poll with a filter looks at each line once."""
+        """A poll with a filter reads each line once."""
         self.assertEqual(self.cursor(self.poll(q='one')), self.lines[-1].pk)
 
-    def test_rubbish_does_no_harm(self):
+    def test_invalid_filters_are_harmless(self):
         for params in (
             {'level': 'x'}, {'level': '99999999999999999999'}, {'after': 'x'}, {'after': '-1'}, {'after': '9' * 40},
             {'before': 'x'}, {'before': '²'}, {'grouping': '\x00'}, {'q': '\x00'}, {'q': 'x' * 1000},
@@ -184,7 +184,7 @@ class LogFilterTest(LogTestCase):
 
 
 class PollTest(LogTestCase):
-    """A poll brings what is new, and ends with the run."""
+    """A poll returns new lines, and polling ends with the run."""
 
     def test_new_lines_only(self):
         response = self.poll(self.lines[2].pk)
@@ -196,13 +196,13 @@ class PollTest(LogTestCase):
         self.assertEqual(self.shown(response), ['six'])
         self.assertNotIn('HX-Reswap', response.headers)
 
-    def test_stops_when_the_run_has_ended(self):
+    def test_stops_when_the_run_has_finished(self):
         self.poll(status=200)
         CeleryResult.objects.filter(pk=self.result.pk).update(status='completed', completed=timezone.now())
         self.assertEqual(self.shown(self.poll(status=STOP_POLLING)), ['one', 'two', 'three', 'four', 'five'])
 
     def test_end_waits_for_the_last_line(self):
-        """Who does not follow gets every line before polling stops."""
+        """A page that does not follow gets every line before polling stops."""
         CeleryResult.objects.filter(pk=self.result.pk).update(status='completed', completed=timezone.now())
         with patch.object(live, 'WINDOW', 3):
             first = self.poll(follow=False, status=200)
@@ -210,23 +210,23 @@ class PollTest(LogTestCase):
             second = self.poll(self.cursor(first), follow=False, status=STOP_POLLING)
             self.assertEqual(self.shown(second), ['four', 'five'])
 
-    def test_who_follows_is_taken_to_the_end(self):
-        """A log that grows faster than polls can carry: the last lines take the place of those shown."""
+    def test_following_page_jumps_to_the_end(self):
+        """If a log grows faster than polls can keep up, the last lines replace those shown."""
         with patch.object(live, 'WINDOW', 2):
             response = self.poll(self.lines[0].pk)
         self.assertEqual(self.shown(response), ['four', 'five'])
         self.assertEqual(response['HX-Reswap'], 'innerHTML')
         self.assertIn(f'name="before" value="{self.lines[3].pk}"', response.content.decode())
 
-    def test_status_and_progress_come_along(self):
+    def test_status_and_progress_are_returned(self):
         CeleryResult.objects.filter(pk=self.result.pk).update(value=3, value_max=4, step='Berlin')
         page = self.poll().content.decode()
         self.assertIn('id="celery-status" class="celery-live" hx-swap-oob="true"', page)
         for text in ('width: 75.00%', '3 of 4', 'Berlin'):
             self.assertIn(text, page)
 
-    def test_change_of_state_brings_the_rest(self):
-        """The other panels and the buttons are rendered when there is something new to them."""
+    def test_change_of_state_returns_the_rest(self):
+        """The other panels and the buttons are rendered when they have changed."""
         grant(self.user, CeleryResult, actions=['cancel', 'rerun'])
         fragments = ('celery-error', 'celery-result', 'celery-attempts', 'celery-data', 'celery-action-cancel')
         page = self.poll().content.decode()
@@ -243,7 +243,7 @@ class PollTest(LogTestCase):
         self.assertNotIn(f'{self.result.get_absolute_url()}cancel/', page)
 
     def test_whole_page(self):
-        """A page that shows the log alone gets no panels, but a badge."""
+        """A page with the log only gets no panels, but a badge."""
         CeleryResult.objects.filter(pk=self.result.pk).update(status='completed', completed=timezone.now())
         page = self.poll(status=STOP_POLLING, whole_page='on').content.decode()
         self.assertIn('id="celery-log-badge"', page)
@@ -260,8 +260,8 @@ class PollTest(LogTestCase):
         }
         self.assertEqual(len(states), 5)
 
-    def test_headings_go_on(self):
-        """A group that goes on from poll to poll has one heading."""
+    def test_headings_across_polls(self):
+        """A group that continues from poll to poll has one heading."""
         make_log(self.result, 'a', grouping='core-1')
         response = self.poll(self.lines[-1].pk)
         page = response.content.decode()
@@ -272,7 +272,7 @@ class PollTest(LogTestCase):
         self.assertNotIn('data-celery-group', page)
 
     def test_cost(self):
-        """A poll that finds nothing new loads no large column and few rows."""
+        """A poll without new lines loads no large column and few rows."""
         self.poll(self.lines[-1].pk)
         with CaptureQueriesContext(connection) as context:
             self.poll(self.lines[-1].pk)
@@ -285,7 +285,7 @@ class PollTest(LogTestCase):
         self.assertNotCacheable(self.poll())
 
     def test_worker_appears(self):
-        """While the run waits, the page says when there is nobody to begin it."""
+        """While the run waits, the page says if no worker can start it."""
         self.result = make_result('pending')
         self.url = f'{self.result.get_absolute_url()}log/lines/'
         self.assertIn('No worker is running', self.poll().content.decode())
@@ -294,7 +294,7 @@ class PollTest(LogTestCase):
 
 
 class LogPermissionTest(LogTestCase):
-    """The log is shown to who may view the run."""
+    """The log is shown to users who may view the run."""
 
     @property
     def urls(self):
@@ -330,7 +330,7 @@ class LogPermissionTest(LogTestCase):
         self.assertAnswers(404)
 
     def test_session_has_ended(self):
-        """The login form is not put into the log: the page is loaded anew."""
+        """The page is reloaded, instead of putting the login form into the log."""
         response = Client().get(self.url, {'after': 0}, headers=self.htmx)
         self.assertEqual((response.status_code, response['HX-Refresh'], response.content), (200, 'true', b''))
         self.assertHttpStatus(Client().get(self.url), 302)
@@ -389,7 +389,7 @@ class DownloadTest(LogTestCase):
         self.assertEqual(json.loads(self.download(format='json')[1]), [])
 
     def test_chunks(self):
-        """However long the log is, a chunk of it is in memory."""
+        """However long the log is, only a chunk of it is in memory."""
         with patch('netbox_celery.views.logs.CHUNK', 2):
             self.assertEqual(len(json.loads(self.download(format='json')[1])), 5)
             self.assertEqual(len(self.download()[1].splitlines()), 5)

@@ -1,4 +1,4 @@
-"""The list of runs, and the pages of one."""
+"""The list of runs, and the pages of one run."""
 from datetime import timedelta
 from unittest.mock import patch
 
@@ -53,7 +53,7 @@ class ResultListTest(PageTestCase):
         self.assertEqual(reverse('plugins:netbox_celery:celeryresult_list'), LIST)
 
     def test_rows_cost_no_queries(self):
-        """However many runs there are, and whatever they are about: a query a type of object, none a row."""
+        """However many runs there are: one query for each type of object, none for a row."""
         user = get_user_model().objects.create(username='somebody')
         sites = [Site.objects.create(name=f'Site {i}', slug=f'site-{i}') for i in range(6)]
 
@@ -76,7 +76,7 @@ class ResultListTest(PageTestCase):
             self.assertNotIn('celerylogentry', query['sql'])
 
     def test_columns(self):
-        """What can be shown can be chosen, and exported."""
+        """All columns can be chosen, and exported."""
         make_result(
             'errored', name='Backup', started=timezone.now() - timedelta(seconds=90), completed=timezone.now(),
             value=30, value_max=40, error='Out of space', reason='worker_lost'
@@ -101,8 +101,8 @@ class ResultListTest(PageTestCase):
                 self.assertIn('Found', page)
                 self.assertNotIn('Other', page)
 
-    def test_wrong_filters(self):
-        """A filter with a wrong value is not none at all: "all that match" must not become all there are."""
+    def test_invalid_filters(self):
+        """An invalid filter is not ignored: "all that match" must not become all runs."""
         grant(self.user, CeleryResult, actions=['delete'])
         make_result('completed', name='Not meant')
         for name, value in (
@@ -122,7 +122,7 @@ class ResultListTest(PageTestCase):
         self.assertIn('Not meant', question.content.decode())
 
     def test_buttons(self):
-        """Rows offer what can be done to them, to who may do it."""
+        """Rows offer the actions that the user may do."""
         ended, running = make_result('completed'), make_result('running')
         cancelling = make_result('running', cancelled=timezone.now())
         buttons = [
@@ -141,7 +141,7 @@ class ResultListTest(PageTestCase):
         self.assertNotIn(f'{cancelling.get_absolute_url()}cancel/', page)
 
     def test_progress_in_another_language(self):
-        """The bar's width is CSS, which has a point where a language may have a comma."""
+        """The bar's width is CSS, with a decimal point in every language."""
         make_result('running', value=1, value_max=3)
         self.assertIn('width: 33.33%', self.page(LIST, headers={'Accept-Language': 'de'}))
 
@@ -184,7 +184,7 @@ class ResultPageTest(PageTestCase):
         ):
             self.assertIn(text, page)
 
-    def test_run_that_is_to_blame(self):
+    def test_culprit(self):
         other = make_result('errored')
         result = make_result(
             'errored', reason='upstream_failed', error=f'Not run, because Hello [{other.task_id}] is errored'
@@ -203,7 +203,7 @@ class ResultPageTest(PageTestCase):
         page = self.show(result)
         for text in (f'href="{schedule.get_absolute_url()}"', 'Nightly', 'device:7', '2099-01-02'):
             self.assertIn(text, page)
-        # When it has ended nobody waits for it any more
+        # A finished run does not wait for a worker
         CeleryResult.objects.update(status='completed', completed=timezone.now())
         self.assertNotIn('2099-01-02', self.show(result))
 
@@ -215,7 +215,7 @@ class ResultPageTest(PageTestCase):
         self.assertNotIn('__type__', self.show(result))
 
     def test_redaction(self):
-        """What the caller hides is not shown: its own representation stands for it."""
+        """The caller's own representation is shown instead of hidden arguments."""
         result = make_result(
             'completed', args=['secret'], kwargs={'password': 'secret'},
             options={'argsrepr': "('***',)", 'kwargsrepr': "{'password': '***'}"}
@@ -272,7 +272,7 @@ class ResultPageTest(PageTestCase):
         self.assertNotIn('netbox_celery/', self.page('/'))
 
     def test_buttons(self):
-        """What can be done is offered to who may do it to this very run."""
+        """The actions are offered to users who may do them to this run."""
         running, ended = make_result('running'), make_result('completed')
 
         def offered(result):
@@ -301,7 +301,7 @@ class ResultPageTest(PageTestCase):
 
 
 class ResultChangesTest(PageTestCase):
-    """What a run changed in NetBox."""
+    """A run's changes in NetBox."""
 
     def setUp(self):
         super().setUp()
@@ -343,7 +343,7 @@ class ResultChangesTest(PageTestCase):
 class DeleteUnfinishedTest(PageTestCase):
 
     def test_delete(self):
-        """A run that is deleted before its end is cancelled: its process does not go on unseen."""
+        """A run that is deleted before its end is cancelled: its process does not continue unseen."""
         grant(self.user, CeleryResult, actions=['delete'])
         result = make_result('running')
         cancelled = []

@@ -1,4 +1,4 @@
-"""Run now, enable, disable and take over: one schedule, from its page; enabling and renaming of many, from the list."""
+"""Run now, enable, disable and take over a schedule from its page; enable and rename many from the list."""
 from contextlib import contextmanager
 from unittest.mock import patch
 
@@ -42,7 +42,7 @@ class ActionTestCase(PageTestCase):
         return CelerySchedule.objects.get(pk=self.schedule.pk)
 
     def state(self):
-        """Return all that the actions change."""
+        """Return everything that the actions change."""
         schedule = self.stored()
         return schedule.enabled, schedule.owner, schedule.next_run, CeleryResult.objects.count()
 
@@ -52,7 +52,7 @@ class ActionTestCase(PageTestCase):
         self.before = self.state()
 
     def post(self, action):
-        """Do it, and return the text of the page that follows."""
+        """Do the action, and return the text of the page that follows."""
         return self.client.post(self.url(action), follow=True).content.decode()
 
 
@@ -60,7 +60,7 @@ class PermissionTest(ActionTestCase):
 
     @contextmanager
     def permissions(self, *permissions):
-        """Give some permissions for a while: arguments of `grant`."""
+        """Grant some permissions for a while: arguments of `grant`."""
         granted = [grant(self.user, *models, **arguments) for models, arguments in permissions]
         yield
         for permission in granted:
@@ -79,7 +79,7 @@ class PermissionTest(ActionTestCase):
                 yield action, permission
 
     def test_permitted(self):
-        """With nothing but what it takes."""
+        """With just the permissions that it needs."""
         for action, permission in self.each():
             with self.permissions(
                 ((CelerySchedule,), {'actions': ['view', permission], 'constraints': {'pk': self.schedule.pk}}),
@@ -120,8 +120,8 @@ class PermissionTest(ActionTestCase):
             ):
                 self.assertRefused(action, 404)
 
-    def test_what_it_would_become(self):
-        """Constraints hold of the object before and after, as in NetBox's own views; else nothing has happened."""
+    def test_constraints_before_and_after(self):
+        """Constraints apply to the object before and after, as in NetBox's own views; else nothing happens."""
         grant(self.user, CelerySchedule)
         for action, constraints in (
             ('enable', {'enabled': False}), ('disable', {'enabled': True}), ('take-over', {'owner': self.owner.pk}),
@@ -142,7 +142,7 @@ class PermissionTest(ActionTestCase):
             self.assertRefused(action, 302)
 
     def test_buttons(self):
-        """They are shown to those who may, where there is something to do."""
+        """They are shown to users who may do it, where it has an effect."""
         grant(self.user, CelerySchedule)
         for action, permission in self.each():
             self.assertNotIn(self.url(action), self.page(self.schedule.get_absolute_url()))
@@ -172,7 +172,7 @@ class PermissionTest(ActionTestCase):
 class RunTest(ActionTestCase):
 
     def test_run(self):
-        """It runs as who asks, beside its times, and the schedule's history has it."""
+        """It runs as the user who asks, besides its times, and is in the schedule's history."""
         self.permit()
         grant(self.user, CeleryResult)
         response = self.client.post(self.url('run'))
@@ -187,12 +187,12 @@ class RunTest(ActionTestCase):
         self.assertIn('Hello', change.message)
 
     def test_without_a_view_of_runs(self):
-        """Who may not see what came of it stays where they are."""
+        """A user who may not view the run stays on the page."""
         self.permit()
         self.assertEqual(self.client.post(self.url('run')).url, self.schedule.get_absolute_url())
 
     def test_disabled_schedule(self):
-        """To try one before it is enabled is what the button is for, too."""
+        """The button can be used to try a schedule before it is enabled."""
         self.permit()
         CelerySchedule.objects.update(enabled=False, owner=None)
         self.client.post(self.url('run'))
@@ -207,7 +207,7 @@ class RunTest(ActionTestCase):
         self.assertIn('xxx…', ObjectChange.objects.get().message)
 
     def test_overlap(self):
-        """The policy holds for a run by hand, too, and who asks is told."""
+        """The policy applies to a run by hand as well, and the user is told."""
         self.permit()
         CelerySchedule.objects.update(overlap='skip')
         self.post('run')
@@ -259,7 +259,7 @@ class EnableTest(ActionTestCase):
         self.assertEqual(ObjectChange.objects.count(), 1)
 
     def test_owner_may_not_run_it(self):
-        """It would be stopped at its next time: so it must be taken over first."""
+        """It would be stopped at its next time, so it must be taken over first."""
         grant(self.user, User)
         CelerySchedule.objects.update(enabled=False)
         for owner, reason in (
@@ -281,8 +281,8 @@ class EnableTest(ActionTestCase):
             self.assertNotIn('guest', self.page(self.schedule.get_absolute_url()))
         self.assertNotIn('guest', self.post('enable'))
 
-    def test_wrong_by_now(self):
-        """One that has become wrong can always be disabled; enabled, only when it is right again."""
+    def test_invalid_schedule(self):
+        """A schedule that has become invalid can always be disabled, and enabled only when it is valid again."""
         wrong = {'kwargs': {'nobody': 'Bob'}}, {'timezone': 'Gone/Away'}, {'crontab': '61 * * * *'}
         for columns in wrong:
             with self.subTest(columns):
@@ -297,7 +297,7 @@ class EnableTest(ActionTestCase):
                 self.post('enable')
                 self.assertTrue(self.stored().enabled)
 
-    def test_object_is_gone(self):
+    def test_deleted_object(self):
         CelerySchedule.objects.update(object_type=ContentType.objects.get_for_model(Site), object_id=4711)
         self.post('disable')
         self.assertFalse(self.stored().enabled)
@@ -312,7 +312,7 @@ class EnableTest(ActionTestCase):
         self.assertFalse(self.stored().enabled)
 
     def test_sourced(self):
-        """Nobody owns it, and nobody has to: it runs in nobody's name."""
+        """It has no owner and needs none: its runs have no user."""
         CelerySchedule.objects.update(origin='code', owner=None)
         self.post('disable')
         self.assertFalse(self.stored().enabled)
@@ -321,14 +321,14 @@ class EnableTest(ActionTestCase):
         self.assertIsNone(self.stored().owner)
 
     def test_absent(self):
-        """One that the code has no more does not run, enabled or not."""
+        """A schedule that is no longer in the code does not run, enabled or not."""
         CelerySchedule.objects.update(origin='code', present=False, enabled=False)
         self.post('enable')
         self.assertEqual((self.stored().enabled, self.stored().next_run), (True, None))
 
 
 class EscapingTest(ActionTestCase):
-    """A name is shown as it is, wherever a page or a message shows it."""
+    """A name is escaped wherever a page or a message shows it."""
 
     def test_escaping(self):
         self.user.is_superuser = True
@@ -369,8 +369,8 @@ class TakeOverTest(ActionTestCase):
         )
         self.assertIn('You already own it.', self.post('take-over'))
 
-    def test_owner_is_gone(self):
-        """What was stopped for want of an owner goes on; what somebody has disabled stays so."""
+    def test_deleted_owner(self):
+        """A schedule stopped for lack of an owner is enabled; one that was disabled by a user stays so."""
         self.owner.delete()
         CelerySchedule.objects.update(enabled=False)
         self.assertIn('The schedule stays disabled.', self.page(self.url('take-over')))

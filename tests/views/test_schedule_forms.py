@@ -1,4 +1,4 @@
-"""Making and changing schedules in the user interface: the form with its preview, import and bulk edit."""
+"""Creating and changing schedules in the user interface: the form with its preview, import and bulk edit."""
 import json
 from datetime import timedelta
 from urllib.parse import parse_qs, urlsplit
@@ -18,7 +18,7 @@ LIST = '/plugins/celery/schedules/'
 
 
 class FormTest(PageTestCase):
-    """Filling it in: what depends on what, what is wrong, and what is saved."""
+    """The form: dependent fields, errors, and what is saved."""
 
     def setUp(self):
         super().setUp()
@@ -37,7 +37,7 @@ class FormTest(PageTestCase):
         return self.client.post(url, data)
 
     def part(self, **values):
-        """Return the form as it is rendered anew, when something was chosen on which others depend."""
+        """Return the form as it is rendered again, after a choice on which other fields depend."""
         response = self.client.post(f'{LIST}add/', {**self.data, **values}, headers=self.htmx)
         self.assertHttpStatus(response, 200)
         self.assertFalse(CelerySchedule.objects.exists())
@@ -51,7 +51,7 @@ class FormTest(PageTestCase):
         self.assertIn(text, ' '.join(response.context['form'].errors.get(field, ())))
 
     def test_no_tasks(self):
-        """Who finds no task to choose hears what fills the list."""
+        """If there is no task to choose, the form says what fills the list."""
         hint = 'No tasks yet. Start a worker'
         self.assertNotIn(hint, self.page(f'{LIST}add/'))
         CeleryTask.objects.update(present=False)
@@ -87,8 +87,8 @@ class FormTest(PageTestCase):
         self.assertHttpStatus(response, 302)
         self.assertEqual(CelerySchedule.objects.get().kwargs, {'name': 'Eve'})
 
-    def test_what_was_entered_goes_along(self):
-        """From the parameters to JSON and back, also what is wrong, missing or in the wrong place so far."""
+    def test_input_is_kept(self):
+        """From the parameters to JSON and back, also values that are invalid, missing or misplaced so far."""
         task = make_task('plugin:kinds', parameters=[
             {'name': 'pos', 'kind': 'positional_only', 'annotation': 'int', 'required': True},
             {'name': 'text', 'kind': 'positional_or_keyword', 'annotation': 'str', 'required': True},
@@ -126,7 +126,7 @@ class FormTest(PageTestCase):
                     {name: str(back[f'parameter_{name}'].value() or '') for name in entered | shown}, entered | shown
                 )
 
-    def test_made(self):
+    def test_created(self):
         self.assertHttpStatus(self.post(end='2099-01-01 00:00:00', expires=60, priority=3, queue='slow'), 302)
         schedule = CelerySchedule.objects.get()
         self.assertEqual((schedule.owner, schedule.origin, schedule.kwargs), (self.user, 'user', {'name': 'Bob'}))
@@ -152,8 +152,8 @@ class FormTest(PageTestCase):
         schedule = CelerySchedule.objects.get()
         self.assertEqual(schedule.next_run, at.replace(microsecond=0))
 
-    def test_wrong(self):
-        """It is said where it is wrong, and nothing is made."""
+    def test_invalid(self):
+        """The errors are at their fields, and nothing is created."""
         make_schedule('Taken')
         for values, field, text in (
             ({'crontab': '61 * * * *'}, 'crontab', 'is not a valid minute'),
@@ -202,7 +202,7 @@ class FormTest(PageTestCase):
         page = self.part(object_content_type=site_type.pk)
         self.assertIn('/api/dcim/sites/', page)
         response = self.post(object_content_type=site_type.pk, object_object_id=site.pk)
-        self.assertHttpStatus(response, 200)  # who may not view it learns nothing of it
+        self.assertHttpStatus(response, 200)  # a user who may not view it does not learn that it exists
         grant(self.user, Site)
         self.assertHttpStatus(self.post(object_content_type=site_type.pk, object_object_id=site.pk), 302)
         self.assertEqual(CelerySchedule.objects.get().object, site)
@@ -218,7 +218,7 @@ class FormTest(PageTestCase):
         self.assertIn('NET-1', self.page(schedule.get_absolute_url()))
 
     def test_clone(self):
-        """All but the name and the owner, which is who clones it."""
+        """All but the name and the owner, who is the user."""
         boss = User.objects.create_superuser('boss')
         original = make_schedule(
             owner=boss, kwargs={'name': 'Bob'}, crontab='5 4 * * *', timezone='Asia/Kolkata', overlap='skip'
@@ -233,7 +233,7 @@ class FormTest(PageTestCase):
         self.assertEqual(CelerySchedule.objects.get(name='Nightly').owner, self.user)
 
     def test_prefilled(self):
-        """Whatever an address says: it is shown to be corrected, or left out."""
+        """Values from the URL are shown for correction, or left out."""
         for query, shown in (
             ('interval=5400', 'name="interval"value="90"'), ('interval=1.5', 'name="interval"value="1.5"'),
             ('interval=x', 'name="interval"value="x"'), ('interval=inf', 'name="interval"value="inf"'),
@@ -245,7 +245,7 @@ class FormTest(PageTestCase):
                 self.assertIn(shown, ''.join(self.page(f'{LIST}add/?kind=interval&{query}').split()))
 
     def test_sourced(self):
-        """Of these there are only the fields that are people's."""
+        """Only the fields that people decide are shown."""
         schedule = make_schedule(origin='settings', kwargs={'name': 'Bob'})
         page = self.page(f'{schedule.get_absolute_url()}edit/')
         self.assertIn('Defined in the settings', page)
@@ -259,7 +259,7 @@ class FormTest(PageTestCase):
         self.assertEqual((schedule.name, schedule.crontab, schedule.kwargs), ('Hello', '0 * * * *', {'name': 'Bob'}))
 
     def test_notes(self):
-        """Before somebody edits: whose name it runs in, and whether they may save at all."""
+        """The form says beforehand as whom the schedule runs, and whether it can be saved at all."""
         schedule = make_schedule(owner=User.objects.create_user('olga'))
         page = self.page(f'{schedule.get_absolute_url()}edit/')
         self.assertIn('Its runs act as (hidden).', page)
@@ -272,7 +272,7 @@ class FormTest(PageTestCase):
 
 
 class PreviewTest(PageTestCase):
-    """When a schedule would be due, while somebody fills in the form."""
+    """When a schedule would be due, while the form is filled in."""
     url = f'{LIST}preview/'
 
     def setUp(self):
@@ -309,8 +309,8 @@ class PreviewTest(PageTestCase):
         )
         self.assertEqual(page.count('data-celery-time'), 4)
 
-    def test_wrong(self):
-        """What is wrong with its times is said; of other fields nobody has asked."""
+    def test_invalid(self):
+        """Errors of its times are shown, those of other fields are not."""
         grant(self.user, CelerySchedule, actions=['add'])
         self.assertIn('is not a valid minute', self.post(crontab='61 * * * *'))
         self.assertIn('A crontab has 5 fields', self.post(crontab='30 2'))
@@ -324,7 +324,7 @@ class PreviewTest(PageTestCase):
         self.post(status=403)
 
     def test_session_has_ended(self):
-        """What is filled in stays: no login form takes its place."""
+        """The input stays: no login form replaces it."""
         self.client.logout()
         self.assertIn('Your session has expired', self.post())
         with disable_warnings('django.request'):
@@ -359,7 +359,7 @@ class ImportTest(PageTestCase):
         self.assertNotIn('&lt;code&gt;', self.page(f'{LIST}import/'))
 
     def test_json(self):
-        """Arguments are as they are in JSON, and what is left out is as in a new schedule."""
+        """Arguments are as in JSON, and what is left out is as in a new schedule."""
         response = self.post(json.dumps([
             {'name': 'A', 'task': HELLO_WORLD, 'crontab': '0 1 * * *', 'kwargs': {'name': 'Bob'}},
             {'name': 'B', 'task': HELLO_WORLD, 'kind': 'interval', 'interval': 90, 'args': ['Bob'], 'enabled': False},
@@ -377,7 +377,7 @@ class ImportTest(PageTestCase):
         self.assertEqual(CelerySchedule.objects.get().kwargs, {'name': 'Bob'})
 
     def test_all_or_none(self):
-        """One that is wrong keeps all of them out, and the page says which."""
+        """If one is invalid none is imported, and the page says which."""
         good = {'name': 'A', 'task': HELLO_WORLD, 'crontab': '0 1 * * *'}
         for wrong, text in (
             ({'crontab': '61 * * * *'}, 'is not a valid minute'), ({'kwargs': {'nobody': 1}}, 'is not a parameter'),
@@ -410,7 +410,7 @@ class BulkEditTest(PageTestCase):
             self.assertEqual(CelerySchedule.objects.filter(next_run__isnull=enabled).count(), 0)
 
     def test_all_or_none(self):
-        """The page says which schedule is in the way."""
+        """The page says which schedule prevents it."""
         CelerySchedule.objects.update(enabled=False)
         CelerySchedule.objects.filter(pk=self.b.pk).update(owner=None)
         page = self.post(enabled=2).content.decode()

@@ -1,4 +1,4 @@
-"""Schedules: NetBox's own promises for each model, the list, the page and its history."""
+"""Schedules: NetBox's own tests for each model, the list, the page and its history."""
 from datetime import timedelta
 
 from django.utils import timezone
@@ -55,7 +55,7 @@ class CeleryScheduleViewTest(
 
     def setUp(self):
         super().setUp()
-        # Without it nobody makes or changes a schedule: see `tests/services/test_schedules.py`
+        # Schedules cannot be created or changed without it: see `tests/services/test_schedules.py`
         grant(self.user, CeleryTask, actions=['view', 'run'])
 
 
@@ -70,7 +70,7 @@ class ScheduleListTest(PageTestCase):
         self.assertIn('At 02:30, Monday through Friday (Europe/Berlin)', self.page(LIST))
 
     def test_last_run(self):
-        """Of the runs that the user may view, and of no others."""
+        """Of the runs that the user may view."""
         visible, hidden = (make_result(status, schedule=self.schedule) for status in ('completed', 'errored'))
         self.assertNotIn('Completed', self.page(LIST))
         grant(self.user, CeleryResult, constraints={'pk': visible.pk})
@@ -114,7 +114,7 @@ class SchedulePageTest(PageTestCase):
         ):
             self.assertIn(text, page)
         self.assertEqual(page.count('data-celery-time'), 10)
-        # The clock of the schedule stands beside the one of who looks
+        # The time in the schedule's zone is beside the reader's
         self.assertEqual(page.count('02:30:00</td>'), 10)
         self.assertIn('Catch-up limit', page)
         self.assertNotIn('Catch-up limit', self.show())
@@ -186,7 +186,7 @@ class HistoryTest(PageTestCase):
         )
 
     def test_permission(self):
-        """It takes the permission to view runs, and shows those that it allows."""
+        """It needs the permission to view runs, and shows those that it allows."""
         visible, hidden = self.run_for(2), self.run_for(8, 'errored')
         self.assertNotIn(self.url, self.page(self.schedule.get_absolute_url()))
         self.assertIn('No runs yet, or none that you have permission to view.', self.page(self.url))
@@ -230,7 +230,7 @@ class HistoryTest(PageTestCase):
 
 
 class QueueTest(PageTestCase):
-    """Wherever people name a queue: one that there is not is refused, at its field."""
+    """An unknown queue is refused at its field, wherever people enter one."""
 
     def setUp(self):
         super().setUp()

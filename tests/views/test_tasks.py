@@ -49,7 +49,7 @@ class TaskListTest(PageTestCase):
         self.task = make_task()
 
     def test_no_tasks(self):
-        """Who finds nothing hears what fills the list, unless a filter or a permission has left nothing."""
+        """An empty list says what fills it, unless a filter or a permission has emptied it."""
         hint = 'No tasks yet. Start a worker (celery -A netbox_celery worker)'
         self.assertNotIn(hint, self.page(LIST))
         self.assertNotIn(hint, self.page(LIST, {'q': 'nothing like that'}))
@@ -68,7 +68,7 @@ class TaskListTest(PageTestCase):
         self.assertNotIn('Errored', page)
 
     def test_runs_are_restricted(self):
-        """Neither the last run nor the number of runs tells of runs that the user may not view."""
+        """The last run and the number of runs ignore runs that the user may not view."""
         visible, hidden = make_result('completed'), make_result('errored')
         grant(self.user, CeleryResult, constraints={'pk': visible.pk})
         page = self.page(LIST)
@@ -113,7 +113,7 @@ class TaskListTest(PageTestCase):
 
 
 class UnloadedTest(PageTestCase):
-    """What could not be imported, here or in a worker, is said where people look for tasks."""
+    """What could not be imported, here or in a worker, is shown in the list of tasks."""
 
     FAILURE = {
         'plugin': 'napalm_plugin', 'module': 'napalm_plugin.tasks', 'place': 'napalm_plugin/tasks.py:3',
@@ -253,7 +253,7 @@ class RunTest(PageTestCase):
         self.assertEqual((change.user, change.action, change.changed_object_id), (self.user, 'create', result.pk))
 
     def test_without_a_view_of_runs(self):
-        """Who may run a task, and see nothing else, is told that it was started, and not that access is denied."""
+        """A user who may only run the task is told that it was started, not that access is denied."""
         grant(self.user, CeleryTask, actions=['run'])
         self.assertEqual(self.post().url, self.url)
         self.assertIn('Started', self.post(follow=True).content.decode())
@@ -269,7 +269,7 @@ class RunTest(PageTestCase):
                          ('Greeting', 'slow', 'scheduled', time))
         self.assertEqual(result.options['priority'], 3)
 
-    def test_errors_stand_at_their_fields(self):
+    def test_errors_are_at_their_fields(self):
         grant(self.user, CeleryTask, actions=['run'])
         CeleryTask.objects.update(parameters=[
             {'name': 'count', 'kind': 'positional_or_keyword', 'annotation': 'int', 'required': True},

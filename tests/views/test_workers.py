@@ -1,4 +1,4 @@
-"""Workers: who is there to run tasks."""
+"""Workers: which are available to run tasks."""
 from datetime import timedelta
 
 from django.utils import timezone
@@ -46,7 +46,7 @@ class WorkerTest(PageTestCase):
         self.assertNotIn('celery@gone', self.page('/plugins/celery/workers/', {'running': True}))
 
     def test_autoscale(self):
-        """The limits of the autoscaler stand in the place of a number."""
+        """The limits of the autoscaler are shown instead of a number."""
         self.assertNotIn('1 to 4', self.page('/plugins/celery/workers/'))
         make_worker('celery@scaled', concurrency=4, versions={
             'celery': '5.7.0', '@worker': {'autoscale': {'min': 1, 'max': 4}, 'not_loaded': []}
@@ -58,7 +58,7 @@ class WorkerTest(PageTestCase):
         self.assertNotIn('Not Loaded', self.page(scaled.get_absolute_url()))
 
     def test_not_loaded(self):
-        """A worker's page says what it could not import."""
+        """A worker's page shows what it could not import."""
         lacking = make_worker('celery@lacking', versions={'@worker': {'not_loaded': [{
             'plugin': 'napalm_plugin', 'module': 'napalm_plugin.tasks', 'place': 'napalm_plugin/tasks.py:3',
             'error': "ModuleNotFoundError: No module named <napalm>",

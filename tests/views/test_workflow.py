@@ -45,7 +45,7 @@ class WorkflowTest(PageTestCase):
         self.assertEqual(page.count('Completed'), 3)
 
     def test_timeline(self):
-        """Bars for what a run waited, and for each of its attempts."""
+        """Bars for the time that a run waited, and for each of its attempts."""
         begin = timezone.now() - timedelta(seconds=100)
         attempts = [
             {'number': 1, 'started': (begin + timedelta(seconds=10)).isoformat(),
@@ -65,8 +65,8 @@ class WorkflowTest(PageTestCase):
             self.assertEqual(page.count(bar), 2)
         self.assertIn('attempt 2', page)
 
-    def test_timeline_of_a_row_that_began_anew(self):
-        """What an earlier call with the ID did is in the history of the run, and not in its timeline."""
+    def test_timeline_of_a_used_id(self):
+        """An earlier call with the ID is in the history of the run, but not in its timeline."""
         begin = timezone.now() - timedelta(seconds=100)
         attempts = [
             {'number': 1, 'started': (begin - timedelta(hours=2)).isoformat(),
@@ -82,7 +82,7 @@ class WorkflowTest(PageTestCase):
         self.assertNotIn('celery-bar-retrying', page)
 
     def test_groups_are_folded(self):
-        """Hundreds of parts are one line, which the address unfolds; what follows them is shown anyway."""
+        """Hundreds of parts are one line, which the URL unfolds; what follows them is always shown."""
         parts = make_group(500)
         body = make_result(name='body', root_id=parts[0].root_id, parent_id=parts[7].task_id)
         page = self.show(body)
@@ -116,7 +116,7 @@ class WorkflowTest(PageTestCase):
         self.assertEqual(count(3), count(50))
 
     def test_live(self):
-        """It is asked for again until its end."""
+        """It is polled until its end."""
         runs = make_chain(2, status='running')
         part = self.show(runs[0], headers=self.htmx)
         self.assertNotIn('<html', part)
@@ -140,7 +140,7 @@ class WorkflowTest(PageTestCase):
         self.assertNotIn('<script>alert(', self.show(runs[0]))
 
     def test_nothing_to_poll_any_more(self):
-        """The session has ended, or the run is gone: the page is loaded anew, rather than a login form into it."""
+        """If the session has ended, or the run was deleted, the page is reloaded instead of embedding a login form."""
         runs = make_chain(2, status='running')
         url = f'{runs[0].get_absolute_url()}workflow/'
         runs[0].delete()
@@ -160,7 +160,7 @@ class WorkflowTest(PageTestCase):
         runs = make_chain(2, status='pending')
         self.assertNotIn('cancel-workflow', self.show(runs[0]))
         grant(self.user, CeleryResult, actions=['view', 'cancel'])
-        # Who cancels it wants to see what becomes of it, and what is unfolded
+        # After a cancel the user wants to see its effect, and what was unfolded
         address = quote(f'{runs[0].get_absolute_url()}workflow/?open=a', safe='')
         self.assertIn(f'cancel-workflow/?return_url={address}"', self.show(runs[0], {'open': 'a'}))
 

@@ -1,4 +1,4 @@
-"""The check of arguments at the call, and what becomes of them at a retry."""
+"""The check of a call's arguments, and the arguments of a retry."""
 import inspect
 from functools import partial
 from types import SimpleNamespace
@@ -18,8 +18,8 @@ def function(self, task_id, pos: int, /, text='x', *more: int, kw: str = 'k', ne
     ((1,), {'needed': 1, 'pos': 2, 'self': 3, 'task_id': 4}),
     ((1,), {'needed': 1, 'head': 2, 'name': 3, 'args': 4, 'kwargs': 5}),
 ], ids=str)
-def test_right(args, kwargs):
-    """What Python takes, the check takes: of what is positional only, the name is free for the others."""
+def test_arguments_that_fit(args, kwargs):
+    """The check accepts what Python accepts: names of positional-only parameters are free for keyword arguments."""
     function(None, 'id', *args, **kwargs)
     header(function, 'tests:f')(*args, **kwargs)
 
@@ -30,8 +30,8 @@ def test_right(args, kwargs):
     ((1,), {}, r"missing 1 required keyword-only argument: 'needed'"),
     ((1, 'y'), {'needed': 1, 'text': 'z'}, r"got multiple values for argument 'text'"),
 ], ids=str)
-def test_wrong(args, kwargs, message):
-    """The error names the task, and what Python would say."""
+def test_arguments_that_do_not_fit(args, kwargs, message):
+    """The error names the task and says what Python would say."""
     with pytest.raises(TypeError, match=rf'^tests:f\(\) {message}'):
         header(function, 'tests:f')(*args, **kwargs)
     with pytest.raises(TypeError, match=message):
@@ -49,7 +49,7 @@ def test_without_further_arguments():
 
 
 def test_unbound():
-    """Celery tells by the kind of the header, and by what it takes, how to call an errback."""
+    """Celery tells how to call an errback from the type of the header and its parameters."""
     def unbound(task_id, first, *rest):
         pass
 
@@ -65,7 +65,7 @@ def test_unbound():
     ((5, 'z'), None, ((5, 'z'), {'needed': 2})),
 ], ids=str)
 def test_retry_with_some_arguments(args, kwargs, expected):
-    """Those that are not named stay what they are, also beside what is positional only."""
+    """Arguments that the retry does not name keep their values, also beside positional-only ones."""
     request = SimpleNamespace(args=[1, 'x'], kwargs={'needed': 2})
     task = SimpleNamespace(run=partial(function, None), request=request)
     assert merge_arguments(task, args, kwargs) == expected

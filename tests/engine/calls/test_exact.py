@@ -1,4 +1,4 @@
-"""Calls as they were given, from what a row keeps of them as text and from its own columns."""
+"""Calls exactly as they were made, from the text that a row keeps of them and from its own columns."""
 import pytest
 
 from netbox_celery.engine.calls.exact import call_of, options_of
@@ -16,7 +16,7 @@ OWN = ([1], {'a': 1}, {'queue': 'q'})
     }]),
 ])
 def test_call(exact_call, expected):
-    """Each part from the text if that has it, and from its column if it does not."""
+    """Each part comes from the text if that has it, else from its column."""
     assert repr(call_of(exact_call, *OWN)) == repr(expected)
 
 

@@ -55,15 +55,15 @@ def deaf(make_task):
     return make_task(lambda self, task_id: None, name='tests:deaf')
 
 
-def test_who_hears(task, deaf):
-    """A task without a hook of its calls costs nothing, nor does one that is none of ours."""
+def test_tasks_with_and_without_hooks(task, deaf):
+    """A task without a hook for its calls costs nothing, nor does one that is not of the plugin's class."""
     assert isinstance(hooks.invocation_of(task, (), {}, {}), hooks.Invocation)
     assert hooks.invocation_of(deaf, (), {}, {}) is None
     assert hooks.invocation_of(None, (), {}, {}) is None
 
 
 def test_invocation(task):
-    """All hooks of a call hear the same of it: its ID, arguments and options, without what is not sent."""
+    """All hooks of a call get the same ID, arguments and options, without the options that are not sent."""
     options = {'queue': 'q', **dict.fromkeys(hooks.NOT_SENT)}
     invocation, result = hooks.invocation_of(task, [1], None, options), SimpleNamespace(id='the-id')
     invocation.tell('apply', result)
@@ -78,15 +78,15 @@ def test_invocation(task):
 
 
 def test_hook_that_raises(make_task, caplog):
-    """It is logged, with its name and the task's."""
+    """The error is logged with the names of the hook and of the task."""
     raising = make_task(lambda self, task_id: None, name='tests:raising', base=Raising)
     hooks.invocation_of(raising, (), {}, {}).tell('apply', SimpleNamespace(id='x'))
     assert 'on_invocation_apply of tests:raising failed' in caplog.text
     assert 'ValueError: by hand' in caplog.text
 
 
-def test_failure_is_told_once(task, deaf):
-    """Though Celery's signal comes twice; to other listeners it does."""
+def test_failure_hook_is_called_once(task, deaf):
+    """Celery sends its signal twice, and other receivers get it twice."""
     others, exc = [], ValueError('no')
     signals.task_failure.connect(listen := lambda sender, task_id, **kwargs: others.append((sender, task_id)))
     for task_id in ('a', 'a', 'b'):
@@ -99,7 +99,7 @@ def test_failure_is_told_once(task, deaf):
     assert others == [(task, 'a'), (task, 'a'), (task, 'b'), (deaf, 'c')]
 
 
-def test_what_was_told_is_not_kept_forever(task, monkeypatch):
+def test_memory_of_failures_is_bounded(task, monkeypatch):
     monkeypatch.setattr(hooks, 'MOST_TOLD', 2)
     for number in range(5):
         hooks.tell_of_failure(task, str(number), [], {}, ValueError())
@@ -107,7 +107,7 @@ def test_what_was_told_is_not_kept_forever(task, monkeypatch):
 
 
 def test_retry(task):
-    """A number of seconds is a time, too."""
+    """A countdown in seconds is given as a time, too."""
     request, exc, when = SimpleNamespace(id='x', args=[1], kwargs={}), ValueError(), datetime(2030, 1, 2, tzinfo=UTC)
     for given in (when, 60):
         signals.task_retry.send(sender=task, request=request, reason=SimpleNamespace(when=given, exc=exc))

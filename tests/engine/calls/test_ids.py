@@ -1,4 +1,4 @@
-"""One identity, one spelling, whoever says it."""
+"""A task ID has one spelling, whoever gives it."""
 import json
 from types import SimpleNamespace
 from uuid import UUID, uuid4
@@ -32,7 +32,7 @@ def task(make_task):
 
 @pytest.fixture
 def sent(monkeypatch):
-    """What was handed to Celery: options by ID."""
+    """What was passed to Celery: the options of each call."""
     sent, send = [], Celery.send_task
 
     def send_task(self, name, args=None, kwargs=None, **options):
@@ -43,17 +43,17 @@ def sent(monkeypatch):
 
 
 @pytest.mark.parametrize('spelling', SPELLINGS, ids=repr)
-def test_canonical(spelling):
+def test_spellings_of_a_uuid(spelling):
     assert canonical(spelling) == ID
 
 
 @pytest.mark.parametrize('other', ['x', '', None, 5, ID[:-1], f'{ID}0', 'my-task'], ids=repr)
-def test_no_uuid(other):
+def test_id_that_is_not_a_uuid(other):
     assert canonical(other) is other
 
 
 @pytest.mark.parametrize('spelling', SPELLINGS, ids=repr)
-def test_at_the_call(task, sent, spelling):
+def test_id_of_a_call(task, sent, spelling):
     calls = (
         lambda: task.apply_async((), task_id=spelling), lambda: app.send_task('tests:spelled', task_id=spelling),
         lambda: task.s().set(task_id=spelling).delay(),
@@ -72,8 +72,8 @@ def test_at_the_call(task, sent, spelling):
         CeleryResult.objects.all().delete()
 
 
-def test_in_signatures(task, sent):
-    """IDs that an author gives to steps that are sent later, and the results by which they are waited for."""
+def test_ids_in_signatures(task, sent):
+    """IDs that an author gives to steps that are sent later, and the results by which one waits for them."""
     one, two, three = (uuid4() for __ in range(3))
     result = chain(task.si().set(task_id=one.hex), task.si().set(task_id=two.hex.upper()),
                    task.si().set(task_id=f'urn:uuid:{three}'))()
@@ -92,7 +92,7 @@ def test_in_signatures(task, sent):
 
 @pytest.mark.parametrize('spell', ['{}', '{{{}}}', 'urn:uuid:{}', '{0.hex}'])
 @pytest.mark.parametrize('case', [str.lower, str.upper])
-def test_looked_up(spell, case):
+def test_result_by_another_spelling(spell, case):
     run = make_result('completed', result=5)
     spelling = case(spell.format(run.task_id)).replace('URN:UUID', 'urn:uuid')
     for result in (app.AsyncResult(spelling), AsyncResult(spelling), AsyncResult(spelling, app=app)):
@@ -109,7 +109,7 @@ def test_results_of_other_apps():
 
 @pytest.mark.parametrize('spelling', SPELLINGS[2:], ids=repr)
 @pytest.mark.parametrize('several', [False, True])
-def test_revoked(monkeypatch, spelling, several):
+def test_revoke_by_another_spelling(monkeypatch, spelling, several):
     told = []
     monkeypatch.setattr(
         'celery.app.control.Control.broadcast',
@@ -121,8 +121,8 @@ def test_revoked(monkeypatch, spelling, several):
     assert told[-1]['task_id'] in (ID, [ID])
 
 
-def test_id_that_is_none(task):
-    """Celery takes any string; it has no row, as ever."""
+def test_call_with_an_id_that_is_not_a_uuid(task):
+    """Celery accepts any string; such a run has no row."""
     assert task.apply_async((), task_id='mine').id == 'mine'
     assert not CeleryResult.objects.exists()
 
@@ -142,7 +142,7 @@ def test_message():
 
 
 def test_worker(monkeypatch):
-    """What it receives, and what it is told to revoke, has one spelling."""
+    """Message IDs and the IDs of revokes have one spelling in the worker."""
     received, revoked = [], []
     for name in ('revoke', 'terminate', 'query_task'):
         monkeypatch.setitem(Panel.data, name, lambda state, *args, **kwargs: revoked.append((args, kwargs)))
@@ -162,8 +162,8 @@ def test_worker(monkeypatch):
     assert revoked[-1] == ((ID,), {})
 
 
-def test_who_sent_it_gets_its_result(deliver):
-    """Under the name that it waits for; we find it under ours."""
+def test_result_under_the_senders_spelling(deliver):
+    """The result is stored under the spelling that the sender waits for, and found under ours."""
     run = make_result('pending')
     spelling = run.task_id.hex
     task = deliver(run.task_id, **{SPELLING: spelling})
@@ -178,7 +178,7 @@ def test_who_sent_it_gets_its_result(deliver):
 
 @pytest.mark.parametrize('spelling', [5, [1], {}, str(UUID(int=7)), UUID(int=8).hex, 'x'], ids=repr)
 def test_spelling_of_something_else(deliver, spelling):
-    """Whatever the header says: only another spelling of the run's own ID names a result."""
+    """Only another spelling of the run's own ID is used for its result, whatever the header says."""
     run = make_result('pending')
     task = deliver(run.task_id, **{SPELLING: spelling})
     from netbox_celery.engine.runs.claim import begin
@@ -198,8 +198,8 @@ def test_message_in_a_queue():
     assert ids.respelled({ID.upper()}) == [ID]
 
 
-def test_cancelled_by_the_row(task):
-    """What a cancel tells the workers is what they know."""
+def test_cancel_uses_the_spelling_of_workers(task):
+    """A cancel names the run to workers as they know it."""
     task.apply_async((), task_id=UUID(ID).hex)
     assert cancel(CeleryResult.objects.get())
     assert app.AsyncResult(UUID(ID).hex).state == 'REVOKED'

@@ -1,4 +1,4 @@
-"""What calls on commit return: the run that it will be."""
+"""Calls on commit return the run that they will become."""
 from uuid import UUID, uuid4
 
 import pytest
@@ -21,7 +21,7 @@ def task(make_task):
 
 @pytest.fixture
 def plain(make_task):
-    """A task of a class of Celery's."""
+    """A task of Celery's own class."""
     task = make_task(lambda self, a=None: a, name='tests:plain', base=app.Task)
     task.netbox_track = True
     return task
@@ -55,7 +55,7 @@ def test_outside_of_a_transaction(task, how):
 
 
 def test_options(task):
-    """The ID in any spelling, who runs it, links, what `delay` takes by name."""
+    """The ID in any spelling, the user, links, and what `delay` takes by name."""
     task_id = uuid4()
     with transaction.atomic():
         spelled = task.apply_async_on_commit((1,), task_id=task_id.hex.upper())
@@ -68,7 +68,7 @@ def test_options(task):
 
 
 def test_rollback(task):
-    """Of the transaction, or of a savepoint: the result is that of a run that never was."""
+    """After a rollback of the transaction or of a savepoint, the result is that of a run that does not exist."""
     with transaction.atomic():
         kept = task.delay_on_commit('kept')
         with pytest.raises(KeyError), transaction.atomic():
@@ -92,14 +92,14 @@ def test_untracked(task):
 
 
 def test_eager(task, eager):
-    """In eager mode the task runs on commit, and not before."""
+    """In eager mode the task runs on commit, not before."""
     with transaction.atomic():
         assert UUID(task.delay_on_commit(5).id)
     assert type(task.delay_on_commit(5)) is EagerResult
 
 
 def test_joined(make_task):
-    """Whoever knows the ID hears that the call became no run, and of the one under way."""
+    """Whoever has the ID learns that the call did not become a run, and which run it joined."""
     task = make_task(lambda self, task_id, a=None: a, name='tests:on_commit_unique', unique=True,
                      stale_time_limit=600)
     under_way = task.delay(1)
@@ -108,12 +108,12 @@ def test_joined(make_task):
     assert (row(result).status, row(result).reason) == ('ignored', 'joined')
     assert under_way.id in row(result).error
     assert result.state == 'IGNORED'
-    # Without a transaction the call is that run, as `delay` says
+    # Without a transaction the call returns that run, as `delay` does
     assert task.delay_on_commit(1).id == under_way.id
 
 
 def test_refused(task):
-    """What the call raises on commit its caller hears, and the row says."""
+    """A call that is refused on commit raises an error, which its row records."""
     with app.connection_for_write('redis://127.0.0.1:1/0') as nobody:
         with pytest.raises(OperationalError), transaction.atomic():
             result = task.apply_async_on_commit((1,), connection=nobody, retry=False)

@@ -24,7 +24,7 @@ PLACES = ('decorator dict', 'decorator', 'call dict', 'call')
     PLACES[first:last + 1] for first in range(4) for last in range(first, 4)
 ], ids=' < '.join)
 def test_precedence(places):
-    """The call beats the decorator; in each, the option by itself beats the dict."""
+    """The call beats the decorator; in each, a single option beats the dict."""
     decorator = {'name': 'decorator'} if 'decorator' in places else {}
     if 'decorator dict' in places:
         decorator['kwargs'] = {'netbox_name': 'decorator dict'}
@@ -38,7 +38,7 @@ def test_precedence(places):
 
 
 def test_false_and_none():
-    """`False` is an answer, `None` is none."""
+    """`False` is a value, `None` means "not given"."""
     assert Own.merge(task(track=False), {'track': None}).track is None
     assert Own.merge(task(track=True), {'track': False}).track is False
     assert Own.merge(None, {}).track is None
@@ -46,14 +46,14 @@ def test_false_and_none():
 
 @pytest.mark.parametrize('own', [{'colour': 1}, {'kwargs': {'colour': 1}}, {'kwargs': {'netbox_colour': 1}}], ids=str)
 def test_unknown(own):
-    """An option that does not exist is named, with those that do."""
+    """An unknown option is named in the error, with those that exist."""
     with pytest.raises(TypeError, match='netbox_colour is not an option.*netbox_value_max'):
         Own.merge(None, own)
 
 
 @pytest.mark.django_db
 def test_user():
-    """A user may be given as such, by key or by name; nobody is nobody."""
+    """A user may be given as an object, by key or by name; an anonymous user is none."""
     user = User.objects.create_user('alice')
 
     assert [Own.merge(None, {'user': given}).user_id for given in (user, user.pk, 'alice', None, AnonymousUser())] == [
@@ -70,7 +70,7 @@ def test_object_without_a_key():
 
 @pytest.mark.django_db
 def test_object_and_tags():
-    """Objects by themselves or by type and key; tags by themselves, by name or by slug."""
+    """Objects are given as such or by type and key; tags as such, by name or by slug."""
     site = Site.objects.create(name='s', slug='s')
     tags = [Tag.objects.create(name=f'Tag {n}', slug=f'tag-{n}') for n in range(3)]
     by_itself = Own.merge(None, {'object': site, 'tags': [tags[0], 'Tag 1', 'tag-2']})
@@ -89,7 +89,7 @@ def test_split():
 
 
 def test_lift():
-    """Our options are taken out of the arguments, but for a parameter of that name."""
+    """Our options are taken out of the arguments, except where the task has a parameter of that name."""
     kwargs = {'netbox_name': 'argument', 'netbox_user': 3, 'other': 1}
     assert lift(task(), kwargs, {}) == ({'netbox_name': 'argument', 'other': 1}, {'user': 3})
     assert lift(None, kwargs, {'user': 4}) == ({'other': 1}, {'name': 'argument', 'user': 4})
@@ -99,7 +99,7 @@ def test_lift():
 
 
 def test_sent_options():
-    """A row keeps what the call said, and what it takes to send the message again."""
+    """A row keeps the call's own options, and those needed to send the message again."""
     options = {
         'queue': SimpleNamespace(name='q'), 'priority': 0, 'expires': None, 'link': [], 'task_id': 'x',
         'producer': object(), 'serializer': 'json', 'ignore_result': True, 'headers': {'a': 1},

@@ -1,4 +1,4 @@
-"""Which calls are the same, and what a call's settings and its task's come to."""
+"""Which calls count as the same, and how the settings of a call and of its task combine."""
 import json
 from datetime import timedelta
 from types import SimpleNamespace
@@ -54,7 +54,7 @@ OTHER = [((2,), {}), (('1',), {}), ((1, 'three'), {}), ((1,), {'third': 3}), (()
 
 
 def test_same_calls_have_the_same_key(tasks):
-    """However arguments are passed, and whether those that have defaults are."""
+    """However the arguments are passed, and whether or not defaults are given."""
     assert len({key(tasks.parameters, *args, **kwargs) for args, kwargs in SAME}) == 1
 
 
@@ -95,7 +95,7 @@ ODD = ['a\x00b', 'a\ufffdb', 'a\ud800b', 'a\udfffb', 'x' * 300, 'x' * 301, 'x' *
     {'ignore_task_timedelta': 60, 'unique_key_generator': lambda task, prefix, args, kwargs: args[0]},
 ], ids=lambda settings: ' '.join(settings))
 def test_odd_keys(make_task, settings):
-    """Keys that PostgreSQL would refuse as they are still are as many as there are, and the same for the same call."""
+    """Keys that PostgreSQL would refuse are changed so that they stay distinct, and equal for equal calls."""
     def device(self, task_id, device):
         pass
 
@@ -110,7 +110,7 @@ def test_odd_keys(make_task, settings):
     assert len(keys) == len(ODD)
 
 
-def test_key_that_is_no_text(tasks):
+def test_key_that_is_not_text(tasks):
     assert policy_of(tasks.anything, (), {}, {'concurrency_key': 17}).key == '17'
 
 
@@ -120,17 +120,17 @@ def test_key_that_is_no_text(tasks):
     ('keyed', {'on_conflict': 'join '}),
     ('keyed', {'unique': True, 'stale_time_limit': 1}), ('nameless', {}),
 ])
-def test_wrong_settings(tasks, task, settings):
+def test_invalid_settings(tasks, task, settings):
     with pytest.raises(CeleryError):
         policy_of(getattr(tasks, task, None), ('sw1',) if task == 'keyed' else (), {}, settings)
 
 
-def test_task_that_is_not_known_here():
+def test_unregistered_task():
     """A key without arguments in it needs no task."""
     assert policy_of(None, (), {}, {'concurrency_key': 'x', 'on_conflict': 'skip'}).key == 'x'
 
 
-def test_settings_are_taken_out():
+def test_settings_are_removed_from_the_options():
     """The options of the caller stay as they are."""
     options = {'queue': 'x', 'unique': True, 'limit': 2}
     assert split_settings(options) == ({'queue': 'x'}, {'unique': True, 'limit': 2})
@@ -141,12 +141,12 @@ def test_settings_are_taken_out():
 @pytest.mark.parametrize('settings,window,length', [
     ({}, True, 3), ({'ignore_task_after_success': False}, False, None), ({'ignore_task_timedelta': 60}, True, 60),
 ])
-def test_windows(tasks, settings, window, length):
+def test_ignore_window(tasks, settings, window, length):
     policy = policy_of(tasks.fresh, (), {}, settings)
     assert (policy is not None and policy.window is not None, policy and policy.window_length) == (window, length)
 
 
-def test_window_that_only_the_body_opens(tasks):
+def test_ignore_window_opened_by_the_body(tasks):
     policy = policy_of(tasks.manual, (), {})
     assert policy.window and policy.window_length is None
 
@@ -155,7 +155,7 @@ def test_window_that_only_the_body_opens(tasks):
     'schedule:5', 'unique:x', '=', '=schedule:5', 'schedule:' + 'x' * 300, '\x00schedule:5',
 ], ids=ascii)
 def test_keys_of_the_engine(tasks, key):
-    """What a caller says is never one of the engine's own keys, and no two keys become the same."""
+    """A caller's key is never one of the engine's own, and two keys never become the same."""
     made = policy_of(tasks.anything, (), {}, {'concurrency_key': key}).key
     own = policy_of(tasks.anything, (), {}, {'concurrency_key': EngineKey(key.replace('\x00', ''))}).key
     assert made != own and not made.startswith(('schedule:', 'unique:')) and len(made) <= 255
@@ -169,7 +169,7 @@ def test_ordinary_keys(tasks, key):
 
 
 def test_unique_keys(make_task):
-    """What an author's generator returns is the key, but that of a schedule it cannot be."""
+    """A generator's return value is the key, except that it cannot be a schedule's."""
     def policy(generated):
         task = make_task(
             lambda self, task_id: None, name=f'tests:{generated}', unique=True, stale_time_limit=1,
@@ -187,20 +187,20 @@ def test_unique_keys(make_task):
     ('{other}', 'x'), ('{0}', 'x'), ('{device', 'x'), ('{device!x}', 'y'),
     (lambda task, args, kwargs: kwargs['other'], 'x'), (lambda task, args, kwargs: int(kwargs['device']), 'x'),
 ], ids=lambda value: type(value).__name__)
-def test_argument_that_makes_no_key(tasks, key, value):
-    """An argument of which no key can be made is the caller's mistake, and said to be one."""
+def test_argument_that_does_not_fit_the_key(tasks, key, value):
+    """Such an argument is reported as the caller's mistake."""
     with pytest.raises(CeleryError, match='concurrency_key'):
         policy_of(tasks.keyed, (), {'device': value}, {'concurrency_key': key})
 
 
 @pytest.mark.parametrize('value', ['{0.__class__}', '{device}', '{', '%s', '{x:>999999999}'])
-def test_arguments_are_no_templates(tasks, value):
-    """What a caller passes stands in the key as it is."""
+def test_arguments_are_not_formatted(tasks, value):
+    """A caller's argument is put into the key as it is."""
     assert policy_of(tasks.keyed, (value,), {}).key == f'device-{value}'
 
 
 def test_keys_of_several_types(tasks):
-    """A dict whose keys have no order has a key like others: the same for the same arguments."""
+    """A dict whose keys cannot be sorted makes a key as well, the same for the same arguments."""
     one, other = {1: 'a', 'b': 2}, {'b': 2, 1: 'a'}
     assert key(tasks.anything, one) == key(tasks.anything, other) != key(tasks.anything, {1: 'a', 'b': 3})
     assert policy_of(tasks.unique, (one,), {}).key == policy_of(tasks.unique, (other,), {}).key
@@ -208,7 +208,7 @@ def test_keys_of_several_types(tasks):
 
 
 def test_keys_stay_the_same(tasks):
-    """A rolling upgrade has old and new workers: keys are those of the versions before."""
+    """A rolling upgrade has old and new workers, so keys equal those of earlier versions."""
     for args in [('x', 1, None, 1.5), ({'b': 1, 'a': [UUID(int=1)]},), ({2: 'x', 10: 'y'},)]:
         values = json.dumps(['tests:anything', {'args': args, 'kwargs': {}}], cls=PayloadEncoder, sort_keys=True)
         assert key(tasks.anything, *args) == f'unique:{uuid5(NAMESPACE_OID, values)}'

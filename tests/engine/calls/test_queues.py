@@ -1,4 +1,4 @@
-"""Where a call goes, and which queues there are."""
+"""Which queue a call goes to, and which queue names are reserved."""
 from uuid import uuid4
 
 import pytest
@@ -72,8 +72,8 @@ def test_delivered_to(configured):
     {'chain': [{'task': 'celery.group', 'args': [], 'options': {}, 'kwargs': {
         'tasks': [{'task': 'tests:x', 'args': [], 'kwargs': {}, 'options': {'queue': 'unacked_mutex'}}]}}]},
 ], ids=str)
-def test_reserved_at_the_call(make_task, options):
-    """Code gets the error, in a transaction as well, and there is no row: by each way to call."""
+def test_reserved_queue_of_a_call(make_task, options):
+    """Code gets the error, also in a transaction, and there is no row, however the task is called."""
     task = make_task(lambda self, task_id: None, name='tests:x')
     for call in (
         lambda: task.apply_async((), **options), lambda: app.send_task('tests:x', **options),
@@ -86,13 +86,13 @@ def test_reserved_at_the_call(make_task, options):
     assert not CeleryResult.objects.exists()
 
 
-def test_reserved_in_the_decorator(make_task):
+def test_reserved_queue_of_a_task(make_task):
     task = make_task(lambda self, task_id: None, name='tests:x', queue='unacked')
     with pytest.raises(QueueRefused):
         task.delay()
 
 
-def test_reserved_by_a_router(configured, make_task):
+def test_reserved_queue_of_a_router(configured, make_task):
     configured(task_routes=lambda *args, **kwargs: {'queue': 'unacked'})
     with pytest.raises(QueueRefused):
         make_task(lambda self, task_id: None, name='tests:x').delay()
@@ -106,8 +106,8 @@ def test_code_names_any_queue(make_task):
 
 
 @pytest.mark.parametrize('name', ['unacked', 'celeryev', 'a\x00'])
-def test_workers_consume_from_none(name):
-    """As `celery worker -Q` and `celery control add_consumer` ask for them."""
+def test_reserved_queue_of_a_worker(name):
+    """As `celery worker -Q` and `celery control add_consumer` select them."""
     with pytest.raises(QueueRefused):
         app.amqp.Queues(()).select([name])
     with pytest.raises(QueueRefused):
@@ -116,7 +116,7 @@ def test_workers_consume_from_none(name):
         app.amqp.Queues(()).select_add('x', exchange='x', routing_key=f'{name}\x06')
 
 
-def test_not_to_be_created(configured):
+def test_missing_queue_that_is_not_to_be_created(configured):
     configured(task_queues=[Queue('celery')])
     app.conf.task_create_missing_queues = False
     try:

@@ -36,7 +36,7 @@ def make():
 
 
 def seen(ask, thread_name=None):
-    """Return the answer of a function in a thread that nothing is known of."""
+    """Return what a function returns in a thread without a context."""
     found = []
     thread = threading.Thread(target=Context().run, args=(lambda: found.append(ask()),), name=thread_name)
     thread.start()
@@ -44,13 +44,13 @@ def seen(ask, thread_name=None):
     return found[0]
 
 
-def test_only_one(make):
+def test_only_run(make):
     task, run = make('tests:a')
     other = SimpleNamespace(name='tests:b', request_stack=LocalStack())
     assert seen(current_run) is run
     assert seen(lambda: run_of(task)) is run
     assert seen(lambda: run_of(other)) is None
-    # The worker's main thread, and those of the engine, work for nobody
+    # The worker's main thread, and those of the engine, work for no run
     assert Context().run(current_run) is None
     assert seen(current_run, OWN_THREADS + 'sweep') is None
     make.end()
@@ -58,7 +58,7 @@ def test_only_one(make):
 
 
 def test_one_of_several(make):
-    """Only what is certain: there is one run of that task, and not another."""
+    """Only what is certain counts: a task's run is found if it is that task's only one."""
     (task_a, run_a), (task_b, __), __ = make('tests:a'), make('tests:b'), make('tests:b')
     assert seen(current_run) is None
     assert seen(lambda: run_of(task_a)) is run_a
@@ -66,7 +66,7 @@ def test_one_of_several(make):
 
 
 def test_copy_of_the_context():
-    """It outlives the run, and then stands for none."""
+    """A copy outlives the run, and then belongs to none."""
     task, run = SimpleNamespace(name='tests:a', request_stack=LocalStack()), Run(str(uuid4()))
     other = SimpleNamespace(name='tests:b', request_stack=LocalStack())
     context = Context()

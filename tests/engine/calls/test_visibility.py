@@ -1,4 +1,4 @@
-"""Who has tasks that Redis would deliver again hears of it, once, and nobody else does."""
+"""Tasks whose messages Redis would redeliver are reported, once each, and no others."""
 import logging
 from datetime import UTC, datetime, timedelta
 
@@ -51,18 +51,18 @@ def test_etas(warnings, broker, options, seconds, is_warned):
 
 
 def test_broker_that_is_written_to(warnings):
-    """Where another broker is read from, it is the one with the messages sent that counts."""
+    """With separate brokers for reading and writing, the one that messages are sent to counts."""
     warn_of_eta(make_app(broker_write_url='amqp://', broker_read_url='redis://'), 'tests:x', later(9_999))
     assert not warnings()
 
 
 @pytest.mark.parametrize('eta', [None, '2040-01-01T00:00:00', datetime(2040, 1, 1), 9_999])
-def test_what_is_no_aware_time(warnings, eta):
+def test_eta_that_is_not_an_aware_time(warnings, eta):
     warn_of_eta(make_app(), 'tests:x', eta)
     assert not warnings()
 
 
-def test_once_a_task(warnings):
+def test_one_warning_for_each_task(warnings):
     for name in ('tests:x', 'tests:y', 'tests:x'):
         warn_of_eta(make_app(), name, later(9_999))
     assert [text.split()[1] for text in warnings()] == ['tests:x', 'tests:y']

@@ -1,4 +1,4 @@
-"""What annotations say of values, as far as JSON can tell them apart."""
+"""What annotations say about values, as far as JSON can tell them apart."""
 import pytest
 
 from netbox_celery.engine.catalogue.annotations import Alternative, alternatives, is_allowed
@@ -26,7 +26,7 @@ from netbox_celery.engine.catalogue.annotations import Alternative, alternatives
     ('x' * 5000 + '[', ['x'], []),
 ], ids=str)
 def test_annotations(annotation, right, wrong):
-    """Values are checked against annotations that JSON can tell apart; others are the task's own affair."""
+    """Values are checked against annotations that JSON can tell apart; others are left to the task."""
     assert [value for value in right if not is_allowed(annotation, value)] == []
     assert [value for value in wrong if is_allowed(annotation, value)] == []
 
@@ -38,7 +38,7 @@ def test_annotations(annotation, right, wrong):
     )), ('int | "Device"', ()), ('print()', ()), ('Literal[print()]', ()),
 ])
 def test_alternatives(annotation, expected):
-    """The last names of types, without what they hold; nothing is evaluated."""
+    """The last names of the types, without their parameters; nothing is evaluated."""
     assert tuple(name for name, __ in alternatives(annotation)) == expected
 
 
@@ -49,6 +49,6 @@ def test_values_of_a_literal():
 
 
 def test_annotation_that_is_nested_too_deeply():
-    """It says nothing, and raises nothing."""
+    """It restricts nothing, and raises nothing."""
     assert alternatives('list[' * 5000 + 'int' + ']' * 5000) == ()
     assert is_allowed('int | ' * 5000 + 'int', 'x')

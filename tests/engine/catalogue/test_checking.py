@@ -1,4 +1,4 @@
-"""Arguments that people give, checked against the signatures of the catalogue."""
+"""Arguments that people enter, checked against the signatures of the catalogue."""
 from contextlib import nullcontext
 
 import pytest
@@ -30,7 +30,7 @@ PARAMETERS = [
     ([None], {'name': 1, 'x': 2}, ['device', 'name', 'x']),
 ], ids=str)
 def test_check_arguments(args, kwargs, wrong):
-    """What does not fit is said for each parameter."""
+    """Each parameter gets its own error."""
     task = CeleryTask(name='t', parameters=PARAMETERS)
     if wrong is None:
         check_arguments(task, args, kwargs)
@@ -41,7 +41,7 @@ def test_check_arguments(args, kwargs, wrong):
 
 
 def test_options_are_not_arguments():
-    """Code may pass `netbox_*` options among the arguments; people may not, not even to a task that takes anything."""
+    """Code may pass `netbox_*` options among the arguments; people may not, whatever the task accepts."""
     task = CeleryTask(name='t', parameters=[
         {'name': 'netbox_mine', 'kind': 'keyword_only', 'annotation': '', 'required': False},
         {'name': 'rest', 'kind': 'var_keyword', 'annotation': '', 'required': False},
@@ -83,7 +83,7 @@ KINDS = [
     ([1], {'items': None, 'pos': True}, {'rest': 'must be Literal[1, 2], not True'}),
 ], ids=str)
 def test_kinds_of_parameters(args, kwargs, wrong):
-    """What goes into which parameter is what Python says; a default is right, whatever the annotation says."""
+    """Arguments are bound as in Python; a default is valid whatever the annotation says."""
     task = CeleryTask(name='t', parameters=KINDS)
     if not wrong:
         check_arguments(task, args, kwargs)
@@ -94,7 +94,7 @@ def test_kinds_of_parameters(args, kwargs, wrong):
 
 
 def test_positional_only_by_name():
-    """Also without further arguments by name, and where it could be left out."""
+    """Also without `**kwargs`, and where the parameter is optional."""
     for required in (True, False):
         task = CeleryTask(name='t', parameters=[KINDS[0] | {'required': required}])
         with pytest.raises(InvalidArguments, match='pos: must be given by position'):

@@ -1,4 +1,4 @@
-"""The names of the tasks that run management commands, and which commands have one."""
+"""The names of the tasks that run management commands, and which commands have a task."""
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
@@ -12,7 +12,7 @@ from netbox_celery.engine.catalogue.commands import command_task, task_name
     ('celery_prune', 'command.netbox_celery.celery_prune'),
 ])
 def test_name(command, expected):
-    """With the app that has the command, whether or not the setting names it."""
+    """The name contains the app of the command, whether or not the setting lists it."""
     assert task_name(command) == expected
 
 
@@ -28,6 +28,6 @@ def test_task():
     assert task is app.tasks['command.django.contrib.sessions.clearsessions']
 
 
-def test_command_that_the_setting_does_not_name():
+def test_command_that_the_setting_does_not_list():
     with pytest.raises(ImproperlyConfigured, match="does not name the command 'migrate'"):
         command_task('migrate')

@@ -1,4 +1,4 @@
-"""Task modules are imported one by one: a broken one is said, and keeps nobody from work."""
+"""Task modules are imported one by one: a broken one is reported, and does not affect the others."""
 import logging
 import sys
 from textwrap import dedent
@@ -33,17 +33,19 @@ def task():
 
 @pytest.fixture(autouse=True)
 def nothing_failed(monkeypatch):
-    """Begin with nothing that could not be imported, and leave nothing."""
+    """Start without failed imports, and leave none."""
     # Celery does so before it imports, which resets the log
     monkeypatch.setattr('django.setup', lambda: None)
     for name in ('_failures', '_unlogged'):
         monkeypatch.setattr(discovery, name, {})
     monkeypatch.setattr(discovery, '_halves', set())
+    # What an app looks for when it is finalized
+    monkeypatch.setattr(signals.import_modules, 'receivers', [*signals.import_modules.receivers])
 
 
 @pytest.fixture
 def write_plugin(tmp_path, monkeypatch):
-    """Make a plugin of files: `write_plugin(name, {'tasks.py': '...'})`; returns its name."""
+    """Write a plugin's files: `write_plugin({'tasks.py': '...'})`; returns its name."""
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
     tasks = set(app.tasks)
@@ -79,8 +81,8 @@ def write_plugin(tmp_path, monkeypatch):
     ('from celery import shared_task\n@shared_task(base=int)\ndef task(): pass', 'AttributeError: '),
     ('class Odd(Exception):\n    def __str__(self): raise ValueError\nraise Odd', 'Odd: <Odd: str() raised'),
 ])
-def test_others_go_on(text, error, write_plugin, caplog):
-    """Whatever one module raises, the others are imported. It is said once with its plugin, error and place."""
+def test_other_modules_are_imported(text, error, write_plugin, caplog):
+    """Whatever one module raises, the others are imported; the failure is logged once, with plugin, error and place."""
     broken, sound = write_plugin({'tasks.py': text}), write_plugin({'tasks.py': TASK.replace('{name}', '{name}:sound')})
 
     with caplog.at_level(logging.ERROR):
@@ -99,7 +101,7 @@ def test_others_go_on(text, error, write_plugin, caplog):
 @pytest.mark.django_db
 @pytest.mark.parametrize('is_caught', [False, True])
 def test_transaction(write_plugin, is_caught):
-    """A module that asks the database in vain does not break the transaction in which somebody calls a task."""
+    """A module with a failing query at import does not break the transaction in which a task is called."""
     text = 'from django.db import connection, DatabaseError\n'
     query = "connection.cursor().execute('SELECT nothing_of_the_kind')"
     name = write_plugin({'tasks.py': text + (
@@ -107,25 +109,25 @@ def test_transaction(write_plugin, is_caught):
     ) + TASK.replace('{name}', '{name}:task')})
     with transaction.atomic():
         app.loader.autodiscover_tasks([name])
-        assert CeleryTask.objects.count() >= 0
+        CeleryTask.objects.exists()  # raises if the transaction is broken
     assert (f'{name}:task' in app.tasks) is is_caught
     assert [f.error.partition(':')[0] for f in discovery.failures()] == ([] if is_caught else ['ProgrammingError'])
 
 
-def test_keyboard(write_plugin):
-    """Whoever presses Ctrl-C means the process."""
+def test_keyboard_interrupt(write_plugin):
+    """Ctrl-C ends the process."""
     with pytest.raises(KeyboardInterrupt):
         app.loader.autodiscover_tasks([write_plugin({'tasks.py': 'raise KeyboardInterrupt'})])
 
 
 def test_no_tasks(write_plugin):
-    """A plugin without tasks is none that is broken, and one that does not exist is."""
+    """A plugin without tasks is not broken; one that does not exist is."""
     app.loader.autodiscover_tasks([write_plugin({}), 'plugin_nowhere'], 'jobs')
 
     assert [failure.module for failure in discovery.failures()] == ['plugin_nowhere.jobs']
 
 
-def test_beside(write_plugin):
+def test_place_in_another_module(write_plugin):
     """The place is the plugin's own line, wherever the exception was raised."""
     name = write_plugin({'helpers/__init__.py': '', 'helpers/net.py': '\n\nimport missing_library\n',
                          'tasks.py': 'from {name}.helpers import net'})
@@ -134,8 +136,8 @@ def test_beside(write_plugin):
     assert discovery.failures()[0].place == f'{name}/helpers/net.py:3'
 
 
-def test_halves(write_plugin):
-    """Tasks of a module that was executed in part are not there; those of its whole modules are."""
+def test_partly_imported_module(write_plugin):
+    """A module that fails has no tasks; the complete modules that it imports keep theirs."""
     name = write_plugin({
         'whole.py': TASK.replace('{name}', '{name}:whole'),
         'tasks.py': 'from {name} import whole' + TASK.replace('{name}', '{name}:half') + '\nimport missing_library\n',
@@ -147,14 +149,14 @@ def test_halves(write_plugin):
 
 
 def make_app(**conf):
-    """Make an app that nobody has finalized."""
+    """Make an app that is not finalized yet."""
     made = NetBoxCelery(uuid4().hex, set_as_current=False)
     made.conf.update(broker_url='memory://', result_backend='cache+memory://', **conf)
     return made
 
 
 def test_finalize(write_plugin, monkeypatch):
-    """A decorator that fails once tasks are made of functions costs its own task, and half modules have none."""
+    """A decorator that fails when the app is finalized costs its own task only."""
     # As in a worker that starts: nothing is finalized while plugins are imported
     monkeypatch.setattr(_state, '_on_app_finalizers', set(_state._on_app_finalizers))
     monkeypatch.setattr(_state, '_get_active_apps', lambda: ())
@@ -187,7 +189,7 @@ def test_finalize(write_plugin, monkeypatch):
 
 @pytest.mark.parametrize('setting', ['imports', 'include'])
 def test_settings(setting, write_plugin):
-    """Modules that settings name are imported one by one as well, also as a worker does at its start."""
+    """Modules listed in settings are imported one by one as well, also when a worker starts."""
     broken, sound = write_plugin({'jobs.py': '1 / 0'}), write_plugin({'jobs.py': 'done = True'})
     made = make_app(**{setting: [f'{broken}.jobs', 'plugin_nowhere.jobs', f'{sound}.jobs']})
 
@@ -198,7 +200,7 @@ def test_settings(setting, write_plugin):
 
 
 def test_receivers(write_plugin):
-    """A plugin that looks for tasks by itself, and fails at it, stops nobody either."""
+    """A plugin that finds tasks by itself, and fails, does not affect the others either."""
     made = make_app()
     sound = write_plugin({'jobs.py': 'done = True'})
 
@@ -211,11 +213,10 @@ def test_receivers(write_plugin):
 
     assert sys.modules[f'{sound}.jobs'].done
     assert [(f.plugin, f.error) for f in discovery.failures()] == [('tests', 'RuntimeError: no packages')]
-    signals.import_modules.receivers[:] = [r for r in signals.import_modules.receivers if 'jobs' not in repr(r)]
 
 
-def test_early(write_plugin, caplog):
-    """A worker says it in the log that it has set up meanwhile, in its banner, and in Celery's report."""
+def test_failure_before_logging_is_set_up(write_plugin, caplog):
+    """A worker reports it later in its log, in its banner, and in Celery's report."""
     broken = write_plugin({'tasks.py': '1 / 0'})
     made = make_app()
     made.autodiscover_tasks([broken])
@@ -228,7 +229,7 @@ def test_early(write_plugin, caplog):
 
 
 def test_repaired(write_plugin, tmp_path):
-    """What somebody has imported since has not failed."""
+    """A module that was imported since has not failed."""
     broken = write_plugin({'tasks.py': 'import missing_library'})
     app.loader.autodiscover_tasks([broken])
     (tmp_path / broken / 'tasks.py').write_text(f'# mended by now, and longer\n{TASK.replace("{name}", broken)}')
@@ -264,7 +265,7 @@ def test_catalogue(broken):
 
 @pytest.mark.django_db
 def test_schedules(broken):
-    """Nor does beat take the schedules of its tasks for gone."""
+    """Beat keeps the schedules of its tasks, too."""
     for name, plugin in ((f'{broken}:task', broken), ('gone:task', 'gone')):
         task = make_task_row(name)
         CeleryTask.objects.filter(pk=task.pk).update(plugin=plugin)
@@ -278,8 +279,8 @@ def test_schedules(broken):
 
 
 @pytest.mark.django_db
-def test_absent(broken):
-    """Who wants to run a task that is absent is told what could not be imported."""
+def test_reason_of_an_absent_task(broken):
+    """The reason why an absent task cannot run names the failed import."""
     registry.registered_tasks()
     task = make_task_row(f'{broken}:task')
     task.present, task.plugin = False, broken
@@ -290,7 +291,7 @@ def test_absent(broken):
 @pytest.mark.django_db
 @pytest.mark.parametrize('is_catalogued', [True, False])
 def test_unregistered(is_catalogued, broken, shared, monkeypatch):
-    """A run of a task that this worker could not import ends in words that say why."""
+    """A run of a task that this worker could not import finishes with an error that says why."""
     monkeypatch.setattr('netbox_celery.engine.results.backend.get_connection', lambda: shared)
     monkeypatch.setattr('netbox_celery.engine.runs.reports.get_connection', lambda: shared)
     registry.registered_tasks()
@@ -309,7 +310,7 @@ def test_unregistered(is_catalogued, broken, shared, monkeypatch):
 
 
 def test_check(broken):
-    """`netbox check` warns of it, by an ID that can be silenced."""
+    """`netbox check` warns, with an ID that can be silenced."""
     warning, = check_tasks(None)
 
     assert (warning.id, warning.obj) == ('netbox_celery.W001', f'{broken}.tasks')

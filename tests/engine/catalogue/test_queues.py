@@ -1,4 +1,4 @@
-"""Which queues there are for people to choose."""
+"""Which queues people can choose."""
 from dataclasses import replace
 from datetime import timedelta
 
@@ -65,6 +65,7 @@ def test_setting_does_not_free_what_is_reserved(monkeypatch):
     ({'routing_key': 'x'}, True),
 ], ids=str)
 def test_run_again(configured, rf, admin_user, options, is_allowed):
+    """A run is run again only on a queue that people can choose."""
     configured(task_queues=QUEUES)
     result = make_result('completed', celery_name='tests:unknown', options=options)
     if is_allowed:

@@ -1,11 +1,11 @@
-"""What the code of the registered tasks says of them."""
+"""What is read from the code of registered tasks."""
 from types import SimpleNamespace
 
 from netbox_celery.engine.catalogue.registry import describe_task, parameters
 
 
 def test_describe(described):
-    """A row says what the code says: docstring, options that differ from Celery's settings, parameters."""
+    """A description has the docstring, the options that differ from Celery's settings, and the parameters."""
     found = describe_task(described)
 
     assert found['description'] == 'The first line.'
@@ -20,7 +20,7 @@ def test_describe(described):
     ]
 
 
-def test_undescribed(make_task):
+def test_task_without_a_docstring(make_task):
     """The docstrings of base classes are not the task's."""
     found = describe_task(make_task(lambda task_id: None, name='tests:undescribed', bind=False))
 

@@ -1,4 +1,4 @@
-"""Tasks with a `Strategy` of their own, whose runs nobody claims: they have no rows, and who wants one is refused."""
+"""Tasks with a `Strategy` of their own are not claimed, so they have no rows, and asking for one is an error."""
 from types import SimpleNamespace
 from unittest import mock
 from uuid import uuid4
@@ -48,8 +48,8 @@ def task(request, make_task):
     return make_task(lambda self, *args: None, name='tests:batch', base=base, **options)
 
 
-def test_that_claims(make_task):
-    """Its author says that the strategy hands on each message."""
+def test_strategy_that_claims(make_task):
+    """Its author declares that the strategy passes on each message."""
     options = {'Strategy': 'tests.engine.catalogue.test_strategies:function', 'strategy_claims': True}
     task = make_task(lambda self, task_id: None, name='tests:claims', **options)
     assert is_tracked(task) and not has_own_strategy(task)
@@ -69,13 +69,13 @@ def broker(monkeypatch):
     (False, 'celery.worker.strategy:default'), (False, 'celery.worker.strategy.default'),
     (False, celery_strategy.default), (True, function), (True, 'tests.engine.catalogue.test_strategies.function'),
 ])
-def test_own(own, strategy):
+def test_own_strategy(own, strategy):
     task = SimpleNamespace(Strategy=strategy)
     assert has_own_strategy(task) is own
     assert (strategy_of(task) == 'tests.engine.catalogue.test_strategies.function') is own
 
 
-def test_unknown():
+def test_no_task():
     assert not has_own_strategy(None)
 
 
@@ -84,7 +84,7 @@ def test_unknown():
     lambda task: task.s(1).apply_async(),
 ])
 def test_no_row(task, call, broker):
-    """It is called as with plain Celery, and has no row that would wait for ever."""
+    """The task is called as with plain Celery, without a row that would never be updated."""
     assert not is_tracked(task)
     call(task)
     assert len(broker) == 1
@@ -99,7 +99,7 @@ def test_no_row(task, call, broker):
     lambda task: CeleryResult.enqueue_job(task.name, None, args=[1]),
 ])
 def test_refused(task, call, broker):
-    """Who asks for a row is told that there can be none, and nothing is sent."""
+    """A call that asks for a row is refused, and nothing is sent."""
     with pytest.raises(CeleryError, match='tests:batch has a Strategy of its own'):
         call(task)
     assert not broker
@@ -107,7 +107,7 @@ def test_refused(task, call, broker):
 
 
 def test_refused_by_decorator(make_task, broker):
-    """So is every call of a task whose own code asks for it."""
+    """So is every call of a task whose own code asks for rows."""
     task = make_task(lambda self, *args: None, name='tests:batch', base=Batches, netbox_track=True)
     with pytest.raises(CeleryError, match='has a Strategy of its own'):
         task.delay()
@@ -118,7 +118,7 @@ def test_refused_by_decorator(make_task, broker):
 
 
 def test_replacement(task, broker):
-    """It does not take the place of a task with a row, which nobody would end."""
+    """It cannot replace a task with a row, which would never finish."""
     run = make_result('running')
     with pytest.raises(CeleryError, match='cannot take the place of a task that has a row'):
         task.apply_async(task_id=str(run.task_id), replaced_task_nesting=1)
@@ -126,14 +126,14 @@ def test_replacement(task, broker):
 
 
 def test_chain(task, make_task, broker):
-    """As a step of a workflow it goes as with plain Celery."""
+    """As a step of a workflow it runs as with plain Celery."""
     first = make_task(lambda self, task_id: None, name='tests:first')
     chain(first.si(), task.si(), first.si()).apply_async()
     assert [run.celery_name for run in CeleryResult.objects.all()] == ['tests:first']
 
 
-def test_people(task):
-    """The catalogue says so, and nobody can run it from there, or again."""
+def test_not_runnable_by_people(task):
+    """The catalogue says so, and the task cannot be run from there, or run again."""
     row = make_task_row(task.name)
     CeleryTask.objects.filter(pk=row.pk).update(**describe_task(task))
     row.refresh_from_db()
@@ -142,7 +142,7 @@ def test_people(task):
 
 
 def test_schedule(make_task, broker):
-    """A schedule's run ends in words."""
+    """A schedule's run fails with an error that says why."""
     from netbox_celery.engine.schedules import firing as schedules
 
     task = make_task(lambda self, *args: None, name='tests:batch', base=Ours)
@@ -162,7 +162,7 @@ def message_of(task_id, header, name='tests:batch', **headers):
 
 
 def deliver(task_id, header=True, name='tests:batch'):
-    """Let a worker take a message; returns what its strategy gets of it, and whether the message was given up."""
+    """Let a worker take a message; returns what its strategy gets, and whether the message was discarded."""
     message = message_of(task_id, header, name)
     handle = mock.Mock()
     consumer = SimpleNamespace(connection_errors=(), channel_errors=(), app=app)
@@ -171,7 +171,7 @@ def deliver(task_id, header=True, name='tests:batch'):
 
 
 def test_caller_that_does_not_know(make_task, monkeypatch, shared):
-    """A row that was made where nobody knows the task is ended in words, and its message goes on as one without."""
+    """A row from a process without the task finishes with an error; its message is passed on as one without a row."""
     monkeypatch.setattr('netbox_celery.engine.runs.reports.get_connection', lambda: shared)
     make_task(lambda self, *args: None, name='tests:batch', base=Batches)
     run = make_result('pending', celery_name='tests:batch')
@@ -185,7 +185,7 @@ def test_caller_that_does_not_know(make_task, monkeypatch, shared):
 
 
 def test_in_a_branch(task, broker):
-    """A call in a branch is refused: the body would run in main. So is one that names a branch; main can be named."""
+    """A call in a branch, or one that names a branch, is refused: the body would run in main. Main can be named."""
     for call in (
         lambda: task.delay(1), lambda: app.send_task(task.name, (1,)), lambda: task.s(1).apply_async(),
     ):
@@ -200,7 +200,7 @@ def test_in_a_branch(task, broker):
 
 
 def test_caller_in_a_branch_that_does_not_know(make_task, monkeypatch, shared):
-    """The message of a call in a branch is not given to the strategy, and its run ends in words."""
+    """The message of a call in a branch is not given to the strategy, and its run fails with an error."""
     monkeypatch.setattr('netbox_celery.engine.runs.reports.get_connection', lambda: shared)
     make_task(lambda self, *args: None, name='tests:batch', base=Batches)
     run = make_result('pending', celery_name='tests:batch', branch='b1')
@@ -222,14 +222,14 @@ def test_caller_in_a_branch_that_does_not_know(make_task, monkeypatch, shared):
 
 
 def test_cancelled_meanwhile(make_task, monkeypatch, shared):
-    """What was cancelled before does not go on."""
+    """A message whose run was cancelled is not passed on."""
     monkeypatch.setattr('netbox_celery.engine.runs.reports.get_connection', lambda: shared)
     make_task(lambda self, *args: None, name='tests:batch', base=Batches)
     assert deliver(make_result('revoked', celery_name='tests:batch').task_id) == (False, True)
 
 
 @pytest.mark.parametrize('header, name', [(True, 'tests:other'), (False, 'tests:batch'), (None, 'tests:batch')])
-def test_others(header, name):
+def test_other_messages(header, name):
     """Messages of other tasks, and those without a row, are left as they are."""
     run = make_result('pending')
     assert deliver(run.task_id, header, name) == (header, False)

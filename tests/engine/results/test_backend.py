@@ -1,4 +1,4 @@
-"""The result backend hears of every end: the row is written first, and says how it was."""
+"""The end of a run through the result backend: the row is written first, and Celery then reports the same."""
 import json
 import pickle
 from types import SimpleNamespace
@@ -19,10 +19,11 @@ from netbox_celery.engine.calls.run import Run
 from netbox_celery.engine.exceptions import TaskFailed
 from netbox_celery.engine.store.recorder import recorder
 from tests.factories import make_result
+from tests.support import nested, now
 
 
 def test_pickled():
-    """A backend that went through pickle is the app's again, whose class was made at run time."""
+    """A backend that was pickled is the app's own again, though its class is made at run time."""
     assert pickle.loads(pickle.dumps(app.backend)) is app.backend
 
 
@@ -42,20 +43,15 @@ def started():
     recorder.flush()
 
 
-def now(row):
-    row.refresh_from_db()
-    return row
-
-
 def told(row):
-    """What Celery tells who asks for the result, after all of it has been written."""
+    """What Celery returns to a caller that asks for the result, after everything has been written."""
     app.backend._cache.clear()
     return app.AsyncResult(str(row.task_id)).state
 
 
 @pytest.fixture
 def listening():
-    """Listen to Redis as who waits for the result of a run; returns what tells the states that were published."""
+    """Subscribe to a run's result in Redis; returns a function for the states that were published."""
     def listen(row):
         listener = app.backend.client.pubsub(ignore_subscribe_messages=True)
         listener.subscribe(app.backend.get_key_for_task(str(row.task_id)))
@@ -83,7 +79,7 @@ def listening():
      ('errored', '', 'FAILURE')),
 ], ids=['done', 'errored', 'failed', 'retry that is not sent'])
 def test_ends(started, listening, end, expected):
-    """The row has the end, Celery tells it, also to who waits, and no second end changes the row."""
+    """The row has the end, Celery reports it, also to those who wait, and a second end does not change the row."""
     row, request, __ = started()
     heard = listening(row)
     end(str(row.task_id), request)
@@ -98,7 +94,7 @@ def test_ends(started, listening, end, expected):
 
 @pytest.mark.parametrize('end', ['done', 'failure', 'retry'])
 def test_cancel_wins(started, listening, end):
-    """Whoever cancelled gets what he wanted, however the body ends; Celery says so too."""
+    """A cancelled run is revoked however its body finishes, and Celery reports that too."""
     row, request, run = started()
     heard = listening(row)
     row.cancel()
@@ -114,8 +110,8 @@ def test_cancel_wins(started, listening, end):
 
 
 @pytest.mark.parametrize('status', ['running', 'completed', 'pending'])
-def test_another_claim_holds_it(started, listening, status):
-    """Who has lost its claim ends nothing: neither the row, nor what Celery tells of it."""
+def test_end_of_a_lost_claim(started, listening, status):
+    """Such an end changes neither the row, nor what Celery reports."""
     row, request, run = started(status)
     heard = listening(row)
     type(row).objects.update(claims=2)
@@ -126,8 +122,8 @@ def test_another_claim_holds_it(started, listening, status):
     assert heard() == []
 
 
-def test_answer_that_was_lost(started, listening):
-    """An end that was written, and whose connection broke before the answer, is told like any other."""
+def test_lost_answer(started, listening):
+    """An end that was written before the connection broke is reported like any other."""
     row, request, run = started()
     heard = listening(row)
     type(row).objects.update(status='completed', completed=timezone.now(), result=5)
@@ -135,8 +131,8 @@ def test_answer_that_was_lost(started, listening):
     assert heard() == ['SUCCESS']
 
 
-def test_next_attempt_has_begun(started):
-    """The message of a retry is sent before this is written; what the next attempt has done since stays."""
+def test_retry_written_after_the_next_attempt_started(started):
+    """The message of a retry is sent first; what the next attempt has written stays."""
     row, request, run = started()
     run.continued = True
     type(row).objects.update(claims=2, attempt=2, attempts=[{'number': 1}, {'number': 2}])
@@ -153,7 +149,7 @@ def test_next_attempt_has_begun(started):
     ('x' * (get_config().payload_length + 1), 'cut'),
 ], ids=['plain', 'uuid', 'nul', 'inf', 'large'])
 def test_result(started, result, shown):
-    """Celery gives back what the task returned, also where the row cannot show all of it."""
+    """Celery returns what the task returned, also where the row cannot show all of it."""
     row, request, run = started()
     app.backend.mark_as_done(run.task_id, result, request)
     if shown == 'cut':
@@ -163,8 +159,8 @@ def test_result(started, result, shown):
     assert app.AsyncResult(run.task_id).get(timeout=5) == result
 
 
-def test_result_that_is_ignored(started):
-    """With `ignore_result` the row alone has it, as text if JSON cannot hold it."""
+def test_ignored_result(started):
+    """With `ignore_result` only the row has the result, as text if it is not JSON."""
     row, request, run = started()
     app.backend.mark_as_done(run.task_id, SimpleNamespace(a=1), request, store_result=False)
     assert (now(row).status, row.result) == ('completed', 'namespace(a=1)')
@@ -172,7 +168,7 @@ def test_result_that_is_ignored(started):
 
 
 class OddResult:
-    """A result whose author's code raises, wherever it is asked."""
+    """A result whose methods raise."""
 
     def __init__(self, exc):
         self.exc = exc
@@ -183,15 +179,9 @@ class OddResult:
     __repr__ = __json__
 
 
-def deep(depth):
-    value = 'the end'
-    for __ in range(depth):
-        value = [value]
-    return value
-
-
 ODD = {
-    'deep': lambda: deep(750), 'endless': lambda: deep(100_000), 'digits': lambda: 10 ** 5000, 'set': lambda: {1, 2},
+    'deep': lambda: nested(750), 'endless': lambda: nested(100_000), 'digits': lambda: 10 ** 5000,
+    'set': lambda: {1, 2},
     'key error': lambda: OddResult(KeyError('x')), 'recursion': lambda: OddResult(RecursionError()),
     'keys': lambda: {(1,): 2}, 'type error': lambda: [OddResult(TypeError())], 'huge set': lambda: set(range(100_000)),
     'bytes': lambda: {b'\xff': 1}, 'negative digits': lambda: {'x': -10 ** 5000},
@@ -201,7 +191,7 @@ ODD = {
 
 @pytest.mark.parametrize('what', ODD)
 def test_ignored_result_never_fails_its_task(started, what):
-    """Whatever a task returns, and nobody stores: it has succeeded, and its row shows something."""
+    """Whatever a task returns, its run succeeds and its row shows a text if the result is ignored."""
     row, request, run = started()
     app.backend.mark_as_done(run.task_id, ODD[what](), request, store_result=False)
     assert now(row).status == 'completed'
@@ -211,7 +201,7 @@ def test_ignored_result_never_fails_its_task(started, what):
 
 @pytest.mark.parametrize('what', ODD)
 def test_result_is_stored_as_celery_would(started, what):
-    """What plain Celery stores completes the run, and comes back; what it refuses fails it, and nothing was written."""
+    """A result that plain Celery stores completes the run; one that it refuses fails it, and nothing is written."""
     row, request, run = started()
     plain = RedisBackend(app=app, url=app.conf.result_backend)
     try:
@@ -227,20 +217,20 @@ def test_result_is_stored_as_celery_would(started, what):
 
 
 def test_part_of_a_chord_counts_once(started, monkeypatch):
-    """A result that its row does not hold is told to the chord like others."""
+    """A result that the row does not hold is counted in the chord as well."""
     row, request, run = started()
     request.chord = {'task': 'tests:x'}
     told = []
     monkeypatch.setattr(RedisBackend, 'on_chord_part_return', lambda *args, **kwargs: told.append(args[2:]))
-    app.backend.mark_as_done(run.task_id, deep(150), request)
-    assert told == [('SUCCESS', deep(150))]
+    app.backend.mark_as_done(run.task_id, nested(150), request)
+    assert told == [('SUCCESS', nested(150))]
     with pytest.raises(EncodeError):  # the chord is to have it
         app.backend.mark_as_done(run.task_id, {1}, request, store_result=False)
 
 
 @pytest.mark.parametrize('value', [[1e23], {'b': 1, 'a': -0.0}, float('nan'), 'nul \x00', 1e16], ids=repr)
 def test_result_comes_back_exactly(started, listening, value):
-    """Who waits and who asks later get what the task returned; Redis does not hold it."""
+    """A result that only the row holds is returned exactly, now and later."""
     row, request, run = started()
     heard = listening(row)
     app.backend.mark_as_done(run.task_id, value, request)
@@ -249,9 +239,11 @@ def test_result_comes_back_exactly(started, listening, value):
     assert app.backend.client.get(app.backend.get_key_for_task(run.task_id)) is None
 
 
-@pytest.mark.parametrize('meta', [{'x': deep(750)}, {'x': 5, 'y': 10 ** 30}, {'current': deep(3), 'step': deep(600)}])
+@pytest.mark.parametrize('meta', [
+    {'x': nested(750)}, {'x': 5, 'y': 10 ** 30}, {'current': nested(3), 'step': nested(600)},
+])
 def test_odd_states(started, meta):
-    """What Celery stores of a custom state fails no task for its row."""
+    """Any custom state that Celery can store is harmless for the row."""
     row, request, run = started()
     app.backend.store_result(run.task_id, meta, 'MINE', request=request)
     recorder.flush(run)
@@ -259,8 +251,8 @@ def test_odd_states(started, meta):
     assert row.status == 'running'
 
 
-def test_grief_over_a_success(held):
-    """What goes wrong in a worker's child after it has told of a success changes nothing, in neither place."""
+def test_error_after_a_success(held):
+    """An error in a worker's child after it reported success changes neither the row nor Celery's state."""
     row = held()
     request = parents_request(row)
     type(row).objects.filter(pk=row.pk).update(status='completed', completed=timezone.now(), result=5)
@@ -284,7 +276,7 @@ def parents_request(row, retries=0):
     ({}, 0, 'errored'), ({'holder': uuid4()}, 0, 'running'), ({}, 1, 'running'), ({'attempt': 2}, 1, 'running'),
 ], ids=['own', "another worker's", 'later attempt', 'earlier claim'])
 def test_parent(held, columns, retries, status):
-    """A parent ends what its own child held, in that attempt."""
+    """A parent ends only what its own child held, in that attempt."""
     row = held()
     type(row).objects.update(**columns)
     if 'attempt' in columns:
@@ -299,7 +291,7 @@ def test_parent(held, columns, retries, status):
     ('terminated', ('revoked', 'terminated')), ('expired', ('running', '')), ('revoked', ('running', '')),
 ])
 def test_parent_revokes(held, reason, expected):
-    """Only what was terminated was running: a copy of its message that expires, or is revoked, does not end it."""
+    """Only what was terminated was running: a copy of its message that expires or is revoked does not end it."""
     row = held()
     app.backend.mark_as_revoked(str(row.task_id), reason, parents_request(row))
     assert (now(row).status, row.reason) == expected
@@ -330,7 +322,7 @@ def test_revoked_while_it_waits(held, reason, expected, error):
     (states.STARTED, {'current': 3}, (None, None, '')),
 ], ids=lambda value: type(value).__name__)
 def test_custom_states(started, state, meta, expected):
-    """A state of the task's own moves the progress of its row; its status stays."""
+    """A custom state of the task moves the row's progress and leaves its status."""
     row, request, run = started()
     app.backend.store_result(run.task_id, meta, state, request=request)
     recorder.flush(run)

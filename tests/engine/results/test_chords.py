@@ -1,4 +1,4 @@
-"""Which chords stand still, and what Celery is told of their parts."""
+"""Which chords are stalled, and what Celery is told about their parts."""
 import json
 from contextlib import closing
 from datetime import timedelta
@@ -33,7 +33,7 @@ def task(make_task):
 
 @pytest.fixture
 def told(monkeypatch):
-    """What Celery is told of parts: states and results, or exceptions."""
+    """What Celery is told about parts: states and results, or exceptions."""
     found = []
     monkeypatch.setattr(
         app.backend, 'on_chord_part_return',
@@ -60,7 +60,7 @@ def make_part(index, status='completed', *, size=2, ago=LONG_AGO, **columns):
     })
 
 
-def test_outcomes(told, look):
+def test_ends_of_parts(told, look):
     parts = [
         make_part(0, size=None), make_part(1, 'errored', error='ValueError: x'), make_part(2, 'revoked', error='bob'),
         make_part(3, 'ignored', error='Not run'), make_part(4, size=5, result='x' * 10),
@@ -104,7 +104,7 @@ def test_body_is_there(told, look, status):
 
 @pytest.mark.parametrize('ended, goes_on', [('before', True), ('after', False), (None, False)])
 def test_chord_that_is_applied_again(look, told, ended, goes_on):
-    """The body that ended before the parts were called again is that of the time before."""
+    """A body that finished before the parts were called again belongs to the earlier application."""
     started = timezone.now() - 2 * LONG_AGO
     for index in range(2):
         part = make_part(index, started=started)
@@ -120,7 +120,7 @@ def test_chord_that_is_applied_again(look, told, ended, goes_on):
 @pytest.mark.parametrize('tracked', [True, False])
 @pytest.mark.parametrize('message, goes_on', [(None, 1), ('[[], {}, "tests:part", {}]', 0)])
 def test_body_is_the_row_of_a_task_that_replaced_itself(told, look, make_task, tracked, message, goes_on):
-    """It is there before the body is sent, whatever the body is; once that was sent, the row says so."""
+    """The row exists before the body is sent; once it is sent, the row says so."""
     for index in range(2):
         part = make_part(index)
         if not tracked:
@@ -131,7 +131,7 @@ def test_body_is_the_row_of_a_task_that_replaced_itself(told, look, make_task, t
     assert len(told) == 2 * goes_on
 
 
-def test_each_look_begins_where_the_last_one_ended(told, look):
+def test_each_look_starts_where_the_last_one_stopped(told, look):
     make_part(0), make_part(1)
     watch = Watch()
     assert look(watch) == 1
@@ -139,8 +139,8 @@ def test_each_look_begins_where_the_last_one_ended(told, look):
     assert len(told) == 2
 
 
-def test_others_have_looked(told, look):
-    """A worker that starts looks at what ended since the others fell silent."""
+def test_look_of_a_new_worker(told, look):
+    """A worker that starts looks at what finished since the other workers fell silent."""
     make_part(0, ago=timedelta(hours=5)), make_part(1, ago=timedelta(hours=5))
     worker = make_worker()
     assert look() == 0
@@ -157,7 +157,7 @@ def test_one_looks_at_a_time(told, look):
 
 
 def test_redis_is_away(look, monkeypatch, caplog):
-    """What could not be told is told at the next look."""
+    """What could not be reported is reported at the next look."""
     make_part(0), make_part(1)
     watch = Watch()
     with mock.patch.object(app.backend, 'set_chord_size', side_effect=RedisConnectionError('away')):
@@ -169,7 +169,7 @@ def test_redis_is_away(look, monkeypatch, caplog):
 
 
 def test_chord_that_cannot_be_read(told, look, caplog):
-    """It keeps no other from going on."""
+    """It does not keep other chords from continuing."""
     odd = make_part(0, root_id=(other := uuid4()), group_id=other)
     odd.options['chord']['options']['netbox_user'] = 'nobody of that name'
     odd.save()
@@ -180,7 +180,7 @@ def test_chord_that_cannot_be_read(told, look, caplog):
 
 @pytest.mark.parametrize('untracked', ['call', 'task'])
 def test_body_without_a_row(told, look, make_task, untracked):
-    """Whether it was sent nobody can tell."""
+    """Nothing shows whether such a body was sent."""
     make_task(lambda self, task_id: None, name='tests:untracked', netbox_track=False)
     for part in (make_part(0), make_part(1)):
         body = part.options['chord']
@@ -194,7 +194,7 @@ def test_body_without_a_row(told, look, make_task, untracked):
 
 
 def test_size_comes_with_the_last_part(task):
-    """It is Celery's own count; and so does the shape of results that are no plain list."""
+    """The last part has Celery's own count, and the shape of results that are not a plain list."""
     def sizes(header):
         CeleryResult.objects.all().delete()
         chord(header, part)()
@@ -212,7 +212,7 @@ def test_size_comes_with_the_last_part(task):
 
 
 def test_header_that_is_a_generator(make_task):
-    """Parts are sent while later ones are still to be made; Celery looks some ahead."""
+    """Parts are sent while later ones are still being generated; Celery reads a few ahead."""
     task, sent = make_task(lambda self, task_id, *args: None, name='tests:lazy'), []
 
     def parts():
@@ -224,8 +224,8 @@ def test_header_that_is_a_generator(make_task):
     assert sent[-1] > 0, f'The header was unrolled before anything was sent: {sent}'
 
 
-def test_body_of_none():
-    """What has no body needs to remember nothing of it."""
+def test_no_body():
+    """Nothing is remembered for a chord without a body."""
     group_id = str(uuid4())
     app.backend.apply_chord((group_id, [app.AsyncResult(str(uuid4()))]), None)
     app.backend.set_chord_size(group_id, 1)

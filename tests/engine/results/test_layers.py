@@ -1,4 +1,4 @@
-"""Which layers lie over which result backend, and in which order."""
+"""Which layers are put over which result backend, and in which order."""
 import pickle
 
 import pytest
@@ -18,7 +18,7 @@ ALL = ['TrackingMixin', 'StoringMixin', 'RowResultsMixin', 'ChordsMixin', 'Upstr
     (RPCBackend, ['TrackingMixin', 'UpstreamMixin']),
 ])
 def test_order(cls, expected):
-    """The row is written before the result is stored, and what depends on a run is closed last."""
+    """The row is written before the result is stored, and what depends on the run is closed last."""
     tracked = tracked_backend(cls)
     layers = [layer for layer, __ in LAYERS]
     assert [base.__name__ for base in tracked.__mro__ if base in layers] == expected
@@ -27,6 +27,6 @@ def test_order(cls, expected):
 
 
 def test_configured():
-    """The app has the layers over what its settings name, and a copy that was pickled is the app's own."""
+    """The app has the layers over the configured backend, and a pickled copy is the app's own."""
     assert isinstance(app.backend, tracked_backend(RedisBackend))
     assert pickle.loads(pickle.dumps(app.backend)) is app.backend

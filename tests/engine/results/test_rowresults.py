@@ -1,4 +1,4 @@
-"""Results from rows: what Redis does not hold, or not for long enough, is told by the row, as Celery would tell it."""
+"""Results from rows: what Redis does not hold, or no longer holds, is read from the row as Celery would report it."""
 import json
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -29,7 +29,7 @@ def told(run):
 
 
 def stored(state=states.SUCCESS, result='of Redis', status=None):
-    """Make a run of which Redis holds something, and that has come to an end since, if one is given."""
+    """Make a run with a result in Redis, whose row has since got a final status, if one is given."""
     run = make_result('running')
     app.backend.store_result(str(run.task_id), result, state)
     if status:
@@ -45,7 +45,7 @@ STATES = {
 
 @pytest.mark.parametrize('status', ResultStatusChoices.values())
 def test_states(status):
-    """Each status is a state of Celery's; what has ended is ready, and the others are not."""
+    """Each status maps to a state of Celery; only final statuses are ready."""
     result = told(make_result(status))
     assert result.state == STATES[status]
     assert result.ready() is (status in ResultStatusChoices.FINISHED)
@@ -62,7 +62,7 @@ def test_results(value):
 
 
 def test_failures():
-    """The error and the traceback of the row; who waits gets them as an exception."""
+    """The error and the traceback come from the row; waiting for the result raises an exception."""
     result = told(make_result('failed', error='The device is away', traceback='File x'))
     with pytest.raises(Exception, match='The device is away'):
         result.get(timeout=5)
@@ -81,8 +81,8 @@ def test_date_done():
     ('completed', False, 0, True), ('completed', True, 0, False), ('completed', True, 3600, True),
     ('retrying', False, 0, True), ('running', False, 0, False),
 ])
-def test_what_redis_holds_as_well(status, in_backend, age, told_by_row):
-    """Where Redis has more it may be about to get it; when it should have, and has not, the row tells."""
+def test_results_in_redis_and_in_the_row(status, in_backend, age, told_by_row):
+    """If Redis will hold more, the row is used only when Redis should have it by now, and has not."""
     run = make_result(status, result='of the row', in_backend=in_backend)
     if age:
         CeleryResult.objects.update(completed=timezone.now() - timedelta(seconds=age))
@@ -90,15 +90,15 @@ def test_what_redis_holds_as_well(status, in_backend, age, told_by_row):
 
 
 def test_redis_beats_the_row():
-    """An end that Redis holds is told as it is: exceptions, children and large results are only there."""
+    """A final state in Redis is returned as it is: only Redis has exceptions, children and large results."""
     run = stored(status='completed')
     CeleryResult.objects.update(result='of the row')
     assert told(run).get(timeout=5) == 'of Redis'
 
 
 @pytest.mark.parametrize('state', ['STARTED', 'RETRY', 'PROGRESS', 'ABORTED', 'MINE'])
-def test_end_beats_what_came_before(state):
-    """A state that is no end, left in Redis or put there by anybody, does not hide the end in the row."""
+def test_final_status_beats_an_earlier_state(state):
+    """A non-final state in Redis, whoever stored it, does not hide the final status of the row."""
     run, open_run = (stored(state, ValueError() if state == 'RETRY' else {}) for __ in range(2))
     CeleryResult.objects.filter(pk=run.pk).update(status='completed', result=5, completed=timezone.now())
     assert (told(run).state, told(run).result) == ('SUCCESS', 5)
@@ -106,13 +106,13 @@ def test_end_beats_what_came_before(state):
 
 
 def test_cut_result():
-    """The beginning of a result is no result."""
+    """The beginning of a result is not returned as the result."""
     run = make_result(result='xxx… [cut: 5 of 9 characters left out]')
     assert told(run).state == 'PENDING'
 
 
-def test_many():
-    """Several at once, in one query: from Redis, from rows, and from neither."""
+def test_several_results():
+    """Several results are read in one query: from Redis, from rows, or from neither."""
     of_row, of_redis, runs = make_result(result=1), stored(result=2, status='completed'), make_result('running')
     ids = [str(it.task_id) for it in (of_row, of_redis, runs)] + ['not-a-uuid', str(uuid4())]
     found = dict(zip(ids, app.backend.mget([app.backend.get_key_for_task(id) for id in ids])))
@@ -124,7 +124,8 @@ def test_many():
 
 @pytest.mark.parametrize('key', ['celery-taskset-meta-x', 'something else', str(UUID(int=5))])
 def test_other_keys(key):
-    """What is no task's is Celery's own affair."""
+    """Keys that are not a task's are left to Celery."""
+    app.backend.delete(key)  # which another round of this test may have left
     assert app.backend.get(key) is None
     app.backend.set(key, b'value')
     assert app.backend.get(key) == b'value'
@@ -132,7 +133,7 @@ def test_other_keys(key):
 
 @pytest.mark.parametrize('is_worker', [False, True])
 def test_database_away(monkeypatch, caplog, is_worker):
-    """What cannot be read is as good as unknown: who asks gets what Redis has."""
+    """Results that cannot be read count as unknown: only those in Redis are returned."""
     def away(*args, **kwargs):
         raise OperationalError('away')
     run = make_result()
@@ -149,7 +150,7 @@ def test_database_away(monkeypatch, caplog, is_worker):
     ({}, {}), ({'group': 'g', 'parent_id': 'p'}, {'group_id': 'g', 'parent_id': 'p'}),
 ])
 def test_published(request_, expected):
-    """What is published is what Celery would have: who waits need not know of rows."""
+    """The published message is Celery's own: those who wait need not know about rows."""
     task_id = str(uuid4())
     request = SimpleNamespace(**{'group': None, 'parent_id': None, **request_})
     listener = app.backend.client.pubsub(ignore_subscribe_messages=True)
@@ -170,8 +171,8 @@ def test_published(request_, expected):
 @pytest.mark.parametrize('value', [
     [1e23], 1e16, {'x': -0.0}, {'b': 1, 'a': 2}, {'z': [{'y': 1, 'x': 2}]}, float('inf'), 'nul \x00', {'1': 1, '0': 0},
 ], ids=repr)
-def test_exactly(value):
-    """What PostgreSQL keeps as other numbers, or in another order, comes back as the task returned it."""
+def test_result_comes_back_exactly(value):
+    """Numbers and key orders that PostgreSQL changes come back as the task returned them."""
     run = make_result(**as_stored(value))
     result = told(run).get(timeout=5)
     assert (result, repr(result)) == (value, repr(value))
@@ -180,7 +181,7 @@ def test_exactly(value):
 
 @pytest.mark.parametrize('value', [{1}, object(), 10 ** 5000], ids=type)
 def test_text_in_the_place_of_a_result(value):
-    """What stands there for people is not what the task returned."""
+    """A text that is shown to people instead of the result is not what the task returned."""
     assert told(make_result(**as_stored(value))).state == 'PENDING'
 
 
@@ -199,14 +200,14 @@ MARKERS = [
 
 @pytest.mark.parametrize('value', MARKERS, ids=repr)
 @pytest.mark.parametrize('of_row', [True, False])
-def test_what_looks_like_a_marker(value, of_row):
-    """What only looks like one of Kombu's type markers comes back as it is, whoever holds it."""
+def test_value_like_a_type_marker(value, of_row):
+    """A value that only looks like one of Kombu's type markers comes back as it is, from Redis and from the row."""
     run = make_result(result=value) if of_row else stored(result=value, status='completed')
     assert told(run).get(timeout=5) == value
 
 
-def test_wait_beside_what_looks_like_a_marker():
-    """A result that looks like a marker does not end the wait for another one."""
+def test_wait_beside_a_value_like_a_type_marker():
+    """Such a result does not interrupt the wait for another one."""
     odd, other = make_result('running'), make_result('running')
     first, second = told(odd), app.AsyncResult(str(other.task_id))
     consumer = app.backend.result_consumer

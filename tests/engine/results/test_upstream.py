@@ -1,4 +1,4 @@
-"""Steps that will never run: which rows they get, and which rows are left alone."""
+"""Steps that will never run: which get rows, and which rows are left alone."""
 from uuid import uuid4
 
 import pytest
@@ -41,7 +41,7 @@ SHAPES = {
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('end', ['failure', 'revoked', 'ignored', 'refused', 'sweep'])
 def test_closed(shape, end):
-    """Whoever ends a run without success closes what depends on it, once, and names it and its user."""
+    """However a run ends without success, what depends on it is closed once, and names it and its user."""
     make, names = SHAPES[shape]
     user = User.objects.create_user('alice')
     rest = make()
@@ -74,7 +74,7 @@ def test_closed(shape, end):
     {'status': 'pending', 'nesting': 1, 'message': '[]'},
 ], ids=str)
 def test_step_that_was_sent(columns):
-    """It keeps what becomes of it, and so do those after it: they are its own affair."""
+    """A step that was sent keeps its status, and so do the steps after it."""
     sent = make_result(celery_name='a', **columns)
     culprit = make_result('errored', celery_name='tests:culprit')
     options = {'chain': later(step('a', str(sent.task_id)), step('b'))}
@@ -85,7 +85,7 @@ def test_step_that_was_sent(columns):
 
 @pytest.mark.parametrize('sent, expected', [('ab', ''), ('a', 'b d e'), ('b', 'a d e')], ids=str)
 def test_chord_that_was_sent(sent, expected):
-    """Its body is to come, unless the broker refused a part of it; of a part that was begun, the rest is to come."""
+    """Its body will run, unless the broker refused a part; of a part that was started, the rest will run."""
     steps = {name: step(name) for name in 'abcde'}
     ids = {name: steps[name].options['task_id'] for name in sent}
     for name, task_id in ids.items():
@@ -101,7 +101,7 @@ def test_chord_that_was_sent(sent, expected):
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('end', ['failure', 'revoked', 'sweep'])
 def test_closed_without_the_backend(monkeypatch, shape, end):
-    """Rows are closed also if Redis is away, which is told of an end before it is asked what depends on it."""
+    """Rows are closed also if Redis is down, although the backend stores the end first."""
     make, names = SHAPES[shape]
     rest = make()
     culprit = make_result('errored', celery_name='tests:culprit', options={'chain': rest})
@@ -123,7 +123,7 @@ def test_closed_without_the_backend(monkeypatch, shape, end):
 
 
 def test_step_that_waits_for_an_earlier_one():
-    """The row of a task that replaced itself by a chain, before whose last step the chain fails."""
+    """The row of a task that replaced itself with a chain, which fails before its last step."""
     waits = make_result('pending', celery_name='a', nesting=1, attempt=0)
     culprit = make_result('errored', celery_name='tests:culprit')
     options = {'chain': later(step('a', str(waits.task_id)))}
@@ -134,7 +134,7 @@ def test_step_that_waits_for_an_earlier_one():
 
 
 def test_culprit_without_a_row():
-    """A run that is not tracked: its ID and its exception are all there is to say."""
+    """For a run that is not tracked there is only its ID and its exception."""
     task_id = str(uuid4())
     request = as_request(task_id, 'tests:untracked', {'chain': later(step('a'))})
     app.backend.mark_as_failure(task_id, ValueError('no'), request=request, call_errbacks=False)
@@ -143,7 +143,7 @@ def test_culprit_without_a_row():
 
 
 def test_steps_that_cannot_be_read(caplog):
-    """What no row can be made of is logged; the end of the run itself is told."""
+    """They are logged; the end of the run itself is reported."""
     culprit = make_result('errored', celery_name='tests:culprit')
     request = as_request(culprit.task_id, 'tests:culprit', {
         'chain': later(step('a', netbox_tags=['no such tag']), step('b'))

@@ -1,4 +1,4 @@
-"""The claim before the body, by the requests that Celery makes."""
+"""The claim before the body, with the requests that Celery makes."""
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -28,6 +28,7 @@ from netbox_celery.engine.worker.signals import on_postrun
 from netbox_celery.models import CeleryLogEntry, CeleryResult
 from netbox_celery.tasks import CeleryBaseTask
 from tests.factories import make_result
+from tests.support import nested
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -42,7 +43,7 @@ def test_claim(deliver, worker):
     run = get_run(task.request)
     assert (row().status, row().holder, row().worker, row().claims) == ('running', worker.key, 'celery@me', 1)
     assert (run.id, run.claims, run.attempt) == (row().pk, 1, 1)
-    begin(task)  # whatever `before_start` an author calls by himself
+    begin(task)  # an author may call `before_start` again
     assert row().claims == 1
 
 
@@ -67,7 +68,7 @@ def test_refused(deliver, caplog, columns, request_, why):
 
 
 def test_refused_without_a_row(deliver):
-    """Who waits for a run that was deleted, or for what comes after it, hears that it does not come."""
+    """Those who wait for a deleted run, or for what follows it, learn that it will not run."""
     following = str(uuid4())
     task = deliver(chain=[{'task': 'tests:delivered', 'options': {'task_id': following}, 'args': [], 'kwargs': {}}])
     with pytest.raises(Ignore):
@@ -82,7 +83,7 @@ def test_refused_without_a_row(deliver):
     ({'netbox_track': False}, None, False), ({'netbox_track': False}, True, True),
 ])
 def test_message_without_a_row(deliver, options, header, tracked):
-    """The message says whether there is a row; one that says nothing gets one, if its task has them."""
+    """The header says whether there is a row; without the header, the run gets one if its task is tracked."""
     task = deliver(task_options=options, netbox_celery=header)
     if header:
         with pytest.raises(Ignore, match='its row was deleted'):
@@ -102,7 +103,7 @@ def test_not_tracked(deliver, request_):
 
 
 def test_later_attempt(deliver):
-    """An attempt goes on where the earlier ones have stopped: with the limit of its log, for one."""
+    """An attempt continues where the earlier ones stopped, for example with the limit of the log."""
     run = make_result('retrying', attempt=1, claims=1)
     for number in range(3):
         CeleryLogEntry.objects.create(result=run, message=str(number))
@@ -113,7 +114,7 @@ def test_later_attempt(deliver):
 
 @pytest.mark.parametrize('error', [ProgrammingError('no such table'), OperationalError('x'), DatabaseError('x')])
 def test_claim_that_cannot_be_taken(deliver, monkeypatch, caplog, error):
-    """The task is worth more than its row: it is run without one."""
+    """The task matters more than its row: it runs without one."""
     def fail(*args, **kwargs):
         raise error
     monkeypatch.setattr(claim, 'PATIENCE', 0)
@@ -125,8 +126,8 @@ def test_claim_that_cannot_be_taken(deliver, monkeypatch, caplog, error):
     assert 'run without being tracked' in caplog.text
 
 
-def test_window(deliver):
-    """A run that waited while another one succeeded goes no further; that which opened the window does."""
+def test_ignore_window(deliver):
+    """A run that waited while another one succeeded is ignored; the one that opened the window is not."""
     header = {'window': 'w', 'length': 60}
     opener, other = make_result('pending'), make_result('pending')
     open_window(get_connection().execute, 'w', 60, opener.task_id)
@@ -140,16 +141,9 @@ def test_window(deliver):
     assert (other.status, other.reason) == ('ignored', 'ignore_window')
 
 
-def deep(depth):
-    value = None
-    for __ in range(depth):
-        value = [value]
-    return value
-
-
-@pytest.mark.parametrize('request_', [{'args': [deep(150)]}, {'kwargs': {'x': deep(800)}}], ids=['args', 'kwargs'])
+@pytest.mark.parametrize('request_', [{'args': [nested(150)]}, {'kwargs': {'x': nested(800)}}], ids=['args', 'kwargs'])
 def test_foreign_message_that_no_call_could_send(deliver, request_):
-    """It gets a row, which shows its arguments as text, and does not run."""
+    """It gets a row that shows its arguments as text, and does not run."""
     task = deliver(netbox_celery=None, **request_)
     with pytest.raises(EncodeError, match='nested too deeply'):
         begin(task)
@@ -158,11 +152,12 @@ def test_foreign_message_that_no_call_could_send(deliver, request_):
     assert not row().is_rerunnable
     app.backend.mark_as_failure(task.request.id, EncodeError('nested too deeply'), None, task.request)
     assert (row().status, row().error) == ('errored', 'EncodeError: nested too deeply')
-# A message with the ID of a row that is another call
 
+
+# A message with the ID of another call's row
 
 class Point:
-    """Something that an author has taught Kombu to send."""
+    """A class that an author has registered with Kombu."""
 
     def __init__(self, x):
         self.x = x
@@ -186,7 +181,7 @@ def point():
 ], ids=lambda value: repr(value)[:40])
 @pytest.mark.parametrize('options', [{}, {'argsrepr': '(...)'}], ids=str)
 def test_same_call(make_task, deliver, args, kwargs, options):
-    """Whatever can be sent is claimed by its own message, as Kombu reads it."""
+    """Every call that can be sent is claimed by its own message, as Kombu decodes it."""
     task = make_task(lambda self, task_id, *args, **kwargs: None, name='tests:delivered')
     result = task.apply_async(args, kwargs, **options)
     received = json.loads(json.dumps([args, kwargs]))
@@ -194,8 +189,8 @@ def test_same_call(make_task, deliver, args, kwargs, options):
     assert row().status == 'running'
 
 
-def test_same_call_otherwise_written(point, make_task, deliver):
-    """What is the same and is not written the same, as a set may be."""
+def test_same_call_encoded_differently(point, make_task, deliver):
+    """Equal calls need not be encoded alike, as with a set."""
     task = make_task(lambda self, task_id, *args, **kwargs: None, name='tests:delivered')
     result = task.delay(Point(5))
     with pytest.raises(Ignore):
@@ -206,8 +201,8 @@ def test_same_call_otherwise_written(point, make_task, deliver):
 
 @pytest.mark.parametrize('number', [1, 1e23, -0.0, 1e16, float('nan')])
 @pytest.mark.parametrize('length', [0, 243, 300])
-def test_same_call_otherwise_written_and_kept(point, make_task, deliver, number, length):
-    """Beside numbers that `jsonb` changes, and of a task whose name is cut in its row."""
+def test_same_call_encoded_and_stored_differently(point, make_task, deliver, number, length):
+    """With numbers that `jsonb` changes, and a task name that is cut in the row."""
     name = 'tests:' + 'x' * length
     result = make_task(lambda self, task_id, *args, **kwargs: None, name=name).delay(Point(5), number)
     begin(deliver(result.id, task=name, args=[Point(5), number]))
@@ -216,7 +211,7 @@ def test_same_call_otherwise_written_and_kept(point, make_task, deliver, number,
 
 @pytest.mark.parametrize('args', [['\x00'], ['\ud800'], [float('nan')], ['\\u0000'], ['\\ud800 NaN']], ids=ascii)
 def test_another_call_that_no_row_could_hold(make_task, deliver, args):
-    """The row of an ordinary call is not that of one with such arguments."""
+    """The row of an ordinary call is not that of a call with such arguments."""
     task = make_task(lambda self, task_id, *args, **kwargs: None, name='tests:delivered')
     result = task.delay(1)
     with pytest.raises(Ignore, match='another call'):
@@ -234,7 +229,7 @@ def test_another_call_that_no_row_could_hold(make_task, deliver, args):
     {'args': [5, 5]}, {'task': 'tests:other', 'args': [], 'kwargs': {}}, {'retries': 1, 'args': [6]},
 ], ids=str)
 def test_another_call(make_task, deliver, caplog, options, args, header, message):
-    """It does not run, the log says why, and the row is there for its own message."""
+    """A message of another call does not run, the log says why, and the row stays available for its own message."""
     task = make_task(lambda self, task_id, *args, **kwargs: None, name='tests:delivered')
     result = task.apply_async(args, {'a': 1}, **options)
     own = {'args': args, 'kwargs': {'a': 1}}
@@ -247,7 +242,7 @@ def test_another_call(make_task, deliver, caplog, options, args, header, message
 
 
 def test_retry_with_other_arguments(make_task, deliver):
-    """The row knows the message of the retry; one with the first arguments is a copy, or somebody else's."""
+    """The row knows the message of the retry; one with the first arguments is a copy, or foreign."""
     run = make_result('retrying', attempt=1, claims=1, args=[1], kwargs={}, celery_name='tests:delivered',
                       message='[[2], {}, "tests:delivered", {}]')
     for args in ([1], [3]):
@@ -262,7 +257,7 @@ def test_retry_with_other_arguments(make_task, deliver):
     {'args': {'no': 'list'}, 'exact_call': 'garbage'}, {'args': [2], 'exact_call': '7'},
 ], ids=lambda columns: str(columns)[:40])
 def test_row_that_holds_no_call(deliver, columns):
-    """Nobody can tell whether a message is another call."""
+    """Such a row cannot tell a message of another call."""
     run = make_result('pending', celery_name='tests:delivered', **{'args': [1], 'kwargs': {}} | columns)
     begin(deliver(run.task_id, args=[1]))
     assert row().status == 'running'
@@ -280,7 +275,7 @@ def test_retry_that_could_not_be_remembered(deliver):
     ('[[3], {}, "tests:delivered", {}]', 'tests:delivered', False),
 ])
 def test_replacement(deliver, message, task, is_claimed):
-    """It has another name, which the row knows as soon as it is sent."""
+    """Its task has another name, which the row knows once it is sent."""
     run = make_result('pending', reason='replaced', nesting=1, claims=1, args=[1], kwargs={}, message=message,
                       celery_name='tests:first')
     message = deliver(run.task_id, task=task, replaced_task_nesting=1, args=[2])
@@ -297,7 +292,7 @@ def test_replacement(deliver, message, task, is_claimed):
     ('tests:another', 'pending'), ('tests:far', 'errored'), ('tests:far' + 'x' * 300, 'errored')
 ], ids=lambda value: value[:20])
 def test_unregistered(name, status):
-    """A message of a task that no worker has does not end the run of another one."""
+    """A message of an unregistered task does not end the run of another task."""
     run = make_result('pending', celery_name=name[:255] if name.startswith('tests:far') else 'tests:far')
     request = SimpleNamespace(name=name, chord=None, root_id=None, correlation_id=None, reply_to=None, errbacks=None)
     app.backend.mark_as_failure(str(run.task_id), NotRegistered(name), request=request)
@@ -306,17 +301,17 @@ def test_unregistered(name, status):
 
 @pytest.mark.parametrize('name, status', [('tests:another', 'pending'), ('tests:far', 'revoked'), (None, 'revoked')])
 def test_expired(name, status):
-    """Nor does a message that has expired, and is of another task."""
+    """Nor does an expired message of another task."""
     run = make_result('pending', celery_name='tests:far')
     app.backend.mark_as_revoked(str(run.task_id), 'expired', request=Context({'id': str(run.task_id), 'task': name}))
     assert row().status == status
 
 
-# Arguments that are changed in place, after the call or before the claim
+# Arguments changed in place, after the call or before the claim
 
 @pytest.fixture
 def published(make_task, deliver, monkeypatch):
-    """What Celery was given to publish; called, it delivers the last of it, and returns the task that executes it."""
+    """What Celery was given to publish; called, it delivers the last message and returns the task that executes it."""
     calls, executing = [], []
     publish = Celery.send_task
 
@@ -346,7 +341,7 @@ def published(make_task, deliver, monkeypatch):
 
 @pytest.mark.parametrize('options', [{}, {'argsrepr': '(...)', 'kwargsrepr': '{...}'}], ids=str)
 def test_retry_after_a_change_in_place(published, options):
-    """The retry is called with what the body has made of its arguments, and so it runs, and would be sent again."""
+    """The retry gets the arguments as the body changed them, and they are what would be sent again."""
     published.task.apply_async(([1],), {'d': {}}, **options)
     for number in (2, 3, 4):
         task = published()
@@ -360,7 +355,7 @@ def test_retry_after_a_change_in_place(published, options):
 
 
 def test_retry_after_one_that_was_not_sent(published, monkeypatch):
-    """The row holds the call of the last one that was tried."""
+    """The row holds the call of the last retry that was tried."""
     published.task.delay(1)
     task = published()
     publish = Celery.send_task
@@ -388,7 +383,7 @@ def connected(signal, handler):
 
 @pytest.mark.parametrize('many', [False, True])
 def test_handler_of_before_task_publish(make_task, deliver, monkeypatch, many):
-    """It may give each message something along: such a message says so, and is claimed."""
+    """Such a handler may add arguments to each message: the message says so, and is claimed."""
     task = make_task(lambda self, task_id, *args, **kwargs: None, name='tests:delivered')
     sent = []
 
@@ -414,7 +409,7 @@ def test_handler_of_before_task_publish(make_task, deliver, monkeypatch, many):
 
 
 def test_handler_of_before_task_publish_that_changes_no_arguments(make_task, deliver):
-    """The message is compared as any other."""
+    """The message is compared like any other."""
     task = make_task(lambda self, task_id, *args, **kwargs: None, name='tests:delivered')
     heard = []
     with connected(signals.before_task_publish, lambda headers=None, **others: heard.append(headers)):
@@ -423,7 +418,7 @@ def test_handler_of_before_task_publish_that_changes_no_arguments(make_task, del
 
 
 def test_handler_of_task_prerun(make_task, deliver):
-    """It may take out what came along; the claim looks at the message."""
+    """Such a handler may remove what was added; the claim compares the message as it was received."""
     task = make_task(lambda self, task_id, *args, **kwargs: None, name='tests:delivered')
     result = task.delay([1], context=5)
 
@@ -448,8 +443,15 @@ def test_handler_of_task_prerun(make_task, deliver):
 
 # Handlers of authors
 
-def test_decorated_handlers(make_task, deliver):
-    """An author's own decorators stay, whatever they are; each handler is wrapped once."""
+@pytest.fixture
+def track():
+    """Let all tasks claim their runs, as in a worker: those of the app, and those that are registered later."""
+    yield lambda: claim.track_all_tasks(app)
+    app.tasks.on_register = None
+
+
+def test_decorated_handlers(make_task, deliver, track):
+    """An author's decorators of handlers stay, and each handler is wrapped once."""
     heard = []
 
     def decorated(function):
@@ -479,7 +481,7 @@ def test_decorated_handlers(make_task, deliver):
 
     tasks = [make_task(lambda self, task_id: None, name=f'tests:{base.__name__}', base=base) for base in (Base, Child)]
     for __ in range(3):
-        claim.track_all_tasks(app)
+        track()
     for task, expected in zip(tasks, (['decorator', 'base'], ['child', 'decorator', 'base'])):
         run = make_result('pending', celery_name=task.name)
         task.request_stack.push(deliver(run.task_id, task=task.name).request_stack.top)
@@ -494,7 +496,6 @@ def test_decorated_handlers(make_task, deliver):
         run.refresh_from_db()
         assert (run.status, run.reason) == ('pending', 'replaced')
         task.pop_request()
-    app.tasks.on_register = None
 
 
 @pytest.mark.parametrize('make', [
@@ -503,30 +504,28 @@ def test_decorated_handlers(make_task, deliver):
     lambda heard: partial(lambda heard, task_id, args, kwargs: heard.append(task_id), heard),
     lambda heard: lambda self, task_id, args, kwargs: heard.append(task_id),
 ], ids=['static', 'class', 'partial', 'function'])
-def test_handlers_of_any_kind(make_task, make):
+def test_handlers_of_any_kind(make_task, track, make):
     heard = []
     task = make_task(lambda self, task_id: None, name='tests:kind', before_start=make(heard))
-    claim.track_all_tasks(app)
-    app.tasks.on_register = None
+    track()
     task.before_start('x', (), {})
     assert heard == ['x']
 
 
-def test_handler_of_an_instance(make_task, deliver):
+def test_handler_of_an_instance(make_task, deliver, track):
     heard = []
     task = make_task(lambda self, task_id: None, name='tests:delivered')
     task.before_start = lambda task_id, args, kwargs: heard.append(task_id)
-    claim.track_all_tasks(app)
-    app.tasks.on_register = None
+    track()
     run = make_result('pending')
     deliver(run.task_id)
     task.before_start(str(run.task_id), (), {})
     assert (heard, row().claims) == ([str(run.task_id)], 1)
 
 
-def test_registered_later(make_task, deliver):
-    """By a decorator, as a class, or in the registry: it claims its runs."""
-    claim.track_all_tasks(app)
+def test_registered_later(make_task, deliver, track):
+    """A task that is registered later claims its runs: one made by a decorator, and one made as a class."""
+    track()
     try:
         class Later(CeleryBaseTask):
             name = 'tests:later'
@@ -544,5 +543,4 @@ def test_registered_later(make_task, deliver):
             run.refresh_from_db()
             assert run.claims == 1
     finally:
-        app.tasks.on_register = None
         app.tasks.pop('tests:later', None)

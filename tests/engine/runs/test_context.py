@@ -1,4 +1,4 @@
-"""In whose name a task changes NetBox objects, and what becomes of that when the user is deleted while it runs."""
+"""As which user a task changes NetBox objects, and what happens if that user is deleted meanwhile."""
 from uuid import uuid4
 
 import pytest
@@ -53,7 +53,7 @@ def change(name):
 @pytest.mark.parametrize('first', [True, False], ids=['after a change', 'before'])
 @pytest.mark.parametrize('in_transaction', [True, False])
 def test_user_deleted(run, user, first, in_transaction, worker):
-    """Each change has its entry, without a user from then on, and the log says so once."""
+    """Each change has its entry, from then on without a user, and the log says so once."""
     from contextlib import nullcontext
 
     with change_context(run), transaction.atomic() if in_transaction else nullcontext():
@@ -73,7 +73,7 @@ def test_user_deleted(run, user, first, in_transaction, worker):
     assert len([line for line in lines(run) if 'was deleted' in line]) == 1
 
 
-def test_user_who_is_there(run, user, worker):
+def test_user_who_exists(run, user, worker):
     with change_context(run):
         change('site')
     found = ObjectChange.objects.values_list('user', 'user_name', 'request_id')
@@ -81,8 +81,8 @@ def test_user_who_is_there(run, user, worker):
     assert not lines(run)
 
 
-def test_nobody_elses(run, user, worker):
-    """What others change meanwhile is theirs."""
+def test_changes_of_others(run, user, worker):
+    """Changes by other users meanwhile stay theirs."""
     other = User.objects.create_user('bob')
     with change_context(run):
         entry = change('site').to_objectchange('update')
@@ -91,8 +91,8 @@ def test_nobody_elses(run, user, worker):
     assert ObjectChange.objects.filter(user=other).count() == 1
 
 
-def test_rows_of_those_who_are_gone(make_task, user):
-    """What a deleted user starts is nobody's, whatever way it takes; nothing around it fails for that."""
+def test_rows_of_a_deleted_user(make_task, user):
+    """A deleted user's calls have no user, however they are made, and nothing fails."""
     task = make_task(nothing)
     pk = user.pk
     delete(pk)
@@ -105,14 +105,14 @@ def test_rows_of_those_who_are_gone(make_task, user):
     assert len(rows) == 5 and {row.user_id for row in rows} == {None}
 
 
-def test_rows_of_a_schedule_that_is_gone(make_task):
+def test_rows_of_a_deleted_schedule(make_task):
     task, schedule = make_task(nothing), make_schedule()
     pk = schedule.pk
     CelerySchedule.objects.filter(pk=pk).delete()
     assert CeleryResult.enqueue(task, netbox_schedule=pk).schedule_id is None
 
 
-def test_rows_of_those_who_are_there(make_task, user):
+def test_rows_of_a_user_and_a_schedule(make_task, user):
     task, schedule = make_task(nothing), make_schedule()
     row = CeleryResult.enqueue(task, user=user, netbox_schedule=schedule)
     many = CeleryResult.enqueue_many(task, [(), ()], user=user)

@@ -1,4 +1,4 @@
-"""Error callbacks that are called where the run failed: the run's log names them."""
+"""Error callbacks that are called in the process of the failure: the run's log names them."""
 from uuid import uuid4
 
 import pytest
@@ -30,14 +30,14 @@ def lines(run):
 
 @pytest.mark.parametrize('name, is_noted', [('tests:inline', True), ('tests:sent', False), ('tests:unknown', False)])
 def test_which(name, is_noted):
-    """Those alone that Celery calls here; others are runs of their own, or are sent to whoever knows them."""
+    """Only those that Celery calls in the process; others are runs of their own, or are sent to other workers."""
     run = make_result('running', attempt=2, claims=2)
     note_errbacks(app.backend, request_of(str(run.task_id), name))
     assert lines(run) == ([(f'Error callback: {name}', 2)] if is_noted else [])
 
 
 def test_once(worker):
-    """Though Celery goes through a failure more than once, in the order in which they are called."""
+    """Celery may process a failure twice; callbacks are noted once, in the order of their calls."""
     run = make_result('running', attempt=1, claims=1)
     request = request_of(str(run.task_id), 'tests:inline', 'tests:sent', 'tests:inline')
     for __ in range(2):
@@ -46,7 +46,7 @@ def test_once(worker):
 
 
 def test_cancelled():
-    """Of its failure nobody is told."""
+    """The failure of a cancelled run has no callbacks."""
     run = make_result('running', attempt=1, claims=1, cancelled='2030-01-01T00:00:00Z')
     note_errbacks(app.backend, request_of(str(run.task_id), 'tests:inline'))
     assert lines(run) == []
@@ -65,7 +65,7 @@ def test_nothing_to_note():
 
 
 def test_database_that_is_away(monkeypatch, caplog):
-    """The end of the run goes on without the note."""
+    """The end of the run is written without the note."""
     def away():
         raise OperationalError('away')
     monkeypatch.setattr('netbox_celery.engine.runs.errbacks.get_connection', away)

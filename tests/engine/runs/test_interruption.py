@@ -1,4 +1,4 @@
-"""Bodies that leave by what is no `Exception`: whether that ends the run, and who is told."""
+"""Bodies that end with a `BaseException` that is not an `Exception`: whether the run ends, and how it is reported."""
 import asyncio
 import os
 from uuid import uuid4
@@ -43,25 +43,25 @@ def test_interruption(process, exc):
 
 @pytest.mark.parametrize('exc', ENDS_PROCESS, ids=name_of)
 def test_end_of_a_process(process, exc):
-    """In a process of a pool its parent says so; elsewhere nobody else would."""
+    """In a child its parent reports the end; elsewhere the process must do so itself."""
     assert is_interruption(exc) is (process != 'child')
     assert not is_order(exc)
 
 
 @pytest.mark.parametrize('exc', ORDERS, ids=name_of)
 def test_order(process, exc):
-    """It is about the worker, not about the run."""
+    """Such an exception is about the worker, not about the run."""
     assert is_order(exc) and not is_interruption(exc)
 
 
 @pytest.mark.parametrize('exc', [None, ValueError(), MemoryError()], ids=name_of)
-def test_failure_as_any_other(process, exc):
-    """Celery tells of it by itself."""
+def test_ordinary_failure(process, exc):
+    """Celery reports it by itself."""
     assert not is_interruption(exc) and not is_order(exc)
 
 
-def test_process_that_was_told_to_end(monkeypatch):
-    """What a body raises then comes from the signal."""
+def test_process_that_got_a_signal(monkeypatch):
+    """What a body then raises comes from the signal."""
     monkeypatch.setattr('netbox_celery.engine.runs.interruption.terminate_handler_fired', lambda: True)
     assert is_order(SystemExit(1)) and not is_interruption(SystemExit(1))
 
@@ -82,8 +82,8 @@ heard = []
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize('is_backend_away', [False, True])
-def test_told(deliver, monkeypatch, is_backend_away):
-    """The row, who waits, the task's handlers and Celery's signal, whichever of them fails: of the stand-in alone."""
+def test_reported(deliver, monkeypatch, is_backend_away):
+    """Row, result, handlers and signal all get the stand-in exception, even if one of them fails."""
     heard.clear()
     run = make_result('pending')
     task = deliver(run.task_id, {'base': Told})
@@ -106,7 +106,7 @@ def test_told(deliver, monkeypatch, is_backend_away):
 
     run.refresh_from_db()
     assert (run.status, run.error) == ('errored', 'OwnInterrupt: by hand')
-    assert 'in test_told' in run.traceback
+    assert 'in test_reported' in run.traceback
     told = heard[0][1]
     assert isinstance(told, BodyInterrupted) and str(told) == 'OwnInterrupt: by hand'
     assert heard == [(what, told, task_id, BodyInterrupted) for what in ('on_failure', 'after_return', 'signal')]
@@ -116,7 +116,7 @@ def test_told(deliver, monkeypatch, is_backend_away):
 
 @pytest.mark.django_db(transaction=True)
 def test_untracked(make_task):
-    """A run without a row ends for Celery."""
+    """A run without a row is ended for Celery."""
     task_id = str(uuid4())
     task = make_task(lambda self, task_id: None, name='tests:untracked')
     task.push_request(id=task_id, args=[], kwargs={}, called_directly=False)

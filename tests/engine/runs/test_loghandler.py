@@ -1,4 +1,4 @@
-"""A record of Python's logging becomes a line in the log of the run that its thread executes, and nowhere else."""
+"""A record of Python's logging becomes a line in the log of the run that its thread executes, and of no other."""
 import logging
 import threading
 
@@ -14,6 +14,7 @@ from netbox_celery.engine.runs.loghandler import ConsoleFilter, RunLogHandler, i
 from netbox_celery.engine.store.recorder import recorder
 from netbox_celery.models import CeleryLogEntry
 from tests.factories import make_result
+from tests.support import Unprintable
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -52,8 +53,8 @@ def test_levels(run, logger, level, expected):
     assert entries(run) == [(expected, f'of {level}')]
 
 
-def test_handed_on_to_a_logger_above(run, logger):
-    """Two handlers see it, and there is one line."""
+def test_propagated_record(run, logger):
+    """Two handlers see it, and it makes one line."""
     parent = logging.Logger('tests', level=1)
     parent.addHandler(RunLogHandler())
     logger.parent = parent
@@ -75,14 +76,9 @@ def test_thread_without_a_run(run, logger):
     assert entries(run) == [(20, 'here')]
 
 
-class Unprintable:
-    def __str__(self):
-        raise RuntimeError('no text')
-
-
 @pytest.mark.parametrize('arguments', [('%d', 'x'), ('%s %s', 1), (Unprintable(),)], ids=['type', 'number', 'text'])
-def test_line_that_cannot_be_made(run, logger, capsys, arguments):
-    """It is the author's mistake: reported as `logging` does, and the task goes on."""
+def test_record_that_cannot_be_formatted(run, logger, capsys, arguments):
+    """As `logging` does, the author's mistake is reported, and the task continues."""
     logger.error(*arguments)
     logger.info('goes on')
     assert entries(run) == [(20, 'goes on')]
@@ -90,7 +86,7 @@ def test_line_that_cannot_be_made(run, logger, capsys, arguments):
 
 
 def test_level_of_the_console():
-    """What was lowered for the logs of runs keeps its own level on the console; other loggers are not held back."""
+    """A logger lowered for the logs of runs keeps its own level on the console; others are unaffected."""
     lowered, child, own, other = (logging.getLogger(f'tests_console{name}') for name in ('', '.child', '.own', '_b'))
     for logger in (lowered, own, other):
         logger.setLevel(logging.DEBUG)
@@ -102,8 +98,8 @@ def test_level_of_the_console():
     assert seen(own, 10) and seen(other, 10)
 
 
-def test_new_parents_take_no_task_loggers_away():
-    """Celery's task loggers hand on to Celery, also where a plugin's logger gets the name of their parent."""
+def test_task_loggers_keep_their_parent():
+    """Celery's task loggers propagate to Celery, also if a plugin's logger is made above them."""
     from celery.utils.log import get_task_logger
 
     below = get_task_logger('tests_plugin_of_ours.tasks')
@@ -113,7 +109,7 @@ def test_new_parents_take_no_task_loggers_away():
 
 
 def test_removed():
-    """When the last worker of a process has stopped, its logging is as it was before."""
+    """When the last worker of a process has stopped, logging is as it was before."""
     loggers = [logging.root, task_logger, logging.getLogger('netbox_example_plugin')]
 
     def state():

@@ -18,7 +18,7 @@ def nothing_deferred():
 
 @pytest.mark.parametrize('unusable', [OperationalError, ProgrammingError])
 def test_writes_wait_for_the_database(identity, monkeypatch, unusable):
-    """What a parent cannot write at once is written later, in order, and what cannot be written at all is left out."""
+    """Writes that fail are repeated later, in order, and one that cannot succeed is dropped."""
     away, written = True, []
     connection = object()
 

@@ -35,7 +35,7 @@ def test_copied(tracked, make):
 
 
 def test_pickled(tracked):
-    """Elsewhere, as in a process that the body starts, it is the row."""
+    """In another process, for example one that the body starts, it is the row."""
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         other = pickle.loads(pickle.dumps(tracked, protocol))
         assert isinstance(other, CeleryResult)
@@ -43,7 +43,7 @@ def test_pickled(tracked):
 
 
 def test_without_attributes():
-    """As what is being copied, or unpickled, is at first: nothing recurses."""
+    """An object that is being copied or unpickled has no attributes at first: nothing recurses."""
     for cls in (TrackedResult, _Diverted):
         empty = cls.__new__(cls)
         for name in ('__deepcopy__x', '__setstate__x', '_run', 'row', 'status'):
@@ -204,7 +204,7 @@ def test_progress_that_is_no_number(run, odd, is_read, caplog):
     tracked.update_value(4, value_step=1)
     recorder.flush(run)
     assert (row().value, row().value_max, row().step) == (tracked.value, tracked.value_max, tracked.step) == (4, 5, 's')
-    assert caplog.text.count('is ignored') == 1
+    assert caplog.text.count('progress is ignored') == 1
 
 
 @pytest.mark.parametrize('data', [object(), {1, 2}, lambda: None])

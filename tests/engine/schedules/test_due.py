@@ -1,4 +1,4 @@
-"""When schedules are due: calendars, clocks that change, and words."""
+"""When schedules are due: calendars, clock changes, and descriptions."""
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from random import Random
@@ -27,7 +27,7 @@ def interval(seconds, **columns):
 
 
 def following(schedule, after, count=4, zone=BERLIN):
-    """Return the next times as a clock on the wall in a zone shows them, with its offset from UTC."""
+    """Return the next times as local times of a zone, with their offsets from UTC."""
     return [f'{moment.astimezone(zone):%m-%d %H:%M%z}'[:-2] for moment in islice(due.due_times(schedule, after), count)]
 
 
@@ -38,14 +38,14 @@ def test_crontab():
 
 
 def test_day_of_the_month_and_of_the_week():
-    """Both must hold, as for Celery: a Friday the 13th."""
+    """Both must match, as in Celery: Friday the 13th."""
     assert following(cron('0 12 13 * fri'), at('2026-01-01 00:00'), 3) == [
         '02-13 12:00+01', '03-13 12:00+01', '11-13 12:00+01',
     ]
 
 
 def test_due_now_is_not_due_next():
-    """What is due at a time does not come after it; what is due a microsecond later does."""
+    """What is due at a time does not follow it; what is due a microsecond later does."""
     assert due.next_due(cron('30 2 * * *'), at('2026-11-20 02:30')) == at('2026-11-21 02:30')
     assert due.next_due(cron('30 2 * * *'), at('2026-11-20 02:29:59.999999')) == at('2026-11-20 02:30')
 
@@ -66,7 +66,7 @@ def test_29th_of_february():
 
 
 def test_clocks_go_forward():
-    """A time that the clocks jump over is due once that day, as much later as they jump."""
+    """A time that is skipped is due once that day, as much later as the clocks are moved."""
     assert following(cron('30 2 * * *'), at('2026-03-28 12:00'), 3) == [
         '03-29 03:30+02', '03-30 02:30+02', '03-31 02:30+02',
     ]
@@ -75,7 +75,7 @@ def test_clocks_go_forward():
 
 
 def test_clocks_go_forward_over_one_of_two():
-    """What is late does not come after what is due at its time, and not twice at the same time."""
+    """A skipped time is due in order, and not twice at the same moment."""
     assert following(cron('45 2,3 * * *'), at('2026-03-29 01:00'), 2) == ['03-29 03:45+02', '03-30 02:45+02']
     assert following(cron('15,45 2-3 * * *'), at('2026-03-29 01:00'), 3) == [
         '03-29 03:15+02', '03-29 03:45+02', '03-30 02:15+02',
@@ -87,7 +87,7 @@ def test_clocks_go_forward_over_one_of_two():
 
 
 def test_clocks_go_back():
-    """A time that there is twice is due once that day, the first time."""
+    """A time that occurs twice is due once that day, the first time."""
     assert following(cron('30 2 * * *'), at('2026-10-24 12:00'), 3) == [
         '10-25 02:30+02', '10-26 02:30+01', '10-27 02:30+01',
     ]
@@ -95,7 +95,7 @@ def test_clocks_go_back():
 
 
 def test_each_hour_when_clocks_change():
-    """A crontab for each hour is due in each hour that there is, and in no other."""
+    """An hourly crontab is due once in each hour that exists."""
     hourly = cron('10 * * * *')
     assert following(hourly, at('2026-03-29 00:30'), 3) == ['03-29 01:10+01', '03-29 03:10+02', '03-29 04:10+02']
     assert following(hourly, at('2026-10-25 01:30'), 3) == ['10-25 02:10+02', '10-25 02:10+01', '10-25 03:10+01']
@@ -108,7 +108,7 @@ def test_each_hour_when_clocks_change():
 
 @pytest.mark.parametrize('zone', ['Europe/Berlin', 'America/New_York', 'Australia/Lord_Howe', 'Africa/Casablanca'])
 def test_each_day_is_due_once(zone):
-    """Whatever clocks do: a time of the day comes on each day once, in order."""
+    """Whatever the clocks do, a daily time is due once a day, in order."""
     zone = ZoneInfo(zone)
     for crontab in ('0 0 * * *', '30 2 * * *', '59 23 * * *', '5 1 * * *'):
         moments = list(due.due_times(
@@ -137,13 +137,13 @@ def test_once():
 
 
 def test_start_and_end():
-    """Both belong to what lies between them."""
+    """Both are included."""
     schedule = cron('0 * * * *', start=at('2026-11-20 12:00'), end=at('2026-11-20 14:00'))
     assert following(schedule, at('2026-01-01 00:00')) == ['11-20 12:00+01', '11-20 13:00+01', '11-20 14:00+01']
 
 
 def test_last_due():
-    """What was missed is found without counting it all, whatever the kind."""
+    """Missed times are found without counting all of them, for each type."""
     first, now = at('2026-11-20 12:00'), at('2026-11-20 12:03:30')
     every_minute = [first + timedelta(minutes=minutes) for minutes in range(4)]
     for schedule in (cron('* * * * *'), interval(60)):
@@ -177,7 +177,7 @@ def a_field(choice, lowest, highest):
 
 
 def a_change_of_clocks(choice, zone):
-    """Return a time within some hours of one, or any time in a zone where there is none that year."""
+    """Return a time near a clock change, or any time if the zone has none that year."""
     begin = datetime(choice.randint(1975, 2035), 1, 1, tzinfo=UTC)
     hours = [begin + timedelta(hours=hours) for hours in range(0, 8760, 6)]
     offsets = [hour.astimezone(zone).utcoffset() for hour in hours]
@@ -187,7 +187,7 @@ def a_change_of_clocks(choice, zone):
 
 @pytest.mark.parametrize('seed', range(8))
 def test_last_due_is_what_was_due(seed):
-    """Looking from the end finds what counting from the beginning does: any crontab, any zone, clocks that change."""
+    """Searching from the end finds what counting from the start does, for any crontab, zone and clock change."""
     choice = Random(seed)
     zones, checked = sorted(available_timezones()), 0
     while checked < 25:
@@ -213,7 +213,7 @@ def test_last_due_is_what_was_due(seed):
     ('* * 29 2 mon', 20_000),
 ])
 def test_gap_costs_nothing(crontab, days, monkeypatch):
-    """Nobody counts the minutes of months: what is looked at is bounded, whatever the gap."""
+    """The minutes of a gap are not counted: the work is bounded, however long the gap is."""
     now, looked_at = datetime(2026, 11, 28, 12, tzinfo=UTC), []
     on = due._due_on
     monkeypatch.setattr(due, '_due_on', lambda *args: looked_at.append(args) or on(*args))
@@ -229,7 +229,7 @@ def test_gap_costs_nothing(crontab, days, monkeypatch):
     '*/0 * * * *', '1-5/2/3 * * * *', '*5 * * * *', '1,,2 * * * *', 'x * * * *', '* * * mon *', '* * * * jan',
     '0 0 30 2 *', '0 0 31 4,6 *', '-1 * * * *', '1.5 * * * *',
 ])
-def test_what_is_no_crontab(text):
+def test_invalid_crontab(text):
     with pytest.raises(ValueError):
         due.parse_crontab(text)
 

@@ -1,4 +1,4 @@
-"""What is due, is run; and what cannot be run says so."""
+"""A schedule that is due starts a run; a run that cannot start says why."""
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -36,7 +36,7 @@ def make_due(owner):
 
 
 def fire():
-    """Do what beat does until nothing is due; returns how many schedules were."""
+    """Do what beat does until nothing is due; returns how many schedules were due."""
     number = 0
     while fired := [pk for pk in schedules.find_due() if schedules.fire(pk, {})]:
         number += len(fired)
@@ -49,7 +49,7 @@ def runs(schedule):
 
 
 def test_fire(make_due, owner):
-    """A run as the schedule says; the next time on the grid; no entry in the change log."""
+    """The run is as the schedule describes it, the next time is on the grid, and there is no change-log entry."""
     schedule = make_due(
         args=['Bob'], queue='fast', priority=3, expires=60, object=owner, interval=10, options={'time_limit': 5}
     )
@@ -67,7 +67,7 @@ def test_fire(make_due, owner):
     assert fire() == 0
 
 
-def test_what_is_not_due(make_due):
+def test_not_due(make_due):
     make_due(name='disabled', enabled=False)
     make_due(name='later', seconds=-5)
     CelerySchedule.objects.filter(name='disabled').update(enabled=False)
@@ -88,7 +88,7 @@ def test_longest_due_first(make_due):
     ('run_once', 5, 1), ('skip', 5, 1), ('run_all', 5, 1),
 ])
 def test_missed(make_due, missed, seconds, expected):
-    """After an outage: the latest ones, as many as the policy says, never more; and then as if nothing had been."""
+    """After an outage the latest times are run, as many as the policy allows; then the schedule continues."""
     schedule = make_due(seconds, interval=10, missed=missed, missed_max=4)
     first = schedule.next_run
     assert fire() == 1
@@ -100,7 +100,7 @@ def test_missed(make_due, missed, seconds, expected):
 
 
 def test_missed_for_too_long(make_due):
-    """With `skip`, what is late by more than a minute is left out; what a standby took over is not."""
+    """With `skip`, a time is skipped if it is late by more than a minute, so that a standby may take over."""
     late, in_time = make_due(90, missed='skip', name='late'), make_due(30, missed='skip', name='in time')
     assert fire() == 2
     assert (len(runs(late)), len(runs(in_time))) == (0, 1)
@@ -109,7 +109,7 @@ def test_missed_for_too_long(make_due):
 
 
 def test_once(make_due):
-    """One time, then it is disabled: also if that was missed and skipped."""
+    """A single run, after which the schedule is disabled, also if the time was missed and skipped."""
     for missed, number in (('run_all', 1), ('skip', 0)):
         schedule = make_due(
             3600, name=missed, kind='once', interval=None, at=timezone.now() + timedelta(hours=1), missed=missed
@@ -137,7 +137,7 @@ def check_stopped(schedule, words):
     assert schedule.stopped == run.completed
 
 
-def test_owner_gone(make_due, owner):
+def test_owner_deleted(make_due, owner):
     schedule = make_due()
     owner.delete()
     check_stopped(schedule, 'Its owner was deleted')
@@ -155,8 +155,8 @@ def test_owner_without_permission(make_due, owner):
     check_stopped(schedule, 'olga is not permitted to run the task')
 
 
-def test_owner_may_run_others(make_due, owner):
-    """The permission is looked for on that very task."""
+def test_owner_may_run_other_tasks(make_due, owner):
+    """The permission is checked for the task itself."""
     schedule = make_due()
     owner.object_permissions.all().delete()
     grant(owner, CeleryTask, actions=['run'], constraints={'name': 'another'})
@@ -164,7 +164,7 @@ def test_owner_may_run_others(make_due, owner):
 
 
 def test_taken_over(make_due, owner):
-    """Somebody else may take a stopped schedule over: it runs in their name, and nothing is made up for."""
+    """A stopped schedule can be taken over: it runs as the new owner, and missed times are not caught up."""
     schedule = make_due()
     User.objects.filter(pk=owner.pk).update(is_active=False)
     fire()
@@ -179,14 +179,14 @@ def test_taken_over(make_due, owner):
     assert [run.user for run in runs(schedule)] == [owner, other]
 
 
-def test_nobody_owns_what_the_settings_schedule(make_due):
+def test_schedule_of_the_settings_has_no_owner(make_due):
     schedule = make_due(owner=None, origin='settings')
     fire()
     assert [(run.status, run.user) for run in runs(schedule)] == [('pending', None)]
 
 
 def test_task_disabled(make_due):
-    """The run says so, and the schedule goes on: whoever enables the task again need not think of it."""
+    """The run says so, and the schedule continues: it runs again once the task is enabled."""
     schedule = make_due(interval=10)
     CeleryTask.objects.update(enabled=False)
     fire()
@@ -196,14 +196,14 @@ def test_task_disabled(make_due):
 
 
 def test_task_absent(make_due):
-    """It is sent: a worker that has it may be back before long, and one that has not says so."""
+    """The run is sent: a worker with the task may come back, and one without it reports that."""
     schedule = make_due(task=make_task_row('nobody:has_it', present=False))
     fire()
     assert [run.status for run in runs(schedule)] == ['pending']
 
 
 def test_arguments_that_do_not_fit(make_due):
-    """They fitted when the schedule was made: the run says so, and others are not held up."""
+    """They did when the schedule was made: the run says so, and other schedules are not delayed."""
     broken, sound = make_due(20, name='broken', kwargs={'no_such': 1}), make_due(name='sound')
     assert fire() == 2
     run, = runs(broken)
@@ -217,8 +217,8 @@ def test_arguments_that_do_not_fit(make_due):
     {'kind': 'crontab', 'crontab': 'nonsense'}, {'kind': 'crontab', 'crontab': '* * * * *', 'timezone': 'Nowhere/Else'},
     {'kind': 'interval', 'interval': None}, {'kind': 'interval', 'interval': -1},
 ])
-def test_times_that_cannot_be_reckoned(make_due, columns):
-    """Such a schedule is stopped, once, and says why; others are not held up."""
+def test_invalid_timing(make_due, columns):
+    """Such a schedule is stopped once, with a reason; others are not delayed."""
     broken, sound = make_due(20, name='broken'), make_due(name='sound')
     CelerySchedule.objects.filter(pk=broken.pk).update(**columns)
     assert fire() == 2
@@ -230,7 +230,7 @@ def test_times_that_cannot_be_reckoned(make_due, columns):
 
 
 def test_failing_tick(make_due):
-    """What fails for no good reason is put off, with nothing half done, and holds nobody up."""
+    """A tick that fails unexpectedly is repeated later, with nothing half done, and others are not delayed."""
     broken, sound = make_due(20, name='broken'), make_due(name='sound')
     with connection.cursor() as cursor:
         # The run's row can be made, and then the schedule's cannot be written
@@ -253,7 +253,7 @@ def test_failing_tick(make_due):
 
 @pytest.mark.django_db(transaction=True)
 def test_locked_by_another(make_due, services):
-    """Of two leaders one runs what is due: what the other has in hand is passed over, and is not due afterwards."""
+    """Of two leaders one starts the run: a schedule that the other has locked is skipped, and not due later."""
     import psycopg
 
     schedule = make_due()
@@ -265,7 +265,7 @@ def test_locked_by_another(make_due, services):
 
 @pytest.mark.django_db(transaction=True)
 def test_edited_while_due(make_due):
-    """An edit that was begun before a tick does not undo it."""
+    """An edit that started before a tick does not undo it."""
     schedule = make_due()
     fire()
     stale = schedule  # as it was before
@@ -281,7 +281,7 @@ def test_edited_while_due(make_due):
     {'interval': 60}, {'missed': 'skip'}, {'next_run': datetime(2100, 1, 1, tzinfo=UTC)}, {'enabled': False},
 ], ids=str)
 def test_edited_while_reckoned(make_due, monkeypatch, columns):
-    """Times are reckoned without a lock; those of a schedule that says something else by then do not count."""
+    """Times are computed without a lock; they are dropped if the schedule was changed meanwhile."""
     schedule = make_due()
     last_due = due.last_due
 
@@ -321,7 +321,7 @@ def make_due_again(schedule):
     ('replace', ('revoked', 'cancelled'), ('pending', '')),
 ])
 def test_overlap(make_due, overlap, first, second):
-    """A run that is due while an earlier one has not ended; those of other schedules of the task do not matter."""
+    """A run that is due before an earlier one has finished; runs of other schedules of the task do not matter."""
     make_due(name='other', overlap='skip')
     schedule = make_due(overlap=overlap)
     assert fire() == 2
@@ -333,7 +333,7 @@ def test_overlap(make_due, overlap, first, second):
 
 @pytest.mark.django_db(transaction=True)
 def test_overlap_of_missed_runs(make_due):
-    """What is made up for at once overlaps as well: it waits in line."""
+    """Missed runs that are started together overlap as well, so they queue."""
     schedule = make_due(35, interval=10, missed='run_all', overlap='queue')
     fire()
     assert [run.reason for run in runs(schedule)] == ['', 'queued', 'queued', 'queued']
@@ -347,7 +347,7 @@ def test_overlap_with_run_now(make_due, owner):
 
 @pytest.mark.parametrize(('overlap', 'expected'), [('skip', ['skipped']), ('allow', [])])
 def test_overlap_of_a_unique_task(make_task, make_due, owner, overlap, expected):
-    """The task's own key holds, also against calls that no schedule makes; who joins has no run of its own."""
+    """The task's own key applies, also against calls without a schedule; a joined call has no run of its own."""
     task = make_task(lambda self, task_id: None, name='tests:unique', unique=True, stale_time_limit=60)
     CeleryResult.enqueue(task)
     schedule = make_due(task=make_task_row(task.name, parameters=[]), overlap=overlap)
@@ -360,7 +360,7 @@ def test_overlap_of_a_unique_task(make_task, make_due, owner, overlap, expected)
 
 @pytest.fixture
 def shared_key(make_task):
-    """Make a task with a key that it shares with runs which no schedule makes."""
+    """Make a task with a key that it shares with runs of no schedule."""
     def make(**options):
         task = make_task(lambda self, task_id: None, name='tests:shared', concurrency_key='shared', **options)
         return task, make_task_row(task.name, parameters=[])
@@ -373,7 +373,7 @@ def shared_key(make_task):
     (None, []), ({}, ['other', 'others']), ({'user__username': 'olga'}, []), ({'user__username': 'others'}, ['others']),
 ])
 def test_replace_on_a_key_of_the_tasks(make_due, owner, shared_key, how, right, cancelled):
-    """A schedule cancels its own runs, and those that its user may cancel; the new run waits for the others."""
+    """A schedule cancels its own runs, and those its user may cancel; the new run waits for the others."""
     task, row = shared_key(limit=1, on_conflict='queue')
     user = User.objects.create_user('others')
     if right is not None:
@@ -394,7 +394,7 @@ def test_replace_on_a_key_of_the_tasks(make_due, owner, shared_key, how, right, 
 
 @pytest.mark.django_db(transaction=True)
 def test_replace_that_the_task_itself_asks_for(make_due, shared_key):
-    """What an author has written holds for each run of the task, a schedule's as well."""
+    """The author's policy applies to each run of the task, also a schedule's."""
     task, row = shared_key(on_conflict='replace')
     other = CeleryResult.enqueue(task)
     make_due(task=row, overlap='replace')
@@ -406,7 +406,7 @@ def test_replace_that_the_task_itself_asks_for(make_due, shared_key):
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize('overlap', ['skip', 'queue'])
 def test_overlap_on_a_key_of_the_tasks(make_due, shared_key, overlap):
-    """The policies that cancel nothing say what becomes of the schedule's own run, whatever the task says."""
+    """Policies that cancel nothing decide about the schedule's own run, whatever the task's policy is."""
     task, row = shared_key(on_conflict='replace')
     other = CeleryResult.enqueue(task)
     schedule = make_due(task=row, overlap=overlap)
@@ -419,7 +419,7 @@ def test_overlap_on_a_key_of_the_tasks(make_due, shared_key, overlap):
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize('by', ['decorator', 'call', 'argument', 'function', 'generator'])
 def test_key_that_looks_like_a_schedules(make_task, make_due, by):
-    """No task, caller or argument holds up a schedule by the key that it gives."""
+    """No task, caller or argument can block a schedule by a key of its own."""
     schedule = make_due(overlap='skip')
     key = f'schedule:{schedule.pk}'
     options = {
@@ -438,7 +438,7 @@ def test_key_that_looks_like_a_schedules(make_task, make_due, by):
 
 
 def test_run_now(make_due, owner):
-    """A run in the name of whoever asks for it, beside the schedule's times."""
+    """The run is started as the user who asks for it, and the schedule's times stay."""
     other = User.objects.create_superuser('other')
     schedule = make_due(kwargs={'name': 'Bob'}, queue='fast')
     next_run = schedule.next_run
@@ -449,8 +449,8 @@ def test_run_now(make_due, owner):
     assert run_now(schedule, other) != run
 
 
-def test_clock_back(make_due):
-    """What was due is not due again when the clock goes back a little; it does not wait when it goes back far."""
+def test_clock_set_back(make_due):
+    """After a small step nothing is due again; after a large one the schedule does not wait."""
     a_little, far, fresh = (make_due(-7200, name=name) for name in ('a little', 'far', 'fresh'))
     now = timezone.now()
     CelerySchedule.objects.filter(pk=a_little.pk).update(last_run=now + timedelta(seconds=30))
@@ -467,7 +467,7 @@ def test_clock_back(make_due):
 
 
 def test_rolled_back(make_due):
-    """The run and the schedule's next time are one: without the other there is neither."""
+    """The run and the schedule's next time are written together or not at all."""
     schedule = make_due()
     with pytest.raises(KeyboardInterrupt), transaction.atomic():
         assert schedules.fire(schedule.pk, {})

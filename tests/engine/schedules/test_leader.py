@@ -1,4 +1,4 @@
-"""Of several beats, one has the lease."""
+"""One of several beats holds the lease."""
 import math
 from datetime import timedelta
 
@@ -38,7 +38,7 @@ def test_one_at_a_time(two):
 
 
 def test_run_out(two):
-    """Who has not renewed the lease loses it to the first that asks, and knows it before it sends anything."""
+    """A beat that does not renew its lease loses it to the next that asks, and knows it before it sends anything."""
     first, second = two
     first.acquire()
     Lease.objects.update(until=F('until') - timedelta(seconds=LEASE - 1))
@@ -50,7 +50,7 @@ def test_run_out(two):
 
 
 def test_renewed(two):
-    """Each look at what is due renews it, also when it has run out and nobody else has asked."""
+    """Each look for due schedules renews the lease, even an expired one that no other beat has taken."""
     first, second = two
     first.acquire()
     for __ in range(3):
@@ -61,7 +61,7 @@ def test_renewed(two):
 
 
 def test_sessions_do_not_matter(two):
-    """The lease outlives the session that has made it, as behind a connection pooler."""
+    """The lease outlives the database session that wrote it, as behind a connection pooler."""
     first, second = two
     first.acquire()
     session = first._connection._wrapper.connection.info.backend_pid
@@ -72,7 +72,7 @@ def test_sessions_do_not_matter(two):
 
 
 def test_clock_set_back(two):
-    """A lease of a dead beat from before the clock was set back is nobody's; a living one renews its own."""
+    """A dead beat's lease from before the clock was set back does not count; a living beat renews its own."""
     first, second = two
     first.acquire()
     Lease.objects.update(until=F('until') + timedelta(hours=1))
@@ -106,7 +106,7 @@ def test_seconds_to_next(two):
 
 
 def test_new_connections_are_hardened(monkeypatch):
-    """What beat connects to from then on notices a cut network by itself, and leaves nothing in a session."""
+    """Beat's new connections notice a network failure by themselves, and keep no state in a session."""
     settings = leader.connections.settings['default']
     monkeypatch.setitem(settings, 'OPTIONS', dict(settings.get('OPTIONS', {})))
     before = connection.settings_dict['OPTIONS']
@@ -123,7 +123,7 @@ def test_new_connections_are_hardened(monkeypatch):
 
 
 def test_default_scheduler():
-    """`celery beat` needs no `-S`; asked what it is, the scheduler connects to nothing."""
+    """`celery beat` needs no `-S`; a lazy scheduler opens no connection."""
     assert app.conf.beat_scheduler == 'netbox_celery.scheduler:DatabaseScheduler'
     scheduler = Service(app, scheduler_cls=app.conf.beat_scheduler, max_interval=300).get_scheduler(lazy=True)
     assert type(scheduler) is DatabaseScheduler

@@ -1,4 +1,4 @@
-"""Schedules of Celery's settings and of tasks themselves become rows."""
+"""Schedules from Celery's settings and from tasks become rows."""
 import logging
 from datetime import UTC, datetime, timedelta
 
@@ -45,30 +45,30 @@ def test_intervals(when):
 
 
 def test_relative_interval():
-    """Celery rounds those to whole minutes, hours and days."""
+    """Celery rounds these to whole minutes, hours and days."""
     lead({'hourly': entry(3600, relative=True)})
     next_run = CelerySchedule.objects.get(name='hourly').next_run
     assert (next_run.minute, next_run.second, next_run.microsecond) == (0, 0, 0)
 
 
 class OwnSchedule(schedule):
-    """Somebody's own reckoning."""
+    """A schedule class of an author's own."""
 
 
 class Solar(BaseSchedule):
-    """As Celery's, which needs a library."""
+    """Like Celery's, which needs a library."""
 
 
 @pytest.mark.parametrize('when', [
     Solar(), OwnSchedule(60), 'daily', None, True, 0, -1, timedelta(),
 ])
-def test_what_cannot_be_a_schedule(when):
+def test_unsupported_schedule(when):
     with pytest.raises(Unschedulable):
         timing(app, when)
 
 
 def test_settings():
-    """An entry becomes a row with all that it says."""
+    """An entry becomes a row with everything that it defines."""
     lead({'nightly': entry(
         crontab(minute=30, hour=2), args=(1, (2, 3)), kwargs={'when': datetime(2026, 1, 1, tzinfo=UTC)},
         options={'queue': 'slow', 'priority': 4, 'expires': 59.5, 'time_limit': 10},
@@ -81,7 +81,7 @@ def test_settings():
 
 
 def test_unchanged():
-    """What has not changed is not written: its next time stays."""
+    """An unchanged entry is not written: its next time stays."""
     beat_schedule = {'a': entry(3600, args=((1, 2),)), 'b': entry(crontab(minute='0'))}
     lead(beat_schedule)
     soon = timezone.now() + timedelta(seconds=5)
@@ -91,7 +91,7 @@ def test_unchanged():
 
 
 def test_changed():
-    """The source says when and what; people say whether, and what if not all goes by the clock."""
+    """The source defines when and what; people decide whether, and the policies."""
     lead({'a': entry(60)})
     CelerySchedule.objects.filter(name='a').update(enabled=False, missed='skip', overlap='queue', description='Ours')
     lead({'a': entry(crontab(minute=5), kwargs={'name': 'Bob'})})
@@ -101,8 +101,8 @@ def test_changed():
     assert row.next_run is None
 
 
-def test_gone_and_back():
-    """What is gone is not due any more; back, it is as it was left, without what was due meanwhile."""
+def test_removed_and_restored():
+    """A removed entry is not due; restored, it has its old policies, and missed times are not caught up."""
     lead({'a': entry(60)})
     CelerySchedule.objects.filter(name='a').update(missed='skip', next_run=timezone.now() - timedelta(hours=1))
     lead({})
@@ -114,15 +114,15 @@ def test_gone_and_back():
 
 
 def test_only_the_leader_changes():
-    """Another process may have older settings: it adds what is new, and nothing else."""
+    """Another process may have older settings: it only adds new entries."""
     lead({'a': entry(60), 'b': entry(60)})
     sources.sync(app, {'a': entry(5), 'c': entry(60)})
     rows = {row.name: row for row in CelerySchedule.objects.filter(origin='settings')}
     assert set(rows) == {'a', 'b', 'c'} and rows['a'].interval == 60 and rows['b'].present
 
 
-def test_what_is_refused(caplog):
-    """It is said by name and why; the others are scheduled."""
+def test_refused_entries(caplog):
+    """Each is reported with its name and reason; the others are scheduled."""
     make_schedule('taken')
     with caplog.at_level(logging.ERROR):
         lead({
@@ -141,7 +141,7 @@ def test_what_is_refused(caplog):
 
 
 def test_code(make_task):
-    """A task's own schedule, in its decorator or its class, has the task's name."""
+    """A task's own schedule, in its decorator or its class, is named after the task."""
     def nightly(self, task_id):
         """Tidy up."""
     make_task(nightly, name='tests:nightly', schedule=crontab(minute=0, hour=3))
@@ -153,7 +153,7 @@ def test_code(make_task):
 
 
 def test_method_of_that_name(make_task):
-    """A method is the task's own affair."""
+    """A method named `schedule` is the task's own affair."""
     from netbox_celery.tasks import CeleryBaseTask
 
     class Base(CeleryBaseTask):
@@ -165,14 +165,14 @@ def test_method_of_that_name(make_task):
     assert not CelerySchedule.objects.filter(name='tests:method').exists()
 
 
-def test_task_that_is_not_known_yet():
+def test_task_of_other_processes():
     """A task that only workers have can be scheduled; the catalogue has it as absent."""
     lead({'a': {'task': 'elsewhere:task', 'schedule': 5}})
     assert CeleryTask.objects.get(name='elsewhere:task').present is False
 
 
 def test_read_only():
-    """What the source says cannot be changed in NetBox; policies can."""
+    """What the source defines cannot be changed in NetBox; policies can."""
     make_task_row()
     lead({'a': entry(60)})
     row = CelerySchedule.objects.get(name='a')

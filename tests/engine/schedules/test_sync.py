@@ -1,4 +1,4 @@
-"""The rows of the catalogue follow what a process has registered."""
+"""The rows of the catalogue follow the tasks that a process has registered."""
 import pytest
 
 from netbox_celery.engine.schedules.sync import sync_catalogue
@@ -8,7 +8,7 @@ from tests.factories import make_task as make_task_row
 
 @pytest.mark.django_db
 def test_sync(described):
-    """The rows follow the registered tasks; what people decide about them stays."""
+    """The rows follow the registered tasks; what people decided about them stays."""
     sync_catalogue()
     row = CeleryTask.objects.get(name='tests:described')
     assert (row.present, row.description) == (True, 'The first line.')
@@ -22,7 +22,7 @@ def test_sync(described):
     for task in (row, gone, recent):
         task.refresh_from_db()
     assert (row.enabled, row.description, row.present) == (False, 'The first line.', True)
-    # One that nobody has seen for long is absent; one that another process has is not
+    # A task that no process has registered for long is absent; another process's task is not
     assert (gone.present, recent.present) == (False, True)
 
 
@@ -31,8 +31,8 @@ def test_sync(described):
     {'__doc__': 'a NUL \x00'}, {'max_retries': float('nan')}, {'run': lambda self, items=[{1, 2}]: None},
     {'__doc__': property(lambda self: 1 / 0)},
 ], ids=['NUL', 'NaN', 'set', 'raises'])
-def test_one_task_holds_up_no_others(make_task, code):
-    """What cannot be described, or written, of a task keeps no other one out of the catalogue, new or changed."""
+def test_task_that_cannot_be_described(make_task, code):
+    """Other tasks are added to the catalogue and updated all the same."""
     for suffix in ('a', 'c'):
         make_task(lambda self, task_id: None, name=f'tests:{suffix}')
     bad = make_task(lambda self, task_id: None, name='tests:b')

@@ -1,4 +1,4 @@
-"""Places under a key, the line before them, ignore windows: each statement on rows of its own, and two at once."""
+"""Concurrency slots, waiting lines and ignore windows: each statement on rows of its own, and two at once."""
 import threading
 from datetime import timedelta
 from functools import partial
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
-from django.db import DatabaseError, IntegrityError, connection, transaction
+from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
 from netbox_celery.celery import app
@@ -19,6 +19,7 @@ from netbox_celery.engine.sending.rows import build_row
 from netbox_celery.engine.store.database import EngineConnection, execute
 from netbox_celery.models import CeleryResult, IgnoreWindow
 from tests.factories import make_result
+from tests.support import in_thread
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -60,11 +61,11 @@ def slots():
     return list(CeleryResult.objects.filter(completed=None).order_by('pk').values_list('concurrency_slot', flat=True))
 
 
-# Places
+# Slots
 
 @pytest.mark.parametrize('limit', [1, 3])
 def test_limit(limit):
-    """So many get in, each with a place of its own, and one more does not."""
+    """As many runs as the limit are admitted, each with a slot of its own, and no more."""
     admitted = [admit(policy(limit=limit)) for __ in range(limit)]
     assert slots() == [*range(1, limit + 1)]
     assert all(it.id and not it.waits and not it.ignored for it in admitted)
@@ -75,15 +76,15 @@ def test_limit(limit):
 
 
 @pytest.mark.parametrize('freed', [1, 2, 3])
-def test_freed_place(freed):
-    """The place of a run that has ended is the next one's; others keep theirs."""
+def test_freed_slot(freed):
+    """The slot of a finished run goes to the next call; others keep theirs."""
     runs = [make(slot) for slot in (1, 2, 3)]
     CeleryResult.objects.filter(pk=runs[freed - 1].pk).update(status='completed', completed=timezone.now())
     assert CeleryResult.objects.get(pk=admit(policy(limit=3)).id).concurrency_slot == freed
 
 
 def test_lower_limit():
-    """Calls with different limits under one key: each sees to its own."""
+    """Calls with different limits under one key each respect their own."""
     make(1), make(2), make(5)
     with pytest.raises(TaskConflict):
         admit(policy(limit=2))
@@ -94,7 +95,7 @@ def test_lower_limit():
 
 @pytest.mark.parametrize('slots, expected', [((1,), False), ((1, 2), True), ((1, 2, 3), True)])
 def test_is_processing(slots, expected):
-    """A stale run is taken for none, and the others under the key for what they are."""
+    """A stale run does not count, and the others under the key do."""
     past = timezone.now() - timedelta(seconds=1)
     for slot in slots:
         make(slot, 'running', stale_after=past if slot == 1 else None, concurrency_limit=3)
@@ -108,7 +109,7 @@ def test_other_keys():
     assert admit(policy()).id
 
 
-def test_no_two_in_one_place():
+def test_no_two_in_one_slot():
     """PostgreSQL itself refuses it, whoever writes."""
     make(1)
     with pytest.raises(IntegrityError):
@@ -116,7 +117,7 @@ def test_no_two_in_one_place():
 
 
 def test_same_id():
-    """A call whose row exists is that row, and takes no second place."""
+    """A call whose row exists is that row, and takes no second slot."""
     task_id = str(uuid4())
     assert admit(policy(limit=5), task_id=task_id).id
     assert admit(policy(limit=5), task_id=task_id) == admission.Admission()
@@ -150,7 +151,7 @@ def test_conflict(on_conflict, options, expected):
 
 
 def test_replace():
-    """All that came before under the key are superseded; who came later, or is stale, is not."""
+    """All earlier runs under the key are superseded; later and stale ones are not."""
     stale, first, waits = make(None), make(1, 'running'), make(0)
     other = make(1, concurrency_key='other')
     new = CeleryResult.objects.get(pk=admit(policy(on_conflict='replace')).id)
@@ -162,7 +163,7 @@ def test_replace():
 
 
 def test_replace_by_a_call_with_a_used_id():
-    """Its row is older than those of the runs that it supersedes, and these do not supersede it in turn."""
+    """Its row is older than the runs that it supersedes, and they do not supersede it in turn."""
     old = make(None, 'completed', completed=timezone.now(), concurrency_key=None)
     first, waits = make(1, 'running'), make(0)
     row = build_row(Call(app, 'tests:x', (), {}, {'task_id': str(old.task_id)})) | {'seen': old.completed}
@@ -176,7 +177,7 @@ def test_replace_by_a_call_with_a_used_id():
 
 @pytest.mark.parametrize('slots, cancelled', [((1, 2), 0), ((1, 2, 3), 1), ((1, 2, 3, 0), 2)])
 def test_replace_within_the_limit(slots, cancelled):
-    """The oldest make room, as many as it takes and no more."""
+    """The oldest runs are cancelled, as many as needed and no more."""
     runs = [make(slot, 'running' if slot else 'pending', concurrency_limit=3) for slot in slots]
     admit(policy(on_conflict='replace', limit=3))
     for run in runs:
@@ -188,7 +189,7 @@ def test_replace_within_the_limit(slots, cancelled):
     (None, None, (1, 'replaced')), (None, 1, (0, 'queued')), (timezone.now(), None, (None, 'replaced')),
 ])
 def test_row_of_a_task_that_replaced_itself(completed, taken, expected):
-    """Who replaces it gets a place under the key, or waits in line for it; a run that has ended stays as it is."""
+    """The replacement gets a slot under the key, or waits in line for it; a finished run stays as it is."""
     replaced = make_result('revoked' if completed else 'pending', nesting=1, reason='replaced', completed=completed)
     if taken:
         make(taken, 'running')
@@ -204,7 +205,7 @@ def test_row_of_a_task_that_replaced_itself(completed, taken, expected):
 
 
 def test_predecessor():
-    """Who follows a run under the same key takes its place; the places of others stay theirs."""
+    """A run that follows another one under the same key takes its slot; other slots stay."""
     before, other = make(1, 'running'), make(2, 'running')
     own = {'predecessor': str(before.task_id)}
     row = build_row(Call(app, 'tests:x', (), {}, {'task_id': str(uuid4())}))
@@ -215,32 +216,18 @@ def test_predecessor():
     assert (before.concurrency_slot, other.concurrency_slot) == (None, 2)
 
 
-def test_place_that_is_gone_again():
-    """Who finds a place free again and again, and never gets it, gives up with an error."""
+def test_slot_that_is_always_taken():
+    """A call that sees a free slot again and again, and never gets it, raises an error."""
     with pytest.raises(TaskConflict, match='no slot under the key'):
         admit(policy(), insert=lambda statement, row: SimpleNamespace(id=None))
 
 
-def call_in_thread(*args, **options):
-    def call():
-        try:
-            found.append(admit(*args, **options))
-        except (DatabaseError, TaskConflict) as exc:
-            found.append(exc)
-        finally:
-            connection.close()
-    found = []
-    thread = threading.Thread(target=call)
-    thread.start()
-    return thread, found
-
-
 @pytest.mark.parametrize('rollback', [False, True])
 def test_transaction_under_way(rollback):
-    """A call in another transaction is waited for: after a rollback the place is free, after a commit it is not."""
+    """A call waits for another transaction: after a rollback the slot is free, after a commit it is not."""
     with transaction.atomic():
         admit(policy())
-        thread, found = call_in_thread(policy())
+        thread, found = in_thread(admit, policy())
         thread.join(0.3)
         assert thread.is_alive()
         transaction.set_rollback(rollback)
@@ -250,8 +237,8 @@ def test_transaction_under_way(rollback):
 
 
 def test_many_at_once():
-    """However many call at the same time, the limit holds, and as many as it allows get in."""
-    threads = [call_in_thread(policy(limit=3)) for __ in range(20)]
+    """However many calls are made at the same time, exactly as many as the limit are admitted."""
+    threads = [in_thread(admit, policy(limit=3)) for __ in range(20)]
     for thread, __ in threads:
         thread.join(20)
     assert sum(isinstance(found[0], admission.Admission) for __, found in threads) == 3
@@ -262,7 +249,7 @@ def test_many_at_once():
 
 @pytest.mark.parametrize('seconds, gone', [(-1, True), (60, False), (None, False)])
 def test_stale(seconds, gone, caplog):
-    """A stale run makes way, and is not ended for that."""
+    """A stale run gives up its slot, and is not ended."""
     run = make(1, 'running', stale_after=None if seconds is None else timezone.now() + timedelta(seconds=seconds))
     assert admission.is_processing(policy()) is not gone
     assert bool(admission.evict(run_sql, KEY)) is False  # it has been
@@ -282,7 +269,7 @@ def test_stale_after(eta):
 # The line
 
 def test_advance(sent):
-    """First in line, first served; each that gets a place is sent, as many as there are places."""
+    """First come, first served: as many runs get a slot and are sent as there are slots."""
     line = [make(0, concurrency_limit=2) for __ in range(4)]
     assert admission.advance(app, run_sql, KEY) is False
     assert sent == [str(run.task_id) for run in line[:2]]
@@ -298,7 +285,7 @@ def test_advance(sent):
 
 
 def test_own_turn(sent):
-    """Who asks for its own turn sends its message itself."""
+    """A caller that checks its own turn sends its message itself."""
     first, second = make(0), make(0)
     assert admission.advance(app, run_sql, KEY, except_id=second.pk) is False
     assert sent == [str(first.task_id)]
@@ -308,7 +295,7 @@ def test_own_turn(sent):
 
 
 def test_broker_away(monkeypatch, caplog):
-    """Who has a place and could not be sent keeps it, unsent, for the sweep; the others go on."""
+    """A run with a slot that could not be sent keeps it, for the sweep to send; the others continue."""
     def away(*args):
         raise ConnectionError('away')
     monkeypatch.setattr(admission, 'send_row', away)
@@ -319,8 +306,8 @@ def test_broker_away(monkeypatch, caplog):
     assert 'will be sent again: away' in caplog.text
 
 
-def test_place_taken_meanwhile(sent):
-    """A call that takes the free place first is no error: who gives places away looks again."""
+def test_slot_taken_meanwhile(sent):
+    """A call that takes the free slot first is no error: the line is checked again."""
     make(0)
     answers = [IntegrityError('taken'), IntegrityError('taken')]
 
@@ -332,8 +319,8 @@ def test_place_taken_meanwhile(sent):
     assert (slots(), len(sent)) == ([1], 1)
 
 
-def test_those_who_left(sent):
-    """Who was cancelled, or has ended, stands in no line."""
+def test_cancelled_in_line(sent):
+    """A cancelled or finished run is in no line."""
     cancelled, waits = make(0), make(0)
     cancelled.cancel()
     assert sent == [str(waits.task_id)]
@@ -342,7 +329,7 @@ def test_those_who_left(sent):
 
 
 def test_all_lines(sent):
-    """Every line goes on, past stale runs too."""
+    """Every line advances, past stale runs too."""
     make(1, 'running', stale_after=timezone.now() - timedelta(seconds=1))
     runs = [make(0), make(0, concurrency_key='other')]
     admission.advance_all(app, run_sql)
@@ -352,7 +339,7 @@ def test_all_lines(sent):
 
 
 def test_advanced_by_many_at_once(sent):
-    """Each run in line is sent once, and no place is given away twice, whoever gives."""
+    """Each run in line is sent once, and no slot is given away twice."""
     for __ in range(12):
         make(0, concurrency_limit=5)
 
@@ -371,8 +358,8 @@ def test_advanced_by_many_at_once(sent):
 
 # Ignore windows
 
-def test_window():
-    """Open for its length, for all but the run that opened it; opened again it counts anew."""
+def test_ignore_window():
+    """A window is open for its length, for all runs but the one that opened it; reopening restarts it."""
     opener = uuid4()
     is_open = partial(admission.is_window_open, run_sql, 'w')
     assert not is_open()

@@ -1,4 +1,4 @@
-"""What calls from NetBox code return: the row of a new run, or of the one that the call has joined."""
+"""Calls from NetBox code return the row of a new run, or of the one that the call joined."""
 from datetime import timedelta
 from uuid import uuid4
 
@@ -20,7 +20,7 @@ def task(make_task):
 
 @pytest.fixture(params=['behind', 'ahead'])
 def under_way(request, task):
-    """A run under way that another host has called, whose clock differs."""
+    """An active run that was called on another host, whose clock differs."""
     run = CeleryResult.enqueue(task)
     difference = timedelta(hours=1 if request.param == 'ahead' else -1)
     CeleryResult.objects.filter(pk=run.pk).update(created=timezone.now() + difference)
@@ -29,7 +29,7 @@ def under_way(request, task):
 
 @pytest.mark.parametrize('how', ['enqueue', 'by name', 'rerun', 'run_now', 'enqueue_many', 'same ID'])
 def test_joined(task, under_way, how):
-    """A call knows whether it has made a run, whatever the clocks of hosts say."""
+    """A call knows whether it created a run, whatever the hosts' clocks say."""
     def call(*args):
         if how == 'rerun':
             return CeleryResult(celery_name=task.name, args=[*args], kwargs={}, options={}, name='x').rerun()
@@ -55,7 +55,7 @@ def schedule_task():
 
 
 def test_joined_among_many(task):
-    """Of calls made together, those that join a run made by one of them have made it."""
+    """Calls that join a run created by one of them have created it."""
     under_way = CeleryResult.enqueue(task, args=('old',))
     runs = CeleryResult.enqueue_many(task, [('old',), ('new',), ('new',)])
     assert [(run.pk == under_way.pk, run.joined) for run in runs] == [(True, True), (False, False)]
@@ -63,7 +63,7 @@ def test_joined_among_many(task):
 
 
 def test_queue_is_no_join(make_task):
-    """A run that waits in line, or was skipped, is one of its own."""
+    """A run that waits in line or was skipped is a run of its own."""
     for on_conflict in ('queue', 'skip'):
         task = make_task(lambda self, task_id: None, name=f'tests:{on_conflict}', concurrency_key=on_conflict,
                          on_conflict=on_conflict)

@@ -1,7 +1,6 @@
-"""Many runs of one task at once are what as many single calls would be: in their rows, and in their messages."""
+"""Many runs of one task equal as many single calls, in their rows and in their messages."""
 import json
 from base64 import b64decode
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -13,7 +12,6 @@ from kombu.messaging import Producer
 from dcim.models import Site
 from extras.models import Tag
 from netbox_celery.celery import app
-from netbox_celery.config import get_config
 from netbox_celery.engine.sending import bulk
 from netbox_celery.engine.store.recorder import recorder
 from netbox_celery.models import CeleryResult
@@ -27,19 +25,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture
 def task(make_task):
     return make_task(lambda self, task_id, a, b=2: None, name='tests:many')
-
-
-@pytest.fixture
-def queue():
-    """A queue that nobody serves: its name, and what is in it."""
-    class Queue(str):
-        def __call__(self):
-            return [json.loads(message) for message in client.lrange(key, 0, -1)][::-1]
-    name = Queue(f'bulk-{uuid4().hex}')
-    key = get_config().key_prefix + name
-    with closing(app.backend.client.__class__.from_url(app.conf.broker_url)) as client:
-        yield name
-        client.delete(key)
 
 
 @pytest.mark.parametrize('call, expected', [
@@ -70,7 +55,7 @@ ROW = (
     {'retry': False, 'delivery_mode': 1}, {'link': LINK}, {'link_error': [LINK]}, {'chain': [LINK]}, {'chord': LINK},
 ], ids=str)
 def test_as_single_calls(task, queue, options):
-    """But for what is new in every call, rows and messages are the same, whatever the options."""
+    """Except for what is new in every call, rows and messages are the same, whatever the options."""
     Tag.objects.create(name='Tag', slug='tag')
     given = {
         'user': User.objects.create_user('alice'), 'instance': Site.objects.create(name='s', slug='s'), **options,
@@ -101,7 +86,7 @@ def test_as_single_calls(task, queue, options):
 
 
 def test_defaults_of_the_task(make_task, queue):
-    """Options and names of the decorator hold, and those of the call beat them."""
+    """The decorator's options and names apply, and those of the call beat them."""
     task = make_task(lambda self, task_id, a: None, name='tests:many', priority=4, netbox_name='Decorated')
     plain, = CeleryResult.enqueue_many(task, [(1,)], queue=str(queue))
     own, = CeleryResult.enqueue_many(task, [(1,)], queue=str(queue), priority=9, netbox_name='Own')
@@ -110,7 +95,7 @@ def test_defaults_of_the_task(make_task, queue):
 
 @pytest.mark.parametrize('number', [0, 1, 2, 3, 7])
 def test_batches(monkeypatch, task, queue, number):
-    """In the order of the calls, whatever their number: rows, and messages."""
+    """Rows and messages have the order of the calls, whatever their number."""
     monkeypatch.setattr(bulk, 'BATCH', 3)
     runs = CeleryResult.enqueue_many(task, ((n,) for n in range(number)), queue=str(queue))
     recorder.flush()
@@ -120,7 +105,7 @@ def test_batches(monkeypatch, task, queue, number):
 
 
 def test_arguments_of_their_own(task, queue):
-    """Each row has its own arguments and, where it cannot show them, its own message."""
+    """Each row has its own arguments, and its own message if it cannot show them."""
     runs = CeleryResult.enqueue_many(
         task, [('x',), ('nul \x00',), ('y' * 70_000,), {'a': uuid4()}], queue=str(queue)
     )
@@ -135,7 +120,7 @@ def test_arguments_of_their_own(task, queue):
 ])
 @pytest.mark.parametrize('batch', [1, 1000])
 def test_all_or_nothing(monkeypatch, task, queue, calls, error, batch):
-    """One call that cannot be made, and none is."""
+    """If one call cannot be made, none is."""
     monkeypatch.setattr(bulk, 'BATCH', batch)
     with pytest.raises(error):
         CeleryResult.enqueue_many(task, calls, queue=str(queue))
@@ -143,7 +128,7 @@ def test_all_or_nothing(monkeypatch, task, queue, calls, error, batch):
 
 
 def test_all_or_nothing_with_a_policy(make_task, queue):
-    """Calls that are made one by one are looked at before the first is."""
+    """Calls that are made one by one are checked before the first is made."""
     task = make_task(lambda self, task_id, a: None, name='tests:policy', concurrency_key='x', on_conflict='queue')
     with pytest.raises(TypeError):
         CeleryResult.enqueue_many(task, [(1,), (1, 2)], queue=str(queue))
@@ -151,7 +136,7 @@ def test_all_or_nothing_with_a_policy(make_task, queue):
 
 
 def test_in_a_transaction(task, queue):
-    """The rows are part of it; the messages go out on commit, or never."""
+    """The rows are part of it; the messages are sent on commit."""
     with transaction.atomic():
         CeleryResult.enqueue_many(task, [(1,), (2,)], queue=str(queue))
         assert (CeleryResult.objects.count(), queue()) == (2, [])
@@ -167,7 +152,7 @@ def test_in_a_transaction(task, queue):
 
 @pytest.mark.parametrize('in_transaction', [False, True])
 def test_broker_away(task, in_transaction, caplog):
-    """Outside of a transaction the caller hears of it, and the rows say so; after a commit the sweep sends them."""
+    """Outside a transaction the caller gets the error, and the rows record it; after a commit the sweep sends them."""
     with speaking_to('redis://127.0.0.1:1/', broker_transport_options={'max_retries': 0}):
         if in_transaction:
             with transaction.atomic():
@@ -181,7 +166,7 @@ def test_broker_away(task, in_transaction, caplog):
 
 
 def test_started_by_a_cancelled_run(task, queue):
-    """What a run that was cancelled starts by the dozen is born revoked, and not sent."""
+    """Runs that a cancelled run starts in bulk are created as revoked, and not sent."""
     parent = make_result('running')
     parent.cancel()
     runs = CeleryResult.enqueue_many(task, [(1,), (2,)], queue=str(queue), parent_id=str(parent.task_id))
@@ -190,7 +175,7 @@ def test_started_by_a_cancelled_run(task, queue):
 
 
 def test_objects_in_callbacks(task, queue):
-    """What of ours a callback carries is written so that a message holds it."""
+    """Our options in a callback are written so that a message can hold them."""
     alice = User.objects.create_user('alice')
     link = app.signature('tests:link', options={'netbox_user': alice})
     CeleryResult.enqueue_many(task, [(1,), (2,)], queue=str(queue), link=link)
@@ -213,7 +198,7 @@ def test_expired_already(task, queue):
     'options', [{}, {'chain': [LINK | {'options': {'task_id': str(uuid4())}}]}], ids=['alone', 'chain']
 )
 def test_broker_that_refuses_one(monkeypatch, task, queue, options, in_transaction):
-    """What the broker has taken before is sent, and stays so; the others are refused, or sent by the sweep."""
+    """Messages that the broker took before stay sent; the others are refused, or sent by the sweep."""
     sent = []
 
     def fail_at_the_third(send):
@@ -237,7 +222,7 @@ def test_broker_that_refuses_one(monkeypatch, task, queue, options, in_transacti
 
 
 def test_batch_of_which_none_is_sent(monkeypatch, task, queue):
-    """With Redis a batch is sent when it is full: one message that cannot be made keeps it from being sent."""
+    """Redis sends a batch when it is complete: one message that cannot be made prevents it."""
     make, made = app.amqp.create_task_message, []
 
     def create_task_message(*args, **kwargs):
@@ -253,7 +238,7 @@ def test_batch_of_which_none_is_sent(monkeypatch, task, queue):
 
 
 def test_answer_was_lost(task, queue, losing):
-    """The rows of many calls are there once, in order, if the connection breaks before that is known."""
+    """Rows exist once, in order, if the connection breaks before the answer arrives."""
     lost = losing('INSERT INTO')
     runs = CeleryResult.enqueue_many(task, [(n,) for n in range(3)], queue=str(queue))
     recorder.flush()

@@ -1,14 +1,12 @@
-"""What people and programs do to runs that exist: cancel them, and run them again."""
+"""What people and programs do to existing runs: cancel them, and run them again."""
 import math
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import timedelta
 from threading import Barrier
 from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
-from celery.signals import before_task_publish
 from django.db import connection, transaction
 from django.utils import timezone
 
@@ -19,28 +17,10 @@ from netbox_celery.engine.sending.control import NotRerunnable, cancel_many, can
 from netbox_celery.engine.store import lifecycle
 from netbox_celery.models import CeleryResult
 from tests.factories import make_result, make_worker
+from tests.support import now, published
 from users.models import User
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-def now(run):
-    run.refresh_from_db()
-    return run
-
-
-@contextmanager
-def published():
-    """Collect the bodies of messages that are sent meanwhile: arguments, keyword arguments, and what goes with them."""
-    bodies = []
-
-    def note(body=None, **kwargs):
-        bodies.append(body)
-    before_task_publish.connect(note, weak=False)
-    try:
-        yield bodies
-    finally:
-        before_task_publish.disconnect(note)
 
 
 def told(run):
@@ -49,7 +29,7 @@ def told(run):
 
 
 def test_terminate_what_the_worker_has_forgotten(shared, monkeypatch):
-    """Celery forgets a request when an earlier one with its ID is done: it is made known again before it is ended."""
+    """Celery forgets a request when an earlier one with its ID is done: it is registered before it is terminated."""
     from celery.worker import state
 
     worker = make_worker(key=uuid4(), pool='prefork')
@@ -67,7 +47,7 @@ def test_terminate_what_the_worker_has_forgotten(shared, monkeypatch):
 
 @pytest.mark.parametrize('status', ResultStatusChoices.values())
 def test_cancel(status):
-    """What waits ends at once, what runs is marked, what has ended stays; a second time there is nothing to do."""
+    """A waiting run is revoked immediately, an active one is marked, a finished one stays; once is enough."""
     run = make_result(status)
     before = run.error
     assert run.cancel() is (status in ResultStatusChoices.UNFINISHED)
@@ -110,7 +90,7 @@ def test_by_whom(language, by):
 
 
 def test_rolled_back():
-    """Nobody is told of a cancel that was rolled back, and it can be done again."""
+    """A cancel that was rolled back is not published, and can be repeated."""
     def stored():
         return app.backend.client.get(app.backend.get_key_for_task(str(run.task_id)))
     run = make_result('pending')
@@ -124,7 +104,7 @@ def test_rolled_back():
 
 
 def test_broker_away(monkeypatch, caplog):
-    """The row alone keeps it from running: a broker that cannot be told is worth a warning."""
+    """The row alone keeps the run from starting: a broker that is down only causes a warning."""
     def away(*args, **kwargs):
         raise ConnectionError('away')
     monkeypatch.setattr(app.control, 'revoke', away)
@@ -135,14 +115,14 @@ def test_broker_away(monkeypatch, caplog):
 
 
 def test_many():
-    """Those that could be cancelled are named; unknown ones and ended ones are no error."""
+    """The runs that were cancelled are returned; unknown and finished ones are no error."""
     waits, runs, ended = make_result('pending'), make_result('running'), make_result()
     assert sorted(cancel_many([waits.pk, runs.pk, ended.pk, 0])) == [waits.pk, runs.pk]
     assert cancel_many([]) == []
 
 
 def test_at_the_same_time():
-    """Of many who cancel a run one does it."""
+    """Of several simultaneous cancels of a run, one does it."""
     run, together = make_result('running'), Barrier(8)
 
     def cancel():
@@ -164,7 +144,7 @@ def task(make_task):
 
 
 def test_rerun(task):
-    """The same task with the same arguments and the options that are not about that one run; the first one stays."""
+    """The same task with the same arguments and its general options; the first run stays."""
     alice, bob = (User.objects.create_user(name) for name in ('alice', 'bob'))
     site = Site.objects.create(name='s', slug='s')
     first = CeleryResult.enqueue(
@@ -186,7 +166,7 @@ def test_rerun(task):
 
 
 def test_rerun_of_an_unknown_task():
-    """Another process may know it."""
+    """Another process may have it."""
     run = make_result(celery_name='tests:of another plugin', args=[1], kwargs={}, options={'queue': 'nobody'})
     assert run.rerun().args == [1]
 
@@ -224,7 +204,7 @@ def test_rerun_in_a_transaction(task):
 ], ids=repr)
 @pytest.mark.parametrize('many', [False, True])
 def test_rerun_exactly(make_task, shared, args, kwargs, many):
-    """A repetition has the numbers and the order of keys that the call had, also after the end of the first run."""
+    """A repetition has the numbers and the key order of the call, also after the first run has finished."""
     task = make_task(lambda self, task_id, *args, **kwargs: None, name='tests:anything')
     if many:
         first, = CeleryResult.enqueue_many(task, [(args, kwargs)])
@@ -245,7 +225,7 @@ def test_rerun_of_nan(make_task):
 
 
 def test_secrets_are_not_kept(make_task):
-    """What the caller redacts is not kept beyond the end, also if the row could not hold it exactly."""
+    """Redacted arguments are not kept beyond the end, also if the row cannot hold them exactly."""
     task = make_task(lambda self, task_id, *args, **kwargs: None, name='tests:anything')
     run = CeleryResult.enqueue(task, args=['secret', 1e23], kwargs={'b': 1, 'a': 2}, argsrepr='***')
     assert 'secret' in run.message

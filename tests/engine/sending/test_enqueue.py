@@ -1,23 +1,22 @@
-"""A call: its row and its message, together or not at all; and nothing of the caller's is changed."""
+"""A call writes its row and its message together or not at all, and changes nothing of the caller's."""
 import copy
 import json
 from base64 import b64decode
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
 from celery import Celery, chain, chord, group
 from celery.exceptions import CeleryError
-from celery.signals import before_task_publish
 from django.db import connection, transaction
 from kombu import Queue
 from kombu.exceptions import EncodeError
 
 from netbox_celery.celery import app
-from netbox_celery.config import get_config
 from netbox_celery.engine.store.recorder import recorder
 from netbox_celery.models import CeleryResult
+from tests.support import nested, published
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -28,19 +27,6 @@ LATER = datetime(2040, 1, 1, tzinfo=UTC)
 @pytest.fixture
 def task(make_task):
     return make_task(lambda self, task_id, *args, **kwargs: None, name=NAME)
-
-
-@pytest.fixture
-def queue():
-    """A queue that nobody serves: its name, and what is in it."""
-    class Name(str):
-        def __call__(self):
-            return [json.loads(message) for message in client.lrange(key, 0, -1)][::-1]
-    name = Name(f'call-{uuid4().hex}')
-    key = get_config().key_prefix + name
-    with closing(app.backend.client.__class__.from_url(app.conf.broker_url)) as client:
-        yield name
-        client.delete(key)
 
 
 OPTIONS = [
@@ -55,7 +41,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize('awaited', ['chain', 'chord', 'link', 'group_id'])
 def test_call_on_which_something_depends(make_task, queue, awaited):
-    """A call with a policy cannot become another run if what is to happen after it hangs on its own ID."""
+    """A call with a policy cannot become another run if its own ID is awaited."""
     task = make_task(lambda self, task_id: None, name=NAME, concurrency_key='x')
     first = task.apply_async(queue=queue)
     assert task.apply_async(queue=queue).id == first.id
@@ -73,7 +59,7 @@ def test_call_on_which_something_depends(make_task, queue, awaited):
 
 @pytest.mark.parametrize('options', OPTIONS, ids=str)
 def test_message(task, queue, options):
-    """The message is Celery's own, with one header more: a worker that knows nothing of rows can run it."""
+    """The message is Celery's own with one more header: a worker without the plugin can run it."""
     task_id = str(uuid4())
     given = {'queue': str(queue), 'task_id': task_id, **options}
     before = copy.deepcopy(given)
@@ -115,7 +101,7 @@ def test_ways_to_call(task, queue):
 
 
 def test_transactions(task, queue):
-    """What is rolled back leaves nothing, in a savepoint too; what is committed goes out in the order of the calls."""
+    """A rollback leaves nothing, also of a savepoint; a commit sends in the order of the calls."""
     def call(number):
         return task.apply_async((number,), queue=str(queue)).id
     with transaction.atomic():
@@ -139,7 +125,7 @@ def test_transactions(task, queue):
 
 @pytest.mark.parametrize('policy', [{}, {'concurrency_key': 'k', 'limit': 9, 'on_conflict': 'queue'}], ids=str)
 def test_arguments_used_again(task, queue, policy):
-    """What goes out on commit is what each call was made with, as its row says, not what became of the dict since."""
+    """A message has the arguments as they were at the call, like its row, whatever is done to the dict later."""
     kwargs, args = {}, [[]]
     with transaction.atomic():
         for number in range(3):
@@ -159,7 +145,7 @@ def test_arguments_used_again(task, queue, policy):
     ({'task_id': 'not-a-uuid'}, None), ({'netbox_track': False}, False),
 ])
 def test_without_a_row(task, queue, options, header):
-    """Such a call is Celery's alone, sent at once, in a transaction too; no policy can hold for it."""
+    """Such a call is Celery's alone, sent immediately, also in a transaction; no policy applies to it."""
     with transaction.atomic():
         task.apply_async((1,), queue=str(queue), **options)
         message, = queue()
@@ -171,7 +157,7 @@ def test_without_a_row(task, queue, options, header):
 
 
 def test_connection_of_the_caller(task, queue):
-    """A call is part of the caller's transaction on the caller's own connection, which it leaves as it was."""
+    """A call is part of the caller's transaction, on a connection that it leaves as it was."""
     with transaction.atomic():
         task.apply_async((1,), queue=str(queue))
         assert connection.in_atomic_block and not connection.needs_rollback
@@ -181,13 +167,6 @@ def test_connection_of_the_caller(task, queue):
 
 
 # What no worker could hand on to its processes
-
-def deep(depth):
-    value = None
-    for __ in range(depth):
-        value = [value]
-    return value
-
 
 class Encoded:
     def __json__(self):
@@ -226,41 +205,41 @@ CALLS = {
 
 
 @pytest.mark.parametrize('value', [
-    deep(101), deep(750), deep(5000), Encoded(), {(1, 2): 3}, 10 ** 5000,
+    nested(101), nested(750), nested(5000), Encoded(), {(1, 2): 3}, 10 ** 5000,
 ], ids=['101', '750', '5000', 'encoder', 'key', 'digits'])
 @pytest.mark.parametrize('how', CALLS)
 def test_what_cannot_be_sent(task, how, value):
-    """Each way to call a task refuses it, in the same words, and nothing is sent or kept."""
-    sent = []
-    before_task_publish.connect(lambda body=None, **kwargs: sent.append(json.dumps(body)), weak=False, dispatch_uid='t')
-    try:
-        with pytest.raises(EncodeError):
-            CALLS[how](task, value)
-    finally:
-        before_task_publish.disconnect(dispatch_uid='t')
+    """Each way to call a task refuses it with the same error, and nothing is sent or kept."""
+    with published() as bodies, pytest.raises(EncodeError):
+        CALLS[how](task, value)
     # Of a group, the first part was sent
-    assert len(sent) <= (how == 'group')
+    assert len(bodies) <= (how == 'group')
     assert CeleryResult.objects.exclude(status='errored').count() <= (how == 'group')
 
 
 @pytest.mark.parametrize('how', CALLS)
 def test_deep_enough(task, how):
-    """What is nested as deep as is said is sent, wherever it stands."""
-    CALLS[how](task, deep(97))
+    """A value nested as deeply as allowed is sent, in every place."""
+    with published() as bodies:
+        CALLS[how](task, nested(97))
+    assert bodies
 
 
 def test_long_workflow(task):
-    """A workflow whose signatures are nested because it is long is no deep argument."""
+    """A long workflow has deeply nested signatures, which do not count as deep arguments."""
     stages = [(group(task.si(number), task.si(number)), task.si()) for number in range(40)]
-    chain(*(step for stage in stages for step in stage)).apply_async()
+    with published() as bodies:
+        chain(*(step for stage in stages for step in stage)).apply_async()
+    assert len(bodies) == 2
 
 
 @pytest.mark.parametrize('in_transaction', [False, True])
 @pytest.mark.parametrize('tracked', [False, True])
 def test_argument_without_a_text(task, in_transaction, tracked):
-    """Celery makes a text of each argument, which may raise: the text says so."""
+    """Celery makes a text of each argument, which may raise an error: the text then says so."""
     with transaction.atomic() if in_transaction else nullcontext():
-        task.apply_async([Textless()], netbox_track=tracked)
+        result = task.apply_async([Textless()], netbox_track=tracked)
+    assert CeleryResult.objects.filter(task_id=result.id).exists() is tracked
 
 
 def test_argument_that_cannot_be_copied(task):
@@ -274,8 +253,8 @@ def test_argument_that_cannot_be_copied(task):
 
 
 @pytest.mark.parametrize('key', [1, None, (1,), b'x'], ids=repr)
-def test_names_that_are_no_text(task, key):
-    """Keyword arguments with such names are refused as Celery refuses them, or as what JSON cannot hold."""
+def test_names_that_are_not_text(task, key):
+    """Keyword arguments with such names are refused as by Celery, or as what JSON cannot hold."""
     with pytest.raises(TypeError, match='keywords must be strings'):
         task.apply_async(kwargs={key: 1})
     if key not in (1, None):

@@ -1,4 +1,4 @@
-"""What RabbitMQ holds back reaches the right queue, not before its time; what a worker holds is sent as it is."""
+"""A message that RabbitMQ delays reaches the right queue, not too early; one that a worker delays is unchanged."""
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -23,7 +23,7 @@ def make_app(broker='amqp://', kind='quorum'):
 
 @pytest.fixture
 def sent(monkeypatch):
-    """The options of what would go to the broker."""
+    """The options of what would be sent to the broker."""
     sent = []
     monkeypatch.setattr(Celery, 'send_task', lambda app, name, args, kwargs, **options: sent.append(options))
     return sent
@@ -38,7 +38,7 @@ def sent(monkeypatch):
     ('amqp://', 'classic', {'countdown': 5}, False),
     ('redis://', 'quorum', {'countdown': 5}, False),
 ])
-def test_who_keeps_it(broker, kind, options, expected):
+def test_who_delays_it(broker, kind, options, expected):
     assert is_delayed(make_app(broker, kind), options) is expected
 
 
@@ -50,8 +50,8 @@ def test_who_keeps_it(broker, kind, options, expected):
     ({'countdown': -5}, -5),
     ({'countdown': 30, 'eta': datetime.now(UTC) + HOUR}, 30),
 ])
-def test_never_less_than_can_be_held_back(sent, options, seconds):
-    """For less than a second Celery raises a `ValueError`; past times and longer ones stay what they are."""
+def test_shortest_delay(sent, options, seconds):
+    """For less than a second Celery raises a `ValueError`; past times and longer ones stay."""
     before = datetime.now(UTC)
     publish(make_app(), 'tests:x', **options)
     after = datetime.now(UTC)
@@ -83,7 +83,7 @@ def test_eta_of_the_next_moment(sent):
     ({}, {}),
 ])
 def test_queue_of_a_retry(sent, options, expected):
-    """A retry names the routing key of the message that it repeats, which may have been held back, but no queue."""
+    """A retry names no queue, but the routing key of the message that it repeats, which may have been delayed."""
     publish(make_app(), 'tests:x', countdown=60, **options)
     sent[0].pop('eta')
     assert sent == [expected]

@@ -1,4 +1,4 @@
-"""The row of a task that replaces itself waits for what takes over; it goes on if that cannot be sent, or is closed."""
+"""The row of a task that replaces itself waits for the replacement, continues if that is not sent, or is closed."""
 import json
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -45,7 +45,7 @@ def begun(deliver):
 
 
 def hand_over(task, act):
-    """Replace a task, by what an author's `on_replace` does."""
+    """Replace a task, with an `on_replace` of its author."""
     ends = []
     replace.making_way(lambda self, sig: act(), lambda *args, **kwargs: ends.append((args, kwargs)))(task, None)
     return ends
@@ -60,7 +60,7 @@ def raising(exc):
 # The task that replaces itself
 
 def test_row_waits(begun, worker):
-    """While the replacement is sent the worker holds the row, and afterwards nobody; the first message is forgotten."""
+    """While the replacement is sent the worker holds the row, then no one does; the first message is forgotten."""
     task, row = begun
     run, seen = get_run(task.request_stack.top), []
 
@@ -80,7 +80,7 @@ def test_row_waits(begun, worker):
 
 @pytest.mark.parametrize('exc', [ConnectionError('away'), Ignore('nothing was sent'), KeyboardInterrupt()], ids=repr)
 def test_what_cannot_be_sent(begun, exc):
-    """The run goes on as if it had not been tried."""
+    """The run continues as if no replacement had been tried."""
     task, row = begun
     before = vars(now(row)).copy()
     with pytest.raises(type(exc)):
@@ -93,7 +93,7 @@ def test_what_cannot_be_sent(begun, exc):
 
 
 def test_cancelled_meanwhile(begun):
-    """It ends as cancelled, and nothing gives the row back."""
+    """The run is revoked as cancelled, and the row is not taken back."""
     task, row = begun
     assert now(row).cancel()
     CeleryResult.objects.filter(pk=row.pk).update(status='running', completed=None)
@@ -120,7 +120,7 @@ def test_not_tracked(make_task):
 
 
 def test_read_only(begun, monkeypatch):
-    """Nothing is sent, and it is said why."""
+    """Nothing is sent, and the error says why."""
     task, row = begun
     error, sent = InternalError('read-only'), []
     error.__cause__ = type('Cause', (Exception,), {'sqlstate': '25006'})()
@@ -134,7 +134,7 @@ def test_read_only(begun, monkeypatch):
 
 
 def test_row_that_cannot_wait(begun, monkeypatch):
-    """The replacement is worth more than the row, which ends."""
+    """The replacement matters more than the row, which is ended."""
     task, row = begun
     sent = []
 
@@ -148,7 +148,7 @@ def test_row_that_cannot_wait(begun, monkeypatch):
 
 
 def test_transaction_of_the_body(begun):
-    """It is rolled back when the body is left by `Ignore`, and what is sent in the meantime is not."""
+    """It is rolled back when `Ignore` leaves the body, unlike what is sent meanwhile."""
     task, __ = begun
     others = []
 
@@ -166,7 +166,7 @@ def test_transaction_of_the_body(begun):
 
 
 def test_ignore_window(begun):
-    """What the success of the run opens stands in its row, for who takes it over."""
+    """The window that the run's success would open is kept in its row for the replacement."""
     task, row = begun
     get_run(task.request_stack.top).opens = {'key': 60.0}
 
@@ -179,7 +179,7 @@ def test_ignore_window(begun):
 
 @pytest.mark.parametrize('reason', ['replaced', ''])
 def test_remember(begun, reason):
-    """The message of what takes the place can be sent again, and its time is the row's, if it waits for that."""
+    """The replacement's message can be sent again, and its time is the row's if the row waits for it."""
     task, row = begun
     run = get_run(task.request_stack.top)
     if reason:
@@ -215,7 +215,7 @@ def test_takes_over(nesting, has_row, expected):
     ({}, 1, True), ({}, 2, False), ({'attempt': 1}, 1, False), ({'completed': '2030-01-01T00:00:00Z'}, 1, False),
 ], ids=str)
 def test_find(changed, nesting, expected):
-    """Only a row that waits for a call of just that nesting, and has not begun."""
+    """Only a row that waits for a call of that nesting, and is not started, is found."""
     run = make_result(**{**REPLACED, **changed})
     assert replace.find_replaced(str(run.task_id), nesting) == (expected, None)
 
@@ -251,7 +251,7 @@ def test_opened_by(header, expected):
     ('[[1], {}, "tests:next", {}]', 'pending', 'replaced'), (None, 'errored', 'worker_lost'),
 ])
 def test_settle(message, status, reason):
-    """What is known of the replacement is sent again; of which nothing is known, that ends."""
+    """A replacement that is remembered is sent again; otherwise the run is ended."""
     run = make_result(**REPLACED, holder=uuid4(), message=message, sent='2020-01-01T00:00:00Z')
     found = replace.settle(get_connection(), str(run.task_id), 1, 'its worker was lost')
     assert columns(run, 'status', 'reason') == {'status': status, 'reason': reason}
@@ -261,7 +261,7 @@ def test_settle(message, status, reason):
 
 
 def test_settled_by_another():
-    """A row that was claimed since is not touched."""
+    """A row that was claimed since is not changed."""
     run = make_result(**{**REPLACED, 'status': 'running', 'attempt': 1}, holder=uuid4())
     assert replace.settle(get_connection(), str(run.task_id), 1, 'lost') is None
     assert columns(run, 'status', 'error') == {'status': 'running', 'error': ''}

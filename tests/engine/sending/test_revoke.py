@@ -8,13 +8,14 @@ from django.db import OperationalError, transaction
 from netbox_celery.celery import app
 from netbox_celery.engine.sending import revoke
 from tests.factories import make_result
+from tests.support import now
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture(autouse=True)
 def broadcast(monkeypatch):
-    """What is broadcast; nobody hears it."""
+    """What is broadcast; no worker receives it."""
     heard = []
     monkeypatch.setattr(
         Control, 'broadcast',
@@ -23,18 +24,13 @@ def broadcast(monkeypatch):
     return heard
 
 
-def now(run):
-    run.refresh_from_db()
-    return run
-
-
 @pytest.mark.parametrize('status, terminate, expected', [
     ('pending', False, ('revoked', True)), ('scheduled', False, ('revoked', True)),
     ('retrying', True, ('revoked', True)), ('running', False, ('running', False)), ('running', True, ('running', True)),
     ('completed', True, ('completed', False)),
 ])
 def test_rows(broadcast, status, terminate, expected):
-    """What waits is revoked; what runs is cancelled only by a `terminate`; what has ended stays."""
+    """A waiting run is revoked; an active one is cancelled only by a `terminate`; a finished one stays."""
     run = make_result(status)
     app.control.revoke(str(run.task_id), terminate=terminate)
     assert (now(run).status, run.cancelled is not None) == expected
@@ -44,8 +40,8 @@ def test_rows(broadcast, status, terminate, expected):
 @pytest.mark.parametrize('terminate, is_cancelled', [
     (0, False), (1, True), (None, False), ('', False), ('true', True), ([], False),
 ])
-def test_what_others_say(broadcast, terminate, is_cancelled):
-    """Whether to terminate may be said by anything, as by Flower's numbers: Celery goes by what is true of it."""
+def test_terminate_of_any_type(broadcast, terminate, is_cancelled):
+    """Programs such as Flower send other types for `terminate`: its truth value counts, as for Celery."""
     waits, runs = make_result('pending'), make_result('running')
     for run in (waits, runs):
         app.control.broadcast('revoke', {'task_id': str(run.task_id), 'terminate': terminate, 'signal': 'SIGTERM'})
@@ -54,7 +50,7 @@ def test_what_others_say(broadcast, terminate, is_cancelled):
 
 
 def test_commands(broadcast):
-    """As `celery control` sends them, and with one ID or several, of any type; other commands are none of ours."""
+    """As `celery control` sends them, with one ID or several, of any type; other commands are left alone."""
     one, two, three = (make_result('pending') for __ in range(3))
     app.control.broadcast('terminate', {'signal': 'KILL', 'task_id': [str(one.task_id)]})
     app.control.revoke({two.task_id})
@@ -64,7 +60,7 @@ def test_commands(broadcast):
 
 
 def test_some_workers(broadcast):
-    """What is for some workers alone, and IDs that no row has, change no row."""
+    """A revoke for some workers only, or of unknown IDs, changes no row."""
     run = make_result('pending')
     app.control.revoke(str(run.task_id), destination=['somebody@else'])
     app.control.revoke([str(uuid4()), 'not-a-uuid'])
@@ -73,7 +69,7 @@ def test_some_workers(broadcast):
 
 
 def test_transaction(broadcast):
-    """Workers hear of it at once, the row says so with the commit; not after a rollback."""
+    """Workers get the revoke immediately, and the row is written on commit; not after a rollback."""
     kept, run = make_result('pending'), make_result('pending')
     with transaction.atomic():
         app.control.revoke(str(kept.task_id))
@@ -87,7 +83,7 @@ def test_transaction(broadcast):
 
 
 def test_database_away(broadcast, monkeypatch, caplog):
-    """Workers hear of it all the same."""
+    """Workers get the revoke all the same."""
     def away(*args):
         raise OperationalError('away')
     monkeypatch.setattr(revoke, 'execute', away)

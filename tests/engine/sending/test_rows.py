@@ -48,7 +48,7 @@ ARGUMENTS = [1, None, 'é', {'a': [1.5]}, date(2026, 1, 2), datetime(2026, 1, 2,
 
 
 def test_arguments():
-    """A row holds what the message holds: the task gets the caller's types also when it is sent again."""
+    """A row holds the arguments with their types, as the message does, so that they can be sent again."""
     task_id = uuid4()
     found = insert(build([*ARGUMENTS, task_id], {'k': ARGUMENTS}))
     assert (found.args, found.kwargs) == ([*ARGUMENTS, task_id], {'k': ARGUMENTS})
@@ -60,7 +60,7 @@ def test_arguments():
     (['nul \x00', float('nan'), '\ud800'], lambda args: args == ['nul \ufffd', 'nan', '\ufffd']),
 ])
 def test_arguments_that_a_row_cannot_show(args, shown):
-    """They are cut or cleaned where people see them; the message that would be sent again is the caller's own."""
+    """They are cut or cleaned for display; the message to be sent again is the caller's own."""
     found = insert(build(args, {'a': 1}))
     assert shown(found.args)
     assert found.kwargs == {'a': 1}
@@ -85,7 +85,7 @@ def test_redacted():
     ({'headers': {'x': {'__type__': 'date', '__value__': None}}}, 'an option cannot be sent as JSON .* mark a type'),
 ])
 def test_what_cannot_be_sent(options, message):
-    """Such a call fails, with the task's name and what is wrong."""
+    """Such a call fails with the task's name and the reason."""
     with pytest.raises(EncodeError, match=message):
         build(**options)
 
@@ -133,7 +133,7 @@ def test_queue(options, queue):
 
 
 def test_routed(monkeypatch):
-    """A row names the queue that a route leads to, unless the call says more."""
+    """A row names the queue that a route leads to, unless the call gives another."""
     monkeypatch.setitem(app.conf.changes, 'task_routes', {'tests:*': {'queue': 'routed'}})
     forget_routes()
     try:
@@ -146,7 +146,7 @@ def test_routed(monkeypatch):
 
 
 def forget_routes():
-    """Let Celery read its setting again: somebody may have sent a task already."""
+    """Let Celery read its setting again: another test may have sent a task."""
     app.amqp.flush_routes()
     vars(app.amqp).pop('router', None)
 
@@ -169,8 +169,8 @@ def test_aware(value, expected):
     assert expected is None or aware(value).tzinfo
 
 
-def test_starter():
-    """Who starts a run: whom the call names, else who started the run that calls it."""
+def test_user():
+    """The user that the call names, else the user of the run that makes the call."""
     alice, bob = (User.objects.create_user(name) for name in ('alice', 'bob'))
     run = SimpleNamespace(user_id=bob.pk)
     assert build(own={'user': alice}, run=run)['user_id'] == alice.pk
@@ -179,8 +179,8 @@ def test_starter():
 
 
 @pytest.mark.parametrize('name', ['parent_id', 'root_id', 'group_id'])
-def test_odd_relatives(name):
-    """Celery takes any string for an ID; a row is not refused for one of those around it."""
+def test_ids_of_relatives_that_are_not_uuids(name):
+    """Celery accepts any string; such an ID is left out of the row."""
     row = build(**{name: 'not-a-uuid'})
     assert row[name] == (row['task_id'] if name == 'root_id' else None)
     relative = uuid4()
@@ -188,7 +188,7 @@ def test_odd_relatives(name):
 
 
 def test_own_parent():
-    """A run is no child of its own: the next attempt names itself as its parent."""
+    """A run is not its own parent, though the message of a retry says so."""
     task_id = str(uuid4())
     assert build(task_id=task_id, parent_id=task_id)['parent_id'] is None
 
@@ -208,8 +208,8 @@ def test_further_columns():
     assert (found.reason, found.completed is not None) == ('x', True)
 
 
-def test_foreign(make_task):
-    """A message that came without a row gets one that says what the message says."""
+def test_foreign_message(make_task):
+    """A message without a row gets one with what the message says."""
     task = make_task(lambda self, task_id, a: None, name='tests:foreign', netbox_name='Decorated')
     eta = datetime.now(UTC) + timedelta(hours=1)
     request = SimpleNamespace(
@@ -224,7 +224,7 @@ def test_foreign(make_task):
 
 
 def test_options_are_sent_again():
-    """A row keeps the call's own options as JSON that gives the same ones back."""
+    """A row keeps the call's own options as JSON that gives them back unchanged."""
     expires = datetime(2030, 1, 2, 3, tzinfo=UTC)
     row = build(priority=0, expires=expires, link=[], time_limit=5, add_to_parent=False, headers={'x': 1})
     assert PayloadDecoder().decode(row['options']) == {

@@ -1,6 +1,4 @@
-"""A call with an ID that was used: the same call once more, a new one that runs, or one that is refused."""
-import json
-from contextlib import closing
+"""A call with a used ID: a repetition of the same call, a new run, or an error."""
 from uuid import uuid4
 
 import pytest
@@ -10,7 +8,6 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError as KombuError
 
 from netbox_celery.celery import app
-from netbox_celery.config import get_config
 from netbox_celery.engine.calls.run import get_run
 from netbox_celery.engine.runs import claim
 from netbox_celery.engine.sending import used
@@ -31,19 +28,6 @@ def task(make_task):
     return make_task(lambda self, task_id, *args: None, name=NAME)
 
 
-@pytest.fixture
-def queue():
-    """A queue that nobody serves: its name, and the messages in it."""
-    class Name(str):
-        def __call__(self):
-            return [json.loads(message) for message in client.lrange(key, 0, -1)][::-1]
-    name = Name(f'used-{uuid4().hex}')
-    key = get_config().key_prefix + name
-    with closing(app.backend.client.__class__.from_url(app.conf.broker_url)) as client:
-        yield name
-        client.delete(key)
-
-
 def end(task_id, **values):
     CeleryResult.objects.filter(task_id=task_id).update(
         **{'status': 'completed', 'completed': timezone.now(), 'result': 'old', 'claims': 1, **values}
@@ -51,7 +35,7 @@ def end(task_id, **values):
 
 
 def test_row_and_message(task, queue):
-    """The row is that of the new call, and so is the message, which names the beginning that it belongs to."""
+    """The row and the message are those of the new call, and the message names the start that it belongs to."""
     task_id = task.apply_async((1,), queue=str(queue)).id
     end(task_id, error='old', traceback='old', exact_result='"old"', in_backend=True, value=3, step='old',
         cancelled=timezone.now(), attempts=[{'number': 1}], attempt=1, started=timezone.now(), holder=uuid4())
@@ -80,7 +64,7 @@ def test_row_with_an_odd_header(task, queue, begun):
 
 @pytest.mark.parametrize('begun, granted', [(0, False), (1, True), (2, False)])
 def test_claim(shared, task, queue, begun, granted):
-    """A message gets hold of the row if it belongs to its latest beginning."""
+    """A message claims the row if it belongs to the row's latest start."""
     task_id = task.apply_async((1,), queue=str(queue)).id
     end(task_id)
     task.apply_async((1,), queue=str(queue), task_id=task_id)
@@ -106,7 +90,7 @@ def test_losses(shared, task, queue):
 
 @pytest.mark.parametrize('status', ['pending', 'scheduled', 'running', 'retrying'])
 def test_under_way(task, queue, status):
-    """A call with the ID of a run that has not ended is refused; a message of a retry is no new call."""
+    """A call with the ID of an unfinished run is refused; a retry's message is not a new call."""
     task_id = task.apply_async((1,), queue=str(queue)).id
     CeleryResult.objects.update(status=status)
     with pytest.raises(TaskConflict, match=f'the ID {task_id} is that of a run that is {status}') as caught:
@@ -136,7 +120,7 @@ def calling(deliver):
 
 
 def test_called_again_by_the_same_run(calling, task, queue):
-    """What a run that was lost, or tries again, had called, is that call; what it calls twice are two calls."""
+    """A later attempt's call with the same ID is that same call; two calls in one attempt are two."""
     make_result('pending', task_id=(parent_id := str(uuid4())), celery_name='tests:delivered')
     run = calling(task_id=parent_id)
     child = str(uuid4())
@@ -172,7 +156,7 @@ def test_called_again_by_the_same_run(calling, task, queue):
 
 
 def test_closed_meanwhile(calling, task, queue):
-    """Who was taken for dead cannot start the step that was closed for that."""
+    """A worker that was considered dead cannot start a step that was closed because of that."""
     make_result('pending', task_id=(parent_id := str(uuid4())), celery_name='tests:delivered')
     calling(task_id=parent_id)
     make_result('errored', task_id=(step := str(uuid4())), reason='upstream_failed', parent_id=parent_id)
@@ -185,7 +169,7 @@ def test_closed_meanwhile(calling, task, queue):
     ({}, 'pending'), ({'retries': 1}, 'completed'), ({'delivery_info': {'redelivered': True}}, 'completed'),
 ])
 def test_called_by_an_untracked_task(calling, task, queue, request_, status):
-    """Of a task without a row its message says whether it has run before."""
+    """For a task without a row, its message says whether it ran before."""
     assert calling(netbox_celery=False, task_id=(parent_id := str(uuid4())), **request_) is None
     options = {'queue': str(queue), 'task_id': str(uuid4()), 'parent_id': parent_id}
     task.apply_async((1,), **options)
@@ -194,8 +178,8 @@ def test_called_by_an_untracked_task(calling, task, queue, request_, status):
     assert CeleryResult.objects.get(task_id=options['task_id']).status == status
 
 
-def test_chord_that_is_counted_anew(task, queue):
-    """What may have been sent before is left alone."""
+def test_chord_that_is_counted_again(task, queue):
+    """Parts that may have been sent before are left alone."""
     task_id = task.apply_async((1,), queue=str(queue)).id
     with used.repeating():
         task.apply_async((1,), queue=str(queue), task_id=task_id)
@@ -204,8 +188,8 @@ def test_chord_that_is_counted_anew(task, queue):
     assert CeleryResult.objects.get().status == 'completed'
 
 
-def test_chord_that_is_counted_anew_after_it_was_applied_again(task, queue):
-    """What had ended before is no copy."""
+def test_chord_that_is_counted_again_after_it_was_applied_again(task, queue):
+    """Parts that had finished before are sent again."""
     task_id = task.apply_async((1,), queue=str(queue)).id
     end(task_id)
     with used.repeating(timezone.now()):
@@ -217,7 +201,7 @@ def test_chord_that_is_counted_anew_after_it_was_applied_again(task, queue):
 
 
 def test_chain_that_fails_when_it_is_sent_again(make_task):
-    """Its later steps end as those of any chain that fails, and not as they did the first time."""
+    """Its later steps end as those of any failing chain, and not as the first time."""
     outcomes = iter((1, ValueError('no'), ValueError('no'), 1))
 
     def first(self, task_id):
@@ -237,7 +221,7 @@ def test_chain_that_fails_when_it_is_sent_again(make_task):
 
 @pytest.mark.parametrize('failing', [{0}, {2}, {0, 1, 2}])
 def test_chord_that_fails_when_it_is_applied_again(make_task, failing):
-    """So does its body; whichever part fails first says why."""
+    """So does its body; the part that fails first is named."""
     fails = False
 
     def part(self, task_id, index):
@@ -257,10 +241,10 @@ def test_chord_that_fails_when_it_is_applied_again(make_task, failing):
         assert row.reason == ('upstream_failed' if fails else '')
 
 
-# What the sender writes of a row that has begun anew
+# What the sender writes into a row that was started again
 
 def test_sent(task, queue):
-    """The row learns that its new message went out: it is not sent again after a while."""
+    """The row records that its new message was sent, so it is not sent again later."""
     task_id = task.apply_async((1,), queue=str(queue)).id
     recorder.flush()
     end(task_id)
@@ -271,7 +255,7 @@ def test_sent(task, queue):
 
 @pytest.mark.parametrize('before', [1e99, 1.5, -1, 'x', [1], None])
 def test_sent_beside_odd_headers(task, queue, before):
-    """What one call says in its headers keeps nobody else's row from learning that its message went out."""
+    """A call's odd headers do not affect the rows of other calls."""
     task.apply_async((1,), queue=str(queue), headers={'netbox_celery': {'before': before}})
     task.apply_async((2,), queue=str(queue))
     recorder.flush()
@@ -279,7 +263,7 @@ def test_sent_beside_odd_headers(task, queue, before):
 
 
 def test_refused_by_the_broker(task, queue, monkeypatch):
-    """Who is told that a call was not sent finds its row ended, as that of any call."""
+    """The row of a call that was not sent is ended, as for any call."""
     task_id = task.apply_async((1,), queue=str(queue)).id
     recorder.flush()
     end(task_id)
@@ -295,7 +279,7 @@ def test_refused_by_the_broker(task, queue, monkeypatch):
 
 @pytest.mark.parametrize('was_used', [False, True])
 def test_answer_was_lost(task, queue, losing, was_used):
-    """A call that finds its own row is not taken for another one with its ID."""
+    """A call that finds its own row does not mistake it for another call's."""
     task_id = str(uuid4())
     if was_used:
         task.apply_async((1,), queue=str(queue), task_id=task_id)
@@ -312,7 +296,7 @@ def test_answer_was_lost(task, queue, losing, was_used):
 @pytest.mark.parametrize('on_conflict, slot', [('queue', 0), ('join', 1)])
 @pytest.mark.parametrize('task_id', [None, '671df65f-64e2-412a-b3f8-caf7c80d9014'])
 def test_answer_was_lost_with_a_policy(make_task, queue, losing, on_conflict, slot, task_id):
-    """What waits in line does not run before its turn for that."""
+    """A run in the waiting line does not start before its turn."""
     task = make_task(lambda self, task_id, *args: None, name=NAME, concurrency_key=NAME, on_conflict=on_conflict)
     if slot == 0:
         task.apply_async((1,), queue=str(queue))

@@ -1,4 +1,4 @@
-"""Branches of NetBox's data, as the engine knows them: what goes with a call, where nothing or something knows more."""
+"""Branches of NetBox's data: which branch a call belongs to, with and without something that knows branches."""
 import pytest
 from celery import chain, chord, group
 from django.db import connections, transaction
@@ -45,7 +45,7 @@ def known(monkeypatch):
 
 
 def all_headers(value):
-    """Return the branches that single tasks in signatures name, by the names of their first arguments."""
+    """Return the branches of single tasks in signatures, by the tasks' first arguments."""
     if isinstance(value, list | tuple):
         return {name: branch for item in value for name, branch in all_headers(item).items()}
     found = {}
@@ -57,8 +57,8 @@ def all_headers(value):
     return found
 
 
-def test_nobody_knows_of_branches():
-    """A run that names a branch where nothing knows of it ends with words; main needs nobody."""
+def test_no_branches():
+    """Where branches are unknown, a run that names one fails with a reason; main is always known."""
     with pytest.raises(BranchNotReady, match='not known here'):
         branches.enter('b1')
     assert (branches.current(), branches.alias(), branches.check('')) == ('', None, '')
@@ -68,7 +68,7 @@ def test_nobody_knows_of_branches():
 
 
 def test_stamp(known):
-    """All that comes after a call names its branch, however deep, and what names one itself keeps it."""
+    """Everything that follows a call gets its branch, however deep, unless it names one itself."""
     known.branch = 'b1'
 
     def step(name, **headers):
@@ -97,7 +97,7 @@ def test_stamp(known):
 
 
 def test_call(known):
-    """The row of a call has its branch, also of a call that names another one, or main."""
+    """The row of a call has its branch, also if the call names another branch, or main."""
     known.branch = 'b1'
     runs = [
         CeleryResult.enqueue(HELLO_WORLD), CeleryResult.enqueue(HELLO_WORLD, headers={HEADER: 'b2'}),
@@ -107,7 +107,7 @@ def test_call(known):
 
 
 def test_keep(known):
-    """What is called later is called in the branch of who asked for it; of main, it is the function itself."""
+    """A function that is called later runs in the branch of its caller; for main it is the function itself."""
     assert branches.keep(print) is print
     known.branch = 'b1'
     later = branches.keep(branches.current)
@@ -122,7 +122,7 @@ def test_rerun(known):
 
 
 def test_body(known, deliver):
-    """A body runs in the branch that its message names, and its process is in main again after it."""
+    """A body runs in the branch of its message, and afterwards its process is in main."""
     task = deliver(netbox_branch='b1')
     branches.enter_run(task)
     branches.enter_run(task)
@@ -133,7 +133,7 @@ def test_body(known, deliver):
 
 
 def test_left_behind(known, deliver):
-    """A run of main is in main, also where a run before was interrupted while it left its branch."""
+    """A run of main is in main, also if an earlier run was interrupted while it left its branch."""
     known.branch = 'b1'
     task = deliver()
     branches.enter_run(task)
@@ -143,7 +143,7 @@ def test_left_behind(known, deliver):
 
 @pytest.mark.parametrize('wrong', [1, ['b1'], {'b': 1}, 'b' * 101, 'b\x00'])
 def test_wrong_header_of_a_call(wrong):
-    """A call whose branch is no such text is refused, and has no row."""
+    """A call with an invalid branch is refused, and has no row."""
     for call in (CeleryResult.enqueue, lambda task, headers: CeleryResult.enqueue_many(task, [()], headers=headers)):
         with pytest.raises(ValueError, match=HEADER):
             call(HELLO_WORLD, headers={HEADER: wrong})
@@ -151,7 +151,7 @@ def test_wrong_header_of_a_call(wrong):
 
 
 def test_wrong_header():
-    """A message whose branch is no text of a few characters is rejected."""
+    """A message with an invalid branch is rejected."""
     from celery.exceptions import InvalidTaskError
 
     from netbox_celery.engine.worker.messages import FIELDS, _check
@@ -163,7 +163,7 @@ def test_wrong_header():
 
 
 def test_caller():
-    """Where nothing knows of branches, a call is made on Django's own connection, in its transaction if it has one."""
+    """Without branches, a call is made on Django's own connection, in its transaction if there is one."""
     assert database.caller() is connections['default']
     called = []
     with transaction.atomic():

@@ -1,4 +1,4 @@
-"""Conditions on runs, in both forms, and the index that serves them."""
+"""Conditions on runs, as querysets and as SQL, and the index that serves them."""
 from uuid import UUID, uuid4
 
 import pytest
@@ -14,7 +14,7 @@ LOW, MIDDLE, HIGH = UUID(int=1), UUID(int=2), UUID(int=3)
 
 
 def test_other_root():
-    """A run whose root has a lower or a higher ID; neither a root, nor a run of which no root is known."""
+    """A run whose root has a lower or a higher ID; neither a root, nor a run without a known root."""
     runs = {root_id: make_result(task_id=uuid4(), root_id=root_id) for root_id in (LOW, None, HIGH)}
     own = make_result(task_id=MIDDLE, root_id=MIDDLE)
     runs[MIDDLE] = own
@@ -32,7 +32,7 @@ def members(root_id, group_id, prefix=''):
 
 
 def test_in_group():
-    """The members of the group in that workflow, and not the root."""
+    """The members of the group in that workflow, without the root."""
     group_id = uuid4()
     make_result(task_id=MIDDLE, root_id=MIDDLE, group_id=group_id)
     found = [make_result(task_id=id, root_id=MIDDLE, group_id=group_id) for id in (LOW, HIGH)]
@@ -42,7 +42,7 @@ def test_in_group():
 
 @pytest.mark.parametrize('way', ['model', 'statement'])
 def test_index(way):
-    """What is asked is served by the index that has this condition, in each of the two forms."""
+    """The index with this condition serves both forms of the query."""
     index, = (index for index in CeleryResult._meta.indexes if index.condition == HAS_OTHER_ROOT)
     with connection.cursor() as cursor:
         cursor.execute('SET LOCAL enable_seqscan = off')

@@ -1,5 +1,4 @@
-"""The engine's own connections: they break and come back, and are nobody else's."""
-import os
+"""The engine's own connections: they are reopened when they break, and are shared with nothing else."""
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +6,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from django.db import DataError, OperationalError, connection, connections, transaction
+from django.db import DatabaseError, DataError, OperationalError, connection, connections, transaction
 
 from development.stack.processes import wait_until
 from netbox_celery.celery import app
@@ -15,6 +14,7 @@ from netbox_celery.engine.store import database
 from netbox_celery.engine.store.database import KEPT, EngineConnection, SharedConnection, execute, get_connection
 from netbox_celery.models import CeleryResult
 from tests.factories import HELLO_WORLD, make_result
+from tests.support import in_thread, is_true_in_a_child
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -31,7 +31,7 @@ def backend(own):
 
 
 def test_own_transaction(own):
-    """What the engine writes is seen while the caller's transaction is open, and survives its rollback."""
+    """The engine's writes are visible while the caller's transaction is open, and survive its rollback."""
     result = make_result('pending', name='before')
     with transaction.atomic():
         own.execute('UPDATE netbox_celery_celeryresult SET name = %s WHERE id = %s', ('after', result.pk))
@@ -47,7 +47,7 @@ def test_connection_is_kept(own):
 
 
 def test_broken_connection(own, services):
-    """A connection that was ended meanwhile is opened again, and the statement executed once."""
+    """A connection that was closed meanwhile is opened again, and the statement executed once."""
     first = backend(own)
     with services.cluster.connect() as admin:
         admin.execute('SELECT pg_terminate_backend(%s)', (first,))
@@ -56,7 +56,7 @@ def test_broken_connection(own, services):
 
 @pytest.fixture
 def stale(services):
-    """Break Django's connection, which does not know."""
+    """Break Django's connection without its knowledge."""
     def end():
         pid = execute(connection, 'SELECT pg_backend_pid()')[0][0]
         with services.cluster.connect() as admin:
@@ -71,7 +71,7 @@ def test_stale_connection_of_djangos(stale):
 
 
 def test_stale_connection_in_a_transaction(stale):
-    """What a transaction did before is lost: nothing of it goes on as if it were not."""
+    """What the transaction did before is lost, so it fails."""
     with pytest.raises(OperationalError), transaction.atomic():
         before = make_result()
         stale()
@@ -88,13 +88,13 @@ def test_call_with_a_stale_connection(stale, options):
 
 
 def test_many_calls_with_a_stale_connection(stale):
-    """So are many at once."""
+    """So are many calls at once."""
     stale()
     assert len(CeleryResult.enqueue_many(HELLO_WORLD, [(), ()], queue='nobody')) == 2
 
 
 def test_errors_are_no_outage(own):
-    """An error of the statement's own is raised at once, and leaves the connection usable."""
+    """A statement's own error is raised immediately, and leaves the connection usable."""
     before = backend(own)
     with pytest.raises(DataError):
         own.execute("SELECT 'x'::text::int", patience=60)
@@ -102,7 +102,7 @@ def test_errors_are_no_outage(own):
 
 
 def test_patience(own, monkeypatch):
-    """A database that is away is waited for, for as long as is said."""
+    """A statement waits for a database that is down, for as long as the caller says."""
     calls = []
 
     def refuse(self):
@@ -126,13 +126,13 @@ def shared():
 
 
 def in_threads(number, function):
-    """Call a function in so many threads at the same time, and return what it returns."""
+    """Call a function in so many threads at the same time, and return the results."""
     with ThreadPoolExecutor(number) as pool:
         return [future.result() for future in [pool.submit(function) for __ in range(number)]]
 
 
 def test_shared_by_threads(shared):
-    """One thread uses one connection, and many threads a few, which stay."""
+    """One thread uses one connection, and many threads use a few, which stay open."""
     assert get_connection() is get_connection()
     assert len({backend(shared) for __ in range(20)}) == 1
     for __ in range(2):
@@ -141,8 +141,8 @@ def test_shared_by_threads(shared):
     assert len(shared._free) == KEPT
 
 
-def test_shared_with_who_waits(shared, services, monkeypatch):
-    """Statements that wait for one that has no connection left cannot keep it from being executed."""
+def test_shared_with_blocked_statements(shared, services, monkeypatch):
+    """Blocked statements that hold all connections cannot keep another one from being executed."""
     monkeypatch.setattr(database, 'WAIT_FOR_FREE', 0.2)
     with psycopg.connect(services.cluster.url('netbox')) as lock:
         lock.execute('SELECT pg_advisory_xact_lock(77)')
@@ -157,8 +157,8 @@ def test_shared_with_who_waits(shared, services, monkeypatch):
     assert in_use <= KEPT
 
 
-def test_shared_with_one_that_is_given_back(shared, services):
-    """Who waits gets the next one that is free, and does not make another."""
+def test_shared_connection_that_is_given_back(shared, services):
+    """A waiting thread gets the next free connection, and does not open another one."""
     with psycopg.connect(services.cluster.url('netbox')) as lock:
         lock.execute('SELECT pg_advisory_xact_lock(77)')
         with ThreadPoolExecutor(KEPT + 1) as pool:
@@ -173,17 +173,14 @@ def test_shared_with_one_that_is_given_back(shared, services):
 
 
 def test_shared_after_a_fork():
-    """A child has connections of its own."""
+    """A child has its own connections."""
     before = backend(get_connection())
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0 if backend(get_connection()) != before else 1)
-    assert os.waitpid(pid, 0)[1] == 0
+    assert is_true_in_a_child(lambda: backend(get_connection()) != before)
     assert backend(get_connection()) == before
 
 
 def test_closed_while_it_is_used(own, monkeypatch):
-    """A worker of this process that stops takes nobody's connection away who is about to use it."""
+    """A worker of this process that stops does not close a connection that is about to be used."""
     inner = EngineConnection._connection
 
     def connection_while_others_close(self):
@@ -216,7 +213,7 @@ def test_closed_while_others_are_made(own, monkeypatch):
 
 
 def test_fork_while_it_is_used(own):
-    """A child does not wait for a thread of its parent's, which it has not."""
+    """A child does not wait for its parent's thread, which it does not have."""
     taken, done = threading.Event(), threading.Event()
 
     def use():
@@ -226,16 +223,13 @@ def test_fork_while_it_is_used(own):
     thread = threading.Thread(target=use)
     thread.start()
     taken.wait(20)
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0 if own._in_use.acquire(timeout=5) and own.execute('SELECT 1') else 1)
-    assert os.waitpid(pid, 0)[1] == 0
+    assert is_true_in_a_child(lambda: own._in_use.acquire(timeout=5) and own.execute('SELECT 1'))
     done.set()
     thread.join()
 
 
 def test_no_state_of_sessions():
-    """Nothing that the plugin sends belongs to a session: a pooler may give each transaction another one."""
+    """No statement of the plugin depends on a session: a pooler may use another one for each transaction."""
     state = re.compile(
         r'pg_(?:try_)?advisory_(?:lock|unlock)|\bLISTEN |\bTEMP(?:ORARY)? TABLE|\bSET SESSION|WITH HOLD|\bPREPARE '
         r'|set_config\([^)]*false\)'
@@ -248,17 +242,14 @@ def test_no_state_of_sessions():
 
 
 def test_fork(own):
-    """A child opens a connection of its own and leaves its parent's alone."""
+    """A child opens its own connection and leaves its parent's alone."""
     before = backend(own)
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0 if backend(own) != before else 1)
-    assert os.waitpid(pid, 0)[1] == 0
+    assert is_true_in_a_child(lambda: backend(own) != before)
     assert backend(own) == before
 
 
 def test_advisory_lock(own):
-    """One holder at a time; the lock is gone with the block."""
+    """There is one holder at a time; the lock is released with the block."""
     other = EngineConnection()
     with own.advisory_lock(42, 60) as first, other.advisory_lock(42, 60) as second:
         assert (first, second) == (True, False)
@@ -267,8 +258,8 @@ def test_advisory_lock(own):
     other.close()
 
 
-def test_advisory_lock_of_who_hangs(own):
-    """PostgreSQL gives it to others, also if the connection of who holds it lives on."""
+def test_advisory_lock_of_a_hanging_holder(own):
+    """PostgreSQL releases the lock, also if the holder's connection stays open."""
     def is_free():
         with own.advisory_lock(42, 60) as locked:
             return locked
@@ -280,7 +271,7 @@ def test_advisory_lock_of_who_hangs(own):
 
 
 def test_odd_parameters(own):
-    """A per cent sign, quotes and prepared statements do no harm."""
+    """Per cent signs, quotes and prepared statements do no harm."""
     for __ in range(10):
         assert own.execute("SELECT %s || '%%', %s", ("'; --", None)) == [("'; --%", None)]
     assert own.execute('SELECT 1 WHERE false') == []
@@ -296,7 +287,7 @@ def test_djangos_connection_prepares_nothing_else():
 
 
 def test_thread_ends():
-    """A connection that a thread has had for itself is closed when it ends, without any garbage collection."""
+    """A thread's own connection is closed when the thread ends, without garbage collection."""
     pids = []
     thread = threading.Thread(target=lambda: pids.append(backend(EngineConnection())))
     thread.start()
@@ -305,7 +296,7 @@ def test_thread_ends():
 
 
 def test_another_database(own, monkeypatch):
-    """Django's tests begin and end with another database: a connection to the one before is not used."""
+    """Django's tests switch databases: a connection to the earlier one is not used."""
     assert own.execute('SELECT current_database()') == [('netbox',)]
     with monkeypatch.context() as patch:
         patch.setitem(connections.settings['default'], 'NAME', 'postgres')
@@ -314,12 +305,14 @@ def test_another_database(own, monkeypatch):
 
 
 def test_test_database_is_dropped(own, monkeypatch):
-    """Before Django drops the database of its tests, the engine's connections of all threads are closed."""
+    """Before Django drops its test database, the engine's connections of all threads are closed."""
     monkeypatch.setattr(type(connection.creation), '_destroy_test_db', lambda *args: None)
     pid = backend(own)
-    threading.Thread(target=connection.creation.destroy_test_db, kwargs={'verbosity': 0}).start()
+    # Django then closes the connection of another thread, which it must not
+    __, found = in_thread(connection.creation.destroy_test_db, verbosity=0)
     assert wait_until(lambda: not is_connected(pid), 5)
     assert backend(own) != pid
+    assert not found or isinstance(found[0], DatabaseError)
 
 
 def is_connected(pid):

@@ -1,4 +1,4 @@
-"""What is different where threads are greenlets; with real pools: tests/neighbours/test_greenlets.py."""
+"""What differs where threads are greenlets; tests/neighbours/test_greenlets.py uses real pools."""
 import subprocess
 import sys
 
@@ -28,14 +28,14 @@ def run(patch, check):
 
 
 def test_without():
-    """Where there are none, nothing is different."""
+    """Without greenlets nothing differs."""
     assert not greenlets.are_threads()
     assert not greenlets.is_order(KeyboardInterrupt())
 
 
 @pytest.mark.parametrize('library', PATCHES)
 def test_orders(library):
-    """The end of a greenlet is Celery's order; a time that is up is one only if the run has a limit."""
+    """The exit of a greenlet is Celery's order; a timeout is one only if the run has a limit."""
     pytest.importorskip(library)
     run(library, """
 assert greenlets.are_threads()
@@ -49,7 +49,7 @@ assert greenlets.is_order(timeout(1))
 
 @pytest.mark.parametrize('library', PATCHES)
 def test_waiting(library):
-    """psycopg does not wait in C, where no other greenlet goes on."""
+    """psycopg does not wait in C, where no other greenlet could run."""
     pytest.importorskip(library)
     run(library, """
 greenlets.let_others_go_on()
@@ -59,7 +59,7 @@ assert waiting.wait is not waiting.wait_c
 
 @pytest.mark.parametrize('library', PATCHES)
 def test_tasks_of_the_app_alone(library):
-    """The app that Celery makes while it prepares the process is handed no tasks."""
+    """The app that Celery makes while it prepares the process gets no tasks."""
     pytest.importorskip(library)
     code = f"""
 import sys

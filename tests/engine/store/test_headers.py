@@ -1,4 +1,4 @@
-"""Headers of tracing tools: messages carry them, rows keep and pages show none."""
+"""Headers of tracing tools are in messages, but neither kept in rows nor shown on pages."""
 from types import SimpleNamespace
 from uuid import uuid4
 
@@ -69,7 +69,7 @@ def messages(monkeypatch):
 
 @pytest.mark.django_db(transaction=True)
 def test_run(make_task, messages):
-    """The message has them; the run, and its repetition, don't, and what Sentry's monitor waits for is sent again."""
+    """The message has them, its run and its repetition do not; what Sentry's monitor waits for is sent again."""
     task = make_task(lambda self, task_id: None, name='tests:traced', queue='nobody')
     headers = SENTRY | MONITOR | {'mine': 1, 'headers': SENTRY | MONITOR | {'mine': 1}}
     task_id = str(uuid4())
@@ -91,7 +91,7 @@ def test_run(make_task, messages):
 
 @pytest.mark.django_db(transaction=True)
 def test_row_of_an_earlier_version():
-    """What is there is not shown."""
+    """Headers that it still has are not shown."""
     from tests.factories import make_result
 
     run = make_result(options={'queue': 'q', 'headers': SENTRY | MONITOR | {'headers': SENTRY, 'mine': 1}})

@@ -6,8 +6,8 @@ from django.db import connection as django_connection
 
 from netbox_celery.choices import ResultStatusChoices
 from netbox_celery.engine.store import lifecycle
-from tests.engine.conftest import Shared
 from tests.factories import make_result, make_worker
+from tests.support import Shared, now
 
 pytestmark = pytest.mark.django_db
 
@@ -35,11 +35,6 @@ def claim(run, *, attempt=1, nesting=0, holder=HOLDER):
     )
 
 
-def now(run):
-    run.refresh_from_db()
-    return run
-
-
 @pytest.mark.parametrize('transition, leaves', [
     # A copy of the attempt that ran, and the message of the next one
     (lambda run: claim(run), {'pending', 'scheduled'}),
@@ -59,7 +54,7 @@ def now(run):
     'requeue-holder', 'replace', 'cancel', 'publish-failed',
 ])
 def test_transitions(transition, leaves):
-    """Each transition leaves the states that it may leave, and changes nothing in any other; no end is left."""
+    """Each transition applies to the states that it may leave, and changes nothing in others; no end is left."""
     make_worker(key=HOLDER)
     left = set()
     for status in sorted(ALL):
@@ -77,7 +72,7 @@ def test_transitions(transition, leaves):
 
 
 def test_claim():
-    """A claim returns its number and who the run is for, and begins an entry of the history."""
+    """A claim returns its number and the run's user, and adds an entry to the history."""
     run = make('pending')
     id, claims, attempt, user_id, request_id = claim(run)
 
@@ -91,7 +86,7 @@ def test_claim():
     (1, 0, False), (2, 0, False), (3, 0, True), (1, 1, True), (9, 0, True),
 ])
 def test_claims_never_go_back(attempt, nesting, granted):
-    """A message of an earlier attempt than the row has seen is refused; a replacement is later than any attempt."""
+    """A message of an earlier attempt is refused; a replacement is later than any attempt."""
     run = make('retrying', claims=2)
 
     assert bool(claim(run, attempt=attempt, nesting=nesting)) == granted
@@ -99,7 +94,7 @@ def test_claims_never_go_back(attempt, nesting, granted):
 
 @pytest.mark.parametrize('worker', [{}, {'heartbeat': -100}, {'stopped': 0}, None], ids=str)
 def test_claim_of_a_dead_workers_run(worker):
-    """A copy of a running attempt's message is refused, whether or not the worker lives: the sweep gives runs back."""
+    """A copy of an active attempt's message is refused, whether or not the worker lives: only the sweep requeues."""
     from datetime import timedelta
 
     from django.utils import timezone
@@ -121,14 +116,14 @@ def test_claim_of_a_dead_workers_run(worker):
 
 
 def test_claim_of_ones_own_run():
-    """A worker does not take over from itself, however long it could not say that it lives."""
+    """A worker does not take a run over from itself, however long its heartbeat was missing."""
     run = make()
 
     assert claim(run) is None
 
 
 def test_cancelled_run_is_not_claimed():
-    """After a cancel no claim succeeds, whatever the state."""
+    """After a cancel no claim succeeds, whatever the status."""
     for status in sorted(UNFINISHED):
         run = make(status)
         lifecycle.cancel(django_connection, [run.pk], 'by me')
@@ -145,7 +140,7 @@ def test_cancelled_run_is_not_claimed():
     lambda run: lifecycle.replace(connection, run.task_id, claims=1, nesting=1),
 ], ids=['completed', 'errored', 'retry', 'reject', 'lost', 'replace'])
 def test_cancel_wins(end):
-    """A run that was cancelled while it ran ends as revoked, however it leaves its body."""
+    """A run that was cancelled while active is revoked, however it leaves its body."""
     run = make()
     lifecycle.cancel(django_connection, [run.pk])
     assert now(run).status == 'running'
@@ -155,7 +150,7 @@ def test_cancel_wins(end):
 
 
 def test_cancel_counts_what_it_cancelled():
-    """A second cancel, and one of what has ended, cancel nothing."""
+    """A second cancel, and one of a finished run, cancel nothing."""
     runs = [make('pending'), make('running'), make('completed')]
     first = lifecycle.cancel(django_connection, [run.pk for run in runs])
     second = lifecycle.cancel(django_connection, [run.pk for run in runs])
@@ -166,7 +161,7 @@ def test_cancel_counts_what_it_cancelled():
 
 @pytest.mark.parametrize('claims', [0, 2, 3])
 def test_token_of_another_claim(claims):
-    """Only the token of the latest claim ends a run."""
+    """Only the latest claim's token ends a run."""
     run = make(claims=1)
     for transition in (
         lambda: lifecycle.finish(connection, run.task_id, 'completed', claims=claims),
@@ -178,7 +173,7 @@ def test_token_of_another_claim(claims):
 
 
 def test_holder_of_another_attempt():
-    """A parent ends what its own child held in that attempt, and nothing else."""
+    """A parent ends only what its own child held in that attempt."""
     run = make()
     assert lifecycle.finish(connection, run.task_id, 'errored', holder=uuid4(), attempt=1) is None
     assert lifecycle.finish(connection, run.task_id, 'errored', holder=HOLDER, attempt=2) is None
@@ -186,7 +181,7 @@ def test_holder_of_another_attempt():
 
 
 def test_end_of_an_earlier_attempt_comes_late():
-    """The next attempt has begun before the retry of the one before is written: only the history is completed."""
+    """If the next attempt started before the retry is written, only the history is completed."""
     run = make('running', claims=2, attempts=[ENTRY, {**ENTRY, 'number': 2}])
     assert lifecycle.retry(connection, run.task_id, claims=1, error='first failed')
 
@@ -195,7 +190,7 @@ def test_end_of_an_earlier_attempt_comes_late():
 
 
 def test_an_end_forgets_the_message():
-    """What was kept for sending again, secrets perhaps, is gone with the end."""
+    """The message that was kept for sending again, perhaps with secrets, is deleted at the end."""
     for status, end in (
         ('running', lambda run: lifecycle.finish(connection, run.task_id, 'completed', claims=1)),
         ('pending', lambda run: lifecycle.cancel(django_connection, [run.pk])),
@@ -207,7 +202,7 @@ def test_an_end_forgets_the_message():
 
 
 def test_losses_are_counted():
-    """What loses its worker for the fifth time is not given back, by parent or sweep; its retries do not count."""
+    """A run that loses its worker for the fifth time is not requeued, by parent or sweep; retries do not count."""
     for claims, attempt, given_back in ((4, 1, True), (5, 1, False), (9, 9, True), (13, 9, False)):
         for by in ({'by': 'claim', 'claims': claims}, {'by': 'holder', 'holder': HOLDER, 'attempt': attempt}):
             run = make(claims=claims, attempt=attempt)
@@ -217,7 +212,7 @@ def test_losses_are_counted():
 
 
 def test_long_history():
-    """The history of a run that is tried for ever keeps its beginning and its end, and stays short."""
+    """The history of a run with very many attempts keeps its beginning and its end, and stays short."""
     run = make('pending')
     for attempt in range(1, 151):
         __, claims, *__ = claim(run, attempt=attempt)
@@ -241,7 +236,7 @@ def test_requeue_for_sending_again():
 
 
 def test_remember():
-    """What is remembered for sending again is so by the claim that sent it; a replacement forgets the first task's."""
+    """A message is remembered only by the claim that sent it; a replacement forgets the first task's."""
     run = make(message=None)
     lifecycle.remember(connection, run.task_id, 'stale', claims=2)
     assert now(run).message is None
@@ -254,7 +249,7 @@ def test_remember():
 
 
 def test_replace():
-    """A row that waits for a replacement forgets the message; what can't be sent leaves all as it was."""
+    """A row that waits for a replacement forgets the message; if that is not sent, everything is restored."""
     from django.utils import timezone
 
     then = timezone.now()
@@ -274,7 +269,7 @@ def test_replace():
 
 
 def test_replacement_has_the_row():
-    """Once it was claimed, who has sent it can neither take the row back nor let go of it."""
+    """Once the replacement was claimed, its sender can neither take the row back nor release it."""
     run = make()
     __, __, before = lifecycle.replace(connection, run.task_id, claims=1, nesting=1)
     lifecycle.remember(connection, run.task_id, 'replacement', claims=1)
@@ -290,7 +285,7 @@ def test_replacement_has_the_row():
 @pytest.mark.parametrize('status', sorted(ALL))
 @pytest.mark.parametrize('columns', [{}, {'message': 'known'}, {'nesting': 0}], ids=str)
 def test_close_replaced(status, columns):
-    """Only what waits for an earlier step is closed."""
+    """Only a row that waits for an earlier step is closed."""
     run = make(status, **{'nesting': 1, 'message': None, 'concurrency_key': 'k', 'concurrency_slot': 1, **columns})
     found = lifecycle.close_replaced(connection, run.task_id, 'why')
     assert found == ((run.pk, 'k') if status in WAITING and not columns else None)
@@ -299,7 +294,7 @@ def test_close_replaced(status, columns):
 
 @pytest.mark.parametrize('claims', [1, None])
 @pytest.mark.parametrize('status', ['completed', 'errored'])
-def test_windows(claims, status):
+def test_ignore_windows(claims, status):
     """All windows of a run open with its success, claimed or not, and with nothing else."""
     from netbox_celery.models import IgnoreWindow
 

@@ -34,7 +34,7 @@ from netbox_celery.engine.store.payload import (
     date(2030, 1, 2), Decimal('1.10'), b'bytes', {'__type__': 'mine', '__value__': 1}, {'__type__': 'uuid'},
 ], ids=repr)
 def test_round_trip(value):
-    """What is written is read as it was, also data that looks like a marker of Kombu's."""
+    """A value is read as it was written, also data that looks like one of Kombu's type markers."""
     read = json.loads(dumps(value), cls=PayloadDecoder)
     assert read == value or str(read) == str(value)
 
@@ -63,8 +63,8 @@ def test_contains_itself():
     ([float('inf'), float('-inf')], True),
     ('the word NaN, and \\u0000 as text', False),
 ])
-def test_postgresql_takes_it(value, changed):
-    """What `to_jsonb` returns can be stored; what did not have to be changed is not."""
+def test_storable_in_postgresql(value, changed):
+    """What `to_jsonb` returns can be stored, and is changed only where needed."""
     text, was_changed = to_jsonb(value)
     with connection.cursor() as cursor:
         cursor.execute('SELECT %s::jsonb::text', (text,))
@@ -99,13 +99,13 @@ def test_cut_text(text, expected):
 
 
 def test_limited():
-    """Past the limit there is a text that says so, which is JSON itself."""
+    """Beyond the limit there is a text that says so, which is valid JSON."""
     assert limited_jsonb([1, 2], 100) == '[1, 2]'
     assert 'cut:' in json.loads(limited_jsonb(['x' * 1000], 100))
 
 
 def test_plain():
-    """People read no markers."""
+    """For people, values are shown without type markers."""
     value = {'id': UUID(int=1), 'when': datetime(2030, 1, 2, tzinfo=UTC), 'raw': b'a\xff', 'odd': {1: object}}
     assert plain(value)['id'] == str(UUID(int=1))
     assert plain(value)['when'].startswith('2030-01-02')
@@ -126,14 +126,14 @@ def test_is_uuid(value, expected):
     (True, None),
 ], ids=repr)
 def test_whole_number(value, expected):
-    """What no column can hold as a number is none."""
+    """A value that no column can hold as a number is `None`."""
     assert whole_number(value) == expected
 
 
 # Depth
 
 def nested(depth, by=list):
-    """Return something that is nested `depth` deep."""
+    """Return a value that is nested `depth` deep."""
     value = by()
     for __ in range(depth - 1):
         value = [value] if by is list else {'"[{': value}
@@ -151,13 +151,13 @@ def test_depth(by, depth, fits):
         to_jsonb(nested(depth, by))
 
 
-def test_many_that_are_not_deep():
+def test_many_shallow_values():
     value = [{'a': ['[[[[{', {'b': [i]}]} for i in range(500)]
     assert to_jsonb(value)[0] == dumps(value)
 
 
 class Encoding:
-    """What its author writes as JSON."""
+    """An object with the JSON of its author."""
 
     def __init__(self, write):
         self.write = write
@@ -193,7 +193,7 @@ class Endless:
     (10 ** 5000, ValueError), ({(1, 2): 3}, TypeError), ({b'x': 1}, TypeError), (Encoding(object), TypeError),
 ], ids=lambda value: type(value).__name__)
 def test_encoders_of_authors(value, error):
-    """Whatever they raise is one of two things."""
+    """Whatever they raise becomes one of two errors."""
     with pytest.raises(error) as caught:
         dumps([value])
     assert type(caught.value) is error
@@ -218,8 +218,8 @@ def test_soft_time_limit_while_encoding():
     ({'aa': 1, 'b': 2}, False), ([{'x': {'b': 1, 'a': 2}}], False), ({'\xe4': 1, 'zz': 2, 'a': 3}, False),
     (float('nan'), False), ([float('-inf')], False), ('nul \x00', False), ({1: 'a', '1': 'b'}, False),
 ], ids=repr)
-def test_exactly(value, exact):
-    """What `is_exact` says of JSON is what PostgreSQL does with it."""
+def test_is_exact(value, exact):
+    """`is_exact` predicts whether PostgreSQL keeps a value exactly."""
     text = dumps(value)
     with connection.cursor() as cursor:
         cursor.execute('SELECT %s::jsonb::text', (to_jsonb(value)[0],))
@@ -236,7 +236,7 @@ def test_exactly(value, exact):
     nested(200), 'x' * 2000, object(), {1, 2}, 10 ** 5000, raising(KeyError()),
 ], ids=type)
 def test_result_that_is_not_kept(value):
-    """Its row shows a text, and hands nothing over."""
+    """Its row shows a text, and does not return it as the result."""
     columns, text = result_columns(value, 1000)
     assert isinstance(json.loads(columns['result']), str)
     assert text is None
@@ -244,14 +244,14 @@ def test_result_that_is_not_kept(value):
 
 
 def test_result_that_looks_cut():
-    """A text that ends as those do that were cut is what the task returned, if it is in both columns."""
+    """A text that ends like a cut one is the result if it is in both columns."""
     columns, __ = result_columns('the characters left out]', 1000)
     assert result_of(columns['result'], columns['exact_result']) == (True, 'the characters left out]')
     assert result_of(columns['result'], None)[0] is False
 
 
 def test_sorted_text():
-    """Keys of several types have an order, the same for equal dicts; for others it is what it always was."""
+    """Keys of several types are sorted, the same for equal dicts; other dicts give the same text as ever."""
     assert sorted_text({1: 'a', 'b': 2}) == sorted_text({'b': 2, 1: 'a'}) != sorted_text({1: 'a', 'b': 3})
     assert sorted_text({1: 'a', '1': 'b'}) == sorted_text({'1': 'b', 1: 'a'}) != sorted_text({1: 'b', '1': 'a'})
     assert sorted_text([{None: 1, 'x': {2: 1, True: 3, 'y': 1}}])

@@ -1,4 +1,4 @@
-"""Progress on its way into a row: the newest values, in one statement, and nothing into the row of another claim."""
+"""Progress is written in one statement with the newest values, and never into the row of another claim."""
 from unittest import mock
 
 import pytest
@@ -24,14 +24,14 @@ def run():
 
 
 class Away:
-    """A database that is away."""
+    """A database that is down."""
 
     def execute(self, *args):
         raise OperationalError('away')
 
 
 def test_newest_wins(progress, run, shared):
-    """Of what gathers between two writes the newest is written, in one statement."""
+    """Of the values between two writes the newest is written, in one statement."""
     assert not progress
     for value in range(1_000):
         progress.set(run, value=value, value_max=1_000)
@@ -47,8 +47,8 @@ def test_newest_wins(progress, run, shared):
 
 
 @pytest.mark.parametrize('columns', [{'claims': 2}, {'status': 'completed'}], ids=str)
-def test_not_ours(progress, run, shared, columns):
-    """Progress touches no run that has ended, and none that another claim holds."""
+def test_row_of_another_claim(progress, run, shared, columns):
+    """Progress changes no finished run, and none that another claim holds."""
     CeleryResult.objects.update(**columns)
     progress.set(run, value=1)
     progress.write(shared)
@@ -56,7 +56,7 @@ def test_not_ours(progress, run, shared, columns):
 
 
 def test_increments_while_the_database_is_away(progress, run, shared):
-    """Increments add up across a failed write; a later absolute value takes their place."""
+    """Increments add up across a failed write; a later absolute value replaces them."""
     def fail():
         with pytest.raises(OperationalError):
             progress.write(Away())
@@ -78,8 +78,8 @@ def test_increments_while_the_database_is_away(progress, run, shared):
     assert (result.value, result.value_max, result.step) == (51, 60, 'later')
 
 
-def test_what_was_set_while_it_was_written(progress, run, shared):
-    """What comes while a write fails is newer than what could not be written."""
+def test_progress_during_a_failing_write(progress, run, shared):
+    """Values that are set while a write fails are newer than those that could not be written."""
     class Interrupted:
         def execute(self, *args):
             progress.set(run, value=9, value_max=10)

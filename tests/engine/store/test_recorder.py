@@ -1,4 +1,4 @@
-"""The writer of logs: nothing is lost but what cannot be written, and no caller waits for the database."""
+"""The writer of logs loses only lines that cannot be written, and no caller waits for the database."""
 import os
 import threading
 import time
@@ -14,6 +14,7 @@ from netbox_celery.engine.calls.run import Run
 from netbox_celery.engine.store.recorder import BACKLOG_UNAVAILABLE, BATCH, Recorder
 from netbox_celery.models import CeleryLogEntry, CeleryResult
 from tests.factories import make_result
+from tests.support import is_true_in_a_child
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -37,13 +38,13 @@ def messages():
 
 
 def test_lines_are_written_soon(recorder, run):
-    """A line is there without anybody's flush. How soon is measured by the benchmark."""
+    """A line is written without a flush. The benchmark measures how soon."""
     recorder.log(run, 'soon')
     assert wait_until(lambda: messages() == ['soon'], 20, 0.01)
 
 
 def test_a_hundred_thousand_lines(recorder, run):
-    """All lines up to the limit are written in order; past it they are counted, and the log says so."""
+    """All lines up to the limit are written in order; more are counted, and the log says so."""
     for number in range(100_123):
         recorder.log(run, f'line {number}')
     assert recorder.flush(run)
@@ -55,7 +56,7 @@ def test_a_hundred_thousand_lines(recorder, run):
 
 
 def test_threads_keep_the_order_of_each(recorder):
-    """Lines of several threads mix, but those of one run stay in order, and none is lost."""
+    """Lines of several threads mix, but those of one run stay in order and complete."""
     runs = [Run('x', id=make_result('running').pk, claims=1) for __ in range(8)]
 
     def log(run):
@@ -75,7 +76,7 @@ def test_threads_keep_the_order_of_each(recorder):
 
 
 def test_memory_is_bounded(recorder, run):
-    """A task that logs faster than PostgreSQL writes writes itself, instead of filling the memory."""
+    """A task that logs faster than PostgreSQL writes has to write itself, so that memory does not fill up."""
     longest = 0
     for number in range(20_000):
         recorder.log(run, 'x')
@@ -84,7 +85,7 @@ def test_memory_is_bounded(recorder, run):
 
 
 def away(recorder, times, error=OperationalError('away')):
-    """Let the database be away for so many writes."""
+    """Let the database be down for so many writes."""
     failures = iter([error] * times)
     copy, execute = recorder._connection.copy, recorder._connection.execute
 
@@ -100,7 +101,7 @@ def away(recorder, times, error=OperationalError('away')):
 
 
 def test_database_away(recorder, run):
-    """What could not be written is written when the database is back, once and in order."""
+    """Lines that could not be written are written when the database is back, once and in order."""
     away(recorder, 3)
     for number in range(2 * BATCH):
         recorder.log(run, str(number))
@@ -115,7 +116,7 @@ def test_database_away(recorder, run):
 @pytest.mark.parametrize('committed', [True, False])
 @pytest.mark.parametrize('count', [3, 2 * BATCH + 7])
 def test_answer_lost(recorder, run, committed, count):
-    """Whether lines were written whose answer was lost is looked up: none is written twice, and none is left out."""
+    """If the answer was lost, it is looked up whether lines were written: none is missing or doubled."""
     copy, losses = recorder._connection.copy, iter([True])
 
     def lose(sql, rows):
@@ -136,7 +137,7 @@ def test_answer_lost(recorder, run, committed, count):
 
 
 def test_database_goes_away_among_odd_lines(recorder, run):
-    """Of a batch that is written line by line, what is left is kept."""
+    """The rest of a batch that is written line by line is kept."""
     copy, calls = recorder._connection.copy, []
 
     def fail(sql, rows):
@@ -156,7 +157,7 @@ def test_database_goes_away_among_odd_lines(recorder, run):
 
 
 def test_database_away_for_long(recorder, run, caplog):
-    """While the database is away memory stays bounded: the oldest lines go, and are counted."""
+    """While the database is down memory stays bounded: the oldest lines are dropped, and counted."""
     with mock.patch.object(recorder, '_notify'):
         recorder._lines.extend([(run.id, 1, 20, 'main', str(n), None, None, 0.0) for n in range(BACKLOG_UNAVAILABLE)])
         recorder._lines.extend([(run.id, 1, 20, 'main', 'latest', None, None, 0.0)] * 7)
@@ -169,7 +170,7 @@ def test_database_away_for_long(recorder, run, caplog):
 
 
 def test_soft_time_limit_while_lines_are_written(recorder, run):
-    """A task that floods its log writes itself: its soft time limit is raised in its body then, and costs no line."""
+    """A task that floods its log writes itself: a soft time limit in its body then loses no line."""
     with mock.patch.object(recorder, '_notify'):
         away(recorder, 1, SoftTimeLimitExceeded())
         with pytest.raises(SoftTimeLimitExceeded):
@@ -181,7 +182,7 @@ def test_soft_time_limit_while_lines_are_written(recorder, run):
 
 
 def test_flush_gives_up(recorder, run):
-    """A flush tries for so long and not longer, and says whether all is written."""
+    """A flush stops after its timeout, and returns whether everything is written."""
     with mock.patch.object(recorder, '_notify'):
         recorder.log(run, 'x')
         away(recorder, 1_000)
@@ -192,7 +193,7 @@ def test_flush_gives_up(recorder, run):
 
 
 def test_odd_lines_of_a_batch(recorder, run, caplog):
-    """Lines of a run without a row end there, a line that cannot be written is counted, and the others are written."""
+    """Lines of a run without a row are dropped, a line that cannot be written is counted, and the rest is written."""
     with mock.patch.object(recorder, '_notify'):
         gone = Run('x', id=run.id + 1_000, claims=1)
         for number in range(5):
@@ -207,7 +208,7 @@ def test_odd_lines_of_a_batch(recorder, run, caplog):
 
 
 def test_sent(recorder):
-    """The broker's acceptance is noted, unless a worker got hold of the run since and gave it back."""
+    """The time of sending is written, unless a worker has claimed the run and requeued it since."""
     waiting, given_back = make_result('pending'), make_result('pending', claims=1)
     recorder.sent(waiting.pk)
     recorder.sent(given_back.pk)
@@ -224,19 +225,19 @@ def test_fork(recorder, run):
     with mock.patch.object(recorder, '_notify'):
         recorder.log(run, 'mine')
     recorder._connection.execute('SELECT 1')
-    pid = os.fork()
-    if pid == 0:
+
+    def write():
         # As `os.register_at_fork` does for the recorder of the process
         recorder._reset()
         recorder.log(run, 'child')
-        os._exit(0 if recorder.flush() and recorder._connection._pid == os.getpid() else 1)
-    assert os.waitpid(pid, 0)[1] == 0
+        return recorder.flush() and recorder._connection._pid == os.getpid()
+    assert is_true_in_a_child(write)
     assert recorder.flush()
     assert sorted(messages()) == ['child', 'mine']
 
 
 def test_caller_does_not_wait(recorder, run):
-    """A line does not wait for the database, which nobody can write to here."""
+    """A line does not wait for the database, which is locked here."""
     recorder.log(run, 'first')
     caller = threading.Thread(target=lambda: [recorder.log(run, 'x') for __ in range(1_000)])
     with connection.cursor() as cursor:

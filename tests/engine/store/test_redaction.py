@@ -1,4 +1,4 @@
-"""Secret arguments of later steps, bodies and callbacks stand in the row that sends them, and are shown nowhere."""
+"""Secret arguments of later steps, bodies and callbacks are kept in the row that sends them, and shown nowhere."""
 import json
 
 import pytest
@@ -39,7 +39,7 @@ OPTIONS = {
 
 
 def look(actor, obj):
-    """Return the text of everything that shows a row."""
+    """Return everything that shows a row, as text."""
     kind, path = obj._meta.model_name, obj.get_absolute_url()
     fields = 'args kwargs options'
     query = f'{{ celery_{kind.removeprefix("celery")}_list {{ {fields} }} }}'
@@ -71,7 +71,7 @@ def test_options_of_a_run(what):
 
 
 def test_signatures_among_the_arguments():
-    """`celery.map` and the like get what they call as an argument."""
+    """`celery.map` and the like get signatures as arguments."""
     actor = Actor()
     grant(actor.user, CeleryResult, actions=['view', 'change'])
     result = make_result(celery_name='celery.map', args=[[step()]], kwargs={'task': step(), 'it': [1]}, options={})
@@ -132,7 +132,7 @@ def test_run_of_a_schedule_that_could_not_start():
 
 
 def test_what_celery_writes(make_task):
-    """As Celery's own canvas writes it into the options of the first message."""
+    """Options as Celery's canvas writes them into the first message."""
     task = make_task(lambda self, task_id, *args, **kwargs: None, name='test:secret')
     secret = task.s('hunter2', pw='hunter2').set(argsrepr='***', kwargsrepr='***')
     secret.link(task.si('hunter2').set(argsrepr='***'))
@@ -147,7 +147,7 @@ def test_what_celery_writes(make_task):
 
 
 def test_headers_of_the_engine():
-    """What it keeps in headers for itself is shown nowhere, also not of later steps; the caller's own are."""
+    """The engine's own headers are shown nowhere, also not those of later steps; the caller's own are."""
     step = {'task': 'tests:x', 'args': [], 'options': {'headers': {'netbox_branch': 'b1', 'netbox_celery': True}}}
     options = {
         'headers': {'netbox_branch': 'b1', 'netbox_celery': {'begun': 1}, 'mine': 1}, 'chain': [step], 'queue': 'slow',
@@ -161,5 +161,5 @@ def test_headers_of_the_engine():
     assert make_schedule(options=options).display_options == expected
     only = {'headers': {'netbox_branch': 'b1'}}
     assert make_result(options=only).display_options == {}
-    # What somebody else names alike is theirs
+    # A caller's own data with such names is shown
     assert make_result(args=[only], options={}).display_args == [only]

@@ -1,4 +1,4 @@
-"""Times near the ends of the calendar: what a call may say, and what becomes of what a message says."""
+"""Times near the ends of the calendar: which a call may have, and what happens to those of messages."""
 from datetime import UTC, datetime, timedelta, timezone
 from uuid import uuid4
 
@@ -32,7 +32,7 @@ def nothing(self, task_id):
     *({name: value} for name in ('time_limit', 'soft_time_limit') for value in (10 ** 400, float('inf'), -1)),
 ], ids=str)
 def test_calls(make_task, options):
-    """A `ValueError` that names what is allowed, and neither a row nor a message."""
+    """The error is a `ValueError` that names the limits, and there is neither a row nor a message."""
     task = make_task(nothing)
     for call in (
         lambda: task.apply_async(**options), lambda: CeleryResult.enqueue(task, **options),
@@ -54,7 +54,7 @@ def test_limits():
 
 @pytest.mark.parametrize('value', [timedelta.max, timedelta(seconds=-1), float('nan'), float('inf'), 1e300, 'long'])
 def test_lengths(value):
-    """Those of policies: an error of the call, as of other settings that are wrong."""
+    """A policy's invalid length of time is an error of the call, like other invalid settings."""
     with pytest.raises(CeleryError, match='length of time'):
         seconds(value)
 
@@ -71,7 +71,7 @@ def test_policies(make_task, setting):
 
 
 def test_stale_beyond_the_calendar(make_task):
-    """Each is allowed by itself, and the two together lead out of the calendar."""
+    """Each time is allowed by itself, but their sum is beyond the calendar."""
     task = make_task(nothing, unique=True, stale_time_limit=timedelta(days=365 * 99))
     with pytest.raises(ValueError):
         task.apply_async(eta=LATEST - timedelta(days=1))
@@ -83,7 +83,7 @@ def test_stale_beyond_the_calendar(make_task):
     (datetime(2030, 1, 1, tzinfo=UTC), datetime(2030, 1, 1, tzinfo=UTC)),
 ])
 def test_messages(value, expected):
-    """What others say in a message keeps no run from having its row."""
+    """Odd times in a message do not prevent the run's row."""
     assert nearest(value) == expected
 
 

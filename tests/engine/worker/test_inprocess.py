@@ -1,4 +1,4 @@
-"""Runs in the process that calls them: what is kept, what is executed, and that all is as before afterwards."""
+"""Runs in the calling process: what is kept, what is executed, and that everything is restored afterwards."""
 import threading
 
 import pytest
@@ -27,7 +27,7 @@ def task(make_task):
 
 
 def call(task, *args):
-    """Call a task as its caller does, and return its message, and its row."""
+    """Call a task as its caller does, and return the messages, the exception and the row."""
     since = len(connection.run_on_commit)
     with inprocess.in_process(app) as messages:
         outcome = task.delay(*args)
@@ -49,7 +49,7 @@ def test_success(task):
     ('raise', 'errored', ValueError), ('retry', 'retrying', Retry),
 ])
 def test_exception(task, how, status, cls):
-    """It is handed back as it was raised, and the row says what a worker's would."""
+    """The exception is returned as it was raised, and the row is as in a worker."""
     messages, exc, row = call(task, how)
     assert row.status == status
     assert isinstance(exc, cls)
@@ -57,14 +57,14 @@ def test_exception(task, how, status, cls):
     assert [message.headers['retries'] for message in messages] == ([0, 1] if how == 'retry' else [0])
 
 
-def test_body_that_leaves(task):
-    """It ends nobody but its run."""
+def test_body_that_exits(task):
+    """Only its run ends."""
     __, __, row = call(task, 'exit')
     assert (row.status, row.error) == ('errored', 'SystemExit: 3')
 
 
 def test_cancelled_before(task):
-    """Its body does not run."""
+    """The body does not run."""
     since = len(connection.run_on_commit)
     with inprocess.in_process(app) as messages:
         outcome = task.delay()
@@ -85,8 +85,8 @@ def task_of_celery():
 
 
 @pytest.mark.parametrize('is_raising', [False, True])
-def test_all_is_as_before(task, is_raising):
-    """The pool of producers, the backend, and who this process is, whatever happened meanwhile."""
+def test_state_is_restored(task, is_raising):
+    """The pool of producers, the backend and the identity are restored, whatever happened."""
     app.producer_pool  # noqa: B018 - it is made when it is asked for
     before = state_of_app()
     try:
@@ -101,8 +101,8 @@ def test_all_is_as_before(task, is_raising):
     assert all(one is other for one, other in zip(before, after))
 
 
-def test_worker_stays_who_it_is(worker):
-    """In a process that is a worker already, nobody else takes its place."""
+def test_worker_keeps_its_identity(worker):
+    """A process that is a worker already stays that worker."""
     key = worker.key
     with inprocess.in_process(app):
         assert worker.key == key
@@ -110,7 +110,7 @@ def test_worker_stays_who_it_is(worker):
 
 
 def test_other_threads():
-    """What they send goes to the broker, as ever."""
+    """Other threads go on sending to the broker."""
     found = []
     with inprocess.in_process(app):
         def acquire():
@@ -125,7 +125,7 @@ def test_other_threads():
 
 
 def test_commit(caplog):
-    """What was registered since is done once, in order, also what that registers; nothing from before."""
+    """Callbacks registered since are called once, in order, with those that they register; earlier ones are not."""
     done = []
     transaction.on_commit(lambda: done.append('before'))
     since = len(connection.run_on_commit)

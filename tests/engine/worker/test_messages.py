@@ -1,4 +1,4 @@
-"""What a worker's main process makes of messages, and of what a pool tells it."""
+"""How a worker's main process handles messages, and reports of its pool."""
 from types import SimpleNamespace
 from unittest import mock
 from uuid import UUID
@@ -11,18 +11,12 @@ from celery.worker.request import Request
 from netbox_celery.celery import app
 from netbox_celery.engine.exceptions import BodyInterrupted
 from netbox_celery.engine.worker import messages as worker
+from tests.support import nested
 
 
 def message(body='[[], {}, {}]', payload=([], {}, {}), **headers):
     headers = {'id': 'x', 'task': 'y', **headers}
     return SimpleNamespace(body=body, payload=payload, headers=headers, acknowledged=False)
-
-
-def nested(depth):
-    value = []
-    for __ in range(depth - 1):
-        value = [value]
-    return value
 
 
 @pytest.mark.parametrize('headers', [
@@ -54,8 +48,8 @@ def test_invalid_headers(headers):
 
 
 @pytest.mark.parametrize('value, is_deeper', [
-    (nested(100), False), (nested(101), True), ({'a': nested(99)}, False), ({'a': nested(100)}, True), (None, False),
-    ([[1, 'x', {}]] * 300, False),
+    (nested(99, []), False), (nested(100, []), True), ({'a': nested(98, [])}, False), ({'a': nested(99, [])}, True),
+    (None, False), ([[1, 'x', {}]] * 300, False),
 ])
 def test_depth(value, is_deeper):
     assert worker._is_deeper(value, 100) is is_deeper
@@ -86,7 +80,7 @@ def test_requests_are_tolerant_once():
 
 @pytest.mark.parametrize('exc', [MemoryError('x'), GeneratorExit()])
 def test_failure_that_celery_takes_for_its_own(exc, monkeypatch):
-    """The worker's main process hears of a stand-in."""
+    """The worker's main process gets a stand-in exception."""
     heard = []
     monkeypatch.setattr(Request, 'on_failure', lambda self, info, **options: heard.append(info.exception))
     request = object.__new__(worker.tolerant(Request))

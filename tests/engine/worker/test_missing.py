@@ -1,4 +1,4 @@
-"""Messages that the broker lost, or keeps for the dead: which rows have none, and what Redis holds."""
+"""Messages that the broker lost, or holds for dead workers: which rows have none, and what Redis holds."""
 from datetime import timedelta
 from uuid import uuid4
 
@@ -10,21 +10,13 @@ from netbox_celery.celery import app
 from netbox_celery.engine.worker import missing
 from netbox_celery.models import CeleryResult
 from tests.factories import make_result, make_worker
+from tests.support import ago, now
 
 pytestmark = pytest.mark.django_db
 
 
-def ago(seconds):
-    return timezone.now() - timedelta(seconds=seconds)
-
-
-def now(run):
-    run.refresh_from_db()
-    return run
-
-
 def test_missing_messages(shared, monkeypatch):
-    """What waits for long, and whose message the broker does not hold, counts as not sent."""
+    """A run that has waited for long, and whose message the broker does not hold, counts as not sent."""
     def make(status='pending', sent=100, **columns):
         run = make_result(status, queue='q', sent=ago(sent), **columns)
         CeleryResult.objects.filter(pk=run.pk).update(last_updated=ago(100))
@@ -44,8 +36,8 @@ def test_missing_messages(shared, monkeypatch):
     assert missing.find_missing(shared, app) == 0
 
 
-def test_messages_in_the_hands_of_the_dead(shared, monkeypatch):
-    """What a dead worker had fetched is sent again, once; what waits in the queue is not."""
+def test_messages_fetched_by_dead_workers(shared, monkeypatch):
+    """A message that a dead worker had fetched is sent again, once; one in the queue is not."""
     dead = make_worker('dead@h', heartbeat=ago(100), queues=['q'])
     make_worker('alive@h', queues=['q', 'other'])
     fetched, queued = (make_result('pending', queue='q', sent=ago(200)) for __ in range(2))
@@ -65,7 +57,7 @@ def test_messages_in_the_hands_of_the_dead(shared, monkeypatch):
 
 
 def test_held_by_broker(services):
-    """The messages that wait in Redis, and those that workers have in hand, are found there."""
+    """Messages in queues and those that workers have fetched are found in Redis."""
     name = f'held-{uuid4()}'
     with app.connection_for_write() as connection:
         with connection.SimpleQueue(name) as queue:
@@ -84,15 +76,15 @@ def test_held_by_broker(services):
 
 
 def test_garbage_in_redis():
-    """Entries that are no messages have no ID, and raise nothing."""
+    """Entries that are not messages have no ID, and raise nothing."""
     for entry in ('x', '', 'null', '5', '[]', '{}', '{"headers": 5}', '{"headers": {"id": []}}', b'\xff', '[' * 99_999):
         assert missing._task_id(entry) is None
         assert missing._task_id(f'[{entry}]', 0) is None
     assert missing._task_id('{"headers": {"id": "x"}}') == missing._task_id('[{"headers": {"id": "x"}}]', 0) == 'x'
 
 
-def test_queue_that_is_no_list(services, shared):
-    """A queue whose key in Redis is something else tells nothing, and the others do."""
+def test_queue_that_is_not_a_list(services, shared):
+    """Such a key in Redis has no messages, and does not affect other queues."""
     odd, name = f'odd-{uuid4()}', f'empty-{uuid4()}'
     with missing._redis(app) as (channel, client):
         client.hset(channel.global_keyprefix + odd, 'a', 'b')
@@ -101,7 +93,7 @@ def test_queue_that_is_no_list(services, shared):
 
 
 def test_broker_that_cannot_be_read(shared):
-    """With another one than Redis nothing is taken for lost, whatever waits."""
+    """With a broker other than Redis no message counts as lost."""
     run = make_result('pending', queue='q', sent=ago(100))
     CeleryResult.objects.update(last_updated=ago(100))
     dead = make_worker('dead@h', heartbeat=ago(100), queues=['q'])
@@ -115,7 +107,7 @@ def test_broker_that_cannot_be_read(shared):
 
 
 def test_more_messages_than_are_read(services, monkeypatch):
-    """With many of them in the queues there is no lack of them: that is all that is looked at."""
+    """With very many messages in the queues none counts as lost, and only some are read."""
     name = f'many-{uuid4()}'
     monkeypatch.setattr(missing, 'MOST_MESSAGES', 1)
     with app.connection_for_write() as connection, connection.SimpleQueue(name) as queue:

@@ -31,7 +31,7 @@ def test_job_that_cannot_be_pickled_is_forgotten(monkeypatch):
     {'correlation_id': 'another', 'is_accepted': False}, {'correlation_id': 'a', 'is_accepted': True}, None,
 ], ids=['another', 'accepted', 'none'])
 def test_other_jobs_are_kept(monkeypatch, job):
-    """What the pool has is forgotten only if it is the job that it could not take."""
+    """A job is forgotten only if it is the one that the pool could not take."""
     discard = mock.Mock()
     the_pool = object.__new__(pool.Pool)
     the_pool._cache = {} if job is None else {1: SimpleNamespace(
@@ -44,7 +44,7 @@ def test_other_jobs_are_kept(monkeypatch, job):
 
 
 def test_process_that_ends_is_watched_again():
-    """After the next connect of the worker: Celery's mark that it is out of sight is not taken for a file."""
+    """When the worker reconnects, Celery's marker of an unwatched process is not mistaken for a file."""
     sentinel, other_end = os.pipe()
     proc, hub = SimpleNamespace(_popen=SimpleNamespace(sentinel=sentinel)), Hub()
     the_pool = object.__new__(pool.Pool)

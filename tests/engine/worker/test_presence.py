@@ -1,4 +1,4 @@
-"""Heartbeats, and what a worker's row says."""
+"""Heartbeats, and the content of a worker's row."""
 import threading
 from types import SimpleNamespace
 
@@ -22,7 +22,7 @@ def config(monkeypatch):
 
 @pytest.mark.django_db(transaction=True)
 def test_heartbeat_and_duties(identity, config, monkeypatch):
-    """The heart beats while a duty hangs; a duty that fails stops neither the others nor itself."""
+    """Heartbeats continue while a duty hangs; a failing duty stops neither the others nor itself."""
     monkeypatch.setattr(presence, 'describe_worker', lambda worker: {
         'key': identity.key, 'name': 'w@host', 'host': 'h', 'pid': 1, 'pool': 'solo', 'concurrency': 1,
         'queues': '[]', 'versions': '{}',
@@ -74,13 +74,13 @@ def test_heartbeat_and_duties(identity, config, monkeypatch):
     }, (6, {'min': 3, 'max': 6})),
 ])
 def test_concurrency(pool, options, expected):
-    """A worker says how many tasks it can run at a time, and not what it was asked for."""
+    """A worker's row has how many tasks it can really run at a time."""
     assert presence.concurrency_of(SimpleNamespace(**{'pool': None, 'concurrency': 2, **options}), pool) == expected
 
 
 @pytest.mark.django_db(transaction=True)
 def test_row_is_kept_current(identity, config, monkeypatch):
-    """What changes while a worker runs is in its row at its next heartbeat."""
+    """A change in a running worker is in its row after the next heartbeat."""
     worker = SimpleNamespace(
         pool_cls='prefork', concurrency=2, autoscale=None, pool=SimpleNamespace(num_processes=2), app=app
     )

@@ -1,4 +1,4 @@
-"""Old runs go, with all that belongs to them; others stay."""
+"""Old runs are deleted with everything that belongs to them; others stay."""
 from datetime import timedelta
 from io import StringIO
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture(autouse=True)
 def settings_of_the_plugin(monkeypatch):
-    """Keep runs for 30 days; batches are small."""
+    """Keep runs for 30 days, and delete in small batches."""
     def keep(**settings):
         config = Config.from_dict(settings)
         monkeypatch.setattr(retention, 'get_config', lambda: config)
@@ -40,7 +40,7 @@ def make_old(days=31, lines=2, **columns):
 
 
 def test_prune():
-    """Runs that ended long ago go with their logs; what ended since, or has not ended, stays as it is."""
+    """Runs that finished long ago are deleted with their logs; recent and unfinished runs stay as they are."""
     old = [make_old(lines=lines) for lines in (0, 2, 3, 10, 1)]
     young, open_ = make_old(days=29), make_result('running', completed=None, created=timezone.now() - timedelta(99))
     make_log(open_, 'line')
@@ -55,7 +55,7 @@ def test_prune():
 
 
 def test_count():
-    """A dry run says what a real one does."""
+    """A dry run counts what a real one deletes."""
     make_old(), make_old(days=29), make_old(lines=5)
     old = retention.count_old(retention.cutoff())
     pruned = retention.prune(retention.cutoff())
@@ -63,7 +63,7 @@ def test_count():
 
 
 def test_what_belongs_to_a_run():
-    """Nothing that NetBox has about a run is left behind, and nothing of another's goes with it."""
+    """Everything that NetBox has about a run is deleted with it, and nothing of another run."""
     user, tag = User.objects.create_user('olga'), Tag.objects.create(name='Tag', slug='tag')
     for run in (make_old(), make_old(days=1)):
         run.tags.add(tag)
@@ -80,7 +80,7 @@ def test_what_belongs_to_a_run():
 
 
 def test_stopped_in_the_middle():
-    """What was deleted stays deleted, a run whose log has gone in part is still there, and the next one goes on."""
+    """What was deleted stays deleted, a run with a partly deleted log still exists, and the next time continues."""
     make_old(lines=2), make_old(lines=20), make_old(lines=2)
     turns = iter([False, True])
     pruned = retention.prune(retention.cutoff(), is_cancelled=lambda: next(turns))
@@ -104,7 +104,7 @@ def test_one_at_a_time():
     ({}, 90, 90), ({}, 0, 0), ({'retention': 7}, 90, 7), ({'retention': 0}, 90, 0),
 ])
 def test_retention_days(settings_of_the_plugin, monkeypatch, settings, netbox, days):
-    """The setting counts; without it that of NetBox's jobs. 0 is for ever."""
+    """The plugin's setting applies, else that of NetBox's jobs; 0 keeps runs for ever."""
     settings_of_the_plugin(**settings)
     monkeypatch.setattr(retention.host, 'job_retention', lambda: netbox)
     assert retention.retention_days() == days
@@ -135,7 +135,7 @@ def test_kept_for_ever(settings_of_the_plugin):
 
 
 def test_system_job():
-    """NetBox's own job does it where no beat does, and leaves it to a beat that does."""
+    """NetBox's own job does it if beat does not, and leaves it to a beat that does."""
     job = PruneJob(Job(name=PruneJob.name))
     schedule = make_schedule('netbox_celery:prune')
     make_old()

@@ -1,4 +1,4 @@
-"""Ends that the result backend does not hear, by the requests that Celery makes."""
+"""Ends that Celery does not report to the result backend, with the requests that Celery makes."""
 from types import SimpleNamespace
 from uuid import uuid4
 
@@ -44,14 +44,14 @@ def test_ends(deliver, state, retval, late, expected):
     ('pending', {'task': []}, 'errored'),
 ])
 def test_message_that_cannot_be_read(status, headers, expected):
-    """Its row ends, unless a worker got hold of the run by another message."""
+    """Its run ends, unless a worker has claimed the run by another message."""
     run = make_result(status)
     if headers is not None:
         headers = {'id': str(run.task_id), **headers}
     on_rejected(sender=SimpleNamespace(app=app), message=SimpleNamespace(headers=headers), exc=ValueError('bad JSON'))
     assert row().status == expected
     assert ('bad JSON' in row().error) is (expected == 'errored')
-    # Who waits for it hears of it
+    # Those who wait for it get the error
     assert app.AsyncResult(str(run.task_id)).failed() is (expected == 'errored')
 
 
@@ -60,7 +60,7 @@ def test_message_that_cannot_be_read(status, headers, expected):
     (True, {'claims': lifecycle.MOST_LOSSES}, False, 'errored'),
 ])
 def test_process_lost(deliver, worker, requeue, columns, goes_back, status):
-    """A message goes back to the queue after its run does; one that has been lost too often stays away."""
+    """A message is requeued after its run; one that was lost too often is not."""
     make = {'holder': worker.key, 'claims': 1, 'attempt': 1, 'attempts': [{}], **columns}
     task_id = str(make_result('running', **make).task_id)
     task = deliver(task_id, task_options={'acks_late': True})
@@ -93,7 +93,7 @@ def test_pools_in_which_runs_cannot_be_tracked(monkeypatch, caplog, is_green, bi
 
 
 def test_pool_before_the_worker(monkeypatch):
-    """A solo pool says that its process is there when it is made: that is no child, which would die with its parent."""
+    """A solo pool reports its process when it is made: that is not a child, which would die with its parent."""
     monkeypatch.setattr(signals.identity, 'pid', None)
     monkeypatch.setattr(signals.ctypes, 'CDLL', lambda name: pytest.fail('The process is bound to its parent'))
     signals.on_worker_process_init()

@@ -1,4 +1,4 @@
-"""What was lost is found: each step of the sweep on rows of its own."""
+"""The sweep finds lost runs: each of its steps on rows of its own."""
 import contextlib
 import ssl
 import struct
@@ -23,6 +23,7 @@ from netbox_celery.engine.exceptions import QueueRefused
 from netbox_celery.engine.worker import sweep
 from netbox_celery.models import CeleryResult
 from tests.factories import make_result, make_worker
+from tests.support import ago, nested, now
 
 pytestmark = pytest.mark.django_db
 
@@ -64,10 +65,6 @@ def caused(error, cause):
     return error
 
 
-def ago(seconds):
-    return timezone.now() - timedelta(seconds=seconds)
-
-
 def running(name='tests:early', holder=None, **columns):
     return make_result(**{
         'status': 'running', 'celery_name': name, 'holder': holder, 'claims': 1, 'attempt': 1, 'attempts': [{}],
@@ -75,13 +72,8 @@ def running(name='tests:early', holder=None, **columns):
     })
 
 
-def now(run):
-    run.refresh_from_db()
-    return run
-
-
 def test_runs_of_dead_workers(shared, backend):
-    """Runs of workers that are silent, stopped or unknown end, or wait again if they are acknowledged late."""
+    """Runs of silent, stopped or unknown workers end, or are requeued if they are acknowledged late."""
     alive, silent, stopped = uuid4(), uuid4(), uuid4()
     make_worker(key=alive)
     make_worker(key=silent, heartbeat=ago(100))
@@ -99,7 +91,7 @@ def test_runs_of_dead_workers(shared, backend):
 
 @pytest.mark.parametrize('silent, steady, is_lost', [(60, 1_000, False), (160, 1_000, True), (160, 50, False)])
 def test_worker_with_settings_of_its_own(shared, monkeypatch, silent, steady, is_lost):
-    """Who says that it is heard once a minute is not taken for dead by those who are heard every second."""
+    """A worker with a long heartbeat interval is not declared lost by one with a short interval."""
     monkeypatch.setattr(sweep.identity, 'steady_for', steady)
     slow = make_worker(
         versions={'@worker': {'lost_after': 100}}, heartbeat=timezone.now() - timedelta(seconds=silent)
@@ -116,7 +108,7 @@ def test_worker_with_settings_of_its_own(shared, monkeypatch, silent, steady, is
     ('[[1], {}, "tests:late", {"queue": "q"}]', 'pending'),
 ])
 def test_replacements_of_dead_workers(shared, sent, message, status):
-    """What replaced a task decides whether it is run again, if the row remembers what that was."""
+    """Whether it is run again depends on what replaced the task, if the row remembers that."""
     run = running('tests:late', nesting=1, message=message)
     sweep.close_lost(shared, app)
     sweep.resend(shared, app)
@@ -126,12 +118,12 @@ def test_replacements_of_dead_workers(shared, sent, message, status):
 
 
 @pytest.mark.parametrize('message, expected', [
-    # Nothing is known of it, and nobody else will send it
+    # It is not remembered, so it cannot be sent
     (None, ('errored', 'worker_lost')),
     ('[[1], {}, "tests:early", {"queue": "q"}]', ('pending', 'replaced')),
 ])
 def test_replacement_on_its_way(shared, sent, backend, message, expected):
-    """A worker that dies while it sends what replaces a task leaves a row that is sent, or ends."""
+    """If a worker dies while it sends a replacement, the row is sent, or ended."""
     columns = {'claims': 1, 'attempts': [{}], 'nesting': 1, 'reason': 'replaced', 'message': message}
     alive = make_worker(key=uuid4())
     lost = make_result('pending', holder=uuid4(), **columns)
@@ -153,7 +145,7 @@ def test_replacement_on_its_way(shared, sent, backend, message, expected):
 
 @pytest.mark.parametrize('message', [None, '[[5], {}]', '[[5], {}, "tests:late", {}]'])
 def test_message_of_any_length(shared, message):
-    """What a row with a nesting remembers, if anything, is read whatever it is made of: nothing behind it waits."""
+    """Whatever a row with a nesting remembers is read, and does not block the rows behind it."""
     first, second = running('tests:late', nesting=1, message=message), running()
     sweep.close_lost(shared, app)
     assert now(first).status == ('pending' if message and 'late' in message else 'errored')
@@ -164,8 +156,8 @@ def test_message_of_any_length(shared, message):
     {'args': [5], 'kwargs': {'a': 1}},
     {'args': ['what is shown'], 'message': '[[5], {"a": 1}]'},
 ])
-def test_failure_is_told(shared, columns):
-    """Celery's signal tells of a run that is lost for good, with the arguments of its message; of no other."""
+def test_failure_signal(shared, columns):
+    """Celery's signal reports a run that is lost for good, with the arguments of its message, and no other."""
     heard = []
 
     def hear(sender, task_id, exception, args, kwargs, einfo, **others):
@@ -179,7 +171,7 @@ def test_failure_is_told(shared, columns):
 
 
 def test_cancelled_run_of_a_dead_worker(shared, backend):
-    """It ends as revoked, whether or not it would be run again."""
+    """It is revoked, whether or not it would be run again."""
     runs = [running(name, cancelled=ago(1)) for name in ('tests:early', 'tests:late')]
     sweep.close_lost(shared, app)
 
@@ -188,7 +180,7 @@ def test_cancelled_run_of_a_dead_worker(shared, backend):
 
 
 def test_abandoned(shared, monkeypatch):
-    """What this living worker holds but does not execute is let go, when two looks have found it so."""
+    """A run that this living worker holds but does not execute is released when two looks have found it."""
     executed, reserved, lost = (running(holder=ME) for __ in range(3))
     others = running(holder=uuid4())
     requests = [SimpleNamespace(id=str(run.task_id)) for run in (executed, reserved)]
@@ -210,8 +202,8 @@ class Hashable:
         self.id = request.id
 
 
-def test_claimed_anew_between_two_looks(shared, monkeypatch):
-    """A run that was found once, and has been claimed anew since, is another suspicion."""
+def test_claimed_again_between_two_looks(shared, monkeypatch):
+    """A run that was claimed again since the first look is not suspected yet."""
     monkeypatch.setattr(state, 'active_requests', set())
     monkeypatch.setattr(state, 'reserved_requests', set())
     run, suspects = running(holder=ME), set()
@@ -222,14 +214,14 @@ def test_claimed_anew_between_two_looks(shared, monkeypatch):
 
 
 def test_release(shared):
-    """A worker that stops lets go of its own runs, and of no other's."""
+    """A worker that stops releases its own runs, and no others."""
     mine, late_one, others = running(holder=ME), running('tests:late', holder=ME), running(holder=uuid4())
     sweep.release(shared, app)
     assert [now(run).status for run in (mine, late_one, others)] == ['errored', 'pending', 'running']
 
 
 def test_expire(shared, backend):
-    """What waits expires; what runs, or has ended, does not."""
+    """Waiting runs expire; active and finished runs do not."""
     expires = ago(1)
     waits = [make_result(status, expires=expires) for status in ('pending', 'scheduled', 'retrying')]
     stays = [running(expires=expires), make_result('completed', expires=expires),
@@ -243,7 +235,7 @@ def test_expire(shared, backend):
 
 
 def test_resend(shared, sent):
-    """What was not sent is sent, for the attempt that is due, once."""
+    """An unsent run is sent once, for the attempt that is due."""
     long_ago = ago(60)
 
     def make(status, **columns):
@@ -292,7 +284,7 @@ def test_resend(shared, sent):
     (ssl.SSLCertVerificationError('expired'), False, 'pending'), (DatabaseError('away'), False, 'pending'),
 ], ids=repr)
 def test_broker_refuses(shared, monkeypatch, error, others_sent, status):
-    """A broker that is away is left alone until the next time; what cannot be sent at all is closed."""
+    """A broker that is down is tried again next time; a run that can never be sent is closed."""
     if 'compression' in str(error):
         error.__cause__ = KeyError('no such compression')
     first, second = (make_result('pending', celery_name=f'tests:{n}') for n in ('first', 'second'))
@@ -312,7 +304,7 @@ def test_broker_refuses(shared, monkeypatch, error, others_sent, status):
 
 @pytest.mark.django_db(transaction=True)
 def test_one_sweeps_at_a_time():
-    """While one worker is at it another leaves it at that."""
+    """While one worker sweeps, others do not."""
     from netbox_celery.engine.store.database import EngineConnection
 
     one, other = EngineConnection(), EngineConnection()
@@ -327,7 +319,7 @@ def test_one_sweeps_at_a_time():
 
 
 def test_nobody_is_judged_after_an_outage(monkeypatch):
-    """A worker that may not judge closes nothing; what does not depend on the silence of others goes on."""
+    """A worker that may not judge declares none lost; the other steps are done."""
     from contextlib import contextmanager
 
     @contextmanager
@@ -342,15 +334,15 @@ def test_nobody_is_judged_after_an_outage(monkeypatch):
 
 
 def test_forgotten_workers(shared):
-    """Rows of workers that died days ago go."""
+    """Rows of workers that died days ago are deleted."""
     make_worker('old@h', heartbeat=ago(90_000))
     kept = make_worker('new@h', heartbeat=ago(100))
     shared.execute(sweep.FORGET_WORKERS)
     assert list(type(kept).objects.all()) == [kept]
 
 
-def test_exactly(shared, sent):
-    """What is sent again, and told of a run that is lost, is what was called, not what PostgreSQL makes of it."""
+def test_exact_calls(shared, sent):
+    """What is sent again, or reported of a lost run, is the exact call, not what PostgreSQL makes of it."""
     call = {
         'args': [10 ** 23], 'kwargs': {'a': 1, 'b': 'nan'}, 'options': {'headers': {'x': 0}},
         'exact_call': '[[1e+23], {"b": NaN, "a": 1}, {"headers": {"x": -0.0}}]',
@@ -370,10 +362,8 @@ def test_exactly(shared, sent):
 
 
 def test_what_an_earlier_version_took(shared, sent):
-    """A row that no worker could hand on to its processes is closed, and those behind it are sent."""
-    value = []
-    for __ in range(750):
-        value = [value]
+    """A row that no worker could pass to its processes is closed, and those behind it are sent."""
+    value = nested(750, [])
     poisoned = [make_result('pending', celery_name='tests:early', **columns) for columns in (
         {'args': [value]}, {'kwargs': {'x': value}}, {'options': {'headers': {'x': value}}},
     )]
@@ -384,7 +374,7 @@ def test_what_an_earlier_version_took(shared, sent):
     assert 'nested too deeply' in now(poisoned[0]).error
     assert [entry[0] for entry in sent] == [str(fine.task_id)]
 
-# What a row holds that nobody can read
+# Rows that cannot be read
 
 
 @pytest.mark.parametrize('message', [
@@ -392,7 +382,7 @@ def test_what_an_earlier_version_took(shared, sent):
 ])
 @pytest.mark.parametrize('nesting', [0, 1])
 def test_unreadable_call_of_a_lost_run(shared, backend, message, nesting):
-    """A run whose arguments cannot be read is ended as lost, and so are those behind it."""
+    """A run with unreadable arguments is ended as lost, and so are those behind it."""
     runs = [running(message=message, nesting=nesting), running(), running('tests:late')]
     sweep.close_lost(shared, app)
     assert [now(run).status for run in runs] == ['errored', 'errored', 'pending']
@@ -400,7 +390,7 @@ def test_unreadable_call_of_a_lost_run(shared, backend, message, nesting):
 
 @pytest.fixture
 def poison(monkeypatch):
-    """Let transitions of some rows raise."""
+    """Let transitions of some rows raise an error."""
     for name in ('_lost', '_abandoned', '_expired', '_unsent'):
         monkeypatch.setattr(sweep, name, sweep.LeftOut())
     poisoned = set()
@@ -420,7 +410,7 @@ def poison(monkeypatch):
     (lambda: make_result('pending', expires=ago(5), sent=ago(6)), lambda shared: sweep.expire(shared, app)),
 ], ids=['lost', 'released', 'expired'])
 def test_poisoned_rows_hold_up_no_others(shared, poison, monkeypatch, caplog, make, settle):
-    """Nor do they use up the batch; each is said once."""
+    """They do not use up the batch either; each is logged once."""
     for name in ('LOST', 'EXPIRED'):
         monkeypatch.setattr(sweep, name, getattr(sweep, name).replace(f'LIMIT {sweep.BATCH}', 'LIMIT 3'))
     bad, good = [make() for __ in range(3)], make()
@@ -436,7 +426,7 @@ def test_poisoned_rows_hold_up_no_others(shared, poison, monkeypatch, caplog, ma
 
 
 def test_refused_rows_hold_up_no_others(shared, poison, monkeypatch):
-    """What the broker refuses of one row, by an error of the channel too, does not keep it from taking the others."""
+    """A row that the broker refuses, also by an error of the channel, does not block the others."""
     monkeypatch.setattr(sweep, 'UNSENT', sweep.UNSENT.replace(f'LIMIT {sweep.BATCH}', 'LIMIT 3'))
     bad, good = [make_result('pending', last_updated=ago(60)) for __ in range(3)], make_result('pending')
     CeleryResult.objects.update(last_updated=ago(60), sent=None)
@@ -466,8 +456,8 @@ def test_row_that_cannot_be_read_is_not_sent(shared, poison):
     assert (now(deep).status, deep.reason) == ('errored', 'publish_failed')
 
 
-def test_each_part_by_itself(shared, monkeypatch):
-    """What a part of the sweep fails at does not keep the others from being done."""
+def test_each_step_by_itself(shared, monkeypatch):
+    """A step of the sweep that fails does not prevent the others."""
     done = []
     for name in ('close_lost', 'find_fetched', 'expire', 'advance_all', 'resend'):
         def fail(*args, name=name):

@@ -1,4 +1,4 @@
-"""Signatures inside of messages: what of ours they carry is written so that JSON holds it, and what they tell."""
+"""Signatures inside messages: our options in them become JSON, and what signatures tell."""
 import copy
 import json
 from uuid import uuid4
@@ -41,7 +41,7 @@ def sig(name='tests:x', *args, **options):
 ], ids=['alone', 'chain', 'group', 'header', 'body', 'nested', 'link', 'deep link', 'rest', 'chord', 'starmap'])
 @pytest.mark.parametrize('place', ['options', 'dict', 'kwargs'])
 def test_portable(shape, place):
-    """Objects in any place are written as JSON that means the same; what the caller holds is left alone."""
+    """Objects in any place are written as JSON that means the same; the caller's objects are unchanged."""
     user, tag = User.objects.create_user('alice'), Tag.objects.create(name='Tag', slug='tag')
     site = Site.objects.create(name='s', slug='s')
     own = {'netbox_user': user, 'netbox_object': site, 'netbox_tags': [tag, 'tag'], 'netbox_name': 'n'}
@@ -76,7 +76,7 @@ def walk(value):
     chain(sig(), group(sig(), sig(), app=app), app=app), {'task': 'x', 'kwargs': None, 'options': None},
 ], ids=repr)
 def test_left_as_it_is(value):
-    """Where there is nothing to write differently nothing is copied."""
+    """Where nothing has to be changed, nothing is copied."""
     assert portable(value) is value
     options = {'link': value, 'queue': 'q'}
     assert with_portable_links(options) is options
@@ -94,7 +94,7 @@ def test_left_as_it_is(value):
     (app.signature('celery.starmap', kwargs={'task': sig('a'), 'it': []}), 'celery.starmap'),
 ], ids=str)
 def test_leaves(signature, names):
-    """The single tasks, in the order in which they run; also after the signature went through a message."""
+    """The single tasks, in the order in which they run; also after a round trip through a message."""
     assert ' '.join(leaf['task'] for leaf in leaves(signature)) == names
     assert ' '.join(leaf['task'] for leaf in leaves(json.loads(json.dumps(signature)))) == names
 
@@ -116,7 +116,7 @@ def test_first_steps(signature, names):
 
 
 def test_leaves_of_a_group():
-    """What ends a member knows its group, as if it had been sent; what has one keeps it, and nothing given changes."""
+    """The last task of a member gets its group, as if it was sent; one with a group keeps its own."""
     outer, inner = str(uuid4()), str(uuid4())
     members = group(
         sig('a'), chain(sig('b'), sig('c'), app=app), group(sig('d'), app=app, task_id=inner),
@@ -146,7 +146,7 @@ def test_root():
 
 
 def test_root_of_a_circle():
-    """Nobody can send such a thing, but nobody waits for ever either."""
+    """Such a signature cannot be sent, but the search ends."""
     circle = sig('x', group_id='g')
     circle['options']['chord'] = circle
     assert root_of(circle['options']) == 'g'

@@ -1,9 +1,8 @@
-"""A workflow that is cancelled stays cancelled: of a cancel and a call by the cancelled run, the later knows."""
-import threading
+"""A cancelled workflow stays cancelled: of a cancel and a call by the cancelled run, the later sees the earlier."""
 from uuid import uuid4
 
 import pytest
-from django.db import connection, transaction
+from django.db import transaction
 
 from netbox_celery.celery import app
 from netbox_celery.engine.calls.call import Call
@@ -11,11 +10,13 @@ from netbox_celery.engine.sending.rows import INSERT, build_row
 from netbox_celery.engine.workflows.family import BECAUSE, are_orphans, insert_child, mark_parts, members
 from netbox_celery.models import CeleryResult
 from tests.factories import make_result
+from tests.support import in_thread
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def child_of(parent_id):
+    """Return the row of a call that another run makes."""
     options = {'task_id': str(uuid4()), 'parent_id': str(parent_id)}
     return build_row(Call(app, 'tests:child', (), {}, options))
 
@@ -26,7 +27,7 @@ def result(row):
 
 @pytest.mark.parametrize('in_transaction', [False, True])
 def test_child(in_transaction):
-    """What a cancelled run starts is born revoked; what another one starts waits, also one without a row."""
+    """A child of a cancelled run is created as revoked; other children wait, also those of a run without a row."""
     cancelled, alive = make_result('running'), make_result('running')
     cancelled.cancel()
     rows = [child_of(it) for it in (cancelled.task_id, alive.task_id, uuid4())]
@@ -44,7 +45,7 @@ def test_child(in_transaction):
 
 
 def test_same_child_twice():
-    """A row that is there already is left as it is, whatever became of its parent."""
+    """An existing row stays as it is, whatever happened to its parent."""
     parent = make_result('running')
     row = child_of(parent.task_id)
     insert_child(INSERT, row)
@@ -53,20 +54,8 @@ def test_same_child_twice():
     assert result(row).status == 'pending'
 
 
-def in_thread(function):
-    def call():
-        try:
-            found.append(function())
-        finally:
-            connection.close()
-    found = []
-    thread = threading.Thread(target=call)
-    thread.start()
-    return thread, found
-
-
 def test_child_waits_for_a_cancel():
-    """A cancel that is under way, and not committed yet, is waited for."""
+    """A call waits for a cancel that is not committed yet."""
     parent = make_result('running')
     row = child_of(parent.task_id)
     with transaction.atomic():
@@ -93,7 +82,7 @@ def test_cancel_rolled_back():
 
 
 def test_cancel_during_the_tasks_transaction():
-    """A task's own transaction locks nothing: the cancel goes through, and a look after the commit finds it."""
+    """A task's own transaction locks nothing: the cancel succeeds, and a look after the commit finds it."""
     parent = make_result('running')
     row = child_of(parent.task_id)
     with transaction.atomic():
@@ -116,7 +105,7 @@ def test_orphans():
 
 
 def test_members():
-    """All runs with the same root, asked of any of them, and no others; a root need not have a row."""
+    """All runs with the same root, asked from any of them; a root need not have a row."""
     root = make_result()
     root.root_id = root.task_id
     root.save()
@@ -130,7 +119,7 @@ def test_members():
 
 
 def test_parts_that_are_done():
-    """Parts of a chord that are done count as cancelled, once; of other runs, nothing changes."""
+    """Finished parts of a chord are marked as cancelled, once; other runs are unchanged."""
     def make(status, **columns):
         return make_result(status, options={'chord': {'task': 'body'}}, **columns)
     done, running, failed = make('completed'), make('running'), make('errored')

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def test_requests():
-    """Those alone on whose end something depends, with what that is."""
+    """Only of runs on whose end something depends, with what that is."""
     rest = [app.signature('a', options={'task_id': str(uuid4())})]
     has, has_not = make_result(options={'chain': rest}), make_result(options={'queue': 'q'})
     requests = load_requests([has.task_id, str(has_not.task_id), uuid4()])
@@ -22,7 +22,7 @@ def test_requests():
 
 @pytest.mark.parametrize('name', ['chain', 'chord', 'link_error'])
 def test_what_depends_on_a_run(name):
-    """Each of these; a callback for success is none."""
+    """Later steps, a chord and error callbacks do; success callbacks do not."""
     step = {'task': 'a', 'options': {}}
     has = make_result(celery_name='tests:has', options={name: step if name == 'chord' else [step]})
     has_not = make_result(options={'link': [step]})
@@ -33,8 +33,8 @@ def test_what_depends_on_a_run(name):
     assert {'chain': request.chain, 'chord': request.chord, 'link_error': request.errbacks}[name]
 
 
-def test_exactly():
-    """As the call was given, and not what PostgreSQL makes of it."""
+def test_exact_steps():
+    """Exactly as the call was made, not what PostgreSQL makes of it."""
     chain = [{'task': 'a', 'args': [-0.0], 'options': {}}]
     run = make_result(options={'chain': chain}, exact_call=(
         '[null, null, {"chain": [{"task": "a", "args": [-0.0], "options": {}}]}]'

@@ -1,4 +1,4 @@
-"""What a worker imports (Celery's setting `imports`) to be traced, as OpenTelemetry's documentation has it."""
+"""Imported by a worker (Celery's setting `imports`) to be traced, as OpenTelemetry's documentation says."""
 import json
 import os
 from pathlib import Path
@@ -31,7 +31,7 @@ def instrument(**kwargs):
 
 @netbox_celery_task(name='netbox_test_traced:where', max_retries=1, default_retry_delay=0)
 def where(self, task_id, retry=False):
-    """Return in which trace and span the body runs."""
+    """Return the trace and the span in which the body runs."""
     if retry and not self.request.retries:
         raise self.retry(exc=ValueError('once more'))
     context = trace.get_current_span().get_span_context()

@@ -1,4 +1,4 @@
-"""A NetBox plugin that is installed without a library that its tasks need."""
+"""A NetBox plugin whose tasks need a library that is not installed."""
 from netbox.plugins import PluginConfig
 
 

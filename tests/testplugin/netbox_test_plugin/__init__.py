@@ -1,4 +1,4 @@
-"""A NetBox plugin whose tasks misbehave in every way that a task can: the integration tests run them for real."""
+"""A NetBox plugin whose tasks misbehave in every way that a task can, for the tests on real workers."""
 from netbox.plugins import PluginConfig
 
 

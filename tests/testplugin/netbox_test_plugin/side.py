@@ -1,7 +1,7 @@
-"""What tasks and tests tell each other beside NetBox: files, which outlive any server that a test kills.
+"""Files by which tasks and tests communicate outside NetBox: they outlive any server that a test kills.
 
-The folder that `NETBOX_TEST_SIDE` names holds a file for each run, with a line for each thing that its body did, and
-the gates at which bodies wait until the test lets them go on.
+The folder named by `NETBOX_TEST_SIDE` holds a file for each run, with a line for each thing that its body did, and
+the gates at which bodies wait until the test opens them.
 """
 import os
 import time
@@ -9,6 +9,7 @@ from pathlib import Path
 
 __all__ = (
     'note',
+    'noted',
     'notes',
     'open_gate',
     'wait_at',
@@ -20,18 +21,23 @@ def folder():
 
 
 def note(task_id, what):
-    """Note that the body of a run did something. Lines are short enough to be written in one piece."""
+    """Record that the body of a run did something. Lines are short enough to be written in one piece."""
     with (folder() / str(task_id)).open('a') as file:
         file.write(f'{os.getpid()} {what}\n')
 
 
 def notes(task_id):
-    """Return what the body of a run did so far, in order: pairs of a process ID and a word."""
+    """Return what the body of a run has done so far, in order: pairs of a process ID and a text."""
     try:
         lines = (folder() / str(task_id)).read_text().splitlines()
     except FileNotFoundError:
         return []
     return [(int(pid), what) for pid, __, what in (line.partition(' ') for line in lines)]
+
+
+def noted(task_id):
+    """Return what the body of a run has done so far, in order, in whichever process."""
+    return [what for __, what in notes(task_id)]
 
 
 def open_gate(name):

@@ -1,7 +1,7 @@
-"""Addresses, of which there are none: who loads this module has loaded all addresses of NetBox."""
+"""No URLs: a process that loads this module has loaded NetBox's URL configuration."""
 import os
 
-#: The process that has loaded them.
+#: The process that loaded them.
 LOADED_BY = os.getpid()
 
 urlpatterns = ()

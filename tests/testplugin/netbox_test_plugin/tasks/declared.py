@@ -1,29 +1,24 @@
-"""Tasks that use Celery's own options, set in each of the ways that Celery has for it."""
+"""Tasks that use Celery's own options, set in each way that Celery has."""
 import os
 import time
-from functools import cached_property
 
 from celery import current_app, shared_task
-from celery.contrib.abortable import AbortableTask
 from celery.exceptions import Retry
 from celery.utils.log import get_task_logger
-from celery.worker.request import Request
-from celery.worker.strategy import default as default_strategy
-from pydantic import BaseModel
 
 from netbox_celery.tasks import CeleryBaseTask, netbox_celery_task
 
-from .side import note, wait_at
+from ..side import note, wait_at
 
 logger = get_task_logger(__name__)
 
 
 #
-# What holds for a whole app
+# Settings of a whole app
 #
 
 class AppWide(CeleryBaseTask):
-    """The class of tasks that name none."""
+    """The base class of tasks that name none."""
     abstract = True
     app_wide = True
 
@@ -44,7 +39,7 @@ def named(self, *args):
 
 
 def make(name, function, options, how):
-    """Make a task whose options stand in its decorator, in the class that it is based on, or in a class of its own."""
+    """Make a task whose options are in its decorator, in its base class, or in a class of its own."""
     name = f'netbox_test_plugin:{name}_by_{how}'
     if how == 'decorator':
         return shared_task(name=name, base=CeleryBaseTask, bind=True, **options)(function)
@@ -59,14 +54,14 @@ def make(name, function, options, how):
 #
 
 class Special(ValueError):
-    """An error that is not to be tried again."""
+    """An error that is not retried."""
 
 
 def fail(self, task_id, special=False):
     raise (Special if special else ValueError)('wrong')
 
 
-#: What the attempts of tasks wait for, seconds: by their options, and by the number of retries so far.
+#: Seconds between the attempts of tasks: by their options, and by the number of retries so far.
 DELAYS = {
     'backoff': ({'retry_backoff': True, 'retry_jitter': False}, {0: 1, 1: 2, 2: 4, 3: 8, 9: 512, 10: 600}),
     'backoff_factor': ({'retry_backoff': 3, 'retry_jitter': False}, {0: 3, 1: 6, 2: 12, 3: 24, 8: 600}),
@@ -95,7 +90,7 @@ limited = {
     max_retries=1,
 )
 def unthrown(self, task_id):
-    """Its `retry()` returns what it would raise."""
+    """Its `retry()` returns the exception that it would raise."""
     raise ValueError('wrong')
 
 
@@ -109,16 +104,16 @@ def limited_by_kwargs(self, task_id):
 
 @netbox_celery_task(name='netbox_test_plugin:retry_raised')
 def retry_raised(self, task_id):
-    """Say that it will be tried again, and send nothing."""
+    """Raise Celery's `Retry`, and send nothing."""
     raise Retry('later')
 
 
 #
-# How it is sent and run
+# How a task is sent and run
 #
 
 def facts(self, task_id):
-    """Return what a run knows of how it was sent."""
+    """Return what a run knows about how it was sent."""
     request = self.request
     return {
         'priority': request.delivery_info['priority'], 'limits': list(request.timelimit), 'expires': request.expires,
@@ -133,7 +128,7 @@ SENT = {
 
 
 def facts_at_last(self, task_id):
-    """Return the facts of two attempts: what differs was lost on the way."""
+    """Return the facts of two attempts: what differs was lost in the retry."""
     note(task_id, facts(self, task_id))
     if not self.request.retries:
         raise self.retry(countdown=0)
@@ -172,7 +167,7 @@ late = {how: make('late', hold, {'acks_late': True}, how) for how in HOWS}
 
 @netbox_celery_task(name='netbox_test_plugin:spread')
 def spread(self, task_id, calls):
-    """Call tasks where this process' settings hold: pairs of a name and options; returns their IDs."""
+    """Call tasks with this process's settings, given as pairs of a name and options; return their IDs."""
     return [current_app.tasks[name].apply_async(**options).id for name, options in calls]
 
 
@@ -189,127 +184,3 @@ def wait_inside(self, task_id, queue):
         plain.apply_async(queue=queue).get(timeout=20)
     except RuntimeError as exc:
         return str(exc)
-
-
-#
-# Classes
-#
-
-class NotingRequest(Request):
-    """What Celery's guide has as its example: told in the worker's parent."""
-
-    def on_accepted(self, pid, time_accepted):
-        note(self.id, 'accepted')
-        return super().on_accepted(pid, time_accepted)
-
-    def on_timeout(self, soft, timeout):
-        note(self.id, f'timeout {"soft" if soft else "hard"} {timeout}')
-        return super().on_timeout(soft, timeout)
-
-
-def strategy(task, app, consumer, **options):
-    handle = default_strategy(task, app, consumer, **options)
-
-    def noting(message, body, *args, **kwargs):
-        note(message.headers['id'], 'strategy')
-        return handle(message, body, *args, **kwargs)
-    return noting
-
-
-class OwnRequest(CeleryBaseTask):
-    abstract = True
-    Request = NotingRequest
-
-
-class OwnRequestByName(CeleryBaseTask):
-    abstract = True
-    Request = 'netbox_test_plugin.declared:NotingRequest'
-    Strategy = 'netbox_test_plugin.declared:strategy'
-    strategy_claims = True
-
-
-def nap(self, task_id, seconds):
-    time.sleep(seconds)
-    return 'awake'
-
-
-own_request = shared_task(
-    name='netbox_test_plugin:own_request', base=OwnRequest, bind=True, soft_time_limit=0.5
-)(nap)
-own_request_by_name = shared_task(
-    name='netbox_test_plugin:own_request_by_name', base=OwnRequestByName, bind=True, time_limit=1
-)(nap)
-
-
-class Counting(CeleryBaseTask):
-    """What its tasks share is a class; what each keeps is its own."""
-    abstract = True
-    factor = 1
-
-    def __init__(self):
-        if 'NETBOX_TEST_SIDE' in os.environ:
-            note(f'init-{self.name.split(":")[1]}', 'made')
-
-    @cached_property
-    def resource(self):
-        note(f'resource-{self.name.split(":")[1]}', 'made')
-        return os.getpid()
-
-    def count(self, number):
-        return [self.name.split(':')[1], self.resource, number * self.factor]
-
-    def on_success(self, retval, task_id, args, kwargs):
-        note(task_id, 'base on_success')
-
-
-class CountingDouble(Counting):
-    abstract = True
-    factor = 2
-
-    def on_success(self, retval, task_id, args, kwargs):
-        note(task_id, 'double on_success')
-        super().on_success(retval, task_id, args, kwargs)
-
-
-def count(self, task_id, number):
-    return self.count(number)
-
-
-counting = {
-    'single': shared_task(name='netbox_test_plugin:single', base=Counting, bind=True)(count),
-    'double': shared_task(name='netbox_test_plugin:double', base=CountingDouble, bind=True)(count),
-}
-
-
-class Abortable(CeleryBaseTask, AbortableTask):
-    """Can be told to stop in Celery's own way."""
-    abstract = True
-
-
-@shared_task(name='netbox_test_plugin:abortable', base=Abortable, bind=True)
-def abortable(self, task_id, gate):
-    note(task_id, f'aborted {self.is_aborted()}')
-    wait_at(gate)
-    return f'aborted {self.is_aborted()}'
-
-
-#
-# Pydantic
-#
-
-class Person(BaseModel):
-    name: str
-    age: int = 0
-
-
-@shared_task(name='netbox_test_plugin:greet', base=CeleryBaseTask, bind=True, pydantic=True)
-def greet(self, task_id, person: Person, more: Person | None = None, *, word: str = 'Hello') -> Person:
-    """Take models, and return one."""
-    assert isinstance(person, Person), type(person)
-    assert more is None or isinstance(more, Person), type(more)
-    return Person(name=f'{word} {person.name}', age=person.age + (more.age if more else 0))
-
-
-@shared_task(name='netbox_test_plugin:greet_unbound', base=CeleryBaseTask, pydantic=True)
-def greet_unbound(task_id, person: Person) -> Person:
-    return Person(name=f'{task_id} {person.name}', age=person.age)

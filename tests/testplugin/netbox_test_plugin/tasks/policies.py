@@ -1,4 +1,4 @@
-"""Tasks that do not run at the same time as others, or not so soon again; and one that tells what it hears."""
+"""Tasks with a concurrency key or an ignore window, and tasks that record which hooks are called."""
 import os
 import signal
 from datetime import timedelta
@@ -8,7 +8,7 @@ from celery.exceptions import Ignore, SoftTimeLimitExceeded
 
 from netbox_celery.tasks import CeleryBaseTask, TaskFailed, netbox_celery_task
 
-from .side import note, wait_at
+from ..side import note, wait_at
 
 __all__ = (
     'Telling',
@@ -25,7 +25,7 @@ __all__ = (
 
 @netbox_celery_task(name='netbox_test_plugin:unique', unique=True, stale_time_limit=timedelta(minutes=5))
 def unique(self, task_id, how='', gate=None, **kwargs):
-    """Run once at a time, and end in one way or another."""
+    """Run once at a time, and finish in one way or another."""
     note(task_id, 'started')
     if gate:
         wait_at(gate)
@@ -50,7 +50,7 @@ def nameless(self, task_id):
 
 
 def by_device(task, prefix, task_args, task_kwargs):
-    """Make the key of the device alone."""
+    """Make the key from the device alone."""
     return f'{prefix}-{task.name}-{(*task_args, *task_kwargs.values())[0]}'
 
 
@@ -58,7 +58,7 @@ def by_device(task, prefix, task_args, task_kwargs):
     name='netbox_test_plugin:own_key', unique=True, stale_time_limit=300, unique_key_generator=by_device
 )
 def own_key(self, task_id, device, gate=None):
-    """Has a key that not all arguments are part of."""
+    """Have a key without all of the arguments."""
     if gate:
         wait_at(gate)
 
@@ -67,7 +67,7 @@ def own_key(self, task_id, device, gate=None):
     name='netbox_test_plugin:keyed', concurrency_key='device-{device}', limit=1, on_conflict='queue'
 )
 def keyed(self, task_id, device, gate=None, how=''):
-    """Wait in line for the device."""
+    """Wait in the waiting line of the device."""
     note(task_id, 'started')
     if gate:
         wait_at(gate)
@@ -79,7 +79,7 @@ def keyed(self, task_id, device, gate=None, how=''):
 
 @netbox_celery_task(name='netbox_test_plugin:become_keyed')
 def become_keyed(self, task_id, device, **options):
-    """Let a task with a key take its place."""
+    """Be replaced by a task with a concurrency key."""
     raise self.replace(keyed.si(device).set(**options))
 
 
@@ -87,7 +87,7 @@ def become_keyed(self, task_id, device, **options):
     name='netbox_test_plugin:fresh', ignore_task_after_success=True, ignore_task_timedelta=timedelta(seconds=3)
 )
 def fresh(self, task_id, what='', gate=None):
-    """Is ignored for three seconds after it has succeeded."""
+    """Be ignored for three seconds after it has succeeded."""
     note(task_id, 'started')
     if gate:
         wait_at(gate)
@@ -98,7 +98,7 @@ def fresh(self, task_id, what='', gate=None):
 
 @netbox_celery_task(name='netbox_test_plugin:manual', ignore_task_timedelta=60)
 def manual(self, task_id, length=None, fail=False, gate=None):
-    """Says itself that it is to be ignored."""
+    """Open its ignore window by hand."""
     note(task_id, 'started')
     if gate:
         wait_at(gate)
@@ -109,7 +109,7 @@ def manual(self, task_id, length=None, fail=False, gate=None):
 
 
 class Telling(CeleryBaseTask):
-    """Notes what it hears. What it hears of its call goes to a list of this process, `heard`."""
+    """Records which hooks are called: those of the call in a list of this process, `heard`."""
 
     heard: list = []
 
@@ -144,7 +144,7 @@ class Telling(CeleryBaseTask):
 
 @netbox_celery_task(name='netbox_test_plugin:telling', base=Telling, time_limit=20)
 def telling(self, task_id, how='', **kwargs):
-    """End in one way or another."""
+    """Finish in one way or another."""
     if how == 'retry' and not self.request.retries:
         raise self.retry(exc=ValueError('once more'), countdown=0.5)
     if how == 'fail':
@@ -158,7 +158,7 @@ def telling(self, task_id, how='', **kwargs):
 
 @netbox_celery_task(name='netbox_test_plugin:telling_late', base=Telling, acks_late=True, reject_on_worker_lost=True)
 def telling_late(self, task_id, how=''):
-    """Comes back when its process is killed."""
+    """Be requeued when its process is killed."""
     return telling.run(task_id, how)
 
 
@@ -167,13 +167,13 @@ def telling_late(self, task_id, how=''):
     ignore_task_after_success=True, ignore_task_timedelta=60,
 )
 def telling_twice(self, task_id, gate=None):
-    """Is unique, and not to run again so soon."""
+    """Be unique, with an ignore window."""
     if gate:
         wait_at(gate)
 
 
 class Raising(Telling):
-    """Every hook of it fails."""
+    """All of its hooks fail."""
 
 
 def _raise(self, *args):
@@ -186,7 +186,7 @@ for _name in [name for name in vars(Telling) if name.startswith('on_')]:
 
 @netbox_celery_task(name='netbox_test_plugin:raising', base=Raising, unique=True, stale_time_limit=60)
 def raising(self, task_id, how=''):
-    """Has hooks that fail."""
+    """Have hooks that fail."""
     if how:
         raise ValueError(how)
     return 'done'

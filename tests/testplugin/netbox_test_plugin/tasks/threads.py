@@ -1,4 +1,4 @@
-"""Tasks whose bodies start threads of their own."""
+"""Tasks whose bodies start threads."""
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +8,7 @@ from celery import shared_task
 
 from netbox_celery.tasks import netbox_celery_task
 
-from .side import wait_at
+from ..side import wait_at
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ COUNT = 20
 
 
 def work(task, task_id, number):
-    """Say by every way who works."""
+    """Log by every way which run works."""
     task.log(f'{task_id} logs {number}')
     logger.info('%s is heard %s', task_id, number)
     if task.celery_result is not None:

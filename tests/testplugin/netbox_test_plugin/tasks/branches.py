@@ -1,4 +1,4 @@
-"""Tasks that tell in which branch of NetBox's data they run: they make a site there."""
+"""Tasks that show in which branch of NetBox's data they run: they create a site there."""
 import os
 import sys
 
@@ -9,7 +9,7 @@ from dcim.models import Site
 from netbox_celery.models import CeleryResult
 from netbox_celery.tasks import CeleryBaseTask, netbox_celery_task
 
-from .side import wait_at
+from ..side import wait_at
 
 
 def make_site(name):
@@ -21,19 +21,19 @@ def make_site(name):
 
 @netbox_celery_task(name='netbox_test_plugin:site')
 def site(self, task_id, name, *ignored):
-    """Make a site."""
+    """Create a site."""
     return make_site(name)
 
 
 @shared_task(name='netbox_test_plugin:plain_site')
 def plain_site(name, *ignored):
-    """Make a site, untracked."""
+    """Create a site, untracked."""
     return make_site(name)
 
 
 @netbox_celery_task(name='netbox_test_plugin:site_at_last', max_retries=2)
 def site_at_last(self, task_id, name):
-    """Make a site at the second attempt."""
+    """Create a site in the second attempt."""
     if not self.request.retries:
         raise self.retry(countdown=0)
     return make_site(name)
@@ -41,14 +41,14 @@ def site_at_last(self, task_id, name):
 
 @netbox_celery_task(name='netbox_test_plugin:site_instead')
 def site_instead(self, task_id, name):
-    """Let another task make a site, from inside of a transaction of the branch."""
+    """Be replaced by a task that creates a site, from inside a transaction of the branch."""
     with transaction.atomic(using=Site.objects.db):
         raise self.replace(site.si(name).set(queue=self.request.delivery_info['routing_key']))
 
 
 @netbox_celery_task(name='netbox_test_plugin:sites_of_others')
 def sites_of_others(self, task_id, name):
-    """Let other tasks make sites in each way that there is."""
+    """Send other tasks that create sites, in every way."""
     queue = self.request.delivery_info['routing_key']
 
     def step(what):
@@ -63,20 +63,20 @@ def sites_of_others(self, task_id, name):
 
 @netbox_celery_task(name='netbox_test_plugin:site_then_fail')
 def site_then_fail(self, task_id, name):
-    """Make a site, and fail."""
+    """Create a site, and fail."""
     make_site(name)
     raise ValueError('after the site')
 
 
 @netbox_celery_task(name='netbox_test_plugin:site_at_gate')
 def site_at_gate(self, task_id, gate, name):
-    """Make a site when the test opens a gate."""
+    """Create a site when the test opens a gate."""
     wait_at(gate)
     return make_site(name)
 
 
 class Handled(CeleryBaseTask):
-    """Makes sites in its handlers, too."""
+    """Creates sites in its handlers too."""
     abstract = True
 
     def on_success(self, retval, task_id, args, kwargs):
@@ -88,12 +88,12 @@ class Handled(CeleryBaseTask):
 
 @netbox_celery_task(name='netbox_test_plugin:handled_site', base=Handled)
 def handled_site(self, task_id, name):
-    """Make a site, with handlers that do."""
+    """Create a site, as its handlers do."""
     return make_site(name)
 
 
 @netbox_celery_task(name='netbox_test_plugin:loaded_by')
 def loaded_by(self, task_id):
-    """Return which process has loaded NetBox's addresses, and which one is this process's parent."""
+    """Return which process loaded NetBox's URLs, and which one is this process's parent."""
     loaded = sys.modules.get('netbox_test_plugin.urls')
     return [loaded and loaded.LOADED_BY, os.getppid()]

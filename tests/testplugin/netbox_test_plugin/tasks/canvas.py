@@ -12,7 +12,7 @@ from netbox_celery.engine.store.database import get_connection
 from netbox_celery.models import CeleryResult
 from netbox_celery.tasks import CeleryBaseTask, TaskFailed, netbox_celery_task
 
-from .side import note, wait_at
+from ..side import note, wait_at
 
 
 @netbox_celery_task(name='netbox_test_plugin:add')
@@ -24,7 +24,7 @@ def add(self, task_id, *numbers):
 
 @netbox_celery_task(name='netbox_test_plugin:echo_list')
 def echo_list(self, task_id, value):
-    """Return a list of what came in, or that itself if it is one."""
+    """Return the value, in a list if it is not one."""
     return value if isinstance(value, list) else [value]
 
 
@@ -37,7 +37,7 @@ ENDS = {'failed': TaskFailed, 'ignored': Ignore, 'rejected': Reject}
 
 @netbox_celery_task(name='netbox_test_plugin:break')
 def break_(self, task_id, *args, how='error'):
-    """End without success."""
+    """Finish without success."""
     note(task_id, 'ran')
     if how == 'kill':
         os.kill(os.getpid(), signal.SIGKILL)
@@ -55,7 +55,7 @@ def break_at_gate(self, task_id, gate):
 
 @netbox_celery_task(name='netbox_test_plugin:pass_gate')
 def pass_gate(self, task_id, *args, gate):
-    """Wait at a gate, and look now and then whether it was cancelled."""
+    """Wait at a gate, and return 1."""
     note(task_id, 'ran')
     wait_at(gate)
     return 1
@@ -63,20 +63,20 @@ def pass_gate(self, task_id, *args, gate):
 
 @shared_task(name='netbox_test_plugin:inline_errback', base=CeleryBaseTask)
 def inline_errback(task_id, request, exc, traceback):
-    """Called in the process of the failure: a callback for errors that takes three arguments."""
+    """An error callback with three arguments, which Celery calls in the process of the failure."""
     note(request.id, f'inline {exc}')
     inline_errback.log(f'called back for {request.id}')
 
 
 @netbox_celery_task(name='netbox_test_plugin:errback')
 def errback(self, task_id, failed):
-    """Sent as a task of its own: a callback for errors that takes the ID of the failed run."""
+    """An error callback that takes the failed run's ID, which Celery sends as a task of its own."""
     note(failed, 'published')
 
 
 @netbox_celery_task(name='netbox_test_plugin:lose_connection')
 def lose_connection(self, task_id):
-    """Let PostgreSQL end Django's connection, as a restart does."""
+    """Let PostgreSQL close Django's connection, as a restart does."""
     execute = get_connection().execute
     with connection.cursor() as cursor:
         pid = cursor.connection.info.backend_pid
@@ -86,7 +86,7 @@ def lose_connection(self, task_id):
 
 @netbox_celery_task(name='netbox_test_plugin:replace_by')
 def replace_by(self, task_id, *args, how, queue):
-    """Let a workflow take its place."""
+    """Replace itself with a workflow."""
     note(task_id, 'replaced')
     step = add.s(1).set(queue=queue)
     raise self.replace({
@@ -101,7 +101,7 @@ def replace_by(self, task_id, *args, how, queue):
 
 @netbox_celery_task(name='netbox_test_plugin:replace_with')
 def replace_with(self, task_id, *padding, how, fate, queue, gate=None, then=None, atomic=False):
-    """Let something take its place that ends in a certain way, because of its first or last step."""
+    """Replace itself with something that finishes in a certain way, because of its first or last step."""
     note(task_id, 'replaced')
     what, __, place = fate.partition(' ')
     good = add.si(1)
@@ -146,7 +146,7 @@ def windowed(self, task_id, *args):
 
 @netbox_celery_task(name='netbox_test_plugin:replace_or')
 def replace_or(self, task_id, *, how, otherwise):
-    """Do something else if the replacement cannot be sent."""
+    """Return or retry if the replacement cannot be sent."""
     note(task_id, 'tried')
     step = add.si(1).set(compression='nonsense')
     try:
@@ -163,7 +163,7 @@ def replace_or(self, task_id, *, how, otherwise):
 
 @netbox_celery_task(name='netbox_test_plugin:replace_by_later')
 def replace_by_later(self, task_id, *, how, queue, last):
-    """Let something take its place that ends with a step with times, or a queue, of its own."""
+    """Replace itself with something whose last step has times or a queue of its own."""
     first, last = add.si(1).set(queue=queue), add.si(1).set(**last)
     raise self.replace(
         {'task': lambda: last, 'chain': lambda: chain(first, last), 'chord': lambda: chord([first], last)}[how]()
@@ -171,7 +171,7 @@ def replace_by_later(self, task_id, *, how, queue, last):
 
 
 class Dying(CeleryBaseTask):
-    """Loses its process while its replacement is on its way; or sends none."""
+    """Loses its process while its replacement is being sent; or sends none."""
 
     def on_replace(self, sig):
         if self.request.kwargs['when'] == 'never':
@@ -191,7 +191,7 @@ def die_in_replace(self, task_id, *, how, queue, when, what):
 
 @netbox_celery_task(name='netbox_test_plugin:start_later')
 def start_later(self, task_id, gate, queue, atomic=False, many=False):
-    """Start another run after a while, in a transaction if that is wanted."""
+    """Start another run after a gate, in a transaction if `atomic`."""
     note(task_id, 'ran')
     wait_at(gate)
     with transaction.atomic() if atomic else nullcontext():

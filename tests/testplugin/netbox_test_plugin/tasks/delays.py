@@ -1,7 +1,7 @@
-"""Tasks that are waited for, or wait between their attempts as their authors say."""
+"""Tasks with a list of delays between their attempts, and one that waits for a result."""
 from netbox_celery.tasks import netbox_celery_task
 
-from .side import note
+from ..side import note
 
 __all__ = (
     'delays',
@@ -12,7 +12,7 @@ __all__ = (
 
 @netbox_celery_task(name='netbox_test_plugin:delays', default_retry_delays=(0.2, 0.4, 0.6))
 def delays(self, task_id, **options):
-    """Fail, and be tried again by hand, for ever."""
+    """Fail every time, and be retried by hand."""
     note(task_id, self.request.retries)
     raise self.retry(exc=ValueError('wrong'), **options)
 
@@ -21,7 +21,7 @@ def delays(self, task_id, **options):
     name='netbox_test_plugin:delays_automatic', default_retry_delays=(0.2, 0.4), autoretry_for=(ValueError,),
 )
 def delays_automatic(self, task_id):
-    """Fail, and be tried again by itself."""
+    """Fail every time, and be retried automatically."""
     note(task_id, self.request.retries)
     raise ValueError('wrong')
 

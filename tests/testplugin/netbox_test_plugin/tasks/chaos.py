@@ -1,7 +1,7 @@
-"""Tasks that keep a journal of what their bodies did, in a file that outlives whatever a test kills.
+"""Tasks that keep a journal of what their bodies did, in a file that outlives what a test kills.
 
 Each line is one write to a file that is open for appending, so the order of the lines is the order of the events, for
-all processes. A process is known by its ID and the moment of its birth.
+all processes. A process is identified by its ID and its start time.
 """
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from netbox_celery.tasks import netbox_celery_task
 
-from .side import folder
+from ..side import folder
 
 __all__ = (
     'LINES',
@@ -30,7 +30,7 @@ LINES = 10
 
 
 def process(pid):
-    """Return what tells a process from all others, or `None` if it is gone."""
+    """Return what identifies a process, or `None` if it does not exist."""
     try:
         return f'{pid}:{Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]}'
     except OSError:
@@ -55,8 +55,8 @@ def read_journal():
 
 
 def work(task, task_id, seconds, fails=False):
-    """Be an execution: note when it starts and ends, and return what tells it from all others."""
-    # Which of the claims of the run this is, as the row counts them
+    """Record the start and the end of one claim's work, and return what identifies it."""
+    # Which of the run's claims this is, as the row counts them
     claims = task.request.netbox_run.claims
     me = {'run': task_id, 'claims': claims, 'process': process(os.getpid())}
     journal('start', **me)
@@ -67,7 +67,7 @@ def work(task, task_id, seconds, fails=False):
 
 @netbox_celery_task(name='netbox_test_plugin:chaos_early')
 def early(self, task_id, seconds):
-    """Is not to be repeated."""
+    """Must not be repeated."""
     return work(self, task_id, seconds)
 
 
