@@ -310,8 +310,8 @@ def admin(client):
 
 
 @pytest.mark.parametrize('name,policy,message,code', [
-    ('unique', {}, 'is under way already', 200), ('keyed', {'on_conflict': 'skip'}, 'same key was under way', 201),
-    ('keyed', {'on_conflict': 'fail'}, 'is under way already, as', 400),
+    ('unique', {}, 'is already active', 200), ('keyed', {'on_conflict': 'skip'}, 'same key was active', 201),
+    ('keyed', {'on_conflict': 'fail'}, 'is already active, as', 400),
 ])
 def test_started_by_people_and_programs(admin, monkeypatch, name, policy, message, code):
     """The answer names the run, or the reason; a joined run gets no second change-log entry."""

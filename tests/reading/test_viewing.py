@@ -271,7 +271,7 @@ def test_error_of_another_run(actor, sentence):
 def test_other_errors_are_shown(actor):
     """The run's own errors, and those with no more of another run than its ID."""
     hidden = make_result('running')
-    texts = ['ValueError: [x] is wrong', f'Not run: [{hidden.task_id}] with the same key was under way',
+    texts = ['ValueError: [x] is wrong', f'Not run: [{hidden.task_id}] with the same key was active',
              f'Superseded by [{hidden.task_id}]', f'It said: [{uuid4()}] is wrong']
     reasons = ['', 'skipped', 'cancelled', '']
     results = [make_result('errored', reason=reason, error=text) for reason, text in zip(reasons, texts)]

@@ -87,7 +87,7 @@ class TrackedResult:
                 if self._row is None:
                     raise
                 if self._run.tell_once('row'):
-                    logger.warning('Task %s goes on with what it has read of its row: %s', self._run.task_id, exc)
+                    logger.warning('Task %s continues with the values of its row that it has read: %s', self._run.task_id, exc)
             self._is_old = False
         return self._row
 
@@ -245,7 +245,7 @@ def look_for_cancel(run):
         # It may take long to find that a server does not answer: a loop must not spend its time on that
         pause = max(pause, 10 * (time.monotonic() - started))
         if run.tell_once('cancel'):
-            logger.warning('Task %s cannot see whether it was cancelled, and goes on: %s', run.task_id, exc)
+            logger.warning('Task %s cannot see whether it was cancelled, and continues: %s', run.task_id, exc)
     run.next_look = time.monotonic() + pause
     return run.is_cancelled
 

@@ -209,12 +209,12 @@ def _execute(sql, params):
 def _settle(policy, row, insert, holder, id_is_known):
     """Decide what happens to a call whose key has no slot left."""
     if policy.on_conflict == 'fail':
-        raise TaskConflict(f'{policy.task} is under way already, as {holder} (key {policy.key})', holder)
+        raise TaskConflict(f'{policy.task} is already active, as {holder} (key {policy.key})', holder)
     if policy.on_conflict == 'skip':
-        return _ignore(row, insert, Reason.REASON_SKIPPED, f'Not run: [{holder}] with the same key was under way')
+        return _ignore(row, insert, Reason.REASON_SKIPPED, f'Not run: [{holder}] with the same key was active')
     if id_is_known:
         # What is to happen after it cannot be attached to a run that was sent
-        return _ignore(row, insert, Reason.REASON_JOINED, f'Not run: [{holder}] with the same arguments was under way')
+        return _ignore(row, insert, Reason.REASON_JOINED, f'Not run: [{holder}] with the same arguments was active')
     return Admission(joined=holder)
 
 

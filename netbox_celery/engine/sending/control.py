@@ -182,7 +182,7 @@ def rerun(result, user=None):
     """
     if not result.is_rerunnable:
         raise NotRerunnable(_(
-            'The arguments of this run were not kept: they are hidden by its caller, or too large.'
+            'The arguments of this run are not stored: the caller redacted them, or they are too large.'
         ))
     if why := branches.check(result.branch):
         raise NotRerunnable(_('The run cannot be repeated in its branch. {why}').format(why=why))

@@ -148,7 +148,7 @@ def _check_untracked(task, own, options):
     if Own.merge(None, own).track or getattr(task, 'netbox_track', False) and not _is_default(task):
         refuse_row(task)
     if takes_over(options):
-        refuse_row(task, 'It cannot take the place of a task that has a row.')
+        refuse_row(task, 'The task cannot replace a task that has a row.')
     if branch := branch_of(options):
         refuse_branch(task, branch)
 

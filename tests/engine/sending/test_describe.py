@@ -159,7 +159,8 @@ def calling(make_task):
 @pytest.mark.parametrize('given, returned, expected', [
     ({}, False, (False, False, None)), ({}, True, (True, False, None)),
     ({'parent_id': 'own'}, False, (True, False, None)), ({'parent_id': 'own'}, True, (True, False, 'own')),
-    ({'link': [{'task': 'x'}]}, False, (False, True, None)), ({'task_id': str(uuid4())}, False, (False, True, None)),
+    ({'link': [{'task': 'x'}]}, False, (False, True, None)),
+    ({'task_id': '01234567-89ab-4def-8123-456789abcdef'}, False, (False, True, None)),
 ], ids=str)
 def test_call_by_a_task(task, calling, given, returned, expected):
     run = calling.netbox_run
