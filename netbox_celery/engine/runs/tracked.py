@@ -87,7 +87,7 @@ class TrackedResult:
                 if self._row is None:
                     raise
                 if self._run.tell_once('row'):
-                    logger.warning('Task %s continues with the values of its row that it has read: %s', self._run.task_id, exc)
+                    logger.warning('Task %s continues with an earlier copy of its row: %s', self._run.task_id, exc)
             self._is_old = False
         return self._row
 
