@@ -12,7 +12,6 @@ import re
 import sys
 import threading
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from types import SimpleNamespace
 
 from celery import states
@@ -367,7 +366,7 @@ def _close(app, signature, exc, exact_result=None, in_backend=False):
     if connection.execute(CLOSE, row, patience=5):
         return True
     if found := find_earlier(connection, row, culprit):
-        anew = replace(call, options=call.message_options(header_of(found, culprit, True)))
+        anew = call._replace(options=call.message_options(header_of(found, culprit, True)))
         row = build_row(anew, culprit) | end
         if connection.execute(CLOSE_ANEW, row | {'seen': found.completed}, patience=5):
             forget(app.backend, task_id)
