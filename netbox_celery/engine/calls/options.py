@@ -4,10 +4,9 @@ A `netbox_*` option may stand in the call or in the decorator, by itself or in t
 beats the decorator; in each, the option by itself beats the dict. No function here changes a dict that it is given.
 """
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from inspect import Parameter, signature
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from django.contrib.auth import get_user_model
 from django.contrib.contenttypes.models import ContentType
@@ -51,8 +50,7 @@ NOT_SENT = frozenset((
 FROM_TASK = frozenset(('serializer', 'ignore_result'))
 
 
-@dataclass(frozen=True, slots=True)
-class Own:
+class Own(NamedTuple):
     """The `netbox_*` options of a call, merged with those of the decorator."""
     name: str | None = None
     user_id: int | None = None

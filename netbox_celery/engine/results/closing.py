@@ -5,7 +5,6 @@ yet, and a plain task should not pay for steps that may never run. A step is clo
 not succeed: it ends as `errored` with the reason `upstream_failed`.
 """
 from contextlib import suppress
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -123,7 +122,7 @@ def close_step(
     if connection.execute(CLOSE, row, patience=5):
         return True
     if found := find_earlier(connection, row, culprit):
-        anew = replace(call, options=call.message_options(header_of(found, culprit, True)))
+        anew = call._replace(options=call.message_options(header_of(found, culprit, True)))
         row = build_row(anew, culprit) | end
         if connection.execute(CLOSE_ANEW, row | {'seen': found.completed}, patience=5):
             forget(app.backend, task_id)

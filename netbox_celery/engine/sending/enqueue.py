@@ -10,9 +10,9 @@ The call itself is described once (`describe`) and stays as it is. What sending 
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery import states
 from celery.exceptions import CeleryError, Ignore
@@ -55,8 +55,7 @@ logger = logging.getLogger(__name__)
 PATIENCE = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(NamedTuple):
     """The row and the message of a call: as they are to be, and with `id` as they are."""
     call: Call
     #: Celery's own `send_task`.
@@ -107,7 +106,7 @@ def _send_untracked(draft):
         check_payload(call.name, call.args, call.kwargs, call.options)
     if policy_of(call.task, call.args, call.kwargs, call.settings):
         raise CeleryError(f'{call.name}: unique, concurrency keys and ignore windows need a row, and the call has none')
-    return _send_now(replace(draft, header=False) if call.own.track is False else draft)
+    return _send_now(draft._replace(header=False) if call.own.track is False else draft)
 
 
 def _send_tracked(draft):
@@ -119,12 +118,12 @@ def _send_tracked(draft):
     call = draft.call
     if host.is_in_maintenance():
         raise DatabaseReadOnly(_not_sent(call))
-    draft = replace(draft, row=build_row(call))
+    draft = draft._replace(row=build_row(call))
     if caller().in_atomic_block:
         # The message goes out later, and says what the row says, whatever the caller does with its dict until then
         args, kwargs = copied(call.name, (call.args, call.kwargs))
-        call = replace(call, args=args, kwargs=kwargs)
-        draft = replace(draft, call=call)
+        call = call._replace(args=args, kwargs=kwargs)
+        draft = draft._replace(call=call)
     policy = policy_of(call.task, call.args, call.kwargs, call.settings, draft.row['branch'])
     if policy is not None:
         return _send_if_admitted(draft, policy)
@@ -142,7 +141,7 @@ def _send_tracked(draft):
         # The task is worth more than its row.
         logger.exception('Task %s[%s] is sent without being tracked', call.name, call.task_id)
         if not draft.row['nesting']:  # what takes the place of another task may have its row, which it is to end
-            draft = replace(draft, header=False)
+            draft = draft._replace(header=False)
     else:
         draft = _marked(draft)
     return _send(draft), draft.id
@@ -150,7 +149,7 @@ def _send_tracked(draft):
 
 def _marked(draft):
     """Return a draft whose message says that its run has a row."""
-    return draft if isinstance(draft.header, dict) else replace(draft, header=True)
+    return draft if isinstance(draft.header, dict) else draft._replace(header=True)
 
 
 # The row
@@ -179,7 +178,7 @@ def _insert(draft, statement=INSERT):
         now_or_on_commit(partial(forget, call.app.backend, call.task_id))
     if call.own.tags and not draft.takes_over:
         tag([id], call.own.tags)
-    return replace(draft, id=id, is_revoked=is_revoked)
+    return draft._replace(id=id, is_revoked=is_revoked)
 
 
 def _execute(statement, row):
@@ -227,7 +226,7 @@ def _new_beginning(draft):
     if found is None:
         return None
     draft = _saying(draft, header_of(found, call.run, draft.header))
-    return replace(draft, row={**draft.row, 'seen': found.completed})
+    return draft._replace(row={**draft.row, 'seen': found.completed})
 
 
 def _saying(draft, header):
@@ -239,16 +238,16 @@ def _saying(draft, header):
     if columns['exact_options']:
         payload = payload_columns(call.name, list(call.args or ()), dict(call.kwargs or {}), options)
         row['exact_call'] = exact_call(payload['exact_call'], columns['exact_options'])
-    return replace(draft, header=header, row=row)
+    return draft._replace(header=header, row=row)
 
 
 def _as_replacement(draft):
     """Return the draft of a call that may finish what replaced a task, with what the row of that task says of it."""
     call = draft.call
     takes_over, header = find_replaced(call.task_id, draft.row['nesting'])
-    draft = _marked(replace(draft, header=inherited(draft.header, header), takes_over=takes_over))
+    draft = _marked(draft._replace(header=inherited(draft.header, header), takes_over=takes_over))
     message = message_of(call.name, call.args, call.kwargs, call.message_options(draft.header))
-    return replace(draft, row={**draft.row, 'message': message})
+    return draft._replace(row={**draft.row, 'message': message})
 
 
 # Policies
@@ -295,7 +294,7 @@ def _admit(draft, policy):
     call = draft.call
 
     def insert(statement, row):
-        return _insert(replace(draft, row=row), statement)
+        return _insert(draft._replace(row=row), statement)
 
     while True:
         try:
@@ -305,7 +304,7 @@ def _admit(draft, policy):
                 )
                 if admission.is_refused and (rows := made(draft.row)):
                     id, waits = rows[0]
-                    return replace(admission, written=replace(draft, id=id), waits=waits)
+                    return replace(admission, written=draft._replace(id=id), waits=waits)
                 return admission
         except DatabaseReadOnly as exc:
             if caller().in_atomic_block or not call.is_next_step:

@@ -13,10 +13,10 @@ makes a chord) the body: it has the ID of the task that was replaced, and is sen
 Elsewhere: `runs.claim` puts the wrapper of `on_replace` around each task, `describe` and `enqueue` send what replaces a
 task in the same steps as any other call, and `store.lifecycle` has the statements.
 """
-import dataclasses
 import json
 import logging
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial, wraps
 
 from celery.exceptions import Ignore
@@ -59,7 +59,7 @@ __all__ = (
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Way:
     """Something that happens to the row of a task that replaces itself, and how the row then is."""
     status: str
@@ -280,7 +280,7 @@ def remember(call, header):
     run = call.run
     options = call.message_options(header)
     try:
-        row = build_row(dataclasses.replace(call, options={**options, 'task_id': run.task_id}))
+        row = build_row(call._replace(options={**options, 'task_id': run.task_id}))
         lifecycle.remember(
             get_connection(), run.task_id, message_of(call.name, call.args, call.kwargs, options), claims=run.claims,
             queue=row['queue'], scheduled=row['scheduled'], expires=row['expires']

@@ -181,7 +181,7 @@ def _is_repeated(found, row, run, request):
     return found.created.timestamp() < run.claimed_at and (run.returned or found.is_same)
 
 
-def conflict(row, status='under way'):
+def conflict(row, status='active'):
     """Return the exception for a call whose ID is that of a run which has not ended."""
     return TaskConflict(
         f'{row["celery_name"]}: the ID {row["task_id"]} is that of a run that is {status}; a new call can use it '

@@ -1,6 +1,4 @@
 """A call cannot be changed; what Celery may change is a dict of its own."""
-from dataclasses import FrozenInstanceError, fields
-
 import pytest
 
 from netbox_celery.engine.calls.call import Call
@@ -15,10 +13,10 @@ def call():
 
 def test_frozen(call):
     """Nothing sets a field, and there is no room for another one."""
-    for field in fields(Call):
-        with pytest.raises(FrozenInstanceError):
-            setattr(call, field.name, None)
-    with pytest.raises((AttributeError, TypeError)):
+    for name in Call._fields:
+        with pytest.raises(AttributeError):
+            setattr(call, name, None)
+    with pytest.raises(AttributeError):
         call.id = 1
 
 
