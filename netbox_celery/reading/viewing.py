@@ -18,7 +18,7 @@ from utilities.querysets import RestrictedQuerySet
 from ..choices import ResultReasonChoices
 from ..engine.store.payload import plain
 from ..engine.store.redaction import QUOTED_RUN
-from ..models import CeleryResult, CeleryTask
+from ..models import CeleryResult, CelerySchedule, CeleryTask
 
 __all__ = (
     'BESIDE',
@@ -110,6 +110,12 @@ class Reader:
             self.load(model, [pk])
             answer = pk in self._viewable.get(model, ())
         return answer
+
+    def owner_text(self, schedule: CelerySchedule) -> str:
+        """Return the owner of a schedule as text, `(hidden)` if the user may not view that user."""
+        if schedule.owner is None:
+            return _('no user')
+        return str(schedule.owner) if self.may_view(schedule.owner) else hidden_text()
 
     def load_runs(self, task_ids: Iterable[UUID | str]) -> None:
         """Look up runs that other runs quote in at most one query."""

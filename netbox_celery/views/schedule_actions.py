@@ -8,7 +8,7 @@ from utilities.exceptions import PermissionsViolation
 from utilities.views import register_model_view
 
 from ..models import CelerySchedule
-from ..reading.viewing import Reader, hidden_text
+from ..reading.viewing import Reader
 from ..services import runs as actions
 from ..services import schedules as scheduling
 from .base import ConfirmView, NotStarted, report_started, starting, visible_address
@@ -93,7 +93,9 @@ class CeleryScheduleEnableView(ScheduleConfirmView):
 
     def describe(self, obj):
         return [
-            _('Resumes its schedule, running as {owner}.').format(owner=obj.owner or _('no user')),
+            _('Resumes its schedule, running as {owner}.').format(
+                owner=Reader(self.request.user).owner_text(obj)
+            ),
             _('Runs missed while disabled are not caught up.'),
         ]
 
@@ -130,7 +132,7 @@ class CeleryScheduleTakeOverView(ScheduleConfirmView):
     def describe(self, obj):
         sentences = [
             _('Future runs act as you instead of {owner}.').format(
-                owner=obj.owner if Reader(self.request.user).may_view(obj.owner) else hidden_text()
+                owner=Reader(self.request.user).owner_text(obj)
             ) if obj.owner else
             _('Future runs act as you.')
         ]

@@ -46,7 +46,7 @@ from ..object_actions import (
 )
 from ..reading.history import HISTORY, measure, runs_of
 from ..reading.upcoming import upcoming
-from ..reading.viewing import Reader, hidden_text
+from ..reading.viewing import Reader
 from ..services import schedules as scheduling
 from .base import FilteredMixin, NumericPksMixin, VisibleBulkMixin, VisibleMixin, parse_number
 from .results import listed
@@ -222,13 +222,10 @@ class CeleryScheduleEditView(VisibleMixin, generic.ObjectEditView):
                 'You cannot save changes: you do not have permission to run its task.'
             )}
         elif schedule.owner_id != user.pk:
-            owner = schedule.owner or _('no user')
-            if schedule.owner and not Reader(user).may_view(schedule.owner):
-                owner = hidden_text()
             what = _('the object') if schedule.is_read_only else _('the task, arguments, options or object')
             yield {'level': 'info', 'icon': 'account-arrow-left', 'text': _(
                 'Its runs act as {owner}. Changing {what} makes you the owner; runs will act as you.'
-            ).format(owner=owner, what=what)}
+            ).format(owner=Reader(user).owner_text(schedule), what=what)}
 
 
 @register_model_view(CelerySchedule, 'preview', detail=False)

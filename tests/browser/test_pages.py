@@ -94,7 +94,7 @@ def test_task_is_run_and_watched_live(site, open_page):
     expect(status).to_contain_text('of 12')
 
     # Then its end
-    expect(status).to_contain_text('Completed', timeout=30_000)
+    expect(status.locator('.badge')).to_have_text('Completed', timeout=30_000)
     run = site.rest(f'results/{pk}/')
     assert (run['status']['value'], run['user']['username']) == ('completed', site.username)
     expect(page.locator('#celery-result')).to_contain_text('"devices": 12')

@@ -162,7 +162,7 @@ def test_schedule_is_run_and_followed(site, open_page):  # noqa: F811
     expect(dialog).to_contain_text('Runs its task now as you')
     dialog.get_by_role('button', name='Run Now').click()
     page.wait_for_url(re.compile(r'/results/\d+/$'))
-    expect(page.locator('#celery-status')).to_contain_text('Completed', timeout=30_000)
+    expect(page.locator('#celery-status .badge')).to_have_text('Completed', timeout=30_000)
     expect(page.locator('#celery-log-lines')).to_contain_text('Hello Bob!')
     page.goto(f'{site.url}{LIST}{pk}/runs/')
     expect(page.locator('.celery-history')).to_contain_text('100%')

@@ -281,6 +281,14 @@ class EnableTest(ActionTestCase):
             self.assertNotIn('guest', self.page(self.schedule.get_absolute_url()))
         self.assertNotIn('guest', self.post('enable'))
 
+    def test_name_of_a_hidden_owner_whose_schedule_can_be_enabled(self):
+        CelerySchedule.objects.update(enabled=False)
+        page = self.page(self.url('enable'))
+        self.assertIn('running as (hidden).', page)
+        self.assertNotIn('olga', page)
+        grant(self.user, User)
+        self.assertIn('running as olga.', self.page(self.url('enable')))
+
     def test_invalid_schedule(self):
         """A schedule that has become invalid can always be disabled, and enabled only when it is valid again."""
         wrong = {'kwargs': {'nobody': 'Bob'}}, {'timezone': 'Gone/Away'}, {'crontab': '61 * * * *'}
