@@ -174,7 +174,7 @@ def test_workflows(run_task, make_task):
     run = run_task(add.s(1).set(link=add.s(5)))
     assert (run.result, [step.result for step in run.run_calls()]) == (2, [7])
     for canvas in (group(add.s(1), add.s(2)), chord([add.s(1), add.s(2)], total.s())):
-        with pytest.raises(TypeError, match='is no run'):
+        with pytest.raises(TypeError, match='has no run of its own'):
             run_task(canvas)
 
     def replaced(self, task_id):

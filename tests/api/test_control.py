@@ -118,7 +118,7 @@ class RerunTest(ActionTestCases.ActionTestCase):
         CeleryResult.objects.filter(pk=self.obj.pk).update(args=None)
         response = self.post()
         self.assertHttpStatus(response, status.HTTP_400_BAD_REQUEST)
-        self.assertIn('not kept', response.json()['detail'])
+        self.assertIn('not stored', response.json()['detail'])
         self.assertNotDone(self.obj)
 
     def test_arguments_that_do_not_fit_any_more(self):

@@ -65,8 +65,9 @@ class WriteTest(APITestCase):
         self.assertIn(text, str(response.json()[field]))
 
     def test_unknown_queues(self):
-        for queue in ('odd', 'unacked', '_kombu.x'):
-            self.assertWrong(self.post(queue=queue), 'queue', 'There ')
+        self.assertWrong(self.post(queue='odd'), 'queue', 'There is no queue')
+        for queue in ('unacked', '_kombu.x'):
+            self.assertWrong(self.post(queue=queue), 'queue', 'A queue cannot be named')
         schedule = make_schedule(owner=self.user, queue='odd')
         self.assertWrong(self.patch(schedule, queue='unacked_mutex'), 'queue', 'A queue cannot be named')
         self.assertWrong(self.patch(schedule, queue='other'), 'queue', 'Queues are: celery')

@@ -176,7 +176,7 @@ def test_rerun_of_an_unknown_task():
 ], ids=str)
 def test_arguments_that_were_not_kept(columns):
     run = make_result(options={'argsrepr': '***'}, **columns)
-    with pytest.raises(NotRerunnable, match='arguments of this run were not kept'):
+    with pytest.raises(NotRerunnable, match='arguments of this run are not stored'):
         run.rerun()
     assert CeleryResult.objects.count() == 1
 
