@@ -91,47 +91,44 @@ def send(app, publish, name, args, kwargs, options):
         return send_next(call, publish)
     if call.run is not None and call.run.replaced:
         call.run.continued = True  # something is sent in its place
-    draft = Draft(call, publish, call.header)
     if not call.is_tracked:
-        return _send_untracked(draft)
-    result, id = _send_tracked(draft)
+        return _send_untracked(call, publish)
+    result, id = _send_tracked(call, publish)
     # Without a row of its own the call is a run that was there before
     result.netbox_joined = id is None
     return result
 
 
-def _send_untracked(draft):
-    call = draft.call
+def _send_untracked(call, publish):
     if call.options.get('serializer') in (None, 'json'):
         check_payload(call.name, call.args, call.kwargs, call.options)
     if policy_of(call.task, call.args, call.kwargs, call.settings):
         raise CeleryError(f'{call.name}: unique, concurrency keys and ignore windows need a row, and the call has none')
-    return _send_now(draft._replace(header=False) if call.own.track is False else draft)
+    return _send_now(Draft(call, publish, False if call.own.track is False else call.header))
 
 
-def _send_tracked(draft):
+def _send_tracked(call, publish):
     """Make the row, and send the message, on commit if there is a transaction.
 
     Returns:
         `(result, id)`: the `AsyncResult`, and the primary key of the call's own row, or `None`.
     """
-    call = draft.call
     if host.is_in_maintenance():
         raise DatabaseReadOnly(_not_sent(call))
-    draft = draft._replace(row=build_row(call))
+    row = build_row(call)
     if caller().in_atomic_block:
         # The message goes out later, and says what the row says, whatever the caller does with its dict until then
         args, kwargs = copied(call.name, (call.args, call.kwargs))
         call = call._replace(args=args, kwargs=kwargs)
-        draft = draft._replace(call=call)
-    policy = policy_of(call.task, call.args, call.kwargs, call.settings, draft.row['branch'])
+    draft = Draft(call, publish, call.header, row)
+    policy = policy_of(call.task, call.args, call.kwargs, call.settings, row['branch'])
     if policy is not None:
         return _send_if_admitted(draft, policy)
     deadline = time.monotonic() + (PATIENCE if call.parent is not None else 0)
     try:
         # A row that cannot be made does not spoil the caller's transaction.
         with in_savepoint():
-            if draft.row['nesting']:
+            if row['nesting']:
                 draft = _patiently(partial(_as_replacement, draft), call, deadline)
             draft = _patiently(partial(_insert, draft, INSERT), call, deadline)
     except DatabaseError as exc:
@@ -140,16 +137,14 @@ def _send_tracked(draft):
             raise DatabaseReadOnly(_not_sent(call)) from exc
         # The task is worth more than its row.
         logger.exception('Task %s[%s] is sent without being tracked', call.name, call.task_id)
-        if not draft.row['nesting']:  # what takes the place of another task may have its row, which it is to end
+        if not row['nesting']:  # what takes the place of another task may have its row, which it is to end
             draft = draft._replace(header=False)
-    else:
-        draft = _marked(draft)
     return _send(draft), draft.id
 
 
-def _marked(draft):
-    """Return a draft whose message says that its run has a row."""
-    return draft if isinstance(draft.header, dict) else draft._replace(header=True)
+def _marked(draft, **values):
+    """Return a draft whose message says that its run has a row, with other values as given."""
+    return draft._replace(header=draft.header if isinstance(draft.header, dict) else True, **values)
 
 
 # The row
@@ -158,7 +153,7 @@ def _insert(draft, statement):
     """Insert the row of a draft with the caller's connection.
 
     Returns:
-        The draft as it was written; its `id` is `None` if the row was not inserted.
+        The draft as it was written, whose message says so; its `id` is `None` if the row was not inserted.
     """
     if statement is INSERT and draft.row['nesting']:
         statement = INSERT_OR_TAKE_OVER
@@ -172,13 +167,13 @@ def _insert(draft, statement):
             if not rows:
                 raise conflict(draft.row)  # another call was faster
     if not rows:
-        return draft
+        return _marked(draft)
     id, call = rows[0][0], draft.call
     if 'seen' in draft.row:
         now_or_on_commit(partial(forget, call.app.backend, call.task_id))
     if call.own.tags and not draft.takes_over:
         tag([id], call.own.tags)
-    return draft._replace(id=id, is_revoked=is_revoked)
+    return _marked(draft, id=id, is_revoked=is_revoked)
 
 
 def _execute(statement, row):
@@ -245,7 +240,7 @@ def _as_replacement(draft):
     """Return the draft of a call that may finish what replaced a task, with what the row of that task says of it."""
     call = draft.call
     takes_over, header = find_replaced(call.task_id, draft.row['nesting'])
-    draft = _marked(draft._replace(header=inherited(draft.header, header), takes_over=takes_over))
+    draft = _marked(draft._replace(header=inherited(draft.header, header)), takes_over=takes_over)
     message = message_of(call.name, call.args, call.kwargs, call.message_options(draft.header))
     return draft._replace(row={**draft.row, 'message': message})
 
