@@ -23,6 +23,7 @@ __all__ = (
     'Options',
     'Own',
     'begun_of',
+    'detached',
     'is_internal',
     'is_own',
     'lift',
@@ -209,6 +210,22 @@ def with_fixed_times(options: Options) -> Options:
     if not changes:
         return options
     return {name: value for name, value in options.items() if name != 'countdown' or not eta} | changes
+
+
+def detached(options: Options) -> dict[str, Any]:
+    """Return the options of a call with dicts and lists of their own, which later changes by the caller do not affect.
+
+    Signatures become dicts, as messages hold them.
+    """
+    return {name: _detached(value) for name, value in options.items()}
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _detached(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_detached(item) for item in value]
+    return value
 
 
 def begun_of(header: Any) -> int:

@@ -21,7 +21,7 @@ from django.db import DatabaseError, InternalError
 
 from ... import host
 from ..calls.call import Call
-from ..calls.options import tag
+from ..calls.options import detached, tag
 from ..calls.policies import policy_of
 from ..exceptions import DatabaseReadOnly, TaskConflict
 from ..store.database import (
@@ -117,9 +117,9 @@ def _send_tracked(call, publish):
         raise DatabaseReadOnly(_not_sent(call))
     row = build_row(call)
     if caller().in_atomic_block:
-        # The message goes out later, and says what the row says, whatever the caller does with its dict until then
+        # The message goes out later, and says what the row says, whatever the caller does with its dicts until then
         args, kwargs = copied(call.name, (call.args, call.kwargs))
-        call = call._replace(args=args, kwargs=kwargs)
+        call = call._replace(args=args, kwargs=kwargs, options=detached(call.options))
     draft = Draft(call, publish, call.header, row)
     policy = policy_of(call.task, call.args, call.kwargs, call.settings, row['branch'])
     if policy is not None:
