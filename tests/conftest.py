@@ -170,7 +170,13 @@ def pytest_collection_modifyitems(items):
     """Put tests with browsers behind the others, and those with workers last: workers run until the end of the session.
 
     Within each part `pytest-randomly` has shuffled files, classes and tests; `--randomly-seed=N` repeats an order.
+
+    Tests with browsers and workers are tried a second time, since they have deadlines. The report counts them as rerun;
+    with `-p no:rerunfailures` each test runs once.
     """
+    for item in items:
+        if place_of(item) and not item.get_closest_marker('flaky'):
+            item.add_marker(pytest.mark.flaky(reruns=1))
     items.sort(key=place_of)
 
 
