@@ -160,7 +160,12 @@ def test_replaced(app):
 
 
 def private_names(tree):
-    """Yield the private names that a module takes from others, and those that it defines."""
+    """Yield the private names that a module takes from others, also by `getattr()`, and those that it defines."""
+    slots = {
+        name for node in ast.walk(tree) if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == '__slots__'
+        for name in ast.walk(node.value)
+    }
+    parts = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr):
             own = isinstance(node.ctx, ast.Store)
@@ -174,11 +179,28 @@ def private_names(tree):
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield 'given', node.id
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and is_private(node.value):
-            yield 'given', node.value  # `__slots__`
+            if node not in parts:
+                yield ('given' if node in slots else 'taken'), node.value
 
 
 def is_private(name):
     return name.startswith('_') and not name.startswith('__')
+
+
+def test_private_names():
+    """The search finds each way to use a private name."""
+    source = '''
+from celery.canvas import _chain
+class Own:
+    __slots__ = ('_slot',)
+def _own(x):
+    x._given = x._taken
+    return getattr(x, '_by_name'), vars(x).pop('_by_key'), f'{x}_part'
+'''
+    assert sorted(private_names(ast.parse(source))) == [
+        ('given', 'Own'), ('given', '__slots__'), ('given', '_given'), ('given', '_own'), ('given', '_slot'),
+        ('taken', '_by_key'), ('taken', '_by_name'), ('taken', '_chain'), ('taken', '_taken'),
+    ]
 
 
 THEIRS = {'celery', 'kombu', 'billiard', 'amqp', 'vine'}

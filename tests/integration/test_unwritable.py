@@ -103,7 +103,7 @@ def test_table_away_at_a_replacement(services, worker, gate):
     with table_away(services):
         open_gate(gate)
         until(lambda: 'replaced' in noted(run.id), 30)
-        until(lambda: f'What replaces task {run.id} is run without being tracked' in worker.output)
+        until(lambda: f'The replacement of task {run.id} is sent without being tracked' in worker.output)
 
     assert run.get(timeout=20) == run.id
     assert (ended(run).status, row(run).error) == ('ignored', 'Replaced by a task that is not tracked')

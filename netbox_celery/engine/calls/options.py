@@ -1,7 +1,8 @@
-"""The options of a call: which are ours (`netbox_*`), which go into the row, which stay in this process.
+"""The options of a call: which are ours (`netbox_*`), which are stored in the row, and which stay in this process.
 
-A `netbox_*` option may stand in the call or in the decorator, by itself or in the dict `netbox_kwargs`. The call
-beats the decorator; in each, the option by itself beats the dict. No function here changes a dict that it is given.
+A `netbox_*` option can be given in the call or in the decorator, by itself or in the dict `netbox_kwargs`. The call
+takes precedence over the decorator; in each of them, an option by itself takes precedence over the dict. No function
+here modifies a dict that it is given.
 """
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -41,7 +42,7 @@ OWN_PREFIX = 'netbox_'
 OWN_DICT = 'netbox_kwargs'
 OWN_NAMES = ('name', 'user', 'object', 'value_max', 'data', 'tags', 'track', 'schedule')
 
-#: Options that have a meaning only in the process of the call, or that `send()` determines itself.
+#: Options that only matter in the process that makes the call, or that `send()` determines itself.
 NOT_SENT = frozenset((
     'producer', 'publisher', 'connection', 'router', 'result_cls', 'task_type', 'add_to_parent', 'route_name',
 ))
@@ -83,7 +84,7 @@ class Own(NamedTuple):
 
 
 def _flat(own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options together with those of the dict among them, which the others beat."""
+    """Return options together with those in `netbox_kwargs` among them, over which the others take precedence."""
     spread = {key.removeprefix(OWN_PREFIX): value for key, value in (own.get('kwargs') or {}).items()}
     own = {name: value for name, value in own.items() if name != 'kwargs'}
     for name in (*spread, *own):
@@ -118,7 +119,7 @@ def split(options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
 def lift(task: Any, kwargs: Any, own: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Separate `netbox_*` options from a task's keyword arguments, as `delay(netbox_name=...)` passes them.
 
-    An argument for a parameter of the task with that name stays.
+    An argument for a parameter of the task with such a name is not separated.
 
     Returns:
         `(kwargs, own)`; `kwargs` itself if there are none.
@@ -166,15 +167,15 @@ def _reference(obj: Any) -> tuple[int | None, int | None]:
 
 
 def with_header(options: Options, header: Any = True) -> dict[str, Any]:
-    """Return the options of a call whose message says whether its run has a row.
+    """Return the options of a call with the engine's header, which says whether the run of the message has a row.
 
     Args:
-        options: The options; they are left as they are.
-        header: Whether it has one, or, as a dict, what else a worker has to know of the run.
+        options: The options; they are not changed.
+        header: Whether the run has a row; a dict if it has one and a worker needs to know more about the run.
     """
     headers = options.get('headers') or {}
     if header is True and isinstance(headers.get(HEADER), dict):
-        header = headers[HEADER]  # it says so, and more: a retry, or a row that is sent again
+        header = headers[HEADER]  # it says more than that: this is a retry, or a row that is sent again
     return {**options, 'headers': {**headers, HEADER: header}}
 
 
@@ -202,14 +203,14 @@ def with_fixed_times(options: Options) -> Options:
 
 
 def begun_of(header: Any) -> int:
-    """Return how often a row had been used again when a message with this header was sent (see `sending.used`)."""
+    """Return how often a row had been reused when a message with this header was sent (see `sending.used`)."""
     return header.get('begun', 0) if isinstance(header, dict) else 0
 
 
 def sent_options(options: Options, task: Any) -> dict[str, Any]:
     """Return the options that a row keeps: those that are needed to send the message again.
 
-    It leaves out empty ones, and those that Celery takes from the task's own attributes.
+    Empty options, and those that Celery takes from the task's own attributes, are omitted.
     """
     kept = {}
     for key, value in options.items():
@@ -219,7 +220,7 @@ def sent_options(options: Options, task: Any) -> dict[str, Any]:
             continue
         if key == 'headers' and isinstance(value, dict) and not (value := without_tracing(value)):
             continue
-        # Celery's settings declare the queue or exchange: its name is enough to find it again.
+        # Celery's settings declare the queue or exchange: its name is enough to find it again
         kept[key] = getattr(value, 'name', value) if key in ('queue', 'exchange') else value
     return kept
 
@@ -237,7 +238,7 @@ def _tags(tags: Iterable[Any]) -> tuple[Any, ...]:
 def _tag(name: str) -> Any:
     from extras.models import Tag
 
-    # Runs belong to main, whatever branch this is, and so do their tags
+    # Runs and their tags belong to main, also if the current branch is another one
     found = Tag.objects.using(DEFAULT_DB_ALIAS).filter(Q(name=name) | Q(slug=name)).first()
     if found is None:
         raise ValueError(f'netbox_tags: there is no tag {name!r}')

@@ -52,13 +52,13 @@ DEPENDENCY = re.compile(r'^Dependency ([0-9a-f-]{36}) raised')
 
 
 class _Thread(threading.local):
-    #: ID of the run because of which steps are closed now.
+    #: ID of the run that causes steps to be closed now.
     culprit: str | None = None
     #: The request of the run whose end started this.
     request: Any = None
     #: IDs of steps whose rows were just closed, and which are not yet reported to Celery.
     closing: set[str] | frozenset[str] = frozenset()
-    #: IDs of steps whose end was reported to Celery: a second report would hold less.
+    #: IDs of steps whose end was reported to Celery: a second report would contain less.
     reported: set[str] | frozenset[str] = frozenset()
     #: Collects the IDs of the steps that are reported now, if it is a set.
     reporting: set[str] | None = None
@@ -79,7 +79,7 @@ def _setting(**values):
 
 
 def _blaming(task_id, request=None):
-    """Name the run because of which steps are closed within the block."""
+    """Name the run that causes steps to be closed within the block."""
     return _setting(culprit=task_id, request=_thread.request or request)
 
 

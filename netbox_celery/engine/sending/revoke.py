@@ -1,7 +1,7 @@
-"""Celery's `revoke` and `terminate`, so that they hold.
+"""Makes Celery's `revoke` and `terminate` permanent: they are written into rows.
 
-Celery sends them to the workers that are online, which keep them in memory. Here they are marks in the rows as well, as
-any cancel is: a worker that starts later does not run what was revoked.
+Celery sends them to the workers that are online, which keep them in memory. Here they are marks in the rows as well,
+like any cancel: a worker that starts later does not run a revoked task.
 """
 import logging
 from functools import partial
@@ -55,4 +55,4 @@ def _cancel(task_ids, terminate):
         found = execute(caller(), REVOKABLE, ([id for id in map(str, task_ids) if is_uuid(id)], terminate))
         cancel_many([id for (id,) in found], error='Revoked')
     except DatabaseError:
-        logger.exception('The revoke of %s could not be written', ', '.join(map(str, task_ids)))
+        logger.exception('The revocation of %s could not be written', ', '.join(map(str, task_ids)))

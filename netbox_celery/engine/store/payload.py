@@ -22,7 +22,7 @@ from kombu.utils.json import JSONEncoder, loads, object_hook
 
 __all__ = (
     'DEEPEST',
-    'UNTOLD',
+    'UNREPORTED',
     'MarkerDecoder',
     'PayloadDecoder',
     'PayloadEncoder',
@@ -56,7 +56,7 @@ __all__ = (
     'sorted_text',
     'text_of',
     'to_jsonb',
-    'untold',
+    'unreported',
     'whole_number',
 )
 
@@ -88,7 +88,7 @@ LARGEST = 10 ** MOST_DIGITS
 #: Value of `exact_result` if the row holds only a text for people, and not the result itself.
 NOT_KEPT = ''
 #: Prefix of `exact_result` if Celery does not report the end to code that asks for it (`ignore_result`); pages show it.
-UNTOLD = '~'
+UNREPORTED = '~'
 
 #: Everything in JSON text that is not a bracket: strings, and what is between brackets and strings.
 _NO_BRACKETS = re.compile(r'(?:[^][{}"]++|"(?:[^"\\]++|\\.)*+")++')
@@ -373,9 +373,9 @@ def result_columns(value: Any, limit: int) -> tuple[dict[str, str], str | None]:
     return {'result': stored} if exact else {'result': stored, 'exact_result': text}, text
 
 
-def untold(exact_result: str | None) -> str:
+def unreported(exact_result: str | None) -> str:
     """Return the `exact_result` of a run whose end Celery does not report to code (`ignore_result`)."""
-    return NOT_KEPT if exact_result == NOT_KEPT else f'{UNTOLD}{exact_result or ""}'
+    return NOT_KEPT if exact_result == NOT_KEPT else f'{UNREPORTED}{exact_result or ""}'
 
 
 def result_of(result: str | None, exact_result: str | None) -> tuple[bool, Any]:
@@ -387,8 +387,8 @@ def result_of(result: str | None, exact_result: str | None) -> tuple[bool, Any]:
     """
     if exact_result == NOT_KEPT:
         return False, None
-    if exact_result and exact_result.startswith(UNTOLD):
-        exact_result = exact_result.removeprefix(UNTOLD) or None
+    if exact_result and exact_result.startswith(UNREPORTED):
+        exact_result = exact_result.removeprefix(UNREPORTED) or None
     value = read_value(exact_result or result or 'null')
     return bool(exact_result) or not is_cut(value), value
 

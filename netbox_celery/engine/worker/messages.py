@@ -26,7 +26,7 @@ from celery.worker.state import task_ready
 from kombu.utils.imports import symbol_by_name
 
 from ...choices import ResultStatusChoices as Status
-from ..calls.hooks import tell_of_failure
+from ..calls.hooks import report_failure
 from ..calls.ids import SPELLING, canonical
 from ..catalogue import discovery
 from ..catalogue.strategies import has_own_strategy, strategy_of, why_not_in_branch, why_untracked
@@ -392,7 +392,7 @@ def _fail(request, exc, traceback):
     except Exception:
         logger.exception('The end of task %s[%s] could not be fully reported', request.name, request.id)
     if status_of(request.id) != Status.STATUS_REVOKED:
-        tell_of_failure(request.task, request.id, request.args, request.kwargs, exc)
+        report_failure(request.task, request.id, request.args, request.kwargs, exc)
 
 
 # What the pool reports to a request

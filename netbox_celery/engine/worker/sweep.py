@@ -22,7 +22,7 @@ from celery.worker import state
 from ...choices import ResultStatusChoices as Status
 from ...config import get_config
 from ..calls.exact import call_of
-from ..calls.hooks import tell_of_failure
+from ..calls.hooks import report_failure
 from ..identity import identity
 from ..results import chords
 from ..runs.ending import ENDS
@@ -262,7 +262,7 @@ def _let_go(connection, app, run, error):
         logger.error('Task %s[%s] is lost: %s', name, task_id, error)
         app.backend.tell_end(task_id, WorkerLostError(error), states.FAILURE)
         if task is not None:
-            tell_of_failure(task, str(task_id), args, kwargs, WorkerLostError(error))
+            report_failure(task, str(task_id), args, kwargs, WorkerLostError(error))
 
 
 def _decode(message, is_original, exact):

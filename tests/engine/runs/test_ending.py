@@ -317,7 +317,7 @@ def replaced(stage, is_tracked=True):
         get_run(request).continued = True
         raise Ignore('replaced')
     with suppress(Ignore):
-        claim._making_way(on_replace)(task, None)
+        claim._handing_over_row(on_replace)(task, None)
     return request.id
 
 

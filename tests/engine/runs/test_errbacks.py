@@ -71,4 +71,4 @@ def test_database_that_is_away(monkeypatch, caplog):
     monkeypatch.setattr('netbox_celery.engine.runs.errbacks.get_connection', away)
     run = make_result('running')
     note_errbacks(app.backend, request_of(str(run.task_id), 'tests:inline'))
-    assert f'The error callbacks of {run.task_id} could not be noted' in caplog.text
+    assert f'The error callbacks of {run.task_id} could not be logged' in caplog.text

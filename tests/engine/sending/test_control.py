@@ -111,7 +111,7 @@ def test_broker_away(monkeypatch, caplog):
     run = make_result('pending')
     assert run.cancel()
     assert now(run).status == 'revoked'
-    assert 'could not be told of the cancel of 1 runs: away' in caplog.text
+    assert 'could not be notified that 1 runs were cancelled: away' in caplog.text
 
 
 def test_many():

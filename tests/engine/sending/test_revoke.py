@@ -89,4 +89,4 @@ def test_database_away(broadcast, monkeypatch, caplog):
     monkeypatch.setattr(revoke, 'execute', away)
     app.control.revoke('an-id')
     assert broadcast == [('revoke', {'task_id': 'an-id', 'terminate': False, 'signal': 'SIGTERM'}, None)]
-    assert 'The revoke of an-id could not be written' in caplog.text
+    assert 'The revocation of an-id could not be written' in caplog.text
