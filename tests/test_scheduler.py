@@ -256,7 +256,7 @@ def test_apply_entry_fails(make_beat, make_due, monkeypatch, when):
     assert runs() == ['due']
 
 
-def test_database_is_away_in_apply_entry(make_beat, make_due, monkeypatch):
+def test_database_is_unavailable_in_apply_entry(make_beat, make_due, monkeypatch):
     """Celery's method hides errors. An outage of the database is not hidden: the run is still due."""
     schedule = make_due()
     monkeypatch.setattr(schedules, 'start_run', mock.Mock(side_effect=OperationalError('away')))

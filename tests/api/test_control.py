@@ -43,7 +43,7 @@ class CancelTest(ActionTestCases.ActionTestCase):
             self.assertIsNotNone(response.json()['cancelled'])
         self.assertEqual(ObjectChange.objects.count(), 1)
 
-    def test_ended(self):
+    def test_finished(self):
         grant(self.user, CeleryResult, actions=['view', 'cancel'])
         ended = make_result('completed')
         response = self.post(obj=ended)

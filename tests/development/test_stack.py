@@ -99,7 +99,7 @@ def test_a_process_dies_with_its_parent(parent):
     assert wait_until(lambda: not birth_of(child), 20)
 
 
-def test_a_process_dies_with_its_parent_at_once(parent, tmp_path):
+def test_a_process_dies_with_its_parent_immediately(parent, tmp_path):
     """Even if the parent is killed before the system knows that they belong together."""
     slow = tmp_path / 'bin' / 'setpriv'
     slow.parent.mkdir()

@@ -78,7 +78,7 @@ def test_from_call_to_end(place):
     assert lines(runs['completed'][2]) == ['x'] * 3
 
 
-def test_many_at_once(place):
+def test_many_concurrent_calls(place):
     """A thousand runs are sent at once."""
     CeleryResult.enqueue_many(tasks.echo, [(number,) for number in range(1_000)], queue=place.worker.queue)
 

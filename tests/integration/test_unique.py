@@ -296,7 +296,7 @@ def test_group_that_joins():
     assert members.get(timeout=10) == [None] * 3
 
 
-def test_many_at_once():
+def test_many_concurrent_calls():
     """`enqueue_many` checks each call."""
     runs = CeleryResult.enqueue_many(unique, [('one',), ('two',), ('one',)], queue='nobody')
     assert [run.args for run in runs] == [['one'], ['two']]

@@ -194,7 +194,7 @@ def test_cancel_workflow(request_of, user):
     assert not runs.is_under_way(request_of, first)
 
 
-def test_chord_that_goes_on(request_of, user):
+def test_chord_that_continues(request_of, user):
     """A finished part may be about to send the body: it is marked as cancelled, too."""
     grant(user, CeleryResult, actions=['view', 'cancel'])
     part = make_result('completed', options={'chord': {'task': 'body'}})

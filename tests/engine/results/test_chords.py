@@ -156,7 +156,7 @@ def test_one_looks_at_a_time(told, look):
     assert look(watch) == 1
 
 
-def test_redis_is_away(look, monkeypatch, caplog):
+def test_redis_is_unavailable(look, monkeypatch, caplog):
     """What could not be reported is reported at the next look."""
     make_part(0), make_part(1)
     watch = Watch()

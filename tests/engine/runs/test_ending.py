@@ -108,7 +108,7 @@ class Away:
     (lambda run: ending.end_claimed(run, ENDS['raised'], error='no'), 'errored'),
     (lambda run: ending.record_retry(run, 'no', ''), 'retrying'),
 ], ids=['end', 'retry'])
-def test_database_away(run, monkeypatch, end, status):
+def test_database_unavailable(run, monkeypatch, end, status):
     """The caller goes on as if it was written, and it is, when the database takes it."""
     away = Away(monkeypatch)
     assert end(run)[1] == status

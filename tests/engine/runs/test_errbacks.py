@@ -64,7 +64,7 @@ def test_nothing_to_note():
     assert not CeleryLogEntry.objects.exists()
 
 
-def test_database_that_is_away(monkeypatch, caplog):
+def test_unavailable_database(monkeypatch, caplog):
     """The end of the run is written without the note."""
     def away():
         raise OperationalError('away')

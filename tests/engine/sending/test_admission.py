@@ -223,7 +223,7 @@ def test_slot_that_is_always_taken():
 
 
 @pytest.mark.parametrize('rollback', [False, True])
-def test_transaction_under_way(rollback):
+def test_open_transaction(rollback):
     """A call waits for another transaction: after a rollback the slot is free, after a commit it is not."""
     with transaction.atomic():
         admit(policy())
@@ -236,7 +236,7 @@ def test_transaction_under_way(rollback):
     assert slots() == [1]
 
 
-def test_many_at_once():
+def test_many_concurrent_calls():
     """However many calls are made at the same time, exactly as many as the limit are admitted."""
     threads = [in_thread(admit, policy(limit=3)) for __ in range(20)]
     for thread, __ in threads:
@@ -294,7 +294,7 @@ def test_own_turn(sent):
     assert len(sent) == 1
 
 
-def test_broker_away(monkeypatch, caplog):
+def test_broker_unavailable(monkeypatch, caplog):
     """A run with a slot that could not be sent keeps it, for the sweep to send; the others continue."""
     def away(*args):
         raise ConnectionError('away')
@@ -338,7 +338,7 @@ def test_all_lines(sent):
     assert len(sent) == 2
 
 
-def test_advanced_by_many_at_once(sent):
+def test_advanced_by_many_concurrently(sent):
     """Each run in line is sent once, and no slot is given away twice."""
     for __ in range(12):
         make(0, concurrency_limit=5)

@@ -103,7 +103,7 @@ def test_rolled_back():
     assert b'REVOKED' in stored()
 
 
-def test_broker_away(monkeypatch, caplog):
+def test_broker_unavailable(monkeypatch, caplog):
     """The row alone keeps the run from starting: a broker that is down only causes a warning."""
     def away(*args, **kwargs):
         raise ConnectionError('away')

@@ -82,7 +82,7 @@ def test_transaction(broadcast):
     assert [now(each).status for each in (kept, run, sent)] == ['pending', 'revoked', 'revoked']
 
 
-def test_database_away(broadcast, monkeypatch, caplog):
+def test_database_unavailable(broadcast, monkeypatch, caplog):
     """Workers get the revoke all the same."""
     def away(*args):
         raise OperationalError('away')

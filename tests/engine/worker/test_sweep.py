@@ -318,7 +318,7 @@ def test_one_sweeps_at_a_time():
     other.close()
 
 
-def test_nobody_is_judged_after_an_outage(monkeypatch):
+def test_no_worker_is_declared_lost_after_an_outage(monkeypatch):
     """A worker that may not judge declares none lost; the other steps are done."""
     from contextlib import contextmanager
 
