@@ -92,7 +92,7 @@ def test_nothing_is_due(make_beat, make_due, since, at_least, at_most):
 
 
 def test_each_once(make_beat, make_due):
-    """All that is due is sent at once, one run each."""
+    """All due schedules are sent immediately, one run each."""
     for number in range(5):
         make_due(f'due {number}', since=10 - number)
     beat = make_beat()

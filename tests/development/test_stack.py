@@ -148,7 +148,7 @@ def test_a_copy_of_a_server_in_use(services):
 
 
 def test_an_id_of_another_process(services):
-    """After a crash the server's ID may belong to any process, which is left alone."""
+    """After a crash, the server's process ID may belong to any process, which is not touched."""
     cluster = Cluster(services.directory / 'crashed' / 'postgres', services.cluster.password, durable=False)
     cluster.initialise()
     try:

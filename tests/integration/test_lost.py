@@ -238,7 +238,7 @@ def test_run_that_no_process_executes(prefork):
 
 
 def test_long_run_is_not_taken_for_lost(worker, gate):
-    """A run that takes longer than all timeouts of the sweep is left alone."""
+    """A run that takes longer than all timeouts of the sweep is not touched."""
     run = worker.send(tasks.hold, gate)
     started(run)
     before = worker.row.heartbeat

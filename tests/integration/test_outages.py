@@ -33,7 +33,7 @@ def postgres_away(services):
         admin.execute('CHECKPOINT')
     os.kill(cluster.process.pid, signal.SIGKILL)
     until(lambda: not cluster.process.running)
-    # Its processes see that the first one is gone
+    # Its processes see that the first one has exited
     until(lambda: not processes_in(cluster.directory))
     try:
         yield

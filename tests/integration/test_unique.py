@@ -117,7 +117,7 @@ print([unique.apply_async(("crowd",), queue="nobody").id for __ in range(int(sys
 
 
 def test_crowd(instance, side):
-    """Fifty calls from ten processes at once make one run."""
+    """Fifty concurrent calls from ten processes make one run."""
     env = {**os.environ, **instance.environ, 'DJANGO_SETTINGS_MODULE': 'netbox.settings'}
     crowd = [
         subprocess.Popen([sys.executable, '-c', SCRIPT, '5'], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,

@@ -48,7 +48,7 @@ def no_insert(services, table):
     (tasks.hold, 'completed'), (tasks.hold_and_fail, 'errored'),
 ], ids=['completed', 'errored'])
 def test_table_missing_at_the_end(services, worker, gate, task, status):
-    """The body goes on to its end, the log of the worker names the run, and the end is written when the table is back.
+    """The body runs to its end, the worker's log names the run, and the end is written when the table is back.
     """
     run = worker.send(task, gate, 2)
     until(lambda: 'started' in noted(run.id))
@@ -215,7 +215,7 @@ def test_log_refused(services, worker, gate):
 def test_soft_limit_while_the_claim_waits(services, prefork, gate, lock, task):
     """A soft limit before the body starts ends the run with that reason, and the worker continues.
 
-    The claim was sent: should PostgreSQL still carry it out, nobody would be there to end the run.
+    The claim was sent: if PostgreSQL still executed it, no process would finish the run.
     """
     run = prefork.send(task, gate, countdown=1, soft_time_limit=1)
     until(lambda: row(run).sent)

@@ -157,7 +157,7 @@ def test_cancel(request_of, status, expected):
 
 
 def test_cancel_many(request_of, monkeypatch):
-    """In batches; finished runs are left alone."""
+    """In batches; finished runs are not changed."""
     monkeypatch.setattr(runs, 'BATCH', 2)
     waiting, done = [make_result('pending') for __ in range(4)], make_result('completed')
     ids = [waiting[0].pk, done.pk, *(run.pk for run in waiting[1:])]

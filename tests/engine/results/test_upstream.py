@@ -1,4 +1,4 @@
-"""Steps that will never run: which get rows, and which rows are left alone."""
+"""Steps that will never run: which get rows, and which rows are not changed."""
 from uuid import uuid4
 
 import pytest

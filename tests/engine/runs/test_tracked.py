@@ -209,7 +209,7 @@ def test_progress_that_is_not_a_number(run, odd, is_read, caplog):
 
 @pytest.mark.parametrize('data', [object(), {1, 2}, lambda: None])
 def test_data_that_json_cannot_hold(run, data):
-    """The task hears of it at once, and nothing is written."""
+    """The task gets the error immediately, and nothing is written."""
     with pytest.raises(TypeError):
         TrackedResult(run).update(value=1, data=data)
     with pytest.raises(TypeError):

@@ -1,4 +1,4 @@
-"""Concurrency slots, waiting lines and ignore windows: each statement on rows of its own, and two at once."""
+"""Concurrency slots, waiting lines and ignore windows: each statement on its own rows, and two concurrently."""
 import threading
 from datetime import timedelta
 from functools import partial
@@ -110,7 +110,7 @@ def test_other_keys():
 
 
 def test_no_two_in_one_slot():
-    """PostgreSQL itself refuses it, whoever writes."""
+    """PostgreSQL itself refuses it for every writer."""
     make(1)
     with pytest.raises(IntegrityError):
         make(1)
@@ -307,7 +307,7 @@ def test_broker_unavailable(monkeypatch, caplog):
 
 
 def test_slot_taken_meanwhile(sent):
-    """A call that takes the free slot first is no error: the line is checked again."""
+    """If a call takes the free slot first, that is not an error: the line is checked again."""
     make(0)
     answers = [IntegrityError('taken'), IntegrityError('taken')]
 

@@ -50,7 +50,7 @@ def test_terminate_of_any_type(broadcast, terminate, is_cancelled):
 
 
 def test_commands(broadcast):
-    """As `celery control` sends them, with one ID or several, of any type; other commands are left alone."""
+    """As `celery control` sends them, with one ID or several, of any type; other commands are not changed."""
     one, two, three = (make_result('pending') for __ in range(3))
     app.control.broadcast('terminate', {'signal': 'KILL', 'task_id': [str(one.task_id)]})
     app.control.revoke({two.task_id})

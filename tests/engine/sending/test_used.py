@@ -179,7 +179,7 @@ def test_called_by_an_untracked_task(calling, task, queue, request_, status):
 
 
 def test_chord_that_is_counted_again(task, queue):
-    """Parts that may have been sent before are left alone."""
+    """Parts that may have been sent before are not sent again."""
     task_id = task.apply_async((1,), queue=str(queue)).id
     with used.repeating():
         task.apply_async((1,), queue=str(queue), task_id=task_id)
