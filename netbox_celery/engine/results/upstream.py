@@ -265,7 +265,7 @@ class UpstreamMixin(Backend):
             except (DatabaseError, EncodeError, LookupError, RecursionError, TypeError, ValueError):
                 logger.exception('The steps after %s[%s] could not be closed', name, options['task_id'])
 
-    def tell_end(self, task_id, exc, state):
+    def report_end(self, task_id, exc, state):
         """Report the end of a run to the code that waits for its result, and end what depends on it."""
         task_id = str(task_id)
         try:

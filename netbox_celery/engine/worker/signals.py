@@ -132,7 +132,7 @@ def on_rejected(sender=None, message=None, exc=None, **kwargs):
             exc, end = DecodeError(error), ENDS['unreadable']
         close = partial(end_from_outside, task_id, end, error=error)
         if close() or _insert_foreign(sender.app, message, task_id, name, args, kwargs) and close():
-            sender.app.backend.tell_end(task_id, exc, states.FAILURE)
+            sender.app.backend.report_end(task_id, exc, states.FAILURE)
             if task := sender.app.tasks.get(name):
                 report_failure(task, task_id, args, kwargs, exc)
 
@@ -185,10 +185,10 @@ def on_received(request=None, **kwargs):
         )):
             requeue = False
             if ended == Status.STATUS_REVOKED:
-                request.task.app.backend.tell_end(request.id, TaskRevokedError('revoked'), states.REVOKED)
+                request.task.app.backend.report_end(request.id, TaskRevokedError('revoked'), states.REVOKED)
             else:
                 exc = WorkerLostError(lost)
-                request.task.app.backend.tell_end(request.id, exc, states.FAILURE)
+                request.task.app.backend.report_end(request.id, exc, states.FAILURE)
                 report_failure(request.task, request.id, request.args, request.kwargs, exc)
         return reject(log, errors, requeue)
     request.on_reject = on_reject

@@ -120,7 +120,7 @@ def test_refused_by_decorator(make_task, broker):
 def test_replacement(task, broker):
     """It cannot replace a task with a row, which would never finish."""
     run = make_result('running')
-    with pytest.raises(CeleryError, match='cannot take the place of a task that has a row'):
+    with pytest.raises(CeleryError, match='cannot replace a task that has a row'):
         task.apply_async(task_id=str(run.task_id), replaced_task_nesting=1)
     assert not broker
 

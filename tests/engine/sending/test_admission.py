@@ -69,7 +69,7 @@ def test_limit(limit):
     admitted = [admit(policy(limit=limit)) for __ in range(limit)]
     assert slots() == [*range(1, limit + 1)]
     assert all(it.id and not it.waits and not it.ignored for it in admitted)
-    with pytest.raises(TaskConflict, match='under way already') as caught:
+    with pytest.raises(TaskConflict, match='is already active') as caught:
         admit(policy(limit=limit))
     assert caught.value.task_id == str(CeleryResult.objects.get(pk=admitted[0].id).task_id)
     assert CeleryResult.objects.count() == limit

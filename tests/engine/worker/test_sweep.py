@@ -46,7 +46,7 @@ def identity(monkeypatch):
 @pytest.fixture(autouse=True)
 def backend(monkeypatch):
     told = mock.Mock()
-    monkeypatch.setattr(app.backend, 'tell_end', lambda task_id, exc, state: told(str(task_id), state))
+    monkeypatch.setattr(app.backend, 'report_end', lambda task_id, exc, state: told(str(task_id), state))
     return told
 
 
