@@ -47,7 +47,7 @@ class NetBoxCelery(Celery):
     amqp_cls = 'netbox_celery.engine.calls.queues:AMQP'
     registry_cls = 'netbox_celery.engine.catalogue.registry:Registry'
     task_cls = 'netbox_celery.engine.calls.oncommit:OnCommitTask'
-    control_cls = 'netbox_celery.engine.sending.revoke:Control'
+    control_cls = 'netbox_celery.engine.sending.control:Control'
     loader_cls = 'netbox_celery.engine.catalogue.discovery:Loader'
 
     _is_finalizing = False

@@ -19,11 +19,10 @@ from django.db import DatabaseError
 from kombu.exceptions import EncodeError
 
 from ...choices import ResultReasonChoices as Reason
-from ..calls.exact import options_of
 from ..runs.errbacks import note_errbacks
 from ..store import lifecycle
 from ..store.database import get_connection
-from ..store.payload import is_uuid, sorted_text
+from ..store.payload import is_uuid, options_of, sorted_text
 from ..workflows.canvas import as_request, leaves, unsent
 from ..workflows.requests import load_requests
 from .closing import Blame, close_step, failed_member, is_known_step, load_culprit

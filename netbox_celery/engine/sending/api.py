@@ -8,8 +8,10 @@ from django.db.models import BooleanField, Case, When
 from ..app import get_app
 from ..calls.ids import canonical_ids
 from ..calls.policies import SETTINGS, has_policy
+from ..catalogue.registry import get_task
 from ..store.database import caller
 from ..store.payload import is_uuid
+from .bulk import checked, send_many
 
 __all__ = (
     'enqueue',
@@ -56,15 +58,12 @@ def _caller(task_or_name):
 
 
 def _task(task_or_name):
-    from ..catalogue.registry import get_task
-
     return get_task(task_or_name) if isinstance(task_or_name, str) else task_or_name
 
 
 def enqueue_many(task_or_name, calls, *, user=None, instance=None, schedule_at=None, queue=None, **options):
     """Run a task many times (see `CeleryResult.enqueue_many`)."""
     from ...models import CeleryResult
-    from .bulk import checked, send_many
 
     _refuse_eager(app := get_app())
     options |= _given(user, instance, schedule_at, queue)

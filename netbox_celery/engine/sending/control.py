@@ -1,19 +1,24 @@
-"""Cancels runs, and runs them again."""
+"""Cancels runs, also by Celery's remote control, and runs them again."""
 import logging
 from functools import partial
 
-from django.db import transaction
+from celery.app import control
+from django.db import DatabaseError, transaction
 from django.utils.translation import gettext as _
+from kombu.utils.functional import maybe_list
 
+from ...choices import ResultStatusChoices
 from ..app import get_app
-from ..calls.exact import call_of
+from ..calls.ids import respelled
 from ..exceptions import NotRerunnable
 from ..store import branches, lifecycle
-from ..store.database import caller, execute, on_commit, refuse_read_only
+from ..store.database import caller, execute, now_or_on_commit, on_commit, refuse_read_only
+from ..store.payload import call_of, is_uuid
 from ..workflows.requests import load_requests
 from .admission import advance
 
 __all__ = (
+    'Control',
     'NotRerunnable',
     'cancel',
     'cancel_many',
@@ -49,8 +54,6 @@ def cancellation(result):
         `none`: it has finished. `revoke`: it has not started, and will not. `terminate`: its process, or its greenlet,
         will be terminated. `cooperative`: its worker cannot do that; the task itself must check `self.is_cancelled()`.
     """
-    from ...choices import ResultStatusChoices
-
     if result.is_finished:
         return 'none'
     if result.status in ResultStatusChoices.WAITING:
@@ -194,3 +197,46 @@ def rerun(result, user=None):
         result.celery_name, args=args, kwargs=kwargs, user=user or result.user_id,
         instance=result.object, netbox_name=result.name, **options
     )
+
+
+# Celery's remote control
+
+#: Commands that cancel runs.
+COMMANDS = ('revoke', 'terminate')
+
+# `terminate` ends a run that is running; `revoke` keeps a waiting one from starting.
+REVOKABLE = f"""
+    SELECT id FROM {lifecycle.TABLE}
+    WHERE task_id = ANY(%s::uuid[]) AND completed IS NULL AND cancelled IS NULL AND ({lifecycle.WAITING} OR %s)
+"""
+
+
+class Control(control.Control):
+    """Celery's remote control (`app.control`, `AsyncResult.revoke()`, `celery control`), with a lasting `revoke`.
+
+    Celery sends `revoke` and `terminate` to the workers that are online, which keep them in memory. Here they are marks
+    in the rows as well, like any cancel: a worker that starts later does not run a revoked task.
+    """
+
+    def broadcast(self, command, arguments=None, destination=None, **options):
+        """Broadcast a command to workers; see `celery.app.control.Control.broadcast`.
+
+        A `revoke` or `terminate` without a destination is written into the rows of the runs first: in a transaction, on
+        commit, while the workers that are online get it immediately.
+        """
+        for name in ('task_id', 'ids'):
+            if arguments and arguments.get(name):
+                arguments = {**arguments, name: respelled(arguments[name])}
+        if command in COMMANDS and not destination:
+            # Other programs pass a number (Flower), or a text
+            terminate = command == 'terminate' or bool(arguments.get('terminate'))
+            now_or_on_commit(partial(_cancel_by_id, maybe_list(arguments['task_id']), terminate))
+        return super().broadcast(command, arguments, destination, **options)
+
+
+def _cancel_by_id(task_ids, terminate):
+    try:
+        found = execute(caller(), REVOKABLE, ([id for id in map(str, task_ids) if is_uuid(id)], terminate))
+        cancel_many([id for (id,) in found], error='Revoked')
+    except DatabaseError:
+        logger.exception('The revocation of %s could not be written', ', '.join(map(str, task_ids)))

@@ -14,13 +14,12 @@ from django.db import DatabaseError
 from kombu.exceptions import EncodeError, OperationalError
 from redis.exceptions import RedisError
 
-from ..calls.exact import call_of
 from ..calls.options import with_header
 from ..calls.queues import check_call, without_delay
 from ..calls.visibility import warn_of_eta
 from ..store import lifecycle
 from ..store.database import caller
-from ..store.payload import read_value, text_of
+from ..store.payload import call_of, read_value, text_of
 from ..store.times import check_limits, nearest_sql, time_after
 from .rows import check_payload
 

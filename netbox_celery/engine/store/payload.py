@@ -28,6 +28,7 @@ __all__ = (
     'PayloadEncoder',
     'RowDecoder',
     'StrictDecoder',
+    'call_of',
     'check_depth',
     'check_markers',
     'clean',
@@ -45,6 +46,7 @@ __all__ = (
     'is_named',
     'is_uuid',
     'limited_jsonb',
+    'options_of',
     'other_number',
     'plain',
     'read_value',
@@ -172,6 +174,22 @@ def read_value(text: str) -> Any:
         ValueError: The text is invalid, or exceeds Python's limits.
     """
     return _read(text)
+
+
+def call_of(exact_call: str | None, args: Any, kwargs: Any, options: Any) -> list[Any]:
+    """Return arguments, keyword arguments and options of a call as they were given.
+
+    Args:
+        exact_call: The parts that the row stores as text, or `None` (see `rows.exact_call`).
+        args, kwargs, options: The values of their own columns.
+    """
+    exact = read_value(exact_call) if exact_call else ()
+    return [part if part is not None else own for part, own in zip((*exact, None, None, None), (args, kwargs, options))]
+
+
+def options_of(exact_call: str | None, text: str) -> Any:
+    """Return the options of a call as they were given, from the row's text of the call and the column for options."""
+    return call_of(exact_call, None, None, read_value(text))[2]
 
 
 def dumps(value: Any) -> str:

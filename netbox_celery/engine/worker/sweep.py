@@ -21,7 +21,6 @@ from celery.worker import state
 
 from ...choices import ResultStatusChoices as Status
 from ...config import get_config
-from ..calls.exact import call_of
 from ..calls.hooks import report_failure
 from ..identity import identity
 from ..results import chords
@@ -33,7 +32,7 @@ from ..sending.control import terminate_cancelled
 from ..sending.publish import COLUMNS, is_away, send_row
 from ..store import lifecycle
 from ..store.database import UNAVAILABLE, EngineConnection
-from ..store.payload import PayloadDecoder, is_uuid, text_of
+from ..store.payload import PayloadDecoder, call_of, is_uuid, text_of
 from .missing import GRACE, find_fetched, find_missing
 
 __all__ = (
