@@ -233,7 +233,7 @@ class BulkCancelTest(BulkTestCase):
     def test_limit(self):
         """More runs than one request can process are done in turn, the oldest first."""
         grant(self.user, CeleryResult, actions=['view', 'cancel'])
-        with patch('netbox_celery.views.bulk.CeleryResultBulkCancelView.limit', 2):
+        with patch('netbox_celery.views.bulk_actions.CeleryResultBulkCancelView.limit', 2):
             self.assertIn('Only the oldest 2 will be processed', self.post({'pk': self.pks}).content.decode())
             self.post({'pk': self.pks, '_confirm': ''})
         self.assertEqual(self.statuses(*self.runs), ['revoked', 'revoked', 'pending'])
