@@ -169,7 +169,7 @@ def eager(monkeypatch):
 def pytest_collection_modifyitems(items):
     """Put tests with browsers behind the others, and those with workers last: workers run until the end of the session.
 
-    Within each part `pytest-randomly` has shuffled files, classes and tests; `-p randomly_seed=N` repeats an order.
+    Within each part `pytest-randomly` has shuffled files, classes and tests; `--randomly-seed=N` repeats an order.
     """
     items.sort(key=place_of)
 

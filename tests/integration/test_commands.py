@@ -98,7 +98,7 @@ def test_output_of_commands_in_parallel(threads):
 @pytest.mark.parametrize('how, status, error, attempts', [
     # The setting lets it be tried again
     ('error', 'failed', 'It did not work', 2),
-    ('exit', 'failed', 'The command ended with exit code 4', 2),
+    ('exit', 'failed', 'The command exited with code 4', 2),
     ('exception', 'errored', 'ValueError: unexpected', 2),
     ('exit well', 'completed', '', 1),
     # What the command gives to another one is its own error

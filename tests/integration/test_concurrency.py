@@ -81,7 +81,7 @@ def test_join(threads, gate):
 
 def test_fail(threads, gate):
     first = threads.send(keyed, 'sw1', gate, on_conflict='fail')
-    with pytest.raises(TaskConflict, match='under way') as caught:
+    with pytest.raises(TaskConflict, match='already active') as caught:
         threads.send(keyed, 'sw1', on_conflict='fail')
     assert caught.value.task_id == first.id
     assert CeleryResult.objects.count() == 1

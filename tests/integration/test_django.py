@@ -84,7 +84,7 @@ def test_wait_without_end_is_refused(make_worker, pool):
     worker = make_worker(f'waiting-{pool}', pool=pool).start().ready()
     result = worker.run(delays.waits)
     assert 'Never call result.get() within a task' in result.result
-    with transaction.atomic(), pytest.raises(RuntimeError, match='committed'):
+    with transaction.atomic(), pytest.raises(RuntimeError, match='sent on commit'):
         tasks.echo.apply_async_and_get_result(('never',), queue=worker.queue)
     assert CeleryResult.objects.count() == 1
 

@@ -103,7 +103,7 @@ def test_known_id_of_another_call(prefork, elsewhere, task, args):
     elsewhere.send_task(getattr(task, 'name', task), args, task_id=run.id, queue=prefork.queue)
     if task is not tasks.plain:  # which is not tracked
         until(lambda: 'is not run: its row is that of another call' in prefork.output[seen:]
-              or f'A message with the ID of {tasks.echo.name}[{run.id}] is of' in prefork.output[seen:])
+              or f'A message with the ID of {tasks.echo.name}[{run.id}] is for' in prefork.output[seen:])
     assert prefork.run(tasks.echo).status == 'completed'
     assert (row(run).status, row(run).claims, notes(run.id)) == ('scheduled', 0, [])
     assert row(run).cancel()

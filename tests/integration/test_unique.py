@@ -184,7 +184,7 @@ def test_wrong_settings(options, message):
 
 
 def test_is_processing_of_what_is_not_unique():
-    with pytest.raises(CeleryError, match='neither unique'):
+    with pytest.raises(CeleryError, match='is not unique'):
         tasks.echo.is_processing()
 
 

@@ -133,7 +133,7 @@ def _send_tracked(draft):
         with in_savepoint():
             if draft.row['nesting']:
                 draft = _patiently(partial(_as_replacement, draft), call, deadline)
-            draft = _patiently(partial(_insert, draft), call, deadline)
+            draft = _patiently(partial(_insert, draft, INSERT), call, deadline)
     except DatabaseError as exc:
         if is_read_only(exc):
             # A worker could neither claim the run nor write its end
@@ -154,7 +154,7 @@ def _marked(draft):
 
 # The row
 
-def _insert(draft, statement=INSERT):
+def _insert(draft, statement):
     """Insert the row of a draft with the caller's connection.
 
     Returns:
