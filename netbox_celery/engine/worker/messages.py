@@ -278,7 +278,7 @@ def _rejecting(consumer, handle, unclaimed=frozenset()):
             logger.exception('Rejecting a message that cannot be handled')
             if not message.acknowledged:
                 consumer.on_invalid_task(None, message, exc)
-                # An acknowledgement may already be under way, and there must not be a second one
+                # An acknowledgement may already be in progress, and there must not be a second one
                 message.ack = message.reject = message.requeue = lambda *args, **kwargs: None
     return on_message
 
