@@ -244,11 +244,11 @@ class CeleryBaseTask(TaskHooks, OnCommitTask):
             An `EagerResult`.
         """
         kwargs, __ = lift(self, kwargs, {})
-        options, __ = split(options)
-        if options.get('retries'):
+        others, __ = split(options)
+        if others.get('retries'):
             # The next attempt, which Celery makes inside the call of the first: that call was admitted and reported
-            return super().apply(args, kwargs, **options)
-        celery_options, settings = split_settings(options)
+            return super().apply(args, kwargs, **others)
+        celery_options, settings = split_settings(others)
         policy = policy_of(self, args, kwargs, settings)
         invocation = invocation_of(self, args, kwargs, celery_options)
         why_not = policy and why_not_now(policy)

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
+from types import ModuleType
 from typing import Any
 
 from celery import Celery, _state, canvas, result
@@ -61,7 +62,7 @@ OVERRIDDEN = {
     },
     'kombu.transport.virtual.base:Transport': {'_deliver': '(self, message, queue)'},
 }
-#: Functions about waiting for results, which modules of Celery import from each other.
+#: Functions about waiting for results, which modules import from each other.
 JOINING = {'allow_join_result', 'denied_join_result', 'task_join_will_block'}
 #: Other private names of theirs that our classes use.
 USED = {
@@ -217,18 +218,24 @@ def _denied_join_result():
     return _blocking(True)
 
 
+#: Celery's functions about waiting for results, with ours that replace them.
+BY_THREAD: dict[Any, Callable[..., Any]] = {
+    result.allow_join_result: _allow_join_result, result.denied_join_result: _denied_join_result,
+    _process_join_will_block: _task_join_will_block,
+}
+
+
 def join_by_thread() -> None:
     """Allow or deny each thread separately to wait for results.
 
     `allow_join_result()` and `denied_join_result()` of `celery.result` set one flag for the whole process. In a pool of
     threads, a thread that has collected the results of a chord then resets the flag for all others, and their chords
-    fail.
+    fail. Celery's own functions, in a module of a plugin that imported them earlier, would no longer have an effect in
+    a thread that has a flag of its own, such as one that executes `apply()`: they are replaced there as well.
     """
-    ours: dict[Any, Callable[..., Any]] = {
-        result.allow_join_result: _allow_join_result, result.denied_join_result: _denied_join_result,
-        _process_join_will_block: _task_join_will_block,
-    }
-    for name, module in list(sys.modules.items()):
-        if name.partition('.')[0] == 'celery':
+    for module in list(sys.modules.values()):
+        if isinstance(module, ModuleType):
             for attribute in JOINING & vars(module).keys():
-                setattr(module, attribute, ours.get(getattr(module, attribute), getattr(module, attribute)))
+                for theirs, ours in BY_THREAD.items():
+                    if vars(module)[attribute] is theirs:
+                        setattr(module, attribute, ours)

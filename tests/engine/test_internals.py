@@ -7,7 +7,7 @@ import textwrap
 import threading
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from celery import _state, chain, result
@@ -20,6 +20,8 @@ from netbox_celery.engine import internals
 from tests.support import call_in_thread
 
 PACKAGE = Path(internals.__file__).parents[1]
+#: Celery's own function
+ORIGINAL = next(function for function in internals.BY_THREAD if function.__name__ == 'allow_join_result')
 
 
 @pytest.fixture
@@ -87,6 +89,18 @@ def test_everywhere(app):
         and getattr(vars(module).get(attribute), '__module__', internals.__name__) != internals.__name__
     ]
     assert theirs == []
+
+
+def test_plugin_that_was_imported_earlier(monkeypatch):
+    """Its tasks may wait for results in `apply()`, as with Celery alone, and that changes no flag of the process."""
+    before = _state.task_join_will_block()
+    plugin = ModuleType('plugin_that_was_imported_earlier')
+    plugin.allow_join_result = ORIGINAL
+    monkeypatch.setitem(sys.modules, plugin.__name__, plugin)
+    internals.join_by_thread()
+    with result.denied_join_result(), plugin.allow_join_result():
+        result.assert_will_not_block()
+    assert _state.task_join_will_block() == before
 
 
 def test_setting_of_celerys_test_worker(blocks):

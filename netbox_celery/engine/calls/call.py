@@ -60,7 +60,7 @@ class Call(NamedTuple):
 
     @property
     def task_id(self) -> str:
-        """The ID of its run."""
+        """The ID of its run. For a call without a row Celery may choose it when the message goes out."""
         return self.options['task_id']
 
     @property

@@ -4,8 +4,9 @@ A `netbox_*` option can be given in the call or in the decorator, by itself or i
 takes precedence over the decorator; in each of them, an option by itself takes precedence over the dict. No function
 here modifies a dict that it is given.
 """
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from functools import cache
 from inspect import Parameter, signature
 from typing import Any, NamedTuple, Self
 
@@ -23,6 +24,7 @@ __all__ = (
     'Options',
     'Own',
     'begun_of',
+    'detached',
     'is_internal',
     'is_own',
     'lift',
@@ -41,6 +43,8 @@ type Options = Mapping[str, Any]
 OWN_PREFIX = 'netbox_'
 OWN_DICT = 'netbox_kwargs'
 OWN_NAMES = ('name', 'user', 'object', 'value_max', 'data', 'tags', 'track', 'schedule')
+#: Attributes of tasks that are options.
+OWN_ATTRIBUTES = frozenset((*(OWN_PREFIX + name for name in OWN_NAMES), OWN_DICT))
 
 #: Options that only matter in the process that makes the call, or that `send()` determines itself.
 NOT_SENT = frozenset((
@@ -66,32 +70,41 @@ class Own(NamedTuple):
     @classmethod
     def merge(cls, task: Any, call: Mapping[str, Any]) -> Self:
         """Merge the options of a call (as `split` returns them) over those of the task's decorator."""
-        if task is not None:
-            decorator = {
-                name: value for name in OWN_NAMES
-                if (value := getattr(task, OWN_PREFIX + name, None)) is not None
-            }
-            merged = _flat({**decorator, 'kwargs': getattr(task, OWN_DICT, None)}) | _flat(call)
-        else:
-            merged = _flat(call)
-        object_type_id, object_id = _reference(merged.get('object'))
-        return cls(
-            name=merged.get('name'), user_id=_user_id(merged.get('user')), object_type_id=object_type_id,
-            object_id=object_id, value_max=merged.get('value_max'), data=merged.get('data'),
-            tags=_tags(merged.get('tags') or ()), track=merged.get('track'),
-            schedule_id=getattr(merged.get('schedule'), 'pk', merged.get('schedule')),
-        )
+        fields: dict[str, Any] = {}
+        for name, value in {**_flat(_declared(task)), **_flat(call)}.items():
+            if value is not None:
+                fields |= _FIELDS[name](value) if name in _FIELDS else {name: value}
+        return cls(**fields)
 
 
-def _flat(own: Mapping[str, Any]) -> dict[str, Any]:
+def _declared(task: Any) -> dict[str, Any]:
+    """Return the options of a task's decorator, without their prefix; an instance may have more than its class."""
+    if task is None:
+        return {}
+    names = _declared_by(task.__class__)
+    if not OWN_ATTRIBUTES.isdisjoint(vars(task)):
+        names |= OWN_ATTRIBUTES & vars(task).keys()
+    return {
+        name.removeprefix(OWN_PREFIX): value for name in names if (value := getattr(task, name)) is not None
+    }
+
+
+@cache
+def _declared_by(cls: type) -> frozenset[str]:
+    """Return the names of the options that a class of tasks has. Most have one, and looking for the others is slow."""
+    return frozenset(name for name in OWN_ATTRIBUTES if hasattr(cls, name))
+
+
+def _flat(own: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return options together with those in `netbox_kwargs` among them, over which the others take precedence."""
-    spread = {key.removeprefix(OWN_PREFIX): value for key, value in (own.get('kwargs') or {}).items()}
-    own = {name: value for name, value in own.items() if name != 'kwargs'}
-    for name in (*spread, *own):
+    if 'kwargs' in own:
+        spread = {key.removeprefix(OWN_PREFIX): value for key, value in (own['kwargs'] or {}).items()}
+        own = spread | {name: value for name, value in own.items() if name != 'kwargs'}
+    for name in own:
         if name not in OWN_NAMES:
             known = ', '.join(OWN_PREFIX + name for name in (*OWN_NAMES, 'kwargs'))
             raise TypeError(f'{OWN_PREFIX}{name} is not an option of netbox-celery; the options are {known}')
-    return spread | own
+    return own
 
 
 def is_internal(name: str) -> bool:
@@ -104,16 +117,16 @@ def is_own(name: Any) -> bool:
     return isinstance(name, str) and name.startswith(OWN_PREFIX)
 
 
-def split(options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return `(options, own)`: new dicts of Celery's options, and of ours without their prefix."""
-    celery_options: dict[str, Any] = {}
-    own: dict[str, Any] = {}
-    for key, value in options.items():
-        if key.startswith(OWN_PREFIX):
-            own[key[len(OWN_PREFIX):]] = value
-        else:
-            celery_options[key] = value
-    return celery_options, own
+def split(options: Options) -> tuple[Options, dict[str, Any]]:
+    """Return `(options, own)`: Celery's options, and ours without their prefix.
+
+    Returns:
+        New dicts; `options` itself if none of them is ours.
+    """
+    own = {key[len(OWN_PREFIX):]: value for key, value in options.items() if key.startswith(OWN_PREFIX)}
+    if not own:
+        return options, own
+    return {key: value for key, value in options.items() if not key.startswith(OWN_PREFIX)}, own
 
 
 def lift(task: Any, kwargs: Any, own: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -151,13 +164,11 @@ def _user_id(user: Any) -> Any:
     """Return the primary key of a user, given as such, as a user, or by name; `None` for an anonymous user."""
     if isinstance(user, str):
         return get_user_model().objects.values_list('pk', flat=True).get(username=user)
-    return getattr(user, 'pk', user) if user is not None else None
+    return getattr(user, 'pk', user)
 
 
-def _reference(obj: Any) -> tuple[int | None, int | None]:
+def _reference(obj: Any) -> tuple[int, int]:
     """Return `(object_type_id, object_id)` for a NetBox object, or for a pair `('app.model', pk)`."""
-    if obj is None:
-        return None, None
     if isinstance(obj, Model):
         if obj.pk is None:
             raise ValueError(f'netbox_object: {obj!r} has not been saved')
@@ -202,6 +213,22 @@ def with_fixed_times(options: Options) -> Options:
     return {name: value for name, value in options.items() if name != 'countdown' or not eta} | changes
 
 
+def detached(options: Options) -> dict[str, Any]:
+    """Return the options of a call with dicts and lists of their own, which later changes by the caller do not affect.
+
+    Signatures become dicts, as messages hold them.
+    """
+    return {name: _detached(value) for name, value in options.items()}
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _detached(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_detached(item) for item in value]
+    return value
+
+
 def begun_of(header: Any) -> int:
     """Return how often a row had been reused when a message with this header was sent (see `sending.used`)."""
     return header.get('begun', 0) if isinstance(header, dict) else 0
@@ -243,6 +270,15 @@ def _tag(name: str) -> Any:
     if found is None:
         raise ValueError(f'netbox_tags: there is no tag {name!r}')
     return found
+
+
+#: The fields of `Own` that follow from an option; the other options are fields themselves.
+_FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    'user': lambda user: {'user_id': _user_id(user)},
+    'object': lambda obj: dict(zip(('object_type_id', 'object_id'), _reference(obj))),
+    'tags': lambda tags: {'tags': _tags(tags or ())},
+    'schedule': lambda schedule: {'schedule_id': getattr(schedule, 'pk', schedule)},
+}
 
 
 def tag(ids: Iterable[int], tags: Iterable[Any]) -> None:

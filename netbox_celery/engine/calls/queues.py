@@ -164,7 +164,7 @@ def destination(app: Any, name: str, args: Any, kwargs: Any, options: Options, t
     if exchange is None and routing_key is None:
         if queue:
             return _name_of(queue)
-        if not app.conf.task_routes:
+        if not app.amqp.routes:
             return app.conf.task_default_queue
     # The router removes the queue from the dict
     routed = app.amqp.router.route(dict(options), name, args, kwargs, task)

@@ -11,7 +11,7 @@ from uuid import uuid4
 from celery.utils.saferepr import saferepr
 
 from ... import host
-from ..calls.options import tag
+from ..calls.options import detached, tag
 from ..calls.visibility import warn_of_eta
 from ..catalogue.strategies import has_own_strategy, refuse_row
 from ..exceptions import DatabaseReadOnly
@@ -145,7 +145,8 @@ def _send_batch(call, calls, payloads):
         tag(ids, call.own.tags)
     messages = list(zip(task_ids, calls, ids))
     if caller().in_atomic_block:
-        # The messages must agree with the rows, even if the caller modifies its lists until then
+        # The messages must agree with the rows, even if the caller modifies its lists and dicts until then
+        call = call._replace(options=detached(call.options))
         on_commit(partial(_publish_on_commit, call, copied(call.name, messages)))
     else:
         accepted: set[int] = set()

@@ -65,29 +65,34 @@ def describe(app, name, args, kwargs, options):
     task = options.get('task_type') or find_task(app, name)
     if 'task_type' not in options:
         kwargs, asked = lift(task, kwargs, asked)
+    queue = check_call(app, name, args, kwargs, options, task)
     parent = app.current_worker_task
     request = parent.request_stack.top if parent is not None else None
     run = get_run(request)
-    given = {
-        'app': app, 'name': name, 'args': args, 'kwargs': kwargs, 'settings': settings, 'task': task, 'parent': parent,
-        'request': request, 'run': run, 'queue': check_call(app, name, args, kwargs, options, task),
-    }
     if request is not None and _continues(options, task, settings, request, run):
-        return _describe_next(options, given)
+        options, replaces, has_row = _next(options, request, run)
+        return Call(
+            app, name, args, kwargs, options, settings=settings, task=task, queue=queue, parent=parent,
+            request=request, run=run, is_tracked=has_row, continues=True, replaces=replaces,
+        )
     own, has_row = _decide_on_row(app, name, kwargs, options, task, asked)
-    # Celery gives the ID of the parent, a body does not. For tasks of other classes it is not recorded that the body
-    # has returned
+    id_is_given = bool(options.get('task_id'))
+    # Celery names the parent, a body does not; of a task of another class nobody notes that its body has returned
     has_returned = run is not None and run.returned
     is_named = run is not None and options.get('parent_id') == run.task_id
+    invocation = invocation_of(task, args, kwargs, options)
+    if has_row:
+        options = complete(options, request)
+    elif invocation is not None:  # hooks get the ID before Celery would choose one
+        options = _with_id(options)
     return Call(
-        **given, options=complete(options, request) if has_row else _with_id(options), own=own, is_tracked=has_row,
-        id_is_given=bool(options.get('task_id')) and not options.get('retries'),
-        id_is_known=id_is_known or parent is not None and bool(options.get('task_id')) or any(
-            map(options.get, DEPENDENTS)
-        ),
+        app, name, args, kwargs, options, own=own, settings=settings, task=task, queue=queue, parent=parent,
+        request=request, run=run, is_tracked=has_row,
+        id_is_given=id_is_given and not options.get('retries'),
+        id_is_known=id_is_known or parent is not None and id_is_given or any(map(options.get, DEPENDENTS)),
         is_next_step=is_named or has_returned,
         predecessor=options['parent_id'] if is_named and has_returned else None,
-        invocation=invocation_of(task, args, kwargs, options),
+        invocation=invocation,
     )
 
 
@@ -178,15 +183,12 @@ def _continues(options, task, settings, request, run):
     return run is None or not run.replaced or not has_policy(task, settings)
 
 
-def _describe_next(options, given):
-    run, request = given['run'], given['request']
+def _next(options, request, run):
+    """Return the options of such a call, whether it replaces the task, and whether it has a row."""
     replaces = (options.get('replaced_task_nesting') or 0) > (request.replaced_task_nesting or 0)
     has_row = run is not None and (run.replaced or not replaces)
     options = _options_of_next(options, request)
-    return Call(
-        **given, options=with_fixed_times(options) if has_row and replaces else options, is_tracked=has_row,
-        continues=True, replaces=replaces,
-    )
+    return with_fixed_times(options) if has_row and replaces else options, replaces, has_row
 
 
 def _options_of_next(options, request):
@@ -205,12 +207,12 @@ def complete(options, request=None):
         options: The options.
         request: The request of the task that calls, or `None`.
     """
-    parents = {'root_id': options.get('root_id')}
+    changes = {'task_id': str(options.get('task_id') or uuid4()), 'root_id': options.get('root_id')}
     if request is not None:
-        parents['root_id'] = parents['root_id'] or request.root_id or request.id
-        parents['parent_id'] = options.get('parent_id') or request.id
-    parents['root_id'] = parents['root_id'] or root_of(options)
-    return with_fixed_times({**options, 'task_id': str(options.get('task_id') or uuid4()), **parents})
+        changes['root_id'] = changes['root_id'] or request.root_id or request.id
+        changes['parent_id'] = options.get('parent_id') or request.id
+    changes['root_id'] = changes['root_id'] or root_of(options)
+    return with_fixed_times({**options, **changes})
 
 
 def _with_id(options):

@@ -21,7 +21,7 @@ from django.db import DatabaseError, InternalError
 
 from ... import host
 from ..calls.call import Call
-from ..calls.options import tag
+from ..calls.options import detached, tag
 from ..calls.policies import policy_of
 from ..exceptions import DatabaseReadOnly, TaskConflict
 from ..store.database import (
@@ -91,47 +91,44 @@ def send(app, publish, name, args, kwargs, options):
         return send_next(call, publish)
     if call.run is not None and call.run.replaced:
         call.run.continued = True  # a replacement is sent
-    draft = Draft(call, publish, call.header)
     if not call.is_tracked:
-        return _send_untracked(draft)
-    result, id = _send_tracked(draft)
+        return _send_untracked(call, publish)
+    result, id = _send_tracked(call, publish)
     # Without a row of its own, the call has joined an existing run
     result.netbox_joined = id is None
     return result
 
 
-def _send_untracked(draft):
-    call = draft.call
+def _send_untracked(call, publish):
     if call.options.get('serializer') in (None, 'json'):
         check_payload(call.name, call.args, call.kwargs, call.options)
     if policy_of(call.task, call.args, call.kwargs, call.settings):
         raise CeleryError(f'{call.name}: unique, concurrency keys and ignore windows need a row, and the call has none')
-    return _send_now(draft._replace(header=False) if call.own.track is False else draft)
+    return _send_now(Draft(call, publish, False if call.own.track is False else call.header))
 
 
-def _send_tracked(draft):
+def _send_tracked(call, publish):
     """Insert the row, and send the message: on commit, if there is a transaction.
 
     Returns:
         `(result, id)`: the `AsyncResult`, and the primary key of the call's own row, or `None`.
     """
-    call = draft.call
     if host.is_in_maintenance():
         raise DatabaseReadOnly(_not_sent(call))
-    draft = draft._replace(row=build_row(call))
+    row = build_row(call)
     if caller().in_atomic_block:
-        # The message is sent later, and must agree with the row even if the caller modifies its dict until then
+        # The message is sent later, and must agree with the row even if the caller modifies its dicts until then
         args, kwargs = copied(call.name, (call.args, call.kwargs))
-        call = call._replace(args=args, kwargs=kwargs)
-        draft = draft._replace(call=call)
-    policy = policy_of(call.task, call.args, call.kwargs, call.settings, draft.row['branch'])
+        call = call._replace(args=args, kwargs=kwargs, options=detached(call.options))
+    draft = Draft(call, publish, call.header, row)
+    policy = policy_of(call.task, call.args, call.kwargs, call.settings, row['branch'])
     if policy is not None:
         return _send_if_admitted(draft, policy)
     deadline = time.monotonic() + (PATIENCE if call.parent is not None else 0)
     try:
         # If the row cannot be inserted, the caller's transaction stays usable
         with in_savepoint():
-            if draft.row['nesting']:
+            if row['nesting']:
                 draft = _patiently(partial(_as_replacement, draft), call, deadline)
             draft = _patiently(partial(_insert, draft, INSERT), call, deadline)
     except DatabaseError as exc:
@@ -140,16 +137,14 @@ def _send_tracked(draft):
             raise DatabaseReadOnly(_not_sent(call)) from exc
         # The task is more important than its row
         logger.exception('Task %s[%s] is sent without being tracked', call.name, call.task_id)
-        if not draft.row['nesting']:  # a replacement may have the row of the replaced task, and has to finish that
+        if not row['nesting']:  # a replacement may have the row of the replaced task, and has to finish that
             draft = draft._replace(header=False)
-    else:
-        draft = _marked(draft)
     return _send(draft), draft.id
 
 
-def _marked(draft):
-    """Return a draft with a header that says that the run has a row."""
-    return draft if isinstance(draft.header, dict) else draft._replace(header=True)
+def _marked(draft, **values):
+    """Return a draft with a header that says that the run has a row, and with other values as given."""
+    return draft._replace(header=draft.header if isinstance(draft.header, dict) else True, **values)
 
 
 # The row
@@ -158,7 +153,7 @@ def _insert(draft, statement):
     """Insert the row of a draft with the caller's connection.
 
     Returns:
-        The draft as written; its `id` is `None` if the row was not inserted.
+        The draft as written, with a header that says so; its `id` is `None` if the row was not inserted.
     """
     if statement is INSERT and draft.row['nesting']:
         statement = INSERT_OR_TAKE_OVER
@@ -172,13 +167,13 @@ def _insert(draft, statement):
             if not rows:
                 raise conflict(draft.row)  # another call was faster
     if not rows:
-        return draft
+        return _marked(draft)
     id, call = rows[0][0], draft.call
     if 'seen' in draft.row:
         now_or_on_commit(partial(forget, call.app.backend, call.task_id))
     if call.own.tags and not draft.takes_over:
         tag([id], call.own.tags)
-    return draft._replace(id=id, is_revoked=is_revoked)
+    return _marked(draft, id=id, is_revoked=is_revoked)
 
 
 def _execute(statement, row):
@@ -246,7 +241,7 @@ def _as_replacement(draft):
     """Return the draft of a call that may finish the replacement of a task, with the header from that task's row."""
     call = draft.call
     takes_over, header = find_replaced(call.task_id, draft.row['nesting'])
-    draft = _marked(draft._replace(header=inherited(draft.header, header), takes_over=takes_over))
+    draft = _marked(draft._replace(header=inherited(draft.header, header)), takes_over=takes_over)
     message = message_of(call.name, call.args, call.kwargs, call.message_options(draft.header))
     return draft._replace(row={**draft.row, 'message': message})
 

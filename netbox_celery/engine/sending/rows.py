@@ -101,7 +101,7 @@ def build_row(call, run=None):
         kombu.exceptions.EncodeError: An argument cannot be written as JSON, or the message has another serializer.
     """
     name, options, own, queue = call.name, call.options, call.own, call.queue
-    if options.get('serializer') not in (None, *call.app.conf.accept_content):
+    if options.get('serializer') not in (None, 'json'):  # as the setting `accept_content` has it
         raise EncodeError(f'{name}: serializer {options["serializer"]!r} is not accepted by any worker; "json" is')
     args, kwargs = list(call.args or ()), dict(call.kwargs or {})
     payload = payload_columns(name, args, kwargs, options) | options_columns(name, options, call.task)

@@ -141,6 +141,27 @@ def test_arguments_used_again(task, queue, policy):
     assert bodies == [[run.args, run.kwargs] for run in CeleryResult.objects.order_by('pk')]
 
 
+def test_options_used_again(task, queue):
+    """The same holds for the options, and for what they hold."""
+    link = task.si('linked')
+    options = {'headers': {'number': 0, 'more': [0]}, 'link': [link], 'queue': str(queue)}
+
+    def change():
+        options['headers']['number'] += 1
+        options['headers']['more'].append(1)
+        link.set(countdown=5)
+        options['link'].append('no signature')
+    with transaction.atomic():
+        task.apply_async((), {}, **options)
+        CeleryResult.enqueue_many(task, [()], **options)
+        change()
+    assert [
+        (message['headers']['number'], message['headers']['more'], [
+            (step['args'], step['options']) for step in json.loads(b64decode(message['body']))[2]['callbacks']
+        ]) for message in queue()
+    ] == [(0, [0], [(['linked'], {})])] * 2
+
+
 @pytest.mark.parametrize('options, header', [
     ({'task_id': 'not-a-uuid'}, None), ({'netbox_track': False}, False),
 ])
