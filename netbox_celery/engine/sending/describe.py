@@ -77,7 +77,8 @@ def describe(app, name, args, kwargs, options):
         )
     own, has_row = _decide_on_row(app, name, kwargs, options, task, asked)
     id_is_given = bool(options.get('task_id'))
-    # Celery names the parent, a body does not; of a task of another class nobody notes that its body has returned
+    # Celery gives the ID of the parent, a body does not. For tasks of other classes it is not recorded that the body
+    # has returned
     has_returned = run is not None and run.returned
     is_named = run is not None and options.get('parent_id') == run.task_id
     invocation = invocation_of(task, args, kwargs, options)
