@@ -38,8 +38,8 @@ class NetBoxCeleryConfig(PluginConfig):
         from django.db.models.signals import pre_migrate
 
         # `celery` sets the current Celery app in every NetBox process, so that `shared_task` binds to it; `checks` and
-        # `signals` register their functions; `housekeeping` and `jobs` define the plugin's own tasks and jobs.
-        from . import branching, celery, checks, commands, housekeeping, jobs, signals  # noqa: F401
+        # `deletion` register their functions; `housekeeping` and `jobs` define the plugin's own tasks and jobs.
+        from . import branching, celery, checks, commands, deletion, housekeeping, jobs  # noqa: F401
         commands.register()
         branching.install()
         pre_migrate.connect(checks.stop_migration, sender=self)

@@ -47,7 +47,7 @@ class NetBoxCelery(Celery):
     amqp_cls = 'netbox_celery.engine.calls.queues:AMQP'
     registry_cls = 'netbox_celery.engine.catalogue.registry:Registry'
     task_cls = 'netbox_celery.engine.calls.oncommit:OnCommitTask'
-    control_cls = 'netbox_celery.engine.sending.revoke:Control'
+    control_cls = 'netbox_celery.engine.sending.control:Control'
     loader_cls = 'netbox_celery.engine.catalogue.discovery:Loader'
 
     _is_finalizing = False
@@ -140,7 +140,8 @@ def _load_settings():
 
 
 #: Changes in modules of Celery and Kombu, which apply to all their users in this process. Workers also change the pool
-#: of processes (`engine.worker.pool`) and commands of remote control (`engine.calls.ids`).
+#: of processes (`engine.worker.pool`), commands of remote control (`engine.calls.ids`, `engine.calls.queues`), and the
+#: handlers of tasks (`engine.runs.claim`).
 PATCHES = (
     join_by_thread,  # permission to wait for results applies to one thread
     forget_ids,  # a chain can be started more than once

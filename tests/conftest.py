@@ -2,7 +2,7 @@
 Every test runs on a real NetBox with a real PostgreSQL and a real Redis, which belong to this run of pytest alone.
 
 They are started before Django reads its settings, from a cluster that has all migrations applied (see
-`development/stack/`), and end with the run. So any number of runs can go on at the same time, `pytest` needs no
+`development/stack/`), and end with the run. So any number of test runs can run at a time, `pytest` needs no
 arguments and no environment, and what a test commits is seen by real workers: the database is the one that the
 configuration in `NETBOX_ROOT` names, not a second one of Django's making.
 

@@ -299,7 +299,7 @@ def test_what_fails_leaves_all_as_it_was(database):
     """If a name is taken by another table, for example, the statement fails, and so does the migration."""
     database.forerun(*STEPS)
     fill(database)
-    # Whose own table it is no migration of ours can know
+    # No migration of ours can know whose table it is
     database.run('CREATE VIEW netbox_celery_celeryworker AS SELECT 1 AS id')
     names = database.rows('SELECT relname FROM pg_class ORDER BY 1')
 

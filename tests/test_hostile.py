@@ -178,7 +178,7 @@ class BodiesTest(HostileTestCase):
 
 
 class NamesTest(HostileTestCase):
-    """Names that a user may not view are disclosed neither by an answer that repeats the request, nor by an order."""
+    """Names that a user may not view are disclosed neither by responses that repeat requests, nor by the order."""
 
     def setUp(self):
         super().setUp()

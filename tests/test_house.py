@@ -75,7 +75,7 @@ def test_tests_mirror_the_package(folder):
 
 
 def test_rooms_are_small():
-    """A room of the engine has few enough modules to be understood at once."""
+    """A room of the engine has at most ten modules, besides its `__init__`, so it can be understood as a whole."""
     rooms = [path for path in (PACKAGE / 'engine').iterdir() if path.is_dir() and path.name != '__pycache__']
     assert len(rooms) == 9
-    assert {room.name: len([*room.glob('*.py')]) for room in rooms if len([*room.glob('*.py')]) > 12} == {}
+    assert {room.name: len([*room.glob('*.py')]) for room in rooms if len([*room.glob('*.py')]) > 11} == {}

@@ -260,7 +260,7 @@ def canvas(kind, **kwargs):
 
 FORBIDDEN = signature('plugin:forbidden')
 ALLOWED = signature(HELLO_WORLD)
-#: What a run called, and whether it is no more than what one may run by name.
+#: What a run called, and whether it is only what the user is allowed to run by name.
 CALLS = {
     'the task': (HELLO_WORLD, [], {}, True),
     'map': ('celery.map', [], {'task': ALLOWED, 'it': ['Bob']}, True),

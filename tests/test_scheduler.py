@@ -92,7 +92,7 @@ def test_nothing_is_due(make_beat, make_due, since, at_least, at_most):
 
 
 def test_each_once(make_beat, make_due):
-    """All that is due is sent at once, one run each."""
+    """All due schedules are sent immediately, one run each."""
     for number in range(5):
         make_due(f'due {number}', since=10 - number)
     beat = make_beat()
@@ -256,7 +256,7 @@ def test_apply_entry_fails(make_beat, make_due, monkeypatch, when):
     assert runs() == ['due']
 
 
-def test_database_is_away_in_apply_entry(make_beat, make_due, monkeypatch):
+def test_database_is_unavailable_in_apply_entry(make_beat, make_due, monkeypatch):
     """Celery's method hides errors. An outage of the database is not hidden: the run is still due."""
     schedule = make_due()
     monkeypatch.setattr(schedules, 'start_run', mock.Mock(side_effect=OperationalError('away')))

@@ -227,7 +227,7 @@ def test_broken_transaction(run_task, make_task):
     assert run.status == 'errored'
     assert 'division by zero' in run.error
     assert run.messages == ['Before']
-    Site.objects.create(name='b', slug='b')  # the test goes on
+    Site.objects.create(name='b', slug='b')  # the test continues
 
 
 def test_integrity_error(run_task, make_task):

@@ -1,6 +1,8 @@
-"""Texts that people read on pages, in REST, errors and logs are plain English, with one word for one thing."""
+"""Texts on pages, in REST, errors, logs, comments and docstrings are plain English, with one word for one thing."""
 import ast
+import io
 import re
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -174,6 +176,37 @@ def faults(text):
 def test_wording():
     found = [f'{place}: {text.strip()!r}: {better}' for place, text in shown_texts() for better in faults(text)]
     assert not found, '\n'.join(['', *found])
+
+
+#: What must not come back in comments and docstrings, either: words that hide who does what.
+UNCLEAR = re.compile(
+    r'\b(?:whoever|anew|(?:some|no|any)body|at once|what becomes of|makes? way|made up for|under way|told|shall'
+    r'|beg(?:ins?|an)|side by side|go(?:es)? on|(?:is|are) (?:gone|away))\b',
+    re.IGNORECASE
+)
+
+
+def in_comments(source):
+    """Yield line and text of comments and docstrings, without code in backticks."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], re.sub('`[^`]*`', '', token.string)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+            yield node.body[0].lineno, re.sub('`[^`]*`', '', text)
+
+
+def test_comments():
+    found = [
+        f'{path.relative_to(PACKAGE.parent)}:{line}: {match[0]!r}' for path in sorted(PACKAGE.rglob('*.py'))
+        for line, text in in_comments(path.read_text()) if (match := UNCLEAR.search(' '.join(text.split())))
+    ]
+    assert not found, '\n'.join(['', *found])
+
+
+def test_places_of_comments():
+    source = "'''A `no` b.'''\nx = 1  # C\n\n\ndef f():\n    '''D.'''\n    return 'no'\n"
+    assert sorted(in_comments(source)) == [(1, 'A  b.'), (2, '# C'), (6, 'D.')]
 
 
 def test_all_kinds_of_texts_are_read():

@@ -439,7 +439,7 @@ def beat(stage):
         )
     stage.database.execute('TRUNCATE netbox_celery_celeryschedule CASCADE')
     return [
-        Figure('beat_idle_core_share', f'of a core, with {SCHEDULES:,} schedules of which none is due', 'ratio', [
+        Figure('beat_idle_core_share', f'of a core, with {SCHEDULES:,} schedules, none of them due', 'ratio', [
             used['main'] / elapsed
         ]),
         Figure('beat_idle_postgresql_core_share', 'the same, PostgreSQL', 'ratio', [used['postgresql'] / elapsed]),

@@ -344,7 +344,7 @@ Access     {self.card}
 
 def is_of_another(process):
     """
-    Return whether a process belongs to another checkout, of which this one, with its records, is a copy.
+    Return whether a process belongs to another checkout, from which this one was copied with its records.
     """
     with suppress(OSError):
         return not Path(os.readlink(f'/proc/{process.pid}/cwd')).is_relative_to(ROOT)

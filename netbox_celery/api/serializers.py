@@ -23,8 +23,8 @@ from ..choices import (
     ScheduleOverlapChoices,
 )
 from ..engine.store import branches
-from ..engine.store.redaction import shown
 from ..models import CeleryLogEntry, CeleryResult, CelerySchedule, CeleryTask, CeleryWorker
+from ..models.redaction import shown
 from ..reading.viewing import BESIDE, load_beside, reader_of_context
 from ..services import schedules as scheduling
 from .parameters import check_argument

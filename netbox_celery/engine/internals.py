@@ -1,7 +1,8 @@
-"""The only access to private names of Celery and Kombu, and the only place that patches Celery's own modules.
+"""The only access to private names of Celery and Kombu.
 
 Read in Celery 5.7 and Kombu 5.7. `tests/engine/test_internals.py` fails if one of these names is missing or takes other
-arguments, and if another module of ours uses a private name. `OVERRIDDEN` lists the methods that our classes override.
+arguments, and if another module of ours uses a private name. `OVERRIDDEN` lists the methods that our classes override,
+and `USED` the other private names that our classes use. `netbox_celery.celery` lists all patches of Celery's modules.
 """
 import sys
 import threading
@@ -66,10 +67,12 @@ JOINING = {'allow_join_result', 'denied_join_result', 'task_join_will_block'}
 #: Other private names of theirs that our classes use.
 USED = {
     'celery.app.base:Celery': ('_conf', '_preconf', '_tasks'),
+    'celery.app.task:Task': ('_dump_pydantic_arguments',),
     'celery.backends.base:KeyValueStoreBackend': ('_get_result_meta', '_set_with_state'),
     'celery.backends.redis:RedisBackend': ('_set',),
-    'celery.concurrency.asynpool:AsynPool': ('_cache',),
+    'celery.concurrency.asynpool:AsynPool': ('_cache', '_sentinel_poll'),
     'celery.worker.request:Request': ('_context',),
+    'celery.worker.worker:WorkController': ('_quick_release',),
     'kombu.transport.redis:Channel': ('_fanout_queues', '_qos'),
     'kombu.transport.redis:QoS': ('_delivered',),
 }

@@ -8,7 +8,7 @@ from .filtersets import (
 )
 from .log import LogForm
 from .model_forms import CeleryTaskForm
-from .run import RunForm
+from .run_task import RunForm
 from .schedule import CeleryScheduleForm
 
 __all__ = (

@@ -17,8 +17,8 @@ from netbox.graphql.types import BaseObjectType, NetBoxObjectType
 
 from .. import models
 from ..engine.store import branches
-from ..engine.store.redaction import shown
 from ..models.fields import IntervalField, MappingField, NamesField, ParametersField, TimeField
+from ..models.redaction import shown
 from ..reading.viewing import Reader
 from .filters import (
     CeleryLogEntryFilter,

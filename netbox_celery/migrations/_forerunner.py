@@ -1,13 +1,13 @@
-"""The earlier plugin of the same name, whose tables may be where ours are to be.
+"""Converts the tables of the earlier plugin of the same name, which may be in the place of ours.
 
-Until version 0.1.1b7 PyPI's `netbox-celery` was another plugin, with the same app label, the same names of its two
-tables, and a migration `0001_initial` of its own. Django therefore takes ours for applied. So both our first migrations
-look at what is there: where its tables are found, they are renamed, with all their rows, and ours are made in their
-place and filled with what the rows say. The primary keys stay the same: so tags, custom fields, journal, change log and
-foreign keys of other plugins go on to point at the right run.
+Until version 0.1.1b7, PyPI's `netbox-celery` was another plugin with the same app label, the same names of its two
+tables, and its own migration `0001_initial`, so that Django considers ours applied. Our first two migrations therefore
+look for its tables: if they are found, they are renamed with all their rows, and our tables are created in their place
+and filled from these rows. Primary keys do not change, so tags, custom fields, journal, change log and foreign keys of
+other plugins still refer to the right run.
 
-Each step is part of its migration's transaction: what fails leaves everything as it was. Its tables are known by a
-column that ours never had. A database in which they are not found is left alone.
+Each step is part of its migration's transaction: if one fails, nothing has changed. The earlier tables are recognized
+by a column that ours never had. A database without them is not changed.
 """
 from django.contrib.auth import get_user_model
 from django.db import router
@@ -26,11 +26,11 @@ __all__ = (
 RESULTS = 'netbox_celery_celeryresult'
 LOG = 'netbox_celery_celerylogentry'
 
-#: What each of its tables has in each of its versions, and ours have in none.
+#: A column of each of its tables that all its versions have, and none of ours.
 SHAPES = {RESULTS: 'job_kwargs', LOG: 'job_result_id'}
-#: Under which names its tables are kept.
+#: Names under which its tables are kept.
 ASIDE = {RESULTS: 'netbox_celery_forerunner_result', LOG: 'netbox_celery_forerunner_log'}
-#: Its migrations that are none of ours.
+#: Its migrations that are not ours.
 MIGRATIONS = (
     '0002_rename_data_celeryresult_kwargs_celeryresult_args', '0003_celeryresult_result',
     '0004_alter_celeryresult_custom_field_data',
@@ -40,7 +40,7 @@ NOT_RUN = 'Not run: it was waiting when this version of netbox-celery replaced a
 LOST = 'Not finished when this version of netbox-celery replaced an earlier plugin of the same name'
 
 HAS_ENDED = "status IN ('completed', 'failed', 'errored')"
-#: Our columns, by what they are in its rows. `{args}`, `{kwargs}` and `{result}` depend on how far it had migrated.
+#: SQL for our columns, from its rows. `{args}`, `{kwargs}` and `{result}` depend on how far it had migrated.
 RESULT_COLUMNS = {
     'id': 'id',
     'created': 'created',
@@ -56,7 +56,7 @@ RESULT_COLUMNS = {
     'user_id': '(SELECT "user".id FROM {users} AS "user" WHERE "user".id = user_id)',
     'status': f"CASE WHEN {HAS_ENDED} THEN status WHEN status = 'pending' THEN 'revoked' ELSE 'errored' END",
     'reason': "CASE WHEN status = 'running' THEN 'worker_lost' ELSE '' END",
-    # Its tasks wrote no `completed` where they set the status themselves. A run of ours without it has not ended.
+    # Its tasks did not write `completed` if they set the status themselves. A run of ours without it is unfinished
     'completed': f'CASE WHEN {HAS_ENDED} THEN COALESCE(completed, last_updated, created) ELSE now() END',
     'error': f"""CASE
         WHEN {HAS_ENDED} THEN '' WHEN status = 'pending' THEN '{NOT_RUN}' WHEN status = 'running' THEN '{LOST}'
@@ -78,7 +78,7 @@ LEVELS = {'debug': 10, 'default': 20, 'info': 20, 'success': 25, 'warning': 30, 
           'critical': 50}
 IS_NUMBER = "log_level ~ '^[0-9]{1,4}$'"
 NAMES = ', '.join(f"'{name}'" for name in ('', *LEVELS))
-#: A level is a number in text. What is none may be a line of a task that gave its arguments in another order.
+#: A level is a number as text. Anything else may be a line of a task that gave its arguments in another order.
 LOG_COLUMNS = {
     'id': 'id',
     'result_id': 'job_result_id',
@@ -124,7 +124,7 @@ def forerunner_tables(connection):
 
 
 class ForerunnerOperation(Operation):
-    """Does nothing to the state of the models, and nothing backwards: what was moved aside stays where it is."""
+    """Does not change the state of the models, and does nothing backwards: tables that were moved aside stay there."""
     reduces_to_sql = False
     reversible = True
 
@@ -140,12 +140,12 @@ class ForerunnerOperation(Operation):
 
 
 class MoveForerunnerAside(ForerunnerOperation):
-    """Rename the earlier plugin's tables, with their indexes and sequences, so that ours find their names free."""
+    """Rename the earlier plugin's tables, with their indexes and sequences, so that their names are free for ours."""
 
     def forwards(self, app_label, schema_editor, from_state):
         connection, execute = schema_editor.connection, schema_editor.execute
         tables = forerunner_tables(connection)
-        # What is to be told to `ConvertForerunner`, in the same transaction
+        # Passed to `ConvertForerunner`, in the same transaction
         schema_editor.netbox_celery_forerunner = moved = {}
         if not tables:
             return
@@ -153,7 +153,7 @@ class MoveForerunnerAside(ForerunnerOperation):
             cursor.execute(FOREIGN_KEYS, {'tables': tables})
             keys = cursor.fetchall()
         for name, table, __, __ in keys:
-            # Its own as well: a user who was deleted would be held by rows that Django knows nothing of
+            # Its own keys, too: rows unknown to Django would keep users from being deleted
             execute(f'ALTER TABLE {table} DROP CONSTRAINT {name}')
         schema_editor.netbox_celery_foreign_keys = [key for key in keys if key[1] not in tables]
         for table in tables:
@@ -186,7 +186,7 @@ class MoveForerunnerAside(ForerunnerOperation):
 
 
 class ConvertForerunner(ForerunnerOperation):
-    """Fill our tables with what was in the earlier plugin's, under the same primary keys."""
+    """Fill our tables from the earlier plugin's, with the same primary keys."""
 
     def forwards(self, app_label, schema_editor, from_state):
         connection, execute = schema_editor.connection, schema_editor.execute
@@ -212,7 +212,7 @@ class ConvertForerunner(ForerunnerOperation):
 
     @staticmethod
     def continue_numbers(connection, execute, table, aside):
-        """Give new rows primary keys that no row had before: what is left of deleted ones must not become theirs."""
+        """Give new rows primary keys that no row had before: remains of deleted rows must not become theirs."""
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_get_serial_sequence(%s, 'id'), pg_get_serial_sequence(%s, 'id')", [table, aside])
             sequence, former = cursor.fetchone()
@@ -224,7 +224,7 @@ class ConvertForerunner(ForerunnerOperation):
 
 
 class ReplaceForerunner(ForerunnerOperation):
-    """Do what our first migration should have done, where Django took the earlier plugin's for it."""
+    """Do what our first migration would have done, if Django mistook the earlier plugin's for it."""
 
     def __init__(self, initial):
         self.initial = initial
@@ -237,7 +237,7 @@ class ReplaceForerunner(ForerunnerOperation):
         if RESULTS not in foreign and any(columns_of(connection, table) for table in tables - {*foreign}):
             return  # ours are there
         for operation in self.initial:
-            # The models have their indexes already: they are made with the tables
+            # The models already have their indexes, which are created with the tables
             if not isinstance(operation, AddIndex):
                 operation.database_forwards(app_label, schema_editor, from_state, from_state)
         for statement in schema_editor.deferred_sql:

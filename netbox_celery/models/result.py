@@ -20,11 +20,11 @@ from ..choices import ResultReasonChoices, ResultStatusChoices
 from ..engine.store.conditions import HAS_OTHER_ROOT
 from ..engine.store.headers import hide_tracing
 from ..engine.store.payload import PayloadDecoder, PayloadEncoder, plain
-from ..engine.store.redaction import QUOTED_RUN, hide, shown
 from ..optiontypes import EnqueueOptions
 from ..querysets import HistoryQuerySet
 from .about import AboutObject
 from .fields import AttemptsField, TimeField, with_plain_payloads
+from .redaction import QUOTED_RUN, hide, shown
 
 __all__ = (
     'CeleryResult',

@@ -31,9 +31,9 @@ from ..engine.exceptions import InvalidArguments, QueueRefused
 from ..engine.schedules import due
 from ..engine.store import branches
 from ..engine.store.payload import PayloadDecoder, PayloadEncoder, dumps_any, other_number, plain, to_jsonb
-from ..engine.store.redaction import hide, shown
 from .about import AboutObject
 from .fields import IntervalField, TimeField, with_plain_payloads
+from .redaction import hide, shown
 
 if TYPE_CHECKING:
     from .result import CeleryResult

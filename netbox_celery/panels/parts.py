@@ -6,7 +6,7 @@ from django.utils.html import format_html
 from netbox.ui import attrs, panels
 
 from ..engine.store import branches
-from ..engine.store.redaction import shown
+from ..models.redaction import shown
 from ..reading.viewing import Reader, hidden_text
 
 __all__ = (

@@ -151,7 +151,7 @@ def _last_shown(entries, shown=START):
 
 
 def _as_lines(entries, user, wanted, shown=START):
-    """Return entries as lines, marked where an attempt or a group begins."""
+    """Return entries as lines, marked where an attempt or a group starts."""
     objects = _load_objects(entries, user)
     attempt, grouping = shown
     lines = []

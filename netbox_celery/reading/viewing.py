@@ -17,8 +17,8 @@ from utilities.querysets import RestrictedQuerySet
 
 from ..choices import ResultReasonChoices
 from ..engine.store.payload import plain
-from ..engine.store.redaction import QUOTED_RUN
 from ..models import CeleryResult, CelerySchedule, CeleryTask
+from ..models.redaction import QUOTED_RUN
 
 __all__ = (
     'BESIDE',

@@ -1,4 +1,4 @@
-from .bulk import CeleryResultBulkCancelView, CeleryResultBulkRerunView
+from .bulk_actions import CeleryResultBulkCancelView, CeleryResultBulkRerunView
 from .logs import (
     CeleryResultLogDownloadView,
     CeleryResultLogGroupsView,

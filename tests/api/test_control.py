@@ -33,7 +33,7 @@ class CancelTest(ActionTestCases.ActionTestCase):
         self.assertEqual((change.user, change.changed_object_id, change.action), (self.user, self.obj.pk, 'update'))
 
     def test_running(self):
-        """An active run ends a little later; a second request is no error."""
+        """An active run finishes a little later; a second request is not an error."""
         grant(self.user, CeleryResult, actions=['view', 'cancel'])
         running = make_result('running')
         for _ in range(2):
@@ -43,7 +43,7 @@ class CancelTest(ActionTestCases.ActionTestCase):
             self.assertIsNotNone(response.json()['cancelled'])
         self.assertEqual(ObjectChange.objects.count(), 1)
 
-    def test_ended(self):
+    def test_finished(self):
         grant(self.user, CeleryResult, actions=['view', 'cancel'])
         ended = make_result('completed')
         response = self.post(obj=ended)

@@ -124,7 +124,7 @@ class CancelWorkflowTest(WorkflowTestCase):
         )
         self.cancel(runs[2], status=403)
 
-    def test_ended(self):
+    def test_finished(self):
         grant(self.user, CeleryResult, actions=['view', 'cancel'])
         self.cancel(make_chain(2)[0], status=400)
         running = make_chain(2, status='running')

@@ -85,7 +85,7 @@ def test_task_is_run_and_watched_live(site, open_page):
     pk = int(page.url.rstrip('/').rsplit('/', 1)[1])
     status, lines = page.locator('#celery-status'), page.locator('#celery-log-lines .celery-line')
 
-    # Lines and progress come in while it runs, without anybody touching the page
+    # Lines and progress appear while it runs, without any action on the page
     expect(lines.nth(2)).to_be_visible(timeout=15_000)
     expect(status).to_contain_text('Running')
     assert site.rest(f'results/{pk}/')['status']['value'] == 'running'

@@ -99,7 +99,7 @@ def test_a_process_dies_with_its_parent(parent):
     assert wait_until(lambda: not birth_of(child), 20)
 
 
-def test_a_process_dies_with_its_parent_at_once(parent, tmp_path):
+def test_a_process_dies_with_its_parent_immediately(parent, tmp_path):
     """Even if the parent is killed before the system knows that they belong together."""
     slow = tmp_path / 'bin' / 'setpriv'
     slow.parent.mkdir()
@@ -148,7 +148,7 @@ def test_a_copy_of_a_server_in_use(services):
 
 
 def test_an_id_of_another_process(services):
-    """After a crash the server's ID may belong to any process, which is left alone."""
+    """After a crash, the server's process ID may belong to any process, which is not touched."""
     cluster = Cluster(services.directory / 'crashed' / 'postgres', services.cluster.password, durable=False)
     cluster.initialise()
     try:

@@ -174,11 +174,16 @@ def test_replaced(app):
 
 
 def private_names(tree):
-    """Yield the private names that a module takes from others, and those that it defines."""
+    """Yield the private names that a module takes from others, also by `getattr()`, that it defines, and of `self`."""
+    slots = {
+        name for node in ast.walk(tree) if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == '__slots__'
+        for name in ast.walk(node.value)
+    }
+    parts = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr):
-            own = isinstance(node.ctx, ast.Store)
-            yield ('given' if own else 'taken'), node.attr
+            own = isinstance(node.value, ast.Name) and node.value.id in {'self', 'cls'}
+            yield 'given' if isinstance(node.ctx, ast.Store) else 'own' if own else 'taken', node.attr
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module.split('.')[0] in THEIRS:
             for alias in node.names:
                 if is_private(alias.name) or any(map(is_private, node.module.split('.'))):
@@ -188,11 +193,28 @@ def private_names(tree):
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield 'given', node.id
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and is_private(node.value):
-            yield 'given', node.value  # `__slots__`
+            if node not in parts:
+                yield ('given' if node in slots else 'taken'), node.value
 
 
 def is_private(name):
     return name.startswith('_') and not name.startswith('__')
+
+
+def test_private_names():
+    """The search finds each way to use a private name."""
+    source = '''
+from celery.canvas import _chain
+class Own:
+    __slots__ = ('_slot',)
+def _own(x):
+    x._given = x._taken
+    return getattr(x, '_by_name'), vars(x).pop('_by_key'), f'{x}_part', self._inherited
+'''
+    assert sorted(private_names(ast.parse(source))) == [
+        ('given', 'Own'), ('given', '__slots__'), ('given', '_given'), ('given', '_own'), ('given', '_slot'),
+        ('own', '_inherited'), ('taken', '_by_key'), ('taken', '_by_name'), ('taken', '_chain'), ('taken', '_taken'),
+    ]
 
 
 THEIRS = {'celery', 'kombu', 'billiard', 'amqp', 'vine'}
@@ -213,10 +235,13 @@ def test_no_other_module_uses_private_names():
         path: list(private_names(ast.parse(path.read_text()))) for path in PACKAGE.rglob('*.py')
         if path.name != 'internals.py' and 'migrations' not in path.parts
     }
-    ours = {name for names in modules.values() for kind, name in names if kind == 'given'}
+    ours = {path: {name for kind, name in names if kind == 'given'} for path, names in modules.items()}
+    all_ours = set().union(*ours.values())
     allowed = {name for names in (*internals.OVERRIDDEN.values(), *internals.USED.values()) for name in names}
-    theirs = private_names_of_libraries() - ours - allowed - {'_state', '_chain'}  # Django's, of models and querysets
+    theirs = private_names_of_libraries() - allowed - {'_meta', '_state', '_chain', '_all'}  # Django's and NetBox's
     assert {
-        str(path.relative_to(PACKAGE)): sorted(taken) for path, names in modules.items()
-        if (taken := {name for kind, name in names if kind == 'taken'} & theirs)
+        str(path.relative_to(PACKAGE)): sorted(taken) for path, names in modules.items() if (taken := theirs & (
+            {name for kind, name in names if kind == 'taken'} - ours[path]
+            | {name for kind, name in names if kind == 'own'} - all_ours
+        ))
     } == {}

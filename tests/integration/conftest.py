@@ -191,7 +191,7 @@ def make_beat(instance, worker_log, side):
 
 @pytest.fixture(autouse=True)
 def committed(django_db_blocker, cleaner):
-    """Let the test commit, and delete what it leaves. Rows of workers and tasks stay, since workers go on running."""
+    """Let the test commit, and delete what it leaves. Rows of workers and tasks stay, since workers continue to run."""
     from netbox_celery.engine.store.recorder import recorder
 
     with django_db_blocker.unblock():

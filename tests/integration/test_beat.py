@@ -232,7 +232,7 @@ def test_killed_before_the_commit(services, make_beats, make_schedule):
 
 
 def test_killed_before_the_message(services, prefork, make_beats, make_schedule):
-    """A beat dies between the commit and the message: the sweep sends it, and there is no second run."""
+    """A beat dies between the commit and the message: the sweep sends the message, and there is no second run."""
     leader, standby = make_beats(2)
     redis = services.redis.process.pid
     os.kill(redis, signal.SIGSTOP)

@@ -281,7 +281,7 @@ def test_enqueue_checks_arguments(worker):
 
 
 def test_enqueue_many(worker, user):
-    """Hundreds of runs are created at once, in order, each with its arguments."""
+    """Hundreds of runs are created together, in order, each with its arguments."""
     calls = [(number,) for number in range(300)] + [{'word': 'x'}, ((1, 2), {'a': 3})]
     results = CeleryResult.enqueue_many(tasks.echo, calls, user=user, queue=worker.queue)
 

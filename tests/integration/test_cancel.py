@@ -167,7 +167,7 @@ def test_revoke_command(instance, tmp_path):
     assert [row(run).status for run in runs] == ['revoked', 'revoked', 'pending']
 
 
-def test_celerys_revoke_of_a_run_under_way(prefork, gate, deaf):
+def test_celerys_revoke_of_an_active_run(prefork, gate, deaf):
     """Without `terminate` the run continues; with it, its process is terminated though no broadcast arrives."""
     goes_on, ends = started(prefork.send(tasks.hold, gate)), started(prefork.send(tasks.hold, 'never'))
     goes_on.revoke()

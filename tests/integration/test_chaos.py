@@ -238,7 +238,7 @@ class Account:
                 self.complain(run, f'has the result of another execution: {row.result}')
         elif (row.status, row.reason) == ('errored', 'worker_lost'):
             if last is not None and self.processes[last] not in self.killed:
-                self.complain(run, 'is lost, and nobody killed it')
+                self.complain(run, 'is lost, and its process was not killed')
         elif (row.status, row.reason) == ('errored', 'upstream_failed'):
             if claims or not any(
                 other.root_id == row.root_id and other.reason == 'worker_lost' for other in self.rows.values()

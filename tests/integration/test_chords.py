@@ -135,7 +135,7 @@ def test_failed_part(services, on, gate, look):
 
 
 def test_chord_that_is_not_stalled(on, look):
-    """A chord that continued by itself is left alone, and so is one with an untracked body."""
+    """A chord that continued by itself is not touched, nor is one with an untracked body."""
     outcome = chord([on(tasks.add.s(1)), on(tasks.add.s(2))], on(tasks.add.s(3)))()
     assert outcome.get(timeout=20) == 6
     chord([on(tasks.add.s(1)), on(tasks.add.s(2))], on(tasks.add.s(3, netbox_track=False)))()

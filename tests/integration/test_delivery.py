@@ -229,7 +229,7 @@ def no_broker():
 
 
 def test_broker_refuses_after_the_commit(prefork):
-    """After the commit no caller can be told: the row stays unsent, and the sweep sends it, once."""
+    """After the commit no caller can get the error: the row stays unsent, and the sweep sends it, once."""
     with no_broker(), transaction.atomic():
         run = prefork.send(tasks.echo, 'late')
     assert (row(run).status, row(run).sent) == ('pending', None)

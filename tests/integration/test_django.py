@@ -79,7 +79,7 @@ def test_ignore_result_of_a_call(threads):
 def test_wait_without_end_is_refused(make_worker, pool):
     """Inside a task and inside a transaction, nothing is sent and the call does not wait.
 
-    On a worker of its own: Celery has one flag for all threads, which chords that end side by side may leave wrong.
+    On a worker of its own: Celery has one flag for all threads, which chords that finish concurrently may leave wrong.
     """
     worker = make_worker(f'waiting-{pool}', pool=pool).start().ready()
     result = worker.run(delays.waits)

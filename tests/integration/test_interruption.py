@@ -23,7 +23,7 @@ def heard(run):
 
 @pytest.mark.parametrize('task', [tasks.leave, tasks.leave_late], ids=['early', 'late'])
 @pytest.mark.parametrize('how', [*SAID, 'memory'])
-def test_end_is_told(any_worker, how, task):
+def test_end_is_reported(any_worker, how, task):
     """The run ends with its traceback; those who wait, the next step, error callbacks and hooks are informed."""
     pid = any_worker.pid
     errback = tasks.echo.si('errback').set(queue=any_worker.queue, task_id=str(uuid4()))
@@ -54,7 +54,7 @@ def test_end_is_told(any_worker, how, task):
 
 
 @pytest.mark.parametrize('how', ['cancelled', 'exit', 'memory'])
-def test_chord_is_told(any_worker, how):
+def test_chord_is_notified(any_worker, how):
     """The body of a chord with such a part is closed."""
     queue = any_worker.queue
     body = chord(

@@ -15,7 +15,7 @@ def without_sweep(make_instance, make_worker):
     return make_worker('without-sweep', instance=instance).start().ready()
 
 
-def test_ended_by_the_parent(without_sweep):
+def test_finished_by_the_parent(without_sweep):
     """The worker's parent writes the end after a cancel that terminates, a hard time limit and a killed child."""
     for how, options, reason in (
         ('terminated', {}, 'terminated'), ('limit', {'time_limit': 2}, 'time_limit'), ('kill', {}, 'worker_lost'),

@@ -224,7 +224,7 @@ def test_worker_stopped_while_it_sweeps(services, make_worker, shared_workers, g
     worker.kill()
 
 
-def test_run_that_nobody_executes(prefork):
+def test_run_that_no_process_executes(prefork):
     """A `running` row whose living worker does not execute it is found: the claim's answer was lost."""
     run = prefork.send(tasks.echo, countdown=3600)
     CeleryResult.objects.filter(task_id=run.id).update(
@@ -238,7 +238,7 @@ def test_run_that_nobody_executes(prefork):
 
 
 def test_long_run_is_not_taken_for_lost(worker, gate):
-    """A run that takes longer than all timeouts of the sweep is left alone."""
+    """A run that takes longer than all timeouts of the sweep is not touched."""
     run = worker.send(tasks.hold, gate)
     started(run)
     before = worker.row.heartbeat

@@ -83,7 +83,7 @@ def test_arguments_as_deep_as_allowed(any_worker):
 
 
 @pytest.mark.parametrize('headers', [{}, {'eta': '2001-01-01T00:00:00+00:00'}], ids=['now', 'eta'])
-@pytest.mark.parametrize('task', [tasks.echo, tasks.told_echo, tasks.echo_slowly], ids=['early', 'late', 'limited'])
+@pytest.mark.parametrize('task', [tasks.echo, tasks.late_echo, tasks.echo_slowly], ids=['early', 'late', 'limited'])
 def test_not_handed_over(prefork, task, headers):
     """A message that cannot be pickled for a process ends the run, for waiters, hooks and the next step too."""
     before, free = state_of(prefork), f'{NOWHERE}-{uuid4().hex}'
@@ -99,7 +99,7 @@ def test_not_handed_over(prefork, task, headers):
     assert (after.status, after.reason) == ('errored', 'upstream_failed')
     with pytest.raises(Exception, match='RecursionError'):
         run.get(timeout=20)
-    if task is tasks.told_echo:
+    if task is tasks.late_echo:
         until(lambda: ['on_task_failure'] == [what.split()[0] for __, what in notes(run.id)])
     check_worker_lives(prefork, before)
     # Both processes of the pool are free

@@ -33,7 +33,7 @@ def postgres_away(services):
         admin.execute('CHECKPOINT')
     os.kill(cluster.process.pid, signal.SIGKILL)
     until(lambda: not cluster.process.running)
-    # Its processes see that the first one is gone
+    # Its processes see that the first one has exited
     until(lambda: not processes_in(cluster.directory))
     try:
         yield
@@ -79,7 +79,7 @@ def all_workers(prefork, threads):
         assert worker.run(tasks.echo, timeout=180).status == 'completed'
 
 
-def test_soft_limit_while_the_database_is_away(services, prefork, gate):
+def test_soft_limit_while_the_database_is_unavailable(services, prefork, gate):
     """Runs that could not start in time end with that reason when the database is back; later ones run."""
     runs = [prefork.send(tasks.hold, gate, countdown=2, soft_time_limit=1) for __ in range(4)]
     until(lambda: all(row(run).sent for run in runs))
@@ -160,7 +160,7 @@ def test_ignore_window_without_postgresql(services, prefork, gate):
     assert prefork.send(policies.manual, kwargs={'gate': gate}).state == 'IGNORED'
 
 
-def test_connections_ended(services, worker):
+def test_terminated_connections(services, worker):
     """Tasks and their logs are unaffected when an administrator closes all connections."""
     assert {worker.run(tasks.query).status for __ in range(4)} == {'completed'}
     connection.close()

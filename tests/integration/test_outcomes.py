@@ -371,7 +371,7 @@ def test_task_that_kills_every_process(prefork):
     assert 'not run again after 5 times' in result.error
     assert len(notes(outcome.id)) == 2
     assert until(lambda: outcome.state == 'FAILURE')
-    # Its message is gone too
+    # Its message is lost, too
     assert [prefork.run(tasks.echo).status for __ in range(4)] == ['completed'] * 4
     assert len(notes(outcome.id)) == 2
 

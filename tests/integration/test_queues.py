@@ -126,7 +126,7 @@ def test_retry_in_another_queue(prefork, make_worker, monkeypatch):
     assert row(run).cancel()
 
 
-def test_exchange_that_nobody_knows(prefork):
+def test_unknown_exchange(prefork):
     """Its queue is unknown, so it is not sent again and again."""
     run = tasks.echo.apply_async((), exchange='somewhere', routing_key='else')
     until(lambda: row(run).sent)

@@ -78,8 +78,8 @@ def test_from_call_to_end(place):
     assert lines(runs['completed'][2]) == ['x'] * 3
 
 
-def test_many_at_once(place):
-    """A thousand runs are sent at once."""
+def test_many_concurrent_calls(place):
+    """A thousand runs are sent together."""
     CeleryResult.enqueue_many(tasks.echo, [(number,) for number in range(1_000)], queue=place.worker.queue)
 
     unfinished = CeleryResult.objects.exclude(status='completed')
@@ -207,7 +207,7 @@ def test_worker_and_broker_killed(place, make_worker, gate):
 
 
 def test_refused(place):
-    """While RabbitMQ is away a caller gets the error, and the row says so; what was committed is sent when it is back.
+    """While RabbitMQ is down, callers get the error, and rows have it; committed calls are sent when it is back.
     """
     place.broker.crash()
     try:

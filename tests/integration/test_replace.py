@@ -97,11 +97,11 @@ def describe(run):
 
 
 def waits(result):
-    """Return how a caller who waits for a run learns of its end: its result, or `Exception`."""
+    """Return what a caller that waits for a run gets: its result, or `Exception`."""
     try:
         return result.get(timeout=30)
     except CeleryTimeout:
-        raise AssertionError(f'Nobody told of the end of {result.id}: {describe(result)}') from None
+        raise AssertionError(f'The end of {result.id} was not reported: {describe(result)}') from None
     except Exception:  # noqa: BLE001 - as a run ends
         return Exception
 

@@ -117,7 +117,7 @@ print([unique.apply_async(("crowd",), queue="nobody").id for __ in range(int(sys
 
 
 def test_crowd(instance, side):
-    """Fifty calls from ten processes at once make one run."""
+    """Fifty concurrent calls from ten processes make one run."""
     env = {**os.environ, **instance.environ, 'DJANGO_SETTINGS_MODULE': 'netbox.settings'}
     crowd = [
         subprocess.Popen([sys.executable, '-c', SCRIPT, '5'], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -296,7 +296,7 @@ def test_group_that_joins():
     assert members.get(timeout=10) == [None] * 3
 
 
-def test_many_at_once():
+def test_many_concurrent_calls():
     """`enqueue_many` checks each call."""
     runs = CeleryResult.enqueue_many(unique, [('one',), ('two',), ('one',)], queue='nobody')
     assert [run.args for run in runs] == [['one'], ['two']]

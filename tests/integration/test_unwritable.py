@@ -47,8 +47,8 @@ def no_insert(services, table):
 @pytest.mark.parametrize('task, status', [
     (tasks.hold, 'completed'), (tasks.hold_and_fail, 'errored'),
 ], ids=['completed', 'errored'])
-def test_table_away_at_the_end(services, worker, gate, task, status):
-    """The body goes on to its end, the log of the worker names the run, and the end is written when the table is back.
+def test_table_missing_at_the_end(services, worker, gate, task, status):
+    """The body runs to its end, the worker's log names the run, and the end is written when the table is back.
     """
     run = worker.send(task, gate, 2)
     until(lambda: 'started' in noted(run.id))
@@ -66,7 +66,7 @@ def test_table_away_at_the_end(services, worker, gate, task, status):
     assert worker.run(tasks.echo).status == 'completed'
 
 
-def test_table_away_when_a_process_dies(services, prefork, gate):
+def test_table_missing_when_a_process_dies(services, prefork, gate):
     """The worker's main process writes the end when the table is back."""
     run = prefork.send(tasks.hold, gate)
     until(lambda: 'started' in noted(run.id))
@@ -82,7 +82,7 @@ def test_table_away_when_a_process_dies(services, prefork, gate):
 @pytest.mark.parametrize('how, status, state', [
     ('success', 'completed', 'SUCCESS'), ('error', 'failed', 'FAILURE'), ('canceled', 'revoked', 'REVOKED'),
 ])
-def test_table_away_at_an_end_of_the_tasks_own(services, worker, gate, how, status, state):
+def test_table_missing_at_an_end_of_the_tasks_own(services, worker, gate, how, status, state):
     """Celery has the end that the task sets itself, and so has the row when the table is back."""
     run = worker.send(tasks.end_itself, how, gate)
     until(lambda: 'started' in noted(run.id))
@@ -96,21 +96,21 @@ def test_table_away_at_an_end_of_the_tasks_own(services, worker, gate, how, stat
     assert how == 'success' or result.error == str(run.result) == 'by hand'
 
 
-def test_table_away_at_a_replacement(services, worker, gate):
+def test_table_missing_at_a_replacement(services, worker, gate):
     """The replacement runs without a row; the task's own row is ended."""
     run = worker.send(tasks.replace_at, gate)
     until(lambda: 'started' in noted(run.id))
     with table_away(services):
         open_gate(gate)
         until(lambda: 'replaced' in noted(run.id), 30)
-        until(lambda: f'What replaces task {run.id} is run without being tracked' in worker.output)
+        until(lambda: f'The replacement of task {run.id} is sent without being tracked' in worker.output)
 
     assert run.get(timeout=20) == run.id
     assert (ended(run).status, row(run).error) == ('ignored', 'Replaced by a task that is not tracked')
     assert noted(run.id) == ['started', 'replaced']
 
 
-def test_table_away_in_a_loop(services, worker, gate):
+def test_table_missing_in_a_loop(services, worker, gate):
     """A body that checks for cancellation continues, and sees the cancel when the table is back."""
     run = worker.send(tasks.look, gate)
     until(lambda: 'started' in noted(run.id))
@@ -125,7 +125,7 @@ def test_table_away_in_a_loop(services, worker, gate):
     assert worker.output.count(f'Task {run.id} cannot see whether it was cancelled') == 1
 
 
-def test_table_away_at_a_read(services, worker, gate):
+def test_table_missing_at_a_read(services, worker, gate):
     """A body keeps what it has read of its row; its ID needs no query."""
     run = worker.send(tasks.read, gate)
     until(lambda: 'started' in noted(run.id))
@@ -137,7 +137,7 @@ def test_table_away_at_a_read(services, worker, gate):
     assert ended(run).result == [name, name, name, row(run).pk, run.id]
 
 
-def test_table_away_at_a_retry(services, worker, gate):
+def test_table_missing_at_a_retry(services, worker, gate):
     """The next attempt is sent, and runs."""
     run = worker.send(tasks.hold_and_retry, gate)
     until(lambda: 'started' in noted(run.id))
@@ -150,7 +150,7 @@ def test_table_away_at_a_retry(services, worker, gate):
     assert result.attempts[0]['error'] == 'ValueError: once more'
 
 
-def test_table_away_at_the_claim(services, worker):
+def test_table_missing_at_the_claim(services, worker):
     """A body that cannot be claimed runs without its row, which ends when the table is back, without a second run."""
     run = worker.send(tasks.whoami, countdown=1)
     until(lambda: row(run).sent)
@@ -162,7 +162,7 @@ def test_table_away_at_the_claim(services, worker):
     assert row(run).result['row'] is None
 
 
-def test_table_away_for_a_moment(services, worker):
+def test_table_missing_for_a_moment(services, worker):
     """A claim waits for a table that comes back."""
     run = worker.send(tasks.echo, countdown=1)
     until(lambda: row(run).sent)
@@ -172,7 +172,7 @@ def test_table_away_for_a_moment(services, worker):
     assert (ended(run).status, row(run).claims) == ('completed', 1)
 
 
-def test_table_away_at_the_call(services, worker):
+def test_table_missing_at_the_call(services, worker):
     """The task is sent and run, without a row."""
     with table_away(services):
         run = worker.send(tasks.whoami)
@@ -215,7 +215,7 @@ def test_log_refused(services, worker, gate):
 def test_soft_limit_while_the_claim_waits(services, prefork, gate, lock, task):
     """A soft limit before the body starts ends the run with that reason, and the worker continues.
 
-    The claim was sent: should PostgreSQL still carry it out, nobody would be there to end the run.
+    The claim was sent: if PostgreSQL still executed it, no process would finish the run.
     """
     run = prefork.send(task, gate, countdown=1, soft_time_limit=1)
     until(lambda: row(run).sent)

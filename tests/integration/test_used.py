@@ -45,7 +45,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize('way', WAYS)
-def test_ended(prefork, way):
+def test_finished(prefork, way):
     """A call with the ID of a finished run is run: its row starts again, and keeps the history."""
     call, task_id = WAYS[way], str(uuid4())
     assert ended(call(prefork, tasks.echo, task_id, 'first')).result == [['first'], {}]
@@ -61,7 +61,7 @@ def test_ended(prefork, way):
 
 
 @pytest.mark.parametrize('how', ['error', 'failed', 'ignored'])
-def test_ended_otherwise(prefork, how):
+def test_finished_otherwise(prefork, how):
     """However the first run finished."""
     first = ended(prefork.send(canvas.break_, kwargs={'how': how}))
     again = prefork.send(canvas.add, 1, 2, task_id=str(first.task_id))
@@ -79,7 +79,7 @@ def test_cancelled(prefork):
 
 
 @pytest.mark.parametrize('way', WAYS)
-def test_under_way(prefork, gate, way):
+def test_active(prefork, gate, way):
     """A call with the ID of an unfinished run is refused with an error."""
     first = prefork.send(tasks.hold, gate)
     waiting(first, 'running')

@@ -90,7 +90,7 @@ def test_unknown_here(batching, name):
     for number, result in zip((1, 2), results):
         row = ended(result)
         assert row.status == 'ignored'
-        assert row.error.startswith(f'Not tracked: {name} has a Strategy of its own (celery_batches.Batches.Strategy)')
+        assert row.error.startswith(f'Not tracked: {name} has a custom Strategy (celery_batches.Batches.Strategy)')
         assert result.get(timeout=20) == number * 2
         assert said(result) == ['one of 2']
 
@@ -102,7 +102,7 @@ def test_known(batching, known, name):
     assert [result.get(timeout=20) for result in results] == [2, 4, 6]
     assert [said(result) for result in results] == [['one of 3']] * 3
     assert not CeleryResult.objects.filter(celery_name=name).exists()
-    with pytest.raises(CeleryError, match='has a Strategy of its own'):
+    with pytest.raises(CeleryError, match='has a custom Strategy'):
         CeleryResult.enqueue(name, args=[1])
 
 

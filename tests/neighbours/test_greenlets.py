@@ -177,7 +177,7 @@ def test_kill(worker, make_worker, pooled, pool, gate):
 
 
 def test_shutdown(worker, pool, gate):
-    """A worker that is told to stop waits for what it runs, and leaves no connection. It is the last test of these."""
+    """A worker that is asked to stop waits for its runs, and leaves no connection. This must be the last test here."""
     run = started([worker.send(tasks.hold, gate, 3)])[0]
     worker.signal(signal.SIGTERM)
     worker.says('Warm shutdown')

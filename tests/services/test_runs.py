@@ -157,7 +157,7 @@ def test_cancel(request_of, status, expected):
 
 
 def test_cancel_many(request_of, monkeypatch):
-    """In batches; finished runs are left alone."""
+    """In batches; finished runs are not changed."""
     monkeypatch.setattr(runs, 'BATCH', 2)
     waiting, done = [make_result('pending') for __ in range(4)], make_result('completed')
     ids = [waiting[0].pk, done.pk, *(run.pk for run in waiting[1:])]
@@ -194,7 +194,7 @@ def test_cancel_workflow(request_of, user):
     assert not runs.is_under_way(request_of, first)
 
 
-def test_chord_that_goes_on(request_of, user):
+def test_chord_that_continues(request_of, user):
     """A finished part may be about to send the body: it is marked as cancelled, too."""
     grant(user, CeleryResult, actions=['view', 'cancel'])
     part = make_result('completed', options={'chord': {'task': 'body'}})

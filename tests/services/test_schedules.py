@@ -146,7 +146,7 @@ class MakeTest(WaysMixin, PageTestCase):
         self.assertFalse(CelerySchedule.objects.exists())
 
     def test_reason(self):
-        """Who may not is told why."""
+        """A user without permission gets the reason."""
         self.assertIn('You do not have permission to run the task.', self.make_by_form().content.decode())
         self.assertIn('You do not have permission to run the task.', self.make_by_import().content.decode())
         response = self.make_by_rest()
@@ -211,7 +211,7 @@ class HiddenObjectTest(WaysMixin, PageTestCase):
             change(object_type='dcim.site', object_id=self.known.pk)
             self.assertEqual(CelerySchedule.objects.get().object, self.known)
             self.assertAlike(change)
-            # A user who may not view the current one leaves it alone
+            # A user who cannot view the current one keeps it
             CelerySchedule.objects.update(object_id=self.hidden.pk)
             change(description=str(way))
             self.assertEqual(CelerySchedule.objects.get().object, self.hidden)

@@ -99,7 +99,7 @@ class ConfirmTestCases:
             self.assertRefused(404)
 
         def test_object_is_not_visible(self):
-            """A user who may not view it does not learn that it exists, whatever else they may do to it."""
+            """A user who may not view it does not learn that it exists, whatever other permissions they have."""
             self.user.object_permissions.filter(object_types__model=self.model._meta.model_name).delete()
             grant(self.user, self.model, actions=[self.action])
             self.assertRefused(404)

@@ -140,7 +140,7 @@ class RerunTest(ConfirmTestCases.ConfirmTestCase):
         self.assertEqual(CeleryResult.objects.count(), 2)
 
     def test_broker_is_down(self):
-        """The user is told what to do about it."""
+        """The page says what the user can do about it."""
         grant(self.user, CeleryResult, actions=['view', 'rerun'])
         with patch('netbox_celery.services.runs.control.rerun', side_effect=OperationalError('Connection refused')):
             response = self.client.post(self.url, follow=True)
@@ -156,7 +156,7 @@ class RerunTest(ConfirmTestCases.ConfirmTestCase):
         self.assertEqual((change.user, change.action), (self.user, 'create'))
 
     def test_running(self):
-        """An unfinished run can be repeated; the user is told that both may run."""
+        """An unfinished run can be repeated; the page warns that both may run."""
         grant(self.user, CeleryResult, actions=['view', 'rerun'])
         running = make_result('running')
         self.assertIn('both may run at the same time', self.page(f'{running.get_absolute_url()}rerun/'))
@@ -189,7 +189,7 @@ class BulkCancelTest(BulkTestCase):
         self.assertEqual(self.statuses(*self.runs), ['pending'] * 3)
 
     def test_constraint(self):
-        """Runs that the user may not cancel are left alone."""
+        """Runs that the user is not allowed to cancel are not affected."""
         grant(self.user, CeleryResult, actions=['view', 'cancel'], constraints={'pk': self.runs[0].pk})
         page = self.post({'pk': self.pks}).content.decode()
         self.assertIn('Run 0', page)
@@ -233,7 +233,7 @@ class BulkCancelTest(BulkTestCase):
     def test_limit(self):
         """More runs than one request can process are done in turn, the oldest first."""
         grant(self.user, CeleryResult, actions=['view', 'cancel'])
-        with patch('netbox_celery.views.bulk.CeleryResultBulkCancelView.limit', 2):
+        with patch('netbox_celery.views.bulk_actions.CeleryResultBulkCancelView.limit', 2):
             self.assertIn('Only the oldest 2 will be processed', self.post({'pk': self.pks}).content.decode())
             self.post({'pk': self.pks, '_confirm': ''})
         self.assertEqual(self.statuses(*self.runs), ['revoked', 'revoked', 'pending'])

@@ -329,7 +329,7 @@ class LogPermissionTest(LogTestCase):
         grant(self.user, CeleryResult, constraints={'pk': 0})
         self.assertAnswers(404)
 
-    def test_session_has_ended(self):
+    def test_session_has_expired(self):
         """The page is reloaded, instead of putting the login form into the log."""
         response = Client().get(self.url, {'after': 0}, headers=self.htmx)
         self.assertEqual((response.status_code, response['HX-Refresh'], response.content), (200, 'true', b''))

@@ -348,7 +348,7 @@ class DeleteUnfinishedTest(PageTestCase):
         result = make_result('running')
         cancelled = []
         with self.captureOnCommitCallbacks(execute=True):
-            with patch('netbox_celery.engine.sending.control._tell_workers', cancelled.extend):
+            with patch('netbox_celery.engine.sending.control._notify_workers', cancelled.extend):
                 response = self.client.post(f'{result.get_absolute_url()}delete/', {'confirm': True})
         self.assertHttpStatus(response, 302)
         self.assertFalse(CeleryResult.objects.filter(pk=result.pk).exists())

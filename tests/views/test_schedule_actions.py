@@ -207,7 +207,7 @@ class RunTest(ActionTestCase):
         self.assertIn('xxx…', ObjectChange.objects.get().message)
 
     def test_overlap(self):
-        """The policy applies to a run by hand as well, and the user is told."""
+        """The policy also applies to a run that a user starts, and the page says so."""
         self.permit()
         CelerySchedule.objects.update(overlap='skip')
         self.post('run')

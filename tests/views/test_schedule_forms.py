@@ -323,7 +323,7 @@ class PreviewTest(PageTestCase):
         grant(self.user, CelerySchedule, actions=['view', 'change'])
         self.post(status=403)
 
-    def test_session_has_ended(self):
+    def test_session_has_expired(self):
         """The input stays: no login form replaces it."""
         self.client.logout()
         self.assertIn('Your session has expired', self.post())

@@ -137,7 +137,7 @@ class SchedulePageTest(PageTestCase):
         self.assertIn('No further runs', self.show(kind='once', at=timezone.now() - timedelta(days=1)))
 
     def test_sourced(self):
-        """What would come back is not offered to be deleted; what is gone from its source is."""
+        """A schedule that would reappear cannot be deleted; one that was removed from its source can."""
         for origin, text in (('settings', 'Defined in the settings.'), ('code', 'Defined in code.')):
             with self.subTest(origin):
                 page = self.show(origin=origin, owner=None)
@@ -229,7 +229,7 @@ class HistoryTest(PageTestCase):
         self.assertIn(f'/plugins/celery/results/?schedule_id={self.schedule.pk}"', self.page(self.url))
 
 
-#: Queues that nobody may choose, and how the message about each begins.
+#: Queues that no user can choose, and how the message about each starts.
 REFUSALS = (('odd', 'There is no queue'), ('unacked', 'A queue cannot be named'))
 
 

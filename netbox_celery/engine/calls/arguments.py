@@ -1,4 +1,4 @@
-"""The arguments of a task whose function takes the ID of its run first, which callers do not pass."""
+"""The arguments of a task whose function takes the ID of its run as first parameter. Callers do not pass this ID."""
 import inspect
 import json
 from collections.abc import Callable
@@ -21,13 +21,13 @@ MOST_COMPARED = 262_144
 
 
 def call_text(args: Any, kwargs: Any) -> str | None:
-    """Return the arguments of a message as JSON text to compare with its row's; `None`: they are not compared."""
+    """Return a message's arguments as JSON text, for comparison with its row's; `None`: they are not compared."""
     if not args and not kwargs:
         return '[[], {}]'
     call = [args or [], kwargs or {}]
     try:
         try:
-            text = json.dumps(call)  # a third of the time, and the same text of what needs no type markers
+            text = json.dumps(call)  # takes a third of the time; the text is the same if no type markers are needed
         except TypeError:
             text = dumps(call)
     except SoftTimeLimitExceeded:
@@ -38,10 +38,10 @@ def call_text(args: Any, kwargs: Any) -> str | None:
 
 
 def header(run: Any, name: str) -> Callable[..., None]:
-    """Return what checks the arguments of a call: a stub with the function's signature, less `task_id`.
+    """Return a function that checks the arguments of a call: a stub with the function's signature without `task_id`.
 
-    It is compiled, as Celery's own headers are, since that is by far the fastest check; unlike those, it knows which
-    parameters are positional only. For a bound task it is a `partial`: by that, Celery decides how to call an errback.
+    The stub is compiled, as Celery's own headers are, since that is by far the fastest check; unlike those, it respects
+    positional-only parameters. For a bound task it is a `partial`: Celery decides by that how to call an errback.
 
     Args:
         run: The function of a task as its class has it: a `staticmethod` unless the task is bound.
@@ -61,13 +61,13 @@ def header(run: Any, name: str) -> Callable[..., None]:
 
 
 def _bare(parameter: inspect.Parameter) -> inspect.Parameter:
-    """Return a parameter that source code can express: with any default instead of its own, and no annotation."""
+    """Return a parameter that source code can express: without annotation, and with a placeholder for its default."""
     default = parameter.empty if parameter.default is parameter.empty else None
     return parameter.replace(default=default, annotation=parameter.empty)
 
 
 def dump_after_task_id(dump: Callable[..., Any]) -> Callable[[Any, Any], Any]:
-    """Return what dumps the Pydantic models among a call's arguments, for a function that takes the ID before them.
+    """Return a function that dumps the Pydantic models among a call's arguments, which do not include the run's ID.
 
     Args:
         dump: Celery's own function for that.
@@ -81,7 +81,7 @@ def dump_after_task_id(dump: Callable[..., Any]) -> Callable[[Any, Any], Any]:
 
 
 def merge_arguments(task: Any, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
-    """Return the arguments of a retry that names only some: those of the task's current request stay for the others.
+    """Return the arguments of a retry that gives only some of them; the others are those of the current request.
 
     Celery binds the request's arguments to the signature of `run`, whose first parameter here is the ID.
 
@@ -91,7 +91,7 @@ def merge_arguments(task: Any, args: Any, kwargs: Any) -> tuple[Any, dict[str, A
         kwargs: Keyword arguments of the retry, or `None`.
     """
     request = task.request
-    # A parameter that is positional only has no name that a call could use
+    # A call cannot pass a positional-only parameter by its name
     names = [parameter.name if parameter.kind == inspect.Parameter.POSITIONAL_OR_KEYWORD else None
              for parameter in _parameters(task.run)[1:]
              if parameter.kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD]

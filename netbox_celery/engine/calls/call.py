@@ -1,8 +1,9 @@
-"""A call: what is to run, with what, and who calls. It is described once, before anything is sent, and never changed.
+"""A call: which task it runs, with which arguments and options, and who calls.
 
-`netbox_celery.engine.sending.describe` makes it of what the caller gave, whose arguments and options stay untouched.
-What becomes of it (its row, its place under a concurrency key, its message) is the result of sending it, and no part of
-it. Celery wants a dict of options that it may change: `message_options` makes that, when the message goes out.
+A call is described once, before anything is sent, and never changes. `netbox_celery.engine.sending.describe` builds it
+from what the caller passes, and does not modify the caller's arguments and options. Its row, its slot under a
+concurrency key and its message are not part of it: sending the call creates them. Celery needs a dict of options that
+it may modify: `message_options` builds it when the message is sent.
 """
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -19,42 +20,42 @@ __all__ = (
 
 
 class Call(NamedTuple):
-    """A call of a task. A named tuple, since a frozen dataclass takes several times as long to be made."""
+    """A call of a task. It is a named tuple, because creating a frozen dataclass takes several times as long."""
     app: Any
     name: str
     args: Sequence[Any] | None
     kwargs: Mapping[str, Any] | None
-    #: Celery's options, with IDs in one spelling and signatures that JSON can hold. If the call gets a row, they have
-    #: the parents of its run as well, and points in time.
+    #: Celery's options, with IDs in canonical spelling and signatures that JSON can represent. If the call gets a row,
+    #: they also have the IDs of the run's root and parent, and points in time instead of lengths of time.
     options: Mapping[str, Any]
-    #: The `netbox_*` options of the call over those of its task.
+    #: The `netbox_*` options of the call, merged over those of its task.
     own: Own = Own()
-    #: What the call itself says of policies.
+    #: The settings of policies that the call itself gives.
     settings: Mapping[str, Any] = MappingProxyType({})
     #: The task; `None` if this process does not know it.
     task: Any = None
-    #: Name of the queue that it goes to: empty if that cannot be told, `None` if nobody has looked.
+    #: Name of the queue that its message goes to: empty if it is unknown, `None` if it has not been determined.
     queue: str | None = None
 
-    #: The task that calls, its request, and its run if that is tracked; each may be `None`.
+    #: The task that makes the call, its request, and its run if that is tracked; each may be `None`.
     parent: Any = None
     request: Any = None
     run: Run | None = None
 
-    #: Whether it gets a row, or has one as the next attempt of a run.
+    #: Whether the call gets a row, or has one because it is the next attempt of a run.
     is_tracked: bool = True
-    #: Whether it is the next attempt of the run that calls, or what replaces that; and whether it is the latter.
+    #: Whether it is the next attempt or the replacement of the run that calls; and whether it is the replacement.
     continues: bool = False
     replaces: bool = False
     #: Whether the caller gave the ID, which may then have been used before.
     id_is_given: bool = False
-    #: Whether somebody knows the ID already and may wait for the end of the run, as for that of a step of a workflow.
+    #: Whether other code knows the ID already and may wait for the end of the run, as with a step of a workflow.
     id_is_known: bool = False
-    #: Whether Celery calls after the body of a task has returned: nobody would call again.
+    #: Whether Celery makes the call after the body of a task has returned: no other code would repeat the call.
     is_next_step: bool = False
-    #: ID of the run that it follows in a chain.
+    #: ID of the run that precedes it in a chain.
     predecessor: str | None = None
-    #: What tells the task of the call, if the task has a hook for that.
+    #: Calls the task's hooks for calls; `None` if the task has none.
     invocation: Invocation | None = None
 
     @property
@@ -64,16 +65,16 @@ class Call(NamedTuple):
 
     @property
     def header(self) -> Any:
-        """What the caller's own headers say of the run (see `with_header`), or `None`."""
+        """The engine's header, if the caller's own headers contain it (see `with_header`), or `None`."""
         return (self.options.get('headers') or {}).get(HEADER)
 
     def message_options(self, header: Any = None, *, is_deferred: bool = False) -> dict[str, Any]:
-        """Return the options for the message: a new dict, which Celery may change.
+        """Return the options for the message: a new dict, which Celery may modify.
 
         Args:
-            header: What the message says of the run (see `with_header`); `None`: nothing but what the caller says.
-            is_deferred: Whether the message goes out after the call was made, as on commit. What means something only
-                while the call is made is left out then.
+            header: The engine's header (see `with_header`); `None`: the caller's headers stay as they are.
+            is_deferred: Whether the message is sent after the call was made, as on commit. Options that only matter
+                while the call is made are then omitted.
         """
         options = dict(self.options) if header is None else with_header(self.options, header)
         return {name: options[name] for name in options if name not in NOT_SENT} if is_deferred else options

@@ -1,6 +1,6 @@
 """Hooks of tasks: methods that an author may override to be notified of calls and runs.
 
-They change nothing: what one raises is logged. A task that overrides none of them costs nothing.
+Hooks do not affect the run: an exception that a hook raises is logged. A task without hooks has no overhead.
 """
 import logging
 from collections import OrderedDict
@@ -17,14 +17,14 @@ __all__ = (
     'Invocation',
     'TaskHooks',
     'invocation_of',
+    'report_failure',
     'tell',
-    'tell_of_failure',
 )
 
 logger = logging.getLogger(__name__)
 
-#: Most failed runs of which this process keeps in mind that the hook was called: Celery reports some of them twice.
-MOST_TOLD = 1000
+#: Number of failed runs for which this process remembers that the hook was called: Celery reports some of them twice.
+MOST_REPORTED = 1000
 
 
 class TaskHooks:
@@ -33,9 +33,9 @@ class TaskHooks:
     #: Whether the task overrides a hook for its calls.
     hears_of_calls = False
     if TYPE_CHECKING:
-        request: Any  # of `celery.app.task.Task`, with which this is mixed
+        request: Any  # of `celery.app.task.Task`, which this class is mixed into
 
-    # Where the call is made. `invocation_id` is one UUID a call, a string.
+    # In the process that makes the call. `invocation_id` is a UUID for each call, as a string.
 
     def on_invocation_apply(
         self, invocation_id: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any], result: Any
@@ -58,7 +58,7 @@ class TaskHooks:
         self, invocation_id: str, args: tuple[Any, ...], kwargs: dict[str, Any], task_id: str, options: dict[str, Any],
         result: Any
     ) -> None:
-        """The call was ignored, since the task succeeded recently."""
+        """The call was ignored, because the task succeeded recently."""
 
     def on_invocation_timeout(
         self, invocation_id: str, args: tuple[Any, ...], kwargs: dict[str, Any], task_id: str, ex: Exception,
@@ -66,16 +66,16 @@ class TaskHooks:
     ) -> None:
         """`apply_async_and_get_result` did not get a result in time; `ex` is the `TimeoutError`."""
 
-    # Where the task runs
+    # In the worker that runs the task
 
     def on_task_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """An attempt starts: the run is claimed."""
 
     def on_task_retry(self, task_id: str, args: Any, kwargs: Any, exc: Exception | None, eta: datetime) -> None:
-        """An attempt has failed with `exc`, and there will be another one at `eta`, a `datetime`."""
+        """An attempt has failed with `exc`; the next one will start at `eta`, a `datetime`."""
 
     def on_task_failure(self, task_id: str, args: Any, kwargs: Any, exc: BaseException, einfo: Any) -> None:
-        """The run has failed. Called once: in another worker if its own was killed and then found dead."""
+        """The run has failed. Called once: by another worker if the run's own worker was killed and then found dead."""
 
     def on_task_success(self, task_id: str, args: Any, kwargs: Any, retval: Any) -> None:
         """The run has succeeded."""
@@ -141,7 +141,7 @@ def invocation_of(task: Any, args: Any, kwargs: Any, options: Options) -> Invoca
 
 # Runs
 
-_told: OrderedDict[str, None] = OrderedDict()
+_reported: OrderedDict[str, None] = OrderedDict()
 
 
 def _on_retry(sender: Any = None, request: Any = None, reason: Any = None, **kwargs: Any) -> None:
@@ -157,15 +157,15 @@ def _on_failure(
     sender: Any = None, task_id: Any = None, exception: Any = None, args: Any = None, kwargs: Any = None,
     einfo: Any = None, **others: Any
 ) -> None:
-    if not isinstance(sender, TaskHooks) or task_id in _told:
+    if not isinstance(sender, TaskHooks) or task_id in _reported:
         return
-    _told[task_id] = None
-    if len(_told) > MOST_TOLD:
-        _told.popitem(last=False)
+    _reported[task_id] = None
+    if len(_reported) > MOST_REPORTED:
+        _reported.popitem(last=False)
     tell(sender, 'on_task_failure', task_id, args, kwargs, exception, einfo)
 
 
-def tell_of_failure(task: Any, task_id: str, args: Any, kwargs: Any, exc: BaseException) -> None:
+def report_failure(task: Any, task_id: str, args: Any, kwargs: Any, exc: BaseException) -> None:
     """Send Celery's signal of a failure that Celery does not report, for hooks and other receivers."""
     try:
         raise exc

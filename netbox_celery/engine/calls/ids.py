@@ -1,10 +1,10 @@
 """IDs of tasks: one identity, one spelling.
 
-To Celery an ID is a text. In a row it is a UUID, and `uuid4().hex`, upper case, braces and `urn:uuid:` spell the same
-one. A worker that knew a run by another spelling could not terminate it, and code that has the ID from the row would
-find neither its result nor its message. So the IDs in each call and each lookup are brought into the spelling of
-`str(UUID)`, and those in messages of other programs when a worker receives them. Such a program waits for a result
-under its own spelling, and gets it (see `SPELLING`).
+For Celery an ID is text. In a row it is a UUID, and `uuid4().hex`, upper case, braces and `urn:uuid:` spell the same
+UUID. A worker that knew a run by another spelling could not terminate it, and code that has the ID from the row would
+find neither its result nor its message. So the IDs in each call and each lookup are converted to the spelling of
+`str(UUID)`; those in messages of other programs are converted when a worker receives them. Such a program waits for
+the result under its own spelling, and gets it (see `SPELLING`).
 """
 import re
 from collections.abc import Callable, Mapping
@@ -29,10 +29,10 @@ __all__ = (
     'wrapped_once',
 )
 
-#: The message header with the spelling that the sender of the message has used for its ID.
+#: The message header with the spelling that the sender of the message used for its ID.
 SPELLING = 'netbox_celery_spelling'
 
-#: Headers, and options of calls, that are IDs of runs. That of a group stays: Celery counts by its text.
+#: Headers, and options of calls, that are IDs of runs. The ID of a group is not changed: Celery counts by its text.
 IDS = ('task_id', 'id', 'root_id', 'parent_id')
 
 #: Options, or headers, by name.
@@ -42,7 +42,7 @@ _is_canonical = re.compile(r'[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-
 
 
 def canonical(value: Any) -> Any:
-    """Return a UUID, given as such or as text in any spelling, in its canonical spelling; anything else as it is."""
+    """Return a UUID, or text that spells one, in canonical spelling; any other value unchanged."""
     if isinstance(value, UUID):
         return str(value)
     if not isinstance(value, str) or _is_canonical(value):
@@ -66,10 +66,10 @@ def canonical_ids(values: Values) -> Values:
 
 
 def respell(headers: Any) -> None:
-    """Bring the IDs in the headers of a received message into their canonical spelling; keep how its own was spelled.
+    """Convert the IDs in the headers of a received message to canonical spelling, and keep the original spelling.
 
     Args:
-        headers: Those of Celery's message, which are changed.
+        headers: The headers of Celery's message, which are changed in place.
     """
     if not isinstance(headers, dict):
         return
@@ -80,7 +80,7 @@ def respell(headers: Any) -> None:
 
 
 def wrapped_once(function: Callable[..., Any], wrap: Callable[[Any], Any]) -> Callable[..., Any]:
-    """Return a function of Celery's in our wrapper, or as it is if it has been wrapped already."""
+    """Return a function of Celery's in our wrapper, or unchanged if it is already wrapped."""
     inner: Any = function
     while inner is not None:
         if getattr(inner, 'is_netbox_celery', False):
@@ -100,10 +100,10 @@ def other_spelling(request: Any, task_id: str) -> str | None:
 def spell_results(app_class: type) -> None:
     """Give each `AsyncResult` of our app the canonical ID of its run.
 
-    Programs also make them by `celery.result.AsyncResult(id)`, which no setting of the app affects.
+    Programs also create results with `celery.result.AsyncResult(id)`, which no setting of the app affects.
 
     Args:
-        app_class: The class of our apps; results of others stay as they are.
+        app_class: The class of our apps; results of other apps are not changed.
     """
     def spell(init: Callable[..., None]) -> Callable[..., None]:
         @wraps(init)
@@ -116,9 +116,9 @@ def spell_results(app_class: type) -> None:
 
 
 class OneSpelling(bootsteps.Step):
-    """Lets a worker know a run by one ID, however a message or a command spells it."""
+    """Makes a worker use one spelling for a run's ID, however a message or a command spells it."""
 
-    #: That one comes first, so that this one wraps it.
+    #: The required step comes first, so that this one wraps its handlers.
     requires = ('netbox_celery.engine.worker.messages:Messages',)
 
     def __init__(self, consumer: Any, **kwargs: Any) -> None:

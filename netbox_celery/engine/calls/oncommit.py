@@ -1,7 +1,7 @@
 """Calls that are deferred until a transaction is committed, and whose ID is known before.
 
-`apply_async` is part of the transaction anyway, by its row. These defer the whole call, with its row, as Celery's own
-`delay_on_commit` does; but they return a result, where Celery's return nothing.
+`apply_async` is part of the transaction anyway, because its row is. The functions here defer the whole call with its
+row, as Celery's own `delay_on_commit` does, but return a result, where Celery's functions return nothing.
 """
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -26,22 +26,22 @@ def call_on_commit(
 ) -> AsyncResult:
     """Make a call when the transaction is committed, or immediately if there is none.
 
-    GUARANTEE: the ID that the caller gets before the commit tells how the call ended. So a call that finds an active
-    run to join does not become that run: its row says that it was ignored, and for which run.
+    GUARANTEE: the ID that the caller gets before the commit leads to the end of the call. So a call that finds an
+    active run to join does not become that run: its row records that it was ignored, and in favor of which run.
 
     Args:
         task: The task.
         call: Makes the call with the options that it is given; returns an `AsyncResult`.
         options: The options of the call.
-        using: Alias of the database whose transaction it is; by default that in which the call is made.
+        using: Alias of the database whose transaction counts; by default the one in which the call is made.
 
     Returns:
-        What the call returned, or an `AsyncResult` of its future run; after a rollback that run never exists.
+        The return value of the call, or an `AsyncResult` of its future run; after a rollback that run never exists.
     """
     using = caller().alias if using is None else using
     if not transaction.get_connection(using).in_atomic_block:
         returned: list[AsyncResult] = []
-        # Without a transaction Django calls it now, or refuses: autocommit is off
+        # Without a transaction, Django calls it now, or refuses if autocommit is off
         transaction.on_commit(lambda: returned.append(call(**options)), using=using)
         return returned[0]
     options = {**options, 'task_id': str(options.get('task_id') or uuid4())}

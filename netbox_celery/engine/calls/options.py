@@ -1,7 +1,8 @@
-"""The options of a call: which are ours (`netbox_*`), which go into the row, which stay in this process.
+"""The options of a call: which are ours (`netbox_*`), which are stored in the row, and which stay in this process.
 
-A `netbox_*` option may stand in the call or in the decorator, by itself or in the dict `netbox_kwargs`. The call
-beats the decorator; in each, the option by itself beats the dict. No function here changes a dict that it is given.
+A `netbox_*` option can be given in the call or in the decorator, by itself or in the dict `netbox_kwargs`. The call
+takes precedence over the decorator; in each of them, an option by itself takes precedence over the dict. No function
+here modifies a dict that it is given.
 """
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -45,7 +46,7 @@ OWN_NAMES = ('name', 'user', 'object', 'value_max', 'data', 'tags', 'track', 'sc
 #: Attributes of tasks that are options.
 OWN_ATTRIBUTES = frozenset((*(OWN_PREFIX + name for name in OWN_NAMES), OWN_DICT))
 
-#: Options that have a meaning only in the process of the call, or that `send()` determines itself.
+#: Options that only matter in the process that makes the call, or that `send()` determines itself.
 NOT_SENT = frozenset((
     'producer', 'publisher', 'connection', 'router', 'result_cls', 'task_type', 'add_to_parent', 'route_name',
 ))
@@ -95,7 +96,7 @@ def _declared_by(cls: type) -> frozenset[str]:
 
 
 def _flat(own: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return options together with those of the dict among them, which the others beat."""
+    """Return options together with those in `netbox_kwargs` among them, over which the others take precedence."""
     if 'kwargs' in own:
         spread = {key.removeprefix(OWN_PREFIX): value for key, value in (own['kwargs'] or {}).items()}
         own = spread | {name: value for name, value in own.items() if name != 'kwargs'}
@@ -131,7 +132,7 @@ def split(options: Options) -> tuple[Options, dict[str, Any]]:
 def lift(task: Any, kwargs: Any, own: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Separate `netbox_*` options from a task's keyword arguments, as `delay(netbox_name=...)` passes them.
 
-    An argument for a parameter of the task with that name stays.
+    An argument for a parameter of the task with such a name is not separated.
 
     Returns:
         `(kwargs, own)`; `kwargs` itself if there are none.
@@ -177,15 +178,15 @@ def _reference(obj: Any) -> tuple[int, int]:
 
 
 def with_header(options: Options, header: Any = True) -> dict[str, Any]:
-    """Return the options of a call whose message says whether its run has a row.
+    """Return the options of a call with the engine's header, which says whether the run of the message has a row.
 
     Args:
-        options: The options; they are left as they are.
-        header: Whether it has one, or, as a dict, what else a worker has to know of the run.
+        options: The options; they are not changed.
+        header: Whether the run has a row; a dict if it has one and a worker needs to know more about the run.
     """
     headers = options.get('headers') or {}
     if header is True and isinstance(headers.get(HEADER), dict):
-        header = headers[HEADER]  # it says so, and more: a retry, or a row that is sent again
+        header = headers[HEADER]  # it says more than that: this is a retry, or a row that is sent again
     return {**options, 'headers': {**headers, HEADER: header}}
 
 
@@ -229,14 +230,14 @@ def _detached(value: Any) -> Any:
 
 
 def begun_of(header: Any) -> int:
-    """Return how often a row had been used again when a message with this header was sent (see `sending.used`)."""
+    """Return how often a row had been reused when a message with this header was sent (see `sending.used`)."""
     return header.get('begun', 0) if isinstance(header, dict) else 0
 
 
 def sent_options(options: Options, task: Any) -> dict[str, Any]:
     """Return the options that a row keeps: those that are needed to send the message again.
 
-    It leaves out empty ones, and those that Celery takes from the task's own attributes.
+    Empty options, and those that Celery takes from the task's own attributes, are omitted.
     """
     kept = {}
     for key, value in options.items():
@@ -246,7 +247,7 @@ def sent_options(options: Options, task: Any) -> dict[str, Any]:
             continue
         if key == 'headers' and isinstance(value, dict) and not (value := without_tracing(value)):
             continue
-        # Celery's settings declare the queue or exchange: its name is enough to find it again.
+        # Celery's settings declare the queue or exchange: its name is enough to find it again
         kept[key] = getattr(value, 'name', value) if key in ('queue', 'exchange') else value
     return kept
 
@@ -264,7 +265,7 @@ def _tags(tags: Iterable[Any]) -> tuple[Any, ...]:
 def _tag(name: str) -> Any:
     from extras.models import Tag
 
-    # Runs belong to main, whatever branch this is, and so do their tags
+    # Runs and their tags belong to main, also if the current branch is another one
     found = Tag.objects.using(DEFAULT_DB_ALIAS).filter(Q(name=name) | Q(slug=name)).first()
     if found is None:
         raise ValueError(f'netbox_tags: there is no tag {name!r}')

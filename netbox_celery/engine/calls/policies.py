@@ -1,14 +1,14 @@
 """Concurrency and deduplication policies of a call.
 
-Each of these options may stand in the decorator, on the class, or in the call:
+Each of these options can be given in the decorator, on the class, or in the call:
 
     unique                      one run at a time with these arguments; a second call joins it. Needs `stale_time_limit`
-    concurrency_key             at most `limit` runs at a time that have this key; `on_conflict` says what happens to
-                                a call past the limit
-    stale_time_limit            after so many seconds a run gives up its slot to a new one; it keeps running
+    concurrency_key             at most `limit` runs at a time have this key; `on_conflict` defines what happens to a
+                                call past the limit
+    stale_time_limit            after this many seconds a run gives up its slot to a new one; it keeps running
     ignore_task_after_success   after a success, calls with the same arguments are ignored for `ignore_task_timedelta`
 
-Here a call gets its `Policy`; `netbox_celery.engine.sending.admission` applies it.
+This module determines the `Policy` of a call; `netbox_celery.engine.sending.admission` applies it.
 """
 import inspect
 import json
@@ -41,15 +41,15 @@ __all__ = (
     'window_key',
 )
 
-#: What happens to a call past the limit: it joins the active run; it waits in line; it ends as ignored; it cancels the
-#: others and waits for their end; it raises `TaskConflict`.
+#: What happens to a call past the limit: it joins the active run; it waits in line; it is ignored; it cancels the
+#: other runs and waits for their end; it raises `TaskConflict`.
 ON_CONFLICT = ('join', 'queue', 'skip', 'replace', 'fail')
 
 UNIQUE = frozenset(('unique', 'stale_time_limit', 'concurrency_key', 'limit', 'on_conflict'))
 WINDOW = frozenset(('ignore_task_after_success', 'ignore_task_timedelta'))
 SETTINGS = UNIQUE | WINDOW
 
-#: Most runs at a time under a key: a call looks at each of their slots.
+#: Highest limit of a key: a call examines each slot.
 HIGHEST_LIMIT = 10_000
 #: Longest key that its column can hold, characters.
 LONGEST_KEY = 255
@@ -59,14 +59,14 @@ UNIQUE_KEYS, SCHEDULE_KEYS, MARK = 'unique:', 'schedule:', '='
 
 
 class EngineKey(str):
-    """A concurrency key of the engine's own. What a caller, a task or a message gives is never one."""
+    """A concurrency key of the engine's own. A key that a caller, a task or a message gives is never one."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """When a call may run, beside other runs."""
+    """Whether a call may run while other runs are active or have recently succeeded."""
     #: Name of the task, for messages.
     task: str
     #: Runs with this key share the limit; `None`: there is none.
@@ -75,11 +75,11 @@ class Policy:
     on_conflict: str = 'join'
     #: Whether the task itself says that its newest run replaces earlier ones, also those of other users.
     replaces_any: bool = False
-    #: After how long the run gives up its slot, seconds; `None`: never.
+    #: Seconds after which the run gives up its slot; `None`: never.
     stale_after: float | None = None
-    #: Key of the ignore window that calls look for, or `None`.
+    #: Key of the ignore window that calls check, or `None`.
     window: str | None = None
-    #: How long a success keeps the window open, seconds; `None`: it does not open it.
+    #: Seconds for which a success opens the window; `None`: it does not open the window.
     window_length: float | None = None
 
 
@@ -201,18 +201,17 @@ def default_unique_key_generator(task: Any, prefix: str, task_args: Any, task_kw
 
 
 def unique_key(task: Any, args: Any, kwargs: Any) -> str:
-    """Return the key under which a unique task runs once at a time with some arguments."""
+    """Return the concurrency key of a unique task for some arguments."""
     return _generated(task, 'unique', args, kwargs)
 
 
 def window_key(task: Any, args: Any, kwargs: Any, branch: str | None = None) -> str:
-    """Return the key of the window in which a task is ignored with some arguments, in a branch (by default this one).
-    """
+    """Return the key of a task's ignore window for some arguments, in a branch (by default the current one)."""
     return _fitting(_of_branch(_generated(task, 'ignore', args, kwargs), current() if branch is None else branch))
 
 
 def _of_branch(key: str, branch: str) -> str:
-    """Return a key that is a branch's own: runs elsewhere have changed nothing there."""
+    """Return a key that belongs to one branch: a run elsewhere has changed nothing there."""
     return f'{key}@{branch}' if branch else key
 
 
@@ -224,9 +223,9 @@ def _generated(task: Any, prefix: str, args: Any, kwargs: Any) -> str:
 
 
 def _key(task: Any, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """Return the concurrency key of a call as its column has it.
+    """Return the concurrency key of a call as it is stored.
 
-    GUARANTEE: no key that a task or a caller gives, or that is made of arguments, is one of the engine's own.
+    GUARANTEE: no key that a task or a caller gives, or that is built from arguments, is one of the engine's own.
     """
     if isinstance(key, EngineKey):
         return str(key)
@@ -234,13 +233,13 @@ def _key(task: Any, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def _apart(key: str, prefixes: tuple[str, ...]) -> str:
-    """Return a key as its column has it, with a mark before it if it starts with a prefix that is not its own."""
+    """Return a key as it is stored: with a mark before it if it starts with one of the engine's prefixes."""
     fitting = _fitting(key)
     return _fitting(MARK + key) if fitting.startswith(prefixes) else fitting
 
 
 def _made(task: Any, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """Return a concurrency key: as given, with the call's arguments in place of its braces, or from a function."""
+    """Return a concurrency key: the given text with the call's arguments in place of its braces, or from a function."""
     if callable(key):
         try:
             return str(_unbound(key)(task, args, kwargs))
@@ -258,12 +257,12 @@ def _made(task: Any, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def _unbound(function: Any) -> Any:
-    """Return a function as it was written: as an attribute of a task it is a method."""
+    """Return the function behind a bound method: as an attribute of a task, a function becomes a method."""
     return getattr(function, '__func__', function)
 
 
 def _bound(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call by the names of the task's parameters, those left out with their defaults."""
+    """Return the arguments of a call by the names of the task's parameters, with defaults for omitted ones."""
     signature = inspect.signature(task.run)
     parameters = list(signature.parameters.values())[1 if getattr(task, 'takes_task_id', False) else 0:]
     try:
@@ -275,9 +274,10 @@ def _bound(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[st
 
 
 def _fitting(key: str) -> str:
-    """Return a key that fits its column: with a digest, if it is too long or has characters that cannot be stored."""
+    """Return a key that fits its column: with a digest if it is too long or contains characters that cannot be stored.
+    """
     shown = clean_text(key)
     if shown == key and len(key) <= LONGEST_KEY:
         return key
-    # A digest of the JSON, which writes each character as ASCII: keys that look alike once cleaned stay different
+    # A digest of the JSON, which writes each character as ASCII: keys that look alike after cleaning stay different
     return f'{shown[:200]}:{uuid5(NAMESPACE_OID, json.dumps(key))}'

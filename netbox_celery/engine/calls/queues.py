@@ -1,8 +1,8 @@
 """Where a call goes, and whether it may go there.
 
-Code sends to any queue whose name is not reserved (`netbox_celery.queuenames`). People send to queues that are in use
-or configured: those of the settings and of tasks' decorators, those from which online workers consume, and those that
-the setting `allowed_queues` names.
+Code can send to any queue whose name is not reserved (`netbox_celery.queuenames`). People can only send to queues that
+are in use or configured: those of the settings and of tasks' decorators, those from which online workers consume, and
+those in the setting `allowed_queues`.
 """
 import re
 from collections.abc import Callable
@@ -37,7 +37,7 @@ __all__ = (
     'without_delay',
 )
 
-#: The prefix in the routing key of a message that RabbitMQ held back, and that of the exchanges that hold it back.
+#: The prefix in the routing key of a message that RabbitMQ delayed, and the prefix of the exchanges that delay it.
 HELD_BACK = re.compile(rf'^(?:[01]\.){{{MAX_NUMBER_OF_BITS_TO_USE}}}')
 HOLDING_BACK = 'celery_delayed_'
 
@@ -50,7 +50,7 @@ def reserved_keys() -> tuple[str, ...]:
 
 
 def is_reserved(name: str) -> bool:
-    """Whether a name is reserved: no queue can have it."""
+    """Whether a name is reserved, so that no queue can have it."""
     return bool(why_reserved(name, reserved_keys()))
 
 
@@ -81,7 +81,8 @@ class Queues(amqp.Queues):
 class AMQP(amqp.AMQP):
     """Celery's `app.amqp`, which refuses reserved names, also for `celery worker -Q` and `celery control add_consumer`.
 
-    And a message says if a handler of `before_task_publish` has given it other arguments than its row has.
+    If a handler of `before_task_publish` changes the arguments of a message, a header of the message says that they
+    differ from the row's.
     """
 
     Connection = BrokerConnection = Connection
@@ -96,7 +97,7 @@ class AMQP(amqp.AMQP):
 
 
 class _Watching:
-    """A producer of a message, which handlers of `before_task_publish` may change."""
+    """A producer that checks whether handlers of `before_task_publish` have changed the message."""
 
     def __init__(self, producer: Any, message: Any) -> None:
         self._producer = producer
@@ -146,7 +147,7 @@ def _refusing(app: Any, add_consumer: Callable[..., Any]) -> Callable[..., Any]:
 # Where a call goes
 
 def destination(app: Any, name: str, args: Any, kwargs: Any, options: Options, task: Any) -> str:
-    """Return the name of the queue that a message goes to, or an empty string if that cannot be told.
+    """Return the name of the queue that a message goes to, or an empty string if it is unknown.
 
     Args:
         app: The Celery app.
@@ -168,7 +169,7 @@ def destination(app: Any, name: str, args: Any, kwargs: Any, options: Options, t
     # The router removes the queue from the dict
     routed = app.amqp.router.route(dict(options), name, args, kwargs, task)
     queue, exchange, routing_key = routed.get('queue'), routed.get('exchange'), routed.get('routing_key')
-    # As `send_task_message` of Celery's AMQP has it
+    # As in `send_task_message` of Celery's AMQP
     if queue is None and exchange is None:
         queue = app.amqp.default_queue
     kind = routed.get('exchange_type') or getattr(getattr(queue, 'exchange', None), 'type', None) or 'direct'
@@ -180,7 +181,7 @@ def destination(app: Any, name: str, args: Any, kwargs: Any, options: Options, t
 
 
 def _name_of(named: Any) -> str:
-    """Return the name of a queue or exchange that is given as an object of Kombu's or by name."""
+    """Return the name of a queue or exchange that is given as a Kombu object or by name."""
     return getattr(named, 'name', named)
 
 
@@ -188,7 +189,7 @@ def _bound(app: Any, exchange: Any, routing_key: str | None) -> str:
     """Return the name of the only queue to which an exchange routes a routing key, or an empty string."""
     exchange, routing_key = getattr(exchange, 'name', exchange) or '', routing_key or ''
     if not exchange:
-        return routing_key  # the default exchange knows each queue by its name
+        return routing_key  # the default exchange routes to each queue by its name
     if exchange.startswith(HOLDING_BACK):
         routing_key = without_delay(routing_key)
         bound = {queue.name for queue in app.amqp.queues.values() if queue.routing_key == routing_key}
@@ -198,7 +199,7 @@ def _bound(app: Any, exchange: Any, routing_key: str | None) -> str:
 
 
 def _takes(queue: Any, exchange: str, routing_key: str) -> bool:
-    """Whether a queue is bound to an exchange so that it gets messages with a routing key."""
+    """Whether a queue gets the messages with a routing key from an exchange."""
     bindings = [(queue.exchange, queue.routing_key)]
     bindings += [(binding.exchange, binding.routing_key) for binding in queue.bindings or ()]
     return any(
@@ -211,18 +212,18 @@ def _takes(queue: Any, exchange: str, routing_key: str) -> bool:
 def _matches(kind: str, key: str, routing_key: str) -> bool:
     if kind != 'topic':
         return key == routing_key
-    # A star stands for a word, a hash for any number of words
+    # A star matches one word, a hash any number of words
     pattern = '\\.'.join({'*': r'[^.]+', '#': r'.*'}.get(word, re.escape(word)) for word in key.split('.'))
     return re.fullmatch(pattern.replace('\\..*', '(?:\\..*)?'), routing_key) is not None
 
 
 def without_delay(routing_key: str | None) -> str:
-    """Return the routing key of a message without the prefix by which RabbitMQ holds it back."""
+    """Return the routing key of a message without the prefix by which RabbitMQ delays it."""
     return HELD_BACK.sub('', routing_key or '')
 
 
 def delivered_to(app: Any, delivery_info: Any) -> str:
-    """Return the name of the queue that a message was delivered from, or an empty string if that cannot be told."""
+    """Return the name of the queue that a message was delivered from, or an empty string if it is unknown."""
     info = delivery_info or {}
     return _bound(app, info.get('exchange'), info.get('routing_key'))
 
@@ -231,7 +232,7 @@ def check_call(app: Any, name: str, args: Any, kwargs: Any, options: Options, ta
     """Refuse a call that would go to a reserved name, and return where it goes (see `destination`).
 
     Raises:
-        QueueRefused: It would, or it leads to no queue.
+        QueueRefused: The name is reserved, or the call leads to no queue.
         celery.exceptions.QueueNotFound: There is no such queue, and Celery is not to create it.
     """
     if queue := options.get('queue'):

@@ -1,7 +1,7 @@
-"""What a worker knows of the run that it executes: `self.request.netbox_run`.
+"""What a worker knows about the run that it executes: `self.request.netbox_run`.
 
-Celery's requests belong to a thread. A body may start threads of its own, as programs do that talk to many devices at
-a time: what these log, and the progress they report, belongs to its run, too.
+Celery's requests belong to a thread. A body may start threads of its own, for example to talk to many devices
+concurrently: the lines that these threads log and the progress that they report belong to its run, too.
 """
 import threading
 import time
@@ -53,8 +53,8 @@ class Run:
         'request_id',
         'row',
         'task_id',
-        'told',
-        'untold',
+        'warnings',
+        'unreported',
         'user_id',
         'window',
     )
@@ -69,65 +69,65 @@ class Run:
         #: Fencing token: only the holder of the latest claim may end the run.
         self.claims = claims
         self.attempt = attempt
-        #: How often the row was used again for a new call (see `sending.used`), and when this process claimed it.
+        #: How often the row was reused for a new call (see `sending.used`), and when this process claimed it.
         self.begun = 0
         self.claimed_at = time.time()
         self.user_id = user_id
         self.request_id = request_id
         #: The claim was refused: the body does not run, and nothing is written.
         self.refused = False
-        #: Its end is written, or will be as soon as the database takes it.
+        #: The end is written, or will be as soon as the database accepts it.
         self.ended = False
-        #: The end that the task set itself (`self.celery_result.success()` and the like), which is kept: its status,
-        #: and the result or the error.
+        #: The end that the task set itself (`self.celery_result.success()` and the like), which takes precedence: its
+        #: status, and the result or the error.
         self.own_end: tuple[str, Any] | None = None
-        #: The body has returned: what is sent from now on comes after it, such as the next step of a chain.
+        #: The body has returned: a call from now on comes after it, such as the next step of a chain.
         self.returned = False
-        #: This process is done with it.
+        #: This process has finished with the run.
         self.left = False
-        #: The task replaced itself with another one, which goes on under the same ID.
+        #: The task replaced itself with another one, which continues under the same ID.
         self.replaced = False
-        #: The message for the next attempt, or for what replaces the task, is on its way.
+        #: The message for the next attempt, or for the replacement, is being sent or was sent.
         self.continued = False
-        #: The arguments of its message as JSON text, which its row has, too; `None`: unknown, or too long.
+        #: The arguments of the message, and of the row, as JSON text; `None`: unknown, or too long.
         self.call: str | None = None
-        #: Its row holds what the next attempt, or what replaces the task, is called with.
+        #: The row stores the message of the next attempt or of the replacement.
         self.remembered = False
         #: The retry is recorded.
         self.retried = False
         #: The time for which `retry()` sent the next attempt.
         self.next_eta: datetime | None = None
-        #: Key of its ignore window, and the windows that its success opens: seconds by key.
+        #: Key of the run's ignore window, and the windows that its success opens: seconds by key.
         self.window: str | None = None
         self.opens: dict[str, float] | None = None
-        #: Whether anything of it went to the recorder.
+        #: Whether anything was passed to the recorder.
         self.recorded = False
-        #: Log lines taken, and those left out over the limit.
+        #: Numbers of log lines stored, and of lines dropped above the limit.
         self.lines = 0
         self.dropped = 0
-        #: The newest progress that `update_value` has not written: the end of the run does.
+        #: The newest progress that `update_value` has not written; the end of the run writes it.
         self.left_out: Any = None
         #: The result of the last check for a cancel, and when the next one is due (monotonic seconds).
         self.is_cancelled = False
         self.next_look = 0.0
-        #: What the worker's log has said of it, and is not to repeat.
-        self.told: tuple[str, ...] = ()
-        #: Whether Celery does not report its end to code that asks (`ignore_result`).
-        self.untold = False
+        #: Warnings about the run that were already logged, and are not repeated.
+        self.warnings: tuple[str, ...] = ()
+        #: Whether Celery does not report the end to code that asks (`ignore_result`).
+        self.unreported = False
         #: The handle that the author gets as `self.celery_result`.
         self.row: Any = None
 
-    def tell_once(self, what: str) -> bool:
-        """Return whether something is reported of the run for the first time: a loop may meet it at each turn."""
-        if what in self.told:
+    def is_new_warning(self, what: str) -> bool:
+        """Return whether a warning about the run is new: a loop may cause the same one in each iteration."""
+        if what in self.warnings:
             return False
-        self.told += (what,)
+        self.warnings += (what,)
         return True
 
 
-#: What this process executes, by thread: names of tasks, and runs.
+#: The tasks (by name) and runs that this process executes, by thread.
 _executing: dict[int, tuple[str, Run]] = {}
-#: The same for code that runs in a copy of the body's context, as with `asyncio.to_thread()`.
+#: The same for code that runs in a copy of the body's context, for example by `asyncio.to_thread()`.
 _inherited: ContextVar[tuple[str, Run] | None] = ContextVar('netbox_celery_run', default=None)
 
 
@@ -140,13 +140,13 @@ def get_run(request: Any) -> Run | None:
 def current_run() -> Run | None:
     """Return the run that this thread executes, or whose body started it, or `None`."""
     task = task_stack.top
-    return get_run(task.request_stack.top) if task is not None else _worked_for()
+    return get_run(task.request_stack.top) if task is not None else _run_of_body()
 
 
 def run_of(task: Any) -> Run | None:
     """Return the run that a task's `self` refers to in this thread, or `None`."""
     request = task.request_stack.top
-    return get_run(request) if request is not None else _worked_for(task.name)
+    return get_run(request) if request is not None else _run_of_body(task.name)
 
 
 def enter(task: Any, run: Run) -> None:
@@ -162,7 +162,7 @@ def leave(run: Run) -> None:
     _inherited.set(None)
 
 
-def _worked_for(name: str | None = None) -> Run | None:
+def _run_of_body(name: str | None = None) -> Run | None:
     """Return the run whose body has started this thread: that of its context, or the only one in this process.
 
     Args:

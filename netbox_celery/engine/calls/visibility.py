@@ -1,8 +1,8 @@
 """Warnings about calls and tasks that outlast the visibility timeout of Redis, an hour by default.
 
-Redis delivers again what was not acknowledged within that time: messages of late-acknowledged tasks that run longer,
+Redis redelivers messages that were not acknowledged within that time: those of late-acknowledged tasks that run longer,
 and those with a later ETA, since a worker holds them until then. The claim refuses the copies, so nothing runs twice;
-but they are useless work, and the authors of such tasks should know.
+but they are wasted work, and the authors of such tasks should know.
 """
 import logging
 from datetime import UTC, datetime, timedelta
@@ -23,19 +23,19 @@ ADVICE = (
     "Redis will deliver its message again and again, and the copies will be refused: raise broker_transport_options"
     "['visibility_timeout']"
 )
-#: Names of tasks of whose calls this process has warned: once each.
+#: Names of tasks about whose calls this process has warned already: it warns once for each.
 _warned: set[str] = set()
 
 
 def _visibility_timeout(app: Any) -> float:
-    """Return the visibility timeout of the broker in seconds, or infinity where there is none."""
+    """Return the visibility timeout of the broker in seconds, or infinity if there is none."""
     if not speaks_redis(str(app.conf.broker_write_url or app.conf.broker_url)):
         return float('inf')
     return (app.conf.broker_transport_options or {}).get('visibility_timeout', DEFAULT)
 
 
 def warn_of_limits(app: Any) -> None:
-    """Warn of tasks that acknowledge late, and may take longer than the broker waits for the acknowledgement."""
+    """Warn about tasks that acknowledge late, and may take longer than the broker waits for the acknowledgement."""
     timeout = _visibility_timeout(app)
     for name, task in sorted(app.tasks.items()):
         limit = task.time_limit or app.conf.task_time_limit or task.soft_time_limit or app.conf.task_soft_time_limit
@@ -47,7 +47,7 @@ def warn_of_limits(app: Any) -> None:
 
 
 def warn_of_eta(app: Any, name: str, eta: Any) -> None:
-    """Warn of a call that a worker will hold for longer than the broker waits for its acknowledgement.
+    """Warn about a call that a worker will hold for longer than the broker waits for its acknowledgement.
 
     Args:
         app: The Celery app.

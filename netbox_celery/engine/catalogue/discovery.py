@@ -80,7 +80,7 @@ def failures() -> list[Failure]:
 
 
 def failed_plugins() -> set[str]:
-    """Return the names of the packages of which this process lacks tasks."""
+    """Return the names of the packages whose tasks this process lacks."""
     return {failure.plugin for failure in failures()}
 
 

@@ -57,7 +57,7 @@ def strategy_of(task: Any) -> str | None:
 def why_untracked(name: str, strategy: str | None) -> str:
     """Return the reason why runs of a task cannot have rows."""
     return (
-        f'{name} has a Strategy of its own ({strategy}), which takes its messages without claiming runs: they cannot '
+        f'{name} has a custom Strategy ({strategy}), which takes its messages without claiming runs: they cannot '
         f'be tracked'
     )
 
@@ -85,6 +85,6 @@ def refuse_branch(task: Any, branch: str) -> NoReturn:
 def why_not_in_branch(task: Any, branch: str) -> str:
     """Return the reason why a task cannot run in a branch."""
     return (
-        f'{task.name} has a Strategy of its own ({strategy_of(task)}), which runs its body in main: it cannot run in '
+        f'{task.name} has a custom Strategy ({strategy_of(task)}), which runs its body in main: it cannot run in '
         f'the branch {branch}'
     )

@@ -52,7 +52,7 @@ from ..store.payload import (
     result_columns,
     shown_jsonb,
     text_of,
-    untold,
+    unreported,
     whole_number,
 )
 from ..store.recorder import recorder
@@ -92,7 +92,7 @@ class TrackingMixin(KeyValueStoreBackend):
         if getattr(request, 'netbox_unclaimed', False):
             columns, __ = result_columns(result, get_config().payload_length)
             if not store_result:
-                columns['exact_result'] = untold(columns.get('exact_result'))
+                columns['exact_result'] = unreported(columns.get('exact_result'))
             end_unclaimed(task_id, ENDS['returned_unclaimed'], in_backend=store_result, **columns)
         if run is None:
             return super().mark_as_done(task_id, result, request, store_result, state)
@@ -138,7 +138,7 @@ class TrackingMixin(KeyValueStoreBackend):
             end, error = failure_of(_raised(exc), by_body=True)
             end_unclaimed(
                 task_id, end, error=error, traceback=_text(traceback),
-                exact_result=self.exception_text(exc) if store_result else untold(None), in_backend=store_result
+                exact_result=self.exception_text(exc) if store_result else unreported(None), in_backend=store_result
             )
         elif isinstance(exc, NotRegistered) and is_of_another(
             task_id, getattr(request, 'task', None) or getattr(request, 'name', None)
@@ -151,7 +151,7 @@ class TrackingMixin(KeyValueStoreBackend):
             row = end_from_outside(
                 task_id, end, attempt=_attempt(request), error=error,
                 traceback=_text(traceback or getattr(request, 'netbox_traceback', None), exc),
-                exact_result=self.exception_text(exc) if store_result else untold(None), in_backend=store_result
+                exact_result=self.exception_text(exc) if store_result else unreported(None), in_backend=store_result
             )
             row_status = reports.status_of(task_id) if row is None else None
             if row_status == Status.STATUS_REVOKED:

@@ -19,14 +19,13 @@ from django.core.exceptions import ObjectDoesNotExist
 from kombu.utils.functional import LRUCache
 
 from ...choices import ResultStatusChoices as Status
-from ..calls.exact import options_of
 from ..identity import identity
 from ..internals import is_regenerated
 from ..sending.used import repeating
 from ..store import lifecycle
 from ..store.conditions import IN_GROUP
 from ..store.database import UNAVAILABLE, EngineConnection, Row
-from ..store.payload import PayloadDecoder, is_uuid, result_of
+from ..store.payload import PayloadDecoder, is_uuid, options_of, result_of
 from ..workflows.canvas import as_request, first_steps, leaves
 from .closing import is_tracked_step
 

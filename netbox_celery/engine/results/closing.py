@@ -18,7 +18,7 @@ from ..calls.options import Own, lift, split
 from ..sending.admission import advance_line
 from ..sending.describe import find_task, wants_row
 from ..sending.rows import build_row, insert_statement
-from ..sending.used import anew_statement, find_earlier, forget, header_of
+from ..sending.used import find_earlier, forget, header_of, reuse_statement
 from ..store import lifecycle
 from ..store.conditions import IN_GROUP
 from ..store.database import get_connection
@@ -64,7 +64,7 @@ CLOSED = {
     'reason': "'upstream_failed'", 'error': '%(error)s', 'completed': 'now()', 'exact_result': '%(exact_result)s',
     'in_backend': '%(in_backend)s',
 }
-CLOSE, CLOSE_ANEW = insert_statement(**CLOSED), anew_statement(**CLOSED)
+CLOSE, CLOSE_REUSED = insert_statement(**CLOSED), reuse_statement(**CLOSED)
 
 
 def _own_of(task, signature):
@@ -122,9 +122,9 @@ def close_step(
     if connection.execute(CLOSE, row, patience=5):
         return True
     if found := find_earlier(connection, row, culprit):
-        anew = call._replace(options=call.message_options(header_of(found, culprit, True)))
-        row = build_row(anew, culprit) | end
-        if connection.execute(CLOSE_ANEW, row | {'seen': found.completed}, patience=5):
+        reused = call._replace(options=call.message_options(header_of(found, culprit, True)))
+        row = build_row(reused, culprit) | end
+        if connection.execute(CLOSE_REUSED, row | {'seen': found.completed}, patience=5):
             forget(app.backend, task_id)
             return True
     if closed := lifecycle.close_replaced(
@@ -143,7 +143,7 @@ def _free(closed):
 
 
 def load_culprit(blame: Blame) -> SimpleNamespace:
-    """Return the run because of which steps are closed: `task_id`, `root_id`, `user_id`, and the error that names it.
+    """Return the run that causes steps to be closed: `task_id`, `root_id`, `user_id`, and the error that names it.
 
     And `begun` and `since`, for `find_earlier`.
     """

@@ -27,7 +27,7 @@ from ..exceptions import TaskFailed
 from ..identity import identity
 from ..store import lifecycle
 from ..store.database import UNUSABLE, execute, get_connection
-from ..store.payload import UNTOLD, is_uuid, read_value, result_of
+from ..store.payload import UNREPORTED, is_uuid, read_value, result_of
 
 # `layers` combines this class with that of a backend
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ class RowResultsMixin(RedisBackend):
 
     def _meta_from_row(self, task_id, status, reason, result, exact_result, error, traceback, when):
         state = STATES[status]
-        if exact_result and exact_result.startswith(UNTOLD) and not _thread.joins and state in HIDDEN:
+        if exact_result and exact_result.startswith(UNREPORTED) and not _thread.joins and state in HIDDEN:
             return None
         if state in (states.FAILURE, states.RETRY):
             result = _exception_of(exact_result) or self.prepare_exception(_exception_for(status, reason, error))

@@ -19,11 +19,10 @@ from django.db import DatabaseError
 from kombu.exceptions import EncodeError
 
 from ...choices import ResultReasonChoices as Reason
-from ..calls.exact import options_of
 from ..runs.errbacks import note_errbacks
 from ..store import lifecycle
 from ..store.database import get_connection
-from ..store.payload import is_uuid, sorted_text
+from ..store.payload import is_uuid, options_of, sorted_text
 from ..workflows.canvas import as_request, leaves, unsent
 from ..workflows.requests import load_requests
 from .closing import Blame, close_step, failed_member, is_known_step, load_culprit
@@ -52,13 +51,13 @@ DEPENDENCY = re.compile(r'^Dependency ([0-9a-f-]{36}) raised')
 
 
 class _Thread(threading.local):
-    #: ID of the run because of which steps are closed now.
+    #: ID of the run that causes steps to be closed now.
     culprit: str | None = None
     #: The request of the run whose end started this.
     request: Any = None
     #: IDs of steps whose rows were just closed, and which are not yet reported to Celery.
     closing: set[str] | frozenset[str] = frozenset()
-    #: IDs of steps whose end was reported to Celery: a second report would hold less.
+    #: IDs of steps whose end was reported to Celery: a second report would contain less.
     reported: set[str] | frozenset[str] = frozenset()
     #: Collects the IDs of the steps that are reported now, if it is a set.
     reporting: set[str] | None = None
@@ -79,7 +78,7 @@ def _setting(**values):
 
 
 def _blaming(task_id, request=None):
-    """Name the run because of which steps are closed within the block."""
+    """Name the run that causes steps to be closed within the block."""
     return _setting(culprit=task_id, request=_thread.request or request)
 
 
@@ -265,7 +264,7 @@ class UpstreamMixin(Backend):
             except (DatabaseError, EncodeError, LookupError, RecursionError, TypeError, ValueError):
                 logger.exception('The steps after %s[%s] could not be closed', name, options['task_id'])
 
-    def tell_end(self, task_id, exc, state):
+    def report_end(self, task_id, exc, state):
         """Report the end of a run to the code that waits for its result, and end what depends on it."""
         task_id = str(task_id)
         try:

@@ -1,5 +1,5 @@
-"""A worker runs a task: it claims the row, runs the body under a user, writes its log, and records the outcome.
+"""A worker runs a task: it claims the row, runs the body as a user, writes its log, and records the end.
 
-`claim` comes before the body, `tracked` is what the body sees of its run, `outcome` is its end. `reports` are the
-outcomes that a worker's parent reports of runs of its children.
+`claim` comes before the body, `tracked` is what the body sees of its run, and `ending` records how the run ends.
+`reports` writes the ends that a worker's parent observes for the runs of its children.
 """

@@ -1,8 +1,8 @@
-"""The claim: before a body runs, one statement makes the run this process's own, or refuses it.
+"""The claim: before a body runs, one statement assigns the run to this process, or refuses it.
 
-A signal handler could not stop the body (Celery swallows its exceptions), so the claim is taken in `before_start`,
-which runs inside the tracer's `try`, and refuses by raising `Ignore`. Each task that a worker knows is wrapped for it,
-and so that its row waits for what the task replaces itself with.
+A signal handler could not stop the body (Celery swallows its exceptions). So the claim is made in `before_start`, which
+runs inside the tracer's `try`, and refuses the run by raising `Ignore`. Each registered task is wrapped for the claim,
+and for `on_replace`, so that its row waits for the replacement.
 """
 import logging
 import time
@@ -24,7 +24,7 @@ from ..exceptions import IgnoredByWindow
 from ..identity import identity
 from ..sending.admission import is_window_open
 from ..sending.describe import is_tracked
-from ..sending.replace import making_way, opened_by
+from ..sending.replace import handing_over_row, opened_by
 from ..sending.rows import INSERT, foreign_row, refused_row
 from ..store import lifecycle
 from ..store.branches import enter_run
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 #: The wrappers of handlers: each handler is wrapped once, also if a class inherits it.
 _wrappers: WeakSet[FunctionType] = WeakSet()
-#: For how long a run waits to be claimed if the database is there but cannot be used, seconds.
+#: Seconds for which a run waits to be claimed if the database cannot be used.
 PATIENCE = 5
 
 
@@ -59,9 +59,9 @@ def track_all_tasks(app):
 
 
 def _track(task):
-    for handler, wrap in (('before_start', _claiming), ('on_replace', _making_way)):
+    for handler, wrap in (('before_start', _claiming), ('on_replace', _handing_over_row)):
         for owner in (type(task), task):
-            # A class has its own or inherits it; that of an instance hides that of its class
+            # A class has its own handler or inherits one; the handler of an instance hides that of its class
             found = getattr_static(owner, handler) if owner is not task else vars(task).get(handler)
             if found is not None and not _is_wrapper(found):
                 wrapper = _without_origin(wrap(_as_method(found, owner is task)))
@@ -91,7 +91,7 @@ def _as_method(handler, is_bound):
 
 
 def _without_origin(wrapper):
-    """Hide what a wrapper wraps, which `Task.add_around` would otherwise use instead of the wrapper."""
+    """Hide the wrapped function, which `Task.add_around` would otherwise use instead of the wrapper."""
     vars(wrapper).pop('__wrapped__', None)
     return wrapper
 
@@ -100,7 +100,7 @@ def begin(task):
     """Claim the run that `task` is about to execute; `self.request.netbox_run` then holds it.
 
     Raises:
-        celery.exceptions.Ignore: The row says that this message must not run.
+        celery.exceptions.Ignore: According to the row, this message must not run.
         kombu.exceptions.EncodeError: A message without a row has arguments that no call could have.
     """
     request = task.request_stack.top
@@ -115,7 +115,7 @@ def begin(task):
     try:
         claimed, refusal = _claim_patiently(task, request, tracked_by_caller)
     except DatabaseError:
-        # The task is worth more than its row.
+        # The task is more important than its row
         logger.exception('Task %s is run without being tracked: it cannot be claimed', request.id)
         request.netbox_unclaimed = True
         return
@@ -127,7 +127,7 @@ def begin(task):
     )
     run.call = _call(request, tracked_by_caller)
     run.begun = begun_of(tracked_by_caller)
-    run.untold = get_actual_ignore_result(task, request)
+    run.unreported = get_actual_ignore_result(task, request)
     enter(task, run)
     if claims > 1:
         run.lines = _lines_before(id)
@@ -138,15 +138,15 @@ def begin(task):
 
 
 def _lines_before(id):
-    """Return how many lines of its log a run has from earlier attempts: the limit is the run's."""
+    """Return how many log lines a run has from earlier attempts: the limit applies to the whole run."""
     try:
         return lifecycle.count_lines(get_connection(), id)
     except DatabaseError:
-        return 0  # nor can lines be written
+        return 0  # log lines cannot be written, either
 
 
 def _look_at_window(run, header):
-    """Stop if the task has succeeded since the call."""
+    """Refuse the run if the task has succeeded since the call."""
     run.window = header.get('window')
     run.opens = opened_by(header)
     if run.window and is_window_open(get_connection().execute, run.window, run.task_id):
@@ -154,14 +154,14 @@ def _look_at_window(run, header):
 
 
 def _claim_patiently(task, request, tracked_by_caller):
-    """Claim a run, and make its row if there is none; wait for a database that is away.
+    """Claim a run, and insert its row if there is none; wait for a database that is unavailable.
 
-    GUARANTEE: where the database is there and takes no writes, no body runs: its row would say for ever that it waits,
-    and the sweep would send it again.
+    GUARANTEE: no body runs while the database is read-only: its row would stay in a waiting status forever, and the
+    sweep would send it again.
 
     Returns:
-        What `lifecycle.claim` does, and the exception for a message without a row whose arguments are refused, or
-        `None`.
+        The value that `lifecycle.claim` returns, and the exception for a message without a row whose arguments are
+        refused, or `None`.
     """
     deadline, refusal = time.monotonic() + PATIENCE, None
     while True:
@@ -177,7 +177,7 @@ def _claim_patiently(task, request, tracked_by_caller):
                 get_connection().execute(INSERT, row, patience=float('inf'))
                 claimed = _claim(request, call)
             if claimed is None and call and not _differs(request):
-                # Only the text differed
+                # Only the JSON text differed
                 claimed = _claim(request)
             return claimed, refusal
         except UNUSABLE as exc:
@@ -189,19 +189,19 @@ def _claim_patiently(task, request, tracked_by_caller):
 
 
 def _is_tracked(task, request):
-    """Whether a run has, or gets, a row: by the message's header, else by what its task says."""
+    """Whether a run has or gets a row: decided by the message's header, or without one by the task."""
     header = request.get(HEADER)
     return bool(header) or header is not False and is_tracked(task)
 
 
 def note_call(task, request):
-    """Note the arguments of a message before handlers of `task_prerun` get them, which may change them in place."""
+    """Note the arguments of a message before handlers of `task_prerun` get them and may modify them in place."""
     if _is_tracked(task, request):
         request.netbox_call = call_text(request.args, request.kwargs)
 
 
 def _call(request, tracked_by_caller):
-    """Return the arguments of a message as JSON text to compare with the row's; `None`: they are not compared."""
+    """Return a message's arguments as JSON text, for comparison with the row's; `None`: they are not compared."""
     if isinstance(tracked_by_caller, dict) and tracked_by_caller.get('differs'):
         return None
     if 'netbox_call' not in vars(request):
@@ -218,7 +218,7 @@ def _claim(request, call=None):
 
 
 def _differs(request):
-    """Whether a message is another call than its row's, and not only another text. It is not if that is unknown."""
+    """Whether a message is another call than its row's, and not only another JSON text. `False` if that is unknown."""
     call = lifecycle.call_of(get_connection(), request.id)
     if call is None:
         return False
@@ -231,7 +231,7 @@ def _differs(request):
 
 
 def _arguments(request):
-    """Return the arguments of a message as it came."""
+    """Return the arguments of a message as it was received."""
     if call := vars(request).get('netbox_call'):
         return PayloadDecoder().decode(call)
     return [list(request.args or ()), request.kwargs or {}]
@@ -254,24 +254,24 @@ def _refuse(task, request):
     if found is not None and found[0] in Status.FINISHED and not request.get(HEADER):
         task.backend.end_unknown(request, Ignore(f'its ID is that of a run that {why.removeprefix("it ")}'))
     if found is None:
-        # No other process tells those who wait for it
+        # No other process notifies code that waits for it
         task.backend.mark_as_revoked(request.id, 'deleted', request)
     elif found[0] == Status.STATUS_REVOKED:
-        # Celery may have written since that it has started, or will be retried.
+        # Celery may have reported since that it has started, or will be retried
         task.backend.mark_as_revoked(request.id, 'revoked', request)
     raise Ignore(f'not run: {why}')
 
 
 def _describe(request):
-    """Return in words how a row differs from the message with its ID."""
+    """Return a text about how a row differs from the message with its ID."""
     call = lifecycle.call_of(get_connection(), request.id)
     if call is not None and not is_named(request.task, call[0]):
         return f'of {call[0]}, and the message is of {request.task}'
     return f'of {request.task} with other arguments'
 
 
-def _making_way(on_replace):
-    return making_way(on_replace, partial(end_claimed, end=ENDS['replaced_untracked']))
+def _handing_over_row(on_replace):
+    return handing_over_row(on_replace, partial(end_claimed, end=ENDS['replaced_untracked']))
 
 
 def _claiming(before_start):

@@ -53,7 +53,7 @@ def _is_of_owner(run):
     """Whether the changes of a run without a user are recorded under the owner of its branch."""
     if not current():
         return False
-    if owner_id() is None and run.tell_once('nobody'):
+    if owner_id() is None and run.is_new_warning('owner'):
         recorder.log(run, UNMERGED, level=LogLevelChoices.LEVEL_WARNING)
     return owner_id() is not None
 
@@ -103,5 +103,5 @@ def _check_user(instance, using=DEFAULT_DB_ALIAS, **kwargs):
 
 
 def _tell(run):
-    if run.tell_once('user'):
+    if run.is_new_warning('user'):
         recorder.log(run, GONE, level=LogLevelChoices.LEVEL_WARNING)

@@ -1,14 +1,15 @@
-"""How a run ends, or leaves the worker that holds it: every way there, in one table, and what writes it.
+"""How a run finishes, or leaves the worker that holds it: all ways in one table, and the functions that write them.
 
-Each way has a row in `ENDS`, which says who notices it and where, what the row of the run then says, and by which
-statement. A run ends once: the statements of `netbox_celery.engine.store.lifecycle` let through the first end and no
-other, and `cancelled` wins over success. An end that a body sets itself (`self.celery_result.error()`) is the first.
+Each way is an entry of `ENDS`: which process writes it and how that process notices it, the status and reason of the
+row after it, and the statement. A run finishes once: the statements of `netbox_celery.engine.store.lifecycle` accept
+only the first end, and a cancel takes precedence over success. If a body sets the end itself
+(`self.celery_result.error()`), that end is the first.
 
 * The process that runs the body writes with the token of its claim (`end_claimed`), after the log of the run. If the
-  database is away for long or refuses the end, the recorder writes it later.
-* Another process of the worker, mostly its parent, ends a run that waits or that the worker holds
-  (`end_from_outside`), or gives it back to the queue (`give_back`). `reports` has how a parent writes.
-* The sweep writes what nobody else has reported; callers write ends of runs that have not started.
+  database is unavailable for long or refuses the end, the recorder writes it later.
+* Another process of the worker, mostly its parent, finishes a run that waits or that the worker holds
+  (`end_from_outside`), or puts it back into the queue (`give_back`). `reports` does the writing for a parent.
+* The sweep writes ends that no other process has reported; callers write ends of runs that have not started.
 """
 import logging
 from collections.abc import Mapping
@@ -43,7 +44,7 @@ from ..identity import identity
 from ..sending.admission import advance_line
 from ..store import lifecycle
 from ..store.database import UNUSABLE, get_connection
-from ..store.payload import cut_text, untold
+from ..store.payload import cut_text, unreported
 from ..store.recorder import recorder
 from . import reports
 
@@ -64,13 +65,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """A way in which a run ends, or leaves the worker that holds it."""
-    #: What the row says afterwards.
+    """A way in which a run finishes, or leaves the worker that holds it."""
+    #: Status and reason of the row after it.
     status: str
     reason: str
-    #: Which process writes it: that of the `body`, the `parent` of a worker, the `sweep`, or a `caller`.
+    #: The process that writes it: that of the `body`, the `parent` of a worker, the `sweep`, or a `caller`.
     writer: str
-    #: What tells the writer of it: a method of the result backend or of `self`, a signal, a function.
+    #: How the writer notices it: a method of the result backend or of `self`, a signal, a function.
     noticed_by: str
     #: The statement, by its name in `store.lifecycle` unless another module is named.
     statement: str
@@ -81,7 +82,7 @@ _REVOKED, _IGNORED = Status.STATUS_REVOKED, Status.STATUS_IGNORED
 _PENDING, _RETRYING = Status.STATUS_PENDING, Status.STATUS_RETRYING
 _CLAIM, _HOLDER, _WAITING = 'FINISH_BY claim', 'FINISH_BY holder', 'FINISH_BY waiting'
 
-#: All ways there.
+#: All ways in which a run finishes or leaves its worker.
 ENDS: Mapping[str, End] = MappingProxyType({
     # The process of the body
     'returned': End(_COMPLETED, '', 'body', 'mark_as_done', _CLAIM),
@@ -104,10 +105,10 @@ ENDS: Mapping[str, End] = MappingProxyType({
     'rejected_for_requeue': End(_PENDING, '', 'body', 'task_postrun', 'REQUEUE_BY body'),
     'replaced': End(_PENDING, Reason.REASON_REPLACED, 'body', 'on_replace', 'REPLACE'),
     'replaced_untracked': End(_IGNORED, '', 'body', 'on_replace', _CLAIM),
-    # The same, of a run that could not be claimed
+    # The same for a run that could not be claimed
     'returned_unclaimed': End(_COMPLETED, '', 'body', 'mark_as_done', _WAITING),
     'raised_unclaimed': End(_ERRORED, '', 'body', 'mark_as_failure', _WAITING),
-    # The worker's parent: of a process or thread that it had given the run to
+    # The worker's parent, about a run that it had handed to a process or thread
     'time_limit': End(_ERRORED, Reason.REASON_TIME_LIMIT, 'parent', 'mark_as_failure', _HOLDER),
     'time_limit_given_back': End(_PENDING, Reason.REASON_TIME_LIMIT, 'parent', 'mark_as_failure', 'REQUEUE_BY holder'),
     'process_lost': End(_ERRORED, Reason.REASON_WORKER_LOST, 'parent', 'mark_as_failure', _HOLDER),
@@ -117,7 +118,7 @@ ENDS: Mapping[str, End] = MappingProxyType({
     'process_failed': End(_ERRORED, '', 'parent', 'mark_as_failure', _HOLDER),
     'shut_down': End(_ERRORED, Reason.REASON_WORKER_LOST, 'parent', 'mark_as_retry', _HOLDER),
     'terminated': End(_REVOKED, Reason.REASON_TERMINATED, 'parent', 'mark_as_revoked', _HOLDER),
-    # The worker's parent: of a message
+    # The worker's parent, about a message
     'revoked': End(_REVOKED, Reason.REASON_CANCELLED, 'parent', 'mark_as_revoked', _WAITING),
     'expired': End(_REVOKED, Reason.REASON_EXPIRED, 'parent', 'mark_as_revoked', _WAITING),
     'unregistered': End(_ERRORED, Reason.REASON_UNREGISTERED, 'parent', 'mark_as_failure', _WAITING),
@@ -133,19 +134,19 @@ ENDS: Mapping[str, End] = MappingProxyType({
     'replacement_resent': End(_PENDING, Reason.REASON_REPLACED, 'sweep', 'close_lost', 'RESEND_REPLACEMENT'),
     'expired_in_queue': End(_REVOKED, Reason.REASON_EXPIRED, 'sweep', 'expire', _WAITING),
     'unsendable': End(_ERRORED, Reason.REASON_PUBLISH_FAILED, 'sweep', 'resend', _WAITING),
-    # Callers, of runs that have not started
+    # Callers, about runs that have not started
     'cancelled': End(_REVOKED, Reason.REASON_CANCELLED, 'caller', 'control.cancel_many', 'CANCEL'),
     'cancelled_with_parent': End(_REVOKED, Reason.REASON_CANCELLED, 'caller', 'family.insert_child', 'CANCEL'),
     'not_published': End(_ERRORED, Reason.REASON_PUBLISH_FAILED, 'caller', 'publish.note_refusal', 'PUBLISH_FAILED'),
     'skipped': End(_IGNORED, Reason.REASON_SKIPPED, 'caller', 'admit', 'admission.CLOSED'),
     'joined': End(_IGNORED, Reason.REASON_JOINED, 'caller', 'admit', 'admission.CLOSED'),
     'ignored_by_window': End(_IGNORED, Reason.REASON_IGNORE_WINDOW, 'caller', 'admit', 'admission.CLOSED'),
-    # Whoever ends what a run depends on
+    # The process that finishes a run on which this one depends
     'upstream_failed': End(_ERRORED, Reason.REASON_UPSTREAM_FAILED, 'caller', '_fail_chain', 'closing.CLOSE'),
     'replacement_failed': End(_ERRORED, Reason.REASON_UPSTREAM_FAILED, 'caller', '_fail_chain', 'CLOSE_REPLACED'),
 })
 
-#: What a body raises that has a meaning of its own; everything else has `raised`.
+#: Exceptions of a body with an end of their own; all others have `raised`.
 BODY_FAILURES = (
     (TaskFailed, 'failed'),
     (BranchNotReady, 'branch_not_ready'),
@@ -155,8 +156,8 @@ BODY_FAILURES = (
     (RetryNotSent, 'retry_not_sent'),
     (BodyInterrupted, 'interrupted'),
 )
-#: What Celery says of a run; everything else is `process_failed`. Raised by a body, such as one that has asked for the
-#: result of another run, it is an error like any other.
+#: Exceptions with which Celery reports a run; all others have `process_failed`. If a body raises one of those after
+#: `BODY_FAILURES`, for example because it asked for the result of another run, it is an error like any other.
 FAILURES = (
     *BODY_FAILURES,
     (TimeLimitExceeded, 'time_limit'),
@@ -171,11 +172,11 @@ UNSENT = (OperationalError, EncodeError, QueueNotFound, QueueRefused, OutOfRange
 
 
 def failure_of(exc, by_body=False):
-    """Return `(end, error)` for an exception that ended a task: the `End`, and a line for people.
+    """Return `(end, error)` for an exception with which a task failed: the `End`, and a line for people.
 
     Args:
         exc: The exception.
-        by_body: Whether it is what the body raised, and not what Celery says of the run.
+        by_body: Whether the body raised it; otherwise Celery reports the run with it.
     """
     if isinstance(exc, Reject) and isinstance(exc.reason, UNSENT):
         name = 'retry_refused'
@@ -188,7 +189,7 @@ def failure_of(exc, by_body=False):
 
 
 def describe(exc):
-    """Return an exception as a line for people: its type, unless the text alone says it, and its message."""
+    """Return an exception as a line for people: its type, unless the text is clear without it, and its message."""
     if exc is None:
         return ''
     try:
@@ -208,20 +209,20 @@ def describe(exc):
 # The process of the body
 
 def end_claimed(run, end, **values):
-    """End a run that this process has claimed: first its log is written, then its end.
+    """Finish a run that this process has claimed: first its log is written, then its end.
 
     Args:
         run: The `Run`.
         end: The `End`.
-        **values: Further ones, as for `lifecycle.finish`.
+        **values: Further values, as for `lifecycle.finish`.
 
     Returns:
-        What `lifecycle.finish` does: `None` if another process or claim holds the run, or has ended it.
+        The value that `lifecycle.finish` returns: `None` if another process or claim holds the run, or has finished it.
     """
     recorder.flush(run)
-    if run.untold and not values.get('in_backend'):
-        values['exact_result'] = untold(values.get('exact_result'))
-    # What replaced the run is not claimed yet, if it could be sent at all.
+    if run.unreported and not values.get('in_backend'):
+        values['exact_result'] = unreported(values.get('exact_result'))
+    # The replacement of the run is not claimed yet, if it could be sent at all
     claims = None if run.replaced else run.claims
 
     def write(connection, patience=60):
@@ -239,7 +240,7 @@ def end_claimed(run, end, **values):
 
 
 def end_unclaimed(task_id, end, **values):
-    """End a run whose body has run though it could not be claimed, if its row still waits; arguments as above."""
+    """Finish a run whose body has run although it could not be claimed, if its row still waits; arguments as above."""
     recorder.end_later(task_id, partial(_write_own_end, task_id=task_id, end=end, patience=0, **values))
 
 
@@ -257,14 +258,14 @@ def record_retry(run, error, traceback, exception=None):
         run: The `Run`.
         error: Why it failed, in a line.
         traceback: Where it failed.
-        exception: The exception as JSON text for code that asks Celery, if that is told it.
+        exception: The exception as JSON text, for code that asks Celery, unless results are ignored.
 
     Returns:
-        `(id, status)`, or `None` if the run has ended.
+        `(id, status)`, or `None` if the run has finished.
     """
     recorder.flush(run)
     write = partial(lifecycle.retry, task_id=run.task_id, claims=run.claims, eta=run.next_eta, error=error,
-                    traceback=traceback, exception=untold(None) if run.untold else exception)
+                    traceback=traceback, exception=unreported(None) if run.unreported else exception)
     try:
         row = write(get_connection())
     except UNUSABLE as exc:
@@ -278,19 +279,19 @@ def record_retry(run, error, traceback, exception=None):
 # Another process of the worker
 
 def end_from_outside(task_id, end, *, attempt=None, error='', traceback='', exact_result=None, in_backend=False):
-    """End a run from outside the process that runs it: one that nobody claimed, or one that this worker holds.
+    """Finish a run from outside the process that runs it: one that is not claimed, or one that this worker holds.
 
     Args:
         task_id: ID of the run.
         end: The `End`.
-        attempt: The attempt that this worker holds, if it may be ended too.
+        attempt: The attempt that this worker holds, if that may be finished, too.
         error: What went wrong, in a line.
         traceback: Where it went wrong.
-        exact_result: The exception, as Celery's result backend tells it.
-        in_backend: Whether Celery's result backend is told as well.
+        exact_result: The exception, as Celery's result backend reports it.
+        in_backend: Whether the end is also reported to Celery's result backend.
 
     Returns:
-        What `lifecycle.finish` does; `None` also if the end is still to be written.
+        The value that `lifecycle.finish` returns; `None` also if the end will be written later.
     """
     def write(connection):
         write_end = partial(
@@ -305,7 +306,7 @@ def end_from_outside(task_id, end, *, attempt=None, error='', traceback='', exac
 
 
 def _write_end(connection, task_id, end, **values):
-    """Write an end, and send what waited in line for that."""
+    """Write an end, and send the run that waited in line for it."""
     row = lifecycle.finish(connection, task_id, end.status, reason=end.reason, **values, patience=0)
     if row is not None and row[3]:
         reports.advance(connection, row[3])
@@ -317,8 +318,8 @@ def give_back(task_id, end, too_often, *, attempt, error=''):
 
     Args:
         task_id: ID of the run.
-        end: How it leaves the worker.
-        too_often: How it ends if it was given back too often already.
+        end: The `End` with which it leaves the worker.
+        too_often: The `End` with which it finishes if it was given back too often already.
         attempt: The attempt that this worker holds.
         error: Why, in a line.
 
@@ -334,7 +335,7 @@ def give_back(task_id, end, too_often, *, attempt, error=''):
             return row[1] if row[1] != Status.STATUS_PENDING else None
         row = _write_end(
             connection, task_id, too_often, holder=identity.key, attempt=attempt,
-            error=f'{error}. It is not run again after {lifecycle.MOST_LOSSES} times'
+            error=f'{error}. The run is not repeated after {lifecycle.MOST_LOSSES} times'
         )
         return row and row[1]
     return reports.write(task_id, write)

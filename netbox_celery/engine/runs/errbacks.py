@@ -1,6 +1,6 @@
-"""Error callbacks (`link_error`) that Celery calls in the process of the failure: the run's log names them.
+"""Logs which error callbacks (`link_error`) Celery calls in the process of the failed run.
 
-Those that it sends to a worker are runs of their own.
+Callbacks that Celery sends to a worker are runs of their own.
 """
 import logging
 from functools import partial
@@ -22,14 +22,14 @@ ID_OF = f'SELECT id, attempt FROM {lifecycle.TABLE} WHERE task_id = %s'
 
 
 def note_errbacks(backend, request):
-    """Write into a failed run's log which of its `link_error` are called here; the others are runs of their own.
+    """Write into a failed run's log which of its error callbacks are called here; the others are runs of their own.
 
-    That happens before its end is written, while people may follow the log; and not for a run that was cancelled, whose
-    failure is not reported.
+    The lines are written before the end of the run, while people may follow the log. A cancelled run gets none, since
+    its failure is not reported.
 
     Args:
         backend: The result backend.
-        request: The request of the run, or what a worker's parent knows of it.
+        request: The request of the run, or the request that a worker's parent has.
     """
     errbacks = getattr(request, 'errbacks', None)
     if not errbacks or getattr(request, 'netbox_noted', False):
@@ -48,7 +48,7 @@ def note_errbacks(backend, request):
         recorder.flush(run)
         request.netbox_noted = True
     except UNUSABLE:
-        logger.exception('The error callbacks of %s could not be noted', request.id)
+        logger.exception('The error callbacks of %s could not be logged', request.id)
 
 
 def _is_inline(backend, errback):

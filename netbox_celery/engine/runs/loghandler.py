@@ -1,4 +1,4 @@
-"""Python logging inside a task lands in the run's log."""
+"""Writes what a task logs by Python's `logging` into the run's log."""
 import logging
 
 from celery.utils.log import task_logger
@@ -15,7 +15,7 @@ __all__ = (
     'remove_log_handler',
 )
 
-#: Python's levels, as the levels of log entries they are shown under: the highest that is not above.
+#: The level of a log entry for each of Python's levels: the highest one that is not above it.
 LEVELS = (
     (logging.CRITICAL, LogLevelChoices.LEVEL_CRITICAL),
     (logging.ERROR, LogLevelChoices.LEVEL_FAILURE),
@@ -33,7 +33,7 @@ class RunLogHandler(logging.Handler):
         run = current_run()
         if run is None or getattr(record, 'netbox_celery_handled', None) is run:
             return
-        record.netbox_celery_handled = run  # loggers of ours may be nested: once is enough
+        record.netbox_celery_handled = run  # once, also if several of our loggers handle the record
         try:
             level = next(level for lower, level in LEVELS if record.levelno >= lower)
             recorder.log(run, self.format(record), level=level)
@@ -42,9 +42,9 @@ class RunLogHandler(logging.Handler):
 
 
 def _logger(name):
-    """Return a logger, and leave Celery's task loggers below it with their own parent.
+    """Return a logger without changing the parent of Celery's task loggers below it.
 
-    A new logger becomes the parent of those below it, even if Celery has given them another one.
+    A new logger becomes the parent of the loggers below it, even if Celery has given them another one.
     """
     known = [found for found in logging.Logger.manager.loggerDict.values() if isinstance(found, logging.Logger)]
     parents = {found: found.parent for found in known if found.parent is task_logger}
@@ -77,13 +77,13 @@ class ConsoleFilter(logging.Filter):
 def install_log_handler():
     """Listen to Celery's task loggers (`get_task_logger`) and to the loggers of all plugins.
 
-    How much a worker writes itself (`-l`) is another matter than what the log of a run has. A level that somebody gave
-    to a plugin's logger holds for both.
+    The level of the worker's own log (`-l`) and that of runs' logs are independent. If the level of a plugin's logger
+    was set, it applies to both.
     """
     log_level = get_config().log_level
     lowered = {}
     levels = {}
-    # What the engine has to say is for the worker's log
+    # The engine's own messages belong in the worker's log
     targets = [task_logger, *(_logger(name) for name in host.plugin_packages() if name != 'netbox_celery')]
     for target in targets:
         if not any(isinstance(handler, RunLogHandler) for handler in target.handlers):
@@ -106,7 +106,7 @@ _before: list[dict[logging.Logger, int]] = []
 
 
 def remove_log_handler():
-    """Undo `install_log_handler()`: this process does not run tasks any more."""
+    """Undo `install_log_handler()`: this process no longer runs tasks."""
     while _before:
         for target, level in _before.pop().items():
             target.setLevel(level)

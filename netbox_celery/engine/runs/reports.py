@@ -1,7 +1,7 @@
-"""How a worker's parent writes ends of runs that its children execute: without waiting for the database.
+"""Writes the ends that a worker's parent reports for runs of its children, without waiting for the database.
 
-The parent also moves messages. If the database is away, the thread of its heartbeat later writes what the parent could
-not, and another thread sends what waited in line (`netbox_celery.engine.worker.presence`).
+The parent also moves messages. If the database is unavailable, the thread of its heartbeat writes later what the parent
+could not write, and another thread sends the runs that waited in line (`netbox_celery.engine.worker.presence`).
 """
 import logging
 from collections import deque
@@ -28,15 +28,15 @@ logger = logging.getLogger(__name__)
 
 #: Writes of the parent that wait for the database: IDs of runs, and functions to call with a connection.
 _deferred: deque[tuple[str, Callable[[Any], Any]]] = deque()
-#: Concurrency keys of runs that the parent has ended; `None` wakes the thread that waits for them.
+#: Concurrency keys of runs that the parent has finished; `None` wakes the thread that waits for them.
 _freed: SimpleQueue[str | None] = SimpleQueue()
 
 
 def write_deferred(connection):
-    """Write what waits for the database, in order.
+    """Execute the writes that wait for the database, in order.
 
     Raises:
-        What `UNUSABLE` names: The database cannot be used yet; what waits goes on waiting.
+        One of `UNUSABLE`: The database cannot be used yet; the writes continue to wait.
     """
     while _deferred:
         task_id, function = _deferred[0]
@@ -45,13 +45,13 @@ def write_deferred(connection):
         except UNUSABLE:
             raise
         except Exception:
-            # What cannot be written at all must not keep back what comes after it.
+            # A write that can never succeed must not block those after it
             logger.exception('The end of task %s could not be written', task_id)
         _deferred.popleft()
 
 
 def advance_next(connection, timeout):
-    """Send what waits in line for the next run that the parent ends.
+    """Send the runs that wait in line for the next run that the parent finishes.
 
     Args:
         connection: The connection of the thread that calls this.
@@ -70,22 +70,22 @@ def advance_next(connection, timeout):
 
 
 def stop_waiting():
-    """Wake who waits in `advance_next`."""
+    """Wake the thread that waits in `advance_next`."""
     _freed.put(None)
 
 
 def write(task_id, function):
-    """Write for a run from a worker's parent, now or, while the database is away, from the heartbeat thread.
+    """Write for a run from a worker's parent: now or, if the database is unavailable, later in the heartbeat thread.
 
-    Order is kept: what waits goes first. The parent must not wait long, and an error in it would end the worker. A
-    child, which comes here if it could not claim a run, has no heartbeat: its recorder writes.
+    The order is kept: earlier writes come first. The parent must not wait long, and an error in it would end the
+    worker. A child calls this if it could not claim a run; it has no heartbeat, so its recorder writes.
 
     Args:
         task_id: ID of the run.
         function: Called with a connection.
 
     Returns:
-        What the function returned, or `None` if it is still to be called or has failed.
+        The function's return value, or `None` if it will be called later or has failed.
     """
     if not identity.is_parent or not _deferred:
         try:
@@ -103,9 +103,9 @@ def write(task_id, function):
 
 
 def advance(connection, key):
-    """Send what waits in line for a run that was ended.
+    """Send the runs that wait in line for a run that has finished.
 
-    A worker's parent leaves that to its thread: a slow broker must not hold it up.
+    A worker's parent leaves that to its thread: a slow broker must not delay it.
     """
     if identity.is_parent:
         _freed.put(key)
@@ -114,7 +114,7 @@ def advance(connection, key):
 
 
 def status_of(task_id):
-    """Return the status of a run; `None` if there is none, or the database does not tell now."""
+    """Return the status of a run; `None` if there is no such run, or if the database cannot be read now."""
     try:
         found = lifecycle.explain(get_connection(), task_id)
     except UNUSABLE:

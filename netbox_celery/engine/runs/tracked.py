@@ -28,7 +28,7 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-#: For how long an answer of `look_for_cancel()` is used, seconds: a tight loop may ask at every turn.
+#: Seconds for which an answer of `look_for_cancel()` is reused: a tight loop may ask in every iteration.
 CANCEL_CHECK_INTERVAL = 0.5
 
 
@@ -36,9 +36,10 @@ class TrackedResult:
     """The row of the run that is being executed.
 
     Attributes are those of the `CeleryResult`, which is loaded when one is first read, and again after
-    `refresh_from_db()`. That query is part of the task, and raises as its others do if the database is away; after
-    `refresh_from_db()` it then keeps what it had. `pk`, `id` and `task_id` need no query. Writes go through the
-    recorder: others see them within half a second, also while the task's transaction is open, and they raise nothing.
+    `refresh_from_db()`. This query is part of the task, and raises like its other queries if the database is
+    unavailable; only after `refresh_from_db()` are the earlier values kept instead. `pk`, `id` and `task_id` need no
+    query. Writes go through the recorder: they are visible to others within half a second, also while the task's
+    transaction is open, and do not raise database errors.
     """
 
     def __init__(self, run):
@@ -48,7 +49,7 @@ class TrackedResult:
         self._written: tuple[float, int | None] = (float('-inf'), None)
 
     def __getattr__(self, name: str) -> Any:
-        # Python looks up methods of a copy, or of an unpickled object, before that has any attribute
+        # Python looks up methods of a copy or of an unpickled object before the object has any attribute
         if '_run' not in vars(self) or name.startswith('__') and name.endswith('__'):
             raise AttributeError(f'{type(self).__name__!r} object has no attribute {name!r}')
         return getattr(self.row, name)
@@ -60,7 +61,7 @@ class TrackedResult:
         return type(self)(self._run)
 
     def __reduce__(self):
-        # In another process it is a row like any other
+        # In another process, it is an ordinary row
         return _load_row, (self._run.id,)
 
     def __repr__(self):
@@ -86,7 +87,7 @@ class TrackedResult:
             except UNUSABLE as exc:
                 if self._row is None:
                     raise
-                if self._run.tell_once('row'):
+                if self._run.is_new_warning('row'):
                     logger.warning('Task %s continues with an earlier copy of its row: %s', self._run.task_id, exc)
             self._is_old = False
         return self._row
@@ -115,12 +116,12 @@ class TrackedResult:
 
         Args:
             value: Progress of the task, a whole number; anything else is ignored.
-            value_max: The value at which it is done, likewise.
-            step: What it is doing, in a few words.
-            data: Data of the task that JSON can hold; they replace the earlier data.
+            value_max: The value at which the task is done, likewise.
+            step: The current step, in a few words.
+            data: Data of the task that can be written as JSON; it replaces the earlier data.
 
         Raises:
-            kombu.exceptions.EncodeError: JSON cannot hold the data (a `TypeError`, too), or it is nested too deeply.
+            kombu.exceptions.EncodeError: The data cannot be written as JSON (also a `TypeError`), or nests too deeply.
         """
         text = data_jsonb(data)
         recorder.progress(self._run, value=value, value_max=value_max, step=step, data=text)
@@ -165,10 +166,10 @@ class TrackedResult:
         """End the run as completed.
 
         Args:
-            value: Its result, something that JSON can hold.
+            value: Its result, which must be valid as JSON.
 
         Raises:
-            kombu.exceptions.EncodeError: JSON cannot hold it (a `TypeError`, too), and Celery is to store it.
+            kombu.exceptions.EncodeError: It cannot be written as JSON (also a `TypeError`), and Celery stores it.
         """
         columns, text = result_columns(value, get_config().payload_length)
         if text is None and _stores_results():
@@ -182,8 +183,8 @@ class TrackedResult:
         """End the run as failed.
 
         Args:
-            error: What went wrong, a text or an exception.
-            traceback: Where, a text.
+            error: What went wrong, as text or an exception.
+            traceback: Where it went wrong, as text.
         """
         text, where = _line(error), cut_text(text_of(traceback), get_config().payload_length)
         self._end(ENDS['set_error'], text, error=text, traceback=where, exact_result=_exception_text(TaskFailed(text)))
@@ -192,7 +193,7 @@ class TrackedResult:
         """End the run as revoked: the task was asked to stop and did.
 
         Args:
-            error: Why, a text.
+            error: The reason, as text.
         """
         text = _line(error)
         self._end(ENDS['set_canceled'], text, error=text, exact_result=_exception_text(TaskRevokedError(text)))
@@ -205,14 +206,14 @@ class TrackedResult:
 
 
 def _load_row(id):
-    """Return the `CeleryResult` that a pickled `TrackedResult` was of."""
+    """Return the `CeleryResult` of a pickled `TrackedResult`."""
     from ...models import CeleryResult
 
     return CeleryResult.objects.get(pk=id)
 
 
 def _stores_results():
-    """Whether Celery is to store, or to hand on, what the task of this thread returns."""
+    """Whether Celery stores, or passes on, the result of this thread's task."""
     task = task_stack.top
     request = task and task.request_stack.top
     return request is None or bool(request.chord or request.chain or request.callbacks) or (
@@ -221,7 +222,7 @@ def _stores_results():
 
 
 def _exception_text(exc):
-    """Return an exception as the row has it for code that asks before Celery tells (`TrackingMixin.exception_text`)."""
+    """Return an exception as the row stores it for code that asks before Celery reports it (`exception_text`)."""
     return get_app().backend.exception_text(exc)
 
 
@@ -230,7 +231,7 @@ def _line(error):
 
 
 def look_for_cancel(run):
-    """Return whether a run was cancelled, as far as is known: no task fails because that cannot be checked.
+    """Return whether a run was cancelled, as far as is known: a task does not fail because that cannot be checked.
 
     Args:
         run: The `Run`.
@@ -242,29 +243,29 @@ def look_for_cancel(run):
     try:
         run.is_cancelled = lifecycle.is_cancelled(get_connection(), run.id, patience=0)
     except UNUSABLE as exc:
-        # It may take long to find that a server does not answer: a loop must not spend its time on that
+        # Detecting that a server does not respond may take long: a loop must not spend its time on it
         pause = max(pause, 10 * (time.monotonic() - started))
-        if run.tell_once('cancel'):
+        if run.is_new_warning('cancel'):
             logger.warning('Task %s cannot see whether it was cancelled, and continues: %s', run.task_id, exc)
     run.next_look = time.monotonic() + pause
     return run.is_cancelled
 
 
 def report_own_end(task, request, status, outcome):
-    """Report the end that a body has set itself, and that the row has, to Celery.
+    """Report the end that a body has set itself, and that the row already has, to Celery.
 
     Args:
         task: The task.
         request: Its current request.
-        status: The end, a status of the row.
-        outcome: The result, or the error, that the body gave.
+        status: The final status of the row.
+        outcome: The result or the error that the body gave.
 
     Returns:
         The result, if the run is completed.
 
     Raises:
-        TaskFailed: It failed.
-        celery.exceptions.Ignore: It was revoked, which the result backend knows.
+        TaskFailed: The run failed.
+        celery.exceptions.Ignore: The run was revoked, which the result backend already knows.
     """
     if status == Status.STATUS_COMPLETED:
         return outcome

@@ -18,6 +18,7 @@ from django.utils import timezone
 from ...choices import ScheduleKindChoices as Kind
 from ...choices import ScheduleOriginChoices as Origin
 from ..catalogue import discovery
+from ..catalogue.registry import registered_tasks
 from ..internals import crontab_fields
 from ..store.payload import other_number, read_value, to_jsonb
 from .due import next_due, parse_crontab, parse_interval, parse_timezone
@@ -88,8 +89,6 @@ def _is_unknown(row):
 
 def _collect(app, beat_schedule):
     """Return the columns of the schedules that should exist, and why others cannot, both by name."""
-    from ..catalogue.registry import registered_tasks
-
     wanted: dict[str, dict[str, Any]] = {}
     refused: dict[str, str] = {}
     entries = [(name, entry, Origin.ORIGIN_SETTINGS) for name, entry in beat_schedule.items()]

@@ -1,11 +1,11 @@
 """Whether a call may run: the slots of its concurrency key, the waiting line of the key, and ignore windows.
 
-A slot is a number in the row of a run. No two unfinished runs under a key have the same one: a unique index of
-PostgreSQL sees to that, so there is no lock that could outlive its owner, and whatever ends a run - itself, its
-worker's parent, a sweep, a cancel - frees its slot in the same statement. A run without a slot waits in line (slot 0),
-unsent. Whatever ends a run gives its slot to the next in line; otherwise the sweep does.
+A slot is a number in the row of a run. A unique index of PostgreSQL ensures that no two unfinished runs under a key
+have the same slot. So there is no lock that could outlive its owner, and each statement that finishes a run (for the
+run itself, its worker's parent, a sweep or a cancel) also frees its slot. A run without a slot waits in line (slot 0),
+unsent. The process that finishes a run gives its slot to the next in line; if it cannot, the sweep does.
 
-A window is a row of its own, written by the statement that ends a run with success.
+A window is a row of its own, written by the statement that finishes a run with success.
 """
 import logging
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from ..store.times import time_after
 from .publish import COLUMNS, send_row
 from .replace import TAKE_OVER_COLUMNS, take_over_statement
 from .rows import INSERT, insert_statement
-from .used import BEGIN_ANEW, anew_statement
+from .used import REUSE, reuse_statement
 
 __all__ = (
     'Admission',
@@ -44,7 +44,7 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-#: Times that a slot which was just freed may be taken by another call, before a call gives up.
+#: Number of times that other calls may take a slot which was just freed, before a call gives up.
 ATTEMPTS = 100
 
 TAKEN = f'SELECT FROM {TABLE} WHERE concurrency_key = %(key)s::text AND concurrency_slot = slot AND completed IS NULL'
@@ -53,13 +53,12 @@ PLACE = {'concurrency_key': '%(key)s::text', 'concurrency_limit': '%(limit)s::in
 
 
 def _statements(*changed, **expressions):
-    """Return the statements for a new row, for that of a task which this call replaces, and for one that is used again.
-    """
-    return insert_statement(**expressions), take_over_statement(*changed, **expressions), anew_statement(**expressions)
+    """Return the statements for a new row, for the row of a task that this call replaces, and for a reused row."""
+    return insert_statement(**expressions), take_over_statement(*changed, **expressions), reuse_statement(**expressions)
 
 
-# GUARANTEE: at most `limit` runs have a slot under a key, whatever calls and processes there are. With none free this
-# asks for the first, which the unique index refuses; it waits for a call in a transaction that has not ended yet.
+# GUARANTEE: at most `limit` runs have a slot under a key, for any number of calls and processes. If no slot is free,
+# this asks for the first one, which the unique index refuses, once the transaction of the run that has it is over.
 TAKE = _statements(*TAKE_OVER_COLUMNS, **PLACE, concurrency_slot=f'''COALESCE((
     SELECT min(slot) FROM generate_series(1, %(limit)s::int) AS slot
     WHERE NOT EXISTS ({TAKEN} AND task_id <> %(task_id)s::uuid)
@@ -69,7 +68,7 @@ CLOSED = _statements('status', 'message', reason='%(reason)s', error='%(error)s'
 
 HOLDER = f'SELECT task_id::text FROM {TABLE} WHERE {HOLDING} ORDER BY id LIMIT 1'
 UNDER_KEY = '''concurrency_key = %(key)s AND completed IS NULL AND concurrency_slot >= 0 AND cancelled IS NULL'''
-# GUARANTEE: of two runs that replace each other one goes on: a run that is replaced itself replaces none.
+# GUARANTEE: of two runs that replace each other, one continues: a run that is being replaced does not replace others.
 EARLIER = f'''
     SELECT id, schedule_id FROM {TABLE} WHERE {UNDER_KEY} AND id < %(id)s
         AND EXISTS (SELECT FROM {TABLE} WHERE id = %(id)s AND completed IS NULL AND cancelled IS NULL)
@@ -80,17 +79,17 @@ OTHERS = f'''
     SELECT id, schedule_id FROM {TABLE} WHERE {UNDER_KEY} AND task_id <> %(task_id)s::uuid
     ORDER BY id DESC OFFSET %(limit)s - 1
 '''
-# The previous step of a chain: its body has returned, and its end is not written yet.
+# From the previous step of a chain, whose body has returned and whose end is not written yet.
 HAND_OVER = f'UPDATE {TABLE} SET concurrency_slot = NULL WHERE task_id = %(predecessor)s AND {HOLDING}'
 UNDER_WAY = f'SELECT 1 FROM {TABLE} WHERE task_id = %(task_id)s AND {HOLDING}'
 EXISTS = f'SELECT 1 FROM {TABLE} WHERE task_id = %(task_id)s'
-# GUARANTEE: a run that gave up its slot does not get it back, and ends without touching that of its successor.
+# GUARANTEE: a run that gave up its slot does not get it back, and finishes without affecting its successor's slot.
 EVICT = f'''
     UPDATE {TABLE} SET concurrency_slot = NULL, last_updated = now() WHERE {HOLDING} AND stale_after < now()
     RETURNING task_id::text
 '''
-# GUARANTEE: first in line, first served. Another process that gives slots away waits for the row of the first one, and
-# then finds that it does not wait any more.
+# GUARANTEE: first in line, first served. Another process that assigns slots waits for the lock of the first row, and
+# then finds that this run no longer waits.
 GIVE = f'''
     UPDATE {TABLE} AS run SET
         concurrency_slot = (
@@ -106,7 +105,7 @@ GIVE = f'''
     RETURNING id, {COLUMNS}
 '''
 LINES = f'SELECT DISTINCT concurrency_key FROM {TABLE} WHERE completed IS NULL AND concurrency_slot = 0'
-# What another process sends meanwhile is sent twice at worst, and claimed once.
+# If another process sends the message meanwhile, it is sent twice at worst, and claimed once.
 MARK_SENT = f'UPDATE {TABLE} SET sent = now() WHERE id = %(id)s AND sent IS NULL'
 
 IS_OPEN = f'''
@@ -117,20 +116,20 @@ IS_OPEN = f'''
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Whether a call gets to run, and how."""
-    #: What inserting its row has returned, if there was none: it has the primary key as `id`.
+    """The decision about a call."""
+    #: The value that `insert` returned, if the row was inserted: its `id` is the primary key.
     written: Any = None
     #: ID of the active run that it joins.
     joined: str | None = None
-    #: Whether it waits in line; its message goes out when it is its turn.
+    #: Whether it waits in line; its message is sent when it is its turn.
     waits: bool = False
-    #: Why it has ended as ignored, and whether that is an ignore window.
+    #: Why it was ignored, and whether the reason is an ignore window.
     ignored: str = ''
     in_window: bool = False
 
     @property
     def id(self):
-        """Primary key of its row; `None` if the ID was taken, or it is another run."""
+        """Primary key of its row; `None` if the ID was used already, or if it joins another run."""
         return None if self.written is None else self.written.id
 
     @property
@@ -140,7 +139,7 @@ class Admission:
 
 
 def admit(policy, row, insert, cancel, *, id_is_known=False, predecessor=None):
-    """Insert the row of a call that has a policy, if the policy lets it.
+    """Insert the row of a call that has a policy, as the policy permits.
 
     Args:
         policy: The `Policy`.
@@ -148,14 +147,14 @@ def admit(policy, row, insert, cancel, *, id_is_known=False, predecessor=None):
         insert: Called with an `INSERT` statement and column values: inserts the row, and returns an object whose `id`
             is its primary key, or `None` if there was one already.
         cancel: Cancels the runs that the call supersedes (`control.cancel_many`).
-        id_is_known: Whether code knows its ID already, and may wait for its end: it cannot become another run.
-        predecessor: ID of the run that it follows, and whose slot it takes if the key is the same.
+        id_is_known: Whether other code knows its ID, and may wait for its end: then it cannot become another run.
+        predecessor: ID of the run that precedes it; it takes that run's slot if the key is the same.
 
     Returns:
         An `Admission`.
 
     Raises:
-        TaskConflict: The policy says so.
+        TaskConflict: The policy refuses the call.
     """
     start = max(filter(None, (row['created'], row['scheduled'])))
     row = {**row, 'key': policy.key, 'limit': policy.limit, 'stale_after': None if policy.stale_after is None else (
@@ -165,13 +164,13 @@ def admit(policy, row, insert, cancel, *, id_is_known=False, predecessor=None):
     if policy.window and is_window_open(_execute, policy.window):
         return _ignore(row, insert, Reason.REASON_IGNORE_WINDOW, 'Not run: the task succeeded within the ignore window')
     if policy.key is None:
-        return Admission(_with_id(insert(BEGIN_ANEW if 'seen' in row else INSERT, row)))
+        return Admission(_with_id(insert(REUSE if 'seen' in row else INSERT, row)))
     if predecessor:
         _execute(HAND_OVER, {'predecessor': predecessor, 'key': policy.key})
     if policy.on_conflict in ('queue', 'replace'):
         replaces = policy.on_conflict == 'replace'
         if replaces and 'seen' in row:
-            _supersede(policy, row, _execute(OTHERS, row), cancel)  # first: they are not to replace this one in turn
+            _supersede(policy, row, _execute(OTHERS, row), cancel)  # first, so that they do not replace this one
         written, __ = put(LINE_UP)
         if replaces and written is not None:
             _supersede(policy, row, _execute(EARLIER, {**row, 'id': written.id}), cancel)
@@ -186,13 +185,14 @@ def admit(policy, row, insert, cancel, *, id_is_known=False, predecessor=None):
 
 
 def _put(insert, row, statements):
-    """Write the row of a call. Returns `(written, is_settled)`: what was written, and `False` for lack of a slot."""
+    """Write the row of a call. Returns `(written, is_settled)`: the result of `insert`, and `False` if no slot is free.
+    """
     if not row['nesting'] and 'seen' not in row:
         written = _with_id(insert(statements[0], row))
         return written, written is not None or bool(_execute(EXISTS, row))
     try:
         with transaction.atomic(using=caller().alias):
-            # `None` if it has ended, or has not
+            # `None` if the row was not in the state that the statement requires
             return _with_id(insert(statements[1 if row['nesting'] else 2], row)), True
     except IntegrityError:
         return None, False
@@ -213,7 +213,7 @@ def _settle(policy, row, insert, holder, id_is_known):
     if policy.on_conflict == 'skip':
         return _ignore(row, insert, Reason.REASON_SKIPPED, f'Not run: [{holder}] with the same key was active')
     if id_is_known:
-        # What is to happen after it cannot be attached to a run that was sent
+        # The steps that wait for it cannot be attached to a run that was sent already
         return _ignore(row, insert, Reason.REASON_JOINED, f'Not run: [{holder}] with the same arguments was active')
     return Admission(joined=holder)
 
@@ -227,7 +227,7 @@ def _ignore(row, insert, reason, error):
 
 
 def _supersede(policy, row, earlier, cancel):
-    """Cancel earlier runs under a key, as far as the limit does not leave them their slots.
+    """Cancel earlier runs under a key whose slots are needed.
 
     Args:
         policy: The `Policy`.
@@ -235,9 +235,9 @@ def _supersede(policy, row, earlier, cancel):
         earlier: Primary key and schedule of each of them.
         cancel: Cancels runs, given by their primary keys.
 
-    GUARANTEE: a schedule is no way to cancel runs without the permission. Unless the task itself says that any of its
-    runs replaces earlier ones, the run of a schedule cancels those of that schedule, and those that its user may
-    cancel. It waits for the others.
+    GUARANTEE: a schedule cannot be used to cancel runs without the permission. Unless the task itself says that each of
+    its runs replaces earlier ones, the run of a schedule only cancels runs of that schedule, and runs that its user is
+    allowed to cancel. It waits for the others.
     """
     ids = [id for id, __ in earlier]
     if row['schedule_id'] is not None and not policy.replaces_any:
@@ -249,7 +249,7 @@ def _supersede(policy, row, earlier, cancel):
 
 
 def _cancellable(ids, user_id):
-    """Return those of some runs, by primary key, that a user may cancel."""
+    """Return which of some runs, by primary key, a user is allowed to cancel."""
     from ...models import CeleryResult
 
     user = get_user_model().objects.filter(pk=user_id, is_active=True).first() if user_id is not None else None
@@ -270,7 +270,7 @@ def is_under_way(policy, task_id):
 
 
 def why_not_now(policy):
-    """Return why a call without a row must not run now, as the name of its hook; `None` if it may."""
+    """Return why a call without a row must not run now, as the name of the hook; `None` if it may run."""
     if policy.window and is_window_open(_execute, policy.window):
         return 'ignored'
     return 'unique' if policy.key and is_processing(policy) else None
@@ -279,7 +279,7 @@ def why_not_now(policy):
 # The waiting line
 
 def evict(run_sql, key):
-    """Free the slots of stale runs. Returns whether there were any."""
+    """Free the slots of stale runs under a key. Returns whether there were any."""
     evicted = run_sql(EVICT, {'key': key})
     for (task_id,) in evicted:
         logger.warning('Task %s is stale: it no longer keeps others with the key %s from running', task_id, key)
@@ -318,7 +318,7 @@ def advance_line(connection, key):
 
     Args:
         connection: The engine's connection.
-        key: The key of a run that has ended.
+        key: The key of a run that has finished.
     """
     try:
         advance(get_app(), connection.execute, key)
@@ -350,12 +350,12 @@ def advance_all(app, run_sql):
 # Ignore windows
 
 def is_window_open(run_sql, key, task_id=None):
-    """Whether calls with a key are to be ignored now. Windows of the run itself (`task_id`) do not count."""
+    """Whether calls with a key are ignored now. A window that the run itself (`task_id`) has opened does not count."""
     return bool(run_sql(IS_OPEN, {'key': key, 'task_id': task_id}))
 
 
 def open_window(run_sql, key, length, task_id):
-    """Let calls with a key be ignored from now on, for a length in seconds."""
+    """Open an ignore window: calls with a key are ignored for a length in seconds."""
     run_sql(lifecycle.OPEN_WINDOW, {
         'key': key, 'until': time_after(length), 'task_id': task_id
     })

@@ -1,4 +1,4 @@
-"""What NetBox code calls to run tasks: `CeleryResult.enqueue` and `CeleryResult.enqueue_many`."""
+"""The functions with which NetBox code runs tasks: `CeleryResult.enqueue` and `CeleryResult.enqueue_many`."""
 from functools import partial
 
 from celery.exceptions import CeleryError
@@ -8,8 +8,10 @@ from django.db.models import BooleanField, Case, When
 from ..app import get_app
 from ..calls.ids import canonical_ids
 from ..calls.policies import SETTINGS, has_policy
+from ..catalogue.registry import get_task
 from ..store.database import caller
 from ..store.payload import is_uuid
+from .bulk import checked, send_many
 
 __all__ = (
     'enqueue',
@@ -24,13 +26,13 @@ def enqueue(task_or_name, *, args=(), kwargs=None, user=None, instance=None, sch
     _refuse_eager(get_app())
     options = dict(canonical_ids(options))
     if options.get('task_id') and not is_uuid(options['task_id']):
-        raise CeleryError(f'{task_or_name}: the ID of a run is a UUID, and {options["task_id"]!r} is none')
+        raise CeleryError(f'{task_or_name}: the ID of a run must be a UUID, not {options["task_id"]!r}')
     options |= _given(user, instance, schedule_at, queue)
     result = _caller(task_or_name)(args, kwargs, **options)
     # In the transaction of a branch, no other connection sees it before the commit
     row = CeleryResult.objects.using(caller().alias).filter(task_id=result.id).first()
     if row is None:
-        raise CeleryError(f'{task_or_name} was sent as {result.id}, and has no row: the log says why')
+        raise CeleryError(f'{task_or_name} was sent as {result.id}, but has no row; see the log for the reason')
     row._state.db = DEFAULT_DB_ALIAS
     row.joined = getattr(result, 'netbox_joined', False)
     return row
@@ -47,7 +49,8 @@ def _given(user, instance, schedule_at, queue):
 
 
 def _caller(task_or_name):
-    """Return the function that sends a task: its own `apply_async`, which checks the arguments, if it is known here."""
+    """Return the function that sends a task: if it is registered here, its `apply_async`, which checks the arguments.
+    """
     task = _task(task_or_name)
     if task is not None:
         return task.apply_async
@@ -55,15 +58,12 @@ def _caller(task_or_name):
 
 
 def _task(task_or_name):
-    from ..catalogue.registry import get_task
-
     return get_task(task_or_name) if isinstance(task_or_name, str) else task_or_name
 
 
 def enqueue_many(task_or_name, calls, *, user=None, instance=None, schedule_at=None, queue=None, **options):
     """Run a task many times (see `CeleryResult.enqueue_many`)."""
     from ...models import CeleryResult
-    from .bulk import checked, send_many
 
     _refuse_eager(app := get_app())
     options |= _given(user, instance, schedule_at, queue)
@@ -81,7 +81,7 @@ def enqueue_many(task_or_name, calls, *, user=None, instance=None, schedule_at=N
 
 
 def _as_mains(rows):
-    """Make rows that were read in the transaction of a branch main's, where they are saved and read again."""
+    """Assign rows that were read in the transaction of a branch to main, where they are saved and read again."""
     if rows.db != DEFAULT_DB_ALIAS:
         for row in rows:
             row._state.db = DEFAULT_DB_ALIAS

@@ -1,8 +1,8 @@
-"""Many runs of one task: one bulk insert, one producer.
+"""Sends many calls of one task with one bulk insert and one producer.
 
-A call of `apply_async` costs a row, a round trip to the broker and Celery's work of making a message. Here one
-statement inserts the rows, with the columns that they share given once, and Kombu sends the messages in batches where
-the transport can do that.
+Each call of `apply_async` costs a row, a round trip to the broker, and Celery's work to build a message. Here, one
+statement inserts the rows, and has the columns that they share only once; Kombu sends the messages in batches if the
+transport supports that.
 """
 import logging
 from functools import partial
@@ -78,10 +78,10 @@ def send_many(app, task_or_name, calls, options):
     calls = checked(task, calls)
     if dump := getattr(task, '_dump_pydantic_arguments', None):
         calls = [dump(*call) for call in calls]
-    # All but the arguments and the ID is the same for all of them
+    # Everything but the arguments and the ID is the same for all calls
     common = {option: value for option, value in _with_defaults(task, options).items() if option != 'task_id'}
     call = describe(app, name, (), {}, common)
-    # Before the first batch is sent: the last one may have an argument that cannot be
+    # Before the first batch is sent: the last one may have an argument that cannot be sent
     payloads, ids = [payload_columns(name, list(args), kwargs, call.options) for args, kwargs in calls], []
     for start in range(0, len(calls), BATCH):
         batch = slice(start, start + BATCH)
@@ -133,7 +133,7 @@ def _send_batch(call, calls, payloads):
     task_ids = [str(uuid4()) for __ in calls]
     row = build_row(call) | {'root_id': call.options.get('root_id')}
     if row['exact_call']:
-        # Of the options, which are the same for all
+        # A signature in the options, which are the same for all
         options_text = row['exact_call'].removeprefix('[null, null, ')[:-1]
         payloads = [{**payload, 'exact_call': exact_call(payload['exact_call'], options_text)} for payload in payloads]
     not_sent = f'{len(calls)} runs of {call.name} were not sent'
@@ -145,7 +145,7 @@ def _send_batch(call, calls, payloads):
         tag(ids, call.own.tags)
     messages = list(zip(task_ids, calls, ids))
     if caller().in_atomic_block:
-        # The messages have what the rows say, whatever the caller does with its lists and dicts until then
+        # The messages must agree with the rows, even if the caller modifies its lists and dicts until then
         call = call._replace(options=detached(call.options))
         on_commit(partial(_publish_on_commit, call, copied(call.name, messages)))
     else:
@@ -162,12 +162,12 @@ def _insert(row, task_ids, payloads):
     rows = execute(caller(), INSERT, row | {'task_id': task_ids} | {
         column: [payload[column] for payload in payloads] for column in ('args', 'kwargs', 'message', 'exact_call')
     })
-    # The IDs are new: rows that have them were made a moment ago, by a statement whose answer was lost
+    # The IDs are new: rows that have them were inserted a moment ago, by a statement whose response was lost
     return [id for (id,) in rows or execute(caller(), MADE, {'task_id': task_ids})]
 
 
 def _note_refusal(call, messages, exc):
-    """Write that the broker refused messages, and that what depends on them will never run."""
+    """Record that the broker refused messages, and close the steps that depend on these runs."""
     note_refusal([id for *__, id in messages], exc)
     for task_id, *__ in messages if call.options.get('chain') else ():
         call.app.backend.close_dependents(call.name, {**call.options, 'task_id': task_id}, exc)
@@ -176,19 +176,19 @@ def _note_refusal(call, messages, exc):
 def _publish_on_commit(call, messages):
     try:
         _publish(call, messages, set())
-    except Exception as exc:  # noqa: BLE001 - the caller's transaction is committed, and its code has gone on
+    except Exception as exc:  # noqa: BLE001 - the caller's transaction is committed, and its code has continued
         logger.error(
-            '%s runs of %s could not all be sent, they will be sent again: %s', len(messages), call.name, exc
+            'Not all %s runs of %s could be sent, they will be sent again: %s', len(messages), call.name, exc
         )
 
 
 def _publish(call, messages, accepted):
-    """Publish the messages of a batch. What Celery's `send_task` works out for each call is worked out once.
+    """Publish the messages of a batch. The work that Celery's `send_task` does for each call is done once.
 
     Args:
         call: The `Call` that they have in common.
         messages: The ID, the arguments and the primary key of each run.
-        accepted: A set; gets the primary keys of the runs whose messages the broker has taken, also if one fails.
+        accepted: A set that gets the primary keys of runs whose messages the broker has accepted, also if one fails.
     """
     app, name = call.app, call.name
 
@@ -204,8 +204,8 @@ def _publish(call, messages, accepted):
     options = call.message_options(True, is_deferred=True)
     del options['task_id']
     if is_delayed(app, options) or any(options.get(name) for name in LINKS):
-        # Celery knows the way through RabbitMQ, and how to attach what is to happen afterwards. Sent to the queue
-        # itself, a delayed message would occupy a worker.
+        # Celery knows how to send through RabbitMQ, and how to attach later steps. A delayed message that was sent
+        # directly to the queue would occupy a worker
         for task_id, (args, kwargs), id in messages:
             publish(app, name, args, kwargs, **{**options, 'task_id': task_id})
             note(id)
@@ -228,7 +228,7 @@ def _publish(call, messages, accepted):
                 } | in_message
             )
             app.amqp.send_task_message(producer, name, message, **options)
-            options['declare'] = ()  # the first message has declared the queue
+            options['declare'] = ()  # the queue was declared with the first message
             if not is_batch:
                 note(id)
     # If a batch fails, it is unknown what got through: a worker that has started a run keeps it

@@ -1,19 +1,24 @@
-"""Cancel runs, and run them again."""
+"""Cancels runs, also by Celery's remote control, and runs them again."""
 import logging
 from functools import partial
 
-from django.db import transaction
+from celery.app import control
+from django.db import DatabaseError, transaction
 from django.utils.translation import gettext as _
+from kombu.utils.functional import maybe_list
 
+from ...choices import ResultStatusChoices
 from ..app import get_app
-from ..calls.exact import call_of
+from ..calls.ids import respelled
 from ..exceptions import NotRerunnable
 from ..store import branches, lifecycle
-from ..store.database import caller, execute, on_commit, refuse_read_only
+from ..store.database import caller, execute, now_or_on_commit, on_commit, refuse_read_only
+from ..store.payload import call_of, is_uuid
 from ..workflows.requests import load_requests
 from .admission import advance
 
 __all__ = (
+    'Control',
     'NotRerunnable',
     'cancel',
     'cancel_many',
@@ -25,17 +30,17 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-#: Pools that can terminate a single run: its process, or its greenlet when that waits for something.
+#: Pools that can terminate a single run: its process, or its greenlet while that waits for something.
 TERMINABLE_POOLS = ('prefork', 'processes', 'gevent', 'eventlet')
 
-# Those that have not ended within the time that it takes to reach a worker.
+# Runs that have not finished within the time that a message to a worker takes.
 CANCELLED = f"""
     SELECT task_id FROM {lifecycle.TABLE} AS run JOIN {lifecycle.WORKERS} AS worker ON worker.key = run.holder
     WHERE run.status = 'running' AND run.holder = %s AND run.cancelled < now() - interval '3 seconds'
         AND worker.pool = ANY(%s)
 """
 
-#: Options that running a run again keeps; times, links and the position in a workflow belong to that one run.
+#: Options that are kept when a run is run again; times, links and the position in a workflow belong to that one run.
 REPEATED = (
     'queue', 'exchange', 'routing_key', 'priority', 'serializer', 'compression', 'time_limit', 'soft_time_limit',
     'ignore_result', 'shadow', 'argsrepr', 'kwargsrepr',
@@ -43,14 +48,12 @@ REPEATED = (
 
 
 def cancellation(result):
-    """Return what a cancel would do to a run.
+    """Return how a run would be cancelled.
 
     Returns:
         `none`: it has finished. `revoke`: it has not started, and will not. `terminate`: its process, or its greenlet,
         will be terminated. `cooperative`: its worker cannot do that; the task itself must check `self.is_cancelled()`.
     """
-    from ...choices import ResultStatusChoices
-
     if result.is_finished:
         return 'none'
     if result.status in ResultStatusChoices.WAITING:
@@ -67,9 +70,9 @@ def _is_terminable(holder):
 def cancel(result, user=None):
     """Cancel a run.
 
-    A waiting run is revoked immediately, whether or not a worker is online: no worker can claim it any more. For a
-    running one its process or its greenlet is terminated where the pool can do that; elsewhere the task sees the cancel
-    in `self.is_cancelled()`. Its row then ends as revoked, however the task ends.
+    A waiting run is revoked immediately, whether or not a worker is online: no worker can claim it afterwards. For a
+    running one, its process or greenlet is terminated if the pool can do that; otherwise the task sees the cancel in
+    `self.is_cancelled()`. Its row then finishes as revoked, even if the task succeeds.
 
     Args:
         result: The `CeleryResult`; it is not refreshed.
@@ -87,25 +90,23 @@ def cancel_many(ids, user=None, error=None):
     Args:
         ids: The primary keys.
         user: The user who cancels, or `None`.
-        error: What the error of the runs says; by default who cancelled them.
+        error: The error of the runs; by default it names the user who cancelled them.
 
     Returns:
         The primary keys of those that could be cancelled.
     """
     error = error or (_('Cancelled by {user}').format(user=user) if user else _('Cancelled'))
     connection = caller()
-    with (
-        refuse_read_only(f'The cancel of {len(ids)} run(s) was not done'), transaction.atomic(using=connection.alias)
-    ):
+    with refuse_read_only(f'{len(ids)} run(s) were not cancelled'), transaction.atomic(using=connection.alias):
         cancelled = lifecycle.cancel(connection, ids, error)
         if not cancelled:
             return []
-        on_commit(partial(_tell_workers, cancelled), robust=True)
+        on_commit(partial(_notify_workers, cancelled), robust=True)
     return [id for id, *__ in cancelled]
 
 
-def _tell_workers(cancelled):
-    """Let Celery know. If that fails, waiting runs stay cancelled: the row alone keeps them from running."""
+def _notify_workers(cancelled):
+    """Notify Celery. If that fails, waiting runs stay cancelled: the row alone keeps them from running."""
     app = get_app()
     waiting = [str(task_id) for __, task_id, status, *__ in cancelled if status != 'running']
     running = [(str(task_id), holder) for __, task_id, status, holder, __ in cancelled if status == 'running']
@@ -121,11 +122,11 @@ def _tell_workers(cancelled):
         for key in {key for *__, key in cancelled if key}:
             advance(app, partial(execute, caller()), key)
     except Exception as exc:  # noqa: BLE001 - brokers and backends fail each in their own way
-        logger.warning('Workers could not be told of the cancel of %s runs: %s', len(cancelled), exc)
+        logger.warning('Workers could not be notified that %s runs were cancelled: %s', len(cancelled), exc)
 
 
 def terminate_cancelled(connection, app, worker):
-    """Tell a worker once more to terminate its runs that are cancelled and still running.
+    """Tell a worker again to terminate its runs that are cancelled and still running.
 
     Celery's broadcast of the cancel does not reach a worker that is disconnected from the broker at that moment.
 
@@ -141,7 +142,7 @@ def terminate_cancelled(connection, app, worker):
 
 
 def options_of_row(result):
-    """Return the options of a run, or none if its row holds something else."""
+    """Return the options of a run, or an empty dict if its row does not have a dict."""
     return result.options if isinstance(result.options, dict) else {}
 
 
@@ -149,9 +150,9 @@ def _register_again(task_ids):
     """Register the requests that this worker executes by their IDs again.
 
     Celery forgets the request with an ID when another one with that ID is done: the previous attempt, or the task that
-    this one replaces, whose end may be reported after the message of the next.
+    this one replaces. Their end may be reported after the message of the next one has arrived.
     """
-    from celery.worker import state  # other processes need none of it
+    from celery.worker import state  # other processes do not need it
 
     for request in _copy_of(state.active_requests):
         if request.id in task_ids:
@@ -159,7 +160,7 @@ def _register_again(task_ids):
 
 
 def _copy_of(requests):
-    """Return the requests in a set that the worker's main thread changes meanwhile, as a list."""
+    """Return the requests in a set, which the worker's main thread may change meanwhile, as a list."""
     while True:
         try:
             return list(requests)
@@ -172,7 +173,7 @@ def rerun(result, user=None):
 
     Args:
         result: The earlier `CeleryResult`, fully loaded.
-        user: The user that the new run acts as; by default that of the earlier run.
+        user: The user that the new run acts as; by default the user of the earlier run.
 
     Returns:
         The new `CeleryResult`.
@@ -196,3 +197,46 @@ def rerun(result, user=None):
         result.celery_name, args=args, kwargs=kwargs, user=user or result.user_id,
         instance=result.object, netbox_name=result.name, **options
     )
+
+
+# Celery's remote control
+
+#: Commands that cancel runs.
+COMMANDS = ('revoke', 'terminate')
+
+# `terminate` ends a run that is running; `revoke` keeps a waiting one from starting.
+REVOKABLE = f"""
+    SELECT id FROM {lifecycle.TABLE}
+    WHERE task_id = ANY(%s::uuid[]) AND completed IS NULL AND cancelled IS NULL AND ({lifecycle.WAITING} OR %s)
+"""
+
+
+class Control(control.Control):
+    """Celery's remote control (`app.control`, `AsyncResult.revoke()`, `celery control`), with a lasting `revoke`.
+
+    Celery sends `revoke` and `terminate` to the workers that are online, which keep them in memory. Here they are marks
+    in the rows as well, like any cancel: a worker that starts later does not run a revoked task.
+    """
+
+    def broadcast(self, command, arguments=None, destination=None, **options):
+        """Broadcast a command to workers; see `celery.app.control.Control.broadcast`.
+
+        A `revoke` or `terminate` without a destination is written into the rows of the runs first: in a transaction, on
+        commit, while the workers that are online get it immediately.
+        """
+        for name in ('task_id', 'ids'):
+            if arguments and arguments.get(name):
+                arguments = {**arguments, name: respelled(arguments[name])}
+        if command in COMMANDS and not destination:
+            # Other programs pass a number (Flower), or a text
+            terminate = command == 'terminate' or bool(arguments.get('terminate'))
+            now_or_on_commit(partial(_cancel_by_id, maybe_list(arguments['task_id']), terminate))
+        return super().broadcast(command, arguments, destination, **options)
+
+
+def _cancel_by_id(task_ids, terminate):
+    try:
+        found = execute(caller(), REVOKABLE, ([id for id in map(str, task_ids) if is_uuid(id)], terminate))
+        cancel_many([id for (id,) in found], error='Revoked')
+    except DatabaseError:
+        logger.exception('The revocation of %s could not be written', ', '.join(map(str, task_ids)))

@@ -1,6 +1,6 @@
-"""What the caller gave becomes a `Call`, in steps that each take values and return new ones.
+"""Builds the `Call` from what the caller passes, in steps that each take values and return new ones.
 
-Nothing that the caller holds is changed: neither the arguments nor the options, nor the headers and signatures in them.
+The caller's objects are not modified: neither arguments and options, nor the headers and signatures in them.
 """
 import logging
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-#: Options that say what waits for the end of the call itself, by its ID: it cannot become another run.
+#: Options with steps that wait for this call, by its ID: so the call cannot become another run.
 DEPENDENTS = ('chain', 'chord', 'link', 'group_id')
 
 
@@ -77,7 +77,8 @@ def describe(app, name, args, kwargs, options):
         )
     own, has_row = _decide_on_row(app, name, kwargs, options, task, asked)
     id_is_given = bool(options.get('task_id'))
-    # Celery names the parent, a body does not; of a task of another class nobody notes that its body has returned
+    # Celery gives the ID of the parent, a body does not. For tasks of other classes it is not recorded that the body
+    # has returned
     has_returned = run is not None and run.returned
     is_named = run is not None and options.get('parent_id') == run.task_id
     invocation = invocation_of(task, args, kwargs, options)
@@ -97,18 +98,18 @@ def describe(app, name, args, kwargs, options):
 
 
 def find_task(app, name):
-    """Return the task with a name, or `None` if this process does not know it."""
+    """Return the task with a name, or `None` if it is not registered in this process."""
     return registered(app).get(name) if app.finalized else app.tasks.get(name)
 
 
 # Whether a call gets a row
 
 def is_tracked(task):
-    """Whether runs of a task get a row if neither the call nor its message says anything else.
+    """Whether runs of a task get a row, unless the call or its message says otherwise.
 
     Args:
-        task: A task object, or `None` for a name that this process knows no task of: tracked, so that the caller can
-            see how it ends.
+        task: A task object, or `None` if the name is not registered in this process: such a call is tracked, so that
+            the caller can see how it ends.
     """
     if task is None:
         return True
@@ -138,7 +139,7 @@ def _decide_on_row(app, name, kwargs, options, task, asked):
 
 
 def _usable_id(options):
-    """Whether the ID can be a row's. Celery takes any string; a row's is a UUID."""
+    """Whether a row can have the ID. Celery accepts any string; the ID of a row is a UUID."""
     if not options.get('task_id') or is_uuid(str(options['task_id'])):
         return True
     logger.warning('Task ID %r is not a UUID: the run is not tracked', options['task_id'])
@@ -146,10 +147,10 @@ def _usable_id(options):
 
 
 def _check_untracked(task, own, options):
-    """Check that a call of a task whose runs no worker claims does not ask for a row, and has none already.
+    """Check that a call of a task whose runs no worker claims does not ask for a row, and does not have one already.
 
     Raises:
-        celery.exceptions.CeleryError: It does or has, or it is made in a branch.
+        celery.exceptions.CeleryError: It asks for one or has one, or it is made in a branch.
     """
     if Own.merge(None, own).track or getattr(task, 'netbox_track', False) and not _is_default(task):
         refuse_row(task)
@@ -160,7 +161,7 @@ def _check_untracked(task, own, options):
 
 
 def _is_default(task):
-    """Whether a task says nothing else of tracking than the base class of tasks does."""
+    """Whether the option `netbox_track` of a task is the default of the base class of tasks."""
     owners = (task, *type(task).__mro__)
     owner = next(owner for owner in owners if 'netbox_track' in vars(owner))
     return owner is not task and owner.__module__ == 'netbox_celery.tasks'
@@ -173,13 +174,13 @@ def _inner_task(app, name, kwargs):
     return None
 
 
-# The next attempt of a run, and what replaces it
+# The next attempt of a run, and its replacement
 
 def _continues(options, task, settings, request, run):
-    """Whether a call is the next attempt of the run that makes it, or what that replaces itself with: it has a row."""
+    """Whether a call is the next attempt or the replacement of the run that makes it, so that it has a row already."""
     if not options.get('task_id') or options['task_id'] != request.id:
         return False
-    # What replaces a task has to be admitted as any call; a retry was
+    # A replacement has to be admitted like any call; a retry was admitted with its first attempt
     return run is None or not run.replaced or not has_policy(task, settings)
 
 
@@ -192,13 +193,13 @@ def _next(options, request, run):
 
 
 def _options_of_next(options, request):
-    """Return the options of the next attempt: in the branch of this one, whatever the body has made of it."""
+    """Return the options of the next attempt: in the branch of this one, even if the body has changed the header."""
     headers = {name: value for name, value in (options.get('headers') or {}).items() if name != BRANCH}
     headers |= {name: value for name in (BRANCH, SPELLING) if (value := request.get(name))}
     return {**options, 'headers': headers}
 
 
-# What Celery would work out when the message goes out, which may be later
+# What Celery would determine only when the message is sent, which may be later
 
 def complete(options, request=None):
     """Return the options of a call with its ID, its parents and its times.

@@ -1,11 +1,11 @@
 """A call becomes a row, and then a message.
 
-Everything that starts a task (`delay`, canvas, retries, beat, `send_task`) ends in `app.send_task`, which hands over
-to `send()`. In a transaction the row is part of it and the message goes out on commit; outside of one, row and message
-follow each other immediately. A row without `sent` is one whose message may not have gone out: the sweep sends it
-(again), and the claim makes sure that it runs once.
+Everything that starts a task (`delay`, canvas, retries, beat, `send_task`) calls `app.send_task`, which calls `send()`.
+In a transaction, the row is part of the transaction and the message is sent on commit; otherwise the message follows
+the row immediately. If a row has no `sent`, its message may not have been sent: the sweep sends it (again), and the
+claim makes sure that it runs once.
 
-The call itself is described once (`describe`) and stays as it is. What sending adds to it stands in a `Draft`.
+The call is described once (`describe`) and does not change. A `Draft` holds what sending adds to it.
 """
 import logging
 import time
@@ -43,7 +43,7 @@ from .describe import describe
 from .publish import note_refusal
 from .replace import INSERT_OR_TAKE_OVER, find_replaced, inherited, message_of, send_next
 from .rows import INSERT, build_row, check_payload, copied, exact_call, options_columns, payload_columns
-from .used import BEGIN_ANEW, conflict, find, forget, header_of, made
+from .used import REUSE, conflict, find, forget, header_of, made
 
 __all__ = (
     'send',
@@ -51,24 +51,24 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-#: For how long a worker waits for the database before it sends what a task calls without a row, seconds.
+#: Seconds for which a worker waits for the database before it sends a call of a task without a row.
 PATIENCE = 60
 
 
 class Draft(NamedTuple):
-    """The row and the message of a call: as they are to be, and with `id` as they are."""
+    """The row and the message of a call: as planned, and, once `id` is set, as written."""
     call: Call
     #: Celery's own `send_task`.
     publish: Callable[..., Any]
-    #: What the message says of its run (see `with_header`); `None`: nothing.
+    #: The engine's header of the message (see `with_header`); `None`: it gets none.
     header: Any = None
     #: The column values; empty if there is no row.
     row: Mapping[str, Any] | None = None
-    #: Whether the row is that of a task which replaced itself; `None`: not looked for.
+    #: Whether the row is that of a task which replaced itself; `None`: not checked.
     takes_over: bool | None = None
-    #: Primary key of the row once it was written.
+    #: Primary key of the row, once it is written.
     id: int | None = None
-    #: Whether the row was revoked when it was written, since the run that calls was cancelled.
+    #: Whether the row was revoked when it was written, because the run that makes the call was cancelled.
     is_revoked: bool = False
 
 
@@ -81,7 +81,7 @@ def send(app, publish, name, args, kwargs, options):
         name: Name of the task.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
-        options: Execution options, Celery's and `netbox_*`; left as they are.
+        options: Execution options, Celery's and `netbox_*`; they are not modified.
 
     Returns:
         An `AsyncResult`.
@@ -90,11 +90,11 @@ def send(app, publish, name, args, kwargs, options):
     if call.continues:
         return send_next(call, publish)
     if call.run is not None and call.run.replaced:
-        call.run.continued = True  # something is sent in its place
+        call.run.continued = True  # a replacement is sent
     if not call.is_tracked:
         return _send_untracked(call, publish)
     result, id = _send_tracked(call, publish)
-    # Without a row of its own the call is a run that was there before
+    # Without a row of its own, the call has joined an existing run
     result.netbox_joined = id is None
     return result
 
@@ -108,7 +108,7 @@ def _send_untracked(call, publish):
 
 
 def _send_tracked(call, publish):
-    """Make the row, and send the message, on commit if there is a transaction.
+    """Insert the row, and send the message: on commit, if there is a transaction.
 
     Returns:
         `(result, id)`: the `AsyncResult`, and the primary key of the call's own row, or `None`.
@@ -117,7 +117,7 @@ def _send_tracked(call, publish):
         raise DatabaseReadOnly(_not_sent(call))
     row = build_row(call)
     if caller().in_atomic_block:
-        # The message goes out later, and says what the row says, whatever the caller does with its dicts until then
+        # The message is sent later, and must agree with the row even if the caller modifies its dicts until then
         args, kwargs = copied(call.name, (call.args, call.kwargs))
         call = call._replace(args=args, kwargs=kwargs, options=detached(call.options))
     draft = Draft(call, publish, call.header, row)
@@ -126,24 +126,24 @@ def _send_tracked(call, publish):
         return _send_if_admitted(draft, policy)
     deadline = time.monotonic() + (PATIENCE if call.parent is not None else 0)
     try:
-        # A row that cannot be made does not spoil the caller's transaction.
+        # If the row cannot be inserted, the caller's transaction stays usable
         with in_savepoint():
             if row['nesting']:
                 draft = _patiently(partial(_as_replacement, draft), call, deadline)
             draft = _patiently(partial(_insert, draft, INSERT), call, deadline)
     except DatabaseError as exc:
         if is_read_only(exc):
-            # Whoever runs the task could neither claim it nor write how it ends
+            # A worker could neither claim the run nor write its end
             raise DatabaseReadOnly(_not_sent(call)) from exc
-        # The task is worth more than its row.
+        # The task is more important than its row
         logger.exception('Task %s[%s] is sent without being tracked', call.name, call.task_id)
-        if not row['nesting']:  # what takes the place of another task may have its row, which it is to end
+        if not row['nesting']:  # a replacement may have the row of the replaced task, and has to finish that
             draft = draft._replace(header=False)
     return _send(draft), draft.id
 
 
 def _marked(draft, **values):
-    """Return a draft whose message says that its run has a row, with other values as given."""
+    """Return a draft with a header that says that the run has a row, and with other values as given."""
     return draft._replace(header=draft.header if isinstance(draft.header, dict) else True, **values)
 
 
@@ -153,16 +153,16 @@ def _insert(draft, statement):
     """Insert the row of a draft with the caller's connection.
 
     Returns:
-        The draft as it was written, whose message says so; its `id` is `None` if the row was not inserted.
+        The draft as written, with a header that says so; its `id` is `None` if the row was not inserted.
     """
     if statement is INSERT and draft.row['nesting']:
         statement = INSERT_OR_TAKE_OVER
     rows, is_revoked = _execute(statement, draft.row)
     if not rows and statement is INSERT:
         rows = made(draft.row)
-        if not rows and (anew := _new_beginning(draft)):
-            draft = anew
-            rows, is_revoked = _execute(BEGIN_ANEW, draft.row)
+        if not rows and (reused := _reuse_row(draft)):
+            draft = reused
+            rows, is_revoked = _execute(REUSE, draft.row)
             rows = rows or made(draft.row)
             if not rows:
                 raise conflict(draft.row)  # another call was faster
@@ -177,18 +177,19 @@ def _insert(draft, statement):
 
 
 def _execute(statement, row):
-    """Execute a statement for a row. Returns its answer, and whether the row was revoked: its parent was cancelled."""
+    """Execute a statement for a row. Returns its rows, and whether the row was revoked: its parent was cancelled.
+    """
     if row['parent_id'] is None:
         return execute(caller(), statement, row), False
     return insert_child(statement, row)
 
 
 def _patiently(step, call, deadline):
-    """Take a step though the caller's connection has broken; a worker waits for a database that is away.
+    """Execute a step although the caller's connection is broken; a worker waits for an unavailable database.
 
-    A task is sent without a row rather than not at all. But what a task in a worker starts, such as the next step of
-    its chain, can wait as well as the end of that task, which is written next. Where nothing can be written that step
-    waits for as long as it takes: it must neither run without a row nor be lost.
+    A task is sent without a row rather than not at all. But a call that a task in a worker makes, such as the next step
+    of its chain, can wait just as the end of that task can, which is written next. If the database is read-only, that
+    step waits without limit: it must neither run without a row nor be lost.
     """
     wait = 0.0
     while True:
@@ -208,8 +209,8 @@ def _patiently(step, call, deadline):
             wait = min(wait * 2, 5) or 0.1
 
 
-def _new_beginning(draft):
-    """Return a draft that gets the row of an earlier call with its ID, or `None`; its message says so (see `used`).
+def _reuse_row(draft):
+    """Return a draft that reuses the row of an earlier call with its ID (see `used`), or `None`.
 
     Raises:
         TaskConflict: The run of that call has not finished.
@@ -220,12 +221,12 @@ def _new_beginning(draft):
     found = find(draft.row, call.run, call.request)
     if found is None:
         return None
-    draft = _saying(draft, header_of(found, call.run, draft.header))
+    draft = _with_header(draft, header_of(found, call.run, draft.header))
     return draft._replace(row={**draft.row, 'seen': found.completed})
 
 
-def _saying(draft, header):
-    """Return a draft whose message says something of its run, and so does its row, from which it may be sent again."""
+def _with_header(draft, header):
+    """Return a draft with a header in its message, and in its row, from which the message may be sent again."""
     call = draft.call
     options = call.message_options(header)
     columns = options_columns(call.name, options, call.task)
@@ -237,7 +238,7 @@ def _saying(draft, header):
 
 
 def _as_replacement(draft):
-    """Return the draft of a call that may finish what replaced a task, with what the row of that task says of it."""
+    """Return the draft of a call that may finish the replacement of a task, with the header from that task's row."""
     call = draft.call
     takes_over, header = find_replaced(call.task_id, draft.row['nesting'])
     draft = _marked(draft._replace(header=inherited(draft.header, header)), takes_over=takes_over)
@@ -248,10 +249,10 @@ def _as_replacement(draft):
 # Policies
 
 def _send_if_admitted(draft, policy):
-    """Do what a policy says. Without a row there is no guarantee: so if that cannot be made, nothing is sent."""
+    """Apply a policy. Without a row there is no guarantee: so if the row cannot be inserted, nothing is sent."""
     call = draft.call
     if policy.window:
-        draft = _saying(draft, {'window': policy.window, 'length': policy.window_length})
+        draft = _with_header(draft, {'window': policy.window, 'length': policy.window_length})
     else:
         draft = _marked(draft)
     if draft.row['nesting']:
@@ -259,33 +260,33 @@ def _send_if_admitted(draft, policy):
     admission = _admit(draft, policy)
     if admission.is_refused:
         try:
-            if anew := _new_beginning(draft):
-                draft = anew
+            if reused := _reuse_row(draft):
+                draft = reused
                 admission = _admit(draft, policy)
                 if admission.is_refused:
                     raise conflict(draft.row)  # another call was faster
         except TaskConflict:
             if policy.on_conflict != 'join' or not is_under_way(policy, call.task_id):
                 raise
-            return _told(call, _promise(call), 'unique'), None  # the run that it joins has the ID that it asks for
+            return _call_hooks(call, _promise(call), 'unique'), None  # it joins the run that has the requested ID
     draft = admission.written or draft
     if admission.joined:
-        return _told(call, _promise(call, admission.joined), 'unique'), None
+        return _call_hooks(call, _promise(call, admission.joined), 'unique'), None
     if admission.ignored:
         if call.id_is_known:
             request = as_request(call.task_id, call.name, call.options)
             now_or_on_commit(partial(call.app.backend.end_ignored, request, Ignore(admission.ignored)))
         result = EagerResult(call.task_id, None, states.IGNORED, name=call.name)
-        return _told(call, result, 'ignored' if admission.in_window else 'unique'), draft.id
+        return _call_hooks(call, result, 'ignored' if admission.in_window else 'unique'), draft.id
     if not admission.waits:
         return _send(draft), draft.id
-    result = _told(call, _promise(call))
+    result = _call_hooks(call, _promise(call))
     now_or_on_commit(partial(_line_up, draft, policy.key))
     return result, draft.id
 
 
 def _admit(draft, policy):
-    """Ask for admission; the next step of a workflow waits for it where nothing can be written."""
+    """Ask for admission; if the database is read-only, the next step of a workflow waits for it."""
     call = draft.call
 
     def insert(statement, row):
@@ -310,7 +311,7 @@ def _admit(draft, policy):
 
 
 def _line_up(draft, key):
-    """Send the message if it is the turn of the run, and those of others whose turn it is."""
+    """Send the message if it is the run's turn, and the messages of other runs whose turn it is."""
     if advance(draft.call.app, partial(execute, caller()), key, except_id=draft.id):
         _send_later(draft)
 
@@ -320,25 +321,25 @@ def _line_up(draft, key):
 def _send(draft):
     if not caller().in_atomic_block:
         return _send_now(draft)
-    result = _told(draft.call, _promise(draft.call))
+    result = _call_hooks(draft.call, _promise(draft.call))
     on_commit(partial(_send_later, draft))
     return result
 
 
 def _send_now(draft):
-    """Send the message; if the broker refuses it, the row says so, and the caller gets the exception."""
+    """Send the message. If the broker refuses it, this is recorded in the row, and the caller gets the exception."""
     call = draft.call
     if draft.is_revoked:
         refuse(call.app, call.name, call.options)
         return _promise(call)
     if call.invocation:
-        _told(call, _result(call))
+        _call_hooks(call, _result(call))
     try:
         result = draft.publish(call.name, call.args, call.kwargs, **call.message_options(draft.header))
     except Exception as exc:
         if draft.id is not None:
             note_refusal([draft.id], exc)
-            # The run of the task that makes the call is still to end by itself, or to do something else
+            # The run that makes the call has not finished: it may end in another way, or continue
             call.app.backend.close_dependents(
                 call.name, call.options, exc, except_id=call.run and call.run.task_id
             )
@@ -348,7 +349,7 @@ def _send_now(draft):
 
 
 def _send_later(draft):
-    """Send the message after the call was made: on commit, or when it is the turn of the run."""
+    """Send the message after the call was made: on commit, or when it is the run's turn."""
     call = draft.call
     try:
         parent_id = call.options.get('parent_id')
@@ -358,7 +359,7 @@ def _send_later(draft):
             call.name, call.args, call.kwargs, add_to_parent=False,
             **call.message_options(draft.header, is_deferred=True)
         )
-    except Exception as exc:  # noqa: BLE001 - the caller's transaction is committed, there is nobody to tell
+    except Exception as exc:  # noqa: BLE001 - the caller's transaction is committed, no caller could handle it
         logger.error('Task %s[%s] could not be sent, it will be sent again: %s', call.name, call.task_id, exc)
     else:
         _note_sent(draft, result)
@@ -381,15 +382,15 @@ def _result(call, task_id=None):
 
 
 def _promise(call, task_id=None):
-    """Return what `send_task` would have returned."""
+    """Return the result that `send_task` would have returned."""
     result = _result(call, task_id)
     if call.parent is not None and call.options.get('add_to_parent', True):
         call.parent.add_trail(result)
     return result
 
 
-def _told(call, result, *what):
-    """Return a result of which the hooks of the task have been told: of the call, and of what else has happened."""
+def _call_hooks(call, result, *what):
+    """Call the task's hooks with a result: the one for the call, and those for `what`. Returns the result."""
     if call.invocation:
         for name in ('apply', *what):
             call.invocation.tell(name, result)

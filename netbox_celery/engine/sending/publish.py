@@ -1,8 +1,8 @@
-"""Messages are published by Celery's own `send_task`, with what that needs where RabbitMQ delays them.
+"""Publishes messages by Celery's own `send_task`, with corrections for messages that RabbitMQ delays.
 
-With quorum queues Celery sends messages with an ETA to exchanges that hold them back ("native delayed delivery"), for
-whole seconds. For less than one it raises a `ValueError`. And a retry, which names the exchange and the routing key of
-the message that it repeats, but no queue, would go to the default queue.
+With quorum queues, Celery sends messages with an ETA to exchanges that delay them for whole seconds ("native delayed
+delivery"). For less than one second it raises a `ValueError`. And a retry, which names the exchange and the routing key
+of the message that it repeats, but no queue, would go to the default queue.
 """
 import logging
 from datetime import UTC, datetime, timedelta
@@ -14,13 +14,12 @@ from django.db import DatabaseError
 from kombu.exceptions import EncodeError, OperationalError
 from redis.exceptions import RedisError
 
-from ..calls.exact import call_of
 from ..calls.options import with_header
 from ..calls.queues import check_call, without_delay
 from ..calls.visibility import warn_of_eta
 from ..store import lifecycle
 from ..store.database import caller
-from ..store.payload import read_value, text_of
+from ..store.payload import call_of, read_value, text_of
 from ..store.times import check_limits, nearest_sql, time_after
 from .rows import check_payload
 
@@ -35,15 +34,16 @@ __all__ = (
 
 logger = logging.getLogger(__name__)
 
-#: Errors that waiting does not cure: arguments or options that are wrong, an unknown queue, a queue that the broker
-#: refuses. Kombu takes some of them for errors of the connection.
+#: Errors that a later attempt would also have: invalid arguments or options, an unknown queue, a queue that the broker
+#: refuses. Kombu considers some of them errors of the connection.
 REFUSALS = (EncodeError, LookupError, TypeError, ValueError, ChannelError)
-#: How Redis says that a key is not a list; any other refusal of Redis concerns all messages.
+#: The error of Redis for a key that is not a list; all its other errors concern every message.
 WRONG_TYPE = 'WRONGTYPE'
 AWAY = (OperationalError, DatabaseError, OSError, AMQPError, RedisError)
-#: The shortest delay that works, with time for the call itself.
+#: The shortest delay that works, plus time for the call itself.
 SHORTEST = timedelta(seconds=1.1)
-#: What `send_row` needs of a row. The message must ask for the attempt that is due, or no claim will take it.
+#: The columns that `send_row` needs. The message must have the number of the attempt that is due, or no claim accepts
+#: it.
 COLUMNS = '''
     task_id, celery_name, args::text, kwargs::text, options::text, message, exact_call,
     CASE WHEN status = 'retrying' THEN attempt ELSE GREATEST(attempt - 1, 0) END,
@@ -52,7 +52,7 @@ COLUMNS = '''
 
 
 def publish(app, name, args=None, kwargs=None, **options):
-    """Send a message (see `Celery.send_task`): not before its time, at most a second later."""
+    """Send a message (see `Celery.send_task`), to be delivered not before its time, and at most a second later."""
     if is_delayed(app, options):
         now = datetime.now(UTC)
         countdown = options.pop('countdown', None)
@@ -70,10 +70,10 @@ def publish(app, name, args=None, kwargs=None, **options):
 
 
 def is_away(exc):
-    """Whether a message was not sent because the broker, or the database, is away: then no message can be sent.
+    """Whether a message was not sent because the broker, or the database, is unavailable: no message can be sent then.
 
-    If a broker that is there refuses one (a queue that exists with other arguments, a name of its own, a key that is
-    not a list), or something is wrong with the message, the others can be sent.
+    If an available broker refuses one message (the queue exists with other arguments, its name is reserved, its key is
+    not a list), or the message is invalid, other messages can be sent.
     """
     for error in (exc, exc.__cause__):
         if isinstance(error, REFUSALS) and not isinstance(error, OSError) or WRONG_TYPE in str(error):
@@ -99,7 +99,7 @@ def send_row(app, task_id, name, args, kwargs, options, message, exact_call, ret
     """Send the message of a row, given by its values of `COLUMNS`.
 
     Raises:
-        kombu.exceptions.EncodeError: No worker could hand it on to its processes; an earlier version accepted the call.
+        kombu.exceptions.EncodeError: No worker could pass it to its processes; an earlier version accepted the call.
     """
     args, kwargs, options = call_of(exact_call, *map(read_value, (args or 'null', kwargs or 'null', options)))
     if message:
@@ -113,8 +113,8 @@ def send_row(app, task_id, name, args, kwargs, options, message, exact_call, ret
 
 
 def note_refusal(ids, exc):
-    """Write that the broker refused messages; the caller gets the exception in any case."""
+    """Record that the broker refused messages; the caller gets the broker's exception in any case."""
     try:
         lifecycle.publish_failed(caller(), ids, f'The broker did not accept the message: {text_of(exc)}')
     except DatabaseError:
-        logger.exception('Runs %s were not sent, which could not be written', ids)
+        logger.exception('Runs %s were not sent, and this could not be recorded', ids)

@@ -1,17 +1,18 @@
 """`self.replace()`: what happens to the row of a task that replaces itself, each way in one table.
 
-A single task takes the row over immediately. Of a chain the last step does, of a chord (or a group, of which Celery
-makes a chord) the body: it has the ID of the task that was replaced, and is sent by another process, later. So:
+If a single task is the replacement, it takes over the row immediately. If a chain is, its last step takes over the row;
+if a chord is (or a group, which Celery turns into a chord), its body does. This last call has the ID of the task that
+was replaced, and another process sends it later. So:
 
-* Until what takes the row over is sent, the row holds no message, and nothing sends it again: `AWAITS_REPLACEMENT`.
-  If a step before it ends without success, the result backend closes the row (`netbox_celery.engine.results.upstream`).
-* While the replacement is on its way, the worker holds the row. If the replacement cannot be sent, the run goes on as
-  if nothing had been tried; if the worker dies, the sweep settles the row (`settle`).
-* The ignore window that the success of the run opens stands in its row, from which the call that takes it over reads
-  it (`find_replaced`, `inherited`).
+* Until that call is sent, the row has no message, and nothing sends it again: `AWAITS_REPLACEMENT`. If a step before
+  it does not succeed, the result backend closes the row (`netbox_celery.engine.results.upstream`).
+* While the replacement is being sent, the worker holds the row. If the replacement cannot be sent, the run continues
+  as if nothing had been tried; if the worker dies, the sweep settles the row (`settle`).
+* The row stores the ignore window that the success of the run opens. The call that takes over the row reads it there
+  (`find_replaced`, `inherited`).
 
-Elsewhere: `runs.claim` puts the wrapper of `on_replace` around each task, `describe` and `enqueue` send what replaces a
-task in the same steps as any other call, and `store.lifecycle` has the statements.
+Elsewhere: `runs.claim` wraps `on_replace` of each task, `describe` and `enqueue` send the replacement in the same steps
+as any other call, and `store.lifecycle` has the statements.
 """
 import json
 import logging
@@ -45,8 +46,8 @@ __all__ = (
     'WAYS',
     'Way',
     'find_replaced',
+    'handing_over_row',
     'inherited',
-    'making_way',
     'message_of',
     'opened_by',
     'remember',
@@ -61,51 +62,51 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """Something that happens to the row of a task that replaces itself, and how the row then is."""
+    """An event in the life of a row whose task replaces itself, and the state of the row after it."""
     status: str
     reason: str
     #: Whether the worker of the task that was replaced holds the row.
     is_held: bool
-    #: Whether the row has the message of what takes it over, so that the sweep may send that.
+    #: Whether the row has the message of the call that takes it over, so that the sweep can send it.
     has_message: bool
-    #: The statement, by its name in `store.lifecycle` unless it is one of this module's or of `admission`'s.
+    #: Name of the statement in `store.lifecycle`, in this module or in `admission`.
     statement: str
 
 
 _PENDING, _ERRORED, _REPLACED = Status.STATUS_PENDING, Status.STATUS_ERRORED, Reason.REASON_REPLACED
 
-#: All of it. `runs.ending` has those of them that are ends, too.
+#: All events. Those that finish the run are in `runs.ending`, too.
 WAYS = {
     # While the task replaces itself
     'waits': Way(_PENDING, _REPLACED, True, False, 'REPLACE'),
     'was_cancelled': Way(Status.STATUS_REVOKED, Reason.REASON_CANCELLED, True, False, 'REPLACE'),
     'cannot_wait': Way(Status.STATUS_IGNORED, '', True, False, 'FINISH_BY'),
     'remembers': Way(_PENDING, _REPLACED, True, True, 'REMEMBER'),
-    'goes_on': Way(Status.STATUS_RUNNING, '', True, False, 'TAKE_BACK'),
+    'continues': Way(Status.STATUS_RUNNING, '', True, False, 'TAKE_BACK'),
     'is_released': Way(_PENDING, _REPLACED, False, False, 'RELEASE'),
     # The call that takes the row over
     'is_taken_over': Way(_PENDING, _REPLACED, False, True, 'INSERT_OR_TAKE_OVER'),
     'is_taken_over_with_a_key': Way(_PENDING, _REPLACED, False, True, 'TAKE'),
     'waits_in_line': Way(_PENDING, Reason.REASON_QUEUED, False, True, 'LINE_UP'),
-    # What replaces the task fails before, or is lost
+    # The replacement fails before its last call is sent, or is lost
     'is_closed': Way(_ERRORED, Reason.REASON_UPSTREAM_FAILED, False, False, 'CLOSE_REPLACED'),
     'is_cancelled': Way(Status.STATUS_REVOKED, Reason.REASON_CANCELLED, False, False, 'CANCEL'),
     'is_sent_again': Way(_PENDING, _REPLACED, False, True, 'RESEND_REPLACEMENT'),
     'is_lost': Way(_ERRORED, Reason.REASON_WORKER_LOST, True, False, 'CLOSE_REPLACED'),
 }
 
-#: What the row of a task that replaced itself has from the call that takes it over.
+#: Columns that the row of a replaced task gets from the call that takes it over.
 TAKE_OVER_COLUMNS = ('message', 'queue', 'status', 'scheduled', 'expires', 'sent', 'last_updated')
 
 
 def take_over_statement(*columns, **expressions):
-    """Return the statement for the row of a call that may finish what replaced another task: that task's, or a new one.
+    """Return the statement for a call that may finish a replacement: it takes over the replaced task's row, or inserts.
 
-    Once the row was claimed, it is not taken over.
+    A row that was claimed since is not taken over.
 
     Args:
-        *columns: Those that it has from the call.
-        **expressions: SQL for the values of further ones.
+        *columns: Columns that the row gets from the call.
+        **expressions: SQL for the values of further columns.
     """
     changes = ', '.join(f'{column} = EXCLUDED.{column}' for column in (*expressions, *columns))
     return insert_statement(
@@ -119,20 +120,20 @@ FIND = f"""
     SELECT options #>> '{{headers,{HEADER}}}' FROM {lifecycle.TABLE}
     WHERE task_id = %s AND nesting = %s AND attempt = 0 AND completed IS NULL
 """
-#: Rows whose replacement is on its way, by a worker that holds them until then.
+#: Rows whose replacement is being sent by a worker, which holds them until then.
 ON_ITS_WAY = f"{lifecycle.WAITING} AND nesting > 0 AND reason = 'replaced' AND holder IS NOT NULL"
-#: What `used.header_of` says.
-BEGINNING = ('begun', 'before', 'caller')
+#: The keys that `used.header_of` sets.
+USE_OF_ROW = ('begun', 'before', 'caller')
 
 
 # The task that replaces itself
 
-def making_way(on_replace, end):
-    """Wrap a task's `on_replace`: its row waits for the task that takes over.
+def handing_over_row(on_replace, end):
+    """Wrap a task's `on_replace`, so that its row waits for the replacement.
 
     Args:
         on_replace: The method of the task.
-        end: Ends a run whose row could not be made to wait; called with the run and `error`.
+        end: Finishes a run whose row cannot wait; called with the run and `error`.
     """
     @wraps(on_replace)
     def on_replace_after_row(self, sig):
@@ -146,12 +147,12 @@ def making_way(on_replace, end):
 
 @contextmanager
 def _handing_over(task, run, end):
-    """Make the row of a run wait for what replaces it, which is sent meanwhile; if that fails, the run goes on."""
+    """Make the row of a run wait for the replacement, which the block sends. If the block fails, the run continues."""
     before = _begin(task, run, end)
     try:
         yield
     except Ignore:
-        # By this Celery says that the replacement is on its way. An author's own `on_replace` may have sent nothing.
+        # Celery raises this after it has sent the replacement. An author's own `on_replace` may not have sent anything
         if before is not None and not run.continued:
             _take_back(run, before)
         raise
@@ -172,13 +173,13 @@ def _begin(task, run, end):
     try:
         found = lifecycle.replace(
             get_connection(), run.task_id, claims=run.claims, nesting=nesting,
-            header=json.dumps({**_beginning(request.get(HEADER)), 'opens': run.opens}) if run.opens else None
+            header=json.dumps({**_use_of_row(request.get(HEADER)), 'opens': run.opens}) if run.opens else None
         )
     except DatabaseError as exc:
         if is_read_only(exc):
             raise DatabaseReadOnly(f'Task {run.task_id} was not replaced') from exc
-        # The replacement is worth more than the row, which ends here, and tells what depends on the run
-        logger.exception('What replaces task %s is run without being tracked', run.task_id)
+        # The replacement is more important than the row, which finishes here, and informs what depends on the run
+        logger.exception('The replacement of task %s is sent without being tracked', run.task_id)
         end(run, error='Replaced by a task that is not tracked')
         return None
     run.replaced = True
@@ -200,15 +201,15 @@ def _release(run):
     try:
         release(get_connection())
     except UNUSABLE as exc:
-        logger.error('That the replacement of task %s was sent cannot be written yet: %s', run.task_id, exc)
+        logger.error('Cannot record yet that the replacement of task %s was sent: %s', run.task_id, exc)
         recorder.end_later(run.task_id, partial(release, patience=0))
 
 
 @contextmanager
 def _outside_of_transactions():
-    """Keep what is sent meanwhile out of a transaction of the body's: Celery leaves the body by an exception.
+    """Keep calls in this block out of a transaction of the body.
 
-    That rolls the transaction back, which the run has left for good; the replacement has to stay.
+    Celery leaves the body with an exception, which rolls the transaction back; the replacement must not be rolled back.
     """
     if isinstance(get_connection(), CallersConnection):
         yield
@@ -225,16 +226,16 @@ def _outside_of_transactions():
             wrapper.close()
 
 
-# What goes on under the ID of the run: what replaces the task, and also its next attempt
+# The calls that continue under the ID of the run: the replacement, and also the next attempt
 
 def send_next(call, publish):
-    """Send the next attempt of the current run, or what the task replaced itself with: its row exists."""
+    """Send the next attempt or the replacement of the current run, whose row exists."""
     run, request = call.run, call.request
     if call.options.get('serializer') in (None, 'json'):
         check_payload(call.name, call.args, call.kwargs, call.options)
     if not call.is_tracked:
         return publish(call.name, call.args, call.kwargs, **call.message_options(False))
-    # The next attempt may start immediately, in another process: the log lines of this one come first.
+    # The next attempt may start immediately in another process: the log lines of this one are written first
     recorder.flush(run)
     run.next_eta = start_time(call.options)
     header = request.get(HEADER) or True
@@ -242,7 +243,7 @@ def send_next(call, publish):
         not _is_same_call(call)
     ):
         if not remember(call, header):
-            # The claim does not compare the message with the row then
+            # The claim then does not compare the message with the row
             header = {**(header if isinstance(header, dict) else {}), 'differs': True}
         run.remembered = True
     run.continued = True
@@ -253,7 +254,7 @@ def send_next(call, publish):
 
 
 def _is_same_call(call):
-    """Whether the next attempt of a run is the call that its row holds. The body may have changed its arguments."""
+    """Whether the next attempt of a run is the call that its row stores. The body may have changed the arguments."""
     request = call.request
     if call.name != (request.task or call.parent.name):
         return False
@@ -263,19 +264,19 @@ def _is_same_call(call):
 
 
 def message_of(name, args, kwargs, options):
-    """Return what a row keeps to send a message again that differs from the one it was made for."""
+    """Return the value of the row's `message`, from which a message is sent again that differs from the row's call."""
     return dumps([list(args or ()), kwargs or {}, name, sent_options(options, None)])
 
 
 def remember(call, header):
-    """Keep the message of a single task that takes the place of a run's, or of its next attempt.
+    """Store the message of the next attempt, or of a single task that is the replacement, in the row.
 
     Args:
         call: The `Call`.
-        header: What the message says of the run (see `with_header`).
+        header: The engine's header of the message (see `with_header`).
 
     Returns:
-        Whether the row holds it. If not, the message has to say so.
+        Whether the row has it. If not, the message has to say so.
     """
     run = call.run
     options = call.message_options(header)
@@ -286,7 +287,7 @@ def remember(call, header):
             queue=row['queue'], scheduled=row['scheduled'], expires=row['expires']
         )
     except (DatabaseError, EncodeError, LookupError, TypeError, ValueError):
-        # Whether it can be sent now depends on the broker
+        # Whether it can be sent now depends only on the broker
         logger.exception('Task %s[%s] could not be sent again, if that was necessary', call.name, run.task_id)
         return False
     return True
@@ -295,41 +296,41 @@ def remember(call, header):
 # The call that takes the row over
 
 def takes_over(options):
-    """Whether a call finishes what replaced a tracked task. It ends the row of that, also if it is not tracked."""
+    """Whether a call finishes the replacement of a tracked task. It then finishes that task's row, tracked or not."""
     return bool(options.get('replaced_task_nesting') and options.get('task_id')) and bool(
         execute(caller(), f'SELECT 1 FROM {lifecycle.TABLE} WHERE task_id = %s', (options['task_id'],))
     )
 
 
 def find_replaced(task_id, nesting):
-    """Return whether a row waits for a call with its ID, and what the messages of that run say of it."""
+    """Return whether a row waits for a call with its ID, and the engine's header of the messages of that run."""
     rows = execute(caller(), FIND, (task_id, nesting))
     return bool(rows), json.loads(rows[0][0]) if rows and rows[0][0] else None
 
 
 def inherited(own, header):
-    """Return what the message of a call says whose success opens the ignore windows of the run whose row it takes over.
+    """Return the header of a call that takes over a run's row: its success opens the ignore windows of that run.
 
     Args:
-        own: What the message says so far (see `with_header`).
-        header: What the messages of that run say.
+        own: The engine's header of the call so far (see `with_header`).
+        header: The header of that run's messages.
     """
     if not isinstance(header, dict):
         return own
-    opens, beginning = opened_by(header), _beginning(header)
+    opens, beginning = opened_by(header), _use_of_row(header)
     if not opens and not beginning:
         return own
     own = own if isinstance(own, dict) else {}
     return {**own, **beginning, 'opens': opens | opened_by(own)}
 
 
-def _beginning(header):
-    """Return what the header of a message says of the call that uses its row again (see `used`)."""
-    return {key: header[key] for key in BEGINNING if key in header} if isinstance(header, dict) else {}
+def _use_of_row(header):
+    """Return the part of a message's header that says which use of the row it belongs to (see `used`)."""
+    return {key: header[key] for key in USE_OF_ROW if key in header} if isinstance(header, dict) else {}
 
 
 def opened_by(header):
-    """Return the ignore windows that a success opens, as the header of a message says: seconds by key."""
+    """Return the ignore windows that a success opens, from the header of a message: seconds by key."""
     opens = header.get('opens')
     opens = dict(opens) if isinstance(opens, dict) else {}
     if header.get('window') and header.get('length'):
@@ -340,12 +341,12 @@ def opened_by(header):
 # The sweep
 
 def settle(connection, task_id, claims, error):
-    """Settle a run whose worker was lost while its replacement was on its way: if the row has that, it is sent again.
+    """Settle a run whose worker was lost while it sent the replacement: if the row has the message, it is sent again.
 
     Returns:
-        What `lifecycle.close_replaced` does, or `None` if it goes on.
+        The value that `lifecycle.close_replaced` returns, or `None` if the run continues.
     """
     if lifecycle.resend_replacement(connection, task_id, claims=claims):
-        logger.warning('What replaces task %s will be sent again: %s', task_id, error)
+        logger.warning('The replacement of task %s will be sent again: %s', task_id, error)
         return None
     return lifecycle.close_replaced(connection, task_id, error, reason=Reason.REASON_WORKER_LOST)

@@ -58,8 +58,8 @@ CONSTANTS = {
     'custom_field_data': "'{}'", 'reason': "''", 'step': "''", 'worker': "''", 'attempt': '0', 'attempts': "'[]'",
     'error': "''", 'traceback': "''", 'claims': '0', 'in_backend': 'false',
 }
-#: The user who starts a run may have been deleted by now, and so may its schedule: the row then has none. The foreign
-#: key would refuse the row instead, and with it all else in its transaction, as late as its commit.
+#: The user who starts a run, or its schedule, may have been deleted by now: the row then has none. Otherwise the
+#: foreign key would refuse the row at the commit, and with it everything else in the transaction.
 REFERENCES = {
     'user_id': f'(SELECT id FROM {USERS} WHERE id = %(user_id)s::bigint FOR KEY SHARE)',
     'schedule_id': f'(SELECT id FROM {SCHEDULES} WHERE id = %(schedule_id)s::bigint FOR KEY SHARE)',
@@ -95,10 +95,10 @@ def build_row(call, run=None):
 
     Args:
         call: The `Call`, with an ID.
-        run: The run that starts it, by default that which calls.
+        run: The run that starts it; by default the one that makes the call.
 
     Raises:
-        kombu.exceptions.EncodeError: An argument cannot be written as JSON, or the message is not to be JSON.
+        kombu.exceptions.EncodeError: An argument cannot be written as JSON, or the message has another serializer.
     """
     name, options, own, queue = call.name, call.options, call.own, call.queue
     if options.get('serializer') not in (None, 'json'):  # as the setting `accept_content` has it
@@ -139,10 +139,10 @@ def build_row(call, run=None):
 
 
 def payload_columns(name, args, kwargs, options):
-    """Return the columns for arguments: as people see them and, where that is not all of it, as they are sent again.
+    """Return the columns for arguments: as shown to people and, where that is not exact, as needed to send them again.
 
-    `message` has what is redacted, cut or cleaned, until the run ends. `exact_call` has what `jsonb` changes, for as
-    long as the row exists (see `exact_call`).
+    `message` has the original of redacted, cut or cleaned arguments until the run finishes. `exact_call` has the
+    original of values that `jsonb` changes, for as long as the row exists (see `exact_call`).
     """
     columns, message, exact = {}, False, []
     for column, value in (('args', args), ('kwargs', kwargs)):
@@ -160,7 +160,7 @@ def payload_columns(name, args, kwargs, options):
 
 
 def _argument_json(name, column, value):
-    """Return arguments as JSON text for `jsonb`, whether they were changed for it, and their own text if it differs."""
+    """Return arguments as JSON text for `jsonb`, whether they were changed for it, and the exact text if it differs."""
     try:
         text, changed = sendable_jsonb(value)
     except TypeError as exc:
@@ -173,9 +173,9 @@ def _argument_json(name, column, value):
 
 
 def options_columns(name, options, task):
-    """Return the column for options, and under `exact_options` their text if `jsonb` changes their numbers.
+    """Return the column for options and, if `jsonb` changes their numbers, their text as `exact_options`.
 
-    The order of their keys has no meaning.
+    The order of their keys does not matter.
     """
     options = sent_options(options, task)
     try:
@@ -188,13 +188,13 @@ def options_columns(name, options, task):
 
 
 def exact_call(payload, options):
-    """Return what a row keeps of a call as text: an array of its arguments, its keyword arguments, and its options.
+    """Return the parts of a call that a row stores as text: an array of arguments, keyword arguments and options.
 
-    A part is `null`, or left out, if its own column has it exactly, or must not have it.
+    A part is `null` or missing if its own column has it exactly, or must not have it.
 
     Args:
-        payload: The first two, of `payload_columns`, or `None`.
-        options: The third, as JSON text, or `None`.
+        payload: The first two parts, from `payload_columns`, or `None`.
+        options: The third part as JSON text, or `None`.
     """
     return payload if options is None else f'{(payload or "[null, null]")[:-1]}, {options}]'
 
@@ -247,7 +247,7 @@ def _default_name(name, kwargs):
 
 
 def _starter(run):
-    """Return the user of a run that names none: that of the run which calls it, else that of the request to NetBox."""
+    """Return the user of a run whose call names none: the user of the calling run, or of the request to NetBox."""
     if run is not None:
         return run.user_id
     user = host.current_user()
@@ -265,13 +265,13 @@ def foreign_row(task, request):
     """Return the column values for a run whose message came without a row.
 
     Raises:
-        kombu.exceptions.EncodeError: Its arguments are ones that no call could have.
+        kombu.exceptions.EncodeError: No call could have its arguments.
     """
     return _foreign_row(task, request, request.args, request.kwargs)
 
 
 def refused_row(task, request):
-    """Return the column values for a run that is refused for its arguments, which the row has as text."""
+    """Return the column values for a run that is refused because of its arguments, which the row has as text."""
     limit = get_config().payload_length
     return _foreign_row(task, request, (), {}) | {
         'args': shown_jsonb(request.args, limit), 'kwargs': shown_jsonb(request.kwargs, limit)

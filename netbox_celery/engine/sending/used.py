@@ -1,18 +1,18 @@
 """A call with an ID that was used before: a signature that was frozen and sent twice, a chord applied again.
 
-To Celery that is a new call, and it runs. To a row it may be one of three things:
+For Celery this is a new call, and it runs. For a row there are three cases:
 
-* **The same call once more.** A run that was lost, or is retried, sends what it had sent: the next step of its chain,
-  or a call of its body with an ID that the body made. And of groups that follow each other in a chain, Celery lets each
-  member of one send all of the next. That ran, or will: the row stays as it is.
-* **A new call, and the first has finished.** The row is used again: it becomes that of the new call, with the history
-  and the log of the earlier ones. Messages carry the number of the use that they belong to (`begun`), and the claim
-  compares it, so that no message of an earlier call can claim the row. Claims count on: what is left of an earlier call
-  cannot end this one.
+* **The same call again.** A run that was lost, or is retried, repeats its calls: the next step of its chain, or a call
+  of its body with an ID that the body generated. And if groups follow each other in a chain, each member of one group
+  sends the whole next group. Such a call ran already, or will run: the row does not change.
+* **A new call, and the first has finished.** The row is reused: it becomes that of the new call, with the history and
+  the log of the earlier ones. Messages carry the number of the use that they belong to (`begun`), and the claim
+  compares it, so that no message of an earlier call can claim the row. The count of claims continues, so that no
+  process of an earlier call can finish this one.
 * **A new call, and the first is active.** One ID cannot be two runs at a time. The caller gets a `TaskConflict`.
 
 A message from another program with a used ID counts as a copy: a broker, or a program whose connection broke, sends
-those too, and what a row says is done is not done again.
+copies too, and a run that the row records as finished does not run again.
 """
 import json
 import logging
@@ -32,8 +32,7 @@ from ..store.lifecycle import TABLE
 from .rows import COLUMNS, CONSTANTS, insert_statement
 
 __all__ = (
-    'BEGIN_ANEW',
-    'anew_statement',
+    'REUSE',
     'conflict',
     'find',
     'find_earlier',
@@ -41,6 +40,7 @@ __all__ = (
     'header_of',
     'made',
     'repeating',
+    'reuse_statement',
 )
 
 logger = logging.getLogger(__name__)
@@ -60,14 +60,14 @@ MADE = f'''
 
 #: Columns that a row keeps from earlier calls.
 KEPT = {'task_id', 'custom_field_data', 'attempts', 'claims'}
-#: Further columns that no call sets.
+#: Columns that no call sets.
 EMPTIED = (
     'result', 'exact_result', 'value', 'started', 'completed', 'cancelled', 'holder', 'sent',
     'concurrency_key', 'concurrency_limit', 'concurrency_slot', 'stale_after',
 )
 
 
-def anew_statement(**expressions):
+def reuse_statement(**expressions):
     """Return the statement that turns a finished row into that of a new call; arguments as for `insert_statement`.
 
     GUARANTEE: of several calls that find the same end, one gets the row.
@@ -80,18 +80,18 @@ def anew_statement(**expressions):
     )
 
 
-BEGIN_ANEW = anew_statement()
+REUSE = reuse_statement()
 
-#: From when on calls may have been sent before; `None`: they were not.
+#: Start of the time in which calls may have been sent before; `None`: they were not.
 _repeating: ContextVar[datetime | None] = ContextVar('netbox_celery_repeating', default=None)
 
 
 @contextmanager
 def repeating(since=None):
-    """Treat what is sent meanwhile as something that may have been sent before.
+    """Treat calls in this block as ones that may have been sent before.
 
     Args:
-        since: A run that ended before that time was another call; `None` if there was none.
+        since: A run that finished before this time was another call; `None`: there was no other call.
     """
     token = _repeating.set(since or datetime.min.replace(tzinfo=UTC))
     try:
@@ -101,7 +101,7 @@ def repeating(since=None):
 
 
 def find(row, run, request):
-    """Return what a new call has to know of the row with its ID; `None` if there is none, or it is that of the call.
+    """Return what a new call needs to know of the row with its ID; `None` if there is none, or it is the call's own.
 
     Args:
         row: The column values of the call.
@@ -115,7 +115,7 @@ def find(row, run, request):
     if found is None:
         return None
     if _is_repeated(found, row, run, request):
-        logger.info('Task %s[%s] was sent before by what sends it now', row['celery_name'], row['task_id'])
+        logger.info('Task %s[%s] was sent before by the same run', row['celery_name'], row['task_id'])
         return None
     if found.completed is None:
         raise conflict(row, found.status)
@@ -133,34 +133,34 @@ def _found(rows):
 
 
 def find_earlier(connection, row, run):
-    """Return what the row of a step says if that ended before the workflow was called again; else `None`.
+    """Return what `find` returns for a step that finished before the workflow was called again; else `None`.
 
     Args:
         connection: The engine's connection.
         row: The column values of the step.
-        run: The run that it comes after: `begun` as in `Run`, and `since`, when it was first claimed or called.
+        run: The run that precedes it: `begun` as in `Run`, and `since`, when it was first claimed or called.
     """
     if not run.begun:
         return None
     found = _found(connection.execute(FIND, row, patience=5))
     if found is None or found.completed is None or found.header.get('caller', 0) == run.begun:
         return None
-    return found if found.completed <= run.since else None  # in the one transaction of a test all times are the same
+    return found if found.completed <= run.since else None  # within the transaction of a test all times are equal
 
 
 def made(row):
-    """Return the row of a call, if the answer to its statement was lost with a broken connection.
+    """Return the row of a call, if the response to its statement was lost with a broken connection.
 
-    The statement was then executed again, and found the row there.
+    The statement was then executed again, and found its own row.
 
     Returns:
-        A list: of its primary key, and whether it waits in line; empty if the row is that of another call.
+        A list with its primary key, and whether it waits in line; empty if the row belongs to another call.
     """
     return execute(caller(), MADE, row)
 
 
 def _is_repeated(found, row, run, request):
-    """Whether a call is one that the row has already."""
+    """Whether a call is the one that the row already has."""
     if since := _repeating.get():
         return found.completed is None or found.completed >= since
     if row['parent_id'] is None:
@@ -171,18 +171,18 @@ def _is_repeated(found, row, run, request):
             return request is not None and is_related
         return bool(request.retries or (request.delivery_info or {}).get('redelivered'))
     if found.header.get('caller', 0) != run.begun:
-        return False  # that was sent by an earlier call of the caller's row
+        return False  # an earlier use of the caller's row has sent it
     if run.returned and is_related:
-        return True  # of groups in a chain each member of one sends all of the next
+        return True  # each member of a group in a chain sends the whole next group
     if not is_child:
         return False
     if found.reason == Reason.REASON_UPSTREAM_FAILED:
-        return True  # the caller was taken for dead, and does not know
+        return True  # the caller was considered lost, and does not know that
     return found.created.timestamp() < run.claimed_at and (run.returned or found.is_same)
 
 
 def conflict(row, status='active'):
-    """Return the exception for a call whose ID is that of a run which has not ended."""
+    """Return the exception for a call whose ID belongs to an unfinished run."""
     return TaskConflict(
         f'{row["celery_name"]}: the ID {row["task_id"]} is that of a run that is {status}; a new call can use it '
         'when that run has finished', row['task_id']
@@ -190,12 +190,12 @@ def conflict(row, status='active'):
 
 
 def header_of(found, run, header):
-    """Return what the message of a new call says of its run: which use of the row it is, and of the caller's row.
+    """Return the engine's header of a new call: which use of the row it is, and which use of the caller's row makes it.
 
     Args:
-        found: What `find` has returned.
+        found: The value that `find` returned.
         run: The run that makes the call, or `None`.
-        header: What else it says, a dict or `True`.
+        header: The rest of the header: a dict or `True`.
     """
     begun = found.header.get('begun', 0)
     return {
@@ -206,7 +206,7 @@ def header_of(found, run, header):
 
 
 def forget(backend, task_id):
-    """Let the result backend forget how an earlier call ended: code that waits for the new one must not get that."""
+    """Make the result backend forget the end of an earlier call: code that waits for the new one must not get it."""
     try:
         backend.forget(task_id)
         if isinstance(backend, AsyncBackendMixin):

@@ -22,12 +22,13 @@ from kombu.utils.json import JSONEncoder, loads, object_hook
 
 __all__ = (
     'DEEPEST',
-    'UNTOLD',
+    'UNREPORTED',
     'MarkerDecoder',
     'PayloadDecoder',
     'PayloadEncoder',
     'RowDecoder',
     'StrictDecoder',
+    'call_of',
     'check_depth',
     'check_markers',
     'clean',
@@ -45,6 +46,7 @@ __all__ = (
     'is_named',
     'is_uuid',
     'limited_jsonb',
+    'options_of',
     'other_number',
     'plain',
     'read_value',
@@ -56,7 +58,7 @@ __all__ = (
     'sorted_text',
     'text_of',
     'to_jsonb',
-    'untold',
+    'unreported',
     'whole_number',
 )
 
@@ -88,7 +90,7 @@ LARGEST = 10 ** MOST_DIGITS
 #: Value of `exact_result` if the row holds only a text for people, and not the result itself.
 NOT_KEPT = ''
 #: Prefix of `exact_result` if Celery does not report the end to code that asks for it (`ignore_result`); pages show it.
-UNTOLD = '~'
+UNREPORTED = '~'
 
 #: Everything in JSON text that is not a bracket: strings, and what is between brackets and strings.
 _NO_BRACKETS = re.compile(r'(?:[^][{}"]++|"(?:[^"\\]++|\\.)*+")++')
@@ -172,6 +174,22 @@ def read_value(text: str) -> Any:
         ValueError: The text is invalid, or exceeds Python's limits.
     """
     return _read(text)
+
+
+def call_of(exact_call: str | None, args: Any, kwargs: Any, options: Any) -> list[Any]:
+    """Return arguments, keyword arguments and options of a call as they were given.
+
+    Args:
+        exact_call: The parts that the row stores as text, or `None` (see `rows.exact_call`).
+        args, kwargs, options: The values of their own columns.
+    """
+    exact = read_value(exact_call) if exact_call else ()
+    return [part if part is not None else own for part, own in zip((*exact, None, None, None), (args, kwargs, options))]
+
+
+def options_of(exact_call: str | None, text: str) -> Any:
+    """Return the options of a call as they were given, from the row's text of the call and the column for options."""
+    return call_of(exact_call, None, None, read_value(text))[2]
 
 
 def dumps(value: Any) -> str:
@@ -373,9 +391,9 @@ def result_columns(value: Any, limit: int) -> tuple[dict[str, str], str | None]:
     return {'result': stored} if exact else {'result': stored, 'exact_result': text}, text
 
 
-def untold(exact_result: str | None) -> str:
+def unreported(exact_result: str | None) -> str:
     """Return the `exact_result` of a run whose end Celery does not report to code (`ignore_result`)."""
-    return NOT_KEPT if exact_result == NOT_KEPT else f'{UNTOLD}{exact_result or ""}'
+    return NOT_KEPT if exact_result == NOT_KEPT else f'{UNREPORTED}{exact_result or ""}'
 
 
 def result_of(result: str | None, exact_result: str | None) -> tuple[bool, Any]:
@@ -387,8 +405,8 @@ def result_of(result: str | None, exact_result: str | None) -> tuple[bool, Any]:
     """
     if exact_result == NOT_KEPT:
         return False, None
-    if exact_result and exact_result.startswith(UNTOLD):
-        exact_result = exact_result.removeprefix(UNTOLD) or None
+    if exact_result and exact_result.startswith(UNREPORTED):
+        exact_result = exact_result.removeprefix(UNREPORTED) or None
     value = read_value(exact_result or result or 'null')
     return bool(exact_result) or not is_cut(value), value
 

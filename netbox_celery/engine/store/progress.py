@@ -54,8 +54,8 @@ class RecordedRun(Protocol):
     @property
     def attempt(self) -> int: ...
 
-    def tell_once(self, what: str) -> bool:
-        """Return whether something is logged for this run for the first time."""
+    def is_new_warning(self, what: str) -> bool:
+        """Whether a warning about this run is logged for the first time."""
 
 
 class Progress:
@@ -117,7 +117,7 @@ def _number(run: RecordedRun, value: Any) -> int | None:
     if value is None:
         return None
     number = whole_number(value)
-    if number is None and run.tell_once('number'):
+    if number is None and run.is_new_warning('number'):
         shown = text_of(value)[:100]
         logger.warning('Task %s: progress is ignored, because it is not a number or too large: %s', run.task_id, shown)
     return number

@@ -26,7 +26,7 @@ from celery.worker.state import task_ready
 from kombu.utils.imports import symbol_by_name
 
 from ...choices import ResultStatusChoices as Status
-from ..calls.hooks import tell_of_failure
+from ..calls.hooks import report_failure
 from ..calls.ids import SPELLING, canonical
 from ..catalogue import discovery
 from ..catalogue.strategies import has_own_strategy, strategy_of, why_not_in_branch, why_untracked
@@ -278,7 +278,7 @@ def _rejecting(consumer, handle, unclaimed=frozenset()):
             logger.exception('Rejecting a message that cannot be handled')
             if not message.acknowledged:
                 consumer.on_invalid_task(None, message, exc)
-                # An acknowledgement may already be under way, and there must not be a second one
+                # An acknowledgement may already be in progress, and there must not be a second one
                 message.ack = message.reject = message.requeue = lambda *args, **kwargs: None
     return on_message
 
@@ -392,7 +392,7 @@ def _fail(request, exc, traceback):
     except Exception:
         logger.exception('The end of task %s[%s] could not be fully reported', request.name, request.id)
     if status_of(request.id) != Status.STATUS_REVOKED:
-        tell_of_failure(request.task, request.id, request.args, request.kwargs, exc)
+        report_failure(request.task, request.id, request.args, request.kwargs, exc)
 
 
 # What the pool reports to a request

@@ -1,10 +1,11 @@
 """Celery's pool of processes, corrected so that a worker survives the loss of its broker while a process ends.
 
-The pool stops watching a process as soon as the files of the process are closed, and removes it when it has ended,
-which may be seconds later. If the worker reconnects to its broker in between, Celery ends the whole worker: it mistakes
-the mark of a process that is not watched, `None`, for the file by which it watches the process.
+The pool stops watching a process as soon as the files of the process are closed, and removes it when it has exited,
+which may be seconds later. If the worker reconnects to its broker in between, Celery stops the whole worker: it
+mistakes the mark of a process that is not watched, `None`, for the file by which it watches the process.
 
-And the pool forgets a job that cannot be pickled for a process (`netbox_celery.engine.worker.messages` ends its run).
+And the pool forgets a job that cannot be pickled for a process (`netbox_celery.engine.worker.messages` finishes its
+run).
 """
 from celery.concurrency import asynpool, prefork
 
@@ -15,7 +16,7 @@ __all__ = (
 
 
 class Pool(asynpool.AsynPool):
-    """Celery's pool, which watches a process until it has ended, and forgets a job that it could not accept."""
+    """Celery's pool, which watches a process until it has exited, and forgets a job that it could not accept."""
 
     def apply_async(self, *args, correlation_id=None, **kwargs):
         try:
@@ -29,7 +30,7 @@ class Pool(asynpool.AsynPool):
 
     def _untrack_child_process(self, proc, hub):
         super()._untrack_child_process(proc, hub)
-        vars(proc).pop('_sentinel_poll', None)  # it is watched again after the next connect, until it has ended
+        vars(proc).pop('_sentinel_poll', None)  # it is watched again after the next connect, until it has exited
 
 
 def install() -> None:

@@ -24,6 +24,7 @@ from ..identity import OWN_THREADS, identity
 from ..runs import reports
 from ..store import lifecycle
 from ..store.database import UNAVAILABLE, UNUSABLE, EngineConnection, is_read_only
+from ..store.payload import dumps
 
 __all__ = (
     'Presence',
@@ -147,8 +148,6 @@ class Presence:
 
 def describe_worker(worker: Any) -> dict[str, Any]:
     """Return the column values of a worker's row."""
-    from ..store.payload import dumps
-
     pool = worker.pool_cls if isinstance(worker.pool_cls, str) else worker.pool_cls.__module__
     pool = pool.split(':')[0].rsplit('.', 1)[-1]
     concurrency, autoscale = concurrency_of(worker, pool)

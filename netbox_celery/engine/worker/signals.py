@@ -27,7 +27,7 @@ from django.db import ProgrammingError, connections
 from kombu.exceptions import DecodeError
 
 from ...choices import ResultStatusChoices as Status
-from ..calls.hooks import tell_of_failure
+from ..calls.hooks import report_failure
 from ..calls.run import get_run, leave
 from ..calls.visibility import warn_of_limits
 from ..catalogue import discovery
@@ -37,7 +37,7 @@ from ..internals import fixups, set_join_will_block
 from ..results.backend import is_of_another
 from ..runs.claim import note_call, track_all_tasks
 from ..runs.ending import ENDS, describe, end_claimed, end_from_outside, failure_of, give_back, record_retry
-from ..runs.interruption import is_interruption, tell_of_interruption
+from ..runs.interruption import is_interruption, report_interruption
 from ..runs.loghandler import install_log_handler, remove_log_handler
 from ..sending.describe import is_tracked
 from ..sending.rows import INSERT, refused_row
@@ -71,7 +71,7 @@ def on_postrun(sender=None, state=None, retval=None, **kwargs):
     """Record `Ignore`, `Reject` and exceptions that are not an `Exception`: the result backend does not see them."""
     request = sender.request_stack.top
     if state is None and is_interruption(exc := sys.exception()) and not request.is_eager:
-        tell_of_interruption(sender, request, exc)
+        report_interruption(sender, request, exc)
     if not request.is_eager:
         _close_old_connections()  # or return them to a pool: an idle thread keeps none beyond its maximum age
     run = get_run(request)
@@ -132,9 +132,9 @@ def on_rejected(sender=None, message=None, exc=None, **kwargs):
             exc, end = DecodeError(error), ENDS['unreadable']
         close = partial(end_from_outside, task_id, end, error=error)
         if close() or _insert_foreign(sender.app, message, task_id, name, args, kwargs) and close():
-            sender.app.backend.tell_end(task_id, exc, states.FAILURE)
+            sender.app.backend.report_end(task_id, exc, states.FAILURE)
             if task := sender.app.tasks.get(name):
-                tell_of_failure(task, task_id, args, kwargs, exc)
+                report_failure(task, task_id, args, kwargs, exc)
 
 
 def _insert_foreign(app, message, task_id, name, args, kwargs):
@@ -185,11 +185,11 @@ def on_received(request=None, **kwargs):
         )):
             requeue = False
             if ended == Status.STATUS_REVOKED:
-                request.task.app.backend.tell_end(request.id, TaskRevokedError('revoked'), states.REVOKED)
+                request.task.app.backend.report_end(request.id, TaskRevokedError('revoked'), states.REVOKED)
             else:
                 exc = WorkerLostError(lost)
-                request.task.app.backend.tell_end(request.id, exc, states.FAILURE)
-                tell_of_failure(request.task, request.id, request.args, request.kwargs, exc)
+                request.task.app.backend.report_end(request.id, exc, states.FAILURE)
+                report_failure(request.task, request.id, request.args, request.kwargs, exc)
         return reject(log, errors, requeue)
     request.on_reject = on_reject
 

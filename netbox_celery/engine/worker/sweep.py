@@ -21,8 +21,7 @@ from celery.worker import state
 
 from ...choices import ResultStatusChoices as Status
 from ...config import get_config
-from ..calls.exact import call_of
-from ..calls.hooks import tell_of_failure
+from ..calls.hooks import report_failure
 from ..identity import identity
 from ..results import chords
 from ..runs.ending import ENDS
@@ -33,7 +32,7 @@ from ..sending.control import terminate_cancelled
 from ..sending.publish import COLUMNS, is_away, send_row
 from ..store import lifecycle
 from ..store.database import UNAVAILABLE, EngineConnection
-from ..store.payload import PayloadDecoder, is_uuid, text_of
+from ..store.payload import PayloadDecoder, call_of, is_uuid, text_of
 from .missing import GRACE, find_fetched, find_missing
 
 __all__ = (
@@ -235,7 +234,7 @@ def _let_go(connection, app, run, error):
         if closed := replace.settle(connection, task_id, claims, error):
             if closed[1]:
                 advance_line(connection, closed[1])
-            app.backend.tell_end(task_id, WorkerLostError(error), states.FAILURE)
+            app.backend.report_end(task_id, WorkerLostError(error), states.FAILURE)
         return
     found = connection.execute(CALL, (task_id,))
     if not found:
@@ -257,12 +256,12 @@ def _let_go(connection, app, run, error):
     if row[1] == Status.STATUS_PENDING:
         logger.warning('Task %s[%s] will be run again: %s', name, task_id, error)
     elif row[1] == Status.STATUS_REVOKED:
-        app.backend.tell_end(task_id, TaskRevokedError('revoked'), states.REVOKED)
+        app.backend.report_end(task_id, TaskRevokedError('revoked'), states.REVOKED)
     else:
         logger.error('Task %s[%s] is lost: %s', name, task_id, error)
-        app.backend.tell_end(task_id, WorkerLostError(error), states.FAILURE)
+        app.backend.report_end(task_id, WorkerLostError(error), states.FAILURE)
         if task is not None:
-            tell_of_failure(task, str(task_id), args, kwargs, WorkerLostError(error))
+            report_failure(task, str(task_id), args, kwargs, WorkerLostError(error))
 
 
 def _decode(message, is_original, exact):
@@ -288,7 +287,7 @@ def expire(connection, app):
             error='Expired before a worker started it',
             exact_result=app.backend.exception_text(TaskRevokedError('expired'))
         ):
-            app.backend.tell_end(task_id, TaskRevokedError('expired'), states.REVOKED)
+            app.backend.report_end(task_id, TaskRevokedError('expired'), states.REVOKED)
     _expired.each(connection.execute(EXPIRED, {'left_out': _expired.ids()}), settle)
 
 
@@ -320,4 +319,4 @@ def _cannot_be_sent(connection, app, exc, row):
         connection, task_id, end.status, reason=end.reason,
         error=f'Cannot be sent: {text_of(exc)}', exact_result=app.backend.exception_text(exc)
     ):
-        app.backend.tell_end(task_id, exc, states.FAILURE)
+        app.backend.report_end(task_id, exc, states.FAILURE)

@@ -1,7 +1,7 @@
 """Builds requests from rows: what depends on a run, in the form that Celery expects."""
-from ..calls.exact import options_of
 from ..store import lifecycle
 from ..store.database import get_connection
+from ..store.payload import options_of
 from .canvas import as_request
 
 __all__ = (

@@ -12,7 +12,7 @@ def call():
 
 
 def test_frozen(call):
-    """Nothing sets a field, and there is no room for another one."""
+    """No field can be set, and none can be added."""
     for name in Call._fields:
         with pytest.raises(AttributeError):
             setattr(call, name, None)

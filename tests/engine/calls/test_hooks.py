@@ -42,7 +42,7 @@ heard = []
 @pytest.fixture(autouse=True)
 def nothing_heard():
     heard.clear()
-    hooks._told.clear()
+    hooks._reported.clear()
 
 
 @pytest.fixture
@@ -90,8 +90,8 @@ def test_failure_hook_is_called_once(task, deaf):
     others, exc = [], ValueError('no')
     signals.task_failure.connect(listen := lambda sender, task_id, **kwargs: others.append((sender, task_id)))
     for task_id in ('a', 'a', 'b'):
-        hooks.tell_of_failure(task, task_id, [1], {'x': 2}, exc)
-    hooks.tell_of_failure(deaf, 'c', [], {}, exc)
+        hooks.report_failure(task, task_id, [1], {'x': 2}, exc)
+    hooks.report_failure(deaf, 'c', [], {}, exc)
     signals.task_failure.disconnect(listen)
     assert [entry[:-1] for entry in heard] == [('failure', task_id, [1], {'x': 2}, exc) for task_id in 'ab']
     assert heard[0][-1].type is ValueError
@@ -100,10 +100,10 @@ def test_failure_hook_is_called_once(task, deaf):
 
 
 def test_memory_of_failures_is_bounded(task, monkeypatch):
-    monkeypatch.setattr(hooks, 'MOST_TOLD', 2)
+    monkeypatch.setattr(hooks, 'MOST_REPORTED', 2)
     for number in range(5):
-        hooks.tell_of_failure(task, str(number), [], {}, ValueError())
-    assert len(hooks._told) == 2
+        hooks.report_failure(task, str(number), [], {}, ValueError())
+    assert len(hooks._reported) == 2
 
 
 def test_retry(task):

@@ -1,4 +1,4 @@
-"""A task ID has one spelling, whoever gives it."""
+"""A task ID has one spelling, wherever it comes from."""
 import json
 from types import SimpleNamespace
 from uuid import UUID, uuid4

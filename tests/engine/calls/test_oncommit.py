@@ -99,7 +99,7 @@ def test_eager(task, eager):
 
 
 def test_joined(make_task):
-    """Whoever has the ID learns that the call did not become a run, and which run it joined."""
+    """Code that has the ID learns that the call did not become a run, and which run it joined."""
     task = make_task(lambda self, task_id, a=None: a, name='tests:on_commit_unique', unique=True,
                      stale_time_limit=600)
     under_way = task.delay(1)

@@ -100,7 +100,7 @@ def test_no_row(task, call, broker):
 ])
 def test_refused(task, call, broker):
     """A call that asks for a row is refused, and nothing is sent."""
-    with pytest.raises(CeleryError, match='tests:batch has a Strategy of its own'):
+    with pytest.raises(CeleryError, match='tests:batch has a custom Strategy'):
         call(task)
     assert not broker
     assert not CeleryResult.objects.exists()
@@ -109,11 +109,11 @@ def test_refused(task, call, broker):
 def test_refused_by_decorator(make_task, broker):
     """So is every call of a task whose own code asks for rows."""
     task = make_task(lambda self, *args: None, name='tests:batch', base=Batches, netbox_track=True)
-    with pytest.raises(CeleryError, match='has a Strategy of its own'):
+    with pytest.raises(CeleryError, match='has a custom Strategy'):
         task.delay()
     del type(task).netbox_track
     task.netbox_track = True
-    with pytest.raises(CeleryError, match='has a Strategy of its own'):
+    with pytest.raises(CeleryError, match='has a custom Strategy'):
         task.delay()
 
 
@@ -151,7 +151,7 @@ def test_schedule(make_task, broker):
         schedules.start_run(schedule, schedule.created)
     run = CeleryResult.objects.get()
     assert (run.status, run.reason) == ('failed', 'invalid_call')
-    assert 'has a Strategy of its own' in run.error
+    assert 'has a custom Strategy' in run.error
 
 
 def message_of(task_id, header, name='tests:batch', **headers):
@@ -178,7 +178,7 @@ def test_caller_that_does_not_know(make_task, monkeypatch, shared):
     assert deliver(run.task_id) == (False, False)
     run.refresh_from_db()
     assert run.status == 'ignored'
-    assert run.error.startswith('Not tracked: tests:batch has a Strategy of its own (')
+    assert run.error.startswith('Not tracked: tests:batch has a custom Strategy (')
     # Once more
     assert deliver(run.task_id) == (False, False)
     assert deliver('not a UUID') == deliver(uuid4()) == (False, False)

@@ -1,4 +1,4 @@
-"""Which chords are stalled, and what Celery is told about their parts."""
+"""Which chords are stalled, and what is reported to Celery about their parts."""
 import json
 from contextlib import closing
 from datetime import timedelta
@@ -33,7 +33,7 @@ def task(make_task):
 
 @pytest.fixture
 def told(monkeypatch):
-    """What Celery is told about parts: states and results, or exceptions."""
+    """What is reported to Celery about parts: states and results, or exceptions."""
     found = []
     monkeypatch.setattr(
         app.backend, 'on_chord_part_return',
@@ -82,7 +82,7 @@ def test_ends_of_parts(told, look):
     [{}],  # the other one has no row yet, or none at all
     [{}, {'status': 'running'}],
     [{}, {'status': 'pending'}],
-    [{}, {'ago': timedelta(seconds=GRACE / 2)}],  # Celery may be about to go on
+    [{}, {'ago': timedelta(seconds=GRACE / 2)}],  # Celery may be about to continue
     [{'size': None}, {'size': None}],
     [{'group_id': None}, {'group_id': None}],
 ], ids=['missing', 'running', 'pending', 'recent', 'size unknown', 'no group'])
@@ -156,7 +156,7 @@ def test_one_looks_at_a_time(told, look):
     assert look(watch) == 1
 
 
-def test_redis_is_away(look, monkeypatch, caplog):
+def test_redis_is_unavailable(look, monkeypatch, caplog):
     """What could not be reported is reported at the next look."""
     make_part(0), make_part(1)
     watch = Watch()

@@ -1,4 +1,4 @@
-"""Single steps that will never run: which rows they get, and which rows are left alone."""
+"""Single steps that will never run: which rows they get, and which rows are not changed."""
 from uuid import uuid4
 
 import pytest
@@ -43,7 +43,7 @@ def test_closed():
     {'status': 'pending', 'nesting': 1, 'message': '[]'},
 ], ids=str)
 def test_sent(columns):
-    """A step that was sent is left alone."""
+    """A step that was sent is not changed."""
     sent = make_result(celery_name='a', **columns)
     assert not close_step(app, step(sent.task_id), blame(make_result('errored')))
     sent.refresh_from_db()

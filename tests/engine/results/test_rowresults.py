@@ -132,7 +132,7 @@ def test_other_keys(key):
 
 
 @pytest.mark.parametrize('is_worker', [False, True])
-def test_database_away(monkeypatch, caplog, is_worker):
+def test_database_unavailable(monkeypatch, caplog, is_worker):
     """Results that cannot be read count as unknown: only those in Redis are returned."""
     def away(*args, **kwargs):
         raise OperationalError('away')

@@ -1,4 +1,4 @@
-"""Steps that will never run: which get rows, and which rows are left alone."""
+"""Steps that will never run: which get rows, and which rows are not changed."""
 from uuid import uuid4
 
 import pytest
@@ -59,7 +59,7 @@ def test_closed(shape, end):
         elif end == 'refused':
             app.backend.close_dependents('tests:culprit', options, ValueError('no'))
         else:
-            app.backend.tell_end(task_id, ValueError('no'), 'FAILURE')
+            app.backend.report_end(task_id, ValueError('no'), 'FAILURE')
     assert found() == {name: NOT_RUN for name in names.split()}
     for run in CeleryResult.objects.exclude(pk=culprit.pk):
         assert run.error == f'Not run, because The culprit [{task_id}] is errored: ValueError: no'
@@ -112,7 +112,7 @@ def test_closed_without_the_backend(monkeypatch, shape, end):
         raise ConnectionError('Redis is away')
     monkeypatch.setattr(app.backend, 'store_result', away)
     if end == 'sweep':
-        app.backend.tell_end(task_id, ValueError('no'), 'FAILURE')
+        app.backend.report_end(task_id, ValueError('no'), 'FAILURE')
     else:
         with pytest.raises(ConnectionError):
             if end == 'failure':

@@ -91,7 +91,7 @@ def test_lost_claim(run):
 
 
 class Away:
-    """A database that is away, for the engine's connection of this thread."""
+    """A database that is unavailable for the engine's connection of this thread."""
 
     def __init__(self, monkeypatch):
         self.is_away = True
@@ -108,8 +108,8 @@ class Away:
     (lambda run: ending.end_claimed(run, ENDS['raised'], error='no'), 'errored'),
     (lambda run: ending.record_retry(run, 'no', ''), 'retrying'),
 ], ids=['end', 'retry'])
-def test_database_away(run, monkeypatch, end, status):
-    """The caller goes on as if it was written, and it is, when the database takes it."""
+def test_database_unavailable(run, monkeypatch, end, status):
+    """The caller continues as if the end was written; it is written as soon as the database accepts it."""
     away = Away(monkeypatch)
     assert end(run)[1] == status
     assert row().status == 'running'
@@ -218,7 +218,7 @@ def test_failures(exc, expected):
     (TaskRevokedError('revoked'), ('errored', '')),
 ], ids=lambda value: type(value).__name__)
 def test_failures_of_a_body(exc, expected):
-    """What Celery says of one run is no end of another one, whose body has come upon it."""
+    """An exception with which Celery reports one run does not end another one, whose body has raised it."""
     end, __ = failure_of(exc, by_body=True)
     assert (end.status, end.reason) == expected
 
@@ -317,7 +317,7 @@ def replaced(stage, is_tracked=True):
         get_run(request).continued = True
         raise Ignore('replaced')
     with suppress(Ignore):
-        claim._making_way(on_replace)(task, None)
+        claim._handing_over_row(on_replace)(task, None)
     return request.id
 
 
@@ -555,7 +555,7 @@ def executed(monkeypatch):
 
 
 def test_table():
-    """Each way is tried below; and what an exception says is one of them."""
+    """Each way is tested below, and each exception leads to one of them."""
     assert WAYS.keys() == ENDS.keys()
     assert {name for __, name in ending.FAILURES} <= ENDS.keys()
     assert {end.writer for end in ENDS.values()} == {'body', 'parent', 'sweep', 'caller'}
@@ -563,7 +563,7 @@ def test_table():
 
 @pytest.mark.parametrize('name', ENDS)
 def test_way(deliver, make_task, identity, monkeypatch, executed, name):
-    """The row says what the table does, by the statement that it names; and an end is one once and for all."""
+    """The row is as in the table, written by the statement in the table, and a finished run stays finished."""
     end = ENDS[name]
     task_id = WAYS[name](Stage(deliver, make_task, identity, monkeypatch))
     recorder.flush()

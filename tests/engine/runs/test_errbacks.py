@@ -64,11 +64,11 @@ def test_nothing_to_note():
     assert not CeleryLogEntry.objects.exists()
 
 
-def test_database_that_is_away(monkeypatch, caplog):
+def test_unavailable_database(monkeypatch, caplog):
     """The end of the run is written without the note."""
     def away():
         raise OperationalError('away')
     monkeypatch.setattr('netbox_celery.engine.runs.errbacks.get_connection', away)
     run = make_result('running')
     note_errbacks(app.backend, request_of(str(run.task_id), 'tests:inline'))
-    assert f'The error callbacks of {run.task_id} could not be noted' in caplog.text
+    assert f'The error callbacks of {run.task_id} could not be logged' in caplog.text

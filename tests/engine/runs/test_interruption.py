@@ -10,7 +10,7 @@ from celery.exceptions import WorkerShutdown, WorkerTerminate
 from netbox_celery.celery import app
 from netbox_celery.engine.exceptions import BodyInterrupted
 from netbox_celery.engine.identity import identity
-from netbox_celery.engine.runs.interruption import is_interruption, is_order, tell_of_interruption
+from netbox_celery.engine.runs.interruption import is_interruption, is_order, report_interruption
 from netbox_celery.tasks import CeleryBaseTask
 from tests.factories import make_result
 
@@ -100,7 +100,7 @@ def test_reported(deliver, monkeypatch, is_backend_away):
     try:
         raise OwnInterrupt('by hand')
     except OwnInterrupt as exc:
-        tell_of_interruption(task, task.request_stack.top, exc)
+        report_interruption(task, task.request_stack.top, exc)
     finally:
         signals.task_failure.disconnect(listen)
 
@@ -123,7 +123,7 @@ def test_untracked(make_task):
     try:
         raise SystemExit(3)
     except SystemExit as exc:
-        tell_of_interruption(task, task.request_stack.top, exc)
+        report_interruption(task, task.request_stack.top, exc)
     finally:
         task.pop_request()
     outcome = app.AsyncResult(task_id)

@@ -192,7 +192,7 @@ def test_read_on_a_broken_connection(run):
 
 @pytest.mark.parametrize('odd', [float('nan'), float('inf'), 10 ** 30, '5', [5], True, {}], ids=repr)
 @pytest.mark.parametrize('is_read', [True, False])
-def test_progress_that_is_no_number(run, odd, is_read, caplog):
+def test_progress_that_is_not_a_number(run, odd, is_read, caplog):
     """It is left out, and the rest is written; the worker's log says so once, not at each turn of a loop."""
     tracked = TrackedResult(run)
     tracked.update(value=3, value_max=5)
@@ -209,7 +209,7 @@ def test_progress_that_is_no_number(run, odd, is_read, caplog):
 
 @pytest.mark.parametrize('data', [object(), {1, 2}, lambda: None])
 def test_data_that_json_cannot_hold(run, data):
-    """The task hears of it at once, and nothing is written."""
+    """The task gets the error immediately, and nothing is written."""
     with pytest.raises(TypeError):
         TrackedResult(run).update(value=1, data=data)
     with pytest.raises(TypeError):
@@ -241,7 +241,7 @@ def test_end_with_a_result_that_a_row_does_not_hold(run):
     assert run.own_end == ('completed', deep(150))
 
 
-def test_end_with_a_result_that_nobody_stores(deliver):
+def test_end_with_a_result_that_is_not_stored(deliver):
     """It cannot be written and need not be: the row shows a text."""
     task = deliver(task_options={'ignore_result': True}, netbox_celery=None)
     begin(task)

@@ -1,4 +1,4 @@
-"""Concurrency slots, waiting lines and ignore windows: each statement on rows of its own, and two at once."""
+"""Concurrency slots, waiting lines and ignore windows: each statement on its own rows, and two concurrently."""
 import threading
 from datetime import timedelta
 from functools import partial
@@ -69,7 +69,7 @@ def test_limit(limit):
     admitted = [admit(policy(limit=limit)) for __ in range(limit)]
     assert slots() == [*range(1, limit + 1)]
     assert all(it.id and not it.waits and not it.ignored for it in admitted)
-    with pytest.raises(TaskConflict, match='already active') as caught:
+    with pytest.raises(TaskConflict, match='is already active') as caught:
         admit(policy(limit=limit))
     assert caught.value.task_id == str(CeleryResult.objects.get(pk=admitted[0].id).task_id)
     assert CeleryResult.objects.count() == limit
@@ -110,7 +110,7 @@ def test_other_keys():
 
 
 def test_no_two_in_one_slot():
-    """PostgreSQL itself refuses it, whoever writes."""
+    """PostgreSQL itself refuses it for every writer."""
     make(1)
     with pytest.raises(IntegrityError):
         make(1)
@@ -223,7 +223,7 @@ def test_slot_that_is_always_taken():
 
 
 @pytest.mark.parametrize('rollback', [False, True])
-def test_transaction_under_way(rollback):
+def test_open_transaction(rollback):
     """A call waits for another transaction: after a rollback the slot is free, after a commit it is not."""
     with transaction.atomic():
         admit(policy())
@@ -236,7 +236,7 @@ def test_transaction_under_way(rollback):
     assert slots() == [1]
 
 
-def test_many_at_once():
+def test_many_concurrent_calls():
     """However many calls are made at the same time, exactly as many as the limit are admitted."""
     threads = [in_thread(admit, policy(limit=3)) for __ in range(20)]
     for thread, __ in threads:
@@ -294,7 +294,7 @@ def test_own_turn(sent):
     assert len(sent) == 1
 
 
-def test_broker_away(monkeypatch, caplog):
+def test_broker_unavailable(monkeypatch, caplog):
     """A run with a slot that could not be sent keeps it, for the sweep to send; the others continue."""
     def away(*args):
         raise ConnectionError('away')
@@ -307,7 +307,7 @@ def test_broker_away(monkeypatch, caplog):
 
 
 def test_slot_taken_meanwhile(sent):
-    """A call that takes the free slot first is no error: the line is checked again."""
+    """If a call takes the free slot first, that is not an error: the line is checked again."""
     make(0)
     answers = [IntegrityError('taken'), IntegrityError('taken')]
 
@@ -338,7 +338,7 @@ def test_all_lines(sent):
     assert len(sent) == 2
 
 
-def test_advanced_by_many_at_once(sent):
+def test_advanced_by_many_concurrently(sent):
     """Each run in line is sent once, and no slot is given away twice."""
     for __ in range(12):
         make(0, concurrency_limit=5)

@@ -62,7 +62,7 @@ def test_joined_among_many(task):
     assert runs.count() == 2
 
 
-def test_queue_is_no_join(make_task):
+def test_queueing_is_not_joining(make_task):
     """A run that waits in line or was skipped is a run of its own."""
     for on_conflict in ('queue', 'skip'):
         task = make_task(lambda self, task_id: None, name=f'tests:{on_conflict}', concurrency_key=on_conflict,

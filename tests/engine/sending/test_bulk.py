@@ -151,7 +151,7 @@ def test_in_a_transaction(task, queue):
 
 
 @pytest.mark.parametrize('in_transaction', [False, True])
-def test_broker_away(task, in_transaction, caplog):
+def test_broker_unavailable(task, in_transaction, caplog):
     """Outside a transaction the caller gets the error, and the rows record it; after a commit the sweep sends them."""
     with speaking_to('redis://127.0.0.1:1/', broker_transport_options={'max_retries': 0}):
         if in_transaction:
@@ -221,7 +221,7 @@ def test_broker_that_refuses_one(monkeypatch, task, queue, options, in_transacti
         assert CeleryResult.objects.get(celery_name='tests:link').reason == 'upstream_failed'
 
 
-def test_batch_of_which_none_is_sent(monkeypatch, task, queue):
+def test_batch_without_a_message_sent(monkeypatch, task, queue):
     """Redis sends a batch when it is complete: one message that cannot be made prevents it."""
     make, made = app.amqp.create_task_message, []
 

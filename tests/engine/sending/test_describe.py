@@ -130,7 +130,7 @@ def test_untouched_by_an_eager_call(task, eager, way):
 
 
 def test_description(task):
-    """It has what the caller gave, with one ID, points in time and portable signatures; and nobody's dict."""
+    """It has what the caller gave, with one ID, points in time, portable signatures, and no dict of the caller's."""
     arguments, options = everything()
     call = describe(app, NAME, *arguments, options)
     assert (call.name, call.task, call.queue, call.is_tracked) == (NAME, task, 'nobody', True)
@@ -177,7 +177,7 @@ def test_call_by_a_task(task, calling, given, returned, expected):
     (0, False, True, False, True), (1, False, True, True, False), (1, True, True, True, True),
 ])
 def test_next_attempt(task, calling, nesting, replaced, continues, replaces, tracked):
-    """A call with the ID of the run that makes it goes on with that run, by a retry or by a replacement."""
+    """A call with the ID of the run that makes it continues that run, by a retry or by a replacement."""
     run = calling.netbox_run
     run.replaced = replaced
     options = {'task_id': run.task_id, 'replaced_task_nesting': nesting, 'countdown': 10, 'headers': {'x': 1}}

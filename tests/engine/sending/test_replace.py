@@ -47,7 +47,7 @@ def begun(deliver):
 def hand_over(task, act):
     """Replace a task, with an `on_replace` of its author."""
     ends = []
-    replace.making_way(lambda self, sig: act(), lambda *args, **kwargs: ends.append((args, kwargs)))(task, None)
+    replace.handing_over_row(lambda self, sig: act(), lambda *args, **kwargs: ends.append((args, kwargs)))(task, None)
     return ends
 
 
@@ -287,7 +287,7 @@ class Scene:
             self.run.continued = is_sent
             raise Ignore('replaced')
         with suppress(Ignore):
-            claim._making_way(on_replace)(self.task, None)
+            claim._handing_over_row(on_replace)(self.task, None)
         return self
 
     def waiting(self, **columns):
@@ -347,7 +347,7 @@ CASES = {
     'was_cancelled': was_cancelled,
     'cannot_wait': cannot_wait,
     'remembers': remembers,
-    'goes_on': lambda scene: scene.replace(is_sent=False),
+    'continues': lambda scene: scene.replace(is_sent=False),
     'is_released': lambda scene: scene.replace(),
     'is_taken_over': lambda scene: scene.waiting().call(),
     'is_taken_over_with_a_key': lambda scene: scene.waiting().call(concurrency_key='k', on_conflict='fail'),

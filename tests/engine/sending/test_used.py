@@ -89,7 +89,7 @@ def test_losses(shared, task, queue):
 
 
 @pytest.mark.parametrize('status', ['pending', 'scheduled', 'running', 'retrying'])
-def test_under_way(task, queue, status):
+def test_active(task, queue, status):
     """A call with the ID of an unfinished run is refused; a retry's message is not a new call."""
     task_id = task.apply_async((1,), queue=str(queue)).id
     CeleryResult.objects.update(status=status)
@@ -179,7 +179,7 @@ def test_called_by_an_untracked_task(calling, task, queue, request_, status):
 
 
 def test_chord_that_is_counted_again(task, queue):
-    """Parts that may have been sent before are left alone."""
+    """Parts that may have been sent before are not sent again."""
     task_id = task.apply_async((1,), queue=str(queue)).id
     with used.repeating():
         task.apply_async((1,), queue=str(queue), task_id=task_id)

@@ -88,7 +88,7 @@ def test_call_with_a_stale_connection(stale, options):
 
 
 def test_many_calls_with_a_stale_connection(stale):
-    """So are many calls at once."""
+    """So are many concurrent calls."""
     stale()
     assert len(CeleryResult.enqueue_many(HELLO_WORLD, [(), ()], queue='nobody')) == 2
 

@@ -11,6 +11,7 @@ from django.db import connection
 
 from netbox_celery.engine.store.payload import (
     PayloadDecoder,
+    call_of,
     clean_line,
     clean_text,
     cut_text,
@@ -19,6 +20,7 @@ from netbox_celery.engine.store.payload import (
     is_exact,
     is_uuid,
     limited_jsonb,
+    options_of,
     plain,
     result_columns,
     result_of,
@@ -265,3 +267,30 @@ def test_depth_of_invalid_json():
     """People can enter anything: the depth of text that is not JSON is known as well."""
     assert is_deep('[' * 150 + '"')
     assert not is_deep('[]' * 150 + '"')
+
+
+# Calls exactly as they were made
+
+OWN = ([1], {'a': 1}, {'queue': 'q'})
+
+
+@pytest.mark.parametrize('exact_call, expected', [
+    (None, [*OWN]), ('', [*OWN]), ('[]', [*OWN]), ('[null, null, null]', [*OWN]),
+    ('[[1.0], null, null]', [[1.0], {'a': 1}, {'queue': 'q'}]),
+    ('[null, {"b": 1, "a": 1e16}]', [[1], {'b': 1, 'a': 1e16}, {'queue': 'q'}]),
+    ('[[], {}, {}]', [[], {}, {}]),
+    ('[[-0.0, NaN], {"b": Infinity}, {"priority": 1e0}]', [[-0.0, float('nan')], {'b': float('inf')}, {
+        'priority': 1.0
+    }]),
+])
+def test_exact_call(exact_call, expected):
+    """Each part comes from the text if that has it, else from its column."""
+    assert repr(call_of(exact_call, *OWN)) == repr(expected)
+
+
+@pytest.mark.parametrize('exact_call, expected', [
+    (None, {'a': 1, 'b': 2}), ('[[1], {}, null]', {'a': 1, 'b': 2}), ('[[1], {}]', {'a': 1, 'b': 2}),
+    ('[null, null, {"b": 2.0, "a": 1}]', {'b': 2.0, 'a': 1}),
+])
+def test_exact_options(exact_call, expected):
+    assert repr(options_of(exact_call, '{"a": 1, "b": 2}')) == repr(expected)

@@ -55,7 +55,7 @@ def test_row_of_another_claim(progress, run, shared, columns):
     assert CeleryResult.objects.get().value is None
 
 
-def test_increments_while_the_database_is_away(progress, run, shared):
+def test_increments_while_the_database_is_unavailable(progress, run, shared):
     """Increments add up across a failed write; a later absolute value replaces them."""
     def fail():
         with pytest.raises(OperationalError):

@@ -100,7 +100,7 @@ def away(recorder, times, error=OperationalError('away')):
     )
 
 
-def test_database_away(recorder, run):
+def test_database_unavailable(recorder, run):
     """Lines that could not be written are written when the database is back, once and in order."""
     away(recorder, 3)
     for number in range(2 * BATCH):
@@ -136,7 +136,7 @@ def test_answer_lost(recorder, run, committed, count):
     assert messages() == [*expected, 'later']
 
 
-def test_database_goes_away_among_odd_lines(recorder, run):
+def test_database_fails_among_odd_lines(recorder, run):
     """The rest of a batch that is written line by line is kept."""
     copy, calls = recorder._connection.copy, []
 
@@ -156,7 +156,7 @@ def test_database_goes_away_among_odd_lines(recorder, run):
     assert messages() == [str(number) for number in range(5)]
 
 
-def test_database_away_for_long(recorder, run, caplog):
+def test_database_unavailable_for_long(recorder, run, caplog):
     """While the database is down memory stays bounded: the oldest lines are dropped, and counted."""
     with mock.patch.object(recorder, '_notify'):
         recorder._lines.extend([(run.id, 1, 20, 'main', str(n), None, None, 0.0) for n in range(BACKLOG_UNAVAILABLE)])

@@ -110,7 +110,7 @@ def test_worker_keeps_its_identity(worker):
 
 
 def test_other_threads():
-    """Other threads go on sending to the broker."""
+    """Other threads continue to send to the broker."""
     found = []
     with inprocess.in_process(app):
         def acquire():

@@ -49,7 +49,7 @@ def test_heartbeat_and_duties(identity, config, monkeypatch):
     assert beats_after(beats_after(hung))
     assert done == {'failing': 2, 'hanging': 1}
 
-    # Somebody deletes the row
+    # A user deletes the row
     CeleryWorker.objects.all().delete()
     assert wait_until(CeleryWorker.objects.exists, 20, 0.01)
     released.set()

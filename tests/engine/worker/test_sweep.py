@@ -46,7 +46,7 @@ def identity(monkeypatch):
 @pytest.fixture(autouse=True)
 def backend(monkeypatch):
     told = mock.Mock()
-    monkeypatch.setattr(app.backend, 'tell_end', lambda task_id, exc, state: told(str(task_id), state))
+    monkeypatch.setattr(app.backend, 'report_end', lambda task_id, exc, state: told(str(task_id), state))
     return told
 
 
@@ -270,7 +270,7 @@ def test_resend(shared, sent):
     (ConnectionError('away'), False, 'pending'),
     (TypeError('cannot be sent at all'), True, 'errored'),
     (OperationalError("'no such compression'"), True, 'errored'),
-    # What the broker has against one queue, or anybody against one message
+    # An error about one queue, or about one message
     (PreconditionFailed('inequivalent arg'), True, 'errored'), (AccessRefused('amq.x'), True, 'errored'),
     (ResourceLocked('exclusive'), True, 'errored'),
     (caused(OperationalError('x'), ResourceLocked('x')), True, 'errored'),
@@ -318,8 +318,8 @@ def test_one_sweeps_at_a_time():
     other.close()
 
 
-def test_nobody_is_judged_after_an_outage(monkeypatch):
-    """A worker that may not judge declares none lost; the other steps are done."""
+def test_no_worker_is_declared_lost_after_an_outage(monkeypatch):
+    """A worker that must not declare others lost does not; it does its other duties."""
     from contextlib import contextmanager
 
     @contextmanager

@@ -17,7 +17,7 @@ from . import branches, canvas, chaos, classes, declared, delays, policies, thre
 from .calls import call, call_directly, call_itself
 from .cancel import cooperate, look
 from .data import change, change_tags, query
-from .failures import Unprintable, fail, leave, leave_late, plain_leave, told_echo
+from .failures import Unprintable, fail, late_echo, leave, leave_late, plain_leave
 from .gates import across, hold, hold_and_fail, hold_and_retry, hold_late, hold_rejecting, hold_retrying, read
 from .logs import (
     broken_transaction,

@@ -116,8 +116,8 @@ def plain_leave(how):
     _leave(how)
 
 
-@netbox_celery_task(name='netbox_test_plugin:told_echo', base=_Noting, acks_late=True)
-def told_echo(self, task_id, *args, **kwargs):
+@netbox_celery_task(name='netbox_test_plugin:late_echo', base=_Noting, acks_late=True)
+def late_echo(self, task_id, *args, **kwargs):
     """Return the arguments, and record which handlers are called."""
     note(task_id, 'ran')
     return [list(args), kwargs]

@@ -83,7 +83,7 @@ def decorated(self, task_id):
 
 
 class Handlers(CeleryBaseTask):
-    """Handlers of the author, none of which calls `super()`."""
+    """Handlers of the author that do not call `super()`."""
     name = 'netbox_test_plugin:handlers'
     max_retries = 1
     default_retry_delay = 0

@@ -6,8 +6,8 @@ from celery import chain, chord, group
 from django.urls import reverse
 
 from core.models import ObjectChange
-from netbox_celery.engine.store.redaction import hide, shown
 from netbox_celery.models import CeleryResult, CelerySchedule, CeleryTask
+from netbox_celery.models.redaction import hide, shown
 from tests.factories import grant, make_result, make_schedule, make_task
 from tests.test_permission_matrix import Actor
 

@@ -1,4 +1,4 @@
-"""What Celery's API reports of an end: once, exactly, and nothing of a run with an ignored result."""
+"""What Celery's API reports about the end of a run: once, exactly, and nothing if results are ignored."""
 import json
 from contextlib import contextmanager
 

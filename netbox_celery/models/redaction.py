@@ -11,9 +11,9 @@ import json
 import re
 from typing import Any
 
-from .branches import HEADER as BRANCH
-from .headers import HEADER
-from .payload import plain
+from ..engine.store.branches import HEADER as BRANCH
+from ..engine.store.headers import HEADER
+from ..engine.store.payload import plain
 
 __all__ = (
     'QUOTED_RUN',
