@@ -1,5 +1,6 @@
 """RabbitMQ as the broker, with classic and with quorum queues: what works with Redis works there."""
 import os
+import socket
 import time
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -149,6 +150,15 @@ def test_killed_process(place):
 
     assert (result.status, result.result) == ('completed', 'survived')
     assert len(notes(result.task_id)) == 2
+
+
+def test_many_on_a_lost_connection(place):
+    """A pooled connection that was closed meanwhile fails no bulk call: its messages are sent on a new one."""
+    with app.producer_or_acquire() as producer:
+        assert producer.channel.is_open
+        producer.connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
+    runs = CeleryResult.enqueue_many(tasks.echo, [(number,) for number in range(20)], queue=place.worker.queue)
+    until(lambda: runs.filter(status='completed').count() == 20)
 
 
 def test_restart(place, gate):

@@ -218,9 +218,10 @@ def _publish(call, messages, accepted):
     options = app.amqp.router.route(options, name, (), {}, call.task)
     if (expires := aware(in_message.get('expires'))) is not None:
         options['expiration'] = max(0, (expires - app.now()).total_seconds())
-    options['retry'] = False  # a batch is sent as a whole, when it is full
     with app.producer_or_acquire() as producer, producer.batch(max_size=BATCH):
         is_batch = producer.supports_batch_publish
+        if is_batch:
+            options['retry'] = False  # a batch is sent as a whole, when it is full
         for task_id, (args, kwargs), id in messages:
             message = app.amqp.create_task_message(
                 task_id, name, args, kwargs, root_id=own_root or task_id, reply_to=app.thread_oid, **{
