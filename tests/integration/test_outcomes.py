@@ -368,7 +368,7 @@ def test_task_that_kills_every_process(prefork):
 
     result = ended(outcome, timeout=40)
     assert (result.status, result.reason) == ('errored', 'worker_lost')
-    assert 'not run again after 5 times' in result.error
+    assert 'not started again after 5 losses' in result.error
     assert len(notes(outcome.id)) == 2
     assert until(lambda: outcome.state == 'FAILURE')
     # Its message is lost, too

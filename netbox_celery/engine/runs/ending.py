@@ -335,7 +335,7 @@ def give_back(task_id, end, too_often, *, attempt, error=''):
             return row[1] if row[1] != Status.STATUS_PENDING else None
         row = _write_end(
             connection, task_id, too_often, holder=identity.key, attempt=attempt,
-            error=f'{error}. The run is not repeated after {lifecycle.MOST_LOSSES} times'
+            error=f'{error}. The run is not started again after {lifecycle.MOST_LOSSES} losses'
         )
         return row and row[1]
     return reports.write(task_id, write)
