@@ -92,7 +92,7 @@ def test_enqueue_when_eager(eager):
 
 def test_enqueue_without_a_row():
     """A call that cannot have a row fails, and nothing is done."""
-    with mock.patch.object(app, 'send_task') as send, pytest.raises(CeleryError, match="'not-a-uuid' is none"):
+    with mock.patch.object(app, 'send_task') as send, pytest.raises(CeleryError, match='must be a UUID'):
         CeleryResult.enqueue(tasks.echo, queue='nobody', task_id='not-a-uuid')
     assert not send.called
 
