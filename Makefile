@@ -39,7 +39,7 @@ test: ## Run all tests in two processes, or some in one: make test ARGS="tests/e
 neighbours: ## Run the tests with other software: NetBox Branching, Flower, gevent, PgBouncer and more
 	@development/bootstrap.sh test
 	@$(STACK) template
-	@$(VENV_PYTHON) -m pytest --neighbours $(or $(ARGS),-n 2 --dist loadfile tests/neighbours)
+	@$(VENV_PYTHON) -m pytest --neighbours $(or $(ARGS),-n 2 --dist loadfile -p no:randomly tests/neighbours)
 
 .PHONY: chaos
 chaos: ## Kill processes and servers while 2,000 tasks run, and compare rows with side effects: make chaos N=500 SEED=7
