@@ -176,8 +176,22 @@ def test_kill(worker, make_worker, pooled, pool, gate):
     assert waiting(late, 'pending').reason == 'worker_lost'
 
 
-def test_shutdown(worker, pool, gate):
-    """A worker that is asked to stop waits for its runs, and leaves no connection. This must be the last test here."""
+@pytest.fixture
+def own_name(pool):
+    return f'{pool}-stopped'
+
+
+@pytest.fixture
+def own_worker(make_instance, own_name, pool, worker_log):
+    """A worker that the test may stop, whose connections have its name."""
+    instance = make_instance(own_name, database_settings={'OPTIONS': {'application_name': own_name}})
+    with workers_made(instance, worker_log) as make:
+        yield make(own_name, pool=pool, concurrency=CONCURRENCY).start().ready()
+
+
+def test_shutdown(own_worker, own_name, gate):
+    """A worker that is asked to stop waits for its runs, and leaves no connection."""
+    worker = own_worker
     run = started([worker.send(tasks.hold, gate, 3)])[0]
     worker.signal(signal.SIGTERM)
     worker.says('Warm shutdown')
@@ -185,4 +199,4 @@ def test_shutdown(worker, pool, gate):
     assert worker.wait() == 0
     assert (ended(run).status, lines(run)) == ('completed', [*LINES, 'after the gate'])
     assert worker.row.stopped is not None
-    until(lambda: connections(pool) == 0, 10)
+    until(lambda: connections(own_name) == 0, 10)
