@@ -58,13 +58,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 LIMIT = get_config().log_message_length
 
 
-@pytest.fixture
-def run():
-    row = make_result('running', claims=1, attempt=1, attempts=[{'number': 1}])
-    yield Run(str(row.task_id), id=row.pk, claims=1)
-    recorder.flush()
-
-
 def row():
     return CeleryResult.objects.get()
 
